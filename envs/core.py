@@ -1,0 +1,338 @@
+"""The contract that every StepAgent environment keeps: `TextEnv`, and the `FreeText` space.
+
+Text in, text out, behind Gymnasium's `reset` / `step`. An environment writes down only the rules of
+its episode (`begin`, `act`, `list_tasks`, `expert_plan`); what all of them share stands here once:
+drawing a task from the seed, reading a ReAct reply, counting steps, turning a score into rewards,
+the keys of `info`, and the promise that nothing an agent types ever raises.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import string
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector.utils import shared_memory as _shm
+
+from envs import react
+
+SPLITS = ("train", "dev", "test")
+MAX_TEXT = 65_536
+"""Characters that an observation may have. Longer ones are cut, and say so."""
+
+
+class FreeText(gym.spaces.Space[str]):
+    """Any text of up to `max_length` characters.
+
+    `gymnasium.spaces.Text` checks each character against a small alphabet; observations of real
+    environments are Unicode and long, so membership here is a type and a length.
+    """
+
+    _alphabet = np.array(list(string.ascii_lowercase + "   "))
+
+    def __init__(self, max_length: int = MAX_TEXT, seed: int | np.random.Generator | None = None):
+        self.max_length = max_length
+        super().__init__(dtype=str, seed=seed)
+
+    @property
+    def is_np_flattenable(self) -> bool:
+        return False
+
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
+        """A short random text of letters and blanks (most environments will not understand it)."""
+        size = int(self.np_random.integers(1, 24))
+        return "".join(self.np_random.choice(self._alphabet, size=size))
+
+    def contains(self, x: Any) -> bool:
+        return isinstance(x, str) and len(x) <= self.max_length
+
+    def to_jsonable(self, sample_n: Sequence[str]) -> list[str]:
+        return list(sample_n)
+
+    def from_jsonable(self, sample_n: list[str]) -> list[str]:
+        return list(sample_n)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FreeText) and other.max_length == self.max_length
+
+    def __repr__(self) -> str:
+        return f"FreeText({self.max_length})"
+
+
+# AsyncVectorEnv hands observations over in shared memory by default. Four bytes a character hold any
+# UTF-8 text of the space; the length stands in front.
+
+
+@_shm.create_shared_memory.register(FreeText)
+def _create_text_memory(space: FreeText, n: int = 1, ctx: Any = None) -> Any:
+    import multiprocessing
+
+    ctx = ctx or multiprocessing
+    return ctx.Array("c", n * (8 + 4 * space.max_length))
+
+
+@_shm.write_to_shared_memory.register(FreeText)
+def _write_text_memory(space: FreeText, index: int, value: str, shared_memory: Any) -> None:
+    data, slot = value.encode("utf-8", "replace"), 8 + 4 * space.max_length
+    view = memoryview(shared_memory.get_obj()).cast("B")
+    start = index * slot
+    view[start : start + 8 + len(data)] = len(data).to_bytes(8, "little") + data
+
+
+@_shm.read_from_shared_memory.register(FreeText)
+def _read_text_memory(space: FreeText, shared_memory: Any, n: int = 1) -> _TextView:
+    return _TextView(shared_memory, n, 8 + 4 * space.max_length)
+
+
+class _TextView(Sequence[str]):
+    """The texts that n workers last wrote, read when asked for. Copying it gives a plain tuple."""
+
+    def __init__(self, memory: Any, n: int, slot: int):
+        self._memory, self._n, self._slot = memory, n, slot
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(self._n)))
+        if not -self._n <= index < self._n:
+            raise IndexError(index)
+        view = memoryview(self._memory.get_obj()).cast("B")
+        start = (index % self._n) * self._slot
+        size = int.from_bytes(view[start : start + 8], "little")
+        return bytes(view[start + 8 : start + 8 + size]).decode("utf-8")
+
+    def __deepcopy__(self, memo: Any) -> tuple[str, ...]:
+        return tuple(self)
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one action came to, as an environment's `act` reports it."""
+
+    observation: str
+    score: float
+    """Score of the episode so far, in [0, 1], in the benchmark's own measure."""
+    done: bool = False
+    """The episode has ended by its own rules (not by the step limit)."""
+    success: bool = False
+    valid: bool = True
+    """The action was understood and allowed."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The benchmark's own figures so far (element accuracy, EM, F1, raw score, …)."""
+
+
+class TextEnv(gym.Env[str, str], ABC):
+    """Base of all environments. See the module's head for what a subclass writes.
+
+    Parameters
+    ----------
+    split: one of "train", "dev", "test".
+    max_steps: actions an episode may take before it is truncated; None: the benchmark's own limit
+        (`step_limit`).
+    render_mode: None or "ansi" (`render()` gives the last observation).
+
+    Raises ValueError for an unknown split, task id or a limit below 1, naming what exists.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"]}
+    prompt_file: ClassVar[Path]
+    """The environment's `prompt.md` (see `envs.react.Prompt.load`)."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version can change results; they go into the fingerprint."""
+
+    def __init__(
+        self, *, split: str = "train", max_steps: int | None = None, render_mode: str | None = None
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"max_steps is {max_steps}: it must be at least 1")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"unknown render_mode {render_mode!r}: choose None or 'ansi'")
+        self.split, self.max_steps, self.render_mode = split, max_steps, render_mode
+        self.observation_space = FreeText()
+        self.action_space = FreeText()
+        self.task_id: str | None = None
+        self.instruction = ""
+        self.rng = np.random.default_rng(0)
+        self._outcome: Outcome | None = None
+        self._steps = 0
+        self._ended = True
+
+    # What a subclass writes -------------------------------------------------------------------
+
+    @abstractmethod
+    def list_tasks(self) -> Sequence[str]:
+        """The ids of this split's tasks, in a fixed order, without loading the world."""
+
+    @abstractmethod
+    def begin(self, task_id: str) -> str:
+        """Starts the task; sets `self.instruction`; returns the first observation.
+
+        All randomness comes from `self.rng`, which depends on (task id, seed) alone.
+        """
+
+    @abstractmethod
+    def act(self, action: str) -> Outcome:
+        """Applies one bare, non-empty action. Must not raise for anything an agent can type."""
+
+    @abstractmethod
+    def expert_plan(self) -> list[tuple[str, str]]:
+        """(thought, action) pairs that solve the current task from its reset."""
+
+    def admissible_actions(self) -> list[str]:
+        """Actions that the current state allows. Dear in most worlds, hence only on demand."""
+        raise NotImplementedError(f"{type(self).__name__} does not list admissible actions")
+
+    def step_limit(self, task_id: str) -> int:
+        """The benchmark's own limit of actions for a task."""
+        raise NotImplementedError(f"{type(self).__name__} has no step limit of its own")
+
+    def data_checksum(self) -> str:
+        """A checksum of the data the tasks come from ("" where the packages' versions say it)."""
+        return ""
+
+    # What all share ---------------------------------------------------------------------------
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """Ids of the split's tasks; never empty."""
+        tasks = tuple(self.list_tasks())
+        if not tasks:
+            raise ValueError(f"{type(self).__name__}: the split {self.split!r} has no task")
+        return tasks
+
+    @cached_property
+    def _task_set(self) -> frozenset[str]:
+        return frozenset(self.tasks)
+
+    @property
+    def prompt(self) -> react.Prompt:
+        """Instruction and one-shot example, from the environment's `prompt.md`."""
+        return react.Prompt.load(self.prompt_file)
+
+    @property
+    def task_type(self) -> str:
+        """Group of the current task in reports: by default what stands before the id's first `/`."""
+        return (self.task_id or "").split("/", 1)[0]
+
+    def fingerprint(self) -> dict[str, str]:
+        """What a result depends on beside task and seed: versions, data, arguments, prompt."""
+        found = {"gymnasium": gym.__version__, "data": self.data_checksum()}
+        for package in self.packages:
+            try:
+                found[package] = version(package)
+            except PackageNotFoundError:
+                found[package] = "missing"
+        found["prompt"] = self.prompt.checksum()
+        kwargs = dict(self.spec.kwargs) if self.spec else {}
+        kwargs.pop("split", None)
+        kwargs.pop("render_mode", None)
+        found["arguments"] = json.dumps(kwargs, sort_keys=True, default=str)
+        return found
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Starts `options["task_id"]`, or a task drawn by the seed.
+
+        The same (task id, seed) gives the same text in every process, whether the id was given or
+        drawn. Raises ValueError for an unknown option or a task id that is not of this split.
+        """
+        super().reset(seed=seed)
+        unknown = set(options or ()) - {"task_id"}
+        if unknown:
+            raise ValueError(f"unknown reset option {sorted(unknown)}: the only one is 'task_id'")
+        task_id = (options or {}).get("task_id")
+        drawn = int(self.np_random.integers(len(self.tasks)))
+        if task_id is None:
+            task_id = self.tasks[drawn]
+        elif task_id not in self._task_set:
+            raise ValueError(
+                f"no task {task_id!r} in split {self.split!r} of {type(self).__name__}: it has "
+                f"{len(self.tasks)}, such as {', '.join(self.tasks[:3])}"
+            )
+        episode_seed = seed if seed is not None else int(self.np_random.integers(2**31))
+        self.rng = np.random.default_rng([episode_seed, zlib.crc32(task_id.encode())])
+        self.task_id, self._steps, self._ended = task_id, 0, False
+        self._outcome = Outcome(clip(self.begin(task_id)), score=0.0)
+        return self._outcome.observation, self._info()
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Applies a bare action or a whole ReAct reply; the reward is the gain in score."""
+        if self._ended or self._outcome is None:
+            raise gym.error.ResetNeeded("the episode has ended: call reset() first")
+        if not isinstance(action, str):
+            raise TypeError(f"an action is a str, not {type(action).__name__}")
+        before, reply = self._outcome.score, react.parse(clip(action))
+        try:
+            if reply.action:
+                outcome = self.act(reply.action)
+            else:
+                outcome = Outcome(react.NO_ACTION, before, valid=False)
+        except BaseException:
+            self._ended = True  # whatever broke (not the agent): the episode is over
+            raise
+        if not outcome.metrics:
+            outcome = _replace(outcome, metrics=self._outcome.metrics)
+        self._outcome = _replace(outcome, observation=clip(outcome.observation))
+        self._steps += 1
+        limit = self.max_steps or self.step_limit(str(self.task_id))
+        truncated = not outcome.done and self._steps >= limit
+        self._ended = outcome.done or truncated
+        reward = float(outcome.score - before)
+        return self._outcome.observation, reward, outcome.done, truncated, self._info()
+
+    def render(self) -> str | None:  # type: ignore[override]
+        return self._outcome.observation if self._outcome and self.render_mode == "ansi" else None
+
+    def _info(self) -> dict[str, Any]:
+        outcome = self._outcome
+        assert outcome is not None
+        return {
+            "task_id": self.task_id,
+            "split": self.split,
+            "instruction": self.instruction,
+            "score": float(outcome.score),
+            "success": outcome.success,
+            "valid": outcome.valid,
+            "metrics": dict(outcome.metrics),
+        }
+
+
+def _replace(outcome: Outcome, **changes: Any) -> Outcome:
+    return Outcome(**{**outcome.__dict__, **changes})
+
+
+def clip(text: str, limit: int = MAX_TEXT) -> str:
+    """Text that fits the space and can be written as UTF-8 (lone surrogates become `?`)."""
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode("utf-8")
+    if len(text) <= limit:
+        return text
+    note = f"\n[cut: {len(text)} characters]"
+    return text[: limit - len(note)] + note
+
+
+def checksum(*parts: str | bytes) -> str:
+    """A short stable checksum (16 hex digits of SHA-256) for fingerprints."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]

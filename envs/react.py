@@ -1,0 +1,220 @@
+"""ReAct (Yao et al., 2023): how a reply is read, and how a conversation is written.
+
+A conversation is a list of messages: a system message (the environment's instruction, the format of
+a reply and one worked example), then observations (user) and replies (assistant) in turn.
+
+What `parse` makes of the ways in which models really write:
+
+| reply                                               | thought      | action          |
+|-----------------------------------------------------|--------------|-----------------|
+| `Thought: t` newline `Action: a`                    | t            | a               |
+| `a` alone on its line, no label (a bare action)     |              | a               |
+| no `Thought:`, text before `Action:`                | the text     | a               |
+| several `Thought:`                                  | all, joined  | a               |
+| several `Action:` (it played both sides)            | of the first | the first       |
+| `Thought: t Action: a` on one line                  | t            | a               |
+| text after the action's line, `Observation: …`      | t            | a, rest dropped |
+| an `Observation:` before the action                 | left out     | a               |
+| other case, numbering, `**Action:**`, quotes, fences | t           | a, bare         |
+| `<think>t</think>` before the action                | t            | a               |
+| a thought without an action, or nothing             | t            | "" (invalid)    |
+| several lines, no label at all                      |              | the first line  |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TypedDict
+
+NO_ACTION = (
+    "No action was found in your reply. Write one action on a line of its own, "
+    "after the word Action and a colon."
+)
+STOP = ("\nObservation:",)
+"""Where generation may stop early: what follows is the agent playing the environment."""
+
+
+class Message(TypedDict):
+    """One turn of a conversation; role is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply taken apart. An empty action means that none was found."""
+
+    thought: str
+    action: str
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """What of an environment's prompt a conversation holds. Part of every fingerprint."""
+
+    instruction: bool = True
+    """Open with the environment's instruction. Off only for small models trained on one task set."""
+    example: bool = True
+    """Show the one-shot example, as the paper does."""
+    thoughts: bool = True
+    """Replies are a thought and an action; off: the bare action alone."""
+
+
+# Labels at the start of a line, whatever markdown stands around them: `## **Action 2:** x`.
+_LABEL = re.compile(
+    r"^[ \t>*_#`\-]*(thought|action|act|observation)s?[ \t]*\d*[ \t*_`]*:[ \t*_`]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_INLINE_ACTION = re.compile(r"(?<=\s)[*_`]*(?:Action|ACTION)[ \t]*\d*[*_`]*:[*_`]*")
+_THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"^[ \t]*```[\w-]*[ \t]*$", re.MULTILINE)
+_SPECIAL = re.compile(r"<\|[\w ]{1,40}\|>|</?s>")
+_QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "*": "*", "_": "_"}
+
+
+def parse(reply: str) -> Reply:
+    """Reads a reply by the table at the module's head. Never raises; linear in its length."""
+    text = reply.replace("\r\n", "\n").replace("\r", "\n")
+    thoughts: list[str] = []
+    if "<" in text:
+        thoughts += [found.strip() for found in _THINK.findall(text)]
+        text = _SPECIAL.sub("\n", _THINK.sub("\n", text))
+    if "```" in text:
+        text = _FENCE.sub("", text)
+    labels = list(_LABEL.finditer(text))
+    head = text[: labels[0].start()].strip() if labels else text.strip()
+    if not labels:
+        before, action = _split_inline(head)
+        if action is None:
+            return Reply(_join(thoughts), _bare(head))
+        return Reply(_join([*thoughts, before]), _bare(action))
+    thoughts.append(head)
+    ends = [found.start() for found in labels[1:]] + [len(text)]
+    for label, end in zip(labels, ends, strict=True):
+        name, body = label.group(1).lower(), text[label.end() : end].strip()
+        if name == "thought":
+            before, action = _split_inline(body)
+            thoughts.append(before)
+            if action is not None:
+                return Reply(_join(thoughts), _bare(action))
+        elif name in ("action", "act") and _bare(body):
+            return Reply(_join(thoughts), _bare(body))
+    if labels[0].group(1).lower() == "observation" and head and "\n" not in head:
+        return Reply("", _bare(head))  # a bare action, then an invented observation
+    return Reply(_join(thoughts), "")
+
+
+def _split_inline(text: str) -> tuple[str, str | None]:
+    """Splits `t Action: a` on one line into (t, a); a is None where there is no such label."""
+    found = _INLINE_ACTION.search(text)
+    return (text[: found.start()].strip(), text[found.end() :]) if found else (text, None)
+
+
+def _join(thoughts: Iterable[str]) -> str:
+    return "\n".join(t for t in thoughts if t)
+
+
+def _bare(body: str) -> str:
+    """The first line that says something, without bullets, quotes and emphasis around it."""
+    for line in body.split("\n"):
+        line = line.strip().lstrip(">").strip()
+        while len(line) > 1 and _QUOTES.get(line[0]) == line[-1]:
+            line = line[1:-1].strip()
+        line = line.strip("*`").strip()
+        if line:
+            return line
+    return ""
+
+
+def render(thought: str, action: str, style: PromptStyle = PromptStyle()) -> str:
+    """The reply that says this thought and action. `parse` gives both back.
+
+    >>> render("The door is shut.", "open door")
+    'Thought: The door is shut.\\nAction: open door'
+    >>> render("The door is shut.", "open door", PromptStyle(thoughts=False))
+    'open door'
+    """
+    if not style.thoughts:
+        return action
+    return (
+        f"Thought: {' '.join(thought.split())}\nAction: {action}"
+        if thought
+        else (f"Action: {action}")
+    )
+
+
+def cut(reply: str) -> str:
+    """The reply without an invented observation and what follows it, as the conversation keeps it."""
+    for stop in STOP:
+        reply = reply.split(stop, 1)[0]
+    return reply.strip()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An environment's instruction and its one-shot example (observation, thought, action)."""
+
+    instruction: str
+    example: tuple[tuple[str, str, str], ...]
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def load(path: Path) -> Prompt:
+        """Reads a `prompt.md`: `# Instruction`, `# Example` with Observation / Thought / Action.
+
+        Raises ValueError where a section is missing or the example is out of order.
+        """
+        text = path.read_text(encoding="utf-8")
+        sections = re.split(r"^# (Instruction|Example)[ \t]*$", text, flags=re.MULTILINE)
+        named = dict(zip(sections[1::2], sections[2::2], strict=True))
+        if set(named) != {"Instruction", "Example"}:
+            raise ValueError(f"{path}: wants the headings '# Instruction' and '# Example'")
+        parts = re.split(
+            r"^(Observation|Thought|Action):[ \t]*", named["Example"].strip(), flags=re.MULTILINE
+        )
+        names, bodies = parts[1::2], [body.strip() for body in parts[2::2]]
+        turns = len(names) // 3
+        if not turns or names != ["Observation", "Thought", "Action"] * turns:
+            raise ValueError(f"{path}: the example must repeat Observation, Thought, Action")
+        example = tuple((bodies[i], bodies[i + 1], bodies[i + 2]) for i in range(0, len(bodies), 3))
+        return Prompt(named["Instruction"].strip(), example)
+
+    def system(self, style: PromptStyle = PromptStyle()) -> str:
+        """The system message in a style; "" where the style leaves everything out."""
+        parts = []
+        if style.instruction:
+            parts += [self.instruction, _FORMAT[style.thoughts]]
+        if style.example:
+            lines = [
+                f"Observation: {observation}\n{render(thought, action, style)}"
+                for observation, thought, action in self.example
+            ]
+            parts.append("Here is one task from beginning to end.\n\n" + "\n\n".join(lines))
+            parts.append("Now a new task begins.")
+        return "\n\n".join(parts)
+
+    def checksum(self, style: PromptStyle = PromptStyle()) -> str:
+        """A checksum of the system message and the style, for fingerprints."""
+        return hashlib.sha256(f"{style}{self.system(style)}".encode()).hexdigest()[:16]
+
+
+_FORMAT = {
+    True: (
+        "Answer every observation in two lines: first what you make of it and plan, then the one "
+        "action that you take now.\nThought: <your reasoning>\nAction: <one action>"
+    ),
+    False: "Answer every observation with the one action that you take now, and nothing else.",
+}
+
+
+def opening(prompt: Prompt, observation: str, style: PromptStyle = PromptStyle()) -> list[Message]:
+    """The conversation at the start of an episode: system message (if any), first observation."""
+    system = prompt.system(style)
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": observation}]

@@ -1,0 +1,194 @@
+"""Trajectories: what an agent saw and did in one episode, as one JSON object a line.
+
+The same file serves supervised fine-tuning, inspection, every baseline, evaluation, resume, replay
+and the viewer. Lines are appended and flushed one by one, so a killed process loses at most the
+line it was writing; readers keep the good lines and name the bad ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from envs import react
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One turn: what was observed, what was answered, what it earned."""
+
+    observation: str
+    thought: str
+    action: str
+    reward: float = 0.0
+    valid: bool = True
+    reply: str = ""
+    """The agent's own words where they differ from `react.render(thought, action)`."""
+
+    def text(self, style: react.PromptStyle) -> str:
+        """The reply as it stands in a conversation of that style."""
+        return self.reply or react.render(self.thought, self.action, style)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode. `reward` is the score in [0, 1], the sum of the steps' rewards."""
+
+    env: str
+    task_id: str
+    split: str
+    agent: str
+    seed: int
+    steps: tuple[Step, ...]
+    final_observation: str = ""
+    reward: float = 0.0
+    success: bool = False
+    truncated: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
+    fingerprint: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str = ""
+    """Why the episode could not be finished (an environment or agent that failed); else empty."""
+    version: int = VERSION
+
+    def messages(self, prompt: react.Prompt, style: react.PromptStyle) -> list[react.Message]:
+        """The whole conversation: system message, then observations and replies in turn."""
+        messages = react.opening(prompt, self.steps[0].observation if self.steps else "", style)
+        for i, step in enumerate(self.steps):
+            if i:
+                messages.append({"role": "user", "content": step.observation})
+            messages.append({"role": "assistant", "content": step.text(style)})
+        return messages
+
+    def to_json(self) -> str:
+        """One line of JSON; `from_json` gives the same trajectory back."""
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(line: str) -> Trajectory:
+        """Raises ValueError that says what is wrong with the line."""
+        try:
+            data = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"a JSON object was expected, not {type(data).__name__}")
+        if data.get("version") != VERSION:
+            raise ValueError(
+                f"schema version {data.get('version')!r}, but this StepAgent reads {VERSION}: "
+                "make the file again, or install the version that wrote it"
+            )
+        try:
+            steps = tuple(Step(**_known(Step, step)) for step in data.pop("steps"))
+            return _typed(Trajectory(steps=steps, **_known(Trajectory, data)))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a trajectory: {error}") from None
+
+
+def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
+    unknown = set(data) - set(kind.__dataclass_fields__)
+    if unknown:
+        raise TypeError(f"unknown {kind.__name__} keys {sorted(unknown)}")
+    return data
+
+
+def _typed(trajectory: Trajectory) -> Trajectory:
+    for holder in (trajectory, *trajectory.steps):
+        for name, kind in (("task_id", str), ("observation", str), ("action", str), ("env", str)):
+            if hasattr(holder, name) and not isinstance(getattr(holder, name), kind):
+                raise TypeError(f"{name} must be a {kind.__name__}")
+        if not isinstance(holder.reward, int | float):
+            raise TypeError("reward must be a number")
+    return trajectory
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line of a file that could not be read, and why."""
+
+    path: Path
+    number: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.number}: {self.reason}"
+
+
+def read(path: str | Path, bad: list[BadLine] | None = None) -> list[Trajectory]:
+    """All good trajectories of a JSON-lines file, in order.
+
+    Bad lines are appended to `bad`; where that is None, they raise ValueError that lists them.
+    Raises FileNotFoundError with the path looked for.
+    """
+    path, found, broken = Path(path), [], []
+    if not path.is_file():
+        raise FileNotFoundError(f"no trajectory file at {path.absolute()}")
+    for number, line in _lines(path):
+        try:
+            found.append(Trajectory.from_json(line))
+        except ValueError as error:
+            broken.append(BadLine(path, number, str(error)))
+    if broken and bad is None:
+        listed = "\n".join(f"  {b}" for b in broken[:10])
+        raise ValueError(
+            f"{len(broken)} of {len(broken) + len(found)} lines cannot be read (a cut last line is "
+            f"what a killed run leaves; delete the lines named to go on):\n{listed}"
+        )
+    if bad is not None:
+        bad.extend(broken)
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            if raw.strip():
+                yield number, raw.decode("utf-8", "replace")
+
+
+class Writer:
+    """Appends trajectories to a file, each flushed whole. A cut last line is ended first."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab")
+        if self.path.stat().st_size:
+            with self.path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    self._file.write(b"\n")
+
+    def write(self, trajectory: Trajectory) -> None:
+        """Raises OSError (disk full, say) that names the file; nothing written before is lost."""
+        try:
+            self._file.write(trajectory.to_json().encode("utf-8", "replace") + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, f"cannot append to {self.path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def write(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
+    """Writes a new file in one go: complete, or not there at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", errors="replace") as file:
+        for trajectory in trajectories:
+            file.write(trajectory.to_json() + "\n")
+    os.replace(partial, path)
