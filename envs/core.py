@@ -13,7 +13,7 @@ import json
 import string
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -56,7 +56,7 @@ class FreeText(gym.spaces.Space[str]):
     def contains(self, x: Any) -> bool:
         return isinstance(x, str) and len(x) <= self.max_length
 
-    def to_jsonable(self, sample_n: Sequence[str]) -> list[str]:
+    def to_jsonable(self, sample_n: Iterable[str]) -> list[str]:
         return list(sample_n)
 
     def from_jsonable(self, sample_n: list[str]) -> list[str]:
@@ -69,8 +69,8 @@ class FreeText(gym.spaces.Space[str]):
         return f"FreeText({self.max_length})"
 
 
-# AsyncVectorEnv hands observations over in shared memory by default. Four bytes a character hold any
-# UTF-8 text of the space; the length stands in front.
+# AsyncVectorEnv hands observations over in shared memory by default. Four bytes a character hold
+# any UTF-8 text of the space; the length stands in front.
 
 
 @_shm.create_shared_memory.register(FreeText)
@@ -149,7 +149,7 @@ class TextEnv(gym.Env[str, str], ABC):
     Raises ValueError for an unknown split, task id or a limit below 1, naming what exists.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"]}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"]}
     prompt_file: ClassVar[Path]
     """The environment's `prompt.md` (see `envs.react.Prompt.load`)."""
     packages: ClassVar[tuple[str, ...]] = ()
@@ -228,7 +228,7 @@ class TextEnv(gym.Env[str, str], ABC):
 
     @property
     def task_type(self) -> str:
-        """Group of the current task in reports: by default what stands before the id's first `/`."""
+        """Group of the current task in reports: by default what stands before the first `/`."""
         return (self.task_id or "").split("/", 1)[0]
 
     def fingerprint(self) -> dict[str, str]:

@@ -59,7 +59,7 @@ class PromptStyle:
     """What of an environment's prompt a conversation holds. Part of every fingerprint."""
 
     instruction: bool = True
-    """Open with the environment's instruction. Off only for small models trained on one task set."""
+    """Open with the environment's instruction. Off only for small models of one task set."""
     example: bool = True
     """Show the one-shot example, as the paper does."""
     thoughts: bool = True
@@ -150,7 +150,7 @@ def render(thought: str, action: str, style: PromptStyle = PromptStyle()) -> str
 
 
 def cut(reply: str) -> str:
-    """The reply without an invented observation and what follows it, as the conversation keeps it."""
+    """What the conversation keeps of a reply: all before an observation that the agent invented."""
     for stop in STOP:
         reply = reply.split(stop, 1)[0]
     return reply.strip()

@@ -99,7 +99,8 @@ def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(trajectory: Trajectory) -> Trajectory:
-    for holder in (trajectory, *trajectory.steps):
+    holders: tuple[Any, ...] = (trajectory, *trajectory.steps)
+    for holder in holders:
         for name, kind in (("task_id", str), ("observation", str), ("action", str), ("env", str)):
             if hasattr(holder, name) and not isinstance(getattr(holder, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}")

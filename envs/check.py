@@ -1,0 +1,283 @@
+"""The contract as an executable checker: `python -m envs.check ID`, or `check(ID)` in a test.
+
+Runs Gymnasium's own `check_env`, then what `TextEnv` promises beyond it. Each promise is one
+function below that raises AssertionError with what is wrong; so this file is also the contract's
+shortest description.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils.env_checker import check_env
+
+import envs
+from envs import cli
+from envs.core import MAX_TEXT, SPLITS, TextEnv
+
+INFO_KEYS = {"task_id", "split", "instruction", "score", "success", "valid", "metrics"}
+Make = Callable[..., TextEnv]
+_WORDS = "open door focus on move to box look around red 3 in [ ] ( ) 0 inventory wait"
+
+
+def hostile_actions(count: int, seed: int = 0) -> Iterator[str]:
+    """Random and hostile action texts: control characters, other scripts, brackets, 100 kB, …"""
+    rng = np.random.default_rng(seed)
+    fixed = [
+        *("", " ", "\n", "\t", "\x00", "\ud800", "Action:", "Thought:", "None", "0", "-1", "1e999"),
+        *("Action: \x07\x1b[2J", "[" * 1000, "look" * 25_000, "((((" * 500, "\\" * 5000),
+        *("Action: " + "x" * 100_000, "search[" * 200 + "]" * 200, "search[\x00]", "click[]"),
+        *("finish[]", "finish", "Observation: you win\nAction: look", "99999999999", "🜁" * 300),
+        *("行动：打开门", "a\u202eb\x00c", "../../etc/passwd", "'; DROP TABLE tasks; --"),
+        *("%s%n{0}{}", "<script>alert(1)</script>"),
+    ]
+    yield from fixed[:count]
+    words = list(_WORDS.split())
+    for _ in range(count - len(fixed)):
+        kind = rng.integers(4)
+        if kind == 0:
+            yield " ".join(rng.choice(words, size=rng.integers(1, 12)))
+        elif kind == 1:
+            yield "".join(map(chr, rng.integers(0, 0x2FFF, size=rng.integers(1, 60))))
+        elif kind == 2:
+            yield "".join(map(chr, rng.integers(0, 128, size=rng.integers(1, 200))))
+        else:
+            yield f"Thought: {rng.choice(words)}\nAction: {' '.join(rng.choice(words, size=3))}"
+
+
+def check_gymnasium(make: Make) -> None:
+    """`gymnasium.utils.env_checker.check_env` passes without a complaint of its own."""
+    env = make()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_env(env)
+    # Custom spaces and a render mode of its own are what a text environment needs.
+    own = [str(w.message) for w in caught if "gymnasium" in str(w.filename)]
+    bad = [m for m in own if "space" not in m.lower() and "render" not in m.lower()]
+    assert not bad, f"gymnasium's checker warns: {bad[0]}"
+    env.close()
+
+
+def check_splits(make: Make) -> None:
+    """Every split has tasks; no task is in two splits, nor twice in one."""
+    seen: dict[str, str] = {}
+    for split in SPLITS:
+        env = make(split=split)
+        tasks = env.tasks
+        assert len(set(tasks)) == len(tasks), f"split {split} names a task twice"
+        assert all(isinstance(t, str) and t for t in tasks), f"task ids of {split} must be texts"
+        for task in tasks:
+            assert task not in seen, f"task {task!r} is in {seen[task]} and in {split}"
+            seen[task] = split
+        env.close()
+
+
+def check_arguments(make: Make) -> None:
+    """Unknown splits, tasks and options are ValueErrors."""
+    for arguments in ({"split": "validation"}, {"max_steps": 0}):
+        try:
+            make(**arguments).close()
+        except ValueError:
+            continue
+        raise AssertionError(f"{arguments} was accepted; a ValueError was due")
+    env = make()
+    for options in ({"task_id": "no such task"}, {"taskid": env.tasks[0]}):
+        try:
+            env.reset(options=options)
+        except ValueError:
+            continue
+        raise AssertionError(f"reset(options={options}) was accepted; a ValueError was due")
+    env.close()
+
+
+def check_reset(make: Make) -> None:
+    """Task and text depend on (task id, seed) alone, drawn or given, in any environment object."""
+    first, second = make(), make()
+    text, info = first.reset(seed=7)
+    assert set(info) >= INFO_KEYS, f"info lacks {sorted(INFO_KEYS - set(info))}"
+    assert info["task_id"] in first.tasks, f"reset drew {info['task_id']!r}, not of the split"
+    assert info["score"] == 0.0, "an episode must begin with score 0"
+    assert not info["success"], "an episode must not begin as a success"
+    assert info["instruction"], "info['instruction'] must say what the task is"
+    again, info2 = second.reset(seed=7, options={"task_id": info["task_id"]})
+    assert again == text, "the same (task id, seed) gave two first observations"
+    assert info2 == info, f"the same (task id, seed) gave two infos: {info} and {info2}"
+    first.close()
+    second.close()
+
+
+def check_expert(make: Make, tasks: int = 2) -> None:
+    """The expert's plan, played from reset, earns rewards that add up to a score in (0, 1]."""
+    env = make()
+    for task_id in env.tasks[:tasks]:
+        text, _ = env.reset(seed=1, options={"task_id": task_id})
+        plan = env.expert_plan()
+        assert plan, f"{task_id}: the expert has no plan"
+        assert all(len(p) == 2 and p[1] for p in plan), (
+            f"{task_id}: (thought, action) pairs are due"
+        )
+        again, _ = env.reset(seed=1, options={"task_id": task_id})
+        assert again == text, f"{task_id}: asking for the plan changed the task"
+        total, steps = 0.0, 0
+        info: dict[str, Any] = {}
+        for _thought, action in plan:
+            observation, reward, terminated, truncated, info = env.step(action)
+            total, steps = total + reward, steps + 1
+            _check_step(env, observation, reward, info)
+            assert abs(total - info["score"]) < 1e-9, (
+                f"{task_id}: rewards do not add up to the score"
+            )
+            if terminated or truncated:
+                break
+        assert info["score"] > 0, f"{task_id}: the expert scored nothing in {steps} steps"
+        assert terminated or steps == len(plan), f"{task_id}: the plan outlives the episode"
+    env.close()
+
+
+def check_replies(make: Make) -> None:
+    """A bare action and a whole ReAct reply are the same step; an empty reply costs a step."""
+    env = make()
+    task_id = env.tasks[0]
+    env.reset(seed=3, options={"task_id": task_id})
+    thought, action = env.expert_plan()[0]
+    results = []
+    for reply in (action, f"Thought: {thought}\nAction: {action}\nObservation: made up"):
+        env.reset(seed=3, options={"task_id": task_id})
+        results.append(env.step(reply))
+    assert results[0] == results[1], "a ReAct reply and its bare action gave different results"
+    env.reset(seed=3, options={"task_id": task_id})
+    _, reward, _, _, info = env.step("Thought: no action in here")
+    assert not info["valid"], "a reply without an action counted as valid"
+    assert reward == 0, "a reply without an action earned a reward"
+    env.close()
+
+
+def check_hostile(make: Make, actions: int = 300) -> None:
+    """Nothing an agent types raises; every action counts as a step."""
+    env = make()
+    env.reset(seed=0)
+    for action in hostile_actions(actions):
+        observation, reward, terminated, truncated, info = env.step(action)
+        _check_step(env, observation, reward, info)
+        if terminated or truncated:
+            env.reset()
+    env.close()
+
+
+def check_limit(make: Make) -> None:
+    """`max_steps` truncates; a step after the end asks for a reset."""
+    env = make(max_steps=2)
+    env.reset(seed=0)
+    assert env.step("")[2:4] == (False, False), "the episode ended before its limit"
+    assert env.step("")[2:4] == (False, True), "the step limit did not truncate"
+    try:
+        env.step("")
+    except gym.error.ResetNeeded:
+        env.close()
+        return
+    raise AssertionError("a step after the end of the episode must raise ResetNeeded")
+
+
+def check_prompt(make: Make) -> None:
+    """Instruction and example exist; the fingerprint is made of texts."""
+    env = make()
+    assert len(env.prompt.instruction) > 40, "prompt.md: the instruction says too little"
+    assert env.prompt.example, "prompt.md: there is no example"
+    assert all(isinstance(v, str) for v in env.fingerprint().values()), "fingerprints are texts"
+    env.close()
+
+
+def check_two_at_once(make: Make) -> None:
+    """Two environments in one process do not disturb each other."""
+    one, two = make(), make()
+    task_id = one.tasks[0]
+    one.reset(seed=5, options={"task_id": task_id})
+    actions = [action for _, action in one.expert_plan()][:3]
+    one.reset(seed=5, options={"task_id": task_id})
+    alone = [one.step(action)[0] for action in actions]
+    one.reset(seed=5, options={"task_id": task_id})
+    two.reset(seed=5, options={"task_id": two.tasks[-1]})
+    together = []
+    for action in actions:
+        together.append(one.step(action)[0])
+        two.step("")
+    assert together == alone, "a second environment changed what the first one observes"
+    one.close()
+    two.close()
+
+
+def _check_step(env: TextEnv, observation: str, reward: float, info: dict[str, Any]) -> None:
+    assert isinstance(observation, str), "observations are texts"
+    assert len(observation) <= MAX_TEXT, f"an observation is longer than {MAX_TEXT} characters"
+    assert set(info) >= INFO_KEYS, f"info lacks {sorted(INFO_KEYS - set(info))}"
+    assert isinstance(reward, float), f"the reward is a {type(reward).__name__}, not a float"
+    assert -1e-9 <= info["score"] <= 1 + 1e-9, f"score {info['score']} is outside [0, 1]"
+    assert isinstance(info["valid"], bool), "info['valid'] must be a bool"
+    assert isinstance(info["success"], bool), "info['success'] must be a bool"
+
+
+CHECKS: tuple[Callable[[Make], None], ...] = (
+    check_gymnasium,
+    check_splits,
+    check_arguments,
+    check_reset,
+    check_expert,
+    check_replies,
+    check_hostile,
+    check_limit,
+    check_prompt,
+    check_two_at_once,
+)
+
+
+def check(env_id: str, **kwargs: Any) -> list[tuple[str, str]]:
+    """Checks an environment by its id; returns (promise, what broke it) pairs.
+
+    Raises ValueError for an unknown id.
+    """
+    envs.make(env_id, **kwargs).close()
+
+    def make(**more: Any) -> TextEnv:
+        return envs.make(env_id, **{**kwargs, **more})
+
+    broken = []
+    for promise in CHECKS:
+        name = (promise.__doc__ or promise.__name__).strip()
+        try:
+            promise(make)
+        except Exception as error:
+            broken.append((name, f"{type(error).__name__}: {error}"))
+    return broken
+
+
+@dataclass
+class Config:
+    """Checks that an environment keeps the contract."""
+
+    env: str
+    """Environment id; one of your own is named module:Namespace/Name-v0."""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = cli.parse(Config, argv, prog="python -m envs.check", positional="env")
+    try:
+        broken = check(config.env, **config.env_args)
+    except (ValueError, TypeError) as error:
+        print(f"envs.check: {error}", file=sys.stderr)
+        return 2
+    for name, reason in broken:
+        print(f"BROKEN  {name}\n        {reason}")
+    print(f"{config.env}: {len(CHECKS) - len(broken)} of {len(CHECKS)} promises kept")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+import time
+
+import pytest
+
+from envs import react
+from envs.react import Prompt, PromptStyle, Reply, parse, render
+
+
+@pytest.mark.parametrize(
+    ("reply", "thought", "action"),
+    [
+        ("Thought: It is shut.\nAction: open door", "It is shut.", "open door"),
+        ("open door", "", "open door"),
+        ("  open door \n", "", "open door"),
+        ("Action: open door", "", "open door"),
+        ("It is shut.\nAction: open door", "It is shut.", "open door"),
+        ("Thought: a\nThought: b\nAction: c", "a\nb", "c"),
+        ("Thought: a\nAction: b\nThought: c\nAction: d", "a", "b"),
+        ("Thought: a. Action: b", "a.", "b"),
+        ("Thought: two\nlines\nAction: b", "two\nlines", "b"),
+        ("Thought: a\nAction: b\nI hope it works", "a", "b"),
+        ("Thought: a\nAction: b\nObservation: c\nAction: d", "a", "b"),
+        ("open door\nObservation: it opens", "", "open door"),
+        ("Observation: x\nThought: a\nAction: b", "a", "b"),
+        ("THOUGHT: a\nACTION: b", "a", "b"),
+        ("thought : a\naction : b", "a", "b"),
+        ("Thought 1: a\nAction 1: b", "a", "b"),
+        ("**Thought:** a\n**Action:** b", "a", "b"),
+        ("### Action:\n`open door`", "", "open door"),
+        ("- Action: b", "", "b"),
+        ("Thought: a\nAction:\n\n  b", "a", "b"),
+        ("```\nThought: a\nAction: b\n```", "a", "b"),
+        ("```text\nopen door\n```", "", "open door"),
+        ('Action: "open door"', "", "open door"),
+        ("Action: click['x']", "", "click['x']"),
+        ("<think>a\nb</think>\nAction: c", "a\nb", "c"),
+        ("<think>never closed", "never closed", ""),
+        ("Thought: a\r\nAction: b\r\n", "a", "b"),
+        ("Action: b<|im_end|>", "", "b"),
+        ("Thought: a", "a", ""),
+        ("Thought: a\nAction:", "a", ""),
+        ("Action:\nAction: b", "", "b"),
+        ("go north\nthen go south", "", "go north"),
+        ("finish[yes: no]", "", "finish[yes: no]"),
+        ("", "", ""),
+        (" \n\t", "", ""),
+    ],
+)
+def test_parse(reply, thought, action):
+    assert parse(reply) == Reply(thought, action)
+
+
+@pytest.mark.parametrize("style", [PromptStyle(), PromptStyle(thoughts=False)])
+def test_parse_gives_back_what_render_wrote(style):
+    for thought, action in [("", "a"), ("Why not.", "search[x: y]"), ("It's 3:00", "0")]:
+        found = parse(render(thought, action, style))
+        assert found.action == action
+        assert found.thought == (thought if style.thoughts else "")
+
+
+@pytest.mark.parametrize(
+    "unit", ["Action:", "Thought: a\n", "*", "> ", "<think>", "`", " ", "[", "_*"]
+)
+def test_parse_is_linear(unit):
+    begun = time.perf_counter()
+    parse(unit * (100_000 // len(unit)))
+    assert time.perf_counter() - begun < 2
+
+
+def test_cut_drops_an_invented_observation():
+    assert react.cut("Thought: a\nAction: b\nObservation: c\nAction: d") == "Thought: a\nAction: b"
+
+
+def _prompt(tmp_path, text):
+    path = tmp_path / "prompt.md"
+    path.write_text(text)
+    return Prompt.load(path)
+
+
+def test_prompt_file(tmp_path):
+    prompt = _prompt(
+        tmp_path,
+        "# Instruction\nDo it.\n\n# Example\nObservation: o1\nmore\nThought: t1\nAction: a1\n"
+        "Observation: o2\nThought: t2\nAction: a2\n",
+    )
+    assert prompt.example == (("o1\nmore", "t1", "a1"), ("o2", "t2", "a2"))
+    whole = prompt.system()
+    assert "Do it." in whole
+    assert "Thought: t2\nAction: a2" in whole
+    bare = prompt.system(PromptStyle(thoughts=False))
+    assert "t1" not in bare
+    assert "Observation: o2\na2" in bare
+    assert prompt.system(PromptStyle(instruction=False, example=False)) == ""
+    assert prompt.checksum() != prompt.checksum(PromptStyle(thoughts=False))
+    messages = react.opening(prompt, "look", PromptStyle(instruction=False, example=False))
+    assert messages == [{"role": "user", "content": "look"}]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# Instruction\nx", "# Instruction\nx\n# Example\nThought: a\nAction: b\n"]
+)
+def test_broken_prompt_files_say_so(tmp_path, text):
+    with pytest.raises(ValueError, match=r"prompt\.md"):
+        _prompt(tmp_path, text)

@@ -1,0 +1,98 @@
+import json
+
+import pytest
+
+from envs import trajectory
+from envs.react import Prompt, PromptStyle
+from envs.trajectory import Step, Trajectory, Writer, read, write
+
+ONE = Trajectory(
+    env="tests/Guess-v0",
+    task_id="small/1",
+    split="train",
+    agent="expert",
+    seed=3,
+    steps=(Step("é 漢\n", "why", "2", 0.0), Step("Higher.", "", "3", 1.0, True, "3!")),
+    final_observation="Right.",
+    reward=1.0,
+    success=True,
+    metrics={"found": 1.0},
+    fingerprint={"data": "x"},
+)
+
+
+def test_json_gives_the_same_back():
+    line = ONE.to_json()
+    assert "\n" not in line
+    assert Trajectory.from_json(line) == ONE
+
+
+def test_conversation():
+    prompt = Prompt("Guess.", (("o", "t", "a"),))
+    messages = ONE.messages(prompt, PromptStyle(example=False))
+    assert [m["role"] for m in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert messages[2]["content"] == "Thought: why\nAction: 2"
+    assert messages[4]["content"] == "3!"
+    bare = ONE.messages(prompt, PromptStyle(False, False, False))
+    assert bare[1]["content"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (ONE.to_json()[:-9], "not JSON"),
+        ("[]", "JSON object"),
+        (ONE.to_json().replace('"version":1', '"version":99'), "schema version 99"),
+        ('{"version":1}', "not a trajectory"),
+        (ONE.to_json().replace('"seed"', '"sed"'), "sed"),
+        (ONE.to_json().replace('"action":"2"', '"action":2'), "action must be a str"),
+    ],
+)
+def test_bad_lines_are_named_and_good_ones_kept(tmp_path, line, reason):
+    path = tmp_path / "t.jsonl"
+    path.write_text(f"{ONE.to_json()}\n{line}\n\n{ONE.to_json()}\n")
+    with pytest.raises(ValueError, match=r"t\.jsonl:2"):
+        read(path)
+    bad = []
+    assert read(path, bad) == [ONE, ONE]
+    assert bad[0].number == 2
+    assert reason in bad[0].reason
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.jsonl"):
+        read(tmp_path / "nothing.jsonl")
+
+
+def test_writer_ends_a_cut_line_first(tmp_path):
+    path = tmp_path / "deep" / "t.jsonl"
+    with Writer(path) as writer:
+        writer.write(ONE)
+    path.write_bytes(path.read_bytes()[:-10])  # killed while writing
+    with Writer(path) as writer:
+        writer.write(ONE)
+    bad = []
+    assert read(path, bad) == [ONE]
+    assert [b.number for b in bad] == [1]
+
+
+def test_a_full_disk_is_named(tmp_path):
+    with Writer("/dev/full") as writer:
+        with pytest.raises(OSError, match="/dev/full"):
+            writer.write(ONE)
+        writer._file = open("/dev/null", "ab")
+
+
+def test_write_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "t.jsonl"
+
+    def cut():
+        yield ONE
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(path, cut())
+    assert not path.exists()
+    write(path, [ONE, ONE])
+    assert read(path) == [ONE, ONE]
+    assert json.loads(path.read_text().splitlines()[0])["version"] == trajectory.VERSION
