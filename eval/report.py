@@ -1,0 +1,107 @@
+"""What an evaluation shows in the terminal: a running score, and a table at the end."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from envs.trajectory import Trajectory
+
+_PLAIN_EVERY = 10.0
+"""Seconds between two progress lines where the output is not a terminal."""
+
+
+class RunningScore:
+    """Progress bar with running mean score and success; plain lines where there is no terminal."""
+
+    def __init__(self, title: str, total: int, done: list[Trajectory], *, console: Console):
+        self.title, self.total, self.console = title, total, console
+        self.count = self.failed = 0
+        self.reward = self.success = 0.0
+        self._shown = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[score]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        for trajectory in done:
+            self._count(trajectory)
+        self._task = self._bar.add_task(title, total=total, completed=self.count, score=self.text())
+
+    def text(self) -> str:
+        if not self.count:
+            return "no episode yet"
+        failed = f", {self.failed} failed" if self.failed else ""
+        mean, success = self.reward / self.count, self.success / self.count
+        return f"score {mean:.3f}, success {success:.1%}{failed}"
+
+    def _count(self, trajectory: Trajectory) -> None:
+        self.count += 1
+        self.failed += bool(trajectory.error)
+        if not trajectory.error:
+            self.reward += trajectory.reward
+            self.success += trajectory.success
+
+    def add(self, trajectory: Trajectory) -> None:
+        self._count(trajectory)
+        if trajectory.error:
+            self.console.print(f"{trajectory.task_id} failed: {trajectory.error}", markup=False)
+        self._bar.update(self._task, completed=self.count, score=self.text())
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._shown >= _PLAIN_EVERY:
+            self._shown = now
+            line = f"{self.title}: {self.count}/{self.total} episodes, {self.text()}"
+            self.console.print(line, markup=False, highlight=False)
+
+    def __enter__(self) -> RunningScore:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """The summary as a table: one row a task type, then all of them."""
+    title = f"{summary['agent']} on {summary['env']}, split {summary['split']}"
+    shown = Table(title=title, show_footer=bool(summary["by_type"]))
+    whole = ["all", _episodes(summary), f"{summary['reward_mean']:.3f}", *_rates(summary)]
+    heads = ("task type", "episodes", "score", "success", "valid", "cut off", "steps")
+    for i, (head, foot) in enumerate(zip(heads, whole, strict=True)):
+        shown.add_column(head, footer=foot, justify="right" if i else "left", no_wrap=i > 0)
+    for name, part in summary["by_type"].items():
+        shown.add_row(name, _episodes(part), f"{part['reward_mean']:.3f}", *_rates(part))
+    if not summary["by_type"]:
+        shown.add_row(*whole)
+    shown.caption = _caption(summary)
+    return shown
+
+
+def _episodes(part: dict[str, Any]) -> str:
+    return f"{part['episodes']}" + (f" ({part['failed']} failed)" if part["failed"] else "")
+
+
+def _rates(part: dict[str, Any]) -> list[str]:
+    rates = [f"{part[name]:.1%}" for name in ("success_rate", "valid_rate", "truncated_rate")]
+    return [*rates, f"{part['steps_mean']:.1f}"]
+
+
+def _caption(summary: dict[str, Any]) -> str:
+    low, high = summary["reward_ci95"]
+    metrics = [f"{name} {value:.3f}" for name, value in summary["metrics"].items()]
+    interval = rf"score {summary['reward_mean']:.3f}, 95 % interval \[{low:.3f}, {high:.3f}]"
+    return "; ".join([interval, *metrics, f"{summary['seconds']:.0f} s"])

@@ -1,0 +1,160 @@
+"""The directory of an evaluation: `results.jsonl`, `summary.json`, and a lock.
+
+Results are appended episode by episode, so a run may be killed at any moment and started again:
+what is done is skipped, and what failed is tried anew. One directory holds the results of one agent
+on one environment, split, seed and prompt; anything else is refused, naming what differs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from envs import trajectory as files
+from envs.trajectory import BadLine, Trajectory
+from eval.summary import save
+
+
+class ResultsError(RuntimeError):
+    """A results directory cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What all results of one directory share."""
+
+    env: str
+    agent: str
+    split: str
+    seed: int
+    fingerprint: dict[str, str]
+
+    @staticmethod
+    def of(trajectory: Trajectory) -> Identity:
+        t = trajectory
+        return Identity(t.env, t.agent, t.split, t.seed, t.fingerprint)
+
+    def differences(self, other: Identity) -> list[str]:
+        """`name: own value → other's value`, one entry for each thing that differs."""
+        mine, theirs = self._flat(), other._flat()
+        return [
+            f"{name}: {mine.get(name, '(none)')} → {theirs.get(name, '(none)')}"
+            for name in sorted({*mine, *theirs})
+            if mine.get(name) != theirs.get(name)
+        ]
+
+    def _flat(self) -> dict[str, object]:
+        named = {"env": self.env, "agent": self.agent, "split": self.split, "seed": self.seed}
+        return {**named, **{f"fingerprint {k}": v for k, v in self.fingerprint.items()}}
+
+
+class ResultsDir:
+    """A results directory opened by this process alone; a context manager.
+
+    Raises ResultsError where another process holds it or its results are of another run.
+    """
+
+    def __init__(self, path: Path, identity: Identity, *, overwrite: bool = False):
+        self.path, self.results = path, path / "results.jsonl"
+        self.summary = path / "summary.json"
+        self.notes: list[str] = []
+        """What was found odd on opening, for people to read."""
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(path)
+        try:
+            if overwrite:
+                self.results.unlink(missing_ok=True)
+                self.summary.unlink(missing_ok=True)
+            self.done = self._resume(identity)
+            self._writer = files.Writer(self.results)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _resume(self, identity: Identity) -> dict[str, Trajectory]:
+        """Finished episodes by task id; failed ones and unreadable lines leave the file."""
+        if not self.results.exists():
+            return {}
+        bad: list[BadLine] = []
+        found = files.read(self.results, bad)
+        for trajectory in found:
+            if different := Identity.of(trajectory).differences(identity):
+                listed = "\n  ".join(different)
+                raise ResultsError(
+                    f"{self.results} holds results of another run; there → asked for now:\n  "
+                    f"{listed}\nChoose another --out, or start afresh with --overwrite."
+                )
+        done = {t.task_id: t for t in found if not t.error}
+        if bad:
+            self._put_aside(bad)
+        if failed := sum(bool(t.error) for t in found):
+            self.notes.append(f"{failed} episodes failed last time and are tried again")
+        if len(done) < len(found) or bad:
+            files.write(self.results, done.values())
+        return done
+
+    def _put_aside(self, bad: list[BadLine]) -> None:
+        """Keeps unreadable lines in a file of their own, so that nothing is thrown away."""
+        lines, numbers = self.results.read_bytes().split(b"\n"), {b.number for b in bad}
+        aside = self.results.with_name("results.bad.jsonl")
+        with aside.open("ab") as file:
+            file.writelines(lines[number - 1] + b"\n" for number in sorted(numbers))
+        self.notes += [f"{b}; moved to {aside.name}, its episode is played again" for b in bad]
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Raises ResultsError where the line cannot be written (a full disk, say)."""
+        try:
+            self._writer.write(trajectory)
+        except OSError as error:
+            raise ResultsError(
+                f"{error.strerror}. The results before it are kept: make room and run again to "
+                "continue."
+            ) from error
+        self.done[trajectory.task_id] = trajectory
+
+    def save(self, summary: dict[str, Any]) -> None:
+        """Writes `summary.json`; raises ResultsError where it cannot be written."""
+        try:
+            save(summary, self.summary)
+        except OSError as error:
+            raise ResultsError(
+                f"cannot write {self.summary}: {error.strerror}. The results are kept: make room "
+                "and run again."
+            ) from error
+
+    def chosen(self, tasks: Iterable[str]) -> list[Trajectory]:
+        """The results there are for these tasks, in their order."""
+        return [self.done[task] for task in tasks if task in self.done]
+
+    def __enter__(self) -> ResultsDir:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            self._writer.close()
+        except OSError:
+            pass  # what it could not write has been told by `append`
+        self._lock.close()
+
+
+def _lock(path: Path) -> IO[str]:
+    """Holds the directory for this process; the lock goes with the process, however it ends."""
+    file = (path / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise ResultsError(
+            f"{path} is in use by another process (id {holder}): wait for it, or choose another "
+            "--out"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

@@ -1,0 +1,150 @@
+"""From trajectories to `summary.json`: means with intervals, by task type, failures counted apart.
+
+How things are counted, so that nobody can gain by crashing: an episode that failed (`error` set: an
+environment or an agent broke) counts as reward 0, no success and 0 in every metric, and `failed`
+says how many these are. Steps and truncation are means over the episodes that did not fail;
+`valid_rate` is the share of all steps taken that the environment understood and allowed.
+
+The 95 % interval of the mean reward is a percentile bootstrap over episodes (10,000 resamples,
+seeded, so the same results give the same interval): scores in [0, 1] pile up at both ends, where a
+normal or t-interval would leave the range. The interval of the success rate is Wilson's. Both speak
+of unseen tasks of the same kind; with fewer than about ten episodes both are too narrow to lean on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.trajectory import Trajectory
+
+RESAMPLES = 10_000
+_Z = 1.959964
+"""97.5 % quantile of the normal distribution."""
+
+
+def summarise(trajectories: Sequence[Trajectory], *, seconds: float = 0.0) -> dict[str, Any]:
+    """The summary of one agent on one environment and split.
+
+    `seconds` is the wall-clock time of the whole run. Raises ValueError where there is no
+    trajectory, or where they are of several environments, agents or splits.
+    """
+    if not trajectories:
+        raise ValueError("there is no episode to summarise")
+    for name in ("env", "agent", "split"):
+        if len(found := sorted({getattr(t, name) for t in trajectories})) > 1:
+            raise ValueError(f"one summary cannot mix several values of {name}: {found}")
+    trajectories = sorted(
+        trajectories, key=lambda t: (t.task_id, t.seed)
+    )  # whatever order they ended in
+    rewards = [_reward(t) for t in trajectories]
+    first = trajectories[0]
+    return {
+        "env": first.env,
+        "agent": first.agent,
+        "split": first.split,
+        "episodes": len(trajectories),
+        "failed": sum(bool(t.error) for t in trajectories),
+        "reward_mean": float(np.mean(rewards)),
+        "reward_ci95": list(bootstrap(rewards)),
+        **_means(trajectories),
+        "success_ci95": list(wilson(sum(map(_success, trajectories)), len(trajectories))),
+        "metrics": _metrics(trajectories),
+        "by_type": _by_type(trajectories),
+        "seeds": sorted({t.seed for t in trajectories}),
+        "seconds": round(seconds, 3),
+        "fingerprint": first.fingerprint,
+    }
+
+
+def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """Percentile interval [2.5 %, 97.5 %] of the mean of `values` (at least one).
+
+    >>> bootstrap([0.5] * 20)
+    (0.5, 0.5)
+    """
+    data, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
+    block = max(1, 2_000_000 // len(data))  # resamples at a time: 16 MB at most
+    means = [
+        data[rng.integers(len(data), size=(min(block, RESAMPLES - done), len(data)))].mean(axis=1)
+        for done in range(0, RESAMPLES, block)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate (Wilson, 1927).
+
+    >>> [round(bound, 3) for bound in wilson(8, 10)]
+    [0.49, 0.943]
+    """
+    rate, z2 = successes / n, _Z * _Z
+    centre, width = rate + z2 / (2 * n), _Z * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
+    low, high = (centre - width) / (1 + z2 / n), (centre + width) / (1 + z2 / n)
+    return max(0.0, low), min(1.0, high)
+
+
+def _reward(trajectory: Trajectory) -> float:
+    return 0.0 if trajectory.error else float(trajectory.reward)
+
+
+def _success(trajectory: Trajectory) -> bool:
+    return trajectory.success and not trajectory.error
+
+
+def _means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Success, validity, truncation and length; 0 where nothing was played."""
+    whole = [t for t in trajectories if not t.error]
+    valid = [step.valid for t in trajectories for step in t.steps]
+    return {
+        "success_rate": _mean([_success(t) for t in trajectories]),
+        "valid_rate": _mean(valid),
+        "truncated_rate": _mean([t.truncated for t in whole]),
+        "steps_mean": _mean([len(t.steps) for t in whole]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+def _metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Mean of each of the benchmark's own figures."""
+    names = sorted({name for t in trajectories for name in t.metrics})
+    return {
+        name: _mean([0.0 if t.error else t.metrics.get(name, 0.0) for t in trajectories])
+        for name in names
+    }
+
+
+def _by_type(trajectories: Sequence[Trajectory]) -> dict[str, dict[str, float]]:
+    """The same by task type, which is what stands before the `/` of a task id (none: no types)."""
+    groups: dict[str, list[Trajectory]] = defaultdict(list)
+    for trajectory in trajectories:
+        task_type, slash, _ = trajectory.task_id.partition("/")
+        if slash:
+            groups[task_type].append(trajectory)
+    return {
+        name: {
+            "episodes": len(group),
+            "failed": sum(bool(t.error) for t in group),
+            "reward_mean": _mean([_reward(t) for t in group]),
+            **_means(group),
+        }
+        for name, group in sorted(groups.items())
+    }
+
+
+def save(summary: dict[str, Any], path: Path) -> None:
+    """Writes `summary.json` in one go: complete, or the one before stays."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,15 @@
+"""`python -m eval.run` with the toy agent in place of a named one (for tests of the process)."""
+
+import resource
+import sys
+
+from toy_world import Scripted
+
+from eval import run
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--full-disk":  # files may grow to 6 kB and no further
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+        del sys.argv[1]
+    run.make_agent = lambda config: Scripted()
+    sys.exit(run.main())
