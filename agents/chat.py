@@ -109,7 +109,7 @@ class ChatCodec:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _after(self, context: str, text: str) -> list[int]:
-        """Tokens of `text` where it follows `context` (tokenizers treat a text's start as special)."""
+        """Tokens of `text` where it follows `context`: at a text's start they may differ."""
         whole, head = self._raw(context + text), self._raw(context)
         return whole[len(head) :] if whole[: len(head)] == head else self._raw(text)
 
@@ -178,8 +178,8 @@ class ChatCodec:
         first = 2 if turns[0]["role"] == "system" else 1
         head, pairs = turns[:first], (len(turns) - first) // 2
         for dropped in range(4, pairs + 4, 4):
-            # What follows the first observation is its own reply, so a pair is (reply, observation);
-            # the last dropped pair's observation goes and the first one's note stands for all.
+            # What follows the first observation is its own reply, so a pair is (reply,
+            # observation); the last dropped pair's observation goes, one note stands for all.
             tail = turns[first + 2 * min(dropped, pairs) :]
             note = f"{head[-1]['content']}\n\n[{min(dropped, pairs)} turns left out]"
             if dropped >= pairs:

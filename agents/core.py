@@ -23,7 +23,7 @@ class Turn:
     messages: Sequence[Message]
     """The conversation so far; the last message is the observation to answer."""
     env: TextEnv
-    """The episode's environment. Only agents that may look behind the text (expert, random) use it."""
+    """The episode's environment, for agents that may look behind the text (expert, random)."""
     seed: int = 0
     """The episode's seed. Randomness of an agent depends on (seed, turn) alone."""
 
@@ -42,7 +42,7 @@ class Agent(ABC):
         """One reply a turn, in order. The raw text of the agent: `react.cut` is the caller's."""
 
     def forget(self, key: Hashable) -> None:
-        """The episode has ended: whatever is kept for it (a cache) may go. Unknown keys are fine."""
+        """The episode has ended: what is kept for it (a cache) may go. Unknown keys are fine."""
 
     def fingerprint(self) -> dict[str, str]:
         """What its replies depend on: model, versions, decoding settings."""

@@ -1,0 +1,72 @@
+"""The plain way: `generate` on the whole conversation at every turn.
+
+For models whose cache cannot be kept in slots (`agents.generation.why_not`), and the yardstick that
+the kept cache is tested and measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+
+from agents.generation import Counts, Decoding, Prompt
+
+
+class PlainGenerator:
+    """Answers prompts by `model.generate`, filled up on the left to one length."""
+
+    def __init__(self, model: Any, *, ends: frozenset[int], stops: Sequence[str], tokenizer: Any,
+                 batch_size: int = 16):
+        self.model, self.ends, self.stops, self.tokenizer = model, ends, list(stops), tokenizer
+        self.batch_size = batch_size
+        self.counts = Counts()
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
+        """The ids of each prompt's reply, in order. Sampling goes one prompt at a time."""
+        size = self.batch_size if decoding.temperature == 0 else 1
+        replies: list[list[int]] = []
+        for i in range(0, len(prompts), size):
+            replies += self._batch(prompts[i : i + size], decoding)
+        return replies
+
+    def _batch(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
+        device = self.model.get_input_embeddings().weight.device
+        width = max(len(prompt.ids) for prompt in prompts)
+        pad = min(self.ends)  # what follows a reply that a stop text ended
+        ids = torch.full((len(prompts), width), pad)
+        real = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            real[row, width - len(prompt.ids) :] = 1
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None,
+                                    "top_k": None}
+        if decoding.temperature:
+            sampling = {"do_sample": True, "temperature": decoding.temperature,
+                        "top_p": decoding.top_p, "top_k": 0}
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            if decoding.temperature:
+                torch.manual_seed(int(prompts[0].rng.integers(2**62)))
+            out = self.model.generate(
+                input_ids=ids.to(device), attention_mask=real.to(device), use_cache=True,
+                max_new_tokens=decoding.max_new_tokens, eos_token_id=sorted(self.ends),
+                pad_token_id=pad, stop_strings=self.stops, tokenizer=self.tokenizer,
+                repetition_penalty=1.0, **sampling,
+            )
+        replies = [self._trim(row) for row in out[:, width:].tolist()]
+        self.counts.read += sum(len(prompt.ids) for prompt in prompts)
+        self.counts.generated += sum(map(len, replies))
+        return replies
+
+    def _trim(self, ids: list[int]) -> list[int]:
+        """The reply up to and with its first ending token; fillers follow it."""
+        ends = [i for i, token in enumerate(ids) if token in self.ends]
+        return ids[: ends[0] + 1] if ends else ids
+
+    def forget(self, key: Hashable) -> None:
+        """Nothing is kept."""
+
+    def clear(self) -> None:
+        """Nothing is kept."""

@@ -1,0 +1,178 @@
+"""The agent that runs a local language model, with conversations' caches kept between turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents import models
+from agents.chat import ChatCodec
+from agents.core import Agent, Turn
+from agents.generation import Decoding, Generator, Prompt, why_not
+from agents.plain import PlainGenerator
+from envs.react import STOP, Message, PromptStyle
+
+
+class TransformersAgent(Agent):
+    """Answers with a model that `transformers` runs.
+
+    Parameters
+    ----------
+    model: a name as in `agents.models.load_model`, or a model that is loaded already (a policy in
+        training, say; call `reset` whenever its weights have changed).
+    tokenizer: goes with a loaded model.
+    name: what reports call the agent.
+    dtype, device: as in `load_model`; "auto" takes bfloat16 where it is fast, CUDA where there is.
+    merge: fold an adapter into the weights; None: only in float32, where nothing is rounded away.
+    temperature, top_p: 0 is greedy; else sampling whose noise depends on (seed, turn) alone.
+    max_new_tokens: tokens of a reply, thought included; 16 to 512 are usual.
+    context: tokens of a conversation and its reply; None: what the model's positions reach.
+    batch_size: conversations answered at once, and kept in the cache; None: 16, on CUDA 32.
+    instruction, example, thoughts: the prompt's style (see `envs.react.PromptStyle`).
+
+    Raises ModelError (a ValueError) where the model cannot be loaded, has no chat template, or has
+    a context too short for max_new_tokens.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        name: str | None = None,
+        dtype: Any = "auto",
+        device: str = "auto",
+        merge: bool | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 256,
+        context: int | None = None,
+        batch_size: int | None = None,
+        instruction: bool = True,
+        example: bool = True,
+        thoughts: bool = True,
+    ):
+        self.decoding = Decoding(temperature, top_p, max_new_tokens)
+        self.style = PromptStyle(instruction, example, thoughts)
+        if isinstance(model, str | Path):
+            name = name or (str(model) if str(model) == models.SMOLLM2 else f"hf:{model}")
+            dtype = models.pick_dtype(dtype, device)
+            tokenizer = tokenizer or models.load_tokenizer(model)
+            merge = dtype == torch.float32 if merge is None else merge
+            model = models.load_model(model, dtype, device, merge=merge)
+        elif tokenizer is None:
+            raise ValueError("a loaded model needs its tokenizer beside it")
+        self.name = name or f"hf:{getattr(model, 'name_or_path', '') or type(model).__name__}"
+        self.model, self.tokenizer, self.codec = model, tokenizer, ChatCodec(tokenizer)
+        known = models.context_length(model)
+        self.context = min(known, context or known)
+        if self.context <= max_new_tokens:
+            raise models.ModelError(f"{self.name} has a context of {self.context} tokens, which "
+                                    f"leaves nothing beside max_new_tokens={max_new_tokens}")
+        on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
+        self.batch_size = batch_size or (32 if on_cuda else 16)
+        ends = models.eos_ids(model, tokenizer) | {self.codec.end_of_turn_id}
+        self.plain_because = self._in_eval(lambda: why_not(model))
+        """Why conversations are read anew at every turn; "" where their cache is kept."""
+        self._generator: Generator | PlainGenerator
+        if self.plain_because:
+            self._generator = PlainGenerator(model, ends=ends, stops=STOP, tokenizer=tokenizer)
+        else:
+            self._generator = Generator(model, ends=ends, stopped=self._stopped,
+                                        slots=self.batch_size, limit=self.context)
+        self._ends = ends
+        self._closing: dict[int, bool] = {}
+        self._prompts, self._cut, self._seconds = 0, 0, 0.0
+
+    # Answering ----------------------------------------------------------------------------------
+
+    def act(self, turns: Sequence[Turn]) -> list[str]:
+        """One reply a turn. Raises ValueError where even the shortest cut exceeds the context."""
+        began = time.perf_counter()
+        prompts = []
+        for turn in turns:
+            number = sum(message["role"] == "assistant" for message in turn.messages)
+            rng = np.random.default_rng([turn.seed % 2**63, number])
+            prompts.append(Prompt(turn.key, self._encode(turn.messages), rng))
+        ids = self._in_eval(lambda: self._generator.generate(prompts, self.decoding))
+        self._prompts += len(turns)
+        self._seconds += time.perf_counter() - began
+        return [self._text(reply) for reply in ids]
+
+    def check(self, messages: Sequence[Message]) -> None:
+        """Raises ValueError unless an episode that opens so fits the context."""
+        self.codec.fit(messages, self.context - self.decoding.max_new_tokens)
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        limit = self.context - self.decoding.max_new_tokens
+        ids = self.codec.encode(messages).ids
+        if len(ids) <= limit:
+            return ids
+        fitting, _ = self.codec.fit(messages, limit)
+        self._cut += 1
+        return self.codec.encode(fitting).ids
+
+    def _text(self, ids: list[int]) -> str:
+        return self.codec.decode(ids[:-1] if ids and ids[-1] in self._ends else ids).strip()
+
+    def _stopped(self, ids: list[int]) -> bool:
+        """Whether the reply holds a stop text; decoded only after a token that could end one."""
+        last = ids[-1]
+        if last not in self._closing:
+            text = self.codec.decode([last])
+            self._closing[last] = any(stop[-1] in text for stop in STOP)
+        if not self._closing[last]:
+            return False
+        text = self.codec.decode(ids)
+        return any(stop in text for stop in STOP)
+
+    def _in_eval(self, work: Any) -> Any:
+        """Runs something with the model in evaluation mode; a policy in training is set back."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            return work()
+        finally:
+            self.model.train(training)
+
+    # Housekeeping -------------------------------------------------------------------------------
+
+    def forget(self, key: Hashable) -> None:
+        self._generator.forget(key)
+
+    def reset(self) -> None:
+        """Drops every kept cache: the model's weights have changed, or memory is needed."""
+        self._generator.clear()
+
+    def close(self) -> None:
+        self.reset()
+
+    def fingerprint(self) -> dict[str, str]:
+        return {
+            "model": self.name,
+            "weights": models.weights_checksum(self.model),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.model.get_input_embeddings().weight.device.type,
+            "decoding": str(self.decoding),
+            "context": str(self.context),
+            "style": str(self.style),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+        }
+
+    def statistics(self) -> dict[str, float]:
+        counts = self._generator.counts
+        return {
+            "prompts": self._prompts,
+            "prompts_cut": self._cut,
+            "tokens_read": counts.read,
+            "tokens_kept": counts.kept,
+            "tokens_generated": counts.generated,
+            "seconds": self._seconds,
+        }
