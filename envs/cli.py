@@ -75,7 +75,9 @@ def parse(
     and one clear message where an option is unknown, missing or of the wrong type.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = _Parser(prog=prog, description=(kind.__doc__ or "").strip(), epilog=_EPILOG)
+    parser = _Parser(
+        prog=prog, allow_abbrev=False, description=(kind.__doc__ or "").strip(), epilog=_EPILOG
+    )
     parser.known = _fields(kind)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(kind, None, sub_configs=False)

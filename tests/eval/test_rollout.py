@@ -4,13 +4,13 @@ import threading
 from dataclasses import replace
 
 import pytest
-from toy_world import ID, Scripted, ToyEnv
 
 import envs
 from agents.core import Agent
 from envs.react import PromptStyle
 from eval import rollout
 from eval.rollout import run_episodes
+from tests.eval.toy_world import ID, Scripted, ToyEnv
 
 TASKS = envs.make(ID, split="test").tasks
 

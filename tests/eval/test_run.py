@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from toy_world import ID, Scripted
 
 import envs
 from envs import trajectory as files
@@ -18,6 +17,7 @@ from envs.react import PromptStyle
 from eval import report
 from eval.results import ResultsError
 from eval.run import choose, evaluate, main
+from tests.eval.toy_world import ID, Scripted
 
 TASKS = envs.make(ID, split="test").tasks
 
@@ -181,9 +181,9 @@ def test_table_shows_every_type_and_the_interval(whole):
 
 
 def start(*arguments, **kwargs):
-    script = Path(__file__).with_name("toy_run.py")
     return subprocess.Popen(
-        [sys.executable, script, *arguments],
+        [sys.executable, "-m", "tests.eval.toy_run", *arguments],
+        cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -259,7 +259,7 @@ def test_a_whole_run_from_the_command_line(tmp_path):
     process = start("--config", str(tmp_path / "c.yaml"), "--out", str(out), "--limit", "4")
     shown, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    assert "scripted on toy_world:Test/Toy-v0" in shown
+    assert "scripted on tests.eval.toy_world:Test/Toy-v0" in shown
     assert scores(out)["episodes"] == 4
 
 

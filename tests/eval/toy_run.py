@@ -3,9 +3,8 @@
 import resource
 import sys
 
-from toy_world import Scripted
-
 from eval import run
+from tests.eval.toy_world import Scripted
 
 if __name__ == "__main__":
     if sys.argv[1] == "--full-disk":  # files may grow to 6 kB and no further

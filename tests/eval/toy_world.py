@@ -16,7 +16,7 @@ from agents.core import Agent, Turn
 from envs.core import Outcome, TextEnv
 from envs.react import PromptStyle
 
-ID = "toy_world:Test/Toy-v0"
+ID = "tests.eval.toy_world:Test/Toy-v0"
 
 
 class ToyEnv(TextEnv):
@@ -85,7 +85,7 @@ class ToyEnv(TextEnv):
 
 
 if "Test/Toy-v0" not in gym.registry:
-    gym.register("Test/Toy-v0", entry_point="toy_world:ToyEnv", disable_env_checker=True)
+    gym.register("Test/Toy-v0", entry_point="tests.eval.toy_world:ToyEnv", disable_env_checker=True)
 
 
 class Scripted(Agent):

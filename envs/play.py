@@ -1,0 +1,133 @@
+"""Play an environment by hand in the terminal: `python -m envs.play ID [--task-id TASK]`.
+
+Type an action (or a whole ReAct reply); `/actions` lists what is possible now, `/expert` what the
+expert would do from the start, `/quit` (or Ctrl-D) ends. Nothing is recorded unless `--out FILE`
+asks for it; the episode is then appended there as a trajectory, finished or not.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+import envs
+from envs import cli, react
+from envs.core import TextEnv
+from envs.trajectory import Step, Trajectory, Writer
+
+
+@dataclass
+class Config:
+    """Play an environment by hand in the terminal."""
+
+    env: str
+    """Environment id, such as stepagent/ScienceWorld-v0, or module:Namespace/Name-v0."""
+    task_id: str | None = None
+    """The task to play. null: one drawn by the seed."""
+    split: Literal["train", "dev", "test"] = "train"
+    """Which tasks to draw from."""
+    seed: int = 0
+    """Seed of the episode."""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the environment, such as --env-args.max-steps 30."""
+    out: Path | None = None
+    """File that the episode is appended to as a trajectory (one JSON line). null: none."""
+
+
+def play(
+    env_id: str, env: TextEnv, task_id: str | None, seed: int, ask: Callable[[], str], say: Console
+) -> Trajectory:
+    """One episode with actions from `ask` (EOFError or `/quit` ends it)."""
+    begun = time.monotonic()
+    options = {"task_id": task_id} if task_id else {}
+    observation, info = env.reset(seed=seed, options=options)
+    _show(say, f"{env_id}, split {env.split}, task {info['task_id']}", "bold")
+    _show(say, observation)
+    steps: list[Step] = []
+    done = truncated = False
+    while not (done or truncated):
+        try:
+            typed = ask().strip()
+        except EOFError:
+            break
+        if typed.startswith("/"):
+            if typed == "/quit":
+                break
+            _show(say, _aside(env, typed), "dim")
+            continue
+        reply = react.parse(typed)
+        before = observation
+        observation, reward, done, truncated, info = env.step(typed)
+        steps.append(Step(before, reply.thought, reply.action, float(reward), info["valid"]))
+        _show(say, observation)
+        _show(say, f"step {len(steps)}, score {info['score']:.2f}", "dim")
+    end = (
+        "solved" if info["success"] else "over" if done else "out of steps" if truncated else "left"
+    )
+    _show(say, f"The episode is {end}: score {info['score']:.2f} in {len(steps)} steps.", "bold")
+    return Trajectory(
+        env=env_id,
+        task_id=info["task_id"],
+        split=env.split,
+        agent="human",
+        seed=seed,
+        steps=tuple(steps),
+        final_observation=observation,
+        reward=info["score"],
+        success=info["success"],
+        truncated=truncated,
+        metrics=info["metrics"],
+        fingerprint=env.fingerprint(),
+        seconds=round(time.monotonic() - begun, 3),
+        error="" if done or truncated else "left before the end",
+    )
+
+
+def _aside(env: TextEnv, command: str) -> str:
+    """The answer to a `/command`, which costs no step."""
+    if command == "/actions":
+        try:
+            return "\n".join(env.admissible_actions())
+        except NotImplementedError as error:
+            return str(error)
+    if command == "/expert":
+        return "\n".join(f"{action}    ({thought})" for thought, action in env.expert_plan())
+    return f"unknown command {command!r}: there are /actions, /expert, /quit"
+
+
+def _show(say: Console, text: str, style: str = "") -> None:
+    say.print(text, style=style, markup=False, highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = cli.parse(Config, argv, prog="python -m envs.play", positional="env")
+    say, errors = Console(), Console(stderr=True)
+    try:
+        env = envs.make(config.env, split=config.split, **config.env_args)
+    except (ValueError, TypeError, OSError) as error:
+        _show(errors, f"error: {error}")
+        return 2
+    try:
+        found = play(config.env, env, config.task_id, config.seed, lambda: input("> "), say)
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:  # an unknown task id
+        _show(errors, f"error: {error}")
+        return 2
+    finally:
+        env.close()
+    if config.out:
+        with Writer(config.out) as file:
+            file.write(found)
+        _show(say, f"Recorded in {config.out}", "dim")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

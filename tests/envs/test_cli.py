@@ -1,0 +1,139 @@
+"""Command lines from dataclasses: where values come from, and what is said about wrong ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from envs import cli
+
+
+@dataclass
+class Inner:
+    """Inner options."""
+
+    rank: int = 16
+    """Rank of the adapters."""
+    on: bool = True
+    """Whether there are any."""
+
+
+@dataclass
+class Options:
+    """A command for tests."""
+
+    name: str
+    """What it is called."""
+    out_file: Path | None = None
+    """Where to."""
+    rate: float = 1e-5
+    """Learning rate."""
+    kind: Literal["a", "b"] = "a"
+    """Which kind."""
+    quick: bool = False
+    """Hurry."""
+    maybe: bool | None = None
+    """Yes, no or as it was."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments."""
+    names: list[str] | None = None
+    """Some names."""
+    inner: Inner = field(default_factory=Inner)
+    """Inner options."""
+
+
+def parse(*argv: str) -> Options:
+    return cli.parse(Options, argv, prog="test", positional="name")
+
+
+def test_defaults_types_and_spellings():
+    assert parse("x") == parse("--name", "x") == Options("x")
+    found = parse("x", "--out-file", "a/b", "--rate=3e-4", "--kind", "b", "--names", "[p/1, q/2]")
+    assert found == Options("x", Path("a/b"), 3e-4, "b", names=["p/1", "q/2"])
+    assert parse("x", "--out_file", "a/b").out_file == Path("a/b")
+    assert parse("--name", "12").name == "12"
+
+
+def test_switches():
+    found = parse("x", "--quick", "--no-maybe", "--inner.on", "false")
+    assert (found.quick, found.maybe, found.inner.on) == (True, False, False)
+    assert parse("x", "--quick=false", "--maybe=null").maybe is None
+    assert parse("--quick", "--name", "x").quick is True
+
+
+def test_dicts_and_nested_dataclasses():
+    found = parse("x", "--args.max-steps", "3", "--args.tasks", "paper", "--inner.rank", "4")
+    assert found.args == {"max_steps": 3, "tasks": "paper"}
+    assert found.inner == Inner(4)
+
+
+def test_the_command_line_goes_over_the_file_and_dump_reads_back(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("name: x\nrate: 2e-6\ninner: {rank: 2}\nargs: {a: 1}\n")
+    found = parse("--config", str(file), "--inner.on=false", "--args.b", "2")
+    assert found == Options("x", rate=2e-6, inner=Inner(2, False), args={"a": 1, "b": 2})
+    file.write_text(cli.dump(found))
+    assert parse("--config", str(file)) == found
+
+
+def test_a_config_is_data_and_calls_nothing(tmp_path):
+    called = tmp_path / "called"
+    touch = {"class_path": "os.mkdir", "init_args": {"path": str(called)}}
+    file = tmp_path / "c.yaml"
+    file.write_text(cli.dump(Options("x", args={"a": touch})))
+    found = parse("--config", str(file)).args["a"]
+    assert found["class_path"] == "os.mkdir"  # text, as it came
+    assert not called.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["x", "--rat", "3"], "unknown key 'rat'. Did you mean rate"),
+        (["x", "--inner.rang", "3"], "Did you mean inner.rank"),
+        (["x", "--ratee=3"], "There are: name, out_file, rate, kind, quick"),
+        (["x", "--rate", "fast"], "rate cannot be 'fast': it takes float"),
+        (["x", "--kind", "c"], "kind cannot be 'c': it takes a or b"),
+        (["x", "--inner.rank", "x"], "inner.rank cannot be 'x': it takes int"),
+        ([], "required: --name"),
+        (["x", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["x", "y"], "unrecognized arguments: y"),
+    ],
+)
+def test_errors_say_what_exists(argv, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse(*argv)
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") <= 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\nrat: 3\n", "Did you mean rate"),
+        ("name: x\ninner: {rang: 3}\n", "unknown key 'inner.rang'. Did you mean inner.rank"),
+        ("name: x\nrate: fast\n", "rate cannot be 'fast'"),
+        ("name: [x\n", ""),
+    ],
+)
+def test_wrong_files(text, message, tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as exit:
+        parse("--config", str(file))
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_shows_every_field(capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse("--help")
+    assert exit.value.code == 0
+    shown = capsys.readouterr().out
+    for text in ("--out-file", "Where to.", "--inner.rank", "Rank of the adapters.", "--no-x"):
+        assert text in shown
