@@ -1,0 +1,375 @@
+"""The attention of step trees: `attn_implementation="step_tree"` for any transformers model.
+
+The implementation is SDPA for every ordinary call (`generate`, SFT, …). Three callers hand it more:
+
+* on CUDA a FlexAttention `BlockMask`, made from a tree's mask rule (`training/tree.py`);
+* elsewhere a `TreePlan`: the same mask cut into the blocks that are not empty. The trunk is a plain
+  causal block; branches go in chunks that look at no more of the trunk than they hang on. A dense
+  mask costs (trunk + branches)² however empty it is;
+* while practising, a `Prefill` and then a `Decode` plan (`training/sampling.py`): keys and values
+  of the trunk are kept once and shared by every row that decodes.
+
+Plans travel as the keyword argument `step_tree`, which transformers models hand to their attention.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "step_tree"
+FLEX_BLOCK = 128
+"""Sequence lengths are padded to multiples of this for FlexAttention (its block size)."""
+
+_LOW = (torch.bfloat16, torch.float16)
+_SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class Plan(Protocol):
+    """How the tokens of one packed sequence see one another."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
+    ) -> Tensor:
+        """Attend with [1, H, S, D] queries and [1, Hkv, S, D] keys; returns [1, H, S, D]."""
+        ...
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside DDP / FSDP / peft wrappers (LoRA layers stay in place)."""
+    while hasattr(model, "module"):
+        model = model.module
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"step trees need a transformers model, got {type(model).__name__}")
+    return model
+
+
+def enable_step_trees(model: nn.Module) -> int | None:
+    """Switch `model` to the step-tree attention; a model already switched is left alone.
+
+    Returns:
+        The sliding window that all layers share, in tokens; None for full attention.
+
+    Raises:
+        ValueError: layers that are not attention over all tokens (Mamba, linear attention, …),
+            or a model that does not go through transformers' attention interface.
+    """
+    base = unwrap(model)
+    config = base.config.get_text_config(decoder=True)
+    name = type(base).__name__
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if getattr(base, "_is_stateful", False) or not kinds <= _SUPPORTED_LAYERS:
+        raise ValueError(
+            f"{name} cannot run step trees: it has layers other than attention over the tokens "
+            f"({', '.join(sorted(kinds - _SUPPORTED_LAYERS)) or 'recurrent state'}), which would "
+            "mix sibling actions. Take a model whose layers are full or sliding attention."
+        )
+    if base.config.is_encoder_decoder or not getattr(base, "_supports_attention_backend", False):
+        raise ValueError(
+            f"{name} cannot run step trees: it is not a decoder that takes its attention from "
+            "transformers' AttentionInterface. Llama, Mistral, Qwen, Gemma 3 and SmolLM do."
+        )
+    if base.config._attn_implementation != NAME:
+        base.set_attn_implementation(NAME)
+    window = getattr(config, "sliding_window", None)
+    listed = getattr(config, "layer_types", None)  # not listed: every layer slides (Mistral)
+    return window if window and (not listed or "sliding_attention" in listed) else None
+
+
+def has_mixed_windows(model: nn.Module) -> bool:
+    """Whether some layers slide and others see everything (Gemma 3, say)."""
+    config = unwrap(model).config.get_text_config(decoder=True)
+    return len(set(getattr(config, "layer_types", None) or [])) > 1
+
+
+def check_path(model: nn.Module, longest: int) -> int | None:
+    """Check that a path of `longest` tokens (trunk prefix + action) fits `model`.
+
+    Returns:
+        The window to apply in the mask, or None where the path is shorter than it.
+
+    Raises:
+        ValueError: the path is longer than the context, or than the window of a model that mixes
+            sliding with full layers (one mask serves all layers here).
+    """
+    window = enable_step_trees(model)
+    config = unwrap(model).config.get_text_config(decoder=True)
+    context = getattr(config, "max_position_embeddings", None)
+    if context and longest > context:
+        raise ValueError(
+            f"a state and its action take {longest} tokens, the model's context is {context}: "
+            "cut the trajectory or take a model with a longer context"
+        )
+    if window is None or longest <= window:
+        return None
+    if has_mixed_windows(model):
+        raise ValueError(
+            f"a state and its action take {longest} tokens, and some layers of the model see only "
+            f"the last {window} while others see all: step trees run it up to {window} tokens"
+        )
+    return window
+
+
+def repeat_heads(x: Tensor, query: Tensor) -> Tensor:
+    """[1, Hkv, S, D] keys or values, repeated to the queries' number of heads H."""
+    groups = query.shape[1] // x.shape[1]
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Branches [start, end) of the packed sequence, seeing the first `seen` tokens of the trunk."""
+
+    start: int
+    end: int
+    seen: int
+    mask: Tensor
+    """bool [1, 1, end - start, seen + end - start]: trunk columns, then the chunk's own."""
+
+
+@dataclass(frozen=True)
+class TreeSpan:
+    """One tree in the packed sequence: its trunk [start, trunk_end), then its chunks."""
+
+    start: int
+    trunk_end: int
+    chunks: tuple[Chunk, ...]
+    trunk_mask: Tensor | None = None
+    """bool [1, 1, T, T] where a sliding window makes the trunk more than causal."""
+
+
+@dataclass(frozen=True)
+class TreePlan:
+    """Block-wise attention over packed trees; equal to SDPA with the dense mask."""
+
+    spans: tuple[TreeSpan, ...]
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
+    ) -> Tensor:
+        key, value = repeat_heads(key, query), repeat_heads(value, query)
+        sdpa = functools.partial(F.scaled_dot_product_attention, scale=scale, dropout_p=dropout)
+        parts = []
+        for span in self.spans:
+            own = slice(span.start, span.trunk_end)
+            parts.append(
+                sdpa(
+                    query[:, :, own],
+                    key[:, :, own],
+                    value[:, :, own],
+                    attn_mask=span.trunk_mask,
+                    is_causal=span.trunk_mask is None,
+                )
+            )
+            for chunk in span.chunks:
+                own, seen = (
+                    slice(chunk.start, chunk.end),
+                    slice(span.start, span.start + chunk.seen),
+                )
+                keys = torch.cat([key[:, :, seen], key[:, :, own]], dim=2)
+                values = torch.cat([value[:, :, seen], value[:, :, own]], dim=2)
+                parts.append(sdpa(query[:, :, own], keys, values, attn_mask=chunk.mask))
+        # Padding behind the last tree: nobody looks at it, any finite value will do.
+        padding = query.shape[2] - sum(part.shape[2] for part in parts)
+        if padding:
+            parts.append(torch.zeros_like(query[:, :, :padding]))
+        return torch.cat(parts, dim=2)
+
+
+@dataclass
+class Prefill:
+    """Causal attention over the trunk that keeps each layer's keys and values."""
+
+    window: int | None = None
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    """layer -> [Hkv, L, D]"""
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
+    ) -> Tensor:
+        self.keys[layer], self.values[layer] = key[0], value[0]
+        mask = None
+        if self.window is not None and query.shape[2] > self.window:
+            place = torch.arange(query.shape[2], device=query.device)
+            back = place[:, None] - place[None, :]
+            mask = ((back >= 0) & (back < self.window))[None, None]
+        return F.scaled_dot_product_attention(
+            query,
+            repeat_heads(key, query),
+            repeat_heads(value, query),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            dropout_p=dropout,
+        )
+
+
+class Decode:
+    """Rows that decode in step, each on its own prefix of one shared trunk.
+
+    A row's newest token sees the first `prefix` tokens of the trunk and the row's own tokens. Keys
+    and values of the trunk are never copied per row. Rows are given in order of their prefix, and
+    work on the trunk goes in blocks of neighbouring rows, each reading no further than it must.
+
+    Args:
+        trunk: the prefill of the trunk.
+        prefix: int64 [R], ascending: how much of the trunk each row sees.
+        capacity: the most tokens a row will feed.
+    """
+
+    block_rows = 16
+
+    def __init__(self, trunk: Prefill, prefix: Tensor, capacity: int) -> None:
+        self.trunk, self.prefix, self.capacity = trunk, prefix, capacity
+        self.length = 0
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self.seen: set[int] = set()
+        self._plan_blocks()
+
+    def _plan_blocks(self) -> None:
+        """Cut the rows into blocks; each has an additive mask over the trunk tokens it reads."""
+        self.blocks: list[tuple[int, int, int, int, Tensor | None]] = []
+        limits, rows = self.prefix.tolist(), len(self.prefix)
+        for start in range(0, rows, self.block_rows):
+            end = min(start + self.block_rows, rows)
+            longest, first = limits[end - 1], 0
+            if self.trunk.window is not None:
+                # A row at position p sees positions above p - window, its own tokens included.
+                first = max(0, limits[start] + self.length + 1 - self.trunk.window)
+                longest = max(longest, first)
+            mask = None
+            if limits[start] != longest or first:
+                place = torch.arange(first, longest, device=self.prefix.device)
+                prefix = self.prefix[start:end, None]
+                hidden = place >= prefix
+                if self.trunk.window is not None:
+                    hidden |= place <= prefix + self.length - self.trunk.window
+                mask = torch.zeros(hidden.shape, device=hidden.device)
+                mask.masked_fill_(hidden, float("-inf"))
+            self.blocks.append((start, end, first, longest, mask))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with `rows` (int64 indices, ascending) only."""
+        self.prefix = self.prefix[rows]
+        self.keys = {layer: x[rows] for layer, x in self.keys.items()}
+        self.values = {layer: x[rows] for layer, x in self.values.items()}
+        self._plan_blocks()
+
+    def advance(self) -> None:
+        """Close a decoding step.
+
+        Raises:
+            RuntimeError: the model did not hand the plan to all of its attention layers.
+        """
+        if self.seen != set(self.trunk.keys):
+            raise RuntimeError("the model does not pass keyword arguments on to its attention")
+        self.seen.clear()
+        self.length += 1
+        if self.trunk.window is not None:
+            self._plan_blocks()
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
+    ) -> Tensor:
+        rows, (heads, width) = query.shape[2], key.shape[1::2]
+        self.seen.add(layer)
+        if layer not in self.keys:
+            shape = (rows, heads, self.capacity, width)
+            self.keys[layer], self.values[layer] = key.new_empty(shape), value.new_empty(shape)
+        now = self.length + 1
+        self.keys[layer][:, :, self.length] = key[0].transpose(0, 1)
+        self.values[layer][:, :, self.length] = value[0].transpose(0, 1)
+        own_keys, own_values = self.keys[layer][:, :, :now], self.values[layer][:, :, :now]
+        if self.trunk.window is not None and now > self.trunk.window:
+            own_keys = own_keys[:, :, -self.trunk.window :]
+            own_values = own_values[:, :, -self.trunk.window :]
+
+        # [R, Hkv, G, D]: the G query heads that share a key head.
+        query = (query[0] * scale).transpose(0, 1).unflatten(1, (heads, -1))
+        own = query @ own_keys.transpose(-1, -2)  # [R, Hkv, G, t]
+        out = torch.empty_like(query)
+        for start, end, first, longest, mask in self.blocks:
+            keys = self.trunk.keys[layer][:, first:longest]
+            values = self.trunk.values[layer][:, first:longest]
+            block = query[start:end].transpose(0, 1).flatten(1, 2)  # [Hkv, rG, D]
+            scores = (block @ keys.transpose(-1, -2)).unflatten(1, (end - start, -1))
+            if mask is not None:
+                scores += mask[:, None]
+            both = torch.cat([scores, own[start:end].transpose(0, 1)], dim=-1).float()
+            weights = both.softmax(dim=-1).to(query.dtype)  # [Hkv, r, G, trunk + t]
+            read = longest - first
+            trunk_part = weights[..., :read].flatten(1, 2) @ values
+            own_part = weights[..., read:].transpose(0, 1) @ own_values[start:end]
+            out[start:end] = trunk_part.unflatten(1, (end - start, -1)).transpose(0, 1) + own_part
+        return out.flatten(1, 2).transpose(0, 1)[None]
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    if groups & (groups - 1):  # FlexAttention shares key heads only among a power of two
+        key, value, groups = repeat_heads(key, query), repeat_heads(value, query), 1
+    flex = _compiled_flex() if query.is_cuda else flex_attention
+    return flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=groups > 1)
+
+
+def step_tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | BlockMask | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    step_tree: Plan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function behind `attn_implementation="step_tree"`.
+
+    On a CPU, attention over several tokens of a 16-bit model is computed in float32: measured three
+    times as fast there, and more exact.
+
+    Shapes: query [B, H, S, D]; key, value [B, Hkv, S', D]; returns [B, S, H, D].
+    """
+    planned = step_tree is not None or isinstance(attention_mask, BlockMask)
+    for name in ("softcap", "s_aux", "position_bias"):
+        if planned and kwargs.get(name) is not None:
+            raise ValueError(f"step trees do not support attention with {name}")
+    dtype = query.dtype
+    if query.device.type == "cpu" and dtype in _LOW and (planned or query.shape[2] > 1):
+        query, key, value = query.float(), key.float(), value.float()
+        if isinstance(attention_mask, Tensor) and attention_mask.is_floating_point():
+            attention_mask = attention_mask.float()
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if isinstance(attention_mask, BlockMask):
+        out = _flex(query, key, value, attention_mask, scale).transpose(1, 2)
+    elif step_tree is not None:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        out = step_tree.attend(layer, query, key, value, scale, dropout).transpose(1, 2)
+    else:
+        out = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **kwargs
+        )[0]
+    return out.to(dtype).contiguous(), None
+
+
+AttentionInterface.register(NAME, step_tree_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
