@@ -27,10 +27,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from agents.models import context_length
+
 NAME = "step_tree"
 FLEX_BLOCK = 128
 """Sequence lengths are padded to multiples of this for FlexAttention (its block size)."""
 
+_ROOM = 16
 _LOW = (torch.bfloat16, torch.float16)
 _SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -105,9 +108,8 @@ def check_path(model: nn.Module, longest: int) -> int | None:
             sliding with full layers (one mask serves all layers here).
     """
     window = enable_step_trees(model)
-    config = unwrap(model).config.get_text_config(decoder=True)
-    context = getattr(config, "max_position_embeddings", None)
-    if context and longest > context:
+    context = context_length(unwrap(model))
+    if longest > context:
         raise ValueError(
             f"a state and its action take {longest} tokens, the model's context is {context}: "
             "cut the trajectory or take a model with a longer context"
@@ -227,14 +229,15 @@ class Decode:
     Args:
         trunk: the prefill of the trunk.
         prefix: int64 [R], ascending: how much of the trunk each row sees.
-        capacity: the most tokens a row will feed.
     """
 
     block_rows = 16
+    """Rows a block: more are fewer calls, fewer read less of the trunk in vain."""
 
-    def __init__(self, trunk: Prefill, prefix: Tensor, capacity: int) -> None:
-        self.trunk, self.prefix, self.capacity = trunk, prefix, capacity
+    def __init__(self, trunk: Prefill, prefix: Tensor) -> None:
+        self.trunk, self.prefix = trunk, prefix
         self.length = 0
+        """Tokens that every row has fed."""
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.seen: set[int] = set()
@@ -288,8 +291,12 @@ class Decode:
         rows, (heads, width) = query.shape[2], key.shape[1::2]
         self.seen.add(layer)
         if layer not in self.keys:
-            shape = (rows, heads, self.capacity, width)
-            self.keys[layer], self.values[layer] = key.new_empty(shape), value.new_empty(shape)
+            self.keys[layer] = key.new_empty(rows, heads, 0, width)
+            self.values[layer] = value.new_empty(rows, heads, 0, width)
+        if self.length == self.keys[layer].shape[2]:
+            room = (0, 0, 0, max(_ROOM, self.length // 2))
+            self.keys[layer] = F.pad(self.keys[layer], room)
+            self.values[layer] = F.pad(self.values[layer], room)
         now = self.length + 1
         self.keys[layer][:, :, self.length] = key[0].transpose(0, 1)
         self.values[layer][:, :, self.length] = value[0].transpose(0, 1)

@@ -30,8 +30,14 @@ class PreferenceLoss:
     rejected_reward: Tensor
     """float32 []: the same for the agent's own action; should fall"""
 
+    @property
+    def health(self) -> dict[str, float]:
+        """All but the loss, as numbers to log."""
+        names = ("accuracy", "margin", "chosen_reward", "rejected_reward")
+        return {name: float(getattr(self, name)) for name in names}
 
-def step_dpo(
+
+def step_dpo_loss(
     chosen: Tensor,
     rejected: Tensor,
     reference_chosen: Tensor,
@@ -61,7 +67,7 @@ def step_dpo(
     columns = (chosen, rejected, reference_chosen, reference_rejected)
     shapes = [tuple(x.shape) for x in (*columns, *([] if weights is None else [weights]))]
     if len(set(shapes)) > 1 or chosen.ndim != 1 or not len(chosen):
-        raise ValueError(f"step_dpo takes vectors of one length, at least 1, got shapes {shapes}")
+        raise ValueError(f"step DPO takes vectors of one length, at least 1, got shapes {shapes}")
     share = torch.ones_like(chosen, dtype=torch.float32) if weights is None else weights.float()
     if not (share >= 0).all() or not share.sum() > 0:
         raise ValueError("pair weights must not be negative, and not all zero")
