@@ -1,0 +1,54 @@
+"""The agent that replays the environment's own expert plan."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from agents.core import Agent, Turn
+from envs.react import PromptStyle, render
+
+
+class ExpertAgent(Agent):
+    """Says the n-th pair of `env.expert_plan()` at the n-th turn of an episode.
+
+    The plan is asked for once an episode. Where it is used up and the episode still goes on, the
+    reply holds no action: nothing is done in the world, the step counts as invalid, and
+    `statistics()["plans_used_up"]` counts the episode, so that a failing plan shows.
+
+    Parameters: batch_size, episodes kept open at once; instruction, example, thoughts, the
+    conversations' style (without thoughts a reply is the bare action).
+    """
+
+    name = "expert"
+
+    def __init__(self, *, batch_size: int = 8, instruction: bool = True, example: bool = True,
+                 thoughts: bool = True):
+        self.batch_size = batch_size
+        self.style = PromptStyle(instruction, example, thoughts)
+        self._plans: dict[Hashable, list[tuple[str, str]]] = {}
+        self._used_up: set[Hashable] = set()
+        self._over = 0
+
+    def act(self, turns: Sequence[Turn]) -> list[str]:
+        return [self._reply(turn) for turn in turns]
+
+    def _reply(self, turn: Turn) -> str:
+        if turn.key not in self._plans:
+            self._plans[turn.key] = turn.env.expert_plan()
+        plan = self._plans[turn.key]
+        number = sum(message["role"] == "assistant" for message in turn.messages)
+        if number < len(plan):
+            return render(*plan[number], self.style)
+        self._used_up.add(turn.key)
+        return "Thought: My plan ends here." if self.style.thoughts else ""
+
+    def forget(self, key: Hashable) -> None:
+        self._plans.pop(key, None)
+        self._over += key in self._used_up
+        self._used_up.discard(key)
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"style": str(self.style)}
+
+    def statistics(self) -> dict[str, float]:
+        return {"plans_used_up": self._over + len(self._used_up)}

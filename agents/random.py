@@ -1,0 +1,42 @@
+"""The agent that draws each action at random from those that the environment admits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agents.core import Agent, Turn
+from envs.react import PromptStyle, render
+
+
+class RandomAgent(Agent):
+    """Uniform over the distinct `env.admissible_actions()`, by (episode seed, turn) alone.
+
+    Raises ValueError for an environment that does not list its actions. Where the list is empty
+    the reply is empty too. Parameters as for `ExpertAgent`.
+    """
+
+    name = "random"
+
+    def __init__(self, *, batch_size: int = 8, instruction: bool = True, example: bool = True,
+                 thoughts: bool = True):
+        self.batch_size = batch_size
+        self.style = PromptStyle(instruction, example, thoughts)
+
+    def act(self, turns: Sequence[Turn]) -> list[str]:
+        return [self._reply(turn) for turn in turns]
+
+    def _reply(self, turn: Turn) -> str:
+        try:
+            actions = sorted(set(turn.env.admissible_actions()))
+        except NotImplementedError as error:
+            raise ValueError(f"the agent 'random' needs admissible actions: {error}") from None
+        if not actions:
+            return ""
+        number = sum(message["role"] == "assistant" for message in turn.messages)
+        rng = np.random.default_rng([turn.seed % 2**63, number])
+        return render("", actions[int(rng.integers(len(actions)))], self.style)
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"style": str(self.style)}
