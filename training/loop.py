@@ -1,0 +1,150 @@
+"""Gradient descent over a fixed plan of updates: the one loop behind every method of ours.
+
+A method says what an update consists of (a list of items) and what an item's loss is; this file
+owns devices and processes (accelerate), learning rate, clipping, checkpoints, resume and logging.
+The plan is a function of the seed alone, so a run that was killed and started again makes the same
+updates in the same order and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from training.config import OptimiserConfig
+from training.rundir import RunDir, load_training_state, save_training_state
+
+Item = TypeVar("Item")
+Loss = Callable[[Any, Item], tuple[Tensor, dict[str, float]]]
+"""(model, item) → the loss summed over the item's samples, and sums of figures to log."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or its gradient is no longer a number."""
+
+
+def optimise(
+    model: Any,
+    plan: Sequence[Sequence[Item]],
+    loss: Loss[Item],
+    size: Callable[[Item], float],
+    config: OptimiserConfig,
+    rundir: RunDir,
+    stage: str,
+    *,
+    checkpoint_seconds: float = 300.0,
+    on_update: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, float]:
+    """Makes the plan's updates, from the newest checkpoint of the stage on.
+
+    Parameters
+    ----------
+    model: the policy's model; parameters with `requires_grad` are trained, in float32.
+    plan: for each update the items it consists of (never empty).
+    loss: see `Loss`; figures are logged as means over `size`.
+    size: how many samples an item counts for; an update's loss is the mean over its samples.
+    on_update: called with (updates done, figures), for progress bars.
+
+    Returns the means of the figures over the updates made since the last checkpoint.
+    Raises TrainingDiverged when the loss is not finite; the checkpoint before it is kept.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(
+        trained,
+        lr=config.learning_rate,
+        betas=(0.9, config.beta2),
+        weight_decay=config.weight_decay,
+    )
+    done = load_training_state(rundir.checkpoint(stage), model, optimiser)
+    rundir.metrics.rewind(stage, done)
+    schedule = get_scheduler(
+        config.schedule,
+        optimiser,
+        num_warmup_steps=round(config.warmup_ratio * len(plan)),
+        num_training_steps=len(plan),
+    )
+    for _ in range(done):
+        schedule.step()
+    wrapped, stepper = accelerator.prepare(model, optimiser)
+    wrapped.train()
+    totals: dict[str, float] = {}
+    saved = time.monotonic()
+    for update in range(done, len(plan)):
+        samples = sum(size(item) for item in plan[update])
+        figures: dict[str, float] = {"loss": 0.0}
+        mine = list(plan[update])[accelerator.process_index :: accelerator.num_processes]
+        # Every process takes part in the exchange of gradients, one without an item with weight 0.
+        work = [(item, 1.0) for item in mine] or [(plan[update][0], 0.0)]
+        for i, (item, weight) in enumerate(work):
+            last = i + 1 == len(work)
+            with _exchange(accelerator, wrapped, last):
+                total, sums = loss(wrapped, item)
+                # Processes average their gradients; the mean is over the samples of all of them.
+                accelerator.backward(total * (weight * accelerator.num_processes / samples))
+            figures["loss"] += weight * float(total.detach())
+            for name, value in sums.items():
+                figures[name] = figures.get(name, 0.0) + weight * value
+        figures = _across_processes(accelerator, figures)
+        figures = {name: value / samples for name, value in figures.items()}
+        norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.max_grad_norm)
+        figures["grad_norm"] = float(norm)
+        if not torch.isfinite(torch.tensor([figures["loss"], figures["grad_norm"]])).all():
+            raise TrainingDiverged(
+                f"{stage}, update {update + 1}: the loss is {figures['loss']} and the norm of its "
+                f"gradient {figures['grad_norm']}: lower the learning rate (now "
+                f"{config.learning_rate}); start again to go on from the last checkpoint"
+            )
+        figures["learning_rate"] = optimiser.param_groups[0]["lr"]
+        stepper.step()
+        stepper.zero_grad()
+        schedule.step()
+        if accelerator.is_main_process:
+            rundir.metrics.log(stage, update + 1, **figures)
+        for name, value in figures.items():
+            totals[name] = totals.get(name, 0.0) + value
+        if on_update:
+            on_update(update + 1, figures)
+        if accelerator.is_main_process and time.monotonic() - saved > checkpoint_seconds:
+            save_training_state(rundir.checkpoint(stage), model, optimiser, update + 1)
+            saved = time.monotonic()
+    model.eval()
+    made = max(1, len(plan) - done)
+    return {name: value / made for name, value in totals.items()}
+
+
+def _exchange(accelerator: Any, model: Any, last: bool) -> Any:
+    """Gradients travel between processes once an update, with its last item."""
+    import contextlib
+
+    return contextlib.nullcontext() if last else accelerator.no_sync(model)
+
+
+def _across_processes(accelerator: Any, figures: dict[str, float]) -> dict[str, float]:
+    if accelerator.num_processes == 1:
+        return figures
+    names = sorted(figures)
+    values = torch.tensor([figures[n] for n in names], device=accelerator.device)
+    return dict(zip(names, accelerator.reduce(values, "sum").tolist(), strict=True))
+
+
+def batches(
+    order: Sequence[Item], batch_size: int, size: Callable[[Item], float]
+) -> list[list[Item]]:
+    """Cuts a sequence into updates of at least `batch_size` samples (the last may have fewer)."""
+    plan: list[list[Item]] = [[]]
+    held = 0.0
+    for item in order:
+        if held >= batch_size:
+            plan.append([])
+            held = 0.0
+        plan[-1].append(item)
+        held += size(item)
+    return [update for update in plan if update]

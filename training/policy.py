@@ -1,0 +1,127 @@
+"""The policy: a language model with its tokenizer, chat codec and (optionally) a LoRA adapter.
+
+Weights that are trained are kept in float32, whatever the type of the rest: bfloat16 swallows the
+small updates of reinforcement learning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from agents.chat import ChatCodec
+from agents.models import (
+    ModelError,
+    context_length,
+    eos_ids,
+    load_model,
+    load_tokenizer,
+    quiet,
+)
+from training.config import PolicyConfig
+from training.tiny import build_model, build_tokenizer
+
+
+class Policy:
+    """A model that is trained; see `load` for how it comes about."""
+
+    def __init__(self, model: Any, tokenizer: Any, config: PolicyConfig):
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.codec = ChatCodec(tokenizer)
+        self.eos_ids = eos_ids(model, tokenizer) | {self.codec.end_of_turn_id}
+        """Tokens that end a reply."""
+        self.context = context_length(model)
+        if self.context <= config.max_new_tokens:
+            raise ModelError(
+                f"the model's context has {self.context} tokens, which leaves nothing beside "
+                f"policy.max_new_tokens = {config.max_new_tokens}"
+            )
+
+    @staticmethod
+    def load(config: PolicyConfig, path: Path | None = None) -> Policy:
+        """The model that the configuration names (or the one in `path`), ready to be trained.
+
+        With `lora.r` > 0 a new adapter is put on the model; a directory that holds an adapter is
+        trained on as it is. Raises ModelError where it cannot be loaded or has no chat template.
+        """
+        name = str(path or config.model)
+        if name == "tiny":
+            raise ModelError("the model 'tiny' is made from texts: see Policy.tiny")
+        tokenizer = load_tokenizer(name)
+        ChatCodec(tokenizer)  # before the weights: a missing template is said at once
+        adapter = (Path(name) / "adapter_config.json").is_file()
+        frozen = adapter or config.lora.r > 0
+        dtype = config.dtype if frozen else "float32"
+        model = load_model(name, dtype, config.device, trainable=adapter)
+        if config.lora.r > 0 and not adapter:
+            model = _with_adapter(model, config)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+            model.enable_input_require_grads()
+        return Policy(model, tokenizer, config)
+
+    @staticmethod
+    def tiny(config: PolicyConfig, texts: Iterable[str], seed: int) -> Policy:
+        """A small Llama from scratch whose tokenizer is made from `texts`."""
+        tokenizer = build_tokenizer(texts, config.tiny.vocabulary, config.tiny.context)
+        return Policy(build_model(config.tiny, tokenizer, seed), tokenizer, config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.model, "peft_config")
+
+    def save(self, path: Path) -> None:
+        """Writes a directory that `from_pretrained` loads, or PEFT where there is an adapter."""
+        with quiet():
+            self.model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
+    def load_weights(self, path: Path) -> None:
+        """Puts the weights of a directory that `save` wrote into the model in place."""
+        if self.has_adapter:
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(self.model, load_file(path / "adapter_model.safetensors"))
+            return
+        saved = load_model(path, "float32", str(self.device))
+        self.model.load_state_dict(saved.state_dict())
+
+    def saved_bytes(self) -> int:
+        """About what one saved policy, or one checkpoint with its optimiser, takes on disk."""
+        return sum(p.numel() * 4 for p in self.model.parameters() if p.requires_grad) * 3
+
+    def describe(self) -> str:
+        """One line on the model and what of it is trained."""
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        whole = sum(p.numel() for p in self.model.parameters())
+        kind = f"LoRA of rank {self.config.lora.r}" if self.has_adapter else "all weights"
+        return f"{self.config.model}: {whole / 1e6:.1f} M weights, {trained / 1e6:.1f} M trained ({kind})"
+
+
+def _with_adapter(model: Any, config: PolicyConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    modules = config.lora.target_modules
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=config.lora.r,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules=modules if modules == "all-linear" else modules.split(","),
+            task_type="CAUSAL_LM",
+        ),
+    )

@@ -1,0 +1,75 @@
+"""Trains a policy: `python -m training.run --config FILE.yaml --key value`.
+
+Expert trajectories → SFT → one method → scores on unseen tasks. The run's directory says
+everything (`training/rundir.py`); the same command again goes on with a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from envs import cli
+from training.config import Config
+
+METHODS = {
+    "sft": "training.sft:learn",
+    "implicit": "training.implicit:learn",
+}
+"""Method → its function of a session. One file a method."""
+
+
+def run(config: Config, console: Console | None = None) -> dict[str, Any]:
+    """A whole run; returns what `summary.json` holds. Raises ValueError, RunError, OSError."""
+    from training.session import Session
+
+    module, function = METHODS[config.method].split(":")
+    learn = getattr(importlib.import_module(module), function)
+    session = Session(config, console or Console(quiet=True))
+    learn(session)
+    return session.finish()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = cli.parse(Config, argv, prog="python -m training.run")
+    console = Console()
+    from eval.results import ResultsError
+    from training.loop import TrainingDiverged
+    from training.rundir import RunError
+
+    try:
+        summary = run(config, console)
+    except (ValueError, OSError, RunError, ResultsError, TrainingDiverged) as error:
+        print(f"training.run: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    console.print(
+        f"\nThe run lies in {config.output}: final/ (the policy), summary.json, metrics.jsonl, "
+        f"TensorBoard events (tensorboard --logdir {config.output}), all episodes under eval/.\n"
+        f"It took {summary['seconds'] / 60:.1f} minutes. Next:\n"
+        f"  python -m eval.run --env {config.env} --agent hf:{summary['final']} --split dev "
+        f"--out {config.output}/eval/dev{_flags(config)}\n"
+        f"  python -m training.run --config training/configs/demo.yaml --seed 1 --output runs/demo-1",
+        markup=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _flags(config: Config) -> str:
+    """The options that make `eval.run` write its prompts as this run did."""
+    flags = [f"--env-args.{k} {v}" for k, v in config.env_args.items()]
+    flags += [
+        f"--no-{k}" for k in ("instruction", "example", "thoughts") if not getattr(config.prompt, k)
+    ]
+    return "".join(f" {flag}" for flag in flags)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

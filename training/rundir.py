@@ -1,0 +1,212 @@
+"""A run's directory: configuration, metrics, checkpoints, policies, summary. Safe to kill any time.
+
+    config.yaml          the resolved configuration; another one is refused
+    expert.jsonl         the trajectories learned from
+    metrics.jsonl        one JSON object an update; TensorBoard has the same under tensorboard/
+    inspection/          practice actions and reference log-probabilities of each iteration
+    checkpoints/STAGE/   the newest state within a stage; gone when the stage is done
+    policies/STAGE/      the policy after a stage
+    eval/STAGE/          its episodes and scores
+    final/               the last policy; loads with from_pretrained, or with PEFT
+    summary.json         what came out
+
+Whatever is whole appears in one rename, so that what is there can be trusted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on; the message says what to do."""
+
+
+class RunDir:
+    """Opens (or goes on with) the run in `path`.
+
+    Raises RunError where the directory holds a run of another configuration, or where another
+    process is at work in it.
+    """
+
+    def __init__(self, path: str | Path, config: str):
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"another process is working in {self.path}: wait, or use another `output`"
+            ) from None
+        file = self.path / "config.yaml"
+        if file.is_file() and (old := file.read_text()) != config:
+            raise RunError(
+                f"{self.path} holds a run with another configuration ({_difference(old, config)}): "
+                "choose another `output`, or delete the directory"
+            )
+        self.resumed = file.is_file()
+        write_whole(file, lambda partial: partial.write_text(config))
+        self.metrics = Metrics(self.path)
+
+    def policy(self, stage: str) -> Path:
+        return self.path / "policies" / stage
+
+    def checkpoint(self, stage: str) -> Path:
+        return self.path / "checkpoints" / stage
+
+    def has_policy(self, stage: str) -> bool:
+        """Whether the stage is done."""
+        return self.policy(stage).is_dir()
+
+    def finish_stage(self, stage: str, save: Callable[[Path], None]) -> None:
+        """Keeps the stage's policy and drops its checkpoints."""
+        write_whole(self.policy(stage), save)
+        shutil.rmtree(self.checkpoint(stage), ignore_errors=True)
+
+    def check_space(self, needed: int, what: str) -> None:
+        """Raises RunError where the disk has fewer than `needed` bytes left."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise RunError(
+                f"{what} need about {needed / 1e9:.1f} GB in {self.path}, where {free / 1e9:.1f} GB "
+                "are free: make room, choose another `output`, or set keep_policies to false"
+            )
+
+    def close(self) -> None:
+        self.metrics.close()
+        self._lock.close()
+
+
+def _difference(old: str, new: str) -> str:
+    """The first lines in which two configurations differ."""
+    pairs = set(new.splitlines()) ^ set(old.splitlines())
+    return "; ".join(sorted(line.strip() for line in pairs)[:4]) or "order of keys"
+
+
+def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
+    """Makes a file or directory under another name, then renames it: whole, or not there.
+
+    Raises OSError (disk full, say) with the path; what stood there before stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    partial.unlink(missing_ok=True)
+    try:
+        save(partial)
+        if path.is_dir():
+            old = path.with_name(path.name + ".old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(path, old)
+            os.rename(partial, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, path)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+
+
+class Metrics:
+    """Figures of a run as JSON lines and TensorBoard events."""
+
+    def __init__(self, path: Path):
+        self.path = path / "metrics.jsonl"
+        self._events = path / "tensorboard"
+        self._writer: Any = None
+
+    def log(self, stage: str, update: int, **figures: float) -> None:
+        """One line; `update` counts within the stage."""
+        line = {"stage": stage, "update": update} | {k: _number(v) for k, v in figures.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._events))
+        for name, value in figures.items():
+            self._writer.add_scalar(f"{stage}/{name}", value, update)
+
+    def rewind(self, stage: str, update: int) -> None:
+        """Drops the stage's lines after `update`: they are about to be made again."""
+        if not self.path.is_file():
+            return
+        lines = []
+        for line in self.path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # cut by a kill
+            if row["stage"] != stage or row["update"] <= update:
+                lines.append(line + "\n")
+        write_whole(self.path, lambda partial: partial.write_text("".join(lines)))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _number(value: float) -> float | int:
+    return value if isinstance(value, int) else round(float(value), 6)
+
+
+def save_training_state(
+    path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, update: int
+) -> None:
+    """Trained weights, optimiser, random state and position, as safetensors and JSON."""
+
+    def save(partial: Path) -> None:
+        partial.mkdir(parents=True)
+        weights = {
+            n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad
+        }
+        save_file(weights, partial / "trained.safetensors")
+        state = optimiser.state_dict()["state"]
+        moments = {f"{i}.{k}": v for i, row in state.items() for k, v in row.items()}
+        save_file(
+            {k: v.contiguous() for k, v in moments.items()}, partial / "optimiser.safetensors"
+        )
+        rng = {"cpu": torch.get_rng_state()}
+        for i in range(torch.cuda.device_count()):
+            rng[f"cuda{i}"] = torch.cuda.get_rng_state(i)
+        save_file(rng, partial / "random.safetensors")
+        (partial / "position.json").write_text(json.dumps({"update": update}))
+
+    write_whole(path, save)
+
+
+def load_training_state(
+    path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer
+) -> int:
+    """Puts a saved state back; returns the updates done. 0 where there is none."""
+    if not (path / "position.json").is_file():
+        return 0
+    weights = load_file(path / "trained.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(path / "optimiser.safetensors").items():
+        index, name = key.split(".", 1)
+        moments.setdefault(int(index), {})[name] = value
+    whole = optimiser.state_dict()
+    whole["state"] = moments
+    optimiser.load_state_dict(whole)
+    rng = load_file(path / "random.safetensors")
+    torch.set_rng_state(rng["cpu"])
+    for i in range(torch.cuda.device_count()):
+        if f"cuda{i}" in rng:
+            torch.cuda.set_rng_state(rng[f"cuda{i}"], i)
+    return int(json.loads((path / "position.json").read_text())["update"])

@@ -1,0 +1,274 @@
+"""A training run under way: what the methods share, from expert data to the final table.
+
+A method (`training/sft.py`, `training/implicit.py`, …) is a function of a `Session`. It does its
+work in named stages; a stage that is done is never done again, so a run that was killed goes on
+from the stage it was in (and within it from the newest checkpoint).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import agents
+import envs
+from agents.transformers import TransformersAgent
+from envs import cli
+from envs.trajectory import read
+from eval.run import evaluate
+from training.collect import collect
+from training.config import Config
+from training.dataset import encode, select
+from training.policy import Policy
+from training.rundir import RunDir, RunError, write_whole
+
+OnUpdate = Callable[[int, dict[str, float]], None]
+
+
+class Session:
+    """Opens the run's directory, gathers expert data and loads the policy.
+
+    What can be known to fail later fails here: unknown environment, model without chat template,
+    prompt too long for the context, too little disk space.
+    """
+
+    def __init__(self, config: Config, console: Console):
+        self.config, self.console = config, console
+        self.begun = time.monotonic()
+        env = envs.make(config.env, split="train", **config.env_args)
+        self.prompt = env.prompt
+        env.close()
+        self.rundir = RunDir(config.output, cli.dump(config))
+        if self.rundir.resumed:
+            console.print(f"Going on with the run in {self.rundir.path}", markup=False)
+        self._state = self.rundir.path / "stages.json"
+        self.state: dict[str, Any] = {"done": [], "figures": {}, "seconds": 0.0}
+        if self._state.is_file():
+            self.state = json.loads(self._state.read_text())
+        self._seconds_before = self.state["seconds"]
+        self._last: str | None = None
+        self._stale = False
+        trajectories = self._expert()
+        self.policy = self._load(trajectories)
+        self.samples, left_out = encode(
+            trajectories, self.policy.codec, self.prompt, config.prompt, self.policy.context
+        )
+        self._describe(len(trajectories), left_out)
+        stages = 1 + config.reflection.iterations if config.keep_policies else 2
+        self.rundir.check_space(
+            self.policy.saved_bytes() * (stages + 4), "policies and checkpoints"
+        )
+
+    def _expert(self) -> list[envs.Trajectory]:
+        """The expert's trajectories: from the file that the configuration names, or played now."""
+        wanted = self.config.expert
+        path = Path(wanted.trajectories) if wanted.trajectories else None
+        if path is None:
+            path = collect(
+                self.config.env,
+                "expert",
+                self.rundir.path / "expert",
+                env_args=self.config.env_args,
+                limit=wanted.limit or None,
+                min_reward=wanted.min_reward,
+                workers=wanted.workers,
+                seed=self.config.seed,
+                console=self.console,
+            )
+        found = read(path)
+        foreign = {t.env for t in found} - {self.config.env}
+        if foreign:
+            raise RunError(
+                f"{path} holds trajectories of {', '.join(sorted(foreign))}, but this run "
+                f"trains on {self.config.env}"
+            )
+        return select(found, wanted.limit, wanted.min_reward, self.config.seed)
+
+    def _load(self, trajectories: Sequence[envs.Trajectory]) -> Policy:
+        if self.config.policy.model != "tiny":
+            return Policy.load(self.config.policy)
+        base = self.rundir.path / "base"
+        if not base.is_dir():
+            texts = [
+                message["content"]
+                for trajectory in trajectories
+                for message in trajectory.messages(self.prompt, self.config.prompt)
+            ]
+            made = Policy.tiny(self.config.policy, texts, self.config.seed)
+            write_whole(base, made.save)
+        return Policy.load(self.config.policy, base)
+
+    def _describe(self, trajectories: int, left_out: dict[str, int]) -> None:
+        tokens = sum(len(s.encoded.ids) for s in self.samples)
+        actions = sum(len(s.encoded.replies) for s in self.samples)
+        note = "".join(
+            f", {count} {reason.replace('_', ' ')}" for reason, count in left_out.items()
+        )
+        self.console.print(
+            f"{len(self.samples)} expert trajectories ({actions:,} actions, {tokens:,} tokens"
+            f"{note}); {self.policy.describe()}",
+            markup=False,
+        )
+
+    # Stages -----------------------------------------------------------------------------------
+
+    def stage(self, name: str, work: Callable[[], dict[str, float] | None]) -> None:
+        """Does the work of a stage on `self.policy`, keeps the policy, and scores it."""
+        if name not in self.state["done"]:
+            self._refresh()
+            figures = work()
+            self.rundir.finish_stage(name, self.policy.save)
+            if self._last and not self.config.keep_policies:
+                shutil.rmtree(self.rundir.policy(self._last), ignore_errors=True)
+            self.state["done"].append(name)
+            self.state["figures"][name] = figures or {}
+            self._save_state()
+        else:
+            self._stale = True
+        self._last = name
+
+    def _refresh(self) -> None:
+        """Loads the newest finished policy, where the one in memory is older."""
+        if self._stale and self._last:
+            self.policy.load_weights(self.rundir.policy(self._last))
+        self._stale = False
+
+    def _save_state(self) -> None:
+        self.state["seconds"] = self._seconds_before + time.monotonic() - self.begun
+        write_whole(
+            self._state, lambda partial: partial.write_text(json.dumps(self.state, indent=1))
+        )
+
+    def note(self, text: str) -> None:
+        """A line for whoever watches."""
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def progress(self, title: str, total: int, unit: str) -> Iterator[OnUpdate]:
+        """A progress bar with the latest loss; yields the callback that moves it."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.console, refresh_per_second=2) as bar:
+            task = bar.add_task(title, total=total, note=unit)
+
+            def move(done: int, figures: dict[str, float]) -> None:
+                note = f"loss {figures['loss']:.3f}" if "loss" in figures else unit
+                bar.update(task, completed=done, note=note)
+
+            yield move
+
+    # Scores -----------------------------------------------------------------------------------
+
+    def score(self, name: str, agent: str = "policy") -> dict[str, Any]:
+        """Plays the evaluation's tasks with the policy (or another agent); resumes, never repeats."""
+        wanted, out = self.config.evaluation, self.rundir.path / "eval" / name
+        summary = out / "summary.json"
+        if summary.is_file() and (found := json.loads(summary.read_text())).get("complete"):
+            return found
+        if agent == "policy":
+            self._refresh()
+            player: Any = TransformersAgent(
+                self.policy.model,
+                self.policy.tokenizer,
+                name=name,
+                instruction=self.config.prompt.instruction,
+                example=self.config.prompt.example,
+                thoughts=self.config.prompt.thoughts,
+                max_new_tokens=self.policy.config.max_new_tokens,
+                temperature=wanted.temperature,
+                batch_size=wanted.workers,
+            )
+        else:
+            player = agents.make_agent(agent)
+        try:
+            return evaluate(
+                wanted.env or self.config.env,
+                player,
+                out,
+                split=wanted.split,
+                limit=wanted.limit or None,
+                seed=self.config.seed,
+                workers=wanted.workers,
+                env_args=wanted.env_args if wanted.env else self.config.env_args,
+                console=self.console,
+            )
+        finally:
+            player.close()
+
+    def finish(self) -> dict[str, Any]:
+        """Writes `final/` and `summary.json`, prints the table; returns the summary."""
+        stages = self.state["done"]
+        if self._last is None:
+            raise RunError("nothing was trained: sft.epochs and reflection.iterations are both 0")
+        final = self.rundir.path / "final"
+        self._refresh()
+        write_whole(final, self.policy.save)
+        wanted = self.config.evaluation
+        if not wanted.every_iteration:
+            self.score(stages[-1])
+        for agent in wanted.agents:
+            self.score(agent, agent)
+        self._save_state()
+        first, last = (
+            [a for a in wanted.agents if a != "expert"],
+            [a for a in wanted.agents if a == "expert"],
+        )
+        rows = {n: self._scores(n) for n in (*first, *stages, *last) if self._scores(n)}
+        summary = {
+            "method": self.config.method,
+            "env": self.config.env,
+            "env_args": self.config.env_args,
+            "seed": self.config.seed,
+            "expert_trajectories": len(self.samples),
+            "scores": rows,
+            "figures": self.state["figures"],
+            "seconds": round(self.state["seconds"], 1),
+            "final": str(final),
+        }
+        text = json.dumps(summary, indent=1)
+        write_whole(self.rundir.path / "summary.json", lambda partial: partial.write_text(text))
+        self.console.print(self._table(rows))
+        self.rundir.close()
+        return summary
+
+    def _scores(self, name: str) -> dict[str, Any]:
+        path = self.rundir.path / "eval" / name / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def _table(self, rows: dict[str, dict[str, Any]]) -> Table:
+        wanted = self.config.evaluation
+        any_row = next(iter(rows.values()), {})
+        table = Table(
+            title=f"{wanted.env or self.config.env}, split {wanted.split}, "
+            f"{any_row.get('episodes', 0)} unseen tasks"
+        )
+        for name in ("agent", "score", "95 % interval", "success", "valid actions", "steps"):
+            table.add_column(name, justify="left" if name == "agent" else "right")
+        for name, row in rows.items():
+            low, high = row["reward_ci95"]
+            table.add_row(
+                LABELS.get(name, name).replace("iteration-", "StepAgent, iteration "),
+                f"{row['reward_mean']:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                f"{row['success_rate']:.0%}",
+                f"{row['valid_rate']:.0%}",
+                f"{row['steps_mean']:.1f}",
+            )
+        return table
+
+
+LABELS = {"sft": "SFT", "random": "random", "expert": "expert"}
