@@ -198,7 +198,7 @@ def _known(name: str) -> str:
     """The name, if a directory or the form of a hub id stands behind it."""
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
             raise ModelError(f"{path.absolute()} holds neither config.json nor adapter_config.json:"
                              " name the directory that `save_pretrained` wrote")
         return str(path)
