@@ -153,6 +153,14 @@ def test_practice_ends_at_the_end_of_turn(saved: Path) -> None:
             assert not set(ids[:-1]) & policy.eos_ids
 
 
+def test_says_whether_step_trees_can_run(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Policy.load(config(), saved)
+    assert policy.no_step_trees == ""
+    assert policy.model.config._attn_implementation == "step_tree"
+    monkeypatch.setattr(type(policy.model), "_is_stateful", True, raising=False)
+    assert "recurrent state" in Policy.load(config(), saved).no_step_trees
+
+
 def test_figures_of_a_policy(saved: Path) -> None:
     whole = Policy.load(config(), saved)
     lora = Policy.load(config(lora=LoraSettings(r=2)), saved)
