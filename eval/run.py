@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,14 +163,11 @@ def _seconds(summary: Path) -> float:
 
 
 def make_agent(config: Config) -> Agent:
-    """The agent that a configuration names, with the conversation style it asks for."""
-    named = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
-    options = {name: value for name, value in named.items() if value is not None}
-    agent = agents.make_agent(config.agent, **options, **config.agent_args)
-    wanted = {name: getattr(config, name) for name in ("instruction", "example", "thoughts")}
-    changes = {name: value for name, value in wanted.items() if value is not None}
-    agent.style = replace(agent.style, **changes)
-    return agent
+    """The agent that a configuration names, with its decoding and its conversations' style."""
+    named = ("max_new_tokens", "temperature", "instruction", "example", "thoughts")
+    options = {name: getattr(config, name) for name in named}
+    options = {name: value for name, value in options.items() if value is not None}
+    return agents.make_agent(config.agent, **options, **config.agent_args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

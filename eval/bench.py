@@ -1,0 +1,67 @@
+"""Benchmarks against the plain way of doing the same: `python -m eval.bench NAME --out FILE`.
+
+Each measures both sides in the same run, in alternating order, and reports medians, so that a busy
+machine disturbs both alike. A new one is a function `(Options) -> list[Row]` (`eval.benches` holds
+both, and what measures two sides) and a line in `BENCHES`. That table holds names only: a benchmark
+lives in the layer whose code it measures, and this module, which is not to import from `training`,
+looks up the one asked for when it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from envs import cli
+from eval.benches import Options, Row
+
+BENCHES = {
+    "envs": "eval.benches.envs:bench",
+    "rollout": "eval.benches.rollout:bench",
+    "inspection": "training.bench:inspection",
+    "reflection": "training.bench:reflection",
+}
+"""Name → `module:function`."""
+
+
+def table(title: str, rows: Sequence[Row]) -> Table:
+    shown = Table(title=title, caption="medians; ratio > 1: ours is better")
+    for head in ("what", "ours", "baseline", "ratio", "unit"):
+        shown.add_column(head, justify="left" if head in ("what", "unit") else "right")
+    for row in rows:
+        shown.add_row(
+            row.name, f"{row.ours:.4g}", f"{row.baseline:.4g}", f"{row.ratio:.2f}", row.unit
+        )
+    return shown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = cli.parse(Options, argv, prog="python -m eval.bench", positional="name")
+    errors = Console(stderr=True)
+    if options.name not in BENCHES:
+        errors.print(f"error: no benchmark {options.name!r}: choose {', '.join(BENCHES)}")
+        return 2
+    module, function = BENCHES[options.name].split(":")
+    try:
+        rows = getattr(importlib.import_module(module), function)(options)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, ImportError, OSError) as error:
+        errors.print(f"error: {error}", markup=False)
+        return 2
+    Console().print(table(options.name, rows))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
+        options.out.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""What benchmarks share: their options, their rows, and how two sides are measured.
+
+Beside it stand the benchmarks of environments and rollouts; those of training live in
+`training.bench`. `eval.bench` is the command.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from envs import cli
+
+
+@dataclass
+class Options:
+    """Measures a part of StepAgent against the plain way of doing the same."""
+
+    name: str
+    """Which benchmark: envs, rollout, inspection or reflection."""
+    out: Path | None = None
+    """JSON file for the rows. null: only the table is shown."""
+    repeats: int = 3
+    """How often each side is measured; medians are reported."""
+    model: str = "smollm2"
+    """Language model of the benchmarks that need one: smollm2, or a folder or hub name."""
+    device: str = "auto"
+    """Where the model runs: auto, cpu or cuda."""
+    dtype: str = "auto"
+    """Numbers of the model: auto, float32 or bfloat16."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further settings of one benchmark, such as --args.episodes 8."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. `ratio` says how many times better ours is: above 1, ours wins."""
+
+    name: str
+    ours: float
+    baseline: float
+    ratio: float
+    unit: str
+
+    @staticmethod
+    def more_is_better(name: str, ours: float, baseline: float, unit: str) -> Row:
+        return Row(name, ours, baseline, ours / baseline if baseline else float("inf"), unit)
+
+    @staticmethod
+    def less_is_better(name: str, ours: float, baseline: float, unit: str) -> Row:
+        return Row(name, ours, baseline, baseline / ours if ours else float("inf"), unit)
+
+
+def measure(
+    ours: Callable[[], Any], baseline: Callable[[], Any], repeats: int
+) -> tuple[float, float]:
+    """Median seconds of both, called in turn; who comes first alternates.
+
+    Each is called once beforehand where `repeats` allows it to be afforded (3 or more), so that
+    caches, compilers and processors are warm.
+    """
+    if repeats >= 3:
+        ours()
+        baseline()
+    mine, theirs = measure_sides([ours, baseline], repeats)
+    return mine, theirs
+
+
+def measure_sides(sides: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median seconds of each of several sides, called in turn in alternating order, no warm-up."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for number in range(repeats):
+        order = range(len(sides)) if number % 2 == 0 else reversed(range(len(sides)))
+        for side in order:
+            begun = time.perf_counter()
+            sides[side]()
+            seconds[side].append(time.perf_counter() - begun)
+    return [statistics.median(times) for times in seconds]
+
+
+def settings(options: Options, **defaults: Any) -> dict[str, Any]:
+    """A benchmark's own settings: its defaults under `options.args`.
+
+    Raises ValueError for a name that is not among the defaults, listing them.
+    """
+    for name in options.args:
+        if name not in defaults:
+            raise ValueError(cli.unknown_key(name, defaults))
+    return {**defaults, **options.args}

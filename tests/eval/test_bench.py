@@ -1,0 +1,67 @@
+"""The benchmarks' frame, and the rollout benchmark with a tiny model (its count, not its speed)."""
+
+import json
+
+import pytest
+
+from eval import bench
+from eval.benches import Options, Row, measure, measure_sides, settings
+from tests.agents.conftest import make_model, make_tokenizer
+from tests.eval.toy_world import ID
+
+
+def test_ratio_says_how_many_times_better_ours_is():
+    assert Row.more_is_better("a", 30.0, 10.0, "steps/s").ratio == 3
+    assert Row.less_is_better("a", 0.5, 2.0, "s").ratio == 4
+
+
+def test_sides_take_turns_and_alternate():
+    calls: list[str] = []
+    measure_sides([lambda: calls.append("a"), lambda: calls.append("b")], 2)
+    assert calls == ["a", "b", "b", "a"]
+    calls.clear()
+    seconds = measure(lambda: calls.append("a"), lambda: calls.append("b"), 3)
+    assert calls == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert all(0 <= s < 1 for s in seconds)
+
+
+def test_settings_of_one_benchmark():
+    options = Options("x", args={"episodes": 3})
+    assert settings(options, episodes=8, turns=2) == {"episodes": 3, "turns": 2}
+    with pytest.raises(ValueError, match=r"'episodes'.*There are: turns"):
+        settings(options, turns=2)
+
+
+def test_command_writes_rows_and_names_what_exists(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(bench.BENCHES, "mine", f"{__name__}:mine")
+    out = tmp_path / "a" / "rows.json"
+    assert bench.main(["mine", "--out", str(out), "--repeats", "7"]) == 0
+    row = {"name": "thing", "ours": 7.0, "baseline": 3.5, "ratio": 2.0, "unit": "x/s"}
+    assert json.loads(out.read_text()) == [row]
+    assert "2.00" in capsys.readouterr().out
+    assert bench.main(["yours"]) == 2
+    assert "choose envs, rollout" in " ".join(capsys.readouterr().err.split())
+
+
+def mine(options: Options) -> list[Row]:
+    return [Row.more_is_better("thing", float(options.repeats), 3.5, "x/s")]
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A random model, saved as any other."""
+    tokenizer = make_tokenizer()
+    make_model("llama", len(tokenizer)).save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_rollout_benchmark_compares_equal_replies(tiny):
+    module, function = bench.BENCHES["rollout"].split(":")
+    run = getattr(__import__(module, fromlist=[function]), function)
+    args = {"env": ID, "episodes": 2, "turns": 3, "max_new_tokens": 8}
+    options = Options("rollout", repeats=1, model=str(tiny), dtype="float32", args=args)
+    rows = {row.name: row for row in run(options)}
+    equal = rows.pop("equal greedy replies")
+    assert (equal.ours, equal.baseline, equal.ratio) == (6, 6, 1.0)
+    assert all(row.ours > 0 and row.baseline > 0 for row in rows.values())
