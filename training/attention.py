@@ -23,11 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-
-from agents.models import context_length
 
 NAME = "step_tree"
 FLEX_BLOCK = 128
@@ -35,7 +33,6 @@ FLEX_BLOCK = 128
 
 _ROOM = 16
 _LOW = (torch.bfloat16, torch.float16)
-_SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class Plan(Protocol):
@@ -46,82 +43,6 @@ class Plan(Protocol):
     ) -> Tensor:
         """Attend with [1, H, S, D] queries and [1, Hkv, S, D] keys; returns [1, H, S, D]."""
         ...
-
-
-def unwrap(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside DDP / FSDP / peft wrappers (LoRA layers stay in place)."""
-    while hasattr(model, "module"):
-        model = model.module
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"step trees need a transformers model, got {type(model).__name__}")
-    return model
-
-
-def enable_step_trees(model: nn.Module) -> int | None:
-    """Switch `model` to the step-tree attention; a model already switched is left alone.
-
-    Returns:
-        The sliding window that all layers share, in tokens; None for full attention.
-
-    Raises:
-        ValueError: layers that are not attention over all tokens (Mamba, linear attention, …),
-            or a model that does not go through transformers' attention interface.
-    """
-    base = unwrap(model)
-    config = base.config.get_text_config(decoder=True)
-    name = type(base).__name__
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if getattr(base, "_is_stateful", False) or not kinds <= _SUPPORTED_LAYERS:
-        raise ValueError(
-            f"{name} cannot run step trees: it has layers other than attention over the tokens "
-            f"({', '.join(sorted(kinds - _SUPPORTED_LAYERS)) or 'recurrent state'}), which would "
-            "mix sibling actions. Take a model whose layers are full or sliding attention."
-        )
-    if base.config.is_encoder_decoder or not getattr(base, "_supports_attention_backend", False):
-        raise ValueError(
-            f"{name} cannot run step trees: it is not a decoder that takes its attention from "
-            "transformers' AttentionInterface. Llama, Mistral, Qwen, Gemma 3 and SmolLM do."
-        )
-    if base.config._attn_implementation != NAME:
-        base.set_attn_implementation(NAME)
-    window = getattr(config, "sliding_window", None)
-    listed = getattr(config, "layer_types", None)  # not listed: every layer slides (Mistral)
-    return window if window and (not listed or "sliding_attention" in listed) else None
-
-
-def has_mixed_windows(model: nn.Module) -> bool:
-    """Whether some layers slide and others see everything (Gemma 3, say)."""
-    config = unwrap(model).config.get_text_config(decoder=True)
-    return len(set(getattr(config, "layer_types", None) or [])) > 1
-
-
-def check_path(model: nn.Module, longest: int) -> int | None:
-    """Check that a path of `longest` tokens (trunk prefix + action) fits `model`.
-
-    Returns:
-        The window to apply in the mask, or None where the path is shorter than it.
-
-    Raises:
-        ValueError: the path is longer than the context, or than the window of a model that mixes
-            sliding with full layers (one mask serves all layers here).
-    """
-    window = enable_step_trees(model)
-    context = context_length(unwrap(model))
-    if longest > context:
-        raise ValueError(
-            f"a state and its action take {longest} tokens, the model's context is {context}: "
-            "cut the trajectory or take a model with a longer context"
-        )
-    if window is None or longest <= window:
-        return None
-    if has_mixed_windows(model):
-        raise ValueError(
-            f"a state and its action take {longest} tokens, and some layers of the model see only "
-            f"the last {window} while others see all: step trees run it up to {window} tokens"
-        )
-    return window
 
 
 def repeat_heads(x: Tensor, query: Tensor) -> Tensor:

@@ -52,9 +52,7 @@ def _trajectories(count: int, steps: int) -> list[Trajectory]:
     try:
         for trajectory in played:
             if len(trajectory.steps) >= steps and not trajectory.error:
-                found.append(
-                    Trajectory(**{**vars(trajectory), "steps": trajectory.steps[:steps]})
-                )
+                found.append(Trajectory(**{**vars(trajectory), "steps": trajectory.steps[:steps]}))
             if len(found) == count:
                 return found
     finally:
@@ -277,6 +275,11 @@ def _equality(options: Options, trajectories: Sequence[Trajectory]) -> list[Row]
             worst = max(worst, float(difference))
     return [
         Row("loss in float32 (baseline: TRL's)", float(loss), float(plain), 1.0, "nats"),
-        Row("largest relative difference of a gradient (limit as baseline)", worst, 1e-3,
-            1e-3 / max(worst, 1e-12), ""),
+        Row(
+            "largest relative difference of a gradient (limit as baseline)",
+            worst,
+            1e-3,
+            1e-3 / max(worst, 1e-12),
+            "",
+        ),
     ]

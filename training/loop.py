@@ -65,14 +65,12 @@ def optimise(
     )
     done = load_training_state(rundir.checkpoint(stage), model, optimiser)
     rundir.metrics.rewind(stage, done)
-    schedule = get_scheduler(
+    scale = get_scheduler(
         config.schedule,
         optimiser,
         num_warmup_steps=round(config.warmup_ratio * len(plan)),
         num_training_steps=len(plan),
-    )
-    for _ in range(done):
-        schedule.step()
+    ).lr_lambdas[0]
     wrapped, stepper = accelerator.prepare(model, optimiser)
     wrapped.train()
     totals: dict[str, float] = {}
@@ -102,10 +100,11 @@ def optimise(
                 f"gradient {figures['grad_norm']}: lower the learning rate (now "
                 f"{config.learning_rate}); start again to go on from the last checkpoint"
             )
-        figures["learning_rate"] = optimiser.param_groups[0]["lr"]
+        figures["learning_rate"] = config.learning_rate * scale(update)
+        for group in optimiser.param_groups:
+            group["lr"] = figures["learning_rate"]
         stepper.step()
         stepper.zero_grad()
-        schedule.step()
         if accelerator.is_main_process:
             rundir.metrics.log(stage, update + 1, **figures)
         for name, value in figures.items():

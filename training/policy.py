@@ -22,8 +22,8 @@ from agents.models import (
     load_tokenizer,
     quiet,
 )
-from training.attention import enable_step_trees
 from training.config import PolicyConfig
+from training.support import enable_step_trees
 from training.tiny import build_model, build_tokenizer
 
 

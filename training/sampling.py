@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from agents.generation import Decoding, choose
 from agents.models import context_length
-from training.attention import Decode, Prefill, check_path, unwrap
+from training.attention import Decode, Prefill
+from training.support import check_path, unwrap
 
 MAX_ROWS = 256
 """Rows decoded together; more go in groups, which share the reading of the trajectory."""

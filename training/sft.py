@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,8 +107,9 @@ def train(
     done, checkpoint = _newest(folder)
     rundir.metrics.rewind(stage, done)
     micro = min(config.microbatch_size, config.batch_size)
-    arguments = TrlConfig(
+    arguments = _arguments(
         output_dir=str(folder),
+        gradient_checkpointing=policy.config.gradient_checkpointing,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=math.ceil(config.batch_size / micro),
         num_train_epochs=config.epochs,
@@ -145,6 +148,13 @@ def train(
     policy.model.eval()
 
 
+def _arguments(**options: Any) -> TrlConfig:
+    """TRL's arguments, without the warning that newer transformers rename one of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return TrlConfig(**options)
+
+
 def _newest(folder: Path) -> tuple[int, Path | None]:
     """The newest whole checkpoint (`trainer_state.json` is written last) and its update count."""
     found: list[tuple[int, Path]] = []
@@ -166,9 +176,6 @@ class _Log(TrainerCallback):
         checkpoint_seconds: float,
         on_update: Callable[[int, dict[str, float]], None] | None,
     ):
-        import time
-
-        self._clock = time.monotonic
         self._rundir, self._stage, self._on_update = rundir, stage, on_update
         self._seconds, self._saved = checkpoint_seconds, time.monotonic()
 
@@ -180,9 +187,9 @@ class _Log(TrainerCallback):
                 self._on_update(state.global_step, figures)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if self._clock() - self._saved > self._seconds and state.global_step < state.max_steps:
+        if time.monotonic() - self._saved > self._seconds and state.global_step < state.max_steps:
             control.should_save = True
-            self._saved = self._clock()
+            self._saved = time.monotonic()
         return control
 
 

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from training.attention import FLEX_BLOCK, Chunk, TreePlan, TreeSpan, check_path, unwrap
+from training.attention import FLEX_BLOCK, Chunk, TreePlan, TreeSpan
+from training.support import check_path, unwrap
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 CHUNK_TOKENS = 256

@@ -1,0 +1,23 @@
+"""A run small enough for tests: the guessing game and a Llama of a few thousand weights."""
+
+import pytest
+
+from envs.react import PromptStyle
+from training.config import Config
+from training.tiny import TinyConfig
+
+GUESS = "tests.envs.guess:tests/Guess-v0"
+
+
+@pytest.fixture
+def config(tmp_path):
+    made = Config(output=str(tmp_path / "run"), env=GUESS)
+    made.prompt = PromptStyle(instruction=False, example=False, thoughts=False)
+    made.policy.model, made.policy.max_new_tokens, made.policy.device = "tiny", 6, "cpu"
+    made.policy.tiny = TinyConfig(hidden_size=32, layers=2, heads=2, vocabulary=400, context=512)
+    made.sft.learning_rate, made.sft.batch_size, made.sft.epochs = 3e-3, 4, 1
+    made.sft.microbatch_size = 2
+    made.reflection.learning_rate, made.reflection.batch_size = 1e-3, 4
+    made.reflection.iterations, made.reflection.practice = 2, 2
+    made.evaluation.limit, made.checkpoint_seconds = 4, 0.0  # a checkpoint after every update
+    return made

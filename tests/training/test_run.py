@@ -1,0 +1,183 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from envs import cli
+from envs.react import PromptStyle
+from training import run
+from training.config import Config
+from training.rundir import RunDir, RunError
+
+CONFIGS = sorted(Path(run.__file__).with_name("configs").glob("*.yaml"))
+
+
+def _weights(path):
+    return load_file(Path(path) / "model.safetensors")
+
+
+def _equal(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_whole_run(config):
+    config.evaluation.agents = ["random", "expert"]
+    summary = run.run(config)
+    assert list(summary["scores"]) == ["random", "sft", "iteration-1", "iteration-2", "expert"]
+    assert summary["scores"]["expert"]["reward_mean"] == 1.0
+    out = Path(config.output)
+    for name in ("config.yaml", "metrics.jsonl", "summary.json", "final/model.safetensors"):
+        assert (out / name).is_file(), name
+    assert list((out / "tensorboard").iterdir())
+    assert not list((out / "checkpoints").iterdir()), "checkpoints outlive their stage"
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"sft", "iteration-1", "iteration-2"}
+    first = next(line for line in lines if line["stage"] == "iteration-1")
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-4), "at the reference, eq. 6 is log 2"
+    assert first["margin"] == pytest.approx(0, abs=1e-4)
+    assert not _equal(_weights(out / "base"), _weights(out / "policies/sft"))
+    assert not _equal(_weights(out / "policies/sft"), _weights(out / "final"))
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(out / "final")
+    assert AutoTokenizer.from_pretrained(out / "final").chat_template
+    again = run.run(config)  # everything is there: nothing is done twice
+    assert again["scores"] == summary["scores"]
+    assert lines == [json.loads(li) for li in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_same_seed_same_weights_other_seed_others(config, tmp_path):
+    config.reflection.iterations = 1
+    config.evaluation.limit = 1
+    finals = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run.run(replace(config, output=str(tmp_path / name), seed=seed))
+        finals.append(_weights(tmp_path / name / "final"))
+    assert _equal(finals[0], finals[1])
+    assert not _equal(finals[0], finals[2])
+
+
+def _command(config):
+    path = Path(config.output).with_suffix(".yaml")
+    path.write_text(cli.dump(config))
+    return [sys.executable, "-m", "training.run", "--config", str(path)]
+
+
+@pytest.mark.parametrize("stage", ["sft", "iteration-2"])
+def test_killed_and_started_again_gives_the_same_weights(config, tmp_path, stage):
+    config.sft.epochs = 2
+    config.evaluation.limit = 1
+    whole = replace(config, output=str(tmp_path / "whole"))
+    run.run(whole)
+    killed = replace(config, output=str(tmp_path / "killed"))
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(_command(killed), cwd=root, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.is_file() and metrics.read_text().count(f'"{stage}"') >= 2:
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "the run was over before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "policies" / stage).exists()
+    assert (tmp_path / "killed" / "checkpoints" / stage).exists()
+    run.run(killed)
+    assert _equal(_weights(tmp_path / "whole" / "final"), _weights(tmp_path / "killed" / "final"))
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    keys = [(line["stage"], line["update"]) for line in lines]
+    assert len(set(keys)) == len(keys), "an update stands twice in metrics.jsonl"
+
+
+def test_only_the_newest_policy_is_kept_if_so_told(config):
+    config.keep_policies = False
+    run.run(config)
+    assert [p.name for p in (Path(config.output) / "policies").iterdir()] == ["iteration-2"]
+    run.run(config)
+
+
+def test_adapters(config, tmp_path):
+    config.reflection.iterations = 1
+    config.evaluation.limit = 1
+    run.run(config)
+    lora = replace(config, output=str(tmp_path / "lora"))
+    lora.policy = replace(config.policy, model=str(Path(config.output) / "final"))
+    lora.policy.lora.r = 4
+    run.run(lora)
+    final = tmp_path / "lora" / "final"
+    assert (final / "adapter_model.safetensors").is_file()
+    from agents.models import load_model
+
+    assert load_model(final, "float32", "cpu") is not None
+
+
+def test_another_configuration_is_refused(config):
+    config.reflection.iterations = 0
+    run.run(config)
+    with pytest.raises(RunError, match="seed: 3"):
+        run.run(replace(config, seed=3))
+
+
+def test_two_processes_do_not_share_a_directory(tmp_path):
+    first = RunDir(tmp_path / "run", "a: 1\n")
+    with pytest.raises(RunError, match="another process"):
+        RunDir(tmp_path / "run", "a: 1\n")
+    first.close()
+    RunDir(tmp_path / "run", "a: 1\n").close()
+
+
+def test_too_little_disk_space_is_said_first(tmp_path):
+    rundir = RunDir(tmp_path / "run", "")
+    with pytest.raises(RunError, match="GB are free"):
+        rundir.check_space(10**18, "policies and checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"env": "stepagent/Nowhere-v0"}, "stepagent/ScienceWorld-v0"),
+        ({"expert.trajectories": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"expert.min_reward": 2.0}, "best score 1.00"),
+        ({"policy.model": "no/such/model"}, "no/such/model"),
+        ({"policy.max_new_tokens": 600}, "context"),
+        ({"policy.tiny.context": 14}, "longer context"),
+    ],
+)
+def test_what_is_wrong_is_said_before_training(config, change, message, capsys):
+    (key, value), *_ = change.items()
+    holder = config
+    *path, last = key.split(".")
+    for name in path:
+        holder = getattr(holder, name)
+    setattr(holder, last, value)
+    assert run.main(_command(config)[3:]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_keys_list_what_exists(config, capsys):
+    with pytest.raises(SystemExit):
+        run.main([*_command(config)[3:], "--reflection.bta", "0.2"])
+    assert "reflection.beta" in capsys.readouterr().err
+
+
+def test_unknown_methods_list_what_exists(config, capsys):
+    with pytest.raises(SystemExit):
+        run.main([*_command(config)[3:], "--method", "reinforce"])
+    assert "implicit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_configuration_can_be_read(path):
+    made = cli.parse(Config, ["--config", str(path)], prog="test")
+    assert made.method in run.METHODS
+    assert cli.dump(made)
+    assert isinstance(made.prompt, PromptStyle)
