@@ -286,13 +286,19 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def _named_errors(name: str) -> Iterator[None]:
     """Turns what loaders raise into a ModelError that names the model."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (
+        OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError
+    ) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = ""
-        if "safetensors" in str(error) or ".bin" in str(error):
+        if isinstance(error, SafetensorError):
+            hint = " (a weights file is cut or damaged: copy or save it again)"
+        elif "safetensors" in str(error) or ".bin" in str(error):
             hint = " (only safetensors are read: save it again with a recent `save_pretrained`)"
         raise ModelError(f"cannot load {name!r}: {lines[0]}{hint}") from error

@@ -6,10 +6,10 @@ import random
 from typing import Any
 
 import pytest
+import torch
 
-pytest.importorskip("torch")
-
-
+from agents import models
+from agents.generation import Decoding, choose, why_not
 from agents.plain import PlainGenerator
 from agents.transformers import TransformersAgent
 from envs.react import cut
@@ -88,3 +88,235 @@ def test_chunks_and_growth_change_nothing(tokenizer: Any):
     ours = agent_for(model, tokenizer)
     ours._generator._chunk, ours._generator._floor = 24, 8
     assert play(ours) == play(plain_for(model, tokenizer))
+
+
+# The cache --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llama(tokenizer: Any) -> Any:
+    return make_model("llama", len(tokenizer))
+
+
+def test_a_shared_beginning_is_read_once(llama: Any, tokenizer: Any):
+    agent = agent_for(llama, tokenizer, batch_size=8)
+    talks = [say(f"Number {key}.", system=SYSTEM) for key in range(8)]
+    size = len(agent.codec.encode(talks[0]).ids)
+    agent.act([turn(key, talk) for key, talk in enumerate(talks)])
+    counted = agent.statistics()
+    assert counted["tokens_read"] < size + 7 * 30
+    assert counted["tokens_kept"] > 7 * (size - 30)
+    for key in range(8):
+        agent.forget(key)
+    agent.act([turn("next", say("Another.", system=SYSTEM))])  # a freed slot still holds it
+    assert agent.statistics()["tokens_read"] - counted["tokens_read"] < 30
+
+
+def test_memory_stays_flat_over_many_episodes(llama: Any, tokenizer: Any):
+    agent = agent_for(llama, tokenizer, batch_size=3, max_new_tokens=4)
+    cache = agent._generator.cache
+
+    def held() -> tuple[int, int, int]:
+        tensors = [*cache._keys, *cache._values]
+        return sum(t.numel() for t in tensors), len(cache._owner), cache._tokens.size
+
+    sizes = []
+    for key in range(40):
+        talk = say(f"Task {key}.", system=SYSTEM)
+        for _ in range(3):
+            reply, = agent.act([turn(key, talk)])
+            talk = [*talk, *say("-", reply, "Go on.")[1:]]
+        if key % 3:
+            agent.forget(key)  # some are never forgotten: their slots are taken over
+        sizes.append(held())
+    assert sizes[-1] == sizes[9]
+    assert sizes[-1][1] == 3
+    agent.reset()
+    assert held() == (0, 0, 0)
+
+
+def test_forgotten_and_unknown_keys(llama: Any, tokenizer: Any):
+    agent = agent_for(llama, tokenizer)
+    agent.forget("never seen")
+    agent.act([turn("a", say("x"))])
+    agent.forget("a")
+    agent.forget("a")
+    assert agent._generator.cache._owner.count(None) == len(agent._generator.cache._owner)
+
+
+def test_more_turns_than_slots(llama: Any, tokenizer: Any):
+    talks = [say(f"Number {key}.", system=SYSTEM) for key in range(7)]
+    turns = [turn(key, talk) for key, talk in enumerate(talks)]
+    assert agent_for(llama, tokenizer, batch_size=2).act(turns) == plain_for(llama, tokenizer).act(
+        turns)
+
+
+def test_an_interrupted_act_leaves_a_sound_cache(llama: Any, tokenizer: Any,
+                                                 monkeypatch: pytest.MonkeyPatch):
+    agent = agent_for(llama, tokenizer)
+    turns = [turn(key, say(f"Number {key}.", system=SYSTEM)) for key in range(4)]
+    forward, left = agent.model.forward, [5]
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(agent.model, "forward", failing)
+    with pytest.raises(KeyboardInterrupt):
+        agent.act(turns)
+    monkeypatch.undo()
+    assert agent.act(turns) == plain_for(llama, tokenizer).act(turns)
+
+
+def test_reset_after_the_weights_changed(tokenizer: Any):
+    model = make_model("llama", len(tokenizer))
+    agent = agent_for(model, tokenizer)
+    turns = [turn("a", say("Look.", system=SYSTEM))]
+    before, mark = agent.act(turns), agent.fingerprint()["weights"]
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(-1.5)
+    agent.reset()
+    assert agent.act(turns) == plain_for(model, tokenizer).act(turns) != before
+    assert agent.fingerprint()["weights"] != mark
+
+
+def test_a_policy_in_training_stays_in_training(tokenizer: Any):
+    model = make_model("llama", len(tokenizer), attention_dropout=0.5).train()
+    agent = agent_for(model, tokenizer)
+    turns = [turn("a", say("Look.", system=SYSTEM))]
+    first = agent.act(turns)
+    agent.reset()
+    assert agent.act(turns) == first
+    assert model.training
+    model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()  # and can be trained on
+
+
+# Ends of replies, sampling ----------------------------------------------------------------------
+
+
+class Parrot:
+    """Lets a model say a given text, whatever it is asked: only its logits are replaced."""
+
+    def __init__(self, agent: TransformersAgent, text: str, monkeypatch: pytest.MonkeyPatch):
+        ids = agent.codec.reply_ids(text)
+        steps: dict[int, int] = {}
+
+        def say_next(logits: Any, decoding: Any, draws: Any) -> list[int]:
+            n = steps["n"] = steps.get("n", -1) + 1
+            return [ids[min(n, len(ids) - 1)]] * len(logits)
+
+        monkeypatch.setattr("agents.generation.choose", say_next)
+
+
+@pytest.mark.parametrize(("text", "reply"), [
+    ("Action: go", "Action: go"),
+    ("Action: go\nObservation: you go", "Action: go\nObservation:"),
+    ("Observation: first: it goes", "Observation: first: it goes"),
+])
+def test_where_replies_end(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, text: str,
+                           reply: str):
+    agent = agent_for(llama, tokenizer, max_new_tokens=60)
+    Parrot(agent, text, monkeypatch)
+    assert agent.act([turn("a", say("Look."))]) == [reply]
+    if "Action" in text:
+        assert cut(reply) == "Action: go"
+
+
+def test_every_end_token_counts(tokenizer: Any):
+    model = make_model("llama", len(tokenizer))
+    model.generation_config.eos_token_id = [5, 6]
+    agent = agent_for(model, tokenizer)
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert agent._ends == {0, 5, 6, end_of_turn}
+
+
+def test_sampling_depends_on_seed_and_turn_alone(llama: Any, tokenizer: Any):
+    hot = {"temperature": 1.5, "top_p": 0.95, "batch_size": 8}
+    turns = [turn(key, say(f"Number {key % 3}.", system=SYSTEM), seed=key // 3) for key in range(9)]
+    together = agent_for(llama, tokenizer, **hot).act(turns)
+    alone = agent_for(llama, tokenizer, **hot)
+    assert [alone.act([one])[0] for one in reversed(turns)] == together[::-1]
+    assert len(set(together)) == 9  # other seeds, other replies
+    assert agent_for(llama, tokenizer).act(turns[:1]) == agent_for(llama, tokenizer).act(turns[3:4])
+
+
+def test_sampled_tokens_follow_their_chances():
+    chances = torch.tensor([0.5, 0.2, 0.0, 0.3])
+    logits = chances.log().repeat(20000, 1)
+    draws = torch.rand(20000, generator=torch.Generator().manual_seed(0)).tolist()
+    for top_p, wanted in [(1.0, [0.5, 0.2, 0.0, 0.3]), (0.7, [0.625, 0.0, 0.0, 0.375]),
+                          (0.1, [1.0, 0.0, 0.0, 0.0])]:
+        found = choose(logits, Decoding(temperature=1.0, top_p=top_p), draws)
+        shares = torch.bincount(torch.tensor(found), minlength=4) / 20000
+        assert torch.allclose(shares, torch.tensor(wanted), atol=0.012)
+    cold = choose(logits[:200], Decoding(temperature=0.05), draws[:200])
+    assert set(cold) == {0}
+
+
+@pytest.mark.parametrize("options", [
+    {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_new_tokens": 0},
+])
+def test_bad_decoding(llama: Any, tokenizer: Any, options: dict[str, Any]):
+    with pytest.raises(ValueError, match="wants temperature"):
+        TransformersAgent(llama, tokenizer, **options)
+
+
+# Context ----------------------------------------------------------------------------------------
+
+
+def test_long_conversations_are_cut_and_counted(llama: Any, tokenizer: Any):
+    options = {"context": 600, "max_new_tokens": 10}
+    ours, plain = agent_for(llama, tokenizer, **options), plain_for(llama, tokenizer, **options)
+    talk = say("The task: find it.", system=SYSTEM)
+    for number in range(16):
+        turns = [turn("a", talk)]
+        reply, = ours.act(turns)
+        assert [reply] == plain.act(turns)
+        talk = [*talk, *say("-", cut(reply), f"Observation {number}: " + "a door, " * 6)[1:]]
+    cuts = ours.statistics()["prompts_cut"]
+    assert 4 < cuts < 16
+    assert cuts == plain.statistics()["prompts_cut"]
+    assert ours._generator.cache.get_seq_length() <= 600
+
+
+def test_a_context_too_short_is_said_at_once(llama: Any, tokenizer: Any):
+    opening = say("Look.", system=SYSTEM)
+    agent = agent_for(llama, tokenizer, context=60)
+    with pytest.raises(ValueError, match="system message alone"):
+        agent.check(opening)
+    with pytest.raises(ValueError, match="system message alone"):
+        agent.act([turn("a", opening)])
+    agent_for(llama, tokenizer).check(opening)
+    with pytest.raises(models.ModelError, match="context of 8 tokens"):
+        agent_for(llama, tokenizer, context=8)
+
+
+# Models that are not plain attention ------------------------------------------------------------
+
+
+def test_other_kinds_of_models_go_the_plain_way(tokenizer: Any):
+    model = make_model("mamba", len(tokenizer))
+    agent = agent_for(model, tokenizer)
+    assert "linear_attention" in agent.plain_because
+    turns = [turn("a", say("Look."))]
+    assert agent.act(turns) == agent.act(turns)
+    hot = agent_for(model, tokenizer, temperature=1.0)
+    assert hot.act(turns) == hot.act(turns)
+    assert agent.statistics()["tokens_kept"] == 0
+
+
+def test_the_check_notices_ignored_positions(llama: Any, monkeypatch: pytest.MonkeyPatch):
+    assert why_not(llama) == ""
+    forward = type(llama.model.rotary_emb).forward
+    monkeypatch.setattr(type(llama.model.rotary_emb), "forward", lambda self, x, position_ids:
+                        forward(self, x, torch.arange(x.shape[1])[None].expand(len(x), -1)))
+    assert "logits change" in why_not(llama)
+
+
+def test_changing_positions_are_refused(tokenizer: Any):
+    model = make_model("llama", len(tokenizer), rope_parameters={
+        "rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
+    assert "dynamic" in why_not(model)
