@@ -209,7 +209,7 @@ class Decode:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
     ) -> Tensor:
-        rows, (heads, width) = query.shape[2], key.shape[1::2]
+        rows, heads, width = query.shape[2], key.shape[1], key.shape[3]
         self.seen.add(layer)
         if layer not in self.keys:
             self.keys[layer] = key.new_empty(rows, heads, 0, width)
@@ -255,7 +255,7 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: flo
     groups = query.shape[1] // key.shape[1]
     if groups & (groups - 1):  # FlexAttention shares key heads only among a power of two
         key, value, groups = repeat_heads(key, query), repeat_heads(value, query), 1
-    flex = _compiled_flex() if query.is_cuda else flex_attention
+    flex: Callable[..., Tensor] = _compiled_flex() if query.is_cuda else flex_attention
     return flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=groups > 1)
 
 

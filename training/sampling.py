@@ -116,7 +116,7 @@ def _read(
 ) -> tuple[Prefill, Tensor]:
     """Prefill up to the last state; also float32 logits [n_steps, vocabulary] after each state."""
     base = unwrap(model)
-    device = base.get_input_embeddings().weight.device
+    device = base.device
     trunk = Prefill(window)
     out = model(
         input_ids=torch.tensor([list(ids[: starts[-1]])], device=device),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -13,13 +15,14 @@ _LAYERS = {"full_attention", "sliding_attention"}
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside DDP / FSDP / peft wrappers (LoRA layers stay in place)."""
-    while hasattr(model, "module"):
-        model = model.module
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"step trees need a transformers model, got {type(model).__name__}")
-    return model
+    inner: Any = model
+    while hasattr(inner, "module"):
+        inner = inner.module
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    if not isinstance(inner, PreTrainedModel):
+        raise TypeError(f"step trees need a transformers model, got {type(inner).__name__}")
+    return inner
 
 
 def enable_step_trees(model: nn.Module) -> int | None:

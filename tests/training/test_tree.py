@@ -344,3 +344,19 @@ def test_the_blocks_reach_every_attention_layer(kind: str, monkeypatch: pytest.M
     monkeypatch.setattr(TreePlan, "attend", spy)
     score_trees(tiny_model(kind), pack([TREES["one step"]]))
     assert layers == [0, 1]
+
+
+def test_positions_that_stretch_with_the_text_are_refused() -> None:
+    tree = TREES["first and last step"]
+    size = SHAPE["hidden_size"] // SHAPE["num_attention_heads"] // 2
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "long_factor": [4.0] * size}
+    rope |= {"short_factor": [1.0] * size, "factor": 4.0}
+    limit = tree.longest_path
+    model = tiny_model(rope_parameters={**rope, "original_max_position_embeddings": limit})
+    expected = plain_scores(model, tree)[0]
+    torch.testing.assert_close(
+        score_trees(model, pack([tree])).log_probs, expected, atol=1e-4, rtol=0
+    )
+    model = tiny_model(rope_parameters={**rope, "original_max_position_embeddings": limit - 1})
+    with pytest.raises(ValueError, match="longrope"):
+        score_trees(model, pack([tree]))
