@@ -25,7 +25,7 @@ class TransformersAgent(Agent):
     Parameters
     ----------
     model: a name as in `agents.models.load_model`, or a model that is loaded already (a policy in
-        training, say; call `reset` whenever its weights have changed).
+        training, say: caches are dropped when its weights have changed in between).
     tokenizer: goes with a loaded model.
     name: what reports call the agent.
     dtype, device: as in `load_model`; "auto" takes bfloat16 where it is fast, CUDA where there is.
@@ -88,6 +88,7 @@ class TransformersAgent(Agent):
                                         slots=self.batch_size, limit=self.context)
         self._ends = ends
         self._closing: dict[int, bool] = {}
+        self._state = self._weights_state()
         self._prompts, self._cut, self._seconds = 0, 0, 0.0
 
     # Answering ----------------------------------------------------------------------------------
@@ -95,6 +96,9 @@ class TransformersAgent(Agent):
     def act(self, turns: Sequence[Turn]) -> list[str]:
         """One reply a turn. Raises ValueError where even the shortest cut exceeds the context."""
         began = time.perf_counter()
+        if self._state != (state := self._weights_state()):
+            self.reset()
+            self._state = state
         prompts = []
         for turn in turns:
             number = sum(message["role"] == "assistant" for message in turn.messages)
@@ -117,6 +121,10 @@ class TransformersAgent(Agent):
         fitting, _ = self.codec.fit(messages, limit)
         self._cut += 1
         return self.codec.encode(fitting).ids
+
+    def _weights_state(self) -> int:
+        """Changes when a weight is written to (optimizer steps, loading) or replaced."""
+        return hash(tuple((w.data_ptr(), w._version) for w in self.model.parameters()))
 
     def _text(self, ids: list[int]) -> str:
         return self.codec.decode(ids[:-1] if ids and ids[-1] in self._ends else ids).strip()
@@ -147,7 +155,8 @@ class TransformersAgent(Agent):
         self._generator.forget(key)
 
     def reset(self) -> None:
-        """Drops every kept cache: the model's weights have changed, or memory is needed."""
+        """Drops every kept cache. Needed only where the model changes otherwise than in its weights
+        (an adapter switched off, say), or where memory is short."""
         self._generator.clear()
 
     def close(self) -> None:

@@ -170,17 +170,24 @@ def test_an_interrupted_act_leaves_a_sound_cache(llama: Any, tokenizer: Any,
     assert agent.act(turns) == plain_for(llama, tokenizer).act(turns)
 
 
-def test_reset_after_the_weights_changed(tokenizer: Any):
+@pytest.mark.parametrize("change", ["optimizer", "loading"])
+def test_caches_go_when_the_weights_change(tokenizer: Any, change: str):
     model = make_model("llama", len(tokenizer))
     agent = agent_for(model, tokenizer)
     turns = [turn("a", say("Look.", system=SYSTEM))]
     before, mark = agent.act(turns), agent.fingerprint()["weights"]
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(-1.5)
-    agent.reset()
+    if change == "optimizer":
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.3)
+        model(input_ids=torch.tensor([[1, 2, 3]])).logits[..., :5].sum().backward()
+        optimizer.step()
+    else:
+        other = make_model("llama", len(tokenizer), seed=9)
+        model.load_state_dict(other.state_dict())
     assert agent.act(turns) == plain_for(model, tokenizer).act(turns) != before
     assert agent.fingerprint()["weights"] != mark
+    read = agent.statistics()["tokens_read"]
+    agent.act(turns)
+    assert agent.statistics()["tokens_read"] == read + 1  # and they are kept again from then on
 
 
 def test_a_policy_in_training_stays_in_training(tokenizer: Any):

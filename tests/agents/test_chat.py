@@ -1,0 +1,114 @@
+"""Conversations as tokens: what the chat template writes, turn by turn, with known spans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agents.chat import ChatCodec, ChatTemplateError
+from tests.agents.conftest import TEMPLATE, make_tokenizer, say
+
+NO_SYSTEM = (
+    "<|end|>{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
+    "{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+)
+IRREGULAR = (
+    "{% for m in messages %}{{ m['role'] }} {{ loop.revindex }}: {{ m['content'] }}<|im_end|>"
+    "{% endfor %}"
+)
+DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good<|im_end|>\n{% endif %}"
+    + TEMPLATE
+)
+TEXTS = ("You see a door.\nIt is  open ", "Thought: I go.\nAction: go", "", "厨房 🔥", "x <|im_end|>")
+
+
+def codec_for(template: str | None) -> ChatCodec:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return ChatCodec(tokenizer)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, DEFAULT_SYSTEM, NO_SYSTEM])
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_tokens_are_those_of_the_template(template: str, system: str):
+    codec = codec_for(template)
+    messages = say(*TEXTS, system=system)
+    expected: list[Any] = [{**m, "content": m["content"].strip()} for m in messages]
+    if template == NO_SYSTEM:
+        assert not codec.has_system_role
+        if system:  # it goes in front of the first observation
+            expected = expected[1:]
+            expected[0]["content"] = f"{system}\n\n{expected[0]['content']}"
+    text = codec.tokenizer.apply_chat_template(expected, tokenize=False, add_generation_prompt=True)
+    assert codec.tokenizer.decode(codec.encode(messages).ids) == text
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, NO_SYSTEM])
+def test_spans_are_the_replies_and_longer_extends_shorter(template: str):
+    codec = codec_for(template)
+    replies = ["Action: go", "Thought: hm\nAction: look", "wait"]
+    messages = say("a", replies[0], "b", replies[1], "c", replies[2], system="Be brief.")
+    whole = codec.encode(messages)
+    for (start, end), reply in zip(whole.replies, replies, strict=True):
+        assert codec.tokenizer.decode(whole.ids[start:end]) == reply + "<|im_end|>"
+        assert whole.ids[end - 1] == codec.end_of_turn_id
+        assert whole.ids[start:end] == codec.reply_ids(reply)
+    for n in (2, 4, 6):
+        state = codec.encode(messages[:n])
+        assert state.ids == whole.ids[: whole.replies[n // 2 - 1][0]]
+    assert codec.decode(codec.reply_ids("Action: go")) == "Action: go"
+
+
+def test_templates_that_cannot_be_used_are_named():
+    with pytest.raises(ChatTemplateError, match="has no chat template"):
+        codec_for(None)
+    with pytest.raises(ChatTemplateError, match="each turn the same way"):
+        codec_for(IRREGULAR)
+
+
+@pytest.mark.parametrize("messages", [
+    [], say("a", system="s")[:1], say("a", "b")[1:], [*say("a"), *say("b")],
+])
+def test_conversations_out_of_order(messages: Any):
+    with pytest.raises(ValueError, match="conversation"):
+        codec_for(TEMPLATE).encode(messages)
+
+
+def test_fit_keeps_task_and_latest_turns():
+    codec = codec_for(TEMPLATE)
+    turns = [f"{'act' if i % 2 else 'see'} {i}" for i in range(1, 31)]
+    messages = say("the task", *turns, system="Be brief.")
+    size = len(codec.encode(messages).ids)
+    assert codec.fit(messages, size) == (messages, False)
+    for limit in (size - 1, size * 2 // 3, size // 2):
+        fitting, was_cut = codec.fit(messages, limit)
+        assert was_cut
+        assert len(codec.encode(fitting).ids) <= limit
+        assert fitting[0] == messages[0]
+        assert fitting[1]["content"].startswith("the task\n\n[")
+        assert fitting[-1] == messages[-1]
+    with pytest.raises(ValueError, match="system message alone"):
+        codec.fit(messages, 5)
+
+
+def test_a_cut_conversation_keeps_its_beginning_for_several_turns():
+    codec = codec_for(TEMPLATE)
+    turns = [f"{'act' if i % 2 else 'see'} {i}" for i in range(1, 61)]
+    heads = []
+    for n in range(31, 61, 2):
+        fitting, _ = codec.fit(say("the task", *turns[:n - 1]), 200)
+        heads.append(fitting[0]["content"])
+    assert len(set(heads)) <= len(heads) // 3
+
+
+def test_one_long_observation_loses_its_middle():
+    codec = codec_for(TEMPLATE)
+    messages = say("the task", "act", "begin " + "x y " * 3000 + "end")
+    fitting, was_cut = codec.fit(messages, 700)
+    assert was_cut
+    assert len(codec.encode(fitting).ids) <= 700
+    assert fitting[-1]["content"].endswith("end")
+    assert "the task" in fitting[0]["content"]
