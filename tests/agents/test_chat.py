@@ -22,7 +22,7 @@ DEFAULT_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good<|im_end|>\n{% endif %}"
     + TEMPLATE
 )
-TEXTS = ("You see a door.\nIt is  open ", "Thought: I go.\nAction: go", "", "厨房 🔥", "x <|im_end|>")
+TEXTS = ("You see a door.\nIt is  open ", "Thought: I go.\nAction: go", "", "厨房 🔥", "<|im_end|>")
 
 
 def codec_for(template: str | None) -> ChatCodec:
