@@ -53,24 +53,24 @@ def repeat_heads(x: Tensor, query: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Branches [start, end) of the packed sequence, seeing the first `seen` tokens of the trunk."""
+    """Neighbouring branches of a tree, which see the first `seen` tokens of its trunk."""
 
-    start: int
-    end: int
+    size: int
+    """Tokens of the branches together."""
     seen: int
     mask: Tensor
-    """bool [1, 1, end - start, seen + end - start]: trunk columns, then the chunk's own."""
+    """bool [1, 1, size, seen + size]: columns of the trunk, then the chunk's own."""
 
 
 @dataclass(frozen=True)
 class TreeSpan:
-    """One tree in the packed sequence: its trunk [start, trunk_end), then its chunks."""
+    """One tree in the packed sequence: its trunk, then its chunks."""
 
-    start: int
-    trunk_end: int
+    trunk: int
+    """Tokens of the trunk."""
     chunks: tuple[Chunk, ...]
     trunk_mask: Tensor | None = None
-    """bool [1, 1, T, T] where a sliding window makes the trunk more than causal."""
+    """bool [1, 1, trunk, trunk] where a sliding window makes the trunk more than causal."""
 
 
 @dataclass(frozen=True)
@@ -78,36 +78,28 @@ class TreePlan:
     """Block-wise attention over packed trees; equal to SDPA with the dense mask."""
 
     spans: tuple[TreeSpan, ...]
+    padding: int
+    """Tokens behind the last tree, which nobody looks at."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
     ) -> Tensor:
-        key, value = repeat_heads(key, query), repeat_heads(value, query)
         sdpa = functools.partial(F.scaled_dot_product_attention, scale=scale, dropout_p=dropout)
+        sizes = [n for span in self.spans for n in (span.trunk, *(c.size for c in span.chunks))]
+        sizes.append(self.padding)
+        heads = (query, repeat_heads(key, query), repeat_heads(value, query))
+        blocks = zip(*(x.split(sizes, dim=2) for x in heads), strict=True)
         parts = []
         for span in self.spans:
-            own = slice(span.start, span.trunk_end)
-            parts.append(
-                sdpa(
-                    query[:, :, own],
-                    key[:, :, own],
-                    value[:, :, own],
-                    attn_mask=span.trunk_mask,
-                    is_causal=span.trunk_mask is None,
-                )
-            )
+            q, trunk_k, trunk_v = next(blocks)
+            mask = span.trunk_mask
+            parts.append(sdpa(q, trunk_k, trunk_v, attn_mask=mask, is_causal=mask is None))
             for chunk in span.chunks:
-                own, seen = (
-                    slice(chunk.start, chunk.end),
-                    slice(span.start, span.start + chunk.seen),
-                )
-                keys = torch.cat([key[:, :, seen], key[:, :, own]], dim=2)
-                values = torch.cat([value[:, :, seen], value[:, :, own]], dim=2)
-                parts.append(sdpa(query[:, :, own], keys, values, attn_mask=chunk.mask))
-        # Padding behind the last tree: nobody looks at it, any finite value will do.
-        padding = query.shape[2] - sum(part.shape[2] for part in parts)
-        if padding:
-            parts.append(torch.zeros_like(query[:, :, :padding]))
+                q, k, v = next(blocks)
+                k = torch.cat([trunk_k[:, :, : chunk.seen], k], dim=2)
+                v = torch.cat([trunk_v[:, :, : chunk.seen], v], dim=2)
+                parts.append(sdpa(q, k, v, attn_mask=chunk.mask))
+        parts.append(torch.zeros_like(next(blocks)[0]))
         return torch.cat(parts, dim=2)
 
 
@@ -255,7 +247,7 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: flo
     groups = query.shape[1] // key.shape[1]
     if groups & (groups - 1):  # FlexAttention shares key heads only among a power of two
         key, value, groups = repeat_heads(key, query), repeat_heads(value, query), 1
-    flex: Callable[..., Tensor] = _compiled_flex() if query.is_cuda else flex_attention
+    flex: Any = _compiled_flex() if query.is_cuda else flex_attention
     return flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=groups > 1)
 
 

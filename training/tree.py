@@ -201,19 +201,18 @@ class PackedTrees:
         spans = []
         for start, trunk_end, branches in self.spans:
             chunks, first = [], 0
-            for i, (_, end, attach) in enumerate(branches):
+            for i, (_, end, seen) in enumerate(branches):
                 begin = branches[first][0]
-                last = i + 1 == len(branches)
-                if last or branches[i + 1][1] - begin > CHUNK_TOKENS:
+                if i + 1 == len(branches) or branches[i + 1][1] - begin > CHUNK_TOKENS:
                     rows = dense[:, :, begin:end]
-                    parts = [rows[..., start : start + attach], rows[..., begin:end]]
-                    chunks.append(Chunk(begin, end, attach, torch.cat(parts, dim=-1)))
+                    parts = [rows[..., start : start + seen], rows[..., begin:end]]
+                    chunks.append(Chunk(end - begin, seen, torch.cat(parts, dim=-1)))
                     first = i + 1
             own = slice(start, trunk_end)
             slides = window is not None and trunk_end - start > window
             trunk_mask = dense[:, :, own, own] if slides else None
-            spans.append(TreeSpan(start, trunk_end, tuple(chunks), trunk_mask))
-        return TreePlan(tuple(spans))
+            spans.append(TreeSpan(trunk_end - start, tuple(chunks), trunk_mask))
+        return TreePlan(tuple(spans), int((self.tree_id < 0).sum()))
 
 
 def pack(
