@@ -1,7 +1,6 @@
-"""Four small changes to the simulator's classes, made in memory when its Java process starts.
+"""Small changes to the simulator's classes, made when its Java process starts.
 
-Upstream was written for one simulator a process, and two things in it make its text depend on what
-else the process does:
+Two things in the simulator make its text depend on what else happens in the process:
 
 - `EnvObject` compares by uuid but hashes by identity, so sets of objects, and with them the order
   in which the world ticks, animals move and ambiguous choices are listed, change from run to run.
@@ -9,13 +8,16 @@ else the process does:
 - `scala.util.Random`, the uuid counter and the active simplifications are global: simulators side
   by side would draw from one another's random numbers. Those three are looked up in a table by the
   current thread instead (`System.getProperties()` serves as the table); the gateway gives every
-  simulator a Java thread of its own and puts `Object[]{Random, Long, ArrayBuffer}` there.
+  simulator a Java thread of its own and puts an `Object[]` of them there.
+
+Two more make it slow, and change nothing that is seen: to read one action, `InputParser` works out
+all names of every object in reach again for each of some fifty patterns (now once an action), and
+after each step `PythonInterface` has it work them out once more to print them (now it does not).
 
 After that the same (task, variation, actions) gives the same text letter for letter in every
 process, and simulators can run in parallel while they share loaded classes and compiled code.
 
-Format: The Java Virtual Machine Specification, chapter 4. None of the changed methods branches, so
-no stack map frames are needed.
+Format: The Java Virtual Machine Specification, chapter 4.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ _UTF8, _WIDE = 1, (5, 6)
 _PUBLIC = 0x0001
 
 # Opcodes used below.
-ALOAD_0, LLOAD_1, ICONST_0, L2I = b"\x2a", b"\x1f", b"\x03", b"\x88"
-AALOAD, AASTORE = b"\x32", b"\x53"
+ALOAD_0, ALOAD_1, ALOAD_2, ALOAD_3 = b"\x2a", b"\x2b", b"\x2c", b"\x2d"
+LLOAD_1, ICONST_0, AALOAD, AASTORE = b"\x1f", b"\x03", b"\x32", b"\x53"
+ASTORE_3, POP, L2I, IFNULL = b"\x4e", b"\x57", b"\x88", b"\xc6"
 ARETURN, LRETURN, IRETURN, RETURN = b"\xb0", b"\xad", b"\xac", b"\xb1"
 
-RANDOM, COUNTER, SIMPLIFICATIONS = range(3)
+RANDOM, COUNTER, SIMPLIFICATIONS, REFERENTS = range(4)
 """Places in a simulator thread's `Object[]`."""
 
 
@@ -95,27 +98,44 @@ class ClassFile:
         raw = text.encode()
         return self._constant(_UTF8, struct.pack(">H", len(raw)) + raw)
 
-    def _class(self, name: str) -> int:
+    def constant_class(self, name: str) -> int:
+        """Index of a class in the constant pool."""
         return self._constant(7, struct.pack(">H", self.utf8(name)))
 
     def call(self, opcode: int, owner: str, name: str, descriptor: str) -> bytes:
         """Bytecode of a method call (0xb6 virtual, 0xb8 static)."""
         pair = struct.pack(">HH", self.utf8(name), self.utf8(descriptor))
-        reference = struct.pack(">HH", self._class(owner), self._constant(12, pair))
+        reference = struct.pack(">HH", self.constant_class(owner), self._constant(12, pair))
         return struct.pack(">BH", opcode, self._constant(10, reference))
 
     def cast(self, name: str) -> bytes:
         """Bytecode that casts the top of the stack to a class."""
-        return struct.pack(">BH", 0xC0, self._class(name))
+        return struct.pack(">BH", 0xC0, self.constant_class(name))
 
-    def set_method(self, name: str, descriptor: str, code: bytes) -> None:
-        """Replaces (or adds) the public method `name`; at most 4 stack and 4 local slots."""
+    def _is(self, method: bytes, name: str, descriptor: str) -> bool:
+        _, n, d = struct.unpack_from(">HHH", method)
+        return (self._strings.get(n), self._strings.get(d)) == (name, descriptor)
+
+    def rename_method(self, name: str, descriptor: str, new: str) -> None:
+        """Raises ValueError where there is no such method."""
+        at = [i for i, method in enumerate(self._methods) if self._is(method, name, descriptor)]
+        if len(at) != 1:
+            raise ValueError(f"no method {name}{descriptor}")
+        method = self._methods[at[0]]
+        self._methods[at[0]] = method[:2] + struct.pack(">H", self.utf8(new)) + method[4:]
+
+    def set_method(self, name: str, descriptor: str, code: bytes, frames: bytes = b"") -> None:
+        """Replaces (or adds) a public method of at most 8 stack and 8 local slots.
+
+        `frames`: the entries of its stack map, one for each target of a branch.
+        """
 
         def is_it(method: bytes) -> bool:
-            _, n, d = struct.unpack_from(">HHH", method)
-            return (self._strings.get(n), self._strings.get(d)) == (name, descriptor)
+            return self._is(method, name, descriptor)
 
-        body = struct.pack(">HHI", 4, 4, len(code)) + code + struct.pack(">HH", 0, 0)
+        body = struct.pack(">HHI", 8, 8, len(code)) + code + struct.pack(">HH", 0, bool(frames))
+        if frames:
+            body += struct.pack(">HIH", self.utf8("StackMapTable"), 2 + len(frames), 1) + frames
         attribute = struct.pack(">HI", self.utf8("Code"), len(body)) + body
         head = struct.pack(">HHHH", _PUBLIC, self.utf8(name), self.utf8(descriptor), 1)
         self._methods = [m for m in self._methods if not is_it(m)] + [head + attribute]
@@ -165,16 +185,59 @@ def _own_simplifications(cls: ClassFile) -> None:
     cls.set_method("simplifications", f"()L{kind};", _item(cls, SIMPLIFICATIONS, kind) + ARETURN)
 
 
+_OBJECT = "scienceworld/struct/EnvObject"
+_NAMES = f"(L{_OBJECT};L{_OBJECT};)[Ljava/lang/String;"
+_PARSE = (
+    f"(Ljava/lang/String;L{_OBJECT};L{_OBJECT};Lscienceworld/objects/agent/Agent;"
+    "Lscienceworld/tasks/goals/ObjMonitor;Lscienceworld/tasks/goals/GoalSequence;"
+    f"L{_OBJECT};)Lscala/Tuple4;"
+)
+
+
+def _names_once_an_action(cls: ClassFile) -> None:
+    """`parse` empties the thread's map of names, then goes on as before."""
+    cls.rename_method("parse", _PARSE, "parse$plain")
+    clear = _item(cls, REFERENTS, "java/util/HashMap")
+    clear += cls.call(0xB6, "java/util/HashMap", "clear", "()V")
+    arguments = b"".join(bytes([0x19, slot]) for slot in range(8))
+    plain = cls.call(0xB6, "scienceworld/input/InputParser", "parse$plain", _PARSE)
+    cls.set_method("parse", _PARSE, clear + arguments + plain + ARETURN)
+
+
+def _remember_names(cls: ClassFile) -> None:
+    """`getObjectReferents(object, container)` looks into the map first; nothing to print."""
+    owner, kind = "scienceworld/input/InputParser$", "java/util/HashMap"
+    cls.rename_method("getObjectReferents", _NAMES, "getObjectReferents$plain")
+    cast = cls.cast("[Ljava/lang/String;")
+    get = cls.call(0xB6, kind, "get", "(Ljava/lang/Object;)Ljava/lang/Object;")
+    put = "(Ljava/lang/Object;Ljava/lang/Object;)Ljava/lang/Object;"
+    known = _item(cls, REFERENTS, kind) + ALOAD_1 + get + ASTORE_3
+    test = ALOAD_3 + IFNULL + struct.pack(">h", 3 + 1 + len(cast) + 1)
+    found = ALOAD_3 + cast + ARETURN
+    work = ALOAD_0 + ALOAD_1 + ALOAD_2
+    work += cls.call(0xB6, owner, "getObjectReferents$plain", _NAMES) + ASTORE_3
+    keep = _item(cls, REFERENTS, kind) + ALOAD_1 + ALOAD_3 + cls.call(0xB6, kind, "put", put) + POP
+    # At the target there is one local more than at the start: ALOAD_3's, an Object.
+    target = len(known + test + found)
+    frame = struct.pack(">BHBH", 252, target, 7, cls.constant_class("java/lang/Object"))
+    code = known + test + found + work + keep + ALOAD_3 + cast + ARETURN
+    cls.set_method("getObjectReferents", _NAMES, code, frame)
+    nothing = ICONST_0 + struct.pack(">BH", 0xBD, cls.constant_class("java/lang/String"))
+    cls.set_method("getPossibleReferents", _NAMES, nothing + ARETURN)
+
+
 CHANGES: dict[str, Callable[[ClassFile], None]] = {
     "scienceworld/struct/EnvObject": _hash_by_uuid,
     "scala/util/Random$": _own_random,
     "util/UniqueIdentifier$": _own_counter,
     "main/scala/scienceworld/runtime/SimplifierProcessor$": _own_simplifications,
+    "scienceworld/input/InputParser": _names_once_an_action,
+    "scienceworld/input/InputParser$": _remember_names,
 }
 
 
 def write_patch(simulator_jar: Path, patch_jar: Path) -> None:
-    """Writes the four changed classes into `patch_jar`, to stand before the simulator's jar.
+    """Writes the changed classes into `patch_jar`, to stand before the simulator's jar.
 
     Raises ValueError where the jar lacks one of them (another version of the simulator).
     """

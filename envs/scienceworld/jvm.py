@@ -238,9 +238,10 @@ class Simulator:
         simplifications = java.new("scala.collection.mutable.ArrayBuffer")
         table = java.call("java.lang.System", "getProperties")
         thread = java.call("java.lang.Thread", "currentThread")
-        items = java.new_array(random, 0, simplifications)
+        names = java.new("java.util.HashMap")
+        items = java.new_array(random, 0, simplifications, names)
         java.call(table, "put", thread, items)
-        java.release(random, simplifications, items, table)
+        java.release(random, simplifications, names, items, table)
         assert isinstance(thread, Reference)
         return thread
 
