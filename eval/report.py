@@ -82,7 +82,8 @@ def table(summary: dict[str, Any]) -> Table:
     whole = ["all", _episodes(summary), f"{summary['reward_mean']:.3f}", *_rates(summary)]
     heads = ("task type", "episodes", "score", "success", "valid", "cut off", "steps")
     for i, (head, foot) in enumerate(zip(heads, whole, strict=True)):
-        shown.add_column(head, footer=foot, justify="right" if i else "left", no_wrap=i > 0)
+        side: Any = "right" if i else "left"
+        shown.add_column(head, footer=foot, justify=side, no_wrap=i > 0, overflow="fold")
     for name, part in summary["by_type"].items():
         shown.add_row(name, _episodes(part), f"{part['reward_mean']:.3f}", *_rates(part))
     if not summary["by_type"]:

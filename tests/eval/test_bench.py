@@ -65,3 +65,16 @@ def test_rollout_benchmark_compares_equal_replies(tiny):
     equal = rows.pop("equal greedy replies")
     assert (equal.ours, equal.baseline, equal.ratio) == (6, 6, 1.0)
     assert all(row.ours > 0 and row.baseline > 0 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_environments_benchmark_against_upstream():
+    from eval.benches.envs import bench as run
+
+    options = Options("envs", repeats=1, args={"tasks": 1, "environments": 2, "steps": 5})
+    steps, reset, many, memory = run(options)
+    assert steps.ratio > 1
+    assert memory.unit == "GB"
+    for row in (steps, reset, many, memory):
+        assert row.ours > 0
+        assert row.baseline > 0
