@@ -47,10 +47,14 @@ def make_agent(spec: str, **options: Any) -> Agent:
     module, name = _CLASSES[kind]
     build: Callable[..., Agent] = getattr(import_module(module), name)
     first = [rest] if takes_name else [kind] if kind == "smollm2" else []
-    known = [p.name for p in inspect.signature(build).parameters.values()
-             if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    known = [
+        p.name
+        for p in inspect.signature(build).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"the agent {spec!r} has no option {', '.join(unknown)}: it takes "
-                         f"{', '.join(known)}")
+        raise ValueError(
+            f"the agent {spec!r} has no option {', '.join(unknown)}: it takes {', '.join(known)}"
+        )
     return build(*first, **options)

@@ -21,8 +21,14 @@ class ExpertAgent(Agent):
 
     name = "expert"
 
-    def __init__(self, *, batch_size: int = 8, instruction: bool = True, example: bool = True,
-                 thoughts: bool = True):
+    def __init__(
+        self,
+        *,
+        batch_size: int = 8,
+        instruction: bool = True,
+        example: bool = True,
+        thoughts: bool = True,
+    ):
         self.batch_size = batch_size
         self.style = PromptStyle(instruction, example, thoughts)
         self._plans: dict[Hashable, list[tuple[str, str]]] = {}

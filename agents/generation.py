@@ -97,8 +97,15 @@ class Generator:
     limit: tokens of context, replies included.
     """
 
-    def __init__(self, model: Any, *, ends: frozenset[int], stopped: Callable[[list[int]], bool],
-                 slots: int, limit: int):
+    def __init__(
+        self,
+        model: Any,
+        *,
+        ends: frozenset[int],
+        stopped: Callable[[list[int]], bool],
+        slots: int,
+        limit: int,
+    ):
         self.model, self.ends, self.stopped = model, ends, stopped
         self.counts = Counts()
         self.device = model.get_input_embeddings().weight.device
@@ -189,8 +196,11 @@ class Generator:
             for row, token in zip(active, choose(logits, decoding, draws), strict=True):
                 row.reply.append(token)
                 self.counts.generated += 1
-                if not (token in self.ends or len(row.reply) == decoding.max_new_tokens
-                        or self.stopped(row.reply)):
+                if not (
+                    token in self.ends
+                    or len(row.reply) == decoding.max_new_tokens
+                    or self.stopped(row.reply)
+                ):
                     going.append(row)
             if not going:
                 return
@@ -220,8 +230,13 @@ class Generator:
         if self._mixed:
             near = self.cache.begin(slots, new, self._window)["mask"]
             mask = {"full_attention": mask, "sliding_attention": self._as_mask(near)}
-        out = self.model(**batch, attention_mask=mask, past_key_values=self.cache, use_cache=True,
-                         logits_to_keep=1)
+        out = self.model(
+            **batch,
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         self.cache.commit()
         return out.logits[:, -1].float()
 

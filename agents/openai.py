@@ -22,7 +22,9 @@ _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""
 _TOO_LONG = re.compile(
     r"context.{0,3}length|context window|context size|maximum context|max_model_len|too many tokens"
-    r"|prompt is too long|input is too long", re.IGNORECASE)
+    r"|prompt is too long|input is too long",
+    re.IGNORECASE,
+)
 _CUTS = 3
 """How often one prompt is cut down after the server has called it too long."""
 
@@ -65,10 +67,22 @@ class OpenAIAgent(Agent):
     instruction, example, thoughts: the prompt's style.
     """
 
-    def __init__(self, model: str, *, base_url: str | None = None, temperature: float = 0.0,
-                 top_p: float = 1.0, max_new_tokens: int = 256, timeout: float = 120.0,
-                 retries: int = 6, backoff: float = 1.0, concurrency: int = 8,
-                 instruction: bool = True, example: bool = True, thoughts: bool = True):
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 256,
+        timeout: float = 120.0,
+        retries: int = 6,
+        backoff: float = 1.0,
+        concurrency: int = 8,
+        instruction: bool = True,
+        example: bool = True,
+        thoughts: bool = True,
+    ):
         if concurrency < 1 or retries < 0 or timeout <= 0 or max_new_tokens < 1:
             raise ValueError("wants concurrency ≥ 1, retries ≥ 0, timeout > 0, max_new_tokens ≥ 1")
         url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
@@ -79,7 +93,10 @@ class OpenAIAgent(Agent):
         self.batch_size = concurrency
         self._sampling = {"temperature": temperature, "top_p": top_p}
         self._parameters: dict[str, Any] = {
-            "temperature": temperature, "max_tokens": max_new_tokens, "stop": list(STOP)}
+            "temperature": temperature,
+            "max_tokens": max_new_tokens,
+            "stop": list(STOP),
+        }
         if top_p < 1:
             self._parameters["top_p"] = top_p
         self._max_new_tokens = max_new_tokens
@@ -90,8 +107,18 @@ class OpenAIAgent(Agent):
         self._sessions: list[requests.Session] = []  # those that no thread uses just now
         self._refused: set[str] = set()  # parameters that this model does not take
         self._budget: int | None = None  # characters that a prompt may have; learnt from refusals
-        self._counts = dict.fromkeys(("requests", "retries", "prompts_cut", "tokens_read",
-                                      "tokens_kept", "tokens_generated", "seconds"), 0.0)
+        self._counts = dict.fromkeys(
+            (
+                "requests",
+                "retries",
+                "prompts_cut",
+                "tokens_read",
+                "tokens_kept",
+                "tokens_generated",
+                "seconds",
+            ),
+            0.0,
+        )
 
     # Answering ----------------------------------------------------------------------------------
 
@@ -116,8 +143,10 @@ class OpenAIAgent(Agent):
                         stop.set()
 
         # Daemons: a request under way does not hold up Ctrl-C.
-        threads = [threading.Thread(target=work, daemon=True)
-                   for _ in range(min(self.batch_size, len(turns)))]
+        threads = [
+            threading.Thread(target=work, daemon=True)
+            for _ in range(min(self.batch_size, len(turns)))
+        ]
         try:
             for thread in threads:
                 thread.start()
@@ -157,8 +186,10 @@ class OpenAIAgent(Agent):
                 size = sum(len(message["content"]) for message in fitting)
                 cuts += 1
                 if cuts > _CUTS:
-                    raise ApiError(f"{self.name} at {self.base_url} calls even a prompt of {size} "
-                                   f"characters too long: {error}") from None
+                    raise ApiError(
+                        f"{self.name} at {self.base_url} calls even a prompt of {size} "
+                        f"characters too long: {error}"
+                    ) from None
                 with self._lock:
                     self._budget = min(self._budget or size, size * 2 // 3)
 
@@ -171,8 +202,11 @@ class OpenAIAgent(Agent):
             try:
                 sent = {"model": self.model, **self._parameters, **body}
                 sent = {name: sent[name] for name in sent.keys() - self._refused}
-                answer = session.post(f"{self.base_url}/chat/completions", json=sent,
-                                              timeout=(min(10.0, self._timeout), self._timeout))
+                answer = session.post(
+                    f"{self.base_url}/chat/completions",
+                    json=sent,
+                    timeout=(min(10.0, self._timeout), self._timeout),
+                )
                 if answer.status_code == 200:
                     return self._read(answer)
                 problem = self._problem(answer)
@@ -184,8 +218,10 @@ class OpenAIAgent(Agent):
             except requests.Timeout:
                 problem = f"no answer from {self.base_url} within {self._timeout:g} s"
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-                problem = (f"no connection to {self.base_url} ({_innermost(error)}): is the server "
-                           "running, and OPENAI_BASE_URL right?")
+                problem = (
+                    f"no connection to {self.base_url} ({_innermost(error)}): is the server "
+                    "running, and OPENAI_BASE_URL right?"
+                )
             except _Unreadable as error:
                 problem = str(error)
             except requests.RequestException as error:
@@ -203,8 +239,9 @@ class OpenAIAgent(Agent):
             body = answer.json()
             choices, usage = body["choices"], body.get("usage") or {}
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise _Unreadable(f"{where} something else than a chat completion: "
-                              f"{self._short(answer.text)!r}") from None
+            raise _Unreadable(
+                f"{where} something else than a chat completion: {self._short(answer.text)!r}"
+            ) from None
         try:
             text = choices[0]["message"]["content"] or ""
             if not isinstance(text, str):
@@ -213,19 +250,26 @@ class OpenAIAgent(Agent):
             raise _Unreadable(f"{where} no choice in it: {self._short(answer.text)!r}") from None
         details = usage.get("prompt_tokens_details") or {}
         kept = details.get("cached_tokens") or 0
-        self._count(tokens_read=(usage.get("prompt_tokens") or 0) - kept, tokens_kept=kept,
-                    tokens_generated=usage.get("completion_tokens") or 0)
+        self._count(
+            tokens_read=(usage.get("prompt_tokens") or 0) - kept,
+            tokens_kept=kept,
+            tokens_generated=usage.get("completion_tokens") or 0,
+        )
         return text
 
     def _problem(self, answer: requests.Response) -> str:
         """What an error status means; raises where no other attempt can help."""
         status, said = answer.status_code, self._short(answer.text)
         if status in (401, 403):
-            raise ApiError(f"{self.base_url} refuses the key (status {status}): set OPENAI_API_KEY "
-                           "to a valid one" + ("" if self._secret else " (it is not set)"))
+            raise ApiError(
+                f"{self.base_url} refuses the key (status {status}): set OPENAI_API_KEY "
+                "to a valid one" + ("" if self._secret else " (it is not set)")
+            )
         if status == 404:
-            raise ApiError(f"{self.base_url} knows no /chat/completions or no model "
-                           f"{self.model!r} (status 404): {said!r}")
+            raise ApiError(
+                f"{self.base_url} knows no /chat/completions or no model "
+                f"{self.model!r} (status 404): {said!r}"
+            )
         if status in (400, 413, 422) and (status == 413 or _TOO_LONG.search(answer.text)):
             raise _TooLong(said)
         return f"{self.base_url} answered with status {status}: {said!r}"
@@ -233,8 +277,12 @@ class OpenAIAgent(Agent):
     def _adapt(self, problem: str, sent: dict[str, Any]) -> bool:
         """Some models refuse a parameter by name: leave it out (or rename it) from now on."""
         for name in ("max_tokens", "temperature", "top_p", "stop", "seed"):
-            if name in sent and re.search(rf"\b{name}\b", problem) and re.search(
-                "unsupported|not supported|unknown|unrecognized|does not support", problem, re.I
+            if (
+                name in sent
+                and re.search(rf"\b{name}\b", problem)
+                and re.search(
+                    "unsupported|not supported|unknown|unrecognized|does not support", problem, re.I
+                )
             ):
                 with self._lock:
                     self._refused.add(name)
@@ -263,9 +311,12 @@ class OpenAIAgent(Agent):
             self._sessions.clear()
 
     def fingerprint(self) -> dict[str, str]:
-        return {"model": self.name, "base_url": _without_user(self.base_url),
-                "decoding": str({**self._sampling, "max_new_tokens": self._max_new_tokens}),
-                "style": str(self.style)}
+        return {
+            "model": self.name,
+            "base_url": _without_user(self.base_url),
+            "decoding": str({**self._sampling, "max_new_tokens": self._max_new_tokens}),
+            "style": str(self.style),
+        }
 
     def statistics(self) -> dict[str, float]:
         return dict(self._counts)

@@ -17,8 +17,15 @@ from agents.generation import Counts, Decoding, Prompt
 class PlainGenerator:
     """Answers prompts by `model.generate`, filled up on the left to one length."""
 
-    def __init__(self, model: Any, *, ends: frozenset[int], stops: Sequence[str], tokenizer: Any,
-                 batch_size: int = 16):
+    def __init__(
+        self,
+        model: Any,
+        *,
+        ends: frozenset[int],
+        stops: Sequence[str],
+        tokenizer: Any,
+        batch_size: int = 16,
+    ):
         self.model, self.ends, self.stops, self.tokenizer = model, ends, list(stops), tokenizer
         self.batch_size = batch_size
         self.counts = Counts()
@@ -41,19 +48,33 @@ class PlainGenerator:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
             real[row, width - len(prompt.ids) :] = 1
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None,
-                                    "top_k": None}
+        sampling: dict[str, Any] = {
+            "do_sample": False,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+        }
         if decoding.temperature:
-            sampling = {"do_sample": True, "temperature": decoding.temperature,
-                        "top_p": decoding.top_p, "top_k": 0}
+            sampling = {
+                "do_sample": True,
+                "temperature": decoding.temperature,
+                "top_p": decoding.top_p,
+                "top_k": 0,
+            }
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             if decoding.temperature:
                 torch.manual_seed(int(prompts[0].rng.integers(2**62)))
             out = self.model.generate(
-                input_ids=ids.to(device), attention_mask=real.to(device), use_cache=True,
-                max_new_tokens=decoding.max_new_tokens, eos_token_id=sorted(self.ends),
-                pad_token_id=pad, stop_strings=self.stops, tokenizer=self.tokenizer,
-                repetition_penalty=1.0, **sampling,
+                input_ids=ids.to(device),
+                attention_mask=real.to(device),
+                use_cache=True,
+                max_new_tokens=decoding.max_new_tokens,
+                eos_token_id=sorted(self.ends),
+                pad_token_id=pad,
+                stop_strings=self.stops,
+                tokenizer=self.tokenizer,
+                repetition_penalty=1.0,
+                **sampling,
             )
         replies = [self._trim(row) for row in out[:, width:].tolist()]
         self.counts.read += sum(len(prompt.ids) for prompt in prompts)

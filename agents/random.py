@@ -19,8 +19,14 @@ class RandomAgent(Agent):
 
     name = "random"
 
-    def __init__(self, *, batch_size: int = 8, instruction: bool = True, example: bool = True,
-                 thoughts: bool = True):
+    def __init__(
+        self,
+        *,
+        batch_size: int = 8,
+        instruction: bool = True,
+        example: bool = True,
+        thoughts: bool = True,
+    ):
         self.batch_size = batch_size
         self.style = PromptStyle(instruction, example, thoughts)
 

@@ -153,8 +153,9 @@ class SlotCache(Cache):
 
     # One forward pass ---------------------------------------------------------------------------
 
-    def begin(self, slots: Sequence[int], new: Sequence[Sequence[int]],
-              window: int | None = None) -> dict[str, torch.Tensor]:
+    def begin(
+        self, slots: Sequence[int], new: Sequence[Sequence[int]], window: int | None = None
+    ) -> dict[str, torch.Tensor]:
         """Prepares a pass in which row i appends the tokens `new[i]` to slot `slots[i]`.
 
         Rows are filled up on the left, so that the last column is every row's last token. Returns
@@ -192,8 +193,14 @@ class SlotCache(Cache):
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
-               *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes a layer's new keys and values; gives back what its attention reads.
 
         Shapes: new (rows, heads, width, head size); read (rows, heads, read length, head size).

@@ -73,8 +73,10 @@ class TransformersAgent(Agent):
         known = models.context_length(model)
         self.context = min(known, context or known)
         if self.context <= max_new_tokens:
-            raise models.ModelError(f"{self.name} has a context of {self.context} tokens, which "
-                                    f"leaves nothing beside max_new_tokens={max_new_tokens}")
+            raise models.ModelError(
+                f"{self.name} has a context of {self.context} tokens, which "
+                f"leaves nothing beside max_new_tokens={max_new_tokens}"
+            )
         on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
         self.batch_size = batch_size or (32 if on_cuda else 16)
         ends = models.eos_ids(model, tokenizer) | {self.codec.end_of_turn_id}
@@ -84,8 +86,9 @@ class TransformersAgent(Agent):
         if self.plain_because:
             self._generator = PlainGenerator(model, ends=ends, stops=STOP, tokenizer=tokenizer)
         else:
-            self._generator = Generator(model, ends=ends, stopped=self._stopped,
-                                        slots=self.batch_size, limit=self.context)
+            self._generator = Generator(
+                model, ends=ends, stopped=self._stopped, slots=self.batch_size, limit=self.context
+            )
         self._ends = ends
         self._closing: dict[int, bool] = {}
         self._state = self._weights_state()

@@ -7,8 +7,9 @@ trajectories, so that growth with n is that of the method and not of the task.
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,18 @@ def inspection(options: Options) -> list[Row]:
     encoded = [setting.encode(t) for t in _trajectories(wanted["trajectories"], wanted["steps"])]
     tokens = sum(len(e.ids) for e in encoded)
     rows = []
-    for name, k, temperature in (("greedy", 1, 0.0), (f"K = {wanted['practice']}", 3, 1.0)):
-        kind = {"k": wanted["practice"] if k > 1 else 1, "temperature": temperature}
+    for name, k, temperature in (
+        ("greedy", 1, 0.0),
+        (f"K = {wanted['practice']}", wanted["practice"], 1.0),
+    ):
+        kind = {"k": k, "temperature": temperature}
         size = {"max_new_tokens": wanted["max_new_tokens"]}
         ours, plain = measure(
-            lambda kind=kind, size=size: [_ours(setting, e, **kind, **size) for e in encoded],
-            lambda kind=kind, size=size: [_generate(setting, e, **kind, **size) for e in encoded],
+            functools.partial(_each, _ours, setting, encoded, **kind, **size),
+            functools.partial(_each, _generate, setting, encoded, **kind, **size),
             options.repeats,
         )
-        states = sum(len(e.replies) for e in encoded) * kind["k"]
+        states = sum(len(e.replies) for e in encoded) * k
         title = f"practice in {wanted['steps']} states, {name}, {tokens // len(encoded)} tokens"
         rows.append(Row.more_is_better(title, states / ours, states / plain, "replies/s"))
     limit = wanted["max_new_tokens"]
@@ -104,7 +108,19 @@ def inspection(options: Options) -> list[Row]:
     return rows
 
 
-def _ours(s: _Setting, e: Encoded, k: int, temperature: float, max_new_tokens: int) -> list:
+def _all(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return [work(item) for item in items]
+
+
+def _each(
+    work: Callable[..., Any], setting: _Setting, encoded: Sequence[Encoded], **options: Any
+) -> list[Any]:
+    return [work(setting, e, **options) for e in encoded]
+
+
+def _ours(
+    s: _Setting, e: Encoded, k: int, temperature: float, max_new_tokens: int
+) -> list[list[list[int]]]:
     return practice(
         s.model,
         e.ids,
@@ -118,7 +134,9 @@ def _ours(s: _Setting, e: Encoded, k: int, temperature: float, max_new_tokens: i
     )
 
 
-def _generate(s: _Setting, e: Encoded, k: int, temperature: float, max_new_tokens: int) -> list:
+def _generate(
+    s: _Setting, e: Encoded, k: int, temperature: float, max_new_tokens: int
+) -> list[list[list[int]]]:
     """As a user would: one `generate` a state, its K replies as one batch."""
     s.model.set_attn_implementation("sdpa")
     found = []
@@ -162,8 +180,8 @@ def reflection(options: Options) -> list[Row]:
         trees = [_tree(setting, setting.encode(t), wanted["max_new_tokens"]) for t in cut]
         trl = _Trl(setting, wanted["pairs"])
         ours, plain = measure(
-            lambda trees=trees: [_tree_pass(setting.model, t) for t in trees],
-            lambda trees=trees, trl=trl: [trl.backward(t) for t in trees],
+            functools.partial(_all, functools.partial(_tree_pass, setting.model), trees),
+            functools.partial(_all, trl.backward, trees),
             options.repeats,
         )
         packed = sum(t.length for t in trees)
@@ -241,7 +259,7 @@ class _Trl:
 
     def _rows(self, tree: StepTree) -> list[dict[str, Any]]:
         chosen, rejected = _references(tree)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for i, branch in enumerate(tree.branches):
             start, end = tree.replies[branch.step]
             rows.append(

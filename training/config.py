@@ -42,12 +42,12 @@ class SftConfig(OptimiserConfig):
     """Supervised fine-tuning on the expert's trajectories (eqs. 2 and 3)."""
 
     microbatch_size: int = 8
-    """Trajectories a forward pass; gradients are summed up to `batch_size`. Less needs less memory."""
+    """Trajectories a forward pass; gradients add up to `batch_size`. Less needs less memory."""
 
 
 @dataclass
 class ReflectionConfig(OptimiserConfig):
-    """Inspection and reflection (section 4): what the agent practises, and how it learns from it."""
+    """Inspection and reflection (section 4): what the agent practises and learns from."""
 
     learning_rate: float = 5e-7
     """Peak learning rate. With LoRA 10 to 100 times the paper's."""
@@ -148,7 +148,7 @@ class EvaluationConfig:
 
 @dataclass
 class Config:
-    """Trains a policy on an environment: expert data, SFT, then one method, scored at each stage."""
+    """Trains a policy: expert data, SFT, then one method, scored at each stage."""
 
     output: str
     """Run directory. Running the same configuration again goes on where it stopped."""

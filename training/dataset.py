@@ -46,8 +46,8 @@ def encode(
         samples.append(Sample(trajectory, encoded))
     if not samples:
         raise ValueError(
-            f"none of {len(trajectories)} trajectories can be learned from ({left_out}; the longest "
-            f"has {longest} tokens, the model's context {context}): leave out the example "
+            f"none of {len(trajectories)} trajectories can be learned from ({left_out}; the "
+            f"longest has {longest} tokens, the model's context {context}): leave out the example "
             "(prompt.example: false), or use a model with a longer context"
         )
     return samples, {reason: count for reason, count in left_out.items() if count}

@@ -12,6 +12,7 @@ that is what makes them share a pass; it stops taking at `batch_size` pairs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def learn(session: Session) -> None:
     sft.learn(session)
     for iteration in range(1, session.config.reflection.iterations + 1):
         name = f"iteration-{iteration}"
-        session.stage(name, lambda i=iteration, n=name: _iterate(session, i, n))
+        session.stage(name, functools.partial(_iterate, session, iteration, name))
         if session.config.evaluation.every_iteration:
             session.score(name)
 

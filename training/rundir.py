@@ -78,8 +78,9 @@ class RunDir:
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise RunError(
-                f"{what} need about {needed / 1e9:.1f} GB in {self.path}, where {free / 1e9:.1f} GB "
-                "are free: make room, choose another `output`, or set keep_policies to false"
+                f"{what} need about {needed / 1e9:.1f} GB in {self.path}, where "
+                f"{free / 1e9:.1f} GB are free: make room, choose another `output`, or set "
+                "keep_policies to false"
             )
 
     def close(self) -> None:

@@ -174,7 +174,7 @@ class Session:
     # Scores -----------------------------------------------------------------------------------
 
     def score(self, name: str, agent: str = "policy") -> dict[str, Any]:
-        """Plays the evaluation's tasks with the policy (or another agent); resumes, never repeats."""
+        """Plays the evaluation's tasks with the policy, or another agent; goes on where it was."""
         wanted, out = self.config.evaluation, self.rundir.path / "eval" / name
         summary = out / "summary.json"
         if summary.is_file() and (found := json.loads(summary.read_text())).get("complete"):

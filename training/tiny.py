@@ -1,4 +1,4 @@
-"""A small Llama made from nothing, with a tokenizer of its own: the policy of the demo and of tests.
+"""A small Llama from scratch, with a tokenizer of its own: the policy of the demo and of tests.
 
 It knows no English. What it can do it has learned from the trajectories it is given, which on two
 CPU cores takes minutes instead of the hours that a pre-trained model of 135 M parameters needs.

@@ -45,8 +45,12 @@ class CountEnv(TextEnv):
     def act(self, action: str) -> Outcome:
         right = self.said < len(NUMBERS) and action == NUMBERS[self.said]
         self.said += right
-        return Outcome("Right." if right else "Wrong.", self.said / 4, done=self.said == 4,
-                       valid=action in NUMBERS)
+        return Outcome(
+            "Right." if right else "Wrong.",
+            self.said / 4,
+            done=self.said == 4,
+            valid=action in NUMBERS,
+        )
 
     def expert_plan(self) -> list[tuple[str, str]]:
         self.plans += 1
@@ -115,12 +119,19 @@ def make_tokenizer() -> Any:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    raw.train_from_iterator([WORDS], trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|end|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-    ))
+    raw.train_from_iterator(
+        [WORDS],
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<|end|>", "<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<|end|>", pad_token="<|end|>",
+        tokenizer_object=raw,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
     )
     tokenizer.chat_template = TEMPLATE
@@ -138,18 +149,34 @@ def make_model(kind: str, vocab: int, seed: int = 0, **changes: Any) -> Any:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    common: dict[str, Any] = {"vocab_size": vocab, "bos_token_id": None, "eos_token_id": 0,
-                              "pad_token_id": 0}
+    common: dict[str, Any] = {
+        "vocab_size": vocab,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
     if kind == "gpt2":
-        common |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 1024,
-                   "initializer_range": 0.2}
+        common |= {
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 1024,
+            "initializer_range": 0.2,
+        }
     elif kind == "mamba":
         common |= {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
     else:
-        common |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
-                   "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-                   "max_position_embeddings": 2048, "initializer_range": 0.2,
-                   "tie_word_embeddings": False}
+        common |= {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 2048,
+            "initializer_range": 0.2,
+            "tie_word_embeddings": False,
+        }
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**(common | changes)))
     return model.float().eval()

@@ -69,9 +69,15 @@ def test_templates_that_cannot_be_used_are_named():
         codec_for(IRREGULAR)
 
 
-@pytest.mark.parametrize("messages", [
-    [], say("a", system="s")[:1], say("a", "b")[1:], [*say("a"), *say("b")],
-])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        say("a", system="s")[:1],
+        say("a", "b")[1:],
+        [*say("a"), *say("b")],
+    ],
+)
 def test_conversations_out_of_order(messages: Any):
     with pytest.raises(ValueError, match="conversation"):
         codec_for(TEMPLATE).encode(messages)
@@ -99,7 +105,7 @@ def test_a_cut_conversation_keeps_its_beginning_for_several_turns():
     turns = [f"{'act' if i % 2 else 'see'} {i}" for i in range(1, 61)]
     heads = []
     for n in range(31, 61, 2):
-        fitting, _ = codec.fit(say("the task", *turns[:n - 1]), 200)
+        fitting, _ = codec.fit(say("the task", *turns[: n - 1]), 200)
         heads.append(fitting[0]["content"])
     assert len(set(heads)) <= len(heads) // 3
 

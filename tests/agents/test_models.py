@@ -25,8 +25,10 @@ def adapter_on(base: Path, target: Path, name_in_file: str) -> Any:
     """A LoRA adapter with weights that matter, saved; gives the adapted model."""
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(models.load_model(base, "float32"), LoraConfig(
-        r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        models.load_model(base, "float32"),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    )
     torch.manual_seed(1)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -44,7 +46,7 @@ IDS = torch.arange(3, 40)[None]
 def test_a_saved_model_acts(saved: Path, tokenizer: Any):
     agent = make_agent(f"hf:{saved}", dtype="float32", max_new_tokens=5)
     assert agent.name == f"hf:{saved}"
-    reply, = agent.act([turn("a", say("Look."))])
+    (reply,) = agent.act([turn("a", say("Look."))])
     assert isinstance(reply, str)
     assert agent.fingerprint()["dtype"] == "float32"
 
@@ -68,8 +70,9 @@ def test_an_adapter_finds_its_base(saved: Path, tokenizer: Any, merge: bool, bas
     assert not torch.allclose(found, plain, atol=1e-2)
     assert hasattr(model, "peft_config") != merge
     assert models.load_tokenizer(target).get_vocab() == tokenizer.get_vocab()
-    assert not any(weight.requires_grad for name, weight in model.named_parameters()
-                   if "lora" in name)
+    assert not any(
+        weight.requires_grad for name, weight in model.named_parameters() if "lora" in name
+    )
     trained = models.load_model(target, "float32", trainable=True)
     assert any(weight.requires_grad for weight in trained.parameters())
 
@@ -78,8 +81,10 @@ def test_an_adapter_acts(saved: Path):
     target = saved.parent / "adapter"
     adapter_on(saved, target, str(saved))
     turns = [turn("a", say("Look.")), turn("b", say("Go.", "x", "y"))]
-    one, two = (make_agent(f"hf:{target}", dtype="float32", max_new_tokens=8, merge=merge)
-                for merge in (True, False))
+    one, two = (
+        make_agent(f"hf:{target}", dtype="float32", max_new_tokens=8, merge=merge)
+        for merge in (True, False)
+    )
     assert not two.plain_because  # an unmerged adapter keeps its caches, too
     assert one.act(turns) == two.act(turns)
     base = make_agent(f"hf:{saved}", dtype="float32", max_new_tokens=8)
@@ -170,5 +175,5 @@ def test_smollm2_speaks():
     agent = make_agent("smollm2", max_new_tokens=12)
     assert agent.context == 8192
     assert not agent.plain_because
-    reply, = agent.act([turn("a", say("What is the capital of France?"))])
+    (reply,) = agent.act([turn("a", say("What is the capital of France?"))])
     assert "Paris" in reply

@@ -19,8 +19,12 @@ KEY = "sk-very-secret"
 
 
 def completion(text: str | None = "Action: one", **usage: Any) -> bytes:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}],
-                       "usage": {"prompt_tokens": 7, "completion_tokens": 3, **usage}}).encode()
+    return json.dumps(
+        {
+            "choices": [{"message": {"role": "assistant", "content": text}}],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 3, **usage},
+        }
+    ).encode()
 
 
 class Stub(ThreadingHTTPServer):
@@ -95,8 +99,11 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
 
 
 def agent_for(stub: Stub, **options: Any) -> OpenAIAgent:
-    return OpenAIAgent("some-model", base_url=stub.url,
-                       **{"backoff": 0.02, "retries": 3, "timeout": 5.0, **options})
+    return OpenAIAgent(
+        "some-model",
+        base_url=stub.url,
+        **{"backoff": 0.02, "retries": 3, "timeout": 5.0, **options},
+    )
 
 
 def ask(agent: OpenAIAgent, *texts: str) -> list[str]:
@@ -106,10 +113,15 @@ def ask(agent: OpenAIAgent, *texts: str) -> list[str]:
 def test_a_request_is_what_it_should_be(stub: Stub):
     agent = agent_for(stub, max_new_tokens=50)
     assert ask(agent, "hello") == ["Action: hello"]
-    assert stub.seen == [{
-        "model": "some-model", "temperature": 0.0, "max_tokens": 50, "stop": ["\nObservation:"],
-        "messages": say("hello", system="Be brief."),
-    }]
+    assert stub.seen == [
+        {
+            "model": "some-model",
+            "temperature": 0.0,
+            "max_tokens": 50,
+            "stop": ["\nObservation:"],
+            "messages": say("hello", system="Be brief."),
+        }
+    ]
     assert stub.keys == [f"Bearer {KEY}"]
     counts = agent.statistics()
     assert (counts["requests"], counts["retries"]) == (1, 0)
@@ -144,9 +156,17 @@ def test_retry_after_is_honoured(stub: Stub):
     assert agent.statistics()["retries"] == 1
 
 
-@pytest.mark.parametrize("body", [
-    "{not json", "[]", "null", '{"choices": []}', '{"choices": [{}]}', '{"choices": null}',
-])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{not json",
+        "[]",
+        "null",
+        '{"choices": []}',
+        '{"choices": [{}]}',
+        '{"choices": null}',
+    ],
+)
 def test_unreadable_answers_are_asked_for_again_then_named(stub: Stub, body: str):
     stub.plan(200, body)
     agent = agent_for(stub, retries=1)
@@ -187,10 +207,15 @@ def test_refused_connection_names_the_url():
         ask(OpenAIAgent("m", base_url=url, retries=1, backoff=0.01), "hi")
 
 
-@pytest.mark.parametrize(("status", "text"), [
-    (401, "set OPENAI_API_KEY"), (403, "set OPENAI_API_KEY"), (404, "no model 'some-model'"),
-    (400, "status 400"),
-])
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (401, "set OPENAI_API_KEY"),
+        (403, "set OPENAI_API_KEY"),
+        (404, "no model 'some-model'"),
+        (400, "status 400"),
+    ],
+)
 def test_errors_that_no_retry_helps(stub: Stub, status: int, text: str):
     stub.plan(status, f"your key {KEY} is odd")
     with pytest.raises(ApiError, match=text) as error:
@@ -220,8 +245,14 @@ def test_one_failure_ends_the_batch_at_once(stub: Stub):
     assert time.monotonic() - began < 10
 
 
-LONG = json.dumps({"error": {"code": "context_length_exceeded",
-                             "message": "This model's maximum context length is 99 tokens."}})
+LONG = json.dumps(
+    {
+        "error": {
+            "code": "context_length_exceeded",
+            "message": "This model's maximum context length is 99 tokens.",
+        }
+    }
+)
 
 
 def test_too_long_a_prompt_loses_its_middle(stub: Stub):
@@ -256,8 +287,11 @@ def test_cut_middle_of_one_long_text():
 
 
 def test_parameters_that_a_model_refuses_are_left_out(stub: Stub):
-    stub.plan(400, "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
-                   "'max_completion_tokens' instead.")
+    stub.plan(
+        400,
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+        "'max_completion_tokens' instead.",
+    )
     stub.plan(400, "Unsupported value: 'temperature' does not support 0.0 with this model.")
     agent = agent_for(stub, max_new_tokens=33)
     assert ask(agent, "hi") == ["Action: hi"]
@@ -273,9 +307,15 @@ def test_no_text_is_an_empty_reply(stub: Stub):
     assert ask(agent_for(stub), "hi") == [""]
 
 
-@pytest.mark.parametrize("options", [
-    {"concurrency": 0}, {"retries": -1}, {"timeout": 0}, {"base_url": "localhost:80"},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"concurrency": 0},
+        {"retries": -1},
+        {"timeout": 0},
+        {"base_url": "localhost:80"},
+    ],
+)
 def test_bad_options(options: dict[str, Any]):
     with pytest.raises(ValueError):
         OpenAIAgent("m", **options)

@@ -55,7 +55,7 @@ def test_style_comes_from_the_options():
 def test_expert_solves_its_task(count_env: CountEnv, thoughts: bool):
     agent, talk = ExpertAgent(thoughts=thoughts), say("Begin.")
     for number in range(4):
-        reply, = agent.act([turn("a", talk, count_env)])
+        (reply,) = agent.act([turn("a", talk, count_env)])
         assert reply.startswith("Thought: ") == thoughts
         observation, _, done, _, info = count_env.step(reply)
         talk += [{"role": "assistant", "content": reply}, {"role": "user", "content": observation}]
@@ -71,7 +71,7 @@ def test_expert_solves_its_task(count_env: CountEnv, thoughts: bool):
 def test_expert_without_a_plan_left_does_nothing(count_env: CountEnv, thoughts: bool):
     agent = ExpertAgent(thoughts=thoughts)
     talk = say(*["x"] * 9)
-    reply, = agent.act([turn("a", talk, count_env)])
+    (reply,) = agent.act([turn("a", talk, count_env)])
     assert parse(reply).action == ""
     assert count_env.step(reply)[4]["valid"] is False
     assert agent.statistics() == {"plans_used_up": 1}

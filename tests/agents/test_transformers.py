@@ -34,8 +34,9 @@ def agent_for(model: Any, tokenizer: Any, **options: Any) -> TransformersAgent:
 def plain_for(model: Any, tokenizer: Any, **options: Any) -> TransformersAgent:
     """The same agent, made to call `generate` on every whole conversation."""
     agent = agent_for(model, tokenizer, **options)
-    agent._generator = PlainGenerator(model, ends=agent._ends, stops=["\nObservation:"],
-                                      tokenizer=tokenizer, batch_size=1)
+    agent._generator = PlainGenerator(
+        model, ends=agent._ends, stops=["\nObservation:"], tokenizer=tokenizer, batch_size=1
+    )
     return agent
 
 
@@ -60,16 +61,19 @@ def play(agent: TransformersAgent, episodes: int = 6, seed: int = 3) -> dict[int
     return replies
 
 
-@pytest.mark.parametrize(("kind", "changes"), [
-    ("llama", {}),
-    ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
-    ("llama", {"attn_implementation": "eager"}),
-    ("mistral", {"sliding_window": None}),
-    ("mistral", {"sliding_window": 24}),
-    ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
-    ("qwen3", {}),
-    ("gpt2", {}),
-])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
+        ("llama", {"attn_implementation": "eager"}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 24}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+        ("qwen3", {}),
+        ("gpt2", {}),
+    ],
+)
 def test_same_replies_as_plain_generate(kind: str, changes: dict[str, Any], tokenizer: Any):
     model = make_model(kind, len(tokenizer), **changes)
     ours, plain = agent_for(model, tokenizer), plain_for(model, tokenizer)
@@ -124,7 +128,7 @@ def test_memory_stays_flat_over_many_episodes(llama: Any, tokenizer: Any):
     for key in range(40):
         talk = say(f"Task {key}.", system=SYSTEM)
         for _ in range(3):
-            reply, = agent.act([turn(key, talk)])
+            (reply,) = agent.act([turn(key, talk)])
             talk = [*talk, *say("-", reply, "Go on.")[1:]]
         if key % 3:
             agent.forget(key)  # some are never forgotten: their slots are taken over
@@ -148,11 +152,13 @@ def test_more_turns_than_slots(llama: Any, tokenizer: Any):
     talks = [say(f"Number {key}.", system=SYSTEM) for key in range(7)]
     turns = [turn(key, talk) for key, talk in enumerate(talks)]
     assert agent_for(llama, tokenizer, batch_size=2).act(turns) == plain_for(llama, tokenizer).act(
-        turns)
+        turns
+    )
 
 
-def test_an_interrupted_act_leaves_a_sound_cache(llama: Any, tokenizer: Any,
-                                                 monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_act_leaves_a_sound_cache(
+    llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+):
     agent = agent_for(llama, tokenizer)
     turns = [turn(key, say(f"Number {key}.", system=SYSTEM)) for key in range(4)]
     forward, left = agent.model.forward, [5]
@@ -218,13 +224,17 @@ class Parrot:
         monkeypatch.setattr("agents.generation.choose", say_next)
 
 
-@pytest.mark.parametrize(("text", "reply"), [
-    ("Action: go", "Action: go"),
-    ("Action: go\nObservation: you go", "Action: go\nObservation:"),
-    ("Observation: first: it goes", "Observation: first: it goes"),
-])
-def test_where_replies_end(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, text: str,
-                           reply: str):
+@pytest.mark.parametrize(
+    ("text", "reply"),
+    [
+        ("Action: go", "Action: go"),
+        ("Action: go\nObservation: you go", "Action: go\nObservation:"),
+        ("Observation: first: it goes", "Observation: first: it goes"),
+    ],
+)
+def test_where_replies_end(
+    llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, text: str, reply: str
+):
     agent = agent_for(llama, tokenizer, max_new_tokens=60)
     Parrot(agent, text, monkeypatch)
     assert agent.act([turn("a", say("Look."))]) == [reply]
@@ -254,8 +264,11 @@ def test_sampled_tokens_follow_their_chances():
     chances = torch.tensor([0.5, 0.2, 0.0, 0.3])
     logits = chances.log().repeat(20000, 1)
     draws = torch.rand(20000, generator=torch.Generator().manual_seed(0)).tolist()
-    for top_p, wanted in [(1.0, [0.5, 0.2, 0.0, 0.3]), (0.7, [0.625, 0.0, 0.0, 0.375]),
-                          (0.1, [1.0, 0.0, 0.0, 0.0])]:
+    for top_p, wanted in [
+        (1.0, [0.5, 0.2, 0.0, 0.3]),
+        (0.7, [0.625, 0.0, 0.0, 0.375]),
+        (0.1, [1.0, 0.0, 0.0, 0.0]),
+    ]:
         found = choose(logits, Decoding(temperature=1.0, top_p=top_p), draws)
         shares = torch.bincount(torch.tensor(found), minlength=4) / 20000
         assert torch.allclose(shares, torch.tensor(wanted), atol=0.012)
@@ -263,9 +276,15 @@ def test_sampled_tokens_follow_their_chances():
     assert set(cold) == {0}
 
 
-@pytest.mark.parametrize("options", [
-    {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_new_tokens": 0},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"max_new_tokens": 0},
+    ],
+)
 def test_bad_decoding(llama: Any, tokenizer: Any, options: dict[str, Any]):
     with pytest.raises(ValueError, match="wants temperature"):
         TransformersAgent(llama, tokenizer, **options)
@@ -280,7 +299,7 @@ def test_long_conversations_are_cut_and_counted(llama: Any, tokenizer: Any):
     talk = say("The task: find it.", system=SYSTEM)
     for number in range(16):
         turns = [turn("a", talk)]
-        reply, = ours.act(turns)
+        (reply,) = ours.act(turns)
         assert [reply] == plain.act(turns)
         talk = [*talk, *say("-", cut(reply), f"Observation {number}: " + "a door, " * 6)[1:]]
     cuts = ours.statistics()["prompts_cut"]
@@ -318,12 +337,20 @@ def test_other_kinds_of_models_go_the_plain_way(tokenizer: Any):
 def test_the_check_notices_ignored_positions(llama: Any, monkeypatch: pytest.MonkeyPatch):
     assert why_not(llama) == ""
     forward = type(llama.model.rotary_emb).forward
-    monkeypatch.setattr(type(llama.model.rotary_emb), "forward", lambda self, x, position_ids:
-                        forward(self, x, torch.arange(x.shape[1])[None].expand(len(x), -1)))
+    monkeypatch.setattr(
+        type(llama.model.rotary_emb),
+        "forward",
+        lambda self, x, position_ids: forward(
+            self, x, torch.arange(x.shape[1])[None].expand(len(x), -1)
+        ),
+    )
     assert "logits change" in why_not(llama)
 
 
 def test_changing_positions_are_refused(tokenizer: Any):
-    model = make_model("llama", len(tokenizer), rope_parameters={
-        "rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
+    model = make_model(
+        "llama",
+        len(tokenizer),
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+    )
     assert "dynamic" in why_not(model)

@@ -71,7 +71,7 @@ def test_rollout_benchmark_compares_equal_replies(tiny):
 def test_environments_benchmark_against_upstream():
     from eval.benches.envs import bench as run
 
-    options = Options("envs", repeats=1, args={"tasks": 1, "environments": 2, "steps": 5})
+    options = Options("envs", repeats=1, args={"tasks": 1, "environments": 2, "warm_up": 0})
     steps, reset, many, memory = run(options)
     assert steps.ratio > 1
     assert memory.unit == "GB"
