@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -78,9 +79,9 @@ class RunningScore:
 def table(summary: dict[str, Any]) -> Table:
     """The summary as a table: one row a task type, then all of them."""
     title = f"{summary['agent']} on {summary['env']}, split {summary['split']}"
-    shown = Table(title=title, show_footer=bool(summary["by_type"]))
+    shown = Table(title=title, box=box.SIMPLE, show_footer=bool(summary["by_type"]))
     whole = ["all", _episodes(summary), f"{summary['reward_mean']:.3f}", *_rates(summary)]
-    heads = ("task type", "episodes", "score", "success", "valid", "cut off", "steps")
+    heads = ("task type", "n", "score", "success", "valid", "cut off", "steps")
     for i, (head, foot) in enumerate(zip(heads, whole, strict=True)):
         side: Any = "right" if i else "left"
         shown.add_column(head, footer=foot, justify=side, no_wrap=i > 0, overflow="fold")
