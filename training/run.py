@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"It took {summary['seconds'] / 60:.1f} minutes. Next:\n"
         f"  python -m eval.run --env {config.env} --agent hf:{summary['final']} --split dev "
         f"--out {config.output}/eval/dev{_flags(config)}\n"
-        "  python -m training.run --config training/configs/demo.yaml --seed 1 --output runs/seed-1",
+        "  python -m training.run --config training/configs/demo.yaml --seed 1 --output runs/s1",
         markup=False,
         soft_wrap=True,
     )
