@@ -11,7 +11,8 @@ Two things in the simulator make its text depend on what else happens in the pro
   simulator a Java thread of its own and puts an `Object[]` of them there.
 
 Two more make it slow, and change nothing that is seen: to read one action, `InputParser` works out
-all names of every object in reach again for each of some fifty patterns (now once an action), and
+all names of every object in reach again for each of some fifty patterns (now once an action; and
+the words of a name once for good), and
 after each step `PythonInterface` has it work them out once more to print them (now it does not).
 
 After that the same (task, variation, actions) gives the same text letter for letter in every
@@ -34,12 +35,11 @@ _UTF8, _WIDE = 1, (5, 6)
 _PUBLIC = 0x0001
 
 # Opcodes used below.
-ALOAD_0, ALOAD_1, ALOAD_2, ALOAD_3 = b"\x2a", b"\x2b", b"\x2c", b"\x2d"
-LLOAD_1, ICONST_0, AALOAD, AASTORE = b"\x1f", b"\x03", b"\x32", b"\x53"
-ASTORE_3, POP, L2I, IFNULL = b"\x4e", b"\x57", b"\x88", b"\xc6"
+ALOAD_0, ALOAD_1, LLOAD_1, ICONST_0 = b"\x2a", b"\x2b", b"\x1f", b"\x03"
+AALOAD, AASTORE, POP, L2I, IFNULL = b"\x32", b"\x53", b"\x57", b"\x88", b"\xc6"
 ARETURN, LRETURN, IRETURN, RETURN = b"\xb0", b"\xad", b"\xac", b"\xb1"
 
-RANDOM, COUNTER, SIMPLIFICATIONS, REFERENTS = range(4)
+RANDOM, COUNTER, SIMPLIFICATIONS, REFERENTS, WORDS = range(5)
 """Places in a simulator thread's `Object[]`."""
 
 
@@ -204,24 +204,32 @@ def _names_once_an_action(cls: ClassFile) -> None:
     cls.set_method("parse", _PARSE, clear + arguments + plain + ARETURN)
 
 
-def _remember_names(cls: ClassFile) -> None:
-    """`getObjectReferents(object, container)` looks into the map first; nothing to print."""
-    owner, kind = "scienceworld/input/InputParser$", "java/util/HashMap"
-    cls.rename_method("getObjectReferents", _NAMES, "getObjectReferents$plain")
+def _remember(cls: ClassFile, place: int, name: str, descriptor: str, arguments: int) -> None:
+    """The method looks its first argument up in the thread's map at `place` before it works.
+
+    `arguments`: how many it has, all of them objects; its value is an array of strings.
+    """
+    owner, kind, plain = "scienceworld/input/InputParser$", "java/util/HashMap", f"{name}$plain"
+    value, keep = bytes([0x19, 1 + arguments]), bytes([0x3A, 1 + arguments])
+    cls.rename_method(name, descriptor, plain)
     cast = cls.cast("[Ljava/lang/String;")
     get = cls.call(0xB6, kind, "get", "(Ljava/lang/Object;)Ljava/lang/Object;")
     put = "(Ljava/lang/Object;Ljava/lang/Object;)Ljava/lang/Object;"
-    known = _item(cls, REFERENTS, kind) + ALOAD_1 + get + ASTORE_3
-    test = ALOAD_3 + IFNULL + struct.pack(">h", 3 + 1 + len(cast) + 1)
-    found = ALOAD_3 + cast + ARETURN
-    work = ALOAD_0 + ALOAD_1 + ALOAD_2
-    work += cls.call(0xB6, owner, "getObjectReferents$plain", _NAMES) + ASTORE_3
-    keep = _item(cls, REFERENTS, kind) + ALOAD_1 + ALOAD_3 + cls.call(0xB6, kind, "put", put) + POP
-    # At the target there is one local more than at the start: ALOAD_3's, an Object.
-    target = len(known + test + found)
-    frame = struct.pack(">BHBH", 252, target, 7, cls.constant_class("java/lang/Object"))
-    code = known + test + found + work + keep + ALOAD_3 + cast + ARETURN
-    cls.set_method("getObjectReferents", _NAMES, code, frame)
+    code = _item(cls, place, kind) + ALOAD_1 + get + keep
+    code += value + IFNULL + struct.pack(">h", 3 + len(value + cast + ARETURN))
+    code += value + cast + ARETURN
+    # The branch lands here, with one local more than at the start: the value, an Object.
+    frame = struct.pack(">BHBH", 252, len(code), 7, cls.constant_class("java/lang/Object"))
+    code += b"".join(bytes([0x19, slot]) for slot in range(1 + arguments))
+    code += cls.call(0xB6, owner, plain, descriptor) + keep
+    code += _item(cls, place, kind) + ALOAD_1 + value + cls.call(0xB6, kind, "put", put) + POP
+    cls.set_method(name, descriptor, code + value + cast + ARETURN, frame)
+
+
+def _remember_names(cls: ClassFile) -> None:
+    """The names of a thing once an action, the words of a name once; no names to print."""
+    _remember(cls, REFERENTS, "getObjectReferents", _NAMES, arguments=2)
+    _remember(cls, WORDS, "tokenize", "(Ljava/lang/String;)[Ljava/lang/String;", arguments=1)
     nothing = ICONST_0 + struct.pack(">BH", 0xBD, cls.constant_class("java/lang/String"))
     cls.set_method("getPossibleReferents", _NAMES, nothing + ARETURN)
 

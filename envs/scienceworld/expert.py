@@ -45,7 +45,7 @@ def _best(
     simplifications: tuple[str, ...],
     gold: Sequence[str],
 ) -> list[str]:
-    """The best of the candidates: the highest score within the step limit, then the fewest steps."""
+    """The candidate that scores most within the step limit, and of those the shortest."""
     limit = data.step_limit(task)
     found: list[tuple[float, int, list[str]]] = []
     candidates = [list(gold)]
@@ -64,7 +64,8 @@ def _best(
 
 def _play(simulator: Simulator, actions: Sequence[str], limit: int) -> tuple[float, list[str]]:
     """Plays at most `limit` actions that do something: best score, and the actions up to it."""
-    best, played, needed = 0.0, [], 0
+    best, needed = 0.0, 0
+    played: list[str] = []
     for action in actions:
         if len(played) == limit:
             break

@@ -238,8 +238,8 @@ class Simulator:
         simplifications = java.new("scala.collection.mutable.ArrayBuffer")
         table = java.call("java.lang.System", "getProperties")
         thread = java.call("java.lang.Thread", "currentThread")
-        names = java.new("java.util.HashMap")
-        items = java.new_array(random, 0, simplifications, names)
+        names, self._words = java.new("java.util.HashMap"), java.new("java.util.HashMap")
+        items = java.new_array(random, 0, simplifications, names, self._words)
         java.call(table, "put", thread, items)
         java.release(random, simplifications, names, items, table)
         assert isinstance(thread, Reference)
@@ -285,6 +285,7 @@ class Simulator:
         Raises ValueError where the simulator refuses the task, or a simplification is not in force
         (upstream ignores a list it does not like, and says so only at the first step).
         """
+        self._guard(self._connection.call, self._words, "clear")  # else it grows for ever
         error = self._call("load", task, variation, ",".join(simplifications), gold)
         if error:
             raise ValueError(f"ScienceWorld cannot load {task}/{variation}: {error}")
