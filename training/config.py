@@ -140,7 +140,7 @@ class EvaluationConfig:
     """Agents scored on the same tasks beside the policy, such as random and expert."""
     every_iteration: bool = True
     """Score after SFT and after every iteration, not only at the end."""
-    workers: int = 32
+    workers: int = 16
     """Episodes open at once."""
     temperature: float = 0.0
     """0: greedy, as the paper."""

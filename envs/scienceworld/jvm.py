@@ -32,7 +32,7 @@ from envs.scienceworld.gateway import Connection, JavaError, Reference, Simulato
 
 FLAGS = (
     "-Xms32m",
-    "-Xmx1g",
+    "-Xmx2g",
     "-Xss2m",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
