@@ -30,7 +30,12 @@ from training.tree import pack, score_trees
 
 
 def learn(session: Session) -> None:
-    """SFT, then `iterations` times inspection and reflection, each a stage of the run."""
+    """SFT, then `iterations` times inspection and reflection, each a stage of the run.
+
+    Raises ValueError before any training where the model cannot run step trees.
+    """
+    if session.policy.no_step_trees:
+        raise ValueError(f"method implicit: {session.policy.no_step_trees}")
     sft.learn(session)
     for iteration in range(1, session.config.reflection.iterations + 1):
         name = f"iteration-{iteration}"

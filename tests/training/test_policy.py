@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from agents.models import ModelError
+from training import implicit
 from training.config import LoraSettings, PolicyConfig
 from training.policy import Policy
 from training.sampling import practice
@@ -158,7 +160,10 @@ def test_says_whether_step_trees_can_run(saved: Path, monkeypatch: pytest.Monkey
     assert policy.no_step_trees == ""
     assert policy.model.config._attn_implementation == "step_tree"
     monkeypatch.setattr(type(policy.model), "_is_stateful", True, raising=False)
-    assert "recurrent state" in Policy.load(config(), saved).no_step_trees
+    recurrent = Policy.load(config(), saved)
+    assert "recurrent state" in recurrent.no_step_trees
+    with pytest.raises(ValueError, match="method implicit: LlamaForCausalLM cannot run step trees"):
+        implicit.learn(SimpleNamespace(policy=recurrent))
 
 
 def test_figures_of_a_policy(saved: Path) -> None:
