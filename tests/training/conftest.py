@@ -1,12 +1,22 @@
 """A run small enough for tests: the guessing game and a Llama of a few thousand weights."""
 
 import pytest
+import torch
 
 from envs.react import PromptStyle
 from training.config import Config
 from training.tiny import TinyConfig
 
 GUESS = "tests.envs.guess:tests/Guess-v0"
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Models this small gain nothing from threads, and wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
