@@ -7,6 +7,7 @@ trajectories, so that growth with n is that of the method and not of the task.
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
 from collections.abc import Callable, Sequence
@@ -226,7 +227,7 @@ class _Trl:
         self._folder = tempfile.TemporaryDirectory()
         self.trainer = DPOTrainer(
             model=model,
-            ref_model=model,
+            ref_model=copy.deepcopy(model),
             args=DPOConfig(
                 output_dir=str(Path(self._folder.name)),
                 use_cpu=model.device.type == "cpu",

@@ -193,7 +193,7 @@ def start(*arguments, **kwargs):
 
 def stopped(out, how):
     """A slow run that gets the signal after a few episodes; its exit code and standard error."""
-    process = start("--env", ID, "--agent", "x", "--out", str(out), "--env-args.delay", "0.02")
+    process = start("--env", ID, "--agent", "x", "--out", str(out), "--env-args.delay", "0.1")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         path = out / "results.jsonl"
@@ -206,7 +206,7 @@ def stopped(out, how):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopped_runs_continue_to_the_same_results(how, tmp_path):
-    arguments = {"env_args": {"delay": 0.02}}
+    arguments = {"env_args": {"delay": 0.1}}
     code, said = stopped(tmp_path, how)
     kept = results(tmp_path) if how != signal.SIGKILL else None
     if kept is not None:
