@@ -24,6 +24,8 @@ class Options:
     """Which benchmark: envs, rollout, inspection or reflection."""
     out: Path | None = None
     """JSON file for the rows. null: only the table is shown."""
+    env: str = "stepagent/ScienceWorld-v0"
+    """Environment of the benchmark `envs`."""
     repeats: int = 3
     """How often each side is measured; medians are reported."""
     model: str = "smollm2"

