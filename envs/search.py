@@ -1,0 +1,208 @@
+"""The project's one search: BM25 as Lucene computes it, over an index that processes share.
+
+The scores are those of Lucene's `BM25Similarity` as Pyserini sets it (k1 = 0.9, b = 0.4), lengths
+in Lucene's lossy one-byte form; ties come in the order of the documents (Pyserini sorts them by the
+documents' names, so whoever wants its order indexes in that order). `envs.lucene` does the
+analysis. As in bm25s (Lù, 2024) the index holds finished scores, so a search only adds; beyond it,
+
+- it is built in a stream (a million documents in about a gigabyte), and lies in files that are
+  memory-mapped, the vocabulary too: what is resident are the pages that searches touch, once for
+  all processes;
+- a search reads the lists of rare terms first and only looks candidates up in those of common ones,
+  as soon as no other document can reach the first k (MaxScore; Turtle and Flood, 1995). The result
+  is exact.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from envs import indexing, lucene
+
+VERSION = 1
+_MAX_QUERY = 1000
+"""Terms of a query that are looked at (Lucene allows 1,024 clauses)."""
+Texts = Iterable[str] | Callable[[], Iterable[str]]
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$STEPAGENT_CACHE`, by default `~/.cache/stepagent`."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("STEPAGENT_CACHE") or Path(home) / "stepagent")
+
+
+class Index:
+    """A memory-mapped BM25 index. `Index.build` opens or makes one.
+
+    Attributes
+    ----------
+    key: the checksum of the corpus, as the caller gave it.
+    folder: where its files lie.
+    """
+
+    def __init__(self, folder: Path):
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if meta.get("version") != VERSION:
+            raise ValueError(f"{folder}: index version {meta.get('version')!r}, wanted {VERSION}")
+        self.folder, self.key = folder, str(meta["key"])
+        self._size = int(meta["documents"])
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in indexing.ARRAYS}
+        if {name: len(array) for name, array in arrays.items()} != meta["lengths"]:
+            raise ValueError(f"{folder}: the index's files do not belong together")
+        self._terms = memoryview(arrays["terms"])  # type: ignore[arg-type]
+        self._offsets, self._starts = arrays["offsets"], arrays["starts"]
+        self._documents, self._scores = arrays["documents"], arrays["scores"]
+        self._best = arrays["best"]
+
+    @classmethod
+    def build(cls, texts: Texts, key: str, *, k1: float = 0.9, b: float = 0.4) -> Index:
+        """The index of a corpus: opened where it is cached, made (once, by one process) where not.
+
+        Parameters
+        ----------
+        texts: the documents in order, or a function that gives them; read only to make the index.
+        key: a checksum of the corpus (letters, digits, `-`, `_`); another corpus needs another key.
+        k1, b: BM25's saturation of repeated words and its discount of long documents.
+
+        Raises ValueError for a key that cannot name a folder or a corpus without documents, and
+        OSError where the cache cannot be written.
+        """
+        if not re.fullmatch(r"[\w-]{1,120}", key, re.ASCII):
+            raise ValueError(f"key {key!r}: 1 to 120 letters, digits, - or _ are allowed")
+        home = cache_folder() / "search"
+        home.mkdir(parents=True, exist_ok=True)
+        folder = home / f"{key}.k{k1:g}-b{b:g}.v{VERSION}"
+        if (found := _open(cls, folder)) is not None:
+            return found
+        with _locked(home / f"{folder.name}.lock"):
+            if (found := _open(cls, folder)) is not None:  # another process made it meanwhile
+                return found
+            shutil.rmtree(folder, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=home, prefix="making-") as partial:
+                made = Path(partial) / "index"
+                made.mkdir()
+                indexing.write(made, texts() if callable(texts) else texts, key, k1, b, VERSION)
+                made.rename(folder)
+            return cls(folder)
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return self._size
+
+    def search(self, query: str, k: int) -> list[tuple[int, float]]:
+        """The best k documents as (number, score), best first, ties in the documents' order.
+
+        Documents that share no term with the query are not among them; a query without known words
+        finds nothing.
+        """
+        counts = Counter(lucene.analyse(query)[:_MAX_QUERY])
+        lists = []
+        for order, (word, times) in enumerate(counts.items()):
+            number = self._term_number(word)
+            if number >= 0:
+                lists.append((-times * float(self._best[number]), order, number, times))
+        if not lists or k < 1:
+            return []
+        candidates = self._candidates([(n, t, -bound) for bound, _, n, t in sorted(lists)], k)
+        # Once more in the order of the query's words: equal documents get equal sums.
+        total = np.zeros(len(candidates), np.float64)
+        for _, _, number, times in sorted(lists, key=lambda item: item[1]):
+            total += times * self._look_up(number, candidates)
+        total = total.astype(np.float32)
+        first = np.lexsort((candidates, -total))[:k]
+        return [(int(candidates[i]), float(total[i])) for i in first]
+
+    def _candidates(self, lists: list[tuple[int, int, float]], k: int) -> np.ndarray:
+        """A sorted superset of the best k. `lists`: (term, times, highest score), rarest first."""
+        # rest[i]: the most that terms from i on can still add to a document.
+        rest = [*np.cumsum([bound for *_, bound in lists][::-1])[::-1].tolist(), 0.0]
+        sums = np.zeros(self._size, np.float32)
+        seen: list[np.ndarray] = []
+        count = 0
+        for i, (number, times, _) in enumerate(lists):
+            documents, scores = self._postings(number)
+            if count >= k and len(documents) > 1000:
+                found = np.concatenate(seen)
+                if rest[i] < _kth(sums[found], k):  # none but the seen can come in any more
+                    return self._narrowed(np.sort(found), sums, lists[i:], rest[i:], k)
+            before = sums[documents]
+            sums[documents] = before + times * scores
+            seen.append(documents[before == 0])
+            count += len(seen[-1])
+        return self._narrowed(np.sort(np.concatenate(seen)), sums, [], [0.0], k)
+
+    def _narrowed(
+        self,
+        found: np.ndarray,
+        sums: np.ndarray,
+        lists: list[tuple[int, int, float]],
+        rest: list[float],
+        k: int,
+    ) -> np.ndarray:
+        """The found documents without those that the terms left cannot lift to the first k."""
+        total = sums[found]
+        for i in range(len(lists) + 1):
+            if len(found) > k:
+                keep = total >= _kth(total, k) - rest[i]
+                found, total = found[keep], total[keep]
+            if i < len(lists):
+                number, times, _ = lists[i]
+                total = total + times * self._look_up(number, found)
+        return found
+
+    def _postings(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        span = slice(int(self._starts[number]), int(self._starts[number + 1]))
+        return np.asarray(self._documents[span]), np.asarray(self._scores[span])
+
+    def _look_up(self, number: int, candidates: np.ndarray) -> np.ndarray:
+        """The term's score in each of the (sorted) candidates; 0 where it does not occur."""
+        documents, scores = self._postings(number)
+        at = np.minimum(np.searchsorted(documents, candidates), len(documents) - 1)
+        return np.where(documents[at] == candidates, scores[at], np.float32(0))
+
+    def _term_number(self, word: str) -> int:
+        """The term's number, by bisection in the sorted vocabulary; −1 where it is unknown."""
+        wanted, low, high = word.encode("utf-8", "replace"), 0, len(self._offsets) - 1
+        while low < high:
+            middle = (low + high) // 2
+            here = bytes(self._terms[self._offsets[middle] : self._offsets[middle + 1]])
+            if here == wanted:
+                return middle
+            low, high = (middle + 1, high) if here < wanted else (low, middle)
+        return -1
+
+
+def _open(kind: type[Index], folder: Path) -> Index | None:
+    """The cached index; None where there is none, or where it is damaged and must be made again."""
+    try:
+        return kind(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _kth(scores: np.ndarray, k: int) -> float:
+    """The k-th highest score, a little lowered against rounding."""
+    return float(np.partition(scores, len(scores) - k)[len(scores) - k]) * (1 - 1e-5)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock file, so that one process makes an index and the others wait for it."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows: two may work, the last to end wins
+        yield
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file gives the lock back
