@@ -18,6 +18,9 @@ from envs.trajectory import Step, Trajectory
 
 ENTRY_POINTS = {
     "stepagent/ScienceWorld-v0": "envs.scienceworld.env:ScienceWorldEnv",
+    "stepagent/HotpotQA-v0": "envs.wikipedia.env:HotpotQAEnv",
+    "stepagent/2WikiMultihopQA-v0": "envs.wikipedia.env:TwoWikiMultihopQAEnv",
+    "stepagent/MuSiQue-v0": "envs.wikipedia.env:MuSiQueEnv",
 }
 """Environment id → `module:class`. The one place where an environment is named."""
 

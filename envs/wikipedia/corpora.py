@@ -1,0 +1,63 @@
+"""Opens the corpus that an environment's `corpus` argument names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import lru_cache
+from pathlib import Path
+
+from envs.core import checksum
+from envs.wikipedia import data
+from envs.wikipedia.corpus import Corpus, pool
+from envs.wikipedia.live import WIKIPEDIA, LiveCorpus
+from envs.wikipedia.questions import Question, pooled_pages
+from envs.wikipedia.sources import SourceError, file_checksum, pages
+from envs.wikipedia.store import StoredCorpus, is_store, open_cached
+
+
+def open_corpus(
+    name: str, dataset: str, source: str | Path | None, questions: Collection[Question]
+) -> Corpus:
+    """The corpus of that name: "pooled", "live", "live:URL", a file of pages or a prepared folder.
+
+    `questions` are those whose paragraphs "pooled" means, `source` is where they come from. Raises
+    SourceError (a ValueError) where there is no such corpus.
+    """
+    if name == "pooled":
+        return _world() if source is None else _pooled(dataset, questions)
+    kind, _, url = name.partition(":")
+    if kind == "live":
+        return _live(url or WIKIPEDIA)
+    path = Path(name).expanduser()
+    if is_store(path):
+        return StoredCorpus(path)
+    if path.is_file():
+        return open_cached(file_checksum(path), pool(pages(path)))
+    raise SourceError(
+        f"no corpus {name!r}: it is 'pooled', 'distractor', 'live', 'live:URL' of a MediaWiki "
+        f"API, a file of pages, or a folder made by python -m envs.wikipedia.prepare (looked for "
+        f"{path.absolute()})"
+    )
+
+
+def _world() -> StoredCorpus:
+    """All pages of the bundled world."""
+    return open_cached(data.world_name(), data.world_pages())
+
+
+def _pooled(dataset: str, questions: Collection[Question]) -> StoredCorpus:
+    """The paragraphs of these questions, each once."""
+    if not any(question.passages for question in questions):
+        raise SourceError(
+            f"these {dataset} questions come without paragraphs: give a corpus, such as "
+            "corpus='live' or a file of pages"
+        )
+    found = pooled_pages(list(questions))
+    parts = (part for page in found for part in (page.title, page.text))
+    return open_cached(checksum(*parts), pool(pooled_pages(list(questions))))
+
+
+@lru_cache(maxsize=8)
+def _live(url: str) -> LiveCorpus:
+    """One client for each API, so that all environments of a process keep its rate together."""
+    return LiveCorpus(url)

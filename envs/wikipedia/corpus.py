@@ -1,0 +1,248 @@
+"""Pages, how a title is found, and the corpus of one question.
+
+`Corpus.find` is what `search[entity]` does: the page of that title (as it is written; else but for
+case, accents, punctuation or a bracketed addition; else but for a slip of the pen), or the titles
+of similar pages. `store.StoredCorpus` answers from disk, `live.LiveCorpus` from Wikipedia itself,
+and `SmallCorpus` here from the few paragraphs that one question comes with (the distractor
+setting).
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+import unicodedata
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+SIMILAR = 5
+"""Titles that are named where there is no page."""
+CANDIDATES = 20
+"""Hits of the search among whose titles a slip of the pen is looked for."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A title and its text: one sentence a line, an empty line between paragraphs."""
+
+    title: str
+    text: str
+
+    @property
+    def paragraphs(self) -> list[list[str]]:
+        """The sentences of each paragraph."""
+        return [part.split("\n") for part in self.text.split("\n\n") if part]
+
+    @property
+    def sentences(self) -> list[str]:
+        return [line for line in self.text.split("\n") if line]
+
+
+def page(title: str, paragraphs: Iterable[str | Iterable[str]]) -> Page:
+    """A page from paragraphs, each a text (it is split) or a list of its sentences."""
+    parts = []
+    for paragraph in paragraphs:
+        whole = isinstance(paragraph, str)
+        sentences = split_sentences(paragraph) if isinstance(paragraph, str) else paragraph
+        lines = sentences if whole else [" ".join(line.split()) for line in sentences]
+        parts.append("\n".join(line for line in lines if line))
+    return Page(clean_title(title), "\n\n".join(part for part in parts if part))
+
+
+# Sentences ----------------------------------------------------------------------------------------
+
+_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[\w])")
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(\[\"“])(?:[A-Za-z]|(?:[A-Za-z]\.)+[A-Za-z]?|Mr|Mrs|Ms|Dr|Prof|St|Ste|Mt|Ft|Jr|Sr|Gen"
+    r"|Col|Capt|Lt|Sgt|Maj|Rev|Hon|Gov|Sen|Rep|Pres|vs?|cf|ca|approx|est|No|Nos|Vol|pp?|op|Inc|Ltd"
+    r"|Co|Corp|Bros|etc|[ei]\.[eg]|al|feat|fl|lit|Jan|Feb|Mar|Apr|Aug|Sept?|Oct|Nov|Dec)\.$"
+)
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a paragraph, blanks collapsed.
+
+    >>> split_sentences("Dr. A. B. Cole (born c. 1901) ran St. Mary's. She left in 1930! Why?")
+    ["Dr. A. B. Cole (born c. 1901) ran St. Mary's.", 'She left in 1930!', 'Why?']
+    """
+    text = " ".join(text.split())
+    found, begin = [], 0
+    for end in _END.finditer(text):
+        sentence = text[begin : end.end()].rstrip()
+        following = text[end.end() :][:1]
+        # A full stop after an abbreviation, or before a small letter, ends nothing.
+        stops = end.group().rstrip()
+        if stops == "." and (following.islower() or _ABBREVIATION.search(sentence[-16:])):
+            continue
+        found.append(sentence)
+        begin = end.end()
+    return [*found, text[begin:]] if text[begin:] else found
+
+
+# Titles -------------------------------------------------------------------------------------------
+
+_ADDITION = re.compile(r"\s*\([^()]*\)$")
+_NO_WORD = re.compile(r"[\W_]+")
+_PART = re.compile(r"(.+) \(part (\d{1,4})\)")
+_ROMAN = re.compile(r"[ivxlcdm]+")
+
+
+def clean_title(title: str) -> str:
+    """The title on one line, without HTML's escapes (HotpotQA has `Simon &amp; Simon`)."""
+    return " ".join(html.unescape(title).split())
+
+
+def key(title: str) -> str:
+    """The title without case, accents and punctuation. Never empty for a title that is not.
+
+    >>> key("Alû_(Demon)"), key("  ALU demon "), key("!!!")
+    ('alu demon', 'alu demon', '!!!')
+    """
+    plain = unicodedata.normalize("NFKD", html.unescape(title)).casefold()
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    words = _NO_WORD.sub(" ", plain.replace("'", "").replace("’", "")).strip()
+    return words or " ".join(plain.split())
+
+
+def base_key(title: str) -> str | None:
+    """The key without a bracketed addition; None where there is none.
+
+    >>> base_key("Kiss and Tell (1945 film)")
+    'kiss and tell'
+    """
+    base = _ADDITION.sub("", title)
+    return key(base) if base and base != title else None
+
+
+def is_slip(asked: str, title: str) -> bool:
+    """Whether two keys differ by a slip of the pen in one long word.
+
+    Numbers (`Edward II`, `1994`) and short words must be the same: they tell pages apart.
+
+    >>> is_slip("scott derickson", "scott derrickson"), is_slip("super bowl 48", "super bowl 49")
+    (True, False)
+    """
+    from rapidfuzz.distance import OSA
+
+    mine, theirs = asked.split(), title.split()
+    if len(mine) != len(theirs):
+        return False
+    different = [(a, b) for a, b in zip(mine, theirs, strict=True) if a != b]
+    if len(different) != 1:
+        return not different
+    a, b = different[0]
+    if any(c.isdigit() for c in a + b) or _ROMAN.fullmatch(a) or _ROMAN.fullmatch(b):
+        return False
+    shorter = min(len(a), len(b))
+    return shorter >= 5 and OSA.distance(a, b) <= (1 if shorter < 9 else 2)
+
+
+def part_title(title: str, number: int) -> str:
+    """Title of the n-th passage (from 1) of a page that a data set has in several passages."""
+    return title if number == 1 else f"{title} (part {number})"
+
+
+def next_part(title: str) -> str:
+    """Title of the passage that follows.
+
+    >>> next_part("Green"), next_part("Green (part 2)")
+    ('Green (part 2)', 'Green (part 3)')
+    """
+    found = _PART.fullmatch(title)
+    return part_title(found[1], int(found[2]) + 1) if found else part_title(title, 2)
+
+
+def pool(pages: Iterable[Page]) -> Iterator[Page]:
+    """The pages without repetitions; further passages of one title become its parts.
+
+    MuSiQue draws its paragraphs from anywhere on a page, so one title may come with many texts.
+    """
+    seen: dict[str, list[str]] = {}
+    for found in pages:
+        texts = seen.setdefault(found.title, [])
+        if found.text not in texts:
+            texts.append(found.text)
+            yield Page(part_title(found.title, len(texts)), found.text)
+
+
+# Corpora ------------------------------------------------------------------------------------------
+
+
+class Corpus(ABC):
+    """Something in which pages can be searched."""
+
+    @abstractmethod
+    def find(self, entity: str) -> Page | list[str]:
+        """The entity's page, or up to SIMILAR titles of similar pages, the most similar first.
+
+        Never raises for any text. (`LiveCorpus` raises `LiveError` where it cannot be reached.)
+        """
+
+    @abstractmethod
+    def has(self, title: str) -> bool:
+        """Whether there is a page of that title (but for case, accents and punctuation)."""
+
+    @abstractmethod
+    def checksum(self) -> str:
+        """Changes when what it holds changes ("" where that cannot be known)."""
+
+
+def choose(asked: str, titles: Sequence[str]) -> str:
+    """Of several titles with the same key, the one most like what was asked."""
+    from rapidfuzz.distance import Indel
+
+    if asked in titles:
+        return asked
+    codes = [ord(character) for character in asked]  # any text, lone surrogates too
+    return min(titles, key=lambda title: Indel.distance(codes, [ord(c) for c in title]))
+
+
+class SmallCorpus(Corpus):
+    """The paragraphs that one question comes with."""
+
+    def __init__(self, pages: Iterable[Page]):
+        self._pages = {found.title: found for found in pool(pages)}
+        self._titles: dict[str, list[str]] = {}
+        self._bases: dict[str, list[str]] = {}
+        for title in self._pages:
+            self._titles.setdefault(key(title), []).append(title)
+            if base := base_key(title):
+                self._bases.setdefault(base, []).append(title)
+        self._words = {p.title: set(key(f"{p.title} {p.text}").split()) for p in self}
+        self._pages_with = Counter(word for words in self._words.values() for word in words)
+
+    def __iter__(self) -> Iterator[Page]:
+        return iter(self._pages.values())
+
+    def find(self, entity: str) -> Page | list[str]:
+        asked = key(entity)
+        same = self._titles.get(asked) or self._bases.get(asked, [])
+        if same and (asked in self._titles or len(same) == 1):
+            return self._pages[choose(entity, same)]
+        similar = self._ranked(asked)
+        for title in similar:
+            if is_slip(asked, key(title)):
+                return self._pages[title]
+        return similar[:SIMILAR]
+
+    def has(self, title: str) -> bool:
+        return key(title) in self._titles
+
+    def _ranked(self, asked: str) -> list[str]:
+        """Titles by the summed rarity of the asked words on the page; double in the title."""
+        words, size = set(asked.split()), len(self._pages)
+        rated = []
+        for title, on_page in self._words.items():
+            named = set(key(title).split())
+            rating = sum(
+                (1 + (word in named)) * math.log(1 + size / self._pages_with[word])
+                for word in sorted(words & on_page)
+            )
+            rated.append((-rating, title))
+        return [title for rating, title in sorted(rated) if rating < 0]
+
+    def checksum(self) -> str:
+        return ""

@@ -1,0 +1,215 @@
+"""The questions of the three data sets: their official files, the paper's sample, the splits.
+
+What `source` may be:
+
+- None: the bundled world, 1,500 / 150 / 300 questions.
+- A folder with the official files. The paper's way: train questions are drawn from the training
+  file, dev and test questions from the development file (the official test files have no answers).
+- Any other folder or file of questions in the data set's own format: all of them are taken
+  together; a tenth goes to dev, a fifth to test, the rest to train.
+
+How many are drawn at most: 5,000 / 500 / 500, as in the paper. Which ones follows from the seed and
+the question's id alone: those with the smallest checksum of both; so no order of the file matters,
+a file of any size is read as a stream, and no question is in two splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from envs.cache import cache_folder
+from envs.core import SPLITS, checksum
+from envs.wikipedia import formats
+from envs.wikipedia.corpus import Page
+from envs.wikipedia.questions import Question
+from envs.wikipedia.sources import SourceError, file_checksum, records
+from envs.wikipedia.world import questions as world
+
+SIZES = (5000, 500, 500)
+"""Questions of the train, dev and test splits that the paper draws."""
+WORLD_SEED = 0
+OFFICIAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    # data set: (training files, development files); the first one that is there counts
+    "hotpotqa": (
+        ("hotpot_train_v1.1.json",),
+        ("hotpot_dev_distractor_v1.json", "hotpot_dev_fullwiki_v1.json"),
+    ),
+    "2wikimultihopqa": (("train.json",), ("dev.json",)),
+    "musique": (
+        ("musique_ans_v1.0_train.jsonl", "musique_full_v1.0_train.jsonl"),
+        ("musique_ans_v1.0_dev.jsonl", "musique_full_v1.0_dev.jsonl"),
+    ),
+}
+_VERSION = 1
+_ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.bz2", ".jsonl.bz2")
+
+
+def load(
+    dataset: str,
+    split: str,
+    source: str | Path | None = None,
+    sizes: Iterable[int] = SIZES,
+    seed: int = 0,
+) -> tuple[Question, ...]:
+    """The questions of a split, in a fixed order.
+
+    Raises SourceError for files that are missing, cut off or of another format, naming them.
+    """
+    train, dev, test = sizes = tuple(sizes)
+    if min(sizes) < 1:
+        raise ValueError(f"sizes are {sizes}: each split needs at least 1 question")
+    files = () if source is None else tuple(_files(dataset, Path(source)))
+    sums = tuple(file_checksum(path) for path in files)
+    return _load(dataset, split, files, sums, (train, dev, test), seed)
+
+
+def source_checksum(dataset: str, source: str | Path | None) -> str:
+    """Changes when the questions' files (or the bundled world) do."""
+    if source is None:
+        return checksum(_world_code(), str(WORLD_SEED))
+    return checksum(*(file_checksum(path) for path in _files(dataset, Path(source))))
+
+
+@lru_cache(maxsize=8)
+def _load(
+    dataset: str,
+    split: str,
+    files: tuple[Path, ...],
+    sums: tuple[str, ...],
+    sizes: tuple[int, int, int],
+    seed: int,
+) -> tuple[Question, ...]:
+    """Reads the split from the cache; draws all three splits first where it is not there."""
+    name = checksum(dataset, str(_VERSION), _world_code(), *sums, str(sizes), str(seed))
+    paths = {s: cache_folder() / "wikipedia" / f"questions-{name}-{s}.jsonl" for s in SPLITS}
+    if not all(path.is_file() for path in paths.values()):
+        splits = _draw(dataset, files, sizes, seed) if files else _bundled(dataset, sizes)
+        for which, path in paths.items():
+            _write(path, splits[which])
+    with paths[split].open(encoding="utf-8") as file:
+        return tuple(Question.from_dict(json.loads(line)) for line in file)
+
+
+def _write(path: Path, questions: Iterable[Question]) -> None:
+    """The file is complete or not there at all; several processes may write it at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix="questions-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            for question in questions:
+                file.write(json.dumps(question.to_dict(), ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+# The bundled world --------------------------------------------------------------------------------
+
+
+def _bundled(dataset: str, sizes: tuple[int, int, int]) -> dict[str, list[Question]]:
+    splits = world.generate(dataset, WORLD_SEED)
+    return {split: splits[split][:size] for split, size in zip(SPLITS, sizes, strict=True)}
+
+
+def world_name() -> str:
+    """Names the bundled world in the cache."""
+    return f"world-{checksum(_world_code(), str(WORLD_SEED))}"
+
+
+def world_pages() -> Iterator[Page]:
+    """All pages of the bundled world."""
+    yield from world.pages(WORLD_SEED)
+
+
+@lru_cache(maxsize=1)
+def _world_code() -> str:
+    """A checksum of the code that makes the world: another code, another world."""
+    files = sorted(Path(world.__file__).parent.glob("*.py"))
+    return checksum(*(path.read_bytes() for path in files))
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def _files(dataset: str, source: Path) -> Iterator[Path]:
+    """The question files of a folder, training file first where the official ones are there."""
+    source = source.expanduser()
+    if source.is_file():
+        yield source
+        return
+    if not source.is_dir():
+        raise SourceError(f"no folder or file of {dataset} questions at {source.absolute()}")
+    pair = [next((source / n for n in names if (source / n).is_file()), None)
+            for names in OFFICIAL[dataset]]  # fmt: skip
+    if all(pair):
+        yield from (path for path in pair if path)
+        return
+    found = [path for path in sorted(source.iterdir()) if path.name.endswith(_ENDINGS)]
+    found = [path for path in found if formats.has_contexts(dataset, path)]
+    if not found:
+        wanted = " and ".join(names[0] for names in OFFICIAL[dataset])
+        raise SourceError(
+            f"{source.absolute()} holds no {dataset} questions: {wanted} are expected there, or "
+            "other files of that format with their paragraphs"
+        )
+    yield from found
+
+
+def _draw(
+    dataset: str, files: tuple[Path, ...], sizes: tuple[int, int, int], seed: int
+) -> dict[str, list[Question]]:
+    """The splits' questions, each split in the order of the checksums."""
+    train, dev, test = sizes
+    training, development = OFFICIAL[dataset]
+    official = len(files) == 2 and files[0].name in training and files[1].name in development
+    if official:
+        first = _smallest(dataset, files[:1], train, seed)
+        taken = {question.id for question in first}
+        second = _smallest(dataset, files[1:], dev + test, seed, without=taken)
+        if len(second) < 2:
+            raise SourceError(f"{files[1]} holds too few questions for a dev and a test split")
+        share = min(test, max(1, len(second) * test // (dev + test)))
+        return {"train": first, "test": second[:share], "dev": second[share:][:dev]}
+    found = _smallest(dataset, files, sum(sizes), seed)
+    if len(found) < 3:
+        raise SourceError(f"{files[0]} holds {len(found)} questions: three splits need at least 3")
+    a, b = min(test, max(1, len(found) // 5)), min(dev, max(1, len(found) // 10))
+    return {"test": found[:a], "dev": found[a : a + b], "train": found[a + b :][:train]}
+
+
+def _smallest(
+    dataset: str,
+    files: Iterable[Path],
+    count: int,
+    seed: int,
+    without: set[str] | frozenset[str] = frozenset(),
+) -> list[Question]:
+    """The questions with the smallest checksums of (seed, id), at most `count`; none twice."""
+    heap: list[tuple[int, str, Any]] = []  # the largest on top; records are read when all are in
+    seen: set[str] = set(without)
+    for path in files:
+        for number, record in enumerate(records(path), 1):
+            name = formats.question_id(dataset, record, f"record {number} of {path}")
+            if name is None or name in seen:
+                continue
+            seen.add(name)
+            digest = hashlib.sha256(f"{seed}:{name}".encode("utf-8", "replace")).digest()
+            entry = (-int.from_bytes(digest[:8], "big"), name, (record, path, number))
+            if len(heap) < count:
+                heapq.heappush(heap, entry)
+            elif entry[0] > heap[0][0]:
+                heapq.heapreplace(heap, entry)
+    chosen = [entry[2] for entry in sorted(heap, key=lambda entry: (-entry[0], entry[1]))]
+    aliases = formats.wikidata_aliases(dataset, files, [record for record, _, _ in chosen])
+    return [
+        formats.read(dataset, record, f"record {number} of {path}", aliases)
+        for record, path, number in chosen
+    ]

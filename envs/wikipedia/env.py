@@ -1,0 +1,261 @@
+"""`stepagent/HotpotQA-v0`, `stepagent/2WikiMultihopQA-v0`, `stepagent/MuSiQue-v0`: questions whose
+answer has to be put together from several pages of an encyclopedia.
+
+Rules of the episode, after ReAct (Yao et al., 2023) and the paper:
+
+- `search[entity]` opens the entity's page and shows its first five sentences, or says
+  `Could not find X. Similar: [five titles].` (`corpus.Corpus.find` has what counts as the page).
+- `lookup[keyword]`, where it is switched on, steps through the sentences of the open page with that
+  word: `(Result 1 / 3) …`, in the end `No more results.`. A failed search leaves the page open.
+- `finish[answer]` ends the episode. Its score is the exact match; F1 stands in the metrics.
+- Seven actions, as ReAct has on HotpotQA; four hops and the answer fit.
+
+Deviations from ReAct: names of actions are read in any case, a missing last bracket is forgiven,
+brackets may stand within the argument, and what is no action costs a step and says what there is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from envs.core import Outcome, TextEnv, checksum
+from envs.wikipedia import data, expert
+from envs.wikipedia.corpora import open_corpus
+from envs.wikipedia.corpus import Corpus, Page, SmallCorpus, next_part
+from envs.wikipedia.live import LiveError
+from envs.wikipedia.questions import Question
+from envs.wikipedia.score import score
+
+STEPS = 7
+MAX_ARGUMENT = 300
+"""Characters that the argument of an action may have; the longest titles have about 250."""
+
+_ACTION = re.compile(r"\W*(search|lookup|finish)\s*(\[.*)?", re.IGNORECASE | re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_NAME = re.compile(r"[^\W_a-z][\w'’.-]*(?:,? (?:(?:of|the|and|de|in) )*[^\W_a-z][\w'’.-]*)*")
+
+
+class WikipediaEnv(TextEnv):
+    """Multi-hop questions over a corpus of pages; see the module's head for the rules.
+
+    Parameters
+    ----------
+    data: None for the bundled world, or a folder with the data set's official files, or any file of
+        its format (`data.py`).
+    corpus: "pooled", the paragraphs of all questions of the split (the paper's way; the whole world
+        for the bundled questions); "distractor", the paragraphs of the one question alone; "live",
+        English Wikipedia, or "live:URL" another MediaWiki API; else a file of pages or a folder
+        that `python -m envs.wikipedia.prepare` made.
+    lookup: whether `lookup[keyword]` is an action, too. The paper's prompt has none.
+    sentences: how many sentences `search` shows; 0: the whole first paragraph.
+    sizes: how many questions train, dev and test have at most. seed_of_sample: which ones.
+    split, max_steps, render_mode: as in `TextEnv`.
+
+    Raises ValueError for wrong arguments and for data files that are missing, cut off or of another
+    format, naming the file and what is expected.
+    """
+
+    prompt_file: ClassVar[Path] = Path(__file__).with_name("prompt.md")
+    packages = ("PyStemmer", "rapidfuzz", "requests")
+    dataset: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        data: str | Path | None = None,
+        corpus: str | Path = "pooled",
+        lookup: bool = False,
+        sentences: int = 5,
+        sizes: Sequence[int] = data.SIZES,
+        seed_of_sample: int = 0,
+        max_steps: int | None = None,
+        render_mode: str | None = None,
+    ):
+        super().__init__(split=split, max_steps=max_steps, render_mode=render_mode)
+        if sentences < 0:
+            raise ValueError(f"sentences is {sentences}: it must be at least 0")
+        if len(sizes) != 3:
+            raise ValueError(f"sizes is {sizes!r}: three numbers are wanted, train, dev and test")
+        self.data, self.corpus_name, self.lookup = data, str(corpus), lookup
+        self.sentences, self.sizes, self.seed_of_sample = sentences, tuple(sizes), seed_of_sample
+        self.page: Page | None = None
+        """The page that the last successful search opened."""
+        self._question: Question | None = None
+        self._found: tuple[str, list[str], int] = ("", [], 0)
+        self._last = ""
+
+    # Tasks ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def questions(self) -> dict[str, Question]:
+        """Task id → question, of this split."""
+        found = data.load(self.dataset, self.split, self.data, self.sizes, self.seed_of_sample)
+        return {question.task_id: question for question in found}
+
+    @cached_property
+    def shared_corpus(self) -> Corpus | None:
+        """The corpus of all tasks; None where each question has its own."""
+        if self.corpus_name == "distractor":
+            return None
+        return open_corpus(self.corpus_name, self.dataset, self.data, self.questions.values())
+
+    @property
+    def question(self) -> Question:
+        """The current task's question. Raises RuntimeError before the first reset."""
+        if self._question is None:
+            raise RuntimeError("no task is running: call reset() first")
+        return self._question
+
+    def list_tasks(self) -> Sequence[str]:
+        return list(self.questions)
+
+    def step_limit(self, task_id: str) -> int:
+        return STEPS
+
+    def data_checksum(self) -> str:
+        corpus = self.shared_corpus
+        pages = corpus.checksum() if corpus else self.corpus_name
+        return checksum(data.source_checksum(self.dataset, self.data), pages)
+
+    # The episode ----------------------------------------------------------------------------------
+
+    def begin(self, task_id: str) -> str:
+        self._question = self.questions[task_id]
+        self.corpus = self.shared_corpus or SmallCorpus(self._question.passages)
+        self.page, self._found = None, ("", [], 0)
+        self.instruction = self._question.text
+        self._last = f"Question: {self._question.text}"
+        return self._last
+
+    def act(self, action: str) -> Outcome:
+        name, argument = read_action(action)
+        argument = " ".join(_CONTROL.sub(" ", argument).split())
+        if name == "" or (name == "lookup" and not self.lookup):
+            return self._refuse(f"That is no action. Use one of these: {self._actions}.")
+        if not argument:
+            what = {"search": "entity", "lookup": "keyword", "finish": "answer"}[name]
+            return self._refuse(f"{name}[] is empty: write {name}[{what}] with the {what} in it.")
+        if len(argument) > MAX_ARGUMENT:
+            return self._refuse(
+                f"{name}[…] takes at most {MAX_ARGUMENT} characters; yours has {len(argument)}."
+            )
+        if name == "finish":
+            return self._finish(argument)
+        return self._search(argument) if name == "search" else self._look_up(argument)
+
+    def _search(self, entity: str) -> Outcome:
+        try:
+            found = self.corpus.find(entity)
+        except LiveError as error:
+            return self._refuse(f"{error} Try again, or another action.")
+        if isinstance(found, Page):
+            self.page, self._found = found, ("", [], 0)
+            return self._outcome_of(self.shown(found))
+        return self._outcome_of(f"Could not find {entity}. Similar: {found}.")
+
+    def shown(self, page: Page) -> str:
+        """What `search` shows of a page."""
+        paragraph = page.paragraphs[0] if page.paragraphs else []
+        lines = page.sentences[: self.sentences] if self.sentences else paragraph
+        text = " ".join(lines) or f"The page {page.title} is empty."
+        following = next_part(page.title)
+        return f"{text} (More: {following}.)" if self.corpus.has(following) else text
+
+    def _look_up(self, keyword: str) -> Outcome:
+        if self.page is None:
+            return self._refuse("No page is open to look anything up in: search[entity] first.")
+        asked, lines, at = self._found
+        if asked != keyword:
+            lines = [s for s in self.page.sentences if keyword.lower() in s.lower()]
+            at = 0
+        self._found = (keyword, lines, at + 1)
+        if at >= len(lines):
+            return self._outcome_of("No more results.")
+        return self._outcome_of(f"(Result {at + 1} / {len(lines)}) {lines[at]}")
+
+    def _finish(self, answer: str) -> Outcome:
+        metrics = score(self.dataset, answer, self.question.answers)
+        em = metrics["em"]
+        text = f"Episode finished, reward = {em:.0f}."
+        return Outcome(text, em, done=True, success=em == 1, metrics=metrics)
+
+    def _outcome_of(self, observation: str, valid: bool = True) -> Outcome:
+        self._last = observation
+        return Outcome(observation, 0.0, valid=valid, metrics={"em": 0.0, "f1": 0.0})
+
+    def _refuse(self, reason: str) -> Outcome:
+        return Outcome(reason, 0.0, valid=False, metrics={"em": 0.0, "f1": 0.0})
+
+    @property
+    def _actions(self) -> str:
+        look_up = "lookup[keyword], " if self.lookup else ""
+        return f"search[entity], {look_up}finish[answer]"
+
+    def admissible_actions(self) -> list[str]:
+        """A search and an answer for each name in the question and the last observation.
+
+        Any text may be searched or answered; these are what a guess would begin with. Raises
+        RuntimeError before the first reset.
+        """
+        text = f"{self.question.text} {self._last}"
+        names = dict.fromkeys(name.strip(" .,'") for name in _NAME.findall(text))
+        names = {name: None for name in names if 1 < len(name) <= MAX_ARGUMENT}
+        answers = [*names, "yes", "no"]
+        return [f"search[{n}]" for n in names] + [f"finish[{a}]" for a in answers]
+
+    def expert_plan(self) -> list[tuple[str, str]]:
+        """Searches each hop's page, reads, finishes; see `expert.py`. Raises before a reset."""
+        return expert.plan(
+            self.question,
+            self.corpus,
+            self.shown,
+            lookup=self.lookup,
+            steps=self.max_steps or STEPS,
+        )
+
+
+class HotpotQAEnv(WikipediaEnv):
+    """HotpotQA (Yang et al., 2018)."""
+
+    dataset = "hotpotqa"
+
+
+class TwoWikiMultihopQAEnv(WikipediaEnv):
+    """2WikiMultihopQA (Ho et al., 2020)."""
+
+    dataset = "2wikimultihopqa"
+
+
+class MuSiQueEnv(WikipediaEnv):
+    """MuSiQue-Ans (Trivedi et al., 2022)."""
+
+    dataset = "musique"
+
+
+def read_action(action: str) -> tuple[str, str]:
+    """(name, argument) of an action; the name is "" where it is none.
+
+    The argument ends at the bracket that closes the first one; where none does, at the last closing
+    bracket, or at the end. What follows is left out.
+
+    >>> read_action("search[Array [data] types] to see"), read_action("Finish[42")
+    (('search', 'Array [data] types'), ('finish', '42'))
+    >>> read_action("think[hard]")
+    ('', '')
+    """
+    found = _ACTION.fullmatch(action)
+    if not found or not found.group(2):
+        return (found.group(1).lower(), "") if found else ("", "")
+    name, rest = found.group(1).lower(), found.group(2)[1:]
+    depth = 1
+    for at, character in enumerate(rest):
+        depth += (character == "[") - (character == "]")
+        if depth == 0:
+            return name, rest[:at]
+    last = rest.rfind("]")
+    return name, rest[:last] if last >= 0 else rest

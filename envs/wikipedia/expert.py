@@ -1,0 +1,159 @@
+"""The oracle: it knows each hop's page and the answer, and says what it makes of every page.
+
+From the supporting facts and, where there is one, the decomposition of the question: for every hop
+it searches the page that supports it, reads, and goes on; in the end it gives the gold answer. A
+thought quotes only what has been shown. Where the supporting sentence lies further down the page,
+`lookup` fetches it if that is an action; else the thought says that the page did not tell.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+
+from envs.wikipedia.corpus import Corpus, Page, key, part_title
+from envs.wikipedia.questions import Hop, Question
+
+_PARTS = 40
+"""Parts of a page that are looked through for a hop's passage."""
+Show = Callable[[Page], str]
+
+
+def plan(
+    question: Question, corpus: Corpus, show: Show, *, lookup: bool, steps: int
+) -> list[tuple[str, str]]:
+    """(thought, action) pairs that end with the gold answer within `steps` actions."""
+    found: list[tuple[str, str]] = []
+    known = ""  # what the page before has told, in words
+    opened = ""
+    hops = _reachable(question.hops, steps - 1)
+    for number, hop in enumerate(hops):
+        rng = _Choice(f"{question.task_id}/{number}")
+        title, page = _target(corpus, hop)
+        if title != opened:
+            goal = _goal(question, hop, number, rng)
+            found.append((_sentence(known, goal, rng.searching(title)), f"search[{title}]"))
+            opened = title
+        else:
+            known = _sentence(known, _goal(question, hop, number, rng))
+        read = show(page) if page else ""
+        shown = [fact for fact in hop.facts if fact in read]
+        room = steps - 1 - len(found) - (len(hops) - number - 1)
+        if lookup and page and hop.facts and not shown and room > 0:
+            word = _keyword(hop, page)
+            found.append((rng.looking(known, title, word), f"lookup[{word}]"))
+            shown = [fact for fact in hop.facts if word.lower() in fact.lower()][:1]
+        known = _learnt(hop, title, shown, bool(page), rng)
+    rng = _Choice(question.task_id)
+    answer = question.answers[0]
+    found.append((_sentence(known, rng.closing(answer)), f"finish[{answer}]"))
+    return found
+
+
+def _reachable(hops: Sequence[Hop], searches: int) -> Sequence[Hop]:
+    """The hops that can be searched; the last ones where there are too many."""
+    return hops[len(hops) - searches :] if 0 < searches < len(hops) else hops[: max(searches, 0)]
+
+
+def _target(corpus: Corpus, hop: Hop) -> tuple[str, Page | None]:
+    """The title under which the corpus has the hop's passage, and that page (None: it has none)."""
+    first: Page | None = None
+    for number in range(1, _PARTS + 1):
+        title = part_title(hop.title, number)
+        found = corpus.find(title) if number == 1 or corpus.has(title) else None
+        if not isinstance(found, Page):
+            break
+        first = first or found
+        if not hop.text or found.text == hop.text:
+            return title, found
+    return hop.title, first
+
+
+def _keyword(hop: Hop, page: Page) -> str:
+    """A word of the first supporting sentence that the fewest other sentences have."""
+    words = [w.strip(".,;:()[]\"'") for w in hop.facts[0].split()]
+    if hop.answer and hop.answer in hop.facts[0]:
+        words = [hop.answer]
+    words = [word for word in words if len(word) > 3] or words
+    return min(words, key=lambda word: sum(word.lower() in s.lower() for s in page.sentences))
+
+
+# Thoughts -----------------------------------------------------------------------------------------
+
+
+def _goal(question: Question, hop: Hop, number: int, rng: _Choice) -> str:
+    if hop.question:
+        asked = hop.question[:1].upper() + hop.question[1:].rstrip("?. ") + "?"
+        opening = _OPENINGS if number == 0 else _NEXT
+        return rng.one(opening).format(asked)
+    named = f" {key(hop.title)} " in f" {key(question.text)} "
+    return rng.one(_NAMED if named else _LED_TO).format(hop.title)
+
+
+def _learnt(hop: Hop, title: str, shown: Sequence[str], there: bool, rng: _Choice) -> str:
+    """What the page has told."""
+    if not there:
+        return f"There is no page {title} here."
+    if not shown:
+        return rng.one(_NOT_TOLD).format(title)
+    said = rng.one(_SAID).format(" ".join(shown))
+    if hop.answer and key(hop.answer) in key(said):
+        return _sentence(said, rng.one(_SO).format(hop.answer))
+    return said
+
+
+class _Choice:
+    """Picks wordings by the task and the step: the same in every process."""
+
+    def __init__(self, name: str):
+        self._number = zlib.crc32(name.encode("utf-8", "replace"))
+
+    def one(self, wordings: Sequence[str]) -> str:
+        return wordings[self._number % len(wordings)]
+
+    def searching(self, title: str) -> str:
+        return self.one(_SEARCHING).format(title)
+
+    def looking(self, known: str, title: str, word: str) -> str:
+        return f"The beginning of {title} is not enough; I look for “{word}” on the page."
+
+    def closing(self, answer: str) -> str:
+        return self.one(_CLOSING).format(answer)
+
+
+def _sentence(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
+
+
+_OPENINGS = (
+    "First I have to find out: {}",
+    "The first thing to know is: {}",
+    "I begin with the innermost part of the question: {}",
+)
+_NEXT = ("Now I need to know: {}", "The next question is: {}", "What is left to find out: {}")
+_NAMED = (
+    "The question speaks of {}.",
+    "The question is about {}.",
+    "One of the things the question names is {}.",
+)
+_LED_TO = (
+    "This leads on to {}.",
+    "What is still missing may stand on the page {}.",
+    "The next page to read is {}.",
+)
+_SEARCHING = (
+    "I search for {}.",
+    "The page on {} should tell.",
+    "Let me open the page {}.",
+)
+_SAID = ("The page says: {}", "I read: {}", "It says there: {}")
+_SO = ("So it is {}.", "That means {}.", "This gives {}.")
+_NOT_TOLD = (
+    "The beginning of {} does not say all I need.",
+    "What I was shown of {} does not settle it.",
+)
+_CLOSING = (
+    "So the answer is {}.",
+    "Together this answers the question: {}.",
+    "That is all I need; the answer is {}.",
+)

@@ -1,0 +1,190 @@
+"""How the records of the three data sets are read.
+
+| data set        | id    | paragraphs                    | supporting facts                   |
+|-----------------|-------|-------------------------------|------------------------------------|
+| HotpotQA        | `_id` | `context`: [title, sentences] | [title, sentence number]           |
+| 2WikiMultihopQA | `_id` | the same                      | the same, and `evidences`, triples |
+| MuSiQue         | `id`  | `paragraphs`: title, text     | `question_decomposition`           |
+
+Answers: `answer`, with `answer_aliases` (MuSiQue), the aliases and demonyms that `id_aliases.json`
+beside the file has for `answer_id` (2Wiki), or a field `aliases`. Questions that MuSiQue-Full marks
+as unanswerable are left out. HotpotQA's questions without paragraphs can be read too, for other
+corpora.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.core import checksum
+from envs.wikipedia.corpus import Page, clean_title, key, page
+from envs.wikipedia.questions import Hop, Question
+from envs.wikipedia.sources import SourceError, records
+
+_CONTEXT = {"hotpotqa": "context", "2wikimultihopqa": "context", "musique": "paragraphs"}
+ALIASES_FILE = "id_aliases.json"
+
+
+def has_contexts(dataset: str, path: Path) -> bool:
+    """Whether the file's first record is a question of the data set, with its paragraphs."""
+    try:
+        first = next(records(path), None)
+    except SourceError:
+        return False
+    return isinstance(first, dict) and {"question", _CONTEXT[dataset]} <= set(first)
+
+
+def question_id(dataset: str, record: Any, where: str) -> str | None:
+    """The record's id; None for what is no question to be asked. Raises SourceError."""
+    if not isinstance(record, dict) or not isinstance(record.get("question"), str):
+        raise SourceError(f"{where} is no {dataset} question: it has no text 'question'")
+    if record.get("answerable") is False:
+        return None
+    name = record.get("_id") or record.get("id") or checksum(record["question"])
+    return str(name)
+
+
+def read(dataset: str, record: Any, where: str, aliases: dict[str, list[str]]) -> Question:
+    """One question. Raises SourceError that names the record and what is wrong with it."""
+    try:
+        build = _musique if dataset == "musique" else _hotpot
+        answer = record["answer"]
+        if not isinstance(answer, str) or not answer.strip():
+            raise ValueError("its answer is no text (the official test files have no answers)")
+        others = [
+            *record.get("answer_aliases", ()),
+            *record.get("aliases", ()),
+            *aliases.get(str(record.get("answer_id")), ()),
+        ]
+        golds = dict.fromkeys([answer, *(o for o in others if isinstance(o, str) and o.strip())])
+        kind, passages, hops = build(record)
+        return Question(
+            id=str(question_id(dataset, record, where)),
+            kind=kind,
+            text=" ".join(record["question"].split()),
+            answers=tuple(golds),
+            hops=tuple(hops),
+            passages=tuple(passages),
+        )
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        lacks = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise SourceError(f"{where} is no {dataset} question: {lacks}") from None
+
+
+def wikidata_aliases(
+    dataset: str, files: Iterable[Path], chosen: Sequence[Any]
+) -> dict[str, list[str]]:
+    """Answer id → aliases and demonyms, for the questions chosen."""
+    wanted = {str(r["answer_id"]) for r in chosen if isinstance(r, dict) and r.get("answer_id")}
+    found: dict[str, list[str]] = {}
+    if dataset != "2wikimultihopqa" or not wanted:
+        return found
+    for folder in dict.fromkeys(path.parent for path in files):
+        if (folder / ALIASES_FILE).is_file():
+            for record in records(folder / ALIASES_FILE):
+                if record.get("Q_id") in wanted:
+                    names = [*record.get("aliases", ()), *record.get("demonyms", ())]
+                    found[record["Q_id"]] = names
+    return found
+
+
+# HotpotQA and 2WikiMultihopQA ---------------------------------------------------------------------
+
+
+def _hotpot(record: dict[str, Any]) -> tuple[str, list[Page], list[Hop]]:
+    passages = [page(title, [sentences]) for title, sentences in record.get("context", ())]
+    supported: dict[str, list[int]] = {}
+    for title, number in record.get("supporting_facts", ()):
+        supported.setdefault(clean_title(title), []).append(int(number))
+    by_title = {p.title: p for p in passages}
+    raw = {clean_title(title): sentences for title, sentences in record.get("context", ())}
+    triples = record.get("evidences", ())
+    hops = []
+    for title in _reasoning_order(list(supported), by_title, record):
+        sentences = raw.get(title, [])
+        facts = [" ".join(sentences[n].split()) for n in supported[title] if n < len(sentences)]
+        asked, answer = _triple_of(title, triples)
+        text = by_title[title].text if title in by_title else ""
+        hops.append(Hop(title, tuple(fact for fact in facts if fact), asked, answer, text))
+    return str(record.get("type") or "question"), passages, hops
+
+
+def _triple_of(title: str, triples: Sequence[Sequence[str]]) -> tuple[str, str]:
+    """The sub-question and answer of 2Wiki's evidence on a page."""
+    for subject, relation, value in triples:
+        if key(title).startswith(key(subject)):
+            return f"What is the {relation} of {subject}?", value
+    return "", ""
+
+
+def _reasoning_order(
+    titles: list[str], pages: dict[str, Page], record: dict[str, Any]
+) -> list[str]:
+    """Supporting titles in the order of the reasoning: what the question names comes first, then
+    what a page before mentions; the others as the data set lists them."""
+    question, left, ordered = key(record["question"]), list(titles), list[str]()
+    seen = question
+    while left:
+        named = [title for title in left if _mentions(seen, title)]
+        # Of those named, the one named first; a page that only others lead to waits.
+        chosen = min(named, key=lambda t: _place(seen, t)) if named else _first(left, pages)
+        ordered.append(chosen)
+        left.remove(chosen)
+        if chosen in pages and record.get("type") != "comparison":
+            seen += " " + key(pages[chosen].text)
+    return ordered
+
+
+def _first(titles: list[str], pages: dict[str, Page]) -> str:
+    """A title that no other supporting page mentions, if there is one."""
+    for title in titles:
+        others = (key(pages[t].text) for t in titles if t != title and t in pages)
+        if not any(_mentions(text, title) for text in others):
+            return title
+    return titles[0]
+
+
+def _mentions(text: str, title: str) -> bool:
+    return _place(text, title) >= 0
+
+
+def _place(text: str, title: str) -> int:
+    """Where a text (a key) names a title, with or without its bracketed addition; −1: nowhere."""
+    return f" {text} ".find(f" {key(re.sub(r'[(].*?[)]', '', title)) or key(title)} ")
+
+
+# MuSiQue ------------------------------------------------------------------------------------------
+
+
+def _musique(record: dict[str, Any]) -> tuple[str, list[Page], list[Hop]]:
+    given = record.get("paragraphs", ())
+    passages = [page(p["title"], [p["paragraph_text"]]) for p in given]
+    numbers = {p.get("idx", i): i for i, p in enumerate(given)}
+    hops: list[Hop] = []
+    answers: list[str] = []
+    for step in record.get("question_decomposition", ()):
+        support = passages[numbers[step["paragraph_support_idx"]]]
+        asked = re.sub(
+            r"#(\d+)",
+            lambda m: answers[int(m[1]) - 1] if 0 < int(m[1]) <= len(answers) else m[0],
+            _as_question(step["question"]),
+        )
+        answers.append(str(step["answer"]))
+        facts = [s for s in support.sentences if key(answers[-1]) in key(s)][:1]
+        hops.append(Hop(support.title, tuple(facts), asked, answers[-1], support.text))
+    return str(record.get("id", "question")).split("__")[0], passages, hops
+
+
+def _as_question(text: str) -> str:
+    """`Green >> performer` is MuSiQue's short form of a relation.
+
+    >>> _as_question("Green >> performer")
+    'What is the performer of Green?'
+    """
+    subject, arrow, relation = text.partition(">>")
+    if not arrow:
+        return " ".join(text.split())
+    return f"What is the {relation.strip()} of {subject.strip()}?"

@@ -1,0 +1,245 @@
+"""A corpus on disk: any number of pages, found by title or by words, shared by all processes.
+
+A folder holds four files, all of them memory-mapped, so that a process pays only for what it
+touches and workers share the rest:
+
+- `pages.bin`: `title, newline, text` of each page after the other, and `offsets.npy`, where each
+  begins;
+- `keys.npy`, sorted 64-bit hashes of the titles' keys (`corpus.key`; also without a bracketed
+  addition, and of redirects), and `rows.npy`, the page of each.
+
+The BM25 index over title and text is `envs.search`'s, kept in the cache by the corpus's checksum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.cache import cache_folder
+from envs.search import Index
+from envs.wikipedia.corpus import (
+    CANDIDATES,
+    SIMILAR,
+    Corpus,
+    Page,
+    base_key,
+    choose,
+    is_slip,
+    key,
+)
+
+VERSION = 1
+_META = "corpus.json"
+
+
+def _hash(kind: bytes, text: str) -> int:
+    digest = hashlib.blake2b(kind + text.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+class Writer:
+    """Writes a corpus folder page by page; goes on where a stopped one has saved its state.
+
+    `saved` holds what the caller last gave to `save` (its place in the source, say).
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        state = _read_json(folder / "partial.json")
+        self.saved: dict[str, Any] = state.get("saved", {})
+        self.count: int = state.get("pages", 0)
+        self._files = {name: (folder / name).open("ab") for name in _PARTS}
+        for name, file in self._files.items():
+            file.truncate(state.get(name, 0))  # what was written after the last save is made again
+            file.seek(0, os.SEEK_END)
+
+    def add(self, page: Page) -> None:
+        """Appends a page. `page.title` must hold no line break."""
+        data = f"{page.title}\n{page.text}".encode("utf-8", "replace")
+        self._files["pages.bin"].write(data)
+        self._files["lengths.part"].write(len(data).to_bytes(4, "little"))
+        keys = [(_hash(b"k", key(page.title)), self.count)]
+        if base := base_key(page.title):
+            keys.append((_hash(b"b", base), self.count))
+        for hashed, row in keys:
+            self._files["keys.part"].write(hashed.to_bytes(8, "little"))
+            self._files["rows.part"].write(row.to_bytes(4, "little"))
+        self.count += 1
+
+    def redirect(self, title: str, target: str) -> None:
+        """Another title of a page (which may come later)."""
+        for name in (title, target):
+            self._files["redirects.part"].write(_hash(b"k", key(name)).to_bytes(8, "little"))
+
+    def save(self, **saved: Any) -> None:
+        """Makes sure that everything so far survives."""
+        sizes = {}
+        for name, file in self._files.items():
+            file.flush()
+            os.fsync(file.fileno())
+            sizes[name] = file.tell()
+        self.saved = saved
+        _write_json(
+            self.folder / "partial.json", {**sizes, "pages": self.count, "saved": self.saved}
+        )
+
+    def finish(self) -> None:
+        """Sorts the titles and completes the folder. Raises ValueError where no page was added."""
+        if not self.count:
+            raise ValueError("there is no page: nothing to make a corpus of")
+        for file in self._files.values():
+            file.close()
+        folder = self.folder
+        lengths = np.fromfile(folder / "lengths.part", dtype="<u4")
+        offsets = np.zeros(len(lengths) + 1, dtype=np.uint64)
+        np.cumsum(lengths, out=offsets[1:])
+        keys = np.fromfile(folder / "keys.part", dtype="<u8")
+        rows = np.fromfile(folder / "rows.part", dtype="<u4")
+        order = np.lexsort((rows, keys))
+        keys, rows = keys[order], rows[order]
+        names, targets = np.fromfile(folder / "redirects.part", dtype="<u8").reshape(-1, 2).T
+        at = np.searchsorted(keys, targets)
+        there = (at < len(keys)) & (keys[np.minimum(at, len(keys) - 1)] == targets)
+        there &= ~np.isin(names, keys)  # a page of that title comes before a redirect
+        keys, rows = np.append(keys, names[there]), np.append(rows, rows[at[there]])
+        order = np.lexsort((rows, keys))
+        np.save(folder / "offsets.npy", offsets)
+        np.save(folder / "keys.npy", keys[order])
+        np.save(folder / "rows.npy", rows[order])
+        with (folder / "pages.bin").open("rb") as pages:
+            digest = hashlib.file_digest(pages, "sha256")
+        digest.update(rows[order].tobytes())
+        meta = {"version": VERSION, "pages": self.count, "checksum": digest.hexdigest()[:16]}
+        _write_json(folder / _META, meta)
+        for leftover in folder.glob("*.part"):
+            leftover.unlink()
+        (folder / "partial.json").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+_PARTS = ("pages.bin", "lengths.part", "keys.part", "rows.part", "redirects.part")
+
+
+def is_store(folder: Path) -> bool:
+    """Whether the folder holds a complete corpus."""
+    return (folder / _META).is_file()
+
+
+def open_cached(name: str, pages: Iterable[Page]) -> StoredCorpus:
+    """The corpus of that name (a checksum of its source) in the cache; built where it is not there.
+
+    Several processes may do so at once: each builds its own, the first one to be done counts.
+    """
+    folder = cache_folder() / "wikipedia" / f"corpus-{name}-{VERSION}"
+    if not is_store(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix="corpus-", dir=folder.parent))
+        try:
+            writer = Writer(partial)
+            with contextlib.closing(writer):
+                for page in pages:
+                    writer.add(page)
+                writer.finish()
+            with contextlib.suppress(OSError):  # another process was first
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return StoredCorpus(folder)
+
+
+class StoredCorpus(Corpus):
+    """A corpus folder, opened. Raises ValueError where it is none or of another version."""
+
+    def __init__(self, folder: Path):
+        meta = _read_json(folder / _META)
+        if meta.get("version") != VERSION:
+            raise ValueError(
+                f"{folder} holds no corpus of version {VERSION}: make one with "
+                "python -m envs.wikipedia.prepare SOURCE --out FOLDER"
+            )
+        self.folder, self._checksum, self._count = folder, meta["checksum"], meta["pages"]
+        self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        self._keys = np.load(folder / "keys.npy", mmap_mode="r")
+        self._rows = np.load(folder / "rows.npy", mmap_mode="r")
+        with (folder / "pages.bin").open("rb") as file:
+            self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if len(self._offsets) != self._count + 1 or self._offsets[-1] != len(self._pages):
+            raise ValueError(f"{folder} is damaged: delete it and make it again")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: int) -> Page:
+        title, _, text = self._raw(row).partition("\n")
+        return Page(title, text)
+
+    def _raw(self, row: int) -> str:
+        begin, end = int(self._offsets[row]), int(self._offsets[row + 1])
+        return self._pages[begin:end].decode("utf-8", "replace")
+
+    def __iter__(self) -> Iterator[Page]:
+        return (self[row] for row in range(len(self)))
+
+    @cached_property
+    def index(self) -> Index:
+        """Title and text of every page; built at the first search that needs it."""
+        return Index.build(
+            lambda: (self._raw(row) for row in range(len(self))), f"wikipedia-{self._checksum}"
+        )
+
+    def _with_key(self, kind: bytes, text: str) -> list[int]:
+        """Rows of the pages whose key (b"k") or key without its addition (b"b") this is."""
+        hashed = np.uint64(_hash(kind, text))
+        first, last = np.searchsorted(self._keys, [hashed, hashed + np.uint64(1)])
+        return [int(row) for row in self._rows[first : min(last, first + 1000)]]
+
+    def find(self, entity: str) -> Page | list[str]:
+        asked = key(entity)
+        rows = self._with_key(b"k", asked)
+        if not rows and len(of_base := self._with_key(b"b", asked)) == 1:
+            rows = of_base
+        if rows:
+            found = {self[row].title: row for row in reversed(rows)}
+            return self[found[choose(entity, list(found))]]
+        hits = self.index.search(entity, CANDIDATES)
+        similar = list(dict.fromkeys(self[row].title for row, _ in hits))
+        for row, _ in hits:
+            if is_slip(asked, key(self[row].title)):
+                return self[row]
+        return similar[:SIMILAR]
+
+    def has(self, title: str) -> bool:
+        return bool(self._with_key(b"k", key(title)))
+
+    def checksum(self) -> str:
+        return self._checksum
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".new")
+    partial.write_text(json.dumps(data), encoding="utf-8")
+    os.replace(partial, path)
