@@ -34,7 +34,7 @@ class TransformersAgent(Agent):
     max_new_tokens: tokens of a reply, thought included; 16 to 512 are usual.
     context: tokens of a conversation and its reply; None: what the model's positions reach.
     batch_size: conversations answered at once, and kept in the cache; None: 16, on CUDA 32.
-    instruction, example, thoughts: the prompt's style (see `envs.react.PromptStyle`).
+    instruction, example, thoughts, suffix: the prompt's style (see `envs.react.PromptStyle`).
 
     Raises ModelError (a ValueError) where the model cannot be loaded, has no chat template, or has
     a context too short for max_new_tokens.
@@ -57,9 +57,10 @@ class TransformersAgent(Agent):
         instruction: bool = True,
         example: bool = True,
         thoughts: bool = True,
+        suffix: str = "",
     ):
         self.decoding = Decoding(temperature, top_p, max_new_tokens)
-        self.style = PromptStyle(instruction, example, thoughts)
+        self.style = PromptStyle(instruction, example, thoughts, suffix)
         if isinstance(model, str | Path):
             name = name or (str(model) if str(model) == models.SMOLLM2 else f"hf:{model}")
             dtype = models.pick_dtype(dtype, device)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
@@ -64,6 +64,8 @@ class PromptStyle:
     """Show the one-shot example, as the paper does."""
     thoughts: bool = True
     """Replies are a thought and an action; off: the bare action alone."""
+    suffix: str = field(default="", repr=False)  # the system text says it; checksums stay
+    """Text behind all that, such as the one NAT marks good and bad trajectories with."""
 
 
 # Labels at the start of a line, whatever markdown stands around them: `## **Action 2:** x`.
@@ -197,6 +199,8 @@ class Prompt:
             ]
             parts.append("Here is one task from beginning to end.\n\n" + "\n\n".join(lines))
             parts.append("Now a new task begins.")
+        if style.suffix:
+            parts.append(style.suffix)
         return "\n\n".join(parts)
 
     def checksum(self, style: PromptStyle = PromptStyle()) -> str:

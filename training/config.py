@@ -13,6 +13,7 @@ from envs.react import PromptStyle
 from training.tiny import TinyConfig
 
 Schedule = Literal["cosine", "linear", "constant"]
+Method = Literal["sft", "ppo", "dpo", "rft", "spin", "nat", "eto", "implicit", "inverse"]
 
 
 @dataclass
@@ -74,6 +75,108 @@ class ReflectionConfig(OptimiserConfig):
     """Expert trajectories inspected an iteration, drawn anew each time; 0: all."""
     max_tree_tokens: int = 16384
     """Longest packed step tree, in tokens; longer ones are split. Less needs less memory."""
+
+
+@dataclass
+class DiscriminatorConfig(OptimiserConfig):
+    """The discriminator D(s, a) of StepAgent-Inverse, trained by eq. 11 in every iteration."""
+
+    backbone: str = "policy"
+    """What reads state and action: `policy` (the policy's own base with another adapter; where all
+    weights of the policy are trained, a frozen copy of it), or a model's name or directory (its
+    tokens need not be the policy's)."""
+    rank: int = 8
+    """Rank of its adapter (as wide again as alpha); 0 trains all weights of a backbone of its own.
+    4 to 32 is usual."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of adapter and head."""
+    schedule: Schedule = "constant"
+    """How the learning rate goes within an iteration."""
+    warmup_ratio: float = 0.0
+    """Share of its updates for warm-up."""
+    batch_size: int = 64
+    """Pairs (the agent's action, the expert's) an update, in whole step trees."""
+    epochs: int = 1
+    """Passes over the iteration's pairs. More make it surer, and its reward flatter."""
+    enough: float = 0.9
+    """Its training ends early once it tells both sides right so often within one update."""
+    perfect: float = 0.99
+    """The run stops where it tells both sides right at least so often: its reward says nothing."""
+    chance: float = 0.01
+    """The run stops where both accuracies are within this of one half: nothing left to learn."""
+
+
+@dataclass
+class InverseConfig:
+    """StepAgent-Inverse (algorithm 1)."""
+
+    reward: Literal["step", "final", "both"] = "step"
+    """Table 3: `step` is D's reward of each practice action, `final` the environment's of whole
+    episodes that the agent plays, `both` learns from the two."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """The discriminator."""
+
+
+@dataclass
+class PpoConfig:
+    """PPO's policy step, in `inverse` and `ppo`; learning rate, batch and epochs are those of
+    `reflection`."""
+
+    clip: float = 0.2
+    """Ratios beyond 1 ± this carry no gradient. 0.1 to 0.3 is usual."""
+    kl: float = 0.05
+    """`inverse`: weight of the KL to the policy entering the iteration. `ppo`: what a nat of KL to
+    the policy entering the method costs of the reward. 0 to 0.2 is usual."""
+    entropy: float = 0.0
+    """λ of eq. 10, the weight of the policy's entropy. 0 to 0.02 is usual."""
+    baseline: Literal["value", "group"] = "value"
+    """What is taken off a reward: `value` a linear head's guess at the state's last token, `group`
+    the mean over the actions practised in the state (`ppo`: over the episodes of the task)."""
+    value_coefficient: float = 0.5
+    """Weight of the value head's squared error."""
+    gamma: float = 1.0
+    """Discount a token in the advantages of whole episodes; 0.99 to 1."""
+    lam: float = 0.95
+    """λ of GAE there: 1 trusts the episode's reward, 0 the value head."""
+
+
+@dataclass
+class RolloutConfig:
+    """Episodes that the agent plays on the tasks of the expert's trajectories, for the methods that
+    learn from whole episodes."""
+
+    samples: int = 1
+    """Episodes a task (RFT's k). Paper's baselines: 1; RFT 4 to 100."""
+    temperature: float = 1.0
+    """Of the episodes. 0 is greedy (then all samples of a task are the same)."""
+    top_p: float = 1.0
+    """Nucleus of the sampling; 1 samples from the policy as it is."""
+    workers: int = 16
+    """Episodes open at once."""
+
+
+@dataclass
+class PreferenceConfig(OptimiserConfig):
+    """Preferences between whole trajectories: `dpo`, `spin`, `eto`."""
+
+    learning_rate: float = 1e-6
+    """Peak learning rate of the first iteration. Paper of ETO: 1e-6. With LoRA 10 to 100 times."""
+    later_learning_rate: float = 5e-7
+    """The same from the second iteration on."""
+    beta: float = 0.1
+    """β of the logistic loss in the first iteration."""
+    later_beta: float = 0.5
+    """β from the second iteration on (ETO)."""
+    iterations: int = 3
+    """Iterations of `spin` and `eto`; `dpo` has one."""
+    batch_size: int = 16
+    """Pairs of trajectories an update."""
+    microbatch_size: int = 1
+    """Pairs a forward pass; gradients add up to `batch_size`. Less needs less memory."""
+    epochs: int = 3
+    """Passes over an iteration's pairs."""
+    extra_rounds: int = 5
+    """ETO cuts a rejected trajectory to the chosen one's number of steps and so many more."""
 
 
 @dataclass
@@ -152,8 +255,9 @@ class Config:
 
     output: str
     """Run directory. Running the same configuration again goes on where it stopped."""
-    method: Literal["sft", "implicit"] = "implicit"
-    """`sft` (eqs. 2-3) or `implicit` (StepAgent with step-wise DPO, eq. 6; starts from SFT)."""
+    method: Method = "implicit"
+    """`implicit` and `inverse` are StepAgent (eq. 6; algorithm 1); the others its baselines. All
+    but `sft` start from SFT."""
     env: str = "stepagent/ScienceWorld-v0"
     """Environment to learn, or `module:Namespace/Name-v0` for one of your own."""
     env_args: dict[str, Any] = field(default_factory=dict)
@@ -169,7 +273,15 @@ class Config:
     sft: SftConfig = field(default_factory=SftConfig)
     """Supervised fine-tuning."""
     reflection: ReflectionConfig = field(default_factory=ReflectionConfig)
-    """Inspection and reflection."""
+    """Inspection and reflection; also the policy's optimiser in `inverse` and `ppo`."""
+    inverse: InverseConfig = field(default_factory=InverseConfig)
+    """StepAgent-Inverse."""
+    ppo: PpoConfig = field(default_factory=PpoConfig)
+    """PPO's step in `inverse` and `ppo`."""
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
+    """Episodes of the agent's own."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """Preferences between trajectories."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Scoring."""
     checkpoint_seconds: float = 300.0

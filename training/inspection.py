@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from agents.chat import Encoded
+from training import processes
 from training.config import ReflectionConfig
 from training.dataset import Sample
 from training.policy import Policy
@@ -84,16 +85,12 @@ def inspect(
     over before its first update). Returns the trees with at least one pair, and figures: replies
     drawn, the share equal to the expert's, the share cut at the length limit.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = _whole_lines(path)
-    with path.open("a") as file:
-        for i in range(len(lines), len(samples)):
-            line = _inspect_one(policy, samples[i].encoded, config, seed + i)
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            lines.append(line)
-            if on_trajectory:
-                on_trajectory(i + 1)
+    lines = resumed(
+        path,
+        len(samples),
+        lambda i: _inspect_one(policy, samples[i].encoded, config, seed + i),
+        on_trajectory,
+    )
     found: list[Inspected] = []
     for sample, line in zip(samples, lines, strict=True):
         for part in line["trees"]:
@@ -117,9 +114,12 @@ def inspect(
     }
 
 
-def _inspect_one(policy: Policy, encoded: Encoded, config: ReflectionConfig, seed: int) -> dict:
+def draw_replies(
+    policy: Policy, encoded: Encoded, config: ReflectionConfig, seed: int
+) -> list[list[list[int]]]:
+    """`found[i][k]`: token ids of the k-th practice reply in the i-th state of the expert."""
     greedy = config.temperature == 0
-    replies = practice(
+    return practice(
         policy.model,
         encoded.ids,
         encoded.replies,
@@ -130,6 +130,10 @@ def _inspect_one(policy: Policy, encoded: Encoded, config: ReflectionConfig, see
         eos_ids=policy.eos_ids,
         seed=seed,
     )
+
+
+def _inspect_one(policy: Policy, encoded: Encoded, config: ReflectionConfig, seed: int) -> dict:
+    replies = draw_replies(policy, encoded, config, seed)
     parts, same = trees(encoded, replies, config.max_tree_tokens)
     line: dict = {
         "drawn": sum(len(r) for r in replies),
@@ -149,6 +153,31 @@ def _inspect_one(policy: Policy, encoded: Encoded, config: ReflectionConfig, see
             }
         )
     return line
+
+
+def resumed(
+    path: Path,
+    count: int,
+    make: Callable[[int], dict],
+    on_line: Callable[[int], None] | None = None,
+) -> list[dict]:
+    """`make(0)` … `make(count - 1)`, written to `path` as they are made; what is there is kept.
+
+    Several processes make a share each, in files of their own, and all return all lines.
+    """
+    mine = range(processes.rank(), count, processes.count())
+    if processes.count() > 1:
+        path = path.with_suffix(f".{processes.rank()}-of-{processes.count()}{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = _whole_lines(path)[: len(mine)]
+    with path.open("a") as file:
+        for i in mine[len(lines) :]:
+            lines.append(make(i))
+            file.write(json.dumps(lines[-1]) + "\n")
+            file.flush()
+            if on_line:
+                on_line(i + 1)
+    return processes.interleave(processes.gather(lines), count)
 
 
 def _whole_lines(path: Path) -> list[dict]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
+from training import processes
 from training.config import OptimiserConfig
 from training.rundir import RunDir, load_training_state, save_training_state
 
@@ -55,6 +56,7 @@ def optimise(
     """
     from accelerate import Accelerator
 
+    processes.count()  # with our patience, before accelerate sets its own
     accelerator = Accelerator()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(

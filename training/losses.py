@@ -107,3 +107,179 @@ def reply_nll(token_log_probs: Tensor) -> Tensor:
     if not token_log_probs.numel():
         raise ValueError("there is no reply token to take the loss of")
     return -token_log_probs.float().mean()
+
+
+@dataclass(frozen=True)
+class DiscriminatorLoss:
+    """Loss and health of a discriminator on a batch of actions; all but `loss` are detached."""
+
+    loss: Tensor
+    """float32 []: to be minimised; 2 log 2 a pair where D is at chance, 0 where it is perfect"""
+    agent_accuracy: Tensor
+    """float32 []: how many of the agent's actions D takes for the agent's (D > ½; ties half)"""
+    expert_accuracy: Tensor
+    """float32 []: how many of the expert's actions D takes for the expert's (D < ½)"""
+    entropy: Tensor
+    """float32 []: mean entropy of D over both sides in nats: log 2 is undecided, 0 is certain"""
+
+    @property
+    def health(self) -> dict[str, float]:
+        """All but the loss, as numbers to log."""
+        names = ("agent_accuracy", "expert_accuracy", "entropy")
+        return {name: float(getattr(self, name)) for name in names}
+
+
+def discriminator_loss(
+    logit_agent_is_high: Tensor, agent_weights: Tensor, expert_weights: Tensor
+) -> DiscriminatorLoss:
+    """Eq. 11 as a loss: D = σ(logit) goes to 1 on the agent's actions and to 0 on the expert's.
+
+        L = -E_agent[log D(s, a)] - E_expert[log(1 - D(s, a))]
+
+    The paper writes what D maximises (as eq. 9 of GAIL); this is its negative, to be minimised.
+
+    Args:
+        logit_agent_is_high: float [A], D's logit of each action: positive says "the agent's".
+        agent_weights: float [A] ≥ 0, the weight of each action in the agent's expectation (how
+            often it was drawn). Both expectations are divided by the sum of their weights.
+        expert_weights: float [A] ≥ 0, the same for the expert. An action can have both.
+
+    Raises:
+        ValueError: shapes that differ; negative weights; a side without any weight.
+    """
+    shapes = {tuple(x.shape) for x in (logit_agent_is_high, agent_weights, expert_weights)}
+    if len(shapes) > 1 or logit_agent_is_high.ndim != 1:
+        raise ValueError(f"the discriminator's loss takes vectors of one length, got {shapes}")
+    logit = logit_agent_is_high.float()
+    sides = []
+    for side, weights in (("agent", agent_weights), ("expert", expert_weights)):
+        if bool((weights < 0).any()) or not float(weights.sum()) > 0:
+            raise ValueError(f"the weights of the {side}'s actions are negative or all zero")
+        sides.append(weights.float() / weights.sum())
+    agent, expert = sides
+    loss = -(agent * F.logsigmoid(logit)).sum() - (expert * F.logsigmoid(-logit)).sum()
+    seen = logit.detach()
+    ties = 0.5 * (seen == 0).float()
+    d = seen.sigmoid()
+    entropy = -(d * F.logsigmoid(seen) + (1 - d) * F.logsigmoid(-seen))
+    return DiscriminatorLoss(
+        loss=loss,
+        agent_accuracy=(agent * ((seen > 0).float() + ties)).sum(),
+        expert_accuracy=(expert * ((seen < 0).float() + ties)).sum(),
+        entropy=((agent + expert) / 2 * entropy).sum(),
+    )
+
+
+def expert_is_high_reward(logit_agent_is_high: Tensor) -> Tensor:
+    """The reward of an action, -log D(s, a): high where D takes it for the expert's.
+
+    float32, the shape of the logits, never negative. See `training.inverse` for the sign.
+    """
+    return F.softplus(-logit_agent_is_high.float())
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """PPO's loss over a batch of action tokens and its parts, each a weighted sum over tokens."""
+
+    loss: Tensor
+    """float32 []: to be minimised"""
+    surrogate: Tensor
+    """float32 []: -min(ratio · A, clip(ratio) · A)"""
+    value: Tensor
+    """float32 []: squared error of the value baseline; 0 without one"""
+    kl: Tensor
+    """float32 []: estimate of KL(π_old ‖ π_θ), never negative"""
+    entropy: Tensor
+    """float32 []: entropy of the policy's choice of each token"""
+    clipped: Tensor
+    """float32 []: tokens whose ratio lies outside [1 - clip, 1 + clip]"""
+    ratio: Tensor
+    """float32 []: π_θ / π_old; per unit of weight 1 before the first step"""
+
+
+def ppo_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    entropies: Tensor,
+    *,
+    clip: float,
+    kl: float,
+    entropy: float,
+    values: Tensor | None = None,
+    returns: Tensor | None = None,
+    value_weights: Tensor | None = None,
+    value_coefficient: float = 0.5,
+) -> PolicyLoss:
+    """PPO's clipped surrogate over action tokens, with a KL to the old policy and eq. 10's λ H(π).
+
+        L = Σ w [ -min(r A, clip(r, 1-ε, 1+ε) A) + κ KL - λ H ] + c Σ v (V - R)²
+        r = π_θ(token | before) / π_old(token | before)
+
+    The tokens were drawn from the old policy, so KL(π_old ‖ π_θ) is estimated without bias by
+    r - 1 - log r, which is never negative. At r = 1 the gradient is that of the policy gradient
+    theorem, Σ w A ∇ log π_θ (section 5), with the loss summed over an action's tokens.
+
+    Args:
+        log_probs: float [P], log π_θ of each action token, with gradient.
+        old_log_probs: float [P], under the policy that drew them.
+        advantages: float [P]; the same for all tokens of an action where the action has one.
+        weights: float [P] ≥ 0, how often the token's action was drawn; 0 leaves it out.
+        entropies: float [P], entropy of π_θ where each token was drawn, with gradient.
+        clip: ε; 0.1 to 0.3 is usual.
+        kl: κ ≥ 0. entropy: λ ≥ 0.
+        values, returns: float [P], V before each token and what it should be.
+        value_weights: float [P] ≥ 0; 0 where there is nothing to predict.
+
+    Raises:
+        ValueError: shapes that differ, or no token with a weight.
+    """
+    columns = [log_probs, old_log_probs, advantages, weights, entropies]
+    if values is not None and returns is not None and value_weights is not None:
+        columns += [values, returns, value_weights]
+    shapes = {tuple(x.shape) for x in columns}
+    if len(shapes) > 1 or log_probs.ndim != 1 or not float(weights.sum()) > 0:
+        raise ValueError(f"PPO takes vectors of one length with some weight, got {shapes}")
+    log_ratio = log_probs - old_log_probs
+    ratio = log_ratio.exp()
+    bounded = ratio.clamp(1 - clip, 1 + clip)
+    surrogate = -(weights * torch.minimum(ratio * advantages, bounded * advantages)).sum()
+    divergence = (weights * (ratio - 1 - log_ratio)).sum()
+    spread = (weights * entropies).sum()
+    error = log_probs.new_zeros(())
+    if values is not None and returns is not None and value_weights is not None:
+        error = (value_weights * (values - returns) ** 2).sum()
+    outside = ((ratio.detach() - 1).abs() > clip).float()
+    return PolicyLoss(
+        loss=surrogate + kl * divergence - entropy * spread + value_coefficient * error,
+        surrogate=surrogate.detach(),
+        value=error.detach(),
+        kl=divergence.detach(),
+        entropy=spread.detach(),
+        clipped=(weights * outside).sum(),
+        ratio=(weights * ratio.detach()).sum(),
+    )
+
+
+def generalised_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+    """GAE (Schulman et al., 2016) over one trajectory's action tokens, observations left out.
+
+        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   V and A are 0 behind the end
+
+    Were observation tokens in the recursion, γ λ would be paid for each of them and the credit of
+    a final reward would be gone within an observation or two.
+
+    Args: rewards, values: float [T], of the tokens the agent wrote, in order. Returns float [T].
+    """
+    if rewards.shape != values.shape or rewards.ndim != 1:
+        raise ValueError(f"rewards and values differ: {rewards.shape} and {values.shape}")
+    found = torch.zeros_like(rewards, dtype=torch.float32)
+    following_value = following = 0.0
+    for t in range(len(rewards) - 1, -1, -1):
+        delta = float(rewards[t]) + gamma * following_value - float(values[t])
+        following = delta + gamma * lam * following
+        following_value = float(values[t])
+        found[t] = following
+    return found

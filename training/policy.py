@@ -6,7 +6,8 @@ small updates of reinforcement learning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,12 @@ class Policy:
             )
 
     @staticmethod
-    def load(config: PolicyConfig, path: Path | None = None) -> Policy:
+    def load(config: PolicyConfig, path: Path | None = None, seed: int = 0) -> Policy:
         """The model that the configuration names (or the one in `path`), ready to be trained.
 
-        With `lora.r` > 0 a new adapter is put on the model; a directory that holds an adapter is
-        trained on as it is. Raises ModelError where it cannot be loaded or has no chat template.
+        With `lora.r` > 0 a new adapter is put on the model, made by the seed; a directory that
+        holds an adapter is trained on as it is. Raises ModelError where it cannot be loaded or has
+        no chat template.
         """
         name = str(path or config.model)
         if name == "tiny":
@@ -66,7 +68,9 @@ class Policy:
         dtype = config.dtype if frozen else "float32"
         model = load_model(name, dtype, config.device, trainable=adapter)
         if config.lora.r > 0 and not adapter:
-            model = _with_adapter(model, config)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = _with_adapter(model, config)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -94,18 +98,44 @@ class Policy:
     def save(self, path: Path) -> None:
         """Writes a directory that `from_pretrained` loads, or PEFT where there is an adapter."""
         with quiet():
-            self.model.save_pretrained(path)
+            # A discriminator may have an adapter of its own on the same base.
+            own: dict[str, Any] = {"selected_adapters": ["default"]} if self.has_adapter else {}
+            self.model.save_pretrained(path, **own)
         self.tokenizer.save_pretrained(path)
 
     def load_weights(self, path: Path) -> None:
-        """Puts the weights of a directory that `save` wrote into the model in place."""
-        if self.has_adapter:
-            from peft import set_peft_model_state_dict
+        """Puts the weights of a directory that `save` wrote into the model in place.
 
-            set_peft_model_state_dict(self.model, load_file(path / "adapter_model.safetensors"))
+        Raises ModelError where they are those of a model of another architecture.
+        """
+        if self.has_adapter:
+            from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+            if not (path / "adapter_model.safetensors").is_file():
+                raise ModelError(f"{path} holds no adapter, but the policy is one on a base")
+            weights = load_file(path / "adapter_model.safetensors")
+            _check_shapes(path, weights, get_peft_model_state_dict(self.model))
+            set_peft_model_state_dict(self.model, weights)
             return
-        saved = load_model(path, "float32", str(self.device))
-        self.model.load_state_dict(saved.state_dict())
+        saved = load_model(path, "float32", str(self.device)).state_dict()
+        _check_shapes(path, saved, self.model.state_dict())
+        self.model.load_state_dict(saved)
+
+    @contextmanager
+    def as_in(self, path: Path) -> Iterator[None]:
+        """With the weights of another directory that `save` wrote, put back afterwards.
+
+        Raises ModelError where they are those of a model of another architecture.
+        """
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        kept = [p.detach().clone() for p in trained]
+        try:
+            self.load_weights(path)
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(trained, kept, strict=True):
+                    parameter.copy_(value)
 
     def saved_bytes(self) -> int:
         """About what one saved policy, or one checkpoint with its optimiser, takes on disk."""
@@ -118,6 +148,18 @@ class Policy:
         kind = f"LoRA of rank {self.config.lora.r}" if self.has_adapter else "all weights"
         sizes = f"{whole / 1e6:.1f} M weights, {trained / 1e6:.1f} M trained"
         return f"{self.config.model}: {sizes} ({kind})"
+
+
+def _check_shapes(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises ModelError unless both hold the same names and shapes."""
+    theirs, ours = ({n: tuple(t.shape) for n, t in side.items()} for side in (found, wanted))
+    if theirs != ours:
+        odd = sorted(n for n in {*theirs, *ours} if theirs.get(n) != ours.get(n))
+        raise ModelError(
+            f"{path} holds a model of another architecture than the policy: {len(odd)} of "
+            f"{len(ours)} weights differ, such as {odd[0]} ({theirs.get(odd[0], 'missing')} there, "
+            f"{ours.get(odd[0], 'none')} here): name a directory that this policy was saved to"
+        )
 
 
 def _with_adapter(model: Any, config: PolicyConfig) -> Any:

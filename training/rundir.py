@@ -4,6 +4,8 @@
     expert.jsonl         the trajectories learned from
     metrics.jsonl        one JSON object an update; TensorBoard has the same under tensorboard/
     inspection/          practice actions and reference log-probabilities of each iteration
+    rollouts/            episodes that the agent played, for the methods that learn from them
+    helpers/STAGE/       what a stage learned beside the policy (discriminator, value head), pairs
     checkpoints/STAGE/   the newest state within a stage; gone when the stage is done
     policies/STAGE/      the policy after a stage
     eval/STAGE/          its episodes and scores
@@ -34,14 +36,20 @@ class RunError(RuntimeError):
 class RunDir:
     """Opens (or goes on with) the run in `path`.
 
-    Raises RunError where the directory holds a run of another configuration, or where another
-    process is at work in it.
+    Of several processes that work on one run together, the main one owns the directory and writes;
+    the others (`main=False`) read. Raises RunError where the directory holds a run of another
+    configuration, or where a process of another run is at work in it.
     """
 
-    def __init__(self, path: str | Path, config: str):
+    def __init__(self, path: str | Path, config: str, main: bool = True):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
+        self.metrics = Metrics(self.path, main)
+        self.resumed = (self.path / "config.yaml").is_file()
+        self.main = main
+        self._lock = (self.path / ".lock").open("a")
+        if not main:
+            return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -54,9 +62,7 @@ class RunDir:
                 f"{self.path} holds a run with another configuration ({_difference(old, config)}): "
                 "choose another `output`, or delete the directory"
             )
-        self.resumed = file.is_file()
         write_whole(file, lambda partial: partial.write_text(config))
-        self.metrics = Metrics(self.path)
 
     def policy(self, stage: str) -> Path:
         return self.path / "policies" / stage
@@ -70,6 +76,8 @@ class RunDir:
 
     def finish_stage(self, stage: str, save: Callable[[Path], None]) -> None:
         """Keeps the stage's policy and drops its checkpoints."""
+        if not self.main:
+            return
         write_whole(self.policy(stage), save)
         shutil.rmtree(self.checkpoint(stage), ignore_errors=True)
 
@@ -122,13 +130,15 @@ def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
 class Metrics:
     """Figures of a run as JSON lines and TensorBoard events."""
 
-    def __init__(self, path: Path):
-        self.path = path / "metrics.jsonl"
+    def __init__(self, path: Path, main: bool = True):
+        self.path, self._main = path / "metrics.jsonl", main
         self._events = path / "tensorboard"
         self._writer: Any = None
 
     def log(self, stage: str, update: int, **figures: float) -> None:
         """One line; `update` counts within the stage."""
+        if not self._main:
+            return
         line = {"stage": stage, "update": update} | {k: _number(v) for k, v in figures.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -141,7 +151,7 @@ class Metrics:
 
     def rewind(self, stage: str, update: int) -> None:
         """Drops the stage's lines after `update`: they are about to be made again."""
-        if not self.path.is_file():
+        if not self._main or not self.path.is_file():
             return
         lines = []
         for line in self.path.read_text().splitlines():

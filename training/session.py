@@ -7,6 +7,8 @@ from the stage it was in (and within it from the newest checkpoint).
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import shutil
 import time
@@ -23,8 +25,10 @@ import agents
 import envs
 from agents.transformers import TransformersAgent
 from envs import cli
+from envs.react import PromptStyle
 from envs.trajectory import read
 from eval.run import evaluate
+from training import processes
 from training.collect import collect
 from training.config import Config
 from training.dataset import encode, select
@@ -38,16 +42,22 @@ class Session:
     """Opens the run's directory, gathers expert data and loads the policy.
 
     What can be known to fail later fails here: unknown environment, model without chat template,
-    prompt too long for the context, too little disk space.
+    prompt too long for the context, too little disk space, trajectories of another environment or
+    made under another prompt.
     """
 
     def __init__(self, config: Config, console: Console):
+        if not processes.is_main():
+            console = Console(quiet=True)
         self.config, self.console = config, console
         self.begun = time.monotonic()
         env = envs.make(config.env, split="train", **config.env_args)
         self.prompt = env.prompt
         env.close()
-        self.rundir = RunDir(config.output, cli.dump(config))
+        self.style = config.prompt
+        """How conversations are written; a method may add to the configuration's (NAT)."""
+        with processes.main_first():
+            self.rundir = RunDir(config.output, cli.dump(config), processes.is_main())
         if self.rundir.resumed:
             console.print(f"Going on with the run in {self.rundir.path}", markup=False)
         self._state = self.rundir.path / "stages.json"
@@ -57,8 +67,10 @@ class Session:
         self._seconds_before = self.state["seconds"]
         self._last: str | None = None
         self._stale = False
-        trajectories = self._expert()
-        self.policy = self._load(trajectories)
+        with processes.main_first():
+            trajectories = self._expert()
+            self._make_base(trajectories)
+        self.policy = self._load()
         self.samples, left_out = encode(
             trajectories, self.policy.codec, self.prompt, config.prompt, self.policy.context
         )
@@ -91,13 +103,29 @@ class Session:
                 f"{path} holds trajectories of {', '.join(sorted(foreign))}, but this run "
                 f"trains on {self.config.env}"
             )
+        self._check_prompt(path, found)
         return select(found, wanted.limit, wanted.min_reward, self.config.seed)
 
-    def _load(self, trajectories: Sequence[envs.Trajectory]) -> Policy:
-        if self.config.policy.model != "tiny":
-            return Policy.load(self.config.policy)
+    def _check_prompt(self, path: Path, found: Sequence[envs.Trajectory]) -> None:
+        """Raises RunError for trajectories that were made under another prompt of the environment.
+
+        Which parts of the prompt a conversation shows is the configuration's choice, so any of them
+        will do. Trajectories that do not say (converted ones) are taken as they are.
+        """
+        parts = itertools.product((True, False), repeat=3)
+        known = {self.prompt.checksum(PromptStyle(*shown)) for shown in parts}
+        foreign = [t for t in found if t.fingerprint.get("prompt", min(known)) not in known]
+        if foreign:
+            raise RunError(
+                f"{path} holds {len(foreign)} trajectories made under another prompt than "
+                f"{self.config.env} has now (the first: task {foreign[0].task_id}, prompt "
+                f"{foreign[0].fingerprint['prompt']}): collect them again with training.collect"
+            )
+
+    def _make_base(self, trajectories: Sequence[envs.Trajectory]) -> None:
+        """Makes the model `tiny`, whose tokens come from the trajectories, unless it is there."""
         base = self.rundir.path / "base"
-        if not base.is_dir():
+        if self.config.policy.model == "tiny" and not base.is_dir():
             texts = [
                 message["content"]
                 for trajectory in trajectories
@@ -105,7 +133,17 @@ class Session:
             ]
             made = Policy.tiny(self.config.policy, texts, self.config.seed)
             write_whole(base, made.save)
-        return Policy.load(self.config.policy, base)
+
+    def _load(self) -> Policy:
+        tiny = self.config.policy.model == "tiny"
+        path = self.rundir.path / "base" if tiny else None
+        return Policy.load(self.config.policy, path, self.config.seed)
+
+    def restart(self) -> None:
+        """Puts the untrained policy, as it was before SFT, in the place of the trained one."""
+        del self.policy
+        self.policy = self._load()
+        self._stale = True
 
     def _describe(self, trajectories: int, left_out: dict[str, int]) -> None:
         tokens = sum(len(s.encoded.ids) for s in self.samples)
@@ -126,8 +164,10 @@ class Session:
         if name not in self.state["done"]:
             self._refresh()
             figures = work()
+            self._stale = False  # what `work` left is the newest
             self.rundir.finish_stage(name, self.policy.save)
-            if self._last and not self.config.keep_policies:
+            processes.wait()
+            if self.rundir.main and self._last and not self.config.keep_policies:
                 shutil.rmtree(self.rundir.policy(self._last), ignore_errors=True)
             self.state["done"].append(name)
             self.state["figures"][name] = figures or {}
@@ -144,6 +184,8 @@ class Session:
 
     def _save_state(self) -> None:
         self.state["seconds"] = self._seconds_before + time.monotonic() - self.begun
+        if not self.rundir.main:
+            return
         write_whole(
             self._state, lambda partial: partial.write_text(json.dumps(self.state, indent=1))
         )
@@ -174,7 +216,18 @@ class Session:
     # Scores -----------------------------------------------------------------------------------
 
     def score(self, name: str, agent: str = "policy") -> dict[str, Any]:
-        """Plays the evaluation's tasks with the policy, or another agent; goes on where it was."""
+        """Plays the evaluation's tasks with the policy, or another agent; goes on where it was.
+
+        Of several processes the main one plays.
+        """
+        if self.rundir.main:
+            found = self._score(name, agent)
+        processes.wait()
+        if not self.rundir.main:
+            found = self._scores(name)
+        return found
+
+    def _score(self, name: str, agent: str) -> dict[str, Any]:
         wanted, out = self.config.evaluation, self.rundir.path / "eval" / name
         summary = out / "summary.json"
         if summary.is_file() and (found := json.loads(summary.read_text())).get("complete"):
@@ -185,9 +238,7 @@ class Session:
                 self.policy.model,
                 self.policy.tokenizer,
                 name=name,
-                instruction=self.config.prompt.instruction,
-                example=self.config.prompt.example,
-                thoughts=self.config.prompt.thoughts,
+                **dataclasses.asdict(self.style),
                 max_new_tokens=self.policy.config.max_new_tokens,
                 temperature=wanted.temperature,
                 batch_size=wanted.workers,
@@ -216,7 +267,8 @@ class Session:
             raise RunError("nothing was trained: sft.epochs and reflection.iterations are both 0")
         final = self.rundir.path / "final"
         self._refresh()
-        write_whole(final, self.policy.save)
+        if self.rundir.main:
+            write_whole(final, self.policy.save)
         wanted = self.config.evaluation
         if not wanted.every_iteration:
             self.score(stages[-1])
@@ -238,9 +290,11 @@ class Session:
             "figures": self.state["figures"],
             "seconds": round(self.state["seconds"], 1),
             "final": str(final),
+            "prompt": dataclasses.asdict(self.style),
         }
         text = json.dumps(summary, indent=1)
-        write_whole(self.rundir.path / "summary.json", lambda partial: partial.write_text(text))
+        if self.rundir.main:
+            write_whole(self.rundir.path / "summary.json", lambda partial: partial.write_text(text))
         self.console.print(self._table(rows))
         self.rundir.close()
         return summary

@@ -27,6 +27,7 @@ from training.attention import FLEX_BLOCK, Chunk, TreePlan, TreeSpan
 from training.support import check_path, unwrap
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Attention = Literal["auto", "blocks", "flex"]
 CHUNK_TOKENS = 256
 """Branches are attended in chunks of about this many tokens (see `TreePlan`)."""
 
@@ -310,6 +311,10 @@ class TreeScores:
     """[A, hidden]: last hidden state of the state each action answers"""
     action_hidden: Tensor | None = None
     """[A, hidden]: last hidden state at the end of each action"""
+    token_hidden: Tensor | None = None
+    """[P, hidden]: last hidden state before every action token (what it is predicted from)"""
+    token_entropy: Tensor | None = None
+    """float32 [P]: entropy of the distribution that every action token was drawn from, in nats"""
 
     @property
     def chosen(self) -> Tensor:
@@ -333,7 +338,8 @@ def score_trees(
     packed: PackedTrees,
     *,
     hidden: bool = False,
-    attention: Literal["auto", "blocks", "flex"] = "auto",
+    entropy: bool = False,
+    attention: Attention = "auto",
 ) -> TreeScores:
     """Log-probabilities of all actions of the packed trees, in one forward of `model`.
 
@@ -344,15 +350,46 @@ def score_trees(
         model: any decoder of transformers on the device of `packed`; also wrapped by peft or
             accelerate. It is switched to the step-tree attention and stays there.
         hidden: also return hidden states (behind the final norm), for heads on top of the model.
+        entropy: also return the entropy behind every action token.
         attention: `flex` FlexAttention, `blocks` SDPA over the mask's blocks, `auto` the first on
             CUDA and the second elsewhere.
 
     Raises:
         ValueError: a path longer than the model's context, or a model that cannot run step trees.
     """
+    keep = torch.cat([packed.predict_at, packed.last_at]) if hidden else packed.predict_at
+    logits, states = _forward(model, packed, keep, attention)
+    logits = logits[: len(packed.target)].float()
+    tokens = -F.cross_entropy(logits, packed.target, reduction="none")
+    zeros = tokens.new_zeros(packed.n_actions)
+    scores = TreeScores(packed, tokens, zeros.index_add(0, packed.action, tokens))
+    if entropy:
+        log_probs = logits.log_softmax(dim=-1)
+        scores = replace(scores, token_entropy=-(log_probs.exp() * log_probs).sum(dim=-1))
+    if not hidden:
+        return scores
+    return replace(
+        scores,
+        state_hidden=states[packed.first],
+        action_hidden=states[len(packed.target) :],
+        token_hidden=states[: len(packed.target)],
+    )
+
+
+def action_states(model: nn.Module, packed: PackedTrees, attention: Attention = "auto") -> Tensor:
+    """[A, hidden]: last hidden state at the end of each action, without its log-probabilities.
+
+    Raises ValueError as `score_trees` does.
+    """
+    return _forward(model, packed, packed.last_at, attention)[1]
+
+
+def _forward(
+    model: nn.Module, packed: PackedTrees, keep: Tensor, attention: Attention
+) -> tuple[Tensor, Tensor]:
+    """Logits [n, vocabulary] and last hidden states [n, hidden] at the n places `keep`."""
     base = unwrap(model)
     window = check_path(model, max(tree.longest_path for tree in packed.trees))
-    keep = torch.cat([packed.predict_at, packed.last_at]) if hidden else packed.predict_at
     inputs: dict[str, object] = {}
     if attention == "flex" or (attention == "auto" and packed.input_ids.is_cuda):
         inputs["attention_mask"] = packed.block_mask(window)
@@ -372,12 +409,4 @@ def score_trees(
         ).logits[0]
     finally:
         hook.remove()
-    tokens = -F.cross_entropy(logits[: len(packed.target)].float(), packed.target, reduction="none")
-    zeros = tokens.new_zeros(packed.n_actions)
-    scores = TreeScores(packed, tokens, zeros.index_add(0, packed.action, tokens))
-    if not hidden:
-        return scores
-    states = kept[0][0]
-    return replace(
-        scores, state_hidden=states[packed.first], action_hidden=states[len(packed.target) :]
-    )
+    return logits, kept[0][0]
