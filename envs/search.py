@@ -16,29 +16,20 @@ analysis. As in bm25s (Lù, 2024) the index holds finished scores, so a search o
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from envs import indexing, lucene
+from envs.cache import cache_folder, made_once
 
 VERSION = 1
 _MAX_QUERY = 1000
 """Terms of a query that are looked at (Lucene allows 1,024 clauses)."""
 Texts = Iterable[str] | Callable[[], Iterable[str]]
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: `$STEPAGENT_CACHE`, by default `~/.cache/stepagent`."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("STEPAGENT_CACHE") or Path(home) / "stepagent")
 
 
 class Index:
@@ -79,21 +70,15 @@ class Index:
         """
         if not re.fullmatch(r"[\w-]{1,120}", key, re.ASCII):
             raise ValueError(f"key {key!r}: 1 to 120 letters, digits, - or _ are allowed")
-        home = cache_folder() / "search"
-        home.mkdir(parents=True, exist_ok=True)
-        folder = home / f"{key}.k{k1:g}-b{b:g}.v{VERSION}"
-        if (found := _open(cls, folder)) is not None:
-            return found
-        with _locked(home / f"{folder.name}.lock"):
-            if (found := _open(cls, folder)) is not None:  # another process made it meanwhile
-                return found
-            shutil.rmtree(folder, ignore_errors=True)
-            with tempfile.TemporaryDirectory(dir=home, prefix="making-") as partial:
-                made = Path(partial) / "index"
-                made.mkdir()
-                indexing.write(made, texts() if callable(texts) else texts, key, k1, b, VERSION)
-                made.rename(folder)
-            return cls(folder)
+        folder = cache_folder() / "search" / f"{key}.k{k1:g}-b{b:g}.v{VERSION}"
+
+        def make(made: Path) -> None:
+            indexing.write(made, texts() if callable(texts) else texts, key, k1, b, VERSION)
+
+        if (found := _open(cls, folder)) is None:
+            made_once(folder, make, lambda: _open(cls, folder) is not None)
+            found = cls(folder)
+        return found
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -193,16 +178,3 @@ def _open(kind: type[Index], folder: Path) -> Index | None:
 def _kth(scores: np.ndarray, k: int) -> float:
     """The k-th highest score, a little lowered against rounding."""
     return float(np.partition(scores, len(scores) - k)[len(scores) - k]) * (1 - 1e-5)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock file, so that one process makes an index and the others wait for it."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows: two may work, the last to end wins
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file gives the lock back
