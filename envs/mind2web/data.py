@@ -1,0 +1,399 @@
+"""Mind2Web's tasks: official files, plain files of steps, and the bundled sites, in one shape.
+
+| `data`   | holds                                           | splits                               |
+|----------|-------------------------------------------------|--------------------------------------|
+| None     | tasks on the bundled sites (`envs.mind2web.sites`) | by site; other domains in test    |
+| a folder | the official files (`official.py`)              | train 1,009; test as `test_set` says |
+| a file   | `.jsonl` of steps or tasks, `.json` of tasks    | by website: about 70 / 10 / 20 %     |
+
+Of the official test sets, `test_set="domain"` (cross-domain, 912 tasks, the paper's) is the split
+test by default; "task" (cross-task, 252) and "website" (cross-website, 177) may be instead. The
+benchmark has no set for development: dev is cross-task (cross-website where cross-task is test).
+
+What is wrong with the data is counted in a `Problems`, step by step, and never raises; a file with
+no task at all, or one that cannot be read, is a ValueError that names it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from envs.core import checksum
+from envs.mind2web.answers import OPERATIONS
+from envs.mind2web.prune import ATTRIBUTES, Candidate
+
+TEST_SETS = ("domain", "task", "website")
+HTML_KINDS = ("cleaned", "raw")
+MAX_FILE = 256_000_000
+"""Bytes of a plain file of tasks, which is held in memory. Official folders may be of any size."""
+_MAPPED = {"HOVER": "CLICK", "ENTER": "CLICK"}
+"""Operations of the recording that the benchmark itself counts as clicks."""
+_CUT = re.compile(r"\s*\.\.\. \[HTML truncated[^\]]*\] \.\.\.\s*\Z")
+_RENDERED = re.compile(r'([\w-]+)="([^"]*)(?:"|\Z)')
+
+
+class Problems:
+    """What is wrong with the data: kind → the steps it was found in, each counted once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, set[str]] = {}
+
+    def add(self, kind: str, where: str) -> None:
+        self._found.setdefault(kind, set()).add(where)
+
+    def counts(self) -> dict[str, int]:
+        return {kind: len(places) for kind, places in sorted(self._found.items())}
+
+    def items(self) -> Iterable[tuple[str, set[str]]]:
+        return self._found.items()
+
+    def __repr__(self) -> str:
+        return f"Problems({self.counts()})"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recorded action and the page before it."""
+
+    uid: str
+    html: str
+    op: str
+    """CLICK, TYPE or SELECT (another word only where the data hold one)."""
+    value: str
+    positives: tuple[str, ...]
+    """Node ids that count as right; may be empty, or not among the candidates."""
+    candidates: tuple[Candidate, ...]
+    """In the order of their node ids, so that their order tells nothing."""
+    history: tuple[str, ...]
+    """The recorded actions before it, such as `[button]  Search -> CLICK`."""
+    target: str = ""
+    """The recorded action in words; "" where the data do not tell."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked on a website, and the recorded steps."""
+
+    id: str
+    website: str
+    domain: str
+    subdomain: str
+    instruction: str
+    steps: tuple[Step, ...]
+
+
+class Source(Protocol):
+    """Where tasks come from."""
+
+    def ids(self, split: str) -> Sequence[str]:
+        """Ids of a split ("train", "dev", "test")."""
+
+    def task(self, task_id: str) -> Task:
+        """The task, read when it is asked for."""
+
+    def checksum(self) -> str:
+        """A checksum of what the tasks come from."""
+
+
+def open_source(
+    data: str | Path | None,
+    problems: Problems,
+    *,
+    test_set: str = "domain",
+    html: str = "cleaned",
+    password: str | None = None,
+) -> Source:
+    """The tasks of `data` (see the module's head).
+
+    Raises ValueError where the path does not exist, cannot be read, or holds no task.
+    """
+    if test_set not in TEST_SETS:
+        raise ValueError(f"unknown test_set {test_set!r}: choose one of {', '.join(TEST_SETS)}")
+    if html not in HTML_KINDS:
+        raise ValueError(f"unknown html {html!r}: choose one of {', '.join(HTML_KINDS)}")
+    if data is None:
+        from envs.mind2web.sites import BundledSites
+
+        return BundledSites(html, problems)
+    path = Path(data).expanduser()
+    if path.is_file():
+        return PlainFile(path, html, problems)
+    if path.is_dir():
+        from envs.mind2web.official import OfficialFolder
+
+        return OfficialFolder(path, test_set, html, password, problems)
+    raise ValueError(
+        f"{path.absolute()} does not exist: `data` is the folder of the official files, a .json "
+        "or .jsonl file of tasks or steps, or None for the bundled sites"
+    )
+
+
+class PlainFile:
+    """Tasks of one file, in memory: official tasks (.json, .jsonl) or rows of steps (.jsonl).
+
+    A row of steps holds annotation_id, action_uid, confirmed_task, previous_actions, candidates
+    (backend_node_id and the element as text), pos_backend_node_ids, operation and the page; rows of
+    one annotation_id are one task, which then consists of the steps that there are.
+    """
+
+    def __init__(self, path: Path, html: str, problems: Problems):
+        if path.stat().st_size > MAX_FILE:
+            raise ValueError(
+                f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_FILE:,} of a plain "
+                "file: put it into a folder train/ and name the folder above"
+            )
+        raw = path.read_bytes()
+        self._checksum = checksum(raw)
+        records = _records(path, raw, problems)
+        tasks = [task_from_official(r, html, problems) for r in records if "actions" in r]
+        tasks += _tasks_from_rows([r for r in records if "actions" not in r], problems)
+        self._tasks = {task.id: task for task in tasks if task is not None and task.steps}
+        if not self._tasks:
+            raise ValueError(
+                f"{path} holds no task of Mind2Web ({problems.counts()}): objects with "
+                "annotation_id, confirmed_task and actions are due, or rows of single steps"
+            )
+
+    def ids(self, split: str) -> Sequence[str]:
+        return split_by_website({t.id: t.website for t in self._tasks.values()})[split]
+
+    def task(self, task_id: str) -> Task:
+        return self._tasks[task_id]
+
+    def checksum(self) -> str:
+        return self._checksum
+
+
+def split_by_website(websites: Mapping[str, str]) -> dict[str, list[str]]:
+    """Task ids by split: a fifth of the websites is test, a tenth dev, in an order of checksums.
+
+    `websites` maps task ids to websites. Of fewer than three websites the tasks are divided, and
+    fewer than three tasks are all train.
+    """
+    groups: dict[str, list[str]] = {}
+    for task_id, website in websites.items():
+        groups.setdefault(website, []).append(task_id)
+    if len(groups) < 3:
+        groups = {task_id: [task_id] for task_id in websites}
+    names = sorted(groups, key=lambda name: (zlib.crc32(name.encode("utf-8", "replace")), name))
+    n = len(names) if len(names) >= 3 else 0
+    test, dev = (max(1, n // 5), max(1, n // 10)) if n else (0, 0)
+    parts = {"test": names[:test], "dev": names[test : test + dev], "train": names[test + dev :]}
+    return {split: [t for name in part for t in groups[name]] for split, part in parts.items()}
+
+
+def _records(path: Path, raw: bytes, problems: Problems) -> list[dict[str, Any]]:
+    """The JSON objects of a file: of its lines, or of the array that it is."""
+    text = raw.decode("utf-8", "replace")
+    if path.suffix != ".jsonl":
+        try:
+            found = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        records = found if isinstance(found, list) else [found]
+    else:
+        records = []
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                try:
+                    records.append(json.loads(line))
+                except (json.JSONDecodeError, RecursionError):
+                    problems.add("line that is not JSON", f"{path}:{number}")
+    for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            problems.add("record that is not an object", f"{path}:{number}")
+    return [record for record in records if isinstance(record, dict)]
+
+
+def task_from_official(
+    record: Mapping[str, Any], html: str, problems: Problems
+) -> Task | None:
+    """A task of the official format; None (and counted) where it lacks an id, a text or actions."""
+    name = str(record.get("annotation_id") or "")
+    instruction = " ".join(str(record.get("confirmed_task") or "").split())
+    actions = record.get("actions")
+    if not name or not instruction or not isinstance(actions, list) or not actions:
+        problems.add("task without id, instruction or actions", name or repr(record)[:80])
+        return None
+    reprs = [str(text) for text in record.get("action_reprs") or ()]
+    steps = []
+    for i, action in enumerate(actions):
+        if not isinstance(action, dict):
+            problems.add("action that is not an object", f"{name}/{i}")
+            action = {}
+        steps.append(_step(action, f"{name}_{action.get('action_uid', i)}", html, problems))
+        target = reprs[i] if i < len(reprs) else ""
+        steps[-1] = _with(steps[-1], history=tuple(reprs[:i]), target=target)
+    return Task(
+        name,
+        str(record.get("website") or ""),
+        str(record.get("domain") or ""),
+        str(record.get("subdomain") or ""),
+        instruction,
+        tuple(steps),
+    )
+
+
+def _with(step: Step, **changes: Any) -> Step:
+    return Step(**{**step.__dict__, **changes})
+
+
+def _step(action: Mapping[str, Any], uid: str, html: str, problems: Problems) -> Step:
+    positives = _candidates(action.get("pos_candidates"), uid, problems)
+    negatives = _candidates(action.get("neg_candidates"), uid, problems)
+    wanted = "cleaned_html" if html == "cleaned" else "raw_html"
+    page = action.get(wanted)
+    return make_step(
+        uid,
+        page if isinstance(page, str) else "",
+        action.get("operation"),
+        [candidate.node for candidate in positives],
+        [*positives, *negatives],
+        problems,
+    )
+
+
+def make_step(
+    uid: str,
+    html: str,
+    operation: Any,
+    positives: Iterable[str],
+    candidates: Iterable[Candidate],
+    problems: Problems,
+    history: Iterable[str] = (),
+) -> Step:
+    """A step, with what is wrong with it counted."""
+    operation = operation if isinstance(operation, dict) else {}
+    op = str(operation.get("op") or "").upper()
+    op = _MAPPED.get(op, op)
+    if op not in OPERATIONS:
+        problems.add("operation outside the three", uid)
+    unique = {candidate.node: candidate for candidate in candidates}
+    if not html.strip():
+        problems.add("no page", uid)
+    if not unique:
+        problems.add("no candidates", uid)
+    right = tuple(dict.fromkeys(positives))
+    if not right:
+        problems.add("no positive candidate", uid)
+    return Step(
+        uid,
+        _CUT.sub("", html),
+        op,
+        " ".join(str(operation.get("value") or "").split()),
+        right,
+        tuple(unique[name] for name in sorted(unique, key=_by_number)),
+        tuple(history),
+    )
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    return (int(name) if name.isascii() and name.isdigit() and len(name) < 19 else -1, name)
+
+
+def _candidates(found: Any, uid: str, problems: Problems) -> list[Candidate]:
+    candidates = []
+    for item in found if isinstance(found, list) else ():
+        item = _object(item)
+        node = str(item.get("backend_node_id") or "")
+        if not node:
+            problems.add("candidate without node id", uid)
+            continue
+        attributes = _object(item.get("attributes"))
+        candidates.append(Candidate(node, str(item.get("tag") or ""), _shown(attributes)))
+    return candidates
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A JSON object, be it parsed or still a text; {} for anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _shown(attributes: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The attributes that pruned pages show."""
+    known = {str(k).replace("-", "_"): v for k, v in attributes.items()}
+    return tuple((name, str(known[name])[:2000]) for name in ATTRIBUTES if known.get(name))
+
+
+def _tasks_from_rows(rows: Sequence[Mapping[str, Any]], problems: Problems) -> list[Task]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        name, asked = str(row.get("annotation_id") or ""), str(row.get("confirmed_task") or "")
+        if not name or not asked.strip():
+            problems.add("row without annotation_id or confirmed_task", str(number))
+            continue
+        groups.setdefault(name, []).append(row)
+    return [_task_from_rows(name, group, problems) for name, group in groups.items()]
+
+
+def _task_from_rows(name: str, rows: list[Mapping[str, Any]], problems: Problems) -> Task:
+    def place(row: Mapping[str, Any]) -> int:
+        index = row.get("action_idx")
+        return index if isinstance(index, int) else 0
+
+    steps = []
+    for row in sorted(rows, key=place):
+        candidates = []
+        for item in row.get("candidates") or ():
+            item = _object(item)
+            node, text = str(item.get("backend_node_id") or ""), str(item.get("rendered") or "")
+            tag = re.match(r"<([\w-]+)", text)
+            if node:
+                attributes = _shown(dict(_RENDERED.findall(text.removesuffix(">"))))
+                candidates.append(Candidate(node, tag[1] if tag else "", attributes))
+        page = row.get("cleaned_html") or row.get("cleaned_html_truncated") or ""
+        steps.append(
+            make_step(
+                f"{name}_{row.get('action_uid', place(row))}",
+                page if isinstance(page, str) else "",
+                row.get("operation"),
+                [str(node) for node in row.get("pos_backend_node_ids") or ()],
+                candidates,
+                problems,
+                [str(text) for text in row.get("previous_actions") or ()],
+            )
+        )
+    first = rows[0]
+    texts = (str(first.get(key) or "") for key in ("website", "domain", "subdomain"))
+    website, domain, subdomain = texts
+    instruction = " ".join(str(first["confirmed_task"]).split())
+    return Task(name, website, domain, subdomain, instruction, tuple(steps))
+
+
+@lru_cache(maxsize=4)
+def read_ranks(path: Path) -> Mapping[str, Sequence[str]]:
+    """Candidate ranks: `{annotation_id}_{action_uid}` → node ids, best first.
+
+    The JSON file may also hold node id → rank instead of a list (`envs.mind2web.convert` makes one
+    of the official pickle). Raises ValueError where it is no such file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"ranks: {path.absolute()} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        pickled = path.suffix in (".pkl", ".pickle")
+        hint = f": run `python -m envs.mind2web.convert {path} ranks.json`" if pickled else ""
+        raise ValueError(f"ranks: {path} is not JSON ({error}){hint}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"ranks: {path} must hold an object of lists, by annotation and action")
+    ranks = {}
+    for name, order in found.items():
+        if isinstance(order, dict):
+            order = sorted(order, key=lambda node: order[node])
+        if not isinstance(order, list):
+            raise ValueError(f"ranks: {path}: {name!r} must be a list of node ids, best first")
+        ranks[name] = [str(node) for node in order]
+    return ranks

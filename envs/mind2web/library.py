@@ -1,0 +1,142 @@
+"""What all environments of a process share: tasks read once, pages parsed once, views kept.
+
+A task, a parsed page, a ranking and a pruned view are functions of the data alone. Episodes of many
+environments, and many episodes of one, meet the same pages; so each is worked out once and kept as
+long as there is room for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from envs.mind2web import rank
+from envs.mind2web.data import Problems, Source, Task, open_source, read_ranks
+from envs.mind2web.prune import Candidate, Page, View
+
+PAGES = 16
+"""Parsed pages kept; one may take some ten times the size of its HTML."""
+VIEWS = 8192
+"""Pruned views kept, of a few kilobytes each."""
+TASKS = 64
+RANKED = 8192
+
+
+class Library:
+    """Tasks of one source with one ranking; `problems` counts what is wrong with them."""
+
+    def __init__(
+        self,
+        source: Source,
+        problems: Problems,
+        ranks: Mapping[str, Sequence[str]] | None,
+        ranker: rank.Ranker,
+        top_k: int,
+    ):
+        self.source, self.problems = source, problems
+        self._ranks, self._ranker, self._top_k = ranks, ranker, top_k
+        self.task = lru_cache(TASKS)(source.task)
+        self.ids = lru_cache(3)(lambda split: tuple(source.ids(split)))
+        self.checksum = lru_cache(1)(source.checksum)
+        self.page = lru_cache(PAGES)(self._page)
+        self.ranked = lru_cache(RANKED)(self._ranked)
+        self.view = lru_cache(VIEWS)(self._view)
+
+    def _page(self, task_id: str, number: int) -> Page:
+        step = self.task(task_id).steps[number]
+        page = Page(step.html)
+        if page.problem:
+            self.problems.add(page.problem, step.uid)
+        return page
+
+    def _ranked(self, task_id: str, number: int) -> tuple[Candidate, ...]:
+        """The step's best candidates, best first: at most `top_k`."""
+        task = self.task(task_id)
+        step = task.steps[number]
+        order = self._ranks.get(step.uid) if self._ranks is not None else None
+        if order is None:
+            if self._ranks is not None:
+                self.problems.add("step without ranks", step.uid)
+            page = self.page(task_id, number)
+            best = rank.ranked(step, page, task.instruction, self._ranker)[: self._top_k]
+        else:
+            known = {candidate.node: candidate for candidate in step.candidates}
+            if not set(order) <= set(known):
+                self.problems.add("rank of an unknown candidate", step.uid)
+            best = [known[node] for node in order if node in known][: self._top_k]
+        if step.positives and not set(step.positives) & {c.node for c in best}:
+            self.problems.add(f"no positive within the top {self._top_k}", step.uid)
+        return tuple(best)
+
+    def _view(
+        self, task_id: str, number: int, nodes: tuple[Candidate, ...], budget: int | None
+    ) -> View:
+        """The page around the candidates (best first)."""
+        view = self.page(task_id, number).view(nodes, budget)
+        step = self.task(task_id).steps[number]
+        for n, options in view.options.items():
+            if step.op == "SELECT" and view.nodes[n] in step.positives:
+                if step.value not in options:
+                    self.problems.add("select value that does not exist", step.uid)
+        return view
+
+
+def open_library(
+    data: str | Path | None,
+    *,
+    test_set: str,
+    html: str,
+    password: str | None,
+    ranks: str | Path | None,
+    ranker: str | rank.Ranker,
+    ranker_args: Mapping[str, Any] | None,
+    top_k: int,
+) -> Library:
+    """The library of these settings, the same one for equal settings and unchanged files.
+
+    Raises ValueError as `open_source`, `read_ranks` and `make_ranker` do.
+    """
+    return _open(
+        None if data is None else str(data),
+        _stamp(data),
+        test_set,
+        html,
+        password,
+        None if ranks is None else str(ranks),
+        _stamp(ranks),
+        ranker,
+        json.dumps(dict(ranker_args or {}), sort_keys=True, default=str),
+        top_k,
+    )
+
+
+def _stamp(path: str | Path | None) -> tuple[Any, ...]:
+    """What changes when a file, or the files of a folder, change."""
+    if path is None:
+        return ()
+    top = Path(path).expanduser()
+    found = [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file())[:1000]
+    return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found)
+
+
+@lru_cache(maxsize=8)
+def _open(
+    data: str | None,
+    _data_stamp: Any,
+    test_set: str,
+    html: str,
+    password: str | None,
+    ranks: str | None,
+    _ranks_stamp: Any,
+    ranker: str | rank.Ranker,
+    ranker_args: str,
+    top_k: int,
+) -> Library:
+    problems = Problems()
+    made = rank.make_ranker(ranker, json.loads(ranker_args))
+    order = None if ranks is None else read_ranks(Path(ranks).expanduser())
+    source = open_source(data, problems, test_set=test_set, html=html, password=password)
+    return Library(source, problems, order, made, top_k)

@@ -1,0 +1,221 @@
+"""The official files of Mind2Web: plain JSON or password-protected zip archives, of any size.
+
+A folder holds, at any depth, files `*.json` under (or named after) `train`, `test_task`,
+`test_website` and `test_domain`, or `.zip` archives of such files (the published test sets are
+encrypted to keep them out of training corpora; Python's zipfile reads that kind). Files are some
+hundred megabytes each and hold every page twice. So each set is read once, as a stream, and packed
+into `$STEPAGENT_CACHE`: an index, and a compressed file a task with one of the two pages. What was
+encrypted lies there in plain.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from envs.cache import cache_folder
+from envs.core import checksum
+from envs.mind2web.data import Problems, Task, task_from_official
+
+log = logging.getLogger(__name__)
+
+SETS = ("train", "test_task", "test_website", "test_domain")
+MAX_OBJECT = 400_000_000
+"""Characters that one task may take in a file."""
+_CHUNK = 1 << 24
+_FORMAT = "1"
+
+
+class OfficialFolder:
+    """The official files of a folder as tasks. See the module's head."""
+
+    def __init__(
+        self, folder: Path, test_set: str, html: str, password: str | None, problems: Problems
+    ):
+        self.folder, self.html, self.password, self.problems = folder, html, password, problems
+        self._sets = {
+            "train": "train",
+            "dev": "test_website" if test_set == "task" else "test_task",
+            "test": f"test_{test_set}",
+        }
+        self._where: dict[str, Path] = {}
+
+    def ids(self, split: str) -> Sequence[str]:
+        packed = self._packed(self._sets[split])
+        index = json.loads((packed / "index.json").read_text(encoding="utf-8"))
+        for kind, places in index["problems"].items():
+            for place in places:
+                self.problems.add(kind, place)
+        self._where.update({name: packed / f"{i}.json.gz" for i, name in enumerate(index["ids"])})
+        return index["ids"]
+
+    def task(self, task_id: str) -> Task:
+        with gzip.open(self._where[task_id], "rt", encoding="utf-8") as file:
+            task = task_from_official(json.load(file), self.html, self.problems)
+        assert task is not None  # only readable tasks are packed
+        return task
+
+    def checksum(self) -> str:
+        return checksum(*(f"{name}{size}" for name, size, _ in self._listing))
+
+    @cached_property
+    def _listing(self) -> list[tuple[str, int, int]]:
+        found = [p for p in self.folder.rglob("*") if p.suffix in (".json", ".zip") and p.is_file()]
+        stats = [(str(p.relative_to(self.folder)), p.stat()) for p in sorted(found)]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+    def _packed(self, name: str) -> Path:
+        """The folder that holds a set's tasks, made where it is not there yet."""
+        key = checksum(_FORMAT, self.html, name, str(self.folder.resolve()), str(self._listing))
+        target = cache_folder() / "mind2web" / f"{name}-{key}"
+        if not (target / "index.json").is_file():
+            files = [file for file, _, _ in self._listing]
+            members = list(_members(self.folder, files, name, self.password))
+            if not members:
+                raise ValueError(
+                    f"{self.folder.absolute()} has no file of the set {name!r}: looked for "
+                    f"{name}/*.json, {name}*.json and zip archives of them; it holds "
+                    f"{', '.join(files[:8]) or 'no .json or .zip file'}"
+                )
+            self._pack(name, members, target)
+        return target
+
+    def _pack(self, name: str, members: list[_Member], target: Path) -> None:
+        log.warning("packing Mind2Web's %s once into %s", name, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
+        problems, ids = Problems(), []
+        other = "raw_html" if self.html == "cleaned" else "cleaned_html"
+        try:
+            for member in members:
+                with member.open() as stream:
+                    for record in objects(stream, str(member)):
+                        task = task_from_official(record, self.html, problems)
+                        if task is None or task.id in ids:
+                            continue
+                        for action in record["actions"]:
+                            if isinstance(action, dict):
+                                action.pop(other, None)
+                        path = partial / f"{len(ids)}.json.gz"
+                        with gzip.open(path, "wt", encoding="utf-8", compresslevel=4) as file:
+                            json.dump(record, file)
+                        ids.append(task.id)
+            if not ids:
+                raise ValueError(
+                    f"no task of Mind2Web in {', '.join(map(str, members))}: {problems.counts()}"
+                )
+            found = {kind: sorted(places) for kind, places in problems.items()}
+            (partial / "index.json").write_text(json.dumps({"ids": ids, "problems": found}))
+            os.chmod(partial, 0o755)
+            try:
+                os.rename(partial, target)
+            except OSError:
+                if not (target / "index.json").is_file():  # another process was first
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Member:
+    """A file of tasks: on disk, or inside an archive."""
+
+    def __init__(self, path: Path, inside: str | None, password: str | None):
+        self.path, self.inside, self.password = path, inside, password
+
+    def __str__(self) -> str:
+        return f"{self.path}" + (f"[{self.inside}]" if self.inside else "")
+
+    @contextmanager
+    def open(self) -> Iterator[IO[str]]:
+        """The file as text. Raises ValueError where the password is missing or wrong."""
+        if self.inside is None:
+            with self.path.open(encoding="utf-8", errors="replace") as stream:
+                yield stream
+            return
+        password = self.password.encode() if self.password else None
+        try:
+            with (
+                zipfile.ZipFile(self.path) as archive,
+                archive.open(self.inside, pwd=password) as raw,
+                io.TextIOWrapper(raw, encoding="utf-8", errors="replace") as stream,
+            ):
+                yield stream
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{self}: {error}: unpack the archive by hand (7z, unzip) and name the folder"
+            ) from None
+        except (RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            # The check of this old encryption is one byte: a wrong password may also show later,
+            # as data that cannot be unpacked.
+            given = "the password given is wrong" if self.password else "give its password"
+            raise ValueError(
+                f"{self} cannot be unpacked ({error}). If it is encrypted: {given} "
+                "(argument `password`; the benchmark's authors publish it beside the file)"
+            ) from None
+
+
+def _members(
+    folder: Path, files: Sequence[str], name: str, password: str | None
+) -> Iterator[_Member]:
+    """The set's files; plain ones are preferred to archives."""
+    plain = [file for file in files if file.endswith(".json") and _belongs(Path(file), name)]
+    if plain:
+        yield from (_Member(folder / file, None, password) for file in plain)
+        return
+    for file in files:
+        if not file.endswith(".zip"):
+            continue
+        try:
+            with zipfile.ZipFile(folder / file) as archive:
+                inside = sorted(n for n in archive.namelist() if n.endswith(".json"))
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{folder / file} is not a zip archive ({error})") from None
+        for path in inside:
+            if _belongs(Path(path), name) or (_belongs(Path(file), name) and not _named(path)):
+                yield _Member(folder / file, path, password)
+
+
+def _belongs(path: Path, name: str) -> bool:
+    return any(part == name or part.startswith((f"{name}_", f"{name}.")) for part in path.parts)
+
+
+def _named(path: str) -> bool:
+    return any(_belongs(Path(path), name) for name in SETS)
+
+
+def objects(stream: IO[str], name: str) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON array (or one after another) without holding more than a few at once.
+
+    Raises ValueError where the text is not JSON, or an object exceeds `MAX_OBJECT` characters.
+    """
+    decoder, text, position, ended = json.JSONDecoder(), "", 0, False
+    while True:
+        while position < len(text) and text[position] in " \t\r\n,[]":
+            position += 1
+        if position < len(text):
+            try:
+                found, position = decoder.raw_decode(text, position)
+            except (json.JSONDecodeError, RecursionError) as error:
+                if ended or len(text) - position > MAX_OBJECT:
+                    raise ValueError(f"{name} is not JSON of Mind2Web: {error}") from None
+            else:
+                if isinstance(found, dict):
+                    yield found
+                continue
+        if ended:
+            return
+        chunk = stream.read(max(_CHUNK, len(text) - position))  # twice as much each time
+        ended = not chunk
+        text, position = text[position:] + chunk, 0

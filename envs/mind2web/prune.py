@@ -1,0 +1,354 @@
+"""Pruned pages: what an agent sees of a page of hundreds of kilobytes (MindAct; Deng et al., 2023).
+
+Of the page's tree remain the candidates, their ancestors, their descendants down to depth 5 (50 at
+most; a child has depth 0, as upstream counts) and three siblings on each side. Attributes collapse
+to a short text of their values, wrappers that say nothing vanish, and the candidates are numbered
+anew in the order of the page: `<button id=4 submit> Search </button>`.
+
+Beyond upstream:
+
+- A page is parsed once, indexed by node id, and written straight from the tree for any set of
+  candidates; upstream parses, searches (XPath) and copies the whole page each time.
+- A view keeps to a budget of tokens: where MindAct's is too long, less is shown around the
+  candidates (`DETAILS`), then a flat list of them, and last the lowest-ranked are left out.
+- Candidates that the page does not hold (it is cut, broken or too large) are listed after it from
+  their own attributes.
+- Broken markup is repaired by libxml2; entities, networks and documents nested deeper than 256 are
+  refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+from zlib import crc32
+
+MAX_PAGE = 10_000_000
+"""Characters of HTML that are parsed. Of larger pages only the candidates are listed."""
+NODE_ID = "backend_node_id"
+ATTRIBUTES = (
+    *("role", "aria_role", "type", "alt", "aria_description", "aria_label", "label", "title"),
+    *("name", "text_value", "value", "placeholder", "input_checked", "input_value"),
+    *("option_selected", "class"),
+)
+"""Attributes whose values are shown, in this order (upstream's list)."""
+_SILENT = frozenset({"hidden", "none", "presentation", "null", "undefined"})
+_UNSEEN = frozenset({"script", "style", "noscript", "head", "template", "link", "meta"})
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How much of a page stands around the candidates."""
+
+    depth: int = 5
+    """Depth of descendants; a candidate's children have depth 0. −1: none."""
+    descendants: int = 50
+    """Descendants of one candidate, at most."""
+    siblings: int = 3
+    """Siblings on each side."""
+    words: int = 20
+    """Words of a text and of an element's attributes."""
+    flat: bool = False
+    """A list of the candidates instead of the tree."""
+
+
+MINDACT = Detail()
+DETAILS = (
+    MINDACT,
+    Detail(depth=2, descendants=16, siblings=1, words=10),
+    Detail(depth=1, descendants=8, siblings=0, words=6),
+    Detail(flat=True, descendants=24, words=12),
+    Detail(flat=True, descendants=12, words=7),
+    Detail(flat=True, descendants=6, words=4),
+    Detail(flat=True, descendants=3, words=2),
+)
+"""From the whole view that MindAct shows to the shortest."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An element that may be acted on: its id in the page's own numbering, tag and attributes."""
+
+    node: str
+    tag: str = ""
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """A pruned page. `nodes[n]` is the node id of the element that it shows as `id=n`."""
+
+    text: str
+    nodes: tuple[str, ...]
+    labels: tuple[str, ...]
+    """Each element alone, in at most ten words."""
+    options: Mapping[int, tuple[str, ...]]
+    """Number of a select element → the texts of its options."""
+    tags: tuple[str, ...]
+
+
+def tokens(text: str) -> int:
+    """About how many tokens a subword tokenizer makes of the text: four letters of a word are one.
+
+    >>> tokens("<button id=12 submit>")
+    9
+    """
+    return sum((len(word) + 3) // 4 for word in _WORD.findall(text))
+
+
+class Page:
+    """A parsed page, which can be shown around any set of candidates.
+
+    `html` is the benchmark's cleaned HTML, or raw HTML whose elements carry `backend_node_id`.
+    `problem` says what is wrong with it ("" where nothing is); nothing raises.
+    """
+
+    def __init__(self, html: str):
+        self.problem = ""
+        self._root: Any = None
+        self._nodes: dict[str, Any] = {}
+        if len(html) > MAX_PAGE:
+            self.problem = "page over 10 MB"
+        elif html.strip():
+            self._root, self.problem = parse(html)
+        if self._root is not None:
+            # The first of equal ids counts; libxml2 keeps nodes only while someone holds them.
+            for node in self._root.iter("*"):
+                self._nodes.setdefault(node.get(NODE_ID, ""), node)
+            self._nodes.pop("", None)
+            self._order = {name: place for place, name in enumerate(self._nodes)}
+            if not self._nodes:
+                self.problem = self.problem or "page without node ids"
+
+    def __contains__(self, node_id: str) -> bool:
+        return node_id in self._nodes
+
+    def words(self, node_id: str, limit: int = 30) -> str:
+        """What an element says: its attributes' values and the texts in it."""
+        node = self._nodes[node_id]
+        found = [attributes_text(node.attrib, limit)]
+        found += _texts(node, limit)
+        return " ".join(" ".join(found).split()[:limit])
+
+    def around(self, node_id: str, limit: int = 12) -> str:
+        """The texts of the element's parent, without the element's own (a label, a heading)."""
+        node = self._nodes[node_id]
+        parent = node.getparent()
+        if parent is None:
+            return ""
+        found: list[str] = [parent.text or ""]
+        for child in parent:
+            if child is not node and isinstance(child.tag, str):
+                found += _texts(child, limit)
+        return " ".join(" ".join(found).split()[:limit])
+
+    def options(self, node_id: str) -> tuple[str, ...]:
+        """The texts of a select element's options, in order; () for any other element."""
+        node = self._nodes.get(node_id)
+        if node is None or node.tag != "select":
+            return ()
+        found = (" ".join(" ".join(_texts(option, 50)).split()) for option in node.iter("option"))
+        return tuple(text for text in found if text)
+
+    def view(self, candidates: Sequence[Candidate], budget: int | None = None) -> View:
+        """The page around the candidates (best first), in at most `budget` tokens (None: any).
+
+        Fewer candidates are shown only where even the shortest list of all is too long.
+        """
+        shown = list(candidates)
+        while True:
+            for detail in DETAILS if budget is not None else (MINDACT,):
+                view = self.draw(shown, detail)
+                if budget is None or tokens(view.text) <= budget or not shown:
+                    return view
+            # What one candidate takes is about the same for all: one step comes near.
+            fitting = int(len(shown) * budget / tokens(view.text)) if budget else 0
+            shown = shown[: min(len(shown) - 1, max(fitting, 0))]
+
+    def draw(self, candidates: Iterable[Candidate], detail: Detail = MINDACT) -> View:
+        """The page around the candidates, in one detail."""
+        wanted = {c.node: c for c in candidates}
+        chosen = {name for name in wanted if name in self._nodes}
+        writer = _Writer(chosen, detail)
+        if chosen and detail.flat:
+            order = sorted(chosen, key=self._order.__getitem__)
+            text = "\n".join(writer.line(self._nodes[name]) for name in order)
+        elif chosen:
+            text = " ".join(writer.tree(self._root, self._kept(chosen, detail)).split())
+        else:
+            text = ""
+        # Best first would tell; so would the order of ids, where a file holds the first few only.
+        listed = [
+            writer.missing(wanted[name])
+            for name in sorted(wanted, key=lambda name: crc32(name.encode("utf-8", "replace")))
+            if name not in chosen
+        ]
+        nodes = tuple(writer.numbers)
+        labels = [
+            writer.label(self._nodes[n]) if n in chosen else writer.missing(wanted[n])
+            for n in nodes
+        ]
+        return View(
+            "\n".join(part for part in (text, *listed) if part),
+            nodes,
+            tuple(labels),
+            {i: found for i, n in enumerate(nodes) if (found := self.options(n))},
+            tuple(self._nodes[n].tag if n in chosen else wanted[n].tag for n in nodes),
+        )
+
+    def _kept(self, chosen: set[str], detail: Detail) -> set[Any]:
+        """Candidates, ancestors, descendants and siblings (elements, without `text` nodes)."""
+        kept: set[Any] = set()
+        for name in chosen:
+            node = self._nodes[name]
+            kept.add(node)
+            for above in node.iterancestors():
+                if above in kept:
+                    break  # and with it, all above it
+                kept.add(above)
+            kept.update(islice(_descendants(node, detail.depth), detail.descendants))
+            parent = node.getparent()
+            if parent is not None and detail.siblings:
+                beside = [x for x in parent if isinstance(x.tag, str) and x.tag != "text"]
+                at = beside.index(node)
+                kept.update(beside[max(0, at - detail.siblings) : at + detail.siblings + 1])
+        return kept
+
+
+class _Writer:
+    """Writes elements as text and numbers the candidates among them."""
+
+    def __init__(self, chosen: set[str], detail: Detail):
+        self.chosen, self.detail = chosen, detail
+        self.numbers: dict[str, int] = {}
+
+    def tree(self, node: Any, kept: set[Any]) -> str:
+        """An element that is kept, with what is kept below it."""
+        name = node.get(NODE_ID, "")
+        candidate = name in self.chosen
+        if candidate:  # before its descendants, to be numbered in the page's order
+            self.numbers.setdefault(name, len(self.numbers))
+        texts, parts = 0, [_cut(node.text, self.detail.words)]
+        for child in node:
+            if isinstance(child.tag, str):
+                if child.tag == "text":
+                    parts.append(_cut(child.text, self.detail.words))
+                    texts += 1
+                elif child in kept and child.tag not in _UNSEEN:
+                    parts.append(self.tree(child, kept))
+            parts.append(_cut(child.tail, self.detail.words))
+        parts = [part for part in parts if part]
+        own = len(node.attrib) - (NODE_ID in node.attrib)
+        if not candidate and not own and not texts and len(parts) <= 1:
+            if node.getparent() is not None:
+                return "".join(parts)  # a wrapper that says nothing
+        head = self.head(node)
+        return f"<{head}> {' '.join(parts)} </{node.tag}>" if parts else f"<{head}/>"
+
+    def head(self, node: Any) -> str:
+        name = node.get(NODE_ID, "")
+        number = f"id={self.numbers[name]}" if name in self.numbers else ""
+        attributes = attributes_text(node.attrib, self.detail.words)
+        return " ".join(part for part in (node.tag, number, attributes) if part)
+
+    def line(self, node: Any) -> str:
+        """A candidate on a line of its own, for the flat list."""
+        self.numbers.setdefault(node.get(NODE_ID), len(self.numbers))
+        words = self.detail.words
+        shorter = replace(self.detail, words=max(2, words // 2))
+        head = _Writer(self.chosen, shorter)
+        head.numbers = self.numbers
+        limit = self.detail.descendants if node.tag == "select" else words
+        return f"<{' '.join([head.head(node), *_texts(node, limit)])}>"
+
+    def missing(self, candidate: Candidate) -> str:
+        """A candidate that the page does not hold, from its own attributes."""
+        number = self.numbers.setdefault(candidate.node, len(self.numbers))
+        attributes = attributes_text(dict(candidate.attributes), self.detail.words)
+        return f"<{' '.join(p for p in (candidate.tag or 'element', f'id={number}', attributes) if p)}>"
+
+    def label(self, node: Any) -> str:
+        """A candidate in at most ten words, as the choices of MindAct show it."""
+        words = " ".join([self.head(node), *_texts(node, 10)]).split()
+        return f"<{' '.join(words[:10])}>"
+
+
+def parse(html: str) -> tuple[Any, str]:
+    """(root element or None, problem): cleaned HTML is XML; what is not, is read as HTML.
+
+    Broken markup is repaired as far as libxml2 can, and reported.
+    """
+    from lxml import etree
+
+    text = _UNWRITABLE.sub(" ", html)
+    raw = re.match(r"\s*(<!doctype|<\?xml|<!--)", text, re.IGNORECASE) is not None
+    options: dict[str, Any] = {"recover": True, "no_network": True, "remove_comments": True}
+    if not raw:
+        parser = etree.XMLParser(
+            resolve_entities=False, load_dtd=False, remove_pis=True, encoding="utf-8", **options
+        )
+        root = _read(etree, text, parser)
+        if root is not None and (root.get(NODE_ID) or root.find(f".//*[@{NODE_ID}]") is not None):
+            return root, "broken markup" if len(parser.error_log) else ""
+    parser = etree.HTMLParser(encoding="utf-8", remove_pis=True, **options)
+    root = _read(etree, text, parser)
+    return (root, "" if raw else "broken markup") if root is not None else (None, "unreadable page")
+
+
+_UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def _read(etree: Any, text: str, parser: Any) -> Any:
+    try:
+        return etree.fromstring(text.encode("utf-8", "replace"), parser)
+    except (etree.XMLSyntaxError, ValueError):
+        return None
+
+
+def attributes_text(attributes: Mapping[str, str], words: int = 20) -> str:
+    """The values of an element's attributes in one short text: 5 words of each, none twice.
+
+    >>> attributes_text({"type": "text", "name": "text", "aria_label": "Where to?"})
+    'text where to?'
+    """
+    known = {name.replace("-", "_"): value for name, value in attributes.items()}
+    found: dict[str, None] = {}
+    for name in ATTRIBUTES:
+        value = known.get(name)
+        if not value:
+            continue
+        value = value[:2000].lower()
+        if value in _SILENT or value.startswith("http"):
+            continue
+        value = " ".join([word for word in value.split() if len(word) < 15][:5])
+        if value:
+            found[value] = None
+    return " ".join(" ".join(found).split()[:words])
+
+
+def _descendants(node: Any, depth: int) -> Iterator[Any]:
+    """The elements below a node, in the page's order (`text` nodes count, as upstream)."""
+    for child in node if depth >= 0 else ():
+        if isinstance(child.tag, str):
+            yield child
+            yield from _descendants(child, depth - 1)
+
+
+def _texts(node: Any, limit: int) -> list[str]:
+    """The texts in an element, up to about `limit` words."""
+    found: list[str] = []
+    for text in node.itertext():
+        words = text.split()
+        if words:
+            found += words[: limit - len(found)]
+            if len(found) >= limit:
+                break
+    return [" ".join(found)] if found else []
+
+
+def _cut(text: str | None, words: int) -> str:
+    return " ".join(text.split()[:words]) if text and not text.isspace() else ""

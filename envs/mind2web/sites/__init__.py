@@ -1,0 +1,132 @@
+"""Websites of our own, so that the environment works without a download.
+
+Six kinds of sites (`kinds`) in 60 skins and vocabularies (`themes.json`, `pages`), with tasks and
+recorded gold steps in the benchmark's format (`browser`, `BundledSites`). Splits are by site: train
+and dev share the domains (travel, shopping, entertainment, lifestyle, work), test sites are of other
+domains (health, government, finance, education, sports, garden) or trades that train has not seen.
+Task ids are `kind/site/number`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from envs.core import checksum
+from envs.mind2web.data import Problems, Task, task_from_official
+from envs.mind2web.sites.kinds import KINDS, Goal, Site
+from envs.mind2web.sites.pages import slug
+
+TASKS_PER_SITE = {"train": 12, "dev": 8, "test": 8}
+_THEMES = Path(__file__).with_name("themes.json")
+
+
+@lru_cache(maxsize=1)
+def _themes() -> dict[str, Any]:
+    return json.loads(_THEMES.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def sites() -> dict[str, tuple[Site, str]]:
+    """Name (`kind/site`) → (site, split)."""
+    found: dict[str, tuple[Site, str]] = {}
+    for kind, splits in _themes().items():
+        for split, themes in splits.items():
+            for theme in themes:
+                for brand in theme["brands"]:
+                    found[f"{kind}/{slug(brand)}"] = (KINDS[kind](theme, brand), split)
+    return found
+
+
+@lru_cache(maxsize=256)
+def goals(name: str) -> tuple[Goal, ...]:
+    """The tasks of a site."""
+    site, split = sites()[name]
+    return tuple(site.goals(TASKS_PER_SITE[split]))
+
+
+def goal_of(task_id: str) -> tuple[Site, Goal]:
+    """Site and goal of a bundled task."""
+    name, _, number = task_id.rpartition("/")
+    return sites()[name][0], goals(name)[int(number)]
+
+
+def record(task_id: str) -> dict[str, Any]:
+    """A bundled task in the benchmark's official format: its gold steps, played and written down."""
+    from envs.mind2web.sites.browser import Browser, snapshot
+
+    site, goal = goal_of(task_id)
+    browser, actions, reprs = Browser(site), [], []
+    for number, move in enumerate(goal.moves):
+        raw, cleaned, candidates, ids = snapshot(browser.page)
+        node = ids[move.element]
+        positives = [c for c in candidates if c["backend_node_id"] == node]
+        for positive in positives:
+            candidates.remove(positive)
+        actions.append(
+            {
+                "action_uid": f"{slug(task_id)}-{number}",
+                "raw_html": raw,
+                "cleaned_html": cleaned,
+                "operation": {"op": move.op, "original_op": move.op, "value": move.value},
+                "pos_candidates": positives,
+                "neg_candidates": candidates,
+            }
+        )
+        reprs.append(describe(browser.find(move.element), move.op, move.value))
+        browser.do(move)
+    if browser.session.get("done") != goal.done:
+        raise AssertionError(f"{task_id}: the gold steps lead to {browser.session}, not {goal.done}")
+    return {
+        "annotation_id": task_id,
+        "website": site.name,
+        "domain": site.theme["domain"],
+        "subdomain": site.theme["subdomain"],
+        "confirmed_task": goal.instruction,
+        "action_reprs": reprs,
+        "actions": actions,
+    }
+
+
+_ROLES = {"a": "link", "select": "combobox", "input": "textbox"}
+
+
+def describe(element: Any, op: str, value: str) -> str:
+    """An action in words, as the benchmark writes its history: `[button]  Search -> CLICK`."""
+    tag, kind = element.tag, element.get("type")
+    role = "checkbox" if kind == "checkbox" else _ROLES.get(tag, tag)
+    text = " ".join("".join(element.itertext()).split()) if tag != "select" else ""
+    label = element.get("aria-label") or element.get("placeholder") or text
+    if not label and element.get("id"):
+        root = element.getroottree()
+        label = "".join(f"{x.text}" for x in root.iter("label") if x.get("for") == element.get("id"))
+    return f"[{role}]  {label} -> {op}" + (f": {value}" if value else "")
+
+
+class BundledSites:
+    """The tasks on the bundled sites; a task is recorded when it is asked for."""
+
+    def __init__(self, html: str, problems: Problems):
+        self.html, self.problems = html, problems
+
+    def ids(self, split: str) -> Sequence[str]:
+        count = TASKS_PER_SITE[split]
+        return [
+            f"{name}/{number}"
+            for name, (_, owner) in sites().items()
+            if owner == split
+            for number in range(count)
+        ]
+
+    def task(self, task_id: str) -> Task:
+        task = task_from_official(record(task_id), self.html, self.problems)
+        assert task is not None
+        return task
+
+    def checksum(self) -> str:
+        here = Path(__file__).parent
+        parts = [path.read_bytes() for path in sorted(here.glob("*.py"))]
+        return checksum(_THEMES.read_bytes(), *parts)
