@@ -17,6 +17,7 @@ from envs.react import Message, Prompt, PromptStyle, Reply, parse
 from envs.trajectory import Step, Trajectory
 
 ENTRY_POINTS = {
+    "stepagent/Mind2Web-v0": "envs.mind2web.env:make",
     "stepagent/ScienceWorld-v0": "envs.scienceworld.env:ScienceWorldEnv",
     "stepagent/HotpotQA-v0": "envs.wikipedia.env:HotpotQAEnv",
     "stepagent/2WikiMultihopQA-v0": "envs.wikipedia.env:TwoWikiMultihopQAEnv",
