@@ -89,6 +89,8 @@ def collect(
     finally:
         player.close()
     played = sorted(read(out / "results.jsonl"), key=lambda t: (t.task_id, t.seed))
+    if keep is not None:
+        _check_metric(played, keep)
     kept = [t for t in played if _worth(t, min_reward, keep)]
     if not kept:
         best = max((t.reward for t in played), default=0.0)
@@ -101,16 +103,20 @@ def collect(
     return path
 
 
+def _check_metric(played: Sequence[Trajectory], keep: str) -> None:
+    """Raises ValueError where no episode has the metric (one that never acted has none)."""
+    there = {name for trajectory in played for name in trajectory.metrics}
+    if there and keep not in there:
+        raise ValueError(
+            f"keep is {keep!r}, but the metrics of {played[0].env} are: {', '.join(sorted(there))}"
+        )
+
+
 def _worth(trajectory: Trajectory, min_reward: float, keep: str | None) -> bool:
     if trajectory.error or not trajectory.steps:
         return False
     if keep is not None:
-        if keep not in trajectory.metrics:
-            raise ValueError(
-                f"keep is {keep!r}, but the metrics of {trajectory.env} are: "
-                f"{', '.join(sorted(trajectory.metrics)) or 'none'}"
-            )
-        return trajectory.metrics[keep] == 1
+        return trajectory.metrics.get(keep) == 1
     return trajectory.reward >= min_reward - 1e-9
 
 

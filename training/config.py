@@ -103,7 +103,8 @@ class DiscriminatorConfig(OptimiserConfig):
     perfect: float = 0.99
     """The run stops where it tells both sides right at least so often: its reward says nothing."""
     chance: float = 0.01
-    """The run stops where both accuracies are within this of one half: nothing left to learn."""
+    """The run stops where the mean of both accuracies is within this of one half: D does not tell
+    agent from expert."""
 
 
 @dataclass

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from training import sft
-from training.config import ReflectionConfig
+from training.config import OptimiserConfig
 from training.dataset import Sample
 from training.inspection import Inspected, inspect
 from training.loop import batches, optimise
@@ -84,9 +84,15 @@ def draw(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
     return [samples[i] for i in sorted(chosen)]
 
 
-def plan(
-    inspected: Sequence[Inspected], config: ReflectionConfig, seed: int
-) -> list[list[Inspected]]:
+class _Pairs(Protocol):
+    @property
+    def pairs(self) -> float: ...
+
+
+Item = TypeVar("Item", bound=_Pairs)
+
+
+def plan(inspected: Sequence[Item], config: OptimiserConfig, seed: int) -> list[list[Item]]:
     """The iteration's updates: whole trees in random order, each epoch anew."""
     updates = []
     for epoch in range(config.epochs):

@@ -111,16 +111,17 @@ def reply_nll(token_log_probs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DiscriminatorLoss:
-    """Loss and health of a discriminator on a batch of actions; all but `loss` are detached."""
+    """Loss and health of a discriminator on a batch of actions, as sums: divide by the number of
+    pairs (agent's action, expert's action). All but `loss` are detached."""
 
     loss: Tensor
-    """float32 []: to be minimised; 2 log 2 a pair where D is at chance, 0 where it is perfect"""
+    """float32 []: to be minimised; a pair costs 2 log 2 at chance, 0 where D is perfect"""
     agent_accuracy: Tensor
-    """float32 []: how many of the agent's actions D takes for the agent's (D > ½; ties half)"""
+    """float32 []: weight of the agent's actions that D takes for the agent's (D > ½; ties half)"""
     expert_accuracy: Tensor
-    """float32 []: how many of the expert's actions D takes for the expert's (D < ½)"""
+    """float32 []: weight of the expert's actions that D takes for the expert's (D < ½)"""
     entropy: Tensor
-    """float32 []: mean entropy of D over both sides in nats: log 2 is undecided, 0 is certain"""
+    """float32 []: entropy of D in nats, mean of both sides: log 2 a pair is undecided, 0 certain"""
 
     @property
     def health(self) -> dict[str, float]:
@@ -134,39 +135,34 @@ def discriminator_loss(
 ) -> DiscriminatorLoss:
     """Eq. 11 as a loss: D = σ(logit) goes to 1 on the agent's actions and to 0 on the expert's.
 
-        L = -E_agent[log D(s, a)] - E_expert[log(1 - D(s, a))]
+        L = -Σ_agent log D(s, a) - Σ_expert log(1 - D(s, a))
 
-    The paper writes what D maximises (as eq. 9 of GAIL); this is its negative, to be minimised.
+    The paper writes what D maximises (as GAIL does); this is its negative, to be minimised.
 
     Args:
         logit_agent_is_high: float [A], D's logit of each action: positive says "the agent's".
-        agent_weights: float [A] ≥ 0, the weight of each action in the agent's expectation (how
-            often it was drawn). Both expectations are divided by the sum of their weights.
+        agent_weights: float [A] ≥ 0, how often the agent drew each action.
         expert_weights: float [A] ≥ 0, the same for the expert. An action can have both.
 
     Raises:
-        ValueError: shapes that differ; negative weights; a side without any weight.
+        ValueError: shapes that differ; weights that are negative or all zero.
     """
     shapes = {tuple(x.shape) for x in (logit_agent_is_high, agent_weights, expert_weights)}
     if len(shapes) > 1 or logit_agent_is_high.ndim != 1:
         raise ValueError(f"the discriminator's loss takes vectors of one length, got {shapes}")
+    both = torch.stack([agent_weights, expert_weights])
+    if bool((both < 0).any()) or not float(both.sum()) > 0:
+        raise ValueError("the weights of the actions are negative or all zero")
     logit = logit_agent_is_high.float()
-    sides = []
-    for side, weights in (("agent", agent_weights), ("expert", expert_weights)):
-        if bool((weights < 0).any()) or not float(weights.sum()) > 0:
-            raise ValueError(f"the weights of the {side}'s actions are negative or all zero")
-        sides.append(weights.float() / weights.sum())
-    agent, expert = sides
-    loss = -(agent * F.logsigmoid(logit)).sum() - (expert * F.logsigmoid(-logit)).sum()
     seen = logit.detach()
-    ties = 0.5 * (seen == 0).float()
-    d = seen.sigmoid()
+    ties, d = 0.5 * (seen == 0).float(), seen.sigmoid()
     entropy = -(d * F.logsigmoid(seen) + (1 - d) * F.logsigmoid(-seen))
+    says_agent, says_expert = F.logsigmoid(logit), F.logsigmoid(-logit)
     return DiscriminatorLoss(
-        loss=loss,
-        agent_accuracy=(agent * ((seen > 0).float() + ties)).sum(),
-        expert_accuracy=(expert * ((seen < 0).float() + ties)).sum(),
-        entropy=((agent + expert) / 2 * entropy).sum(),
+        loss=-(agent_weights * says_agent + expert_weights * says_expert).sum(),
+        agent_accuracy=(agent_weights * ((seen > 0).float() + ties)).sum(),
+        expert_accuracy=(expert_weights * ((seen < 0).float() + ties)).sum(),
+        entropy=((agent_weights + expert_weights) / 2 * entropy).sum(),
     )
 
 

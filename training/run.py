@@ -7,6 +7,7 @@ everything (`training/rundir.py`); the same command again goes on with a run tha
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,13 @@ from training.config import Config
 METHODS = {
     "sft": "training.sft:learn",
     "implicit": "training.implicit:learn",
+    "inverse": "training.inverse:learn",
+    "ppo": "training.ppo:learn",
+    "dpo": "training.dpo:learn",
+    "rft": "training.rft:learn",
+    "spin": "training.spin:learn",
+    "nat": "training.nat:learn",
+    "eto": "training.eto:learn",
 }
 """Method → its function of a session. One file a method."""
 
@@ -54,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"TensorBoard events (tensorboard --logdir {config.output}), all episodes under eval/.\n"
         f"It took {summary['seconds'] / 60:.1f} minutes. Next:\n"
         f"  python -m eval.run --env {config.env} --agent hf:{summary['final']} --split dev "
-        f"--out {config.output}/eval/dev{_flags(config)}\n"
+        f"--out {config.output}/eval/dev{_flags(config, summary)}\n"
         "  python -m training.run --config training/configs/demo.yaml --seed 1 --output runs/s1",
         markup=False,
         soft_wrap=True,
@@ -62,12 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _flags(config: Config) -> str:
+def _flags(config: Config, summary: dict[str, Any]) -> str:
     """The options that make `eval.run` write its prompts as this run did."""
     flags = [f"--env-args.{k} {v}" for k, v in config.env_args.items()]
     flags += [
         f"--no-{k}" for k in ("instruction", "example", "thoughts") if not getattr(config.prompt, k)
     ]
+    if suffix := summary["prompt"]["suffix"]:
+        flags.append(f"--agent-args.suffix {shlex.quote(suffix)}")
     return "".join(f" {flag}" for flag in flags)
 
 

@@ -70,6 +70,12 @@ class RunDir:
     def checkpoint(self, stage: str) -> Path:
         return self.path / "checkpoints" / stage
 
+    def helpers(self, stage: str) -> Path:
+        """A folder for what a stage learns or gathers beside the policy."""
+        path = self.path / "helpers" / stage
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
     def has_policy(self, stage: str) -> bool:
         """Whether the stage is done."""
         return self.policy(stage).is_dir()
@@ -79,6 +85,9 @@ class RunDir:
         if not self.main:
             return
         write_whole(self.policy(stage), save)
+        self.drop_checkpoint(stage)
+
+    def drop_checkpoint(self, stage: str) -> None:
         shutil.rmtree(self.checkpoint(stage), ignore_errors=True)
 
     def check_space(self, needed: int, what: str) -> None:

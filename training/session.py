@@ -176,6 +176,15 @@ class Session:
             self._stale = True
         self._last = name
 
+    def entering(self) -> Path:
+        """The policy as it entered the method (after SFT), kept whatever becomes of it."""
+        path = self.rundir.path / "entering"
+        with processes.main_first():
+            if not path.is_dir():
+                self._refresh()
+                write_whole(path, self.policy.save)
+        return path
+
     def _refresh(self) -> None:
         """Loads the newest finished policy, where the one in memory is older."""
         if self._stale and self._last:
@@ -312,10 +321,11 @@ class Session:
         )
         for name in ("agent", "score", "95 % interval", "success", "valid actions", "steps"):
             table.add_column(name, justify="left" if name == "agent" else "right")
+        title = LABELS[self.config.method]
         for name, row in rows.items():
             low, high = row["reward_ci95"]
             table.add_row(
-                LABELS.get(name, name).replace("iteration-", "StepAgent, iteration "),
+                LABELS.get(name, name).replace("iteration-", f"{title}, iteration "),
                 f"{row['reward_mean']:.3f}",
                 f"{low:.3f} to {high:.3f}",
                 f"{row['success_rate']:.0%}",
@@ -325,4 +335,9 @@ class Session:
         return table
 
 
-LABELS = {"sft": "SFT", "random": "random", "expert": "expert"}
+LABELS = {
+    **{n: n.upper() for n in ("sft", "ppo", "dpo", "rft", "spin", "nat", "eto")},
+    "implicit": "StepAgent-Implicit",
+    "inverse": "StepAgent-Inverse",
+}
+"""What tables call the methods, and the stages that are named like them."""

@@ -39,21 +39,22 @@ IGNORED = -100
 def learn(session: Session) -> None:
     """Supervised fine-tuning as the stage `sft` of a run; left out where `sft.epochs` is 0."""
     if session.config.sft.epochs:
-        session.stage("sft", lambda: _stage(session))
+        session.stage("sft", lambda: stage(session, "sft", session.samples))
         if session.config.evaluation.every_iteration or session.config.method == "sft":
             session.score("sft")
 
 
-def _stage(session: Session) -> None:
+def stage(session: Session, name: str, samples: Sequence[Sample]) -> None:
+    """Fine-tunes the session's policy on the samples, as (part of) a stage of that name."""
     config = session.config.sft
-    updates = math.ceil(len(session.samples) / config.batch_size) * config.epochs
-    with session.progress("SFT", updates, "updates") as move:
+    updates = math.ceil(len(samples) / config.batch_size) * config.epochs
+    with session.progress(name.upper(), updates, "updates") as move:
         train(
             session.policy,
-            session.samples,
+            samples,
             config,
             session.rundir,
-            "sft",
+            name,
             session.config.seed,
             session.config.checkpoint_seconds,
             move,

@@ -1,0 +1,154 @@
+"""Episodes that the agent itself plays on the expert's tasks, for methods that learn from them.
+
+Each is played on the task and seed of one expert trajectory, so that the two can be compared. They
+are written to `rollouts/` as they end; a run that was killed plays only what is missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agents.core import Turn
+from agents.transformers import TransformersAgent
+from envs.react import PromptStyle
+from envs.trajectory import Trajectory, Writer, read
+from eval.rollout import run_episodes
+from training import processes
+from training.dataset import Sample
+from training.rundir import RunError
+
+if TYPE_CHECKING:
+    from training.session import Session
+
+GIVE_UP = 10
+"""Failed episodes in a row after which a run stops."""
+
+
+class _Player(TransformersAgent):
+    """The policy, with noise of its own for every set of episodes."""
+
+    def __init__(self, salt: str, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._salt = zlib.crc32(salt.encode())
+
+    def act(self, turns: Sequence[Turn]) -> list[str]:
+        return super().act([replace(turn, seed=turn.seed ^ self._salt) for turn in turns])
+
+
+def play(
+    session: Session, name: str, samples: Sequence[Sample], style: PromptStyle | None = None
+) -> list[list[Trajectory]]:
+    """`found[i]`: the episodes played on the task of the i-th sample, `rollouts.samples` of them.
+
+    The policy plays as it now stands. Episodes that fail (an environment that broke) are left out,
+    and counted in a note. Of several processes the main one plays. Raises RunError where ten fail
+    in a row, ValueError for several samples of a greedy policy.
+    """
+    config = session.config.rollouts
+    check(config.samples, config.temperature)
+    found: list[list[Trajectory]] = [[] for _ in samples]
+    with processes.main_first():
+        for k in range(config.samples):
+            path = session.rundir.path / "rollouts" / f"{name}-{k}.jsonl"
+            if session.rundir.main:
+                _play_once(session, f"{name}, episodes {k + 1}", path, samples, style)
+            for i, trajectory in enumerate(_in_order(path, samples)):
+                if trajectory is not None:
+                    found[i].append(trajectory)
+    missing = len(samples) * config.samples - sum(len(row) for row in found)
+    if missing:
+        session.note(f"{name}: {missing} episodes failed and are left out")
+    return found
+
+
+def check(samples: int, temperature: float) -> None:
+    """Raises ValueError for numbers that make no sense together."""
+    if samples < 1 or (temperature == 0 and samples > 1):
+        raise ValueError(
+            f"rollouts.samples is {samples} at temperature {temperature}: it must be at least 1, "
+            "and 1 where greedy (all episodes of a task would be the same)"
+        )
+
+
+def _in_order(path: Path, samples: Sequence[Sample]) -> list[Trajectory | None]:
+    """The episode of each sample; None where it is missing."""
+    if not path.is_file():
+        return [None] * len(samples)
+    played = {(t.task_id, t.seed): t for t in read(path, bad=[])}  # a kill cuts the last line
+    return [played.get((s.trajectory.task_id, s.trajectory.seed)) for s in samples]
+
+
+def _play_once(
+    session: Session,
+    title: str,
+    path: Path,
+    samples: Sequence[Sample],
+    style: PromptStyle | None,
+) -> None:
+    """One episode for each sample that has none in `path` yet."""
+    config, there = session.config, _in_order(path, samples)
+    todo = [s.trajectory for s, t in zip(samples, there, strict=True) if t is None]
+    if not todo:
+        return
+    player = _Player(
+        f"{config.seed}/{title}",
+        session.policy.model,
+        session.policy.tokenizer,
+        name=path.stem,
+        **asdict(style or session.style),
+        max_new_tokens=session.policy.config.max_new_tokens,
+        temperature=config.rollouts.temperature,
+        top_p=config.rollouts.top_p,
+        batch_size=config.rollouts.workers,
+    )
+    failed = 0
+    with Writer(path) as writer, session.progress(title, len(todo), "episodes") as move:
+        done = itertools.count(1)
+        for split in sorted({t.split for t in todo}):
+            tasks = [t for t in todo if t.split == split]
+            played = run_episodes(
+                config.env,
+                player,
+                [t.task_id for t in tasks],
+                split=split,
+                seed=[t.seed for t in tasks],
+                workers=config.rollouts.workers,
+                env_kwargs=config.env_args,
+            )
+            try:
+                for trajectory in played:
+                    failed = failed + 1 if trajectory.error else 0
+                    if failed >= GIVE_UP:
+                        raise RunError(
+                            f"gave up after {failed} failed episodes in a row, the last one with: "
+                            f"{trajectory.error}; mend it and run again to continue"
+                        )
+                    if not trajectory.error:
+                        writer.write(trajectory)
+                    move(next(done), {})
+            finally:
+                played.close()
+    player.close()
+
+
+def encode(
+    session: Session, trajectories: Sequence[Trajectory], style: PromptStyle | None = None
+) -> tuple[list[Sample], int]:
+    """The episodes as tokens, and how many had no step or were longer than the context.
+
+    A reply is tokenised anew from its text, as the expert's are: where the policy wrote it in other
+    pieces, the tokens differ from those it drew.
+    """
+    found = []
+    for trajectory in trajectories:
+        if trajectory.steps and not trajectory.error:
+            messages = trajectory.messages(session.prompt, style or session.style)
+            encoded = session.policy.codec.encode(messages)
+            if len(encoded.ids) <= session.policy.context:
+                found.append(Sample(trajectory, encoded))
+    return found, len(trajectories) - len(found)
