@@ -161,7 +161,7 @@ class ScienceWorldEnv(TextEnv):
         return self._simulator.valid_actions()
 
     def expert_plan(self) -> list[tuple[str, str]]:
-        """Upstream's gold path with a thought before each action. Raises before the first reset."""
+        """(thought, action) pairs that solve the task (RuntimeError before the first reset)."""
         if self.task_id is None:
             raise RuntimeError("no task is running: call reset() first")
         switches = self.simplifications(self.task_id.rsplit("/", 1)[0])

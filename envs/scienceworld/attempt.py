@@ -1,0 +1,73 @@
+"""One play of a ScienceWorld task by the expert, and how what is seen is read.
+
+The expert's plans (`biology`, `laboratory`, `gold`) are functions that play a task through an
+`Attempt`. They see what a player sees, and always choose the same in the same situation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from envs.scienceworld.jvm import Simulator
+
+_UNKNOWN = ("No known action matches", "Unknown action")
+_QUESTION = "Ambiguous request"
+
+
+class Over(Exception):
+    """The episode has ended, its steps are used up, or the plan does not fit the task."""
+
+
+class Attempt:
+    """One play of a task from its beginning.
+
+    `do` raises Over when there is nothing left to do; SimulatorError where the Java process fails.
+    """
+
+    def __init__(
+        self, simulator: Simulator, task: str, variation: int, switches: Sequence[str], limit: int
+    ):
+        simulator.load(task, variation, switches)
+        self._simulator, self._limit = simulator, limit
+        self.goal = simulator.task_description()
+        self.score, self._needed = 0.0, 0
+        self._actions: list[str] = []
+        self.misread = 0
+        """Actions tried that the parser does not know, which `actions` leaves out."""
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """What was done up to the best score, answers to questions included."""
+        return tuple(self._actions[: self._needed])
+
+    def do(self, action: str, *other_names: str, number: int = 0) -> str:
+        """Takes an action, or the first of its other names that the parser knows; tells what is
+        seen. A question is answered with `number`."""
+        if len(self._actions) >= self._limit:
+            raise Over
+        observation, score, over = self._simulator.step(action)
+        if observation.startswith(_UNKNOWN):
+            self.misread += 1
+            return self.do(*other_names, number=number) if other_names else observation
+        self._actions.append(action)
+        if score > self.score:
+            self.score, self._needed = score, len(self._actions)
+        if over or score < 0:
+            raise Over
+        return self.do(str(number)) if observation.startswith(_QUESTION) else observation
+
+    def look(self) -> str:
+        return self.do("look around")
+
+
+Plan = Callable[[Attempt], None]
+"""Plays a task as far as it can; Over may be raised at any time."""
+
+
+def read(pattern: str, text: str) -> tuple[str, ...]:
+    """The groups of a pattern; raises Over where the text is not of the kind the plan is for."""
+    found = re.search(pattern, text)
+    if not found:
+        raise Over
+    return found.groups()

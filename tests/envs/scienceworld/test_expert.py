@@ -1,0 +1,159 @@
+import re
+
+import pytest
+
+import envs
+from envs.scienceworld import data, expert, gold, jvm, thoughts
+from envs.scienceworld.attempt import Attempt, Over
+
+ID = "stepagent/ScienceWorld-v0"
+SAMPLE = (
+    "boil/22",  # upstream's path measures beyond the step limit
+    "change-the-state-of-matter-of/25",
+    "chemistry-mix/24",  # upstream's path
+    "chemistry-mix-paint-secondary-color/30",  # two drawers
+    "chemistry-mix-paint-tertiary-color/28",
+    "find-animal/231",
+    "find-living-thing/225",  # upstream's path chases bees
+    "find-non-living-thing/18",
+    "find-plant/30",
+    "freeze/14",  # melts on the way, then freezes
+    "freeze/19",  # would catch fire in the furnace
+    "grow-fruit/80",  # all bees are gone when the doors could be shut
+    "grow-fruit/95",  # soil has to be dug
+    "grow-plant/98",
+    "identify-life-stages-1/9",
+    "identify-life-stages-2/6",
+    "lifespan-longest-lived/93",
+    "lifespan-longest-lived-then-shortest-lived/53",
+    "lifespan-shortest-lived/102",
+    "measure-melting-point-known-substance/327",  # upstream's path
+    "melt/24",  # a liquid
+    "power-component/15",
+    "power-component-renewable-vs-nonrenewable-energy/16",
+    "test-conductivity/37",
+    "test-conductivity-of-unknown-substances/125",
+    "use-thermometer/0",
+)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    made = {split: envs.make(ID, split=split) for split in ("train", "dev", "test")}
+    yield made
+    for env in made.values():
+        env.close()
+
+
+def _env(splits, task_id):
+    return next(env for env in splits.values() if task_id in env.unwrapped.list_tasks())
+
+
+def _play(env, task_id):
+    """Plays the expert's plan: (score, ended, actions refused, plan)."""
+    env.reset(seed=0, options={"task_id": task_id})
+    plan, refused = env.expert_plan(), []
+    for thought, action in plan:
+        _, _, ended, truncated, info = env.step(f"Thought: {thought}\nAction: {action}")
+        if not info["valid"]:
+            refused.append(action)
+        if ended or truncated:
+            break
+    return info["score"], ended, refused, plan
+
+
+@pytest.mark.parametrize("task_id", SAMPLE)
+def test_the_plan_solves_the_task_and_ends_with_it(splits, task_id):
+    score, ended, refused, plan = _play(_env(splits, task_id), task_id)
+    assert score == 1.0
+    assert ended
+    assert refused == []
+    assert len(plan) <= data.step_limit(task_id.split("/")[0])
+    for thought, action in plan:
+        assert re.fullmatch(r"[A-Z].*\.", thought), (thought, action)
+        assert not re.search(r"[{}]|\b(the the|in outside|in inventory|no the)\b", thought), thought
+
+
+def test_every_task_of_the_paper_is_in_the_sample():
+    assert {task_id.split("/")[0] for task_id in SAMPLE} == set(data.STEP_LIMITS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_test_set(splits):
+    results = {task_id: _play(splits["test"], task_id) for task_id in data.task_ids("test")}
+    missed = {k: (v[0], [a for _, a in v[3]]) for k, v in results.items() if v[0] < 1}
+    assert len(results) == 211
+    assert sum(v[0] for v in results.values()) / len(results) >= 0.99, missed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_sample_of_the_training_tasks(splits):
+    tasks = data.task_ids("train")[3::14]
+    scores = {task_id: _play(splits["train"], task_id)[0] for task_id in tasks}
+    assert len(scores) >= 100
+    assert sum(scores.values()) / len(scores) >= 0.98, {k: v for k, v in scores.items() if v < 1}
+
+
+def test_the_first_animal_that_is_listed_is_chosen(splits):
+    for task_id in ("find-animal/225", "find-living-thing/30", "find-living-thing/226"):
+        env = _env(splits, task_id)
+        env.reset(seed=0, options={"task_id": task_id})
+        plan = env.expert_plan()
+        assert [action for _, action in plan[:2]] == ["teleport to outside", "look around"]
+        env.step("teleport to outside")
+        seen = env.step("look around")[0]
+        listed = re.findall(r"\ta (.* egg|(?:baby|juvenile|adult) (?!bee).*)\n", seen)
+        assert plan[2][1] == f"focus on {listed[0]}"
+
+
+def test_a_plan_is_the_same_every_time_and_without_teleporting_too():
+    switches = data.default_simplifications("grow-plant")
+    again = expert.plan.__wrapped__("grow-plant/94", switches)
+    assert again == expert.plan.__wrapped__("grow-plant/94", switches)
+    walked = envs.make(
+        ID, split="test", simplifications="openDoors"
+    )  # no teleport: upstream's path
+    score, ended, _, plan = _play(walked, "lifespan-longest-lived/93")
+    walked.close()
+    assert (score, ended) == (1.0, True)
+    assert not [action for _, action in plan if action.startswith("teleport")]
+
+
+def test_an_attempt_leaves_out_what_the_parser_does_not_know():
+    simulator = jvm.Simulator()
+    switches = data.default_simplifications("lifespan-longest-lived")
+    attempt = Attempt(simulator, "lifespan-longest-lived", 93, switches, limit=3)
+    attempt.do("teleport to moon", "teleport to outside")
+    assert attempt.misread == 1
+    attempt.do("wait")
+    assert attempt.actions == ("teleport to outside",)
+    with pytest.raises(Over):
+        attempt.do("focus on crocodile egg")
+    assert attempt.score == 1.0
+    assert attempt.actions == ("teleport to outside", "wait", "focus on crocodile egg")
+    attempt = Attempt(simulator, "lifespan-longest-lived", 93, switches, limit=1)
+    attempt.look()
+    with pytest.raises(Over):
+        attempt.look()
+    simulator.close()
+
+
+def test_walks_become_teleports():
+    path = ["open door to hallway", "go to hallway", "look around", "open door to kitchen",
+            "go to kitchen", "look around", "open cupboard", "pick up cup"]  # fmt: skip
+    short = gold.teleporting(path)
+    assert short == [
+        "teleport to hallway", "look around", "teleport to kitchen", "look around", "pick up cup"
+    ]  # fmt: skip
+    assert gold.without_searching(short) == ["teleport to kitchen", "look around", "pick up cup"]
+
+
+def test_thoughts_do_not_tell_what_is_only_seen_later():
+    goal = "Your task is to find a(n) animal. First, focus on the thing."
+    actions = ["teleport to outside", "look around", "focus on frog egg"]
+    for number in range(20):
+        found = thoughts.of(f"find-animal/{number}", goal, actions)
+        assert "frog" not in found[0] + found[1]
+        assert "frog egg" in found[2]
