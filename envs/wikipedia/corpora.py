@@ -31,6 +31,11 @@ def open_corpus(
     path = Path(name).expanduser()
     if is_store(path):
         return StoredCorpus(path)
+    if path.is_file() and ".xml" in path.suffixes:
+        raise SourceError(
+            f"{path} is a dump: make a corpus of it with python -m envs.wikipedia.prepare {path} "
+            "--out FOLDER, then give the folder"
+        )
     if path.is_file():
         return open_cached(file_checksum(path), pool(pages(path)))
     raise SourceError(

@@ -54,7 +54,7 @@ def page(title: str, paragraphs: Iterable[str | Iterable[str]]) -> Page:
 
 # Sentences ----------------------------------------------------------------------------------------
 
-_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[\w])")
+_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[$£€]*\w)")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\[\"“])(?:[A-Za-z]|(?:[A-Za-z]\.)+[A-Za-z]?|Mr|Mrs|Ms|Dr|Prof|St|Ste|Mt|Ft|Jr|Sr|Gen"
     r"|Col|Capt|Lt|Sgt|Maj|Rev|Hon|Gov|Sen|Rep|Pres|vs?|cf|ca|approx|est|No|Nos|Vol|pp?|op|Inc|Ltd"
@@ -73,9 +73,9 @@ def split_sentences(text: str) -> list[str]:
     for end in _END.finditer(text):
         sentence = text[begin : end.end()].rstrip()
         following = text[end.end() :][:1]
-        # A full stop after an abbreviation, or before a small letter, ends nothing.
+        # Nothing ends before a small letter, nor with the full stop of an abbreviation.
         stops = end.group().rstrip()
-        if stops == "." and (following.islower() or _ABBREVIATION.search(sentence[-16:])):
+        if following.islower() or (stops == "." and _ABBREVIATION.search(sentence[-16:])):
             continue
         found.append(sentence)
         begin = end.end()
@@ -101,8 +101,10 @@ def key(title: str) -> str:
     >>> key("Alû_(Demon)"), key("  ALU demon "), key("!!!")
     ('alu demon', 'alu demon', '!!!')
     """
-    plain = unicodedata.normalize("NFKD", html.unescape(title)).casefold()
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    plain = html.unescape(title).casefold()
+    if not plain.isascii():
+        plain = unicodedata.normalize("NFKD", plain).casefold()
+        plain = "".join(c for c in plain if not unicodedata.combining(c))
     words = _NO_WORD.sub(" ", plain.replace("'", "").replace("’", "")).strip()
     return words or " ".join(plain.split())
 

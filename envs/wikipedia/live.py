@@ -100,14 +100,15 @@ class LiveCorpus(Corpus):
             prop="extracts|pageprops",
             ppprop="disambiguation",
             explaintext="1",
-            exsectionformat="plain",
+            exsectionformat="wiki",
             redirects="1",
             titles=title,
         )
         for found in answer.get("pages", ()):
             extract = found.get("extract") or ""
             if "disambiguation" not in found.get("pageprops", {}) and extract.strip():
-                return page(found["title"], [p for p in extract.split("\n") if p.strip()])
+                lines = [line for line in extract.split("\n") if line.strip()]
+                return page(found["title"], [x for x in lines if not x.startswith("==")])
         return None
 
     # Asking ---------------------------------------------------------------------------------------

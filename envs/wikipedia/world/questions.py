@@ -168,7 +168,7 @@ class _Asker:
     def comparison(self) -> Question | None:
         """Two pages, compared by a value of each."""
         if self.rng.random() < 0.35:
-            return self._same("comparison", [], self._two("person"))
+            return self._same("comparison", [], "person")
         kind, relation, forms = self.rng.choice(COMPARED)
         return self._ranked("comparison", [], relation, forms, self._two(kind))
 
@@ -176,7 +176,7 @@ class _Asker:
         """Two works, compared by a value of who made them."""
         kind, role, forms = self.rng.choice(MAKERS)
         if self.rng.random() < 0.4:
-            return self._same("bridge_comparison", [role], self._two(kind))
+            return self._same("bridge_comparison", [role], kind)
         return self._ranked("bridge_comparison", [role], "born", forms, self._two(kind))
 
     def _two(self, kind: str) -> list[Entity]:
@@ -215,20 +215,22 @@ class _Asker:
         hops = _in_turn(hops, [self.hop(end, relation) for end in ends])
         return self.question(kind, text, answer.title, hops)
 
-    def _same(self, kind: str, path: Sequence[str], pair: Sequence[Entity]) -> Question | None:
+    def _same(self, question_kind: str, path: Sequence[str], kind: str) -> Question | None:
         """Whether two people come from the same town (yes as often as no)."""
         relation, form = "birthplace", self.rng.choice(SHARED)
         wanted = self.rng.random() < 0.5
-        other = self._matching(pair[0], path, relation, wanted)
-        found = self._ends([pair[0], other], path) if other else None
+        for first in self.rng.sample(self.of[kind], 50):
+            if other := self._matching(first, path, relation, wanted):
+                break
+        found = self._ends([first, other], path) if other else None
         if other is None or found is None:
             return None
         ends, hops = found
         subjects = [
-            self.phrase([(entity, path[0])]) if path else entity.name for entity in (pair[0], other)
+            self.phrase([(entity, path[0])]) if path else entity.name for entity in (first, other)
         ]
         hops = _in_turn(hops, [self.hop(end, relation) for end in ends])
-        return self.question(kind, form.format(*subjects), "yes" if wanted else "no", hops)
+        return self.question(question_kind, form.format(*subjects), "yes" if wanted else "no", hops)
 
     def _matching(
         self, first: Entity, path: Sequence[str], relation: str, same: bool
@@ -285,10 +287,10 @@ _KINDS: dict[str, list[tuple[_Draw, float]]] = {
     # data set: (how a question is drawn, how often)
     "hotpotqa": [(lambda a: a.chain("bridge", 2), 0.75), (_Asker.comparison, 0.25)],
     "2wikimultihopqa": [
-        (lambda a: a.chain("compositional", 2), 0.42),
-        (_Asker.inference, 0.18),
-        (_Asker.comparison, 0.2),
-        (_Asker.bridge_comparison, 0.2),
+        (lambda a: a.chain("compositional", 2), 0.4),
+        (_Asker.inference, 0.26),
+        (_Asker.comparison, 0.17),
+        (_Asker.bridge_comparison, 0.17),
     ],
     "musique": [
         (lambda a: a.chain("2hop", 2), 0.5),

@@ -1,0 +1,134 @@
+"""Makes a corpus of a Wikipedia dump or any file of pages: `python -m envs.wikipedia.prepare`.
+
+    python -m envs.wikipedia.prepare enwiki-…-pages-articles.xml.bz2 --out corpora/enwiki
+
+The source is read as a stream; a stopped run (Ctrl-C, kill, full disk) goes on with the same
+command. The folder then serves as an environment's corpus: `--env-args.corpus corpora/enwiki`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+
+from envs import cli
+from envs.wikipedia import sources
+from envs.wikipedia.corpus import Page, part_title
+from envs.wikipedia.sources import SourceError
+from envs.wikipedia.store import StoredCorpus, Writer, is_store
+from envs.wikipedia.wikitext import Redirect, dump
+
+SAVE_EVERY = 20_000
+"""Records between two points from which a stopped run can go on."""
+
+
+@dataclass
+class Config:
+    """Makes a corpus folder of a Wikipedia dump (.xml, .xml.bz2) or of a file of pages: JSON lines
+    or a JSON array with title and text, a JSON object of title: sentences, or .tsv with a header;
+    each may be compressed with gzip or bzip2."""
+
+    source: Path
+    """The dump or file of pages."""
+    out: Path
+    """Folder for the corpus; made, or gone on with where a run was stopped."""
+    limit: int | None = None
+    """Records of the source that are read at most. null: all."""
+    index: bool = True
+    """Also build the search index (into $STEPAGENT_CACHE), which the first search would do else."""
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    *,
+    limit: int | None = None,
+    index: bool = True,
+    console: Console | None = None,
+) -> StoredCorpus:
+    """Makes (or completes) the corpus folder `out`; returns it opened.
+
+    Raises SourceError where the source is missing, cut off or of no known kind, or where `out` was
+    begun with another source.
+    """
+    console = console or Console(quiet=True)
+    if not is_store(out):
+        _write(source, out, limit, console)
+    corpus = StoredCorpus(out)
+    if index:
+        console.print(f"building the search index of {len(corpus):,} pages …")
+        begun = time.monotonic()
+        assert len(corpus.index) == len(corpus)
+        console.print(f"index ready after {time.monotonic() - begun:.0f} s")
+    return corpus
+
+
+def _write(source: Path, out: Path, limit: int | None, console: Console) -> None:
+    mark = {"source": source.name, "size": source.stat().st_size if source.is_file() else 0}
+    with closing(Writer(out)) as writer:
+        done = int(writer.saved.get("records", 0))
+        if writer.saved and {k: writer.saved.get(k) for k in mark} != mark:
+            raise SourceError(
+                f"{out} was begun with {writer.saved.get('source')!r} of "
+                f"{writer.saved.get('size')} bytes, not with {source}: choose another --out"
+            )
+        if done:
+            console.print(f"going on after {done:,} records, {writer.count:,} pages")
+        begun, number = time.monotonic(), done
+        for number, item in enumerate(_items(source, done, limit), done + 1):
+            if isinstance(item, Redirect):
+                writer.redirect(item.title, item.target)
+            elif item is not None and item.text:
+                writer.add(item)
+            if number % SAVE_EVERY == 0:
+                writer.save(records=number, **mark)
+                rate = (number - done) / max(time.monotonic() - begun, 1e-9)
+                console.print(f"{number:,} records, {writer.count:,} pages, {rate:,.0f} records/s")
+        console.print(f"{number:,} records read, {writer.count:,} pages kept")
+        writer.save(records=number, **mark)
+        writer.finish()
+
+
+def _items(source: Path, skip: int, limit: int | None) -> Iterator[Page | Redirect | None]:
+    """The source's records from number `skip` on, one item each; repeated titles become parts."""
+    names = source.name.removesuffix(".gz").removesuffix(".bz2")
+    is_dump = names.endswith(".xml")
+    found = dump(source, skip) if is_dump else _numbered(sources.pages(source))
+    return islice(found, skip, limit)
+
+
+def _numbered(pages: Iterator[Page]) -> Iterator[Page]:
+    """Pages whose title came directly before are its parts, as in files of short passages."""
+    last, number = "", 0
+    for page in pages:
+        number = number + 1 if page.title == last else 1
+        last = page.title
+        yield Page(part_title(page.title, number), page.text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = cli.parse(Config, argv, prog="python -m envs.wikipedia.prepare", positional="source")
+    console = Console(highlight=False)
+    try:
+        corpus = prepare(
+            config.source, config.out, limit=config.limit, index=config.index, console=console
+        )
+    except (ValueError, OSError) as error:
+        print(f"envs.wikipedia.prepare: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    console.print(f"{len(corpus):,} pages in {config.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
