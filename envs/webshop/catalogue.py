@@ -1,0 +1,275 @@
+"""A shop's catalogue on disk: products as JSON lines, found by id, shared by all processes.
+
+Making one streams the source files, so that WebShop's 1.18 million products never lie in memory at
+once; what was left out is counted by reason. Opening one maps two small arrays. The folder's name
+holds a checksum of the source, so another catalogue can never be mistaken for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.cache import cache_folder, made_once
+from envs.webshop.data import GOALS, NO_PRICE, Product, goal_count
+
+VERSION = 1
+MAX_ASIN = 10
+_ID_BYTES = 4 * MAX_ASIN
+_REMEMBERED = 4096
+"""Products that stay parsed in memory."""
+
+
+class Catalogue:
+    """A catalogue, opened. Products are numbered in the order of their ids.
+
+    Attributes
+    ----------
+    checksum: of the source it was made from.
+    skipped: reason → how many products or goals were left out.
+    """
+
+    def __init__(self, folder: Path):
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if meta.get("version") != VERSION:
+            raise ValueError(f"{folder}: catalogue version {meta.get('version')!r}, not {VERSION}")
+        self.folder, self.checksum = folder, str(meta["checksum"])
+        self.skipped: dict[str, int] = meta["skipped"]
+        self._ids = np.load(folder / "ids.npy", mmap_mode="r")
+        self._places = np.load(folder / "places.npy", mmap_mode="r")
+        self._file = os.open(folder / "products.jsonl", os.O_RDONLY)
+        if os.fstat(self._file).st_size != meta["bytes"] or len(self._ids) != meta["products"]:
+            raise ValueError(f"{folder}: the catalogue's files do not belong together")
+        self._product = lru_cache(maxsize=_REMEMBERED)(self._read)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def number_of(self, asin: str) -> int:
+        """The product's number. Raises KeyError for an id that is not there."""
+        wanted = asin.encode("utf-8", "replace")[:_ID_BYTES]
+        at = int(np.searchsorted(self._ids, np.bytes_(wanted)))
+        if at == len(self._ids) or self._ids[at] != wanted:
+            raise KeyError(asin)
+        return at
+
+    def product(self, number: int) -> Product:
+        """The product of that number."""
+        return self._product(number)
+
+    def _read(self, number: int) -> Product:
+        start, size = self._places[number]
+        return _from_record(json.loads(os.pread(self._file, int(size), int(start))))
+
+    def id_of(self, number: int) -> str:
+        """The id of the product of that number."""
+        return bytes(self._ids[number]).decode()
+
+    def __iter__(self) -> Iterator[Product]:
+        """All products by number, without remembering them."""
+        return (self._read(number) for number in range(len(self)))
+
+    def goals(self, kind: str) -> np.ndarray:
+        """(product number, goal number) of every goal of a kind; shape (goals, 2)."""
+        return np.load(self.folder / f"goals-{kind}.npy", mmap_mode="r")
+
+
+def make(
+    key: str, products: Iterable[Product | None], skipped: Mapping[str, int] | None = None
+) -> Catalogue:
+    """The catalogue of that key (a checksum of its source), made from the products where it is new.
+
+    `products` is read only to make it; `skipped` is looked at when that is done, and may be filled
+    meanwhile. Raises ValueError where no product is left.
+    """
+    folder = cache_folder() / "webshop" / f"{key}.v{VERSION}"
+    made_once(
+        folder,
+        lambda made: _write(made, products, {} if skipped is None else skipped, key),
+        lambda: _complete(folder),
+    )
+    return Catalogue(folder)
+
+
+def _complete(folder: Path) -> bool:
+    try:
+        return len(Catalogue(folder)) > 0
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _write(
+    folder: Path, products: Iterable[Product | None], skipped: Mapping[str, int], key: str
+) -> None:
+    ids: list[bytes] = []
+    seen: set[bytes] = set()
+    places, own = array("q"), Counter[str]()
+    counts = {kind: array("i") for kind in GOALS}
+    at = 0
+    with (folder / "products.jsonl").open("wb") as file:
+        for product in products:
+            if product is None:
+                continue
+            name = product.asin.encode()
+            if name in seen:
+                own["products whose id was there before"] += 1
+                continue
+            seen.add(name)
+            line = json.dumps(_to_record(product), ensure_ascii=False).encode("utf-8", "replace")
+            file.write(line + b"\n")
+            ids.append(name)
+            places.extend((at, len(line)))
+            at += len(line) + 1
+            for kind in GOALS:
+                counts[kind].append(min(goal_count(product, kind), 2**30))
+    if not ids:
+        left = ", ".join(f"{n} {reason}" for reason, n in skipped.items()) or "the source is empty"
+        raise ValueError(f"no product is left for the shop: {left}")
+    names = np.array(ids, dtype=f"S{_ID_BYTES}")
+    order = np.argsort(names, kind="stable")
+    np.save(folder / "ids.npy", names[order])
+    np.save(folder / "places.npy", np.frombuffer(places, np.int64).reshape(-1, 2)[order])
+    for kind in GOALS:
+        found = np.frombuffer(counts[kind], np.int32)[order]
+        firsts = np.repeat(np.cumsum(found) - found, found)
+        rows = np.repeat(np.arange(len(order)), found)
+        pairs = np.stack([rows, np.arange(len(rows)) - firsts], axis=1).astype(np.int32)
+        np.save(folder / f"goals-{kind}.npy", pairs)
+    meta = {
+        "version": VERSION,
+        "checksum": key,
+        "products": len(ids),
+        "bytes": at,
+        "skipped": {**skipped, **own},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+_FIELDS = tuple(Product.__dataclass_fields__)
+_LISTS = ("bullets", "pricing", "attributes", "reviews", "wishes")
+
+
+def _to_record(product: Product) -> dict[str, Any]:
+    return {name: value for name in _FIELDS if (value := getattr(product, name)) not in ((), None)}
+
+
+def _from_record(record: dict[str, Any]) -> Product:
+    for name in _LISTS:
+        if name in record:
+            record[name] = tuple(record[name])
+    record["options"] = {name: tuple(values) for name, values in record["options"].items()}
+    return Product(**record)
+
+
+# Upstream's records ---------------------------------------------------------------------------
+
+_DOLLARS = re.compile(r"[^\d.]")
+
+
+def product_from(
+    item: Any, attributes: Mapping[str, Any] | None, wishes: Iterable[Any], skipped: Counter[str]
+) -> Product | None:
+    """A product out of WebShop's raw record or its loaded form; None (and counted) if unusable.
+
+    Parameters
+    ----------
+    item: the record; a loaded one has `Title`, a raw one only `name`.
+    attributes: the product's entry in `items_ins_v2*.json`.
+    wishes: its entries in `items_human_ins.json`.
+    skipped: reason → count, added to.
+    """
+    if not isinstance(item, Mapping):
+        skipped["products that are no JSON object"] += 1
+        return None
+    asin, title = item.get("asin"), item.get("Title", item.get("name"))
+    if not isinstance(asin, str) or not asin or asin == "nan" or len(asin) > MAX_ASIN:
+        skipped["products without an id of at most 10 characters"] += 1
+        return None
+    if not isinstance(title, str):  # an empty one is kept, as upstream keeps it
+        skipped["products without a title"] += 1
+        return None
+    pricing = _pricing(item.get("pricing"))
+    tag = f"${pricing[0]}" if len(pricing) == 1 else f"${pricing[0]} to ${pricing[1]}"
+    bullets = item.get("small_description") or item.get("BulletPoints") or []
+    known = attributes or {}
+    template = None
+    if known.get("instruction") and known.get("instruction_attributes"):
+        template = {
+            "instruction": str(known["instruction"]),
+            "attributes": _texts(known["instruction_attributes"]),
+        }
+    own = known.get("attributes", item.get("Attributes"))
+    return Product(
+        asin=asin,
+        title=title,
+        description=str(item.get("full_description") or item.get("Description") or ""),
+        bullets=tuple(_texts(bullets if isinstance(bullets, list) else [bullets])),
+        price_tag=tag,
+        pricing=pricing,
+        options=_options(item),
+        attributes=tuple(_texts(own)) if isinstance(own, list) else ("DUMMY_ATTR",),
+        category=str(item.get("category") or ""),
+        query=str(item.get("query") or "").lower().strip(),
+        product_category=str(item.get("product_category") or ""),
+        rating=str(item.get("Rating") or "N.A."),
+        reviews=tuple(r for r in item.get("Reviews") or () if isinstance(r, Mapping)),
+        wishes=tuple(_wishes(wishes, skipped)),
+        template=template,
+    )
+
+
+def _texts(values: Any) -> list[str]:
+    return [str(value) for value in values if value is not None]
+
+
+def _pricing(value: Any) -> tuple[float, ...]:
+    """One or two prices; what cannot be read as a price counts as none, which is $100."""
+    parts = value.split("$")[1:] if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        parts = [] if parts is None else [parts]
+    found = []
+    for part in parts:
+        try:
+            found.append(float(_DOLLARS.sub("", part) if isinstance(part, str) else part))
+        except (TypeError, ValueError):
+            continue
+    return tuple(found[:2]) or (NO_PRICE,)
+
+
+def _options(item: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Option name → values, in lower case, `/` written as ` | `."""
+    if isinstance(item.get("options"), Mapping):  # already loaded
+        return {str(k): tuple(_texts(v)) for k, v in item["options"].items()}
+    raw, found = item.get("customization_options"), {}
+    for name, contents in raw.items() if isinstance(raw, Mapping) else ():
+        if isinstance(contents, list):
+            values = [c["value"] for c in contents if isinstance(c, Mapping) and c.get("value")]
+            found[str(name).lower()] = tuple(
+                str(value).strip().replace("/", " | ").lower() for value in values
+            )
+    return found
+
+
+def _wishes(wishes: Iterable[Any], skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+    for wish in wishes:
+        try:
+            yield {
+                "instruction": str(wish["instruction"]),
+                "attributes": _texts(wish["instruction_attributes"]),
+                "options": _texts(wish["instruction_options"]),
+            }
+        except (KeyError, TypeError):
+            skipped["human instructions that lack a field"] += 1

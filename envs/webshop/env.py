@@ -1,0 +1,158 @@
+"""`stepagent/WebShop-v0`: buying what an instruction asks for (Yao et al., 2022).
+
+Rules of the episode, as upstream's text environment and the paper count them:
+
+- Actions are `search[keywords]` and `click[value]`. What is not understood or cannot be clicked
+  leaves the page as it is; the observation is then the same page, and `valid` is false.
+- `click[Buy Now]` ends the episode with the purchase's reward (`envs.webshop.reward`), which is
+  the score; before it the score is 0. Success means reward 1.
+- 10 actions a task, as ETO and the paper allow (upstream has no limit). Who has not bought by then
+  scores 0.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+from envs.core import Outcome, TextEnv, checksum
+from envs.webshop import data, engine, expert, nouns, pages
+
+STEP_LIMIT = 10
+SEED = 233
+"""Upstream's seed of the goals' order; ours draws prices and budgets from it too."""
+
+
+class WebShopEnv(TextEnv):
+    """WebShop as a text environment; see the module's head for the rules.
+
+    Parameters
+    ----------
+    data: a folder with WebShop's files (or one catalogue file), see `envs.webshop.sources`; None:
+        the bundled shop of 2,400 products.
+    goals: "human" (instructions written by people) or "synthetic" (put together from attributes and
+        options).
+    observation: "text" (the paper's; strings between [SEP]) or "text_rich" (lines with marked
+        buttons; shows what was chosen).
+    show_attributes: whether item pages have a button Attributes.
+    goal_seed: seed of prices, budgets and of the shuffle before the split.
+    split, max_steps, render_mode: as in `TextEnv`.
+
+    Raises ValueError for an unknown choice, FileNotFoundError or ValueError for missing or damaged
+    files, naming them.
+    """
+
+    prompt_file: ClassVar[Path] = Path(__file__).with_name("prompt.md")
+    packages: ClassVar[tuple[str, ...]] = ("rapidfuzz", "PyStemmer")
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        data: str | os.PathLike[str] | None = None,
+        goals: str = "human",
+        observation: str = "text",
+        show_attributes: bool = False,
+        goal_seed: int = SEED,
+        max_steps: int | None = None,
+        render_mode: str | None = None,
+    ):
+        super().__init__(split=split, max_steps=max_steps, render_mode=render_mode)
+        for name, value, allowed in (
+            ("goals", goals, _GOALS),
+            ("observation", observation, pages.MODES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"unknown {name} {value!r}: choose {' or '.join(allowed)}")
+        self.data = None if data is None else os.fspath(data)
+        self.goals, self.observation = goals, observation
+        self.show_attributes, self.goal_seed = show_attributes, goal_seed
+        self.shop = engine.open_shop(self.data, goal_seed)
+        self._splits()  # raises where there are too few goals
+        self._visit: engine.Visit | None = None
+
+    def _splits(self) -> dict[str, tuple[str, ...]]:
+        return _splits(self.shop, self.goals)
+
+    def list_tasks(self) -> Sequence[str]:
+        """Ids are `<category>/<product>/<number of the product's goal>`."""
+        return self._splits()[self.split]
+
+    def step_limit(self, task_id: str) -> int:
+        return STEP_LIMIT
+
+    def data_checksum(self) -> str:
+        return checksum(self.shop.catalogue.checksum, self.goals, str(self.goal_seed))
+
+    def fingerprint(self) -> dict[str, str]:
+        return {**super().fingerprint(), "nouns": nouns.method()}
+
+    def goal(self, task_id: str) -> data.Goal:
+        """What the task asks for."""
+        _, asin, number = task_id.rsplit("/", 2)
+        return data.goal(self.shop.product(asin), self.goals, int(number), self.goal_seed)
+
+    def begin(self, task_id: str) -> str:
+        goal = self.goal(task_id)
+        self.instruction = goal.instruction
+        self._visit = engine.Visit(self.shop, goal, self.observation, self.show_attributes)
+        return self._visit.observation()
+
+    def act(self, action: str) -> Outcome:
+        assert self._visit is not None
+        valid = self._visit.act(action)
+        bought = self._visit.bought
+        if bought is None:
+            return Outcome(self._visit.observation(), 0.0, valid=valid)
+        return Outcome(
+            observation=self._visit.observation(),
+            score=bought.reward,
+            done=True,
+            success=bought.reward == 1.0,
+            metrics=bought.metrics(),
+        )
+
+    @property
+    def visit(self) -> engine.Visit:
+        """The running episode's visit to the shop. Raises RuntimeError before the first reset."""
+        if self._visit is None:
+            raise RuntimeError("no task is running: call reset() first")
+        return self._visit
+
+    def admissible_actions(self) -> list[str]:
+        """What can be clicked on this page, and a search for the instruction's own words."""
+        words = " ".join(expert.keywords(self.visit.goal))
+        return [f"search[{words}]", *self.visit.actions()]
+
+    def expert_plan(self) -> list[tuple[str, str]]:
+        """A search, a look at what it finds, the choice and the purchase; see `expert`."""
+        limit = self.max_steps or STEP_LIMIT
+        return expert.plan(self.shop, self.visit.goal, limit)
+
+
+_GOALS = data.GOALS
+
+
+@lru_cache(maxsize=32)
+def _splits(shop: engine.Shop, kind: str) -> dict[str, tuple[str, ...]]:
+    """Split → task ids of a shop, whose goals exist."""
+    catalogue = shop.catalogue
+    pairs = catalogue.goals(kind).tolist()
+    if not pairs:
+        raise ValueError(
+            f"the catalogue has no {kind} goals: choose goals={' or '.join(_GOALS)} by what its "
+            f"files hold (left out when it was read: {catalogue.skipped or 'nothing'})"
+        )
+    found = data.split_of(pairs, shop.seed)
+    return {
+        split: tuple(_task_id(catalogue, row, number) for row, number in goals)
+        for split, goals in found.items()
+    }
+
+
+def _task_id(catalogue: engine.Catalogue, row: int, number: int) -> str:
+    product = catalogue.product(row)
+    return f"{product.category or 'goods'}/{product.asin}/{number}"
