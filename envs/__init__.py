@@ -19,6 +19,7 @@ from envs.trajectory import Step, Trajectory
 ENTRY_POINTS = {
     "stepagent/Mind2Web-v0": "envs.mind2web.env:make",
     "stepagent/ScienceWorld-v0": "envs.scienceworld.env:ScienceWorldEnv",
+    "stepagent/WebShop-v0": "envs.webshop.env:WebShopEnv",
     "stepagent/HotpotQA-v0": "envs.wikipedia.env:HotpotQAEnv",
     "stepagent/2WikiMultihopQA-v0": "envs.wikipedia.env:TwoWikiMultihopQAEnv",
     "stepagent/MuSiQue-v0": "envs.wikipedia.env:MuSiQueEnv",
