@@ -1,0 +1,264 @@
+"""Live Wikipedia against a local server that answers as the MediaWiki API does, or fails."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+import envs
+from envs.wikipedia.corpus import Page
+from envs.wikipedia.live import LiveCorpus, LiveError, user_agent
+from tests.envs.wikipedia.conftest import hotpot, write_array
+
+PAGES = {
+    "Ada Lovelace": "Augusta Ada King, Countess of Lovelace (1815 – 1852) was a writer. She wrote "
+    "the first program.\nShe met Charles Babbage in 1833.\n\n\n== Early life ==\nAda was born in "
+    "London.",
+    "Mercury": None,  # a disambiguation page
+    "Mercury (planet)": "Mercury is a planet.",
+    "AC/DC": "AC/DC are a band.",
+    "Stub": "",
+}
+REDIRECTS = {"Countess of Lovelace": "Ada Lovelace"}
+
+
+class Wiki(ThreadingHTTPServer):
+    """Answers in the API's own shapes; first by a script of (status, body, headers, seconds)."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script: list[tuple[int, bytes, dict[str, str], float]] = []
+        self.seen: list[dict[str, str]] = []
+        self.times: list[float] = []
+        self.agents: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/w/api.php"
+
+    def plan(self, status: int, body: str = "", wait: float = 0, **headers: str) -> None:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.script.append((status, body.encode(), named, wait))
+
+    def answer(self, query: dict[str, str]) -> dict[str, Any]:
+        if "srsearch" in query:
+            words = set(query["srsearch"].lower().split())
+            hits = [
+                {"ns": 0, "title": title, "pageid": 100 + i}
+                for i, title in enumerate(PAGES)
+                if words & set(f"{title} {PAGES[title]}".lower().split())
+            ]
+            return {
+                "batchcomplete": True,
+                "continue": {"sroffset": 5, "continue": "-||"},
+                "query": {"searchinfo": {"totalhits": len(hits)}, "search": hits[:5]},
+            }
+        asked = query["titles"]
+        title = asked[:1].upper() + asked[1:].replace("_", " ")
+        found: dict[str, Any] = {}
+        if title != asked:
+            found["normalized"] = [{"fromencoded": False, "from": asked, "to": title}]
+        if title in REDIRECTS:
+            found["redirects"] = [{"from": title, "to": REDIRECTS[title]}]
+            title = REDIRECTS[title]
+        if title not in PAGES:
+            found["pages"] = [{"ns": 0, "title": title, "missing": True}]
+        else:
+            page: dict[str, Any] = {"pageid": 7, "ns": 0, "title": title}
+            page["extract"] = PAGES[title]
+            if PAGES[title] is None:
+                page["extract"] = f"{title} may refer to:\nMercury (planet)"
+                page["pageprops"] = {"disambiguation": ""}
+            found["pages"] = [page]
+        return {"batchcomplete": True, "query": found}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that gave up waiting are part of the tests."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Wiki
+
+    def do_GET(self) -> None:
+        server = self.server
+        query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+        server.seen.append(query)
+        server.times.append(time.monotonic())
+        server.agents.append(self.headers.get("User-Agent", ""))
+        plan = server.script.pop(0) if server.script else None
+        body = json.dumps(server.answer(query)).encode()
+        status, data, headers, wait = plan or (200, body, {}, 0)
+        time.sleep(wait)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def wiki(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[Wiki]:
+    monkeypatch.setenv("STEPAGENT_CACHE", str(tmp_path / "cache"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = Wiki()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def client(wiki: Wiki, **options: Any) -> LiveCorpus:
+    given = {"backoff": 0.01, "retries": 2, "timeout": 5.0, "rate": 1000.0, **options}
+    return LiveCorpus(wiki.url, **given)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["Ada Lovelace", "ada_Lovelace", "Countess of Lovelace", "ada lovelace", "Ada Lovelase"],,
+)
+def test_pages_by_title_redirect_and_slip(wiki: Wiki, asked: str):
+    found = client(wiki).find(asked)
+    assert isinstance(found, Page)
+    assert found.title == "Ada Lovelace"
+    assert [len(paragraph) for paragraph in found.paragraphs] == [2, 1, 1]
+    assert "==" not in found.text
+
+
+@pytest.mark.parametrize("asked", ["Mercury", "first program", "Ada|Mercury", "[Ada]", "Stub"])
+def test_others_are_similar(wiki: Wiki, asked: str):
+    found = client(wiki).find(asked)
+    assert isinstance(found, list)
+    assert set(found) <= set(PAGES)
+    if asked == "Mercury":
+        assert "Mercury (planet)" in found
+    asked_for = [query.get("titles") for query in wiki.seen]
+    assert not any("|" in (title or "") or "[" in (title or "") for title in asked_for)
+
+
+def test_requests_say_who_asks_and_what(wiki: Wiki, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STEPAGENT_CONTACT", "me@example.org")
+    client(wiki).find("AC/DC")
+    assert wiki.agents[0].startswith("StepAgent/")
+    assert "me@example.org" in wiki.agents[0] == user_agent()
+    query = wiki.seen[0]
+    assert query["action"] == "query"
+    assert (query["format"], query["formatversion"]) == ("json", "2")
+    assert query["titles"] == "AC/DC"
+    assert query["redirects"] == "1"
+    assert query["maxlag"] == "5"
+
+
+def test_answers_are_kept(wiki: Wiki):
+    one = client(wiki).find("AC/DC")
+    again = client(wiki)
+    assert again.find("AC/DC") == one
+    assert again.requests == 0
+    assert len(wiki.seen) == 1
+
+
+def test_a_damaged_cache_file_is_asked_for_again(wiki: Wiki, tmp_path):
+    client(wiki).find("AC/DC")
+    (kept,) = (tmp_path / "cache").rglob("*.json")
+    kept.write_text("{cut")
+    assert client(wiki).find("AC/DC").title == "AC/DC"
+    assert len(wiki.seen) == 2
+
+
+def test_the_rate_is_kept(wiki: Wiki):
+    corpus = client(wiki, rate=10.0)
+    threads = [threading.Thread(target=corpus.find, args=(f"T {i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gaps = [b - a for a, b in zip(wiki.times, wiki.times[1:], strict=False)]
+    assert len(wiki.times) == 8
+    assert sum(gaps) >= 0.6
+
+
+LAG = json.dumps(
+    {"error": {"code": "maxlag", "info": "Waiting for 10.64.0.1: 6 seconds lagged.", "lag": 6}}
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(429, ""), (500, "x"), (503, ""), (200, "<html>"), (200, "[]"), (200, LAG), (200, "")],
+)
+def test_what_passes_is_tried_again(wiki: Wiki, status: int, body: str):
+    wiki.plan(status, body)
+    wiki.plan(status, body)
+    assert client(wiki).find("AC/DC").title == "AC/DC"
+    assert len(wiki.seen) == 3
+    for _ in range(3):
+        wiki.plan(status, body)
+    with pytest.raises(LiveError, match=r"cannot be reached .*3 attempts"):
+        client(wiki).find("Ada Lovelace")
+
+
+def test_retry_after_is_honoured(wiki: Wiki):
+    wiki.plan(429, "", Retry_After="0.5")
+    client(wiki).find("AC/DC")
+    assert wiki.times[1] - wiki.times[0] >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (403, "", "status 403"),
+        (404, "", "status 404"),
+        (200, '{"error": {"code": "badvalue", "info": "x"}}', "refuses .*badvalue"),
+    ],
+)
+def test_what_no_retry_helps(wiki: Wiki, status: int, body: str, said: str):
+    wiki.plan(status, body)
+    with pytest.raises(LiveError, match=said):
+        client(wiki).find("AC/DC")
+    assert len(wiki.seen) == 1
+
+
+def test_a_slow_server_is_given_up(wiki: Wiki):
+    for _ in range(2):
+        wiki.plan(200, "{}", wait=2.0)
+    began = time.monotonic()
+    with pytest.raises(LiveError, match="no answer in time"):
+        client(wiki, timeout=0.2, retries=1).find("AC/DC")
+    assert time.monotonic() - began < 1.9
+
+
+def test_an_episode_outlives_an_api_that_is_down(wiki: Wiki, tmp_path):
+    path = write_array(tmp_path / "q.json", [hotpot(i) for i in range(10)])
+    env = envs.make("stepagent/HotpotQA-v0", data=str(path), corpus=f"live:{wiki.url}")
+    env.reset(seed=0)
+    env.corpus.retries, env.corpus.backoff = 1, 0.01
+    assert env.step("search[Ada Lovelace]")[0].startswith("Augusta Ada King")
+    wiki.plan(503)
+    wiki.plan(503)
+    observation, reward, done, _, info = env.step("search[AC/DC]")
+    assert observation.startswith("The encyclopedia at http://127.0.0.1")
+    assert observation.endswith("Try again, or another action.")
+    assert (reward, done, info["valid"]) == (0.0, False, False)
+    assert env.step("search[AC/DC]")[0] == "AC/DC are a band."
+    assert env.step("search[Babbage]")[0] == "Could not find Babbage. Similar: ['Ada Lovelace']."
+    assert env.step("finish[Paris]")[1] == 1.0
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"retries": -1}, {"rate": 0}])
+def test_wrong_options(options: dict[str, Any]):
+    with pytest.raises(ValueError, match="wants timeout"):
+        LiveCorpus(**options)
+    with pytest.raises(ValueError, match="http://"):
+        LiveCorpus("wikipedia.org")
