@@ -127,7 +127,7 @@ def client(wiki: Wiki, **options: Any) -> LiveCorpus:
 
 @pytest.mark.parametrize(
     "asked",
-    ["Ada Lovelace", "ada_Lovelace", "Countess of Lovelace", "ada lovelace", "Ada Lovelase"],,
+    ["Ada Lovelace", "ada_Lovelace", "Countess of Lovelace", "ada lovelace", "Ada Lovelase"],
 )
 def test_pages_by_title_redirect_and_slip(wiki: Wiki, asked: str):
     found = client(wiki).find(asked)
