@@ -90,10 +90,8 @@ def stage(
     is, and a note says so.
     """
     useful = [pair for pair in pairs if pair.differs]
-    found = {
-        "pairs": float(len(useful)),
-        "pairs_without_difference": float(len(pairs) - len(useful)),
-    }
+    same = len(pairs) - len(useful)
+    found = {"pairs": float(len(useful)), "pairs_without_difference": float(same)}
     if not useful:
         session.note(
             f"{name}: none of {len(pairs)} pairs has a difference to learn from; the policy stays "

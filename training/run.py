@@ -57,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
+    from training import processes
+
+    if not processes.is_main():
+        return 0
     console.print(
         f"\nThe run lies in {config.output}: final/ (the policy), summary.json, metrics.jsonl, "
         f"TensorBoard events (tensorboard --logdir {config.output}), all episodes under eval/.\n"
