@@ -19,10 +19,15 @@ class Over(Exception):
     """The episode has ended, its steps are used up, or the plan does not fit the task."""
 
 
+class Misread(Over):
+    """The parser does not know the action: what it names is not there."""
+
+
 class Attempt:
     """One play of a task from its beginning.
 
-    `do` raises Over when there is nothing left to do; SimulatorError where the Java process fails.
+    `do` raises Over when there is nothing left to do, Misread where it did nothing; SimulatorError
+    where the Java process fails.
     """
 
     def __init__(
@@ -33,6 +38,7 @@ class Attempt:
         self.goal = simulator.task_description()
         self.score, self._needed = 0.0, 0
         self._actions: list[str] = []
+        self._room = ""
         self.misread = 0
         """Actions tried that the parser does not know, which `actions` leaves out."""
 
@@ -49,13 +55,21 @@ class Attempt:
         observation, score, over = self._simulator.step(action)
         if observation.startswith(_UNKNOWN):
             self.misread += 1
-            return self.do(*other_names, number=number) if other_names else observation
+            if not other_names:
+                raise Misread(action)
+            return self.do(*other_names, number=number)
         self._actions.append(action)
         if score > self.score:
             self.score, self._needed = score, len(self._actions)
         if over or score < 0:
             raise Over
         return self.do(str(number)) if observation.startswith(_QUESTION) else observation
+
+    def go(self, room: str) -> None:
+        """Teleports to a room, unless this was where it went last."""
+        if room != self._room:
+            self.do(f"teleport to {room}")
+            self._room = room
 
     def look(self) -> str:
         return self.do("look around")

@@ -24,27 +24,27 @@ def find(attempt: Attempt) -> None:
     """The first animal outside, plant in the greenhouse or picture beside the box, into the box."""
     kind, box, room = read(r"find a\(n\) (.+?)\. .* to the (.+ box) in the (.+)\.", attempt.goal)
     if kind == "non-living thing":
-        attempt.do(f"teleport to {room}")
+        attempt.go(room)
         (thing,) = read(r"\b((?:finger )?painting|picture|drawing|battery)\b", attempt.look())
         attempt.do(f"focus on {thing}")
         attempt.do(f"move {thing} to {box}")
         return
     if kind == "plant":
-        attempt.do("teleport to greenhouse")
+        attempt.go("greenhouse")
         carried, thing = read(_POTTED, attempt.look())
         attempt.do(f"focus on {thing} in {carried}")
     else:
-        attempt.do("teleport to outside")
+        attempt.go("outside")
         (carried,) = read(_ANIMAL, attempt.look())
         attempt.do(f"focus on {carried}")
     attempt.do(f"pick up {carried}")
-    attempt.do(f"teleport to {room}")
+    attempt.go(room)
     attempt.do(f"move {carried} to {box}")
 
 
 def lifespan(attempt: Attempt) -> None:
     """The animal outside with the longest, or the shortest, or the longest and shortest life."""
-    attempt.do("teleport to outside")
+    attempt.go("outside")
     names = re.findall(_ANIMAL, attempt.look())
     animals = [name for kind in LONGEST_LIVED for name in names if re.search(rf"\b{kind}\b", name)]
     if not animals:
@@ -58,7 +58,7 @@ def lifespan(attempt: Attempt) -> None:
 def animal_stages(attempt: Attempt) -> None:
     """A life stage lasts as long as two waits: name the animal, wait, look what it has become."""
     (kind,) = read(r"life stages of the (.+),", attempt.goal)
-    attempt.do("teleport to outside")
+    attempt.go("outside")
     seen = attempt.look()
     for name in _stages(kind):
         if f" {name}\n" not in seen:
@@ -83,7 +83,7 @@ def _stages(kind: str) -> list[str]:
 def plant_stages(attempt: Attempt) -> None:
     """The plants stand in pots outside, one in each stage; which one may change while we name."""
     (kind,) = read(r"life stages of the (\w+) plant", attempt.goal)
-    attempt.do("teleport to outside")
+    attempt.go("outside")
     seen = attempt.look()
     for stage in ("seed", "seedling", "adult", "reproducing"):
         shown = f"{kind} seed" if stage == "seed" else f"{kind} tree in the {stage} stage"
@@ -101,15 +101,16 @@ def grow(attempt: Attempt, keep_bees: bool = True) -> None:
     """
     kind, room = read(r"grow a (\w+)\b.*found in the ([\w ]+)\.", attempt.goal)
     fruit = "crosspollinated" in attempt.goal
-    attempt.do(f"teleport to {room}")
+    attempt.go(room)
     attempt.do("pick up seed jar")
-    if room != "greenhouse":
-        attempt.do("teleport to greenhouse")
+    attempt.go("greenhouse")
     seen = attempt.look()
     if fruit and keep_bees:
         attempt.do("close door to hallway")
         attempt.do("close door to outside")
     pots = re.findall(r"\ta (flower pot \d+) \(", seen)[: 2 if fruit else 1]
+    if not pots:
+        raise Over
     if "containing soil" not in seen:
         _fetch_soil(attempt, seen, len(pots))
         for pot in pots:
@@ -136,8 +137,8 @@ def _fetch_soil(attempt: Attempt, greenhouse: str, pots: int) -> None:
         return
     if "\ta shovel\n" in greenhouse:
         attempt.do("pick up shovel")
-    attempt.do("teleport to outside")
+    attempt.go("outside")
     for _ in range(pots):
         attempt.do("use shovel on ground")
         attempt.do("pick up soil in outside")
-    attempt.do("teleport to greenhouse")
+    attempt.go("greenhouse")

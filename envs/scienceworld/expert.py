@@ -33,10 +33,12 @@ _PLANS: dict[str, tuple[Plan, ...]] = {
     "freeze": (laboratory.change_state,),
     "change-the-state-of-matter-of": (laboratory.change_state,),
     "use-thermometer": (laboratory.temperature,),
+    "measure-melting-point-known-substance": (laboratory.melting_point,),
     "power-component": (laboratory.circuit,),
     "power-component-renewable-vs-nonrenewable-energy": (laboratory.circuit,),
     "test-conductivity": (laboratory.conductivity,),
     "test-conductivity-of-unknown-substances": (laboratory.conductivity,),
+    "chemistry-mix": (laboratory.mixture,),
     "chemistry-mix-paint-secondary-color": (laboratory.paint,),
     "chemistry-mix-paint-tertiary-color": (laboratory.paint,),
 }

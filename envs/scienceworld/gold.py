@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 
-from envs.scienceworld.attempt import Attempt, Plan
+from envs.scienceworld.attempt import Attempt, Misread, Plan
 
 _WALK = re.compile(r"(?:go to|open door to) (?P<place>.+)")
 _NOTHING = re.compile(r"pour (.+) into \1")
@@ -30,8 +31,10 @@ def plans(path: Sequence[str], switches: Sequence[str]) -> Iterator[Plan]:
 def replay(path: Sequence[str]) -> Plan:
     def play(attempt: Attempt) -> None:
         for action, answer in zip_longest(path, path[1:], fillvalue=""):
-            if not action.isdigit():
-                number = int(answer) if answer.isdigit() else 0
+            if action.isdigit():
+                continue  # the answer to a question, given with it
+            number = int(answer) if answer.isdigit() else 0
+            with suppress(Misread):
                 attempt.do(action, *_other_names(action), number=number)
 
     return play

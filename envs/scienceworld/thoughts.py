@@ -46,8 +46,8 @@ def _aim(goal: str) -> str:
 
 
 def _the(thing: str) -> str:
-    """A thing with its article, without where it is carried: `the metal pot`, `flower pot 3`."""
-    thing = re.sub(r" in inventory$", "", thing)
+    """A thing with its article, without where it is: `the metal pot`, `flower pot 3`."""
+    thing = _WHERE.sub("", thing)
     bare = thing == "outside" or (re.search(r"(?<!terminal) \d$", thing) and " in " not in thing)
     return thing if bare else f"the {thing}"
 
@@ -81,10 +81,10 @@ def _special(goal: str, actions: Sequence[str]) -> _Reasons:
         )
     if "life stages" in goal:
         order = "{x} comes first in the order of life." if named == 1 else "{x} is the next stage."
-        looks = ("I look what has become of the animal.",) if named else _LOOK
+        looks = ("I look at what has become of the animal.",) if named else _LOOK
         return ((_FOCUS, (order,)), (r"wait\d*", _GROWING), (r"look around", looks))
     if "grow a" in goal and any(action.startswith("wait") for action in actions):
-        looks = ("I look whether there is any fruit yet.",)
+        looks = ("I check whether there is any fruit yet.",)
         return ((r"wait\d*", _GROWING), (r"look around", looks))
     if places := re.search(r"(?:If it is|If the .+) (.+), place it in the (\w+ box)\. If", goal):
         condition, box = places[1], places[2]
@@ -100,6 +100,7 @@ def _special(goal: str, actions: Sequence[str]) -> _Reasons:
     return ()
 
 
+_WHERE = re.compile(r" in (?:inventory|(?:large )?cupboard|outside|oven|blast furnace)$")
 _FOCUS = r"focus on (?P<x>.+)"
 _LOOKING = "seeing what is there"
 _LOOK = (
@@ -112,7 +113,7 @@ _SEARCH: _Reasons = (
     (
         r"(?:teleport|go) to (?P<x>.+)",
         (
-            "To {aim} I first look what there is in {x}.",
+            "To {aim}, I first see what there is in {x}.",
             "What I need may well be in {x}.",
             "I should see what I find in {x}.",
         ),
@@ -145,18 +146,16 @@ _REASONS: _Reasons = (
         r"(?:teleport|go) to (?P<x>.+)",
         (
             "What I have to do next, {next}, is to be done in {x}.",
-            "To {aim} I have to be in {x} now, for {next}.",
+            "To {aim}, I have to be in {x} now, for {next}.",
             "I am not where I should be: {x} is the place for {next}.",
         ),
     ),
     (r"look around", _LOOK),
     (
-        r"(?:look (?:at|in|on)|examine) (?P<x>.+)",
-        (
-            "I check how far things have come with {x}.",
-            "What I see with {x} decides what comes next.",
-        ),
+        r"look in (?P<x>.+)",
+        ("I check how far it has come in {x}.", "What I see in {x} decides what comes next."),
     ),
+    (r"(?:look (?:at|on)|examine) (?P<x>.+)", ("I take a closer look at {x} before I go on.",)),
     (r"read (?P<x>.+)", ("{x} may say how to {aim}.",)),
     (
         _FOCUS,
@@ -192,6 +191,10 @@ _REASONS: _Reasons = (
     (
         r"move (?P<x>.+?) to (?P<y>.+)",
         ("{x} has to be in {y} for this to work out.", "To {aim}, I put {x} into {y}."),
+    ),
+    (
+        r"pour cup containing (?P<x>\w+ paint).* into (?P<y>.+)",
+        ("{x} has to go into {y}, to be mixed there.",),
     ),
     (
         r"pour (?P<x>.+?) into (?P<y>.+)",
