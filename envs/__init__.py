@@ -17,6 +17,7 @@ from envs.react import Message, Prompt, PromptStyle, Reply, parse
 from envs.trajectory import Step, Trajectory
 
 ENTRY_POINTS = {
+    "stepagent/ALFWorld-v0": "envs.alfworld.env:ALFWorldEnv",
     "stepagent/Mind2Web-v0": "envs.mind2web.env:make",
     "stepagent/ScienceWorld-v0": "envs.scienceworld.env:ScienceWorldEnv",
     "stepagent/WebShop-v0": "envs.webshop.env:WebShopEnv",

@@ -1,0 +1,217 @@
+"""`stepagent/ALFWorld-v0`: household tasks in text (Shridhar et al., 2021).
+
+Rules of the episode, as the paper (and ETO before it) has them:
+
+- The score is 1 once the goal holds, else 0; reaching it ends the episode and is success.
+- The first observation is the room and the task, without TextWorld's banner. On arrival,
+  `You arrive at loc 12. ` is left out, which says nothing to anybody. All else is the game's text.
+- At most 40 actions, as in ETO; upstream's own configuration has 50 (`max_steps=50`).
+- A command must be written as the game has it, else `Nothing happens.` and `valid` is false. Other
+  than upstream, capitals, a final full stop and the other wording (`envs.alfworld.wording`) are
+  understood, whichever engine plays.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from envs import react
+from envs.alfworld import data as sources
+from envs.alfworld import engine as fast
+from envs.alfworld import expert as experts
+from envs.alfworld.engine import NOTHING, Game
+from envs.alfworld.house import read_goal
+from envs.alfworld.pddl import GameError
+from envs.alfworld.wording import WORDINGS, readings, spoken, spoken_prompt
+from envs.core import Outcome, TextEnv, checksum
+
+ENGINES = ("fast", "textworld")
+STEP_LIMIT = 40
+GAMES_KEPT = 16
+"""Games that an environment keeps read (1 MB each); others are read again when their turn comes."""
+
+_BANNER = "-= Welcome to TextWorld"
+_ARRIVAL = re.compile(r"You arrive at loc \d+\. ")
+_TASK = re.compile(r"Your task is to: ?(.*)\Z", re.DOTALL)
+
+
+class ALFWorldEnv(TextEnv):
+    """ALFWorld as a text environment; see the module's head for the rules.
+
+    Parameters
+    ----------
+    data: None: generated games, in rooms of the installed alfworld package. Else a folder that
+        holds ALFWorld's `json_2.1.1` (or is it), or a `.tar.zst` of it.
+    engine: "fast", or "textworld", the reference, which must be installed and is slow.
+    wording: of the prompt and the expert: "new" (`move X to Y`, `use X`) or "old" (`put X in/on Y`,
+        `toggle X`, as in the paper's prompt); None: the one that the games themselves are in.
+        Agents may use either, always.
+    expert: "explorer" or "planner" (`envs.alfworld.expert` says how they differ).
+    split, max_steps, render_mode: as in `TextEnv`.
+
+    Raises ValueError for an unknown engine, wording or expert, FileNotFoundError and
+    PermissionError for data that is not there or cannot be read. `tasks` and `reset` raise
+    ValueError for a split without a playable game and for broken games, naming the file.
+    """
+
+    prompt_file: ClassVar[Path] = Path(__file__).with_name("prompt.md")
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        data: str | os.PathLike[str] | None = None,
+        engine: str = "fast",
+        wording: str | None = None,
+        expert: str = "explorer",
+        max_steps: int | None = None,
+        render_mode: str | None = None,
+    ):
+        super().__init__(split=split, max_steps=max_steps, render_mode=render_mode)
+        for name, value, allowed in (
+            ("engine", engine, ENGINES),
+            ("wording", wording, (None, *WORDINGS)),
+            ("expert", expert, experts.EXPERTS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"unknown {name} {value!r}: choose one of {_list(allowed)}")
+        self.engine, self.expert = engine, expert
+        self._wording = wording
+        self._source = sources.open_source(data)
+        self._generated = data is None
+        self._games: OrderedDict[str, Game] = OrderedDict()
+        self._play: Any = None
+
+    @property
+    def packages(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What can change a result: the rules of generated games, the reference engine."""
+        used = ("alfworld",) if self._generated else ()
+        return (*used, "textworld", "alfworld") if self.engine == "textworld" else used
+
+    def list_tasks(self) -> Sequence[str]:
+        return self._source.tasks(self.split)
+
+    def step_limit(self, task_id: str) -> int:
+        return STEP_LIMIT
+
+    @property
+    def task_type(self) -> str:
+        """One of ALFWorld's six types, such as pick_and_place_simple."""
+        return re.split(r"[-/]", self.task_id or "", maxsplit=1)[0]
+
+    def data_checksum(self) -> str:
+        return self._source.checksum()
+
+    @property
+    def wording(self) -> str:
+        """Of the prompt and the expert: "old" or "new"."""
+        if self._wording is None:
+            grammar = str(self._source.load(self.tasks[0]).get("grammar"))
+            self._wording = "old" if "put {o} in/on {r}" in grammar else "new"
+        return self._wording
+
+    @property
+    def prompt(self) -> react.Prompt:
+        prompt = super().prompt
+        return react.Prompt(
+            spoken_prompt(prompt.instruction, self.wording),
+            tuple(
+                (seen, thought, spoken(action, self.wording))
+                for seen, thought, action in prompt.example
+            ),
+        )
+
+    def fingerprint(self) -> dict[str, str]:
+        found = super().fingerprint()
+        return {
+            **found,
+            "engine": self.engine,
+            "wording": self.wording,
+            "expert": self.expert,
+            "code": _code(),
+        }
+
+    # Playing ----------------------------------------------------------------------------------
+
+    def begin(self, task_id: str) -> str:
+        self._play = None
+        if self.engine == "fast":
+            self._play = self._game(task_id).start()
+        else:
+            from envs.alfworld import reference
+
+            self._play = reference.load(self._source.load(task_id))
+        text = self._play.intro()
+        if text.startswith(_BANNER):
+            text = text.partition("\n\n")[2]
+        found = _TASK.search(text)
+        self.instruction = found[0].strip() if found else text.strip()
+        return text
+
+    def _game(self, task_id: str) -> Game:
+        game = self._games.pop(task_id, None)
+        if game is None:
+            try:
+                game = fast.load(self._source.load(task_id))
+                read_goal(game)
+            except GameError as error:
+                raise GameError(f"the game {task_id} cannot be played: {error}") from None
+        self._games[task_id] = game
+        if len(self._games) > GAMES_KEPT:
+            self._games.popitem(last=False)
+        return game
+
+    def act(self, action: str) -> Outcome:
+        play = self._play
+        commands = [text for text in readings(action) if play.knows(text)]
+        text = play.step(commands[0]) if commands else None
+        won = play.won()
+        return Outcome(
+            observation=NOTHING if text is None else _ARRIVAL.sub("", text, count=1),
+            score=1.0 if won else 0.0,
+            done=won,
+            success=won,
+            valid=bool(commands),
+        )
+
+    def admissible_actions(self) -> list[str]:
+        """Upstream's admissible commands, sorted (half a millisecond, textworld: has them ready).
+
+        Raises RuntimeError before the first reset.
+        """
+        if self._play is None:
+            raise RuntimeError("no task is running: call reset() first")
+        return self._play.admissible()
+
+    def expert_plan(self) -> list[tuple[str, str]]:
+        """The expert's plan for the current task from its reset, in the prompt's wording.
+
+        Raises RuntimeError before the first reset.
+        """
+        if self.task_id is None:
+            raise RuntimeError("no task is running: call reset() first")
+        limit = self.max_steps or STEP_LIMIT
+        steps = experts.plan(self._game(self.task_id), self.expert, limit)
+        return [(thought, spoken(action, self.wording)) for thought, action in steps]
+
+    def close(self) -> None:
+        self._play = None
+        self._games.clear()
+        self._ended = True
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Checksum of this package: a result depends on it as on any other version."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return checksum(*(file.read_bytes() for file in files))
+
+
+def _list(values: Sequence[Any]) -> str:
+    return ", ".join(str(value) for value in values)

@@ -1,0 +1,164 @@
+"""The experts' plans as (thought, action) pairs.
+
+Two experts: `planner` knows where everything is and takes a shortest way; `explorer` (the default)
+has to look. The explorer is what an agent should imitate: the planner's first action often goes
+straight to a drawer of which nothing has been seen, and who learns from it learns to guess. The
+explorer's actions follow from what has been observed, and its thoughts say so.
+
+Where the explorer does not get there within the limit, it looks in another order (20 attempts);
+where that fails too, the planner's plan is taken.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+
+from envs.alfworld.engine import Game
+from envs.alfworld.explorer import Explorer
+from envs.alfworld.house import Goal, read_goal
+from envs.alfworld.pddl import GameError
+from envs.alfworld.planner import Move
+from envs.alfworld.planner import plan as shortest
+
+EXPERTS = ("explorer", "planner")
+ATTEMPTS = 20
+
+
+def plan(game: Game, expert: str = "explorer", limit: int = 50) -> list[tuple[str, str]]:
+    """(thought, action) pairs that win the game from its beginning, at most `limit` if possible.
+
+    Raises ValueError for an unknown expert, GameError for a game that cannot be won.
+    """
+    moves = find_moves(game, expert, limit)
+    goal = read_goal(game)
+    return [(_thought(game, goal, moves, i), move.command) for i, move in enumerate(moves)]
+
+
+def find_moves(game: Game, expert: str, limit: int) -> list[Move]:
+    """The moves alone."""
+    if expert not in EXPERTS:
+        raise ValueError(f"unknown expert {expert!r}: choose one of {', '.join(EXPERTS)}")
+    if expert == "explorer":
+        seed = zlib.crc32(game.start().intro().encode())
+        for attempt in range(ATTEMPTS):
+            try:
+                return Explorer(game.start(), attempt, seed, limit).run()
+            except GameError:
+                continue
+    return shortest(game.start())
+
+
+# Thoughts -------------------------------------------------------------------------------------
+
+_STATES = {"isclean": "clean", "ishot": "hot", "iscool": "cool", "": ""}
+_DEEDS = {"isclean": "clean", "ishot": "heat", "iscool": "cool down"}
+
+
+def _thought(game: Game, goal: Goal, moves: Sequence[Move], i: int) -> str:
+    """Why this move comes now. The same for the same game, in every process."""
+    move = moves[i]
+    seed = zlib.crc32(f"{game.start().intro()}/{i}".encode()) if i else 0
+    entity = game.entities.get(move.thing)
+    thing = entity.name.strip().removesuffix("type") if entity else move.thing
+    kind = re.sub(r" \d+$", "", thing)
+    words = {
+        "thing": thing,
+        "kind": kind,
+        "place": game.entities[move.receptacle].name,
+        "state": _STATES[goal.state],
+        "deed": _DEEDS.get(goal.state, ""),
+        "goal": _in_words(goal),
+        "target": goal.receptacle_type.removesuffix("type"),
+        "lamp": goal.lamp_type.removesuffix("type"),
+        "next": _then(goal),
+    }
+    reasons = _REASONS[move.purpose]
+    if i == 0:
+        opening = _OPENINGS[zlib.crc32(game.start().intro().encode()) % len(_OPENINGS)]
+        return f"{opening.format(**words)} {reasons[0].format(**words)}"
+    if move.purpose == "search-go" and moves[i - 1].purpose.startswith("search"):
+        reasons = _SEARCHING_ON
+    return reasons[seed % len(reasons)].format(**words)
+
+
+def _in_words(goal: Goal) -> str:
+    kind = goal.object_type.removesuffix("type")
+    if goal.lamp_type:
+        return f"look at a {kind} in the light of a {goal.lamp_type.removesuffix('type')}"
+    what = f"two {kind}s" if goal.count > 1 else f"a {_STATES[goal.state]} {kind}"
+    place = goal.receptacle_type.removesuffix("type")
+    return f"have {' '.join(what.split())} in or on a {place}"
+
+
+def _then(goal: Goal) -> str:
+    if goal.lamp_type:
+        return "take it to the light"
+    if goal.state:
+        return f"{_DEEDS[goal.state]} it, then put it where it belongs"
+    return "put it where it belongs"
+
+
+_OPENINGS = (
+    "I have to {goal}. So I first find what I need, then {next}.",
+    "The task is to {goal}: get hold of the thing, then {next}.",
+    "What is wanted: {goal}. I get the thing and {next}.",
+)
+_SEARCHING_ON = (
+    "No {kind} here. The {place} is the next place where one could be.",
+    "That was not it. I go on to the {place}.",
+    "I still need a {kind}; I try the {place}.",
+    "Nothing of use to me here, so I look at the {place}.",
+)
+_REASONS: dict[str, tuple[str, ...]] = {
+    "search-go": (
+        "The {place} is a likely place for a {kind}, so I look there.",
+        "I do not know yet where a {kind} is. I look at the {place}.",
+        "Now I need a {kind}. The {place} is worth a look.",
+    ),
+    "search-open": (
+        "The {place} is shut; there may be a {kind} in it, so I open it.",
+        "I cannot see into the {place} while it is closed.",
+    ),
+    "search-look": (
+        "The {place} is within reach from here, so I look at it too.",
+        "I stand at the {place} already and only need to look.",
+    ),
+    "fetch-go": (
+        "There is a {kind} at the {place}, so I go there.",
+        "I need the {thing}, and its place is the {place}.",
+    ),
+    "fetch-open": ("The {thing} is in the {place}, which has to be opened first.",),
+    "fetch-do": (
+        "Here is the {thing}. I take it.",
+        "The {thing} is what I need, so I pick it up.",
+        "This is it: the {thing}.",
+    ),
+    "tool-go": (
+        "I hold the {thing}. To {deed} it I go to the {place}.",
+        "The {thing} has to be {state} first, which the {place} is good for.",
+    ),
+    "tool-open": ("The {place} has to be open for this.",),
+    "tool-do": (
+        "At the {place} I can {deed} the {thing}.",
+        "Now I make the {thing} {state}.",
+    ),
+    "target-go": (
+        "The {thing} is as it should be and belongs at the {place}.",
+        "With the {thing} in my hands I go to the {place}.",
+    ),
+    "target-open": ("The {place} is closed, so I open it before I put the {thing} in.",),
+    "target-do": (
+        "This is the right place for the {thing}.",
+        "I put the {thing} down here, at the {place}.",
+    ),
+    "lamp-go": (
+        "I hold what is to be looked at. The {kind} stands at the {place}.",
+        "Now to the {thing}, which I saw at the {place}.",
+    ),
+    "lamp-do": (
+        "I switch the {thing} on, to look at what I hold in its light.",
+        "The {thing} only needs to be turned on.",
+    ),
+}

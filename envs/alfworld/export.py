@@ -1,0 +1,77 @@
+"""Writes generated games in ALFWorld's own layout: `python -m envs.alfworld.export --out DIR`.
+
+    DIR/json_2.1.1/{train,valid_seen,valid_unseen}/<task>/<trial>/{game.tw-pddl,traj_data.json}
+
+Upstream's `AlfredTWEnv` loads them, and so does `data=DIR` here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from envs import cli
+from envs.alfworld import generated
+from envs.alfworld.data import FOLDERS, GAME, ROOT, TRAJECTORY
+
+
+@dataclass
+class Config:
+    """Writes generated ALFWorld games as files that upstream's loader reads."""
+
+    out: Path
+    """Folder to write into; it is made."""
+    split: Literal["train", "dev", "test"] = "test"
+    """Which split's games."""
+    limit: int = 20
+    """How many, from the split's first on."""
+
+
+def write(folder: Path, task_ids: Sequence[str]) -> list[Path]:
+    """Writes the games; returns the folders of the trials. Raises ValueError for unknown ids."""
+    trials = []
+    for task_id in task_ids:
+        game = generated.make(task_id)
+        task = game.pop("task")
+        kind, _, rest = task_id.partition("/")
+        split, _, number = rest.partition("-")
+        lamp = kind == "look_at_obj_in_light"
+        name = f"{kind}-{task['object']}-None-{task['target']}-{task['room']}"
+        trial = folder / ROOT / FOLDERS[split] / name / f"trial_generated_{split}_{number}"
+        trial.mkdir(parents=True, exist_ok=True)
+        trajectory = {
+            "task_id": trial.name,
+            "task_type": kind,
+            "pddl_params": {
+                "mrecep_target": "",
+                "object_sliced": False,
+                "object_target": task["object"],
+                "parent_target": "" if lamp else task["target"],
+                "toggle_target": task["target"] if lamp else "",
+            },
+            "scene": {"floor_plan": f"FloorPlan{task['room']}", "scene_num": task["room"]},
+            "turk_annotations": {"anns": [{"task_desc": task["words"]}]},
+        }
+        _write(trial / GAME, game)
+        _write(trial / TRAJECTORY, trajectory)
+        trials.append(trial)
+    return trials
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = cli.parse(Config, argv, prog="python -m envs.alfworld.export")
+    trials = write(config.out, generated.Generated().tasks(config.split)[: config.limit])
+    print(f"{len(trials)} games in {config.out / ROOT / FOLDERS[config.split]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The reference engine: TextWorld's own PDDL engine behind the interface of `engine.Play`.
+
+For comparing and for whoever trusts nothing else; the extra `textworld` installs it (its planner
+library is compiled on the spot: it needs a C++ compiler and CMake). It takes a second to load a
+game, tens of milliseconds a step, and gives no memory back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from envs.alfworld.engine import NOTHING
+from envs.alfworld.pddl import GameError
+
+
+def load(data: Mapping[str, Any]) -> ReferencePlay:
+    """Raises ImportError where TextWorld is not installed, GameError where it refuses the game."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            import textworld
+            from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
+            from textworld.envs.pddl import PddlEnv
+    except ImportError as error:
+        raise ImportError(
+            f"engine='textworld' needs TextWorld and its planner ({error}): install them with "
+            "`make textworld` or `pip install 'stepagent[textworld]'` (compiles C++), or use "
+            "engine='fast', which says the same"
+        ) from None
+    infos = textworld.EnvInfos(won=True, admissible_commands=True)
+    env = AlfredInfos(AlfredDemangler(PddlEnv(infos), shuffle=False))
+    try:
+        env.load(dict(data))
+    except Exception as error:  # the translator raises whatever it stumbles over
+        raise GameError(f"TextWorld cannot read the game: {error!r}") from error
+    return ReferencePlay(env)
+
+
+class ReferencePlay:
+    """One episode in TextWorld; `start()` begins it anew."""
+
+    def __init__(self, env: Any):
+        self.env, self.state = env, env.reset()
+
+    def start(self) -> ReferencePlay:
+        if self.state.get("last_command") is not None:
+            self.state = self.env.reset()
+        return self
+
+    def intro(self) -> str:
+        return str(self.state["feedback"])
+
+    def won(self) -> bool:
+        return bool(self.state["won"])
+
+    def admissible(self) -> list[str]:
+        return list(self.state["admissible_commands"])
+
+    def knows(self, text: str) -> bool:
+        return text in self.state["admissible_commands"]
+
+    def step(self, text: str) -> str | None:
+        """The feedback; None where TextWorld says that nothing happens."""
+        self.state, _, _ = self.env.step(text)
+        feedback = str(self.state["feedback"])
+        return None if feedback == NOTHING else feedback
