@@ -1,0 +1,291 @@
+"""The Wikipedia environments: search in up to a million passages, episodes, and who answers.
+
+Passages are generated: 60 words each, drawn as often as Zipf's law has it (the commonest are
+English stop words), with titles of three words. Queries are six words of a random passage. Each
+size is built and searched in processes of its own, in a cache of its own that is deleted in the
+end.
+
+The baseline is BM25 as one first writes it, and as the package rank-bm25 has it: a dict of counts
+for each passage, scored one passage after another. It is measured up to `plain` passages; above
+that, the baseline column holds what was asked of us: 50 ms a search, 2 GB of memory.
+Memory is resident memory of a process that has opened the corpus and searched, mapped pages
+included; for several processes, the share of each (PSS), summed.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import psutil
+
+import envs
+from envs import lucene
+from envs.core import TextEnv
+from envs.wikipedia.corpus import Page
+from envs.wikipedia.env import WikipediaEnv
+from envs.wikipedia.store import StoredCorpus, open_cached
+from eval.benches import Options, Row, settings
+
+ASKED_MS, ASKED_GB = 50.0, 2.0
+"""What a search in a million passages may take at the median, and its process at most."""
+
+
+def bench(options: Options) -> list[Row]:
+    """Searches, memory, building, processes that share an index, episodes, exact match.
+
+    Settings: passages (sizes of the corpora), plain (the largest that the baseline is measured on),
+    searches (at each size), processes (that share an index), tasks (of the test split).
+    """
+    wanted = settings(
+        options,
+        passages=[10_000, 100_000, 1_000_000],
+        plain=100_000,
+        searches=200,
+        processes=4,
+        tasks=100,
+    )
+    rows: list[Row] = []
+    for size in wanted["passages"]:
+        rows += _sized(size, size <= wanted["plain"], wanted["searches"], wanted["processes"])
+    return rows + _episodes(options, wanted["tasks"])
+
+
+# One size ----------------------------------------------------------------------------------------
+
+
+def _sized(size: int, plain: bool, searches: int, processes: int) -> list[Row]:
+    name = f"{size:,} passages"
+    with tempfile.TemporaryDirectory(prefix="stepagent-bench-") as home:
+        built = _in_process(home, _build, size)
+        median, rss = _in_process(home, _search, size, searches)
+        shared = _together(home, processes, size)
+    if plain:
+        asked, baseline = "", _in_process("", _plain, size, max(3, searches // 40))
+    else:
+        asked, baseline = " (baseline: what was asked for)", (built, ASKED_MS, ASKED_GB)
+    rates, shares = zip(*shared, strict=True)
+    who, one, all_of_one = f"{processes} processes, {name}", 1000 / median, processes * rss
+    less, more = Row.less_is_better, Row.more_is_better
+    return [
+        less(f"index of {name}{'' if plain else ' (no baseline)'}", built, baseline[0], "s"),
+        less(f"search in {name}{asked}", median, baseline[1], "ms, median"),
+        less(f"memory, {name}{asked}", rss, baseline[2], "GB"),
+        more(f"{who} (baseline: one)", sum(rates), one, "searches/s"),
+        less(f"{who} (baseline: {processes} times one)", sum(shares), all_of_one, "GB"),
+    ]
+
+
+def _in_process(home: str, work: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of the function, called in a fresh process with that cache folder."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _use_cache, (home,)) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _together(home: str, processes: int, size: int) -> list[tuple[float, float]]:
+    """(searches a second, gigabytes) of each of several processes at the same time."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        ready = manager.Barrier(processes)
+        with ProcessPoolExecutor(processes, context, _use_cache, (home,)) as pool:
+            runs = [pool.submit(_share, size, ready, seed) for seed in range(processes)]
+            return [run.result() for run in runs]
+
+
+def _use_cache(home: str) -> None:
+    if home:
+        os.environ["STEPAGENT_CACHE"] = home
+
+
+def _corpus(size: int) -> StoredCorpus:
+    return open_cached(f"bench-{size}", passages(size))
+
+
+def _build(size: int) -> float:
+    """Seconds that corpus and index take, without those that it takes to invent the passages."""
+    invented = time.perf_counter()
+    for _ in passages(min(size, 20_000)):
+        pass
+    invented = (time.perf_counter() - invented) * size / min(size, 20_000)
+    begun = time.perf_counter()
+    assert len(_corpus(size).index) == size
+    return max(time.perf_counter() - begun - invented, 1e-3)
+
+
+def _search(size: int, searches: int) -> tuple[float, float]:
+    """Median milliseconds of a search, and gigabytes of the process."""
+    corpus = _corpus(size)
+    asked = list(queries(corpus, searches + 20, 0))
+    for query in asked[:20]:
+        corpus.find(query)
+    median = _median_ms(corpus.find, asked[20:])
+    return median, psutil.Process().memory_info().rss / 1e9
+
+
+def _share(size: int, ready: Any, seed: int) -> tuple[float, float]:
+    corpus = _corpus(size)
+    asked = list(queries(corpus, 2000, seed + 1))
+    for query in asked[:20]:
+        corpus.find(query)
+    ready.wait(600)
+    begun, done = time.perf_counter(), 0
+    while time.perf_counter() - begun < 5:
+        corpus.find(asked[done % len(asked)])
+        done += 1
+    rate = done / (time.perf_counter() - begun)
+    pss = psutil.Process().memory_full_info().pss / 1e9
+    ready.wait(600)  # none leaves before all have been measured
+    return rate, pss
+
+
+def _plain(size: int, searches: int) -> tuple[float, float, float]:
+    """Seconds to build, median milliseconds of a search, gigabytes."""
+    pages = list(passages(size))
+    begun = time.perf_counter()
+    index = PlainBM25([f"{page.title}\n{page.text}" for page in pages])
+    built = time.perf_counter() - begun
+    asked = list(queries(pages, searches, 0))
+    return built, _median_ms(index.search, asked), psutil.Process().memory_info().rss / 1e9
+
+
+def _median_ms(search: Callable[[str], Any], asked: Sequence[str]) -> float:
+    seconds = []
+    for query in asked:
+        begun = time.perf_counter()
+        search(query)
+        seconds.append(time.perf_counter() - begun)
+    return 1000 * statistics.median(seconds)
+
+
+class PlainBM25:
+    """BM25 as one first writes it: every passage is scored, one after the other."""
+
+    def __init__(self, texts: Sequence[str], k1: float = 0.9, b: float = 0.4):
+        self.k1, self.b = k1, b
+        self.counts = [Counter(lucene.analyse(text)) for text in texts]
+        self.lengths = np.array([sum(count.values()) for count in self.counts], np.float64)
+        self.occurs = Counter(word for count in self.counts for word in count)
+
+    def search(self, query: str, k: int = 5) -> list[int]:
+        """Numbers of the best k passages."""
+        scores = np.zeros(len(self.counts))
+        norms = self.k1 * (1 - self.b + self.b * self.lengths / self.lengths.mean())
+        for word in lucene.analyse(query):
+            times = np.array([count.get(word, 0) for count in self.counts])
+            found = self.occurs.get(word, 0)
+            idf = math.log(1 + (len(self.counts) - found + 0.5) / (found + 0.5))
+            scores += idf * times / (times + norms)
+        return [int(i) for i in np.argsort(-scores, kind="stable")[:k] if scores[i] > 0]
+
+
+# Passages -----------------------------------------------------------------------------------------
+
+
+def passages(count: int, words: int = 60, vocabulary: int = 300_000) -> Iterator[Page]:
+    """Passages of invented words, as often as Zipf's law has it; the same for the same numbers."""
+    rng = np.random.default_rng(0)
+    chances = np.cumsum(1 / np.arange(1, vocabulary + 1) ** 1.05)
+    chances /= chances[-1]
+    letters = np.array(list("etaoinshrdlucmfwypvbgk"))
+    lengths = 3 + np.minimum(9, np.log2(np.arange(1, vocabulary + 1)) / 2).astype(int)
+    drawn = letters[rng.integers(0, len(letters), size=(vocabulary, 12))]
+    known = ["".join(row[:length]) for row, length in zip(drawn, lengths, strict=True)]
+    known[: len(lucene.STOP_WORDS)] = sorted(lucene.STOP_WORDS)
+    names = np.array(known, dtype=object)
+    for start in range(0, count, 1000):
+        size = min(1000, count - start)
+        chosen = names[np.searchsorted(chances, rng.random((1000, words)))[:size]]
+        titles = names[rng.integers(100, vocabulary, size=(1000, 2))[:size]]
+        for number, (title, text) in enumerate(zip(titles, chosen, strict=True), start):
+            half = words // 2
+            yield Page(
+                f"{title[0].title()} {title[1].title()} {number}",
+                " ".join(text[:half]) + ".\n" + " ".join(text[half:]) + ".",
+            )
+
+
+def queries(pages: Sequence[Page] | StoredCorpus, count: int, seed: int) -> Iterator[str]:
+    """Six words of a random passage each."""
+    rng = np.random.default_rng([seed, 7])
+    for _ in range(count):
+        words = pages[int(rng.integers(len(pages)))].text.replace(".", "").split()
+        yield " ".join(rng.choice(words, size=6, replace=False))
+
+
+# Episodes -----------------------------------------------------------------------------------------
+
+
+def _episodes(options: Options, tasks: int) -> list[Row]:
+    """Steps a second of the expert's episodes, and the exact match of oracle and guess."""
+    env = envs.make(options.env, split="test")
+    assert isinstance(env, WikipediaEnv)
+    chosen = env.tasks[:tasks]
+    plans = []
+    for task in chosen:
+        env.reset(seed=0, options={"task_id": task})
+        plans.append([action for _, action in env.expert_plan()])
+    steps = sum(len(plan) for plan in plans)
+    corpus = env.shared_corpus
+    assert isinstance(corpus, StoredCorpus)
+    plain = PlainBM25([f"{page.title}\n{page.text}" for page in corpus])
+    ours, theirs = [], []
+    for _ in range(options.repeats):
+        begun = time.perf_counter()
+        hits = sum(_play(env, task, plan) for task, plan in zip(chosen, plans, strict=True))
+        ours.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        for plan in plans[:: max(1, len(plans) // 10)]:
+            for action in plan:
+                plain.search(action)
+        part = sum(len(plan) for plan in plans[:: max(1, len(plans) // 10)])
+        theirs.append((time.perf_counter() - begun) * steps / part)
+    guessed = sum(bm25_guess(env, task) for task in chosen)
+    name = options.env.split("/")[-1]
+    return [
+        Row.more_is_better(
+            f"{name} steps (baseline: a plain BM25 search a step)",
+            steps / statistics.median(ours),
+            steps / statistics.median(theirs),
+            "steps/s",
+        ),
+        Row.more_is_better(
+            f"{name} exact match of the oracle (baseline: BM25, then a guess)",
+            hits / len(chosen),
+            guessed / len(chosen),
+            "EM",
+        ),
+    ]
+
+
+def _play(env: TextEnv, task: str, plan: Sequence[str]) -> float:
+    env.reset(seed=0, options={"task_id": task})
+    for action in plan:
+        *_, info = env.step(action)
+    return info["metrics"]["em"]
+
+
+def bm25_guess(env: WikipediaEnv, task: str) -> float:
+    """Exact match of plain retrieval: searches the question, opens the first hit, answers with the
+    first name on it that the question does not have (a date or number where one is asked for)."""
+    env.reset(seed=0, options={"task_id": task})
+    question = env.question.text
+    shown = env.step(f"search[{question[:300]}]")[0]
+    titles = re.findall(r"'([^']+)'", shown.split("Similar: ")[-1])
+    if titles:
+        shown = env.step(f"search[{titles[0]}]")[0]
+    number = re.match(r"when|in which year|how many|what year", question, re.IGNORECASE)
+    pattern = r"\d+ \w+ \d{4}|[\d,]{3,}" if number else r"[A-Z]\w+(?: [A-Z]\w+)*"
+    found = [name for name in re.findall(pattern, shown) if name not in question and len(name) > 2]
+    yes_no = re.match(r"(are|is|was|were|do|does|did)\b", question, re.IGNORECASE)
+    answer = "yes" if yes_no else found[0] if found else titles[0] if titles else "no"
+    return env.step(f"finish[{answer}]")[-1]["metrics"]["em"]
