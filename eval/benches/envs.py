@@ -7,7 +7,12 @@ import importlib
 from eval.benches import Options, Row
 
 BENCHES = {
+    "stepagent/2WikiMultihopQA-v0": "eval.benches.wikipedia:bench",
+    "stepagent/HotpotQA-v0": "eval.benches.wikipedia:bench",
+    "stepagent/Mind2Web-v0": "eval.benches.mind2web:bench",
+    "stepagent/MuSiQue-v0": "eval.benches.wikipedia:bench",
     "stepagent/ScienceWorld-v0": "eval.benches.scienceworld:bench",
+    "stepagent/WebShop-v0": "eval.benches.webshop:bench",
 }
 """Environment id → `module:function`."""
 
