@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 
 from envs.scienceworld import biology, data, gold, laboratory, thoughts
 from envs.scienceworld.attempt import Attempt, Over, Plan
+from envs.scienceworld.gateway import JavaError
 from envs.scienceworld.jvm import Simulator
 
 _PLANS: dict[str, tuple[Plan, ...]] = {
@@ -59,7 +60,7 @@ def plan(task_id: str, simplifications: tuple[str, ...]) -> tuple[tuple[str, str
             attempt = Attempt(simulator, task, variation, simplifications, limit)
             try:
                 plan(attempt)
-            except Over:
+            except (Over, JavaError):  # the simulator throws at some actions: that plan fails
                 pass
             return attempt
 
