@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -28,11 +31,29 @@ MAX_TITLE = 4000
 def _model() -> Any | None:
     for name in MODELS:
         try:
-            package = importlib.import_module(name)
-            return package.load(disable=["parser", "ner", "lemmatizer", "senter"])
+            with _without("torch"):
+                package = importlib.import_module(name)
+            return package.load(exclude=["parser", "ner", "lemmatizer", "senter"])
         except (ImportError, OSError):
             continue
     return None
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Hides a module from imports in here, unless it is loaded already.
+
+    spaCy's thinc loads PyTorch wherever it finds it, 0.2 GB and seconds that a tagger has no use
+    for, in every process that shops.
+    """
+    hidden = module not in sys.modules
+    if hidden:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[module]
 
 
 def method() -> str:
