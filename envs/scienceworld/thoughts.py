@@ -86,20 +86,23 @@ def _special(goal: str, actions: Sequence[str]) -> _Reasons:
     if "grow a" in goal and any(action.startswith("wait") for action in actions):
         looks = ("I check whether there is any fruit yet.",)
         return ((r"wait\d*", _GROWING), (r"look around", looks))
-    if places := re.search(r"(?:If it is|If the .+) (.+), place it in the (\w+ box)\. If", goal):
-        condition, box = places[1], places[2]
-        shown = condition.startswith("electrically")
-        yes = "The bulb shines" if shown else f"The thermometer reads {condition}"
-        no = "The bulb stays dark" if shown else "The thermometer reads less than that limit"
-        there = f"{yes}, so {{x}} belongs in {{y}}."
-        other = f"{no}, so {{x}} belongs in {{y}}."
+    if rule := _BOX_RULE.search(goal):
+        condition, box = rule.groups()
+        yes, no = f"What I measured is {condition}", f"What I measured is not {condition}"
+        if condition.startswith("electrically"):
+            yes, no = "The bulb shines", "The bulb stays dark"
+        into = r"(?:focus on|move .+ to) (?P<x>%s)"
         return (
-            (rf"move (?P<x>.+?) to (?P<y>{box})", (there,)),
-            (r"move (?P<x>.+?) to (?P<y>\w+ box)", (other,)),
+            (into % box, (f"{yes}, so {{x}} is the right one.",)),
+            (into % r"\w+ box", (f"{no}, so {{x}} is the right one.",)),
         )
     return ()
 
 
+_BOX_RULE = re.compile(
+    r"is (above [\d.-]+ degrees celsius|electrically conductive)"
+    r", (?:place it in|focus on) the (\w+ box)"
+)
 _WHERE = re.compile(r" in (?:inventory|(?:large )?cupboard|outside|oven|blast furnace)$")
 _FOCUS = r"focus on (?P<x>.+)"
 _LOOKING = "seeing what is there"

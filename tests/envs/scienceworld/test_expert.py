@@ -157,3 +157,27 @@ def test_thoughts_do_not_tell_what_is_only_seen_later():
         found = thoughts.of(f"find-animal/{number}", goal, actions)
         assert "frog" not in found[0] + found[1]
         assert "frog egg" in found[2]
+
+
+def test_thoughts_give_the_reason_for_the_box():
+    goal = (
+        "Your task is to determine if lead is electrically conductive. If it is electrically "
+        "conductive, place it in the red box. If it is electrically nonconductive, place it in the "
+        "blue box."
+    )
+    found = thoughts.of("x/1", goal, ["move lead to red box", "move lead to blue box"])
+    assert found == [
+        "The bulb shines, so the red box is the right one.",
+        "The bulb stays dark, so the blue box is the right one.",
+    ]
+    goal = (
+        "Your task is to measure the melting point of tin, which is in the kitchen. If the melting "
+        "point of tin is above -10.0 degrees celsius, focus on the red box. If the melting point "
+        "of tin is below -10.0 degrees celsius, focus on the blue box."
+    )
+    found = thoughts.of("x/1", goal, ["focus on tin", "focus on red box", "focus on blue box"])
+    assert "measured" not in found[0]
+    assert found[1:] == [
+        "What I measured is above -10.0 degrees celsius, so the red box is the right one.",
+        "What I measured is not above -10.0 degrees celsius, so the blue box is the right one.",
+    ]
