@@ -212,9 +212,7 @@ def _records(path: Path, raw: bytes, problems: Problems) -> list[dict[str, Any]]
     return [record for record in records if isinstance(record, dict)]
 
 
-def task_from_official(
-    record: Mapping[str, Any], html: str, problems: Problems
-) -> Task | None:
+def task_from_official(record: Mapping[str, Any], html: str, problems: Problems) -> Task | None:
     """A task of the official format; None (and counted) where it lacks an id, a text or actions."""
     name = str(record.get("annotation_id") or "")
     instruction = " ".join(str(record.get("confirmed_task") or "").split())
@@ -246,8 +244,8 @@ def _with(step: Step, **changes: Any) -> Step:
 
 
 def _step(action: Mapping[str, Any], uid: str, html: str, problems: Problems) -> Step:
-    positives = _candidates(action.get("pos_candidates"), uid, problems)
-    negatives = _candidates(action.get("neg_candidates"), uid, problems)
+    positives = parse_candidates(action.get("pos_candidates"), uid, problems)
+    negatives = parse_candidates(action.get("neg_candidates"), uid, problems)
     wanted = "cleaned_html" if html == "cleaned" else "raw_html"
     page = action.get(wanted)
     return make_step(
@@ -298,7 +296,8 @@ def _by_number(name: str) -> tuple[int, str]:
     return (int(name) if name.isascii() and name.isdigit() and len(name) < 19 else -1, name)
 
 
-def _candidates(found: Any, uid: str, problems: Problems) -> list[Candidate]:
+def parse_candidates(found: Any, uid: str, problems: Problems) -> list[Candidate]:
+    """The candidates of a list in the official form."""
     candidates = []
     for item in found if isinstance(found, list) else ():
         item = _object(item)

@@ -214,9 +214,7 @@ class Mind2WebEnv(TextEnv):
         order = np.random.default_rng([self._orders, number]).permutation(len(candidates))
         return Rounds([candidates[i] for i in order], draw, value)
 
-    def _check_shown(
-        self, step: Step, question: Question, candidates: Sequence[Candidate]
-    ) -> None:
+    def _check_shown(self, step: Step, question: Question, candidates: Sequence[Candidate]) -> None:
         ranked = {c.node for c in candidates} & set(step.positives)
         if ranked and not ranked & set(question.view.nodes):
             self._library.problems.add("positive left out by the token budget", step.uid)
@@ -259,4 +257,3 @@ def describe(instruction: str, history: Sequence[str], question: str) -> str:
     last = [" ".join(action.split())[:160] for action in history[-HISTORY:]]
     before = "\n".join(["Previous actions:", *last]) if last else "Previous actions: none"
     return f"Task: {instruction[:2000]}\n{before}\n{question}"
-

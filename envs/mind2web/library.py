@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.mind2web import rank
-from envs.mind2web.data import Problems, Source, Task, open_source, read_ranks
+from envs.mind2web.data import Problems, Source, open_source, read_ranks
 from envs.mind2web.prune import Candidate, Page, View
 
 PAGES = 16
@@ -37,7 +37,7 @@ class Library:
         top_k: int,
     ):
         self.source, self.problems = source, problems
-        self._ranks, self._ranker, self._top_k = ranks, ranker, top_k
+        self._ranks, self.ranker, self._top_k = ranks, ranker, top_k
         self.task = lru_cache(TASKS)(source.task)
         self.ids = lru_cache(3)(lambda split: tuple(source.ids(split)))
         self.checksum = lru_cache(1)(source.checksum)
@@ -61,7 +61,7 @@ class Library:
             if self._ranks is not None:
                 self.problems.add("step without ranks", step.uid)
             page = self.page(task_id, number)
-            best = rank.ranked(step, page, task.instruction, self._ranker)[: self._top_k]
+            best = rank.ranked(step, page, task.instruction, self.ranker)[: self._top_k]
         else:
             known = {candidate.node: candidate for candidate in step.candidates}
             if not set(order) <= set(known):

@@ -14,9 +14,6 @@ import gzip
 import io
 import json
 import logging
-import os
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -25,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from envs.cache import cache_folder
+from envs.cache import cache_folder, made_once
 from envs.core import checksum
 from envs.mind2web.data import Problems, Task, task_from_official
 
@@ -80,52 +77,43 @@ class OfficialFolder:
         """The folder that holds a set's tasks, made where it is not there yet."""
         key = checksum(_FORMAT, self.html, name, str(self.folder.resolve()), str(self._listing))
         target = cache_folder() / "mind2web" / f"{name}-{key}"
-        if not (target / "index.json").is_file():
-            files = [file for file, _, _ in self._listing]
-            members = list(_members(self.folder, files, name, self.password))
-            if not members:
-                raise ValueError(
-                    f"{self.folder.absolute()} has no file of the set {name!r}: looked for "
-                    f"{name}/*.json, {name}*.json and zip archives of them; it holds "
-                    f"{', '.join(files[:8]) or 'no .json or .zip file'}"
-                )
-            self._pack(name, members, target)
+        index = target / "index.json"
+        made_once(target, lambda folder: self._pack(name, folder), index.is_file)
         return target
 
-    def _pack(self, name: str, members: list[_Member], target: Path) -> None:
-        log.warning("packing Mind2Web's %s once into %s", name, target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
-        problems, ids = Problems(), []
+    def _pack(self, name: str, folder: Path) -> None:
+        """Reads a set and writes its tasks into the folder."""
+        files = [file for file, _, _ in self._listing]
+        members = list(_members(self.folder, files, name, self.password))
+        if not members:
+            raise ValueError(
+                f"{self.folder.absolute()} has no file of the set {name!r}: looked for "
+                f"{name}/*.json, {name}*.json and zip archives of them; it holds "
+                f"{', '.join(files[:8]) or 'no .json or .zip file'}"
+            )
+        log.warning("packing Mind2Web's %s once (minutes for the whole set)", name)
+        problems, ids = Problems(), {}
         other = "raw_html" if self.html == "cleaned" else "cleaned_html"
-        try:
-            for member in members:
-                with member.open() as stream:
-                    for record in objects(stream, str(member)):
-                        task = task_from_official(record, self.html, problems)
-                        if task is None or task.id in ids:
-                            continue
-                        for action in record["actions"]:
-                            if isinstance(action, dict):
-                                action.pop(other, None)
-                        path = partial / f"{len(ids)}.json.gz"
-                        with gzip.open(path, "wt", encoding="utf-8", compresslevel=4) as file:
-                            json.dump(record, file)
-                        ids.append(task.id)
-            if not ids:
-                raise ValueError(
-                    f"no task of Mind2Web in {', '.join(map(str, members))}: {problems.counts()}"
-                )
-            found = {kind: sorted(places) for kind, places in problems.items()}
-            (partial / "index.json").write_text(json.dumps({"ids": ids, "problems": found}))
-            os.chmod(partial, 0o755)
-            try:
-                os.rename(partial, target)
-            except OSError:
-                if not (target / "index.json").is_file():  # another process was first
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        for member in members:
+            with member.open() as stream:
+                for record in objects(stream, str(member)):
+                    task = task_from_official(record, self.html, problems)
+                    if task is None or task.id in ids:
+                        continue
+                    for action in record["actions"]:
+                        if isinstance(action, dict):
+                            action.pop(other, None)
+                    path = folder / f"{len(ids)}.json.gz"
+                    with gzip.open(path, "wt", encoding="utf-8", compresslevel=4) as file:
+                        json.dump(record, file)
+                    ids[task.id] = path.name
+        if not ids:
+            raise ValueError(
+                f"no task of Mind2Web in {', '.join(map(str, members))}: {problems.counts()}"
+            )
+        found = {kind: sorted(places) for kind, places in problems.items()}
+        text = json.dumps({"ids": list(ids), "problems": found})
+        (folder / "index.json").write_text(text, encoding="utf-8")
 
 
 class _Member:

@@ -122,7 +122,7 @@ class Page:
             self._nodes.pop("", None)
             self._order = {name: place for place, name in enumerate(self._nodes)}
             if not self._nodes:
-                self.problem = self.problem or "page without node ids"
+                self.problem = "page without node ids"
 
     def __contains__(self, node_id: str) -> bool:
         return node_id in self._nodes
@@ -263,7 +263,10 @@ class _Writer:
         head = _Writer(self.chosen, shorter)
         head.numbers = self.numbers
         limit = self.detail.descendants if node.tag == "select" else words
-        return f"<{' '.join([head.head(node), *_texts(node, limit)])}>"
+        before = node.getprevious()
+        named = before is not None and before.tag == "label"  # it stands for the label in the tree
+        label = _texts(before, shorter.words) if named else []
+        return f"<{' '.join([head.head(node), *label, *_texts(node, limit)])}>"
 
     def missing(self, candidate: Candidate) -> str:
         """A candidate that the page does not hold, from its own attributes."""

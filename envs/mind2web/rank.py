@@ -27,8 +27,7 @@ HISTORY = 5
 """Actions of the history that are shown and that ranking sees."""
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+|[^\W\da-zA-Z_]+")
 _STOP = frozenset(
-    "a an the of for to in on at and or with by from is are be it its this that i my me you your"
-    " as if not no all any".split()
+    ["a", "an", "the", "of", "for", "to", "in", "on", "at", "and", "or", "with", "by", "from", "is", "are", "be", "it", "its", "this", "that", "i", "my", "me", "you", "your", "as", "if", "not", "no", "all", "any"]
 )
 _ACTIVE = frozenset({"a", "button", "input", "select", "textarea", "option", "label", "summary"})
 

@@ -123,7 +123,5 @@ def _weighed(trajectories: Sequence[_Episode], weights: Sequence[float]) -> dict
         raise ValueError(
             f"{len(strange)} trajectories lack the metric 'task_steps': they are not of Mind2Web"
         )
-    found = {
-        name: fmean([row.get(name, 0.0) for row in rows], weights) for name in STEP_METRICS
-    }
+    found = {name: fmean([row.get(name, 0.0) for row in rows], weights) for name in STEP_METRICS}
     return {**found, "task_success": fmean([row.get("task_success", 0.0) for row in rows])}

@@ -7,6 +7,7 @@ import importlib
 from eval.benches import Options, Row
 
 BENCHES = {
+    "stepagent/ALFWorld-v0": "eval.benches.alfworld:bench",
     "stepagent/2WikiMultihopQA-v0": "eval.benches.wikipedia:bench",
     "stepagent/HotpotQA-v0": "eval.benches.wikipedia:bench",
     "stepagent/Mind2Web-v0": "eval.benches.mind2web:bench",

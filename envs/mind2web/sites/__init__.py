@@ -79,7 +79,9 @@ def record(task_id: str) -> dict[str, Any]:
         reprs.append(describe(browser.find(move.element), move.op, move.value))
         browser.do(move)
     if browser.session.get("done") != goal.done:
-        raise AssertionError(f"{task_id}: the gold steps lead to {browser.session}, not {goal.done}")
+        raise AssertionError(
+            f"{task_id}: the gold steps lead to {browser.session}, not {goal.done}"
+        )
     return {
         "annotation_id": task_id,
         "website": site.name,
@@ -102,7 +104,9 @@ def describe(element: Any, op: str, value: str) -> str:
     label = element.get("aria-label") or element.get("placeholder") or text
     if not label and element.get("id"):
         root = element.getroottree()
-        label = "".join(f"{x.text}" for x in root.iter("label") if x.get("for") == element.get("id"))
+        label = "".join(
+            f"{x.text}" for x in root.iter("label") if x.get("for") == element.get("id")
+        )
     return f"[{role}]  {label} -> {op}" + (f": {value}" if value else "")
 
 

@@ -379,7 +379,9 @@ class Calendar(Site):
             Move("SELECT", "time", time),
             Move("CLICK", "save"),
         )
-        return Goal(text, moves, {"day": f"{week}/{slug(_DAYS[day])}", "title": title, "time": time})
+        return Goal(
+            text, moves, {"day": f"{week}/{slug(_DAYS[day])}", "title": title, "time": time}
+        )
 
 
 class Support(Site):

@@ -94,8 +94,7 @@ class Skin:
     def check(self, name: str, label: str, checked: bool = False) -> str:
         ticked = " checked" if checked else ""
         text = f'<label for="{name}">{escape(label)}</label>'
-        box = f'<input id="{name}" name="{name}" type="checkbox" aria-label="{escape(label)}"{ticked}>'
-        return box + text if self.labelling == "label" else box
+        return f'{text}<input id="{name}" name="{name}" type="checkbox"{ticked}>'
 
     def frame(self, title: str, nav: Sequence[tuple[str, str, str]], main: str) -> str:
         """A whole page; `nav` lists (id, path, text) of its links."""
