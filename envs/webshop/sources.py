@@ -164,7 +164,7 @@ def stream(path: Path) -> Iterator[Any]:
             while True:
                 try:
                     found, end = decoder.raw_decode(text, at)
-                    if end < len(text):  # else a number or word might go on
+                    if end < len(text) or text[end - 1] in '}]"':  # a number might go on
                         return found, end
                 except json.JSONDecodeError:
                     pass

@@ -1,0 +1,118 @@
+import re
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+import requests
+
+from envs import trajectory
+from envs.webshop import site as sites
+
+
+@pytest.fixture
+def site(tmp_path):
+    made = sites.Site(sites.Config(port=0, split="test", out=tmp_path / "people.jsonl"))
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    yield made
+    made.shutdown()
+    made.server_close()
+    thread.join(10)
+
+
+def _start(site, **form):
+    answer = requests.post(site.url + "start", data=form, timeout=30)
+    (visitor,) = list(site.visits.values())[-1:] or (None,)
+    return answer, visitor
+
+
+def test_a_visit_by_hand_is_recorded(site):
+    answer, visitor = _start(site)
+    assert answer.status_code == 200
+    assert visitor.info["instruction"] in answer.text
+    for thought, action in visitor.env.expert_plan():
+        form = {"action": action, "thought": thought}
+        if action.startswith("search"):
+            form = {"words": action[7:-1], "thought": thought}
+        answer = requests.post(answer.url, data=form, timeout=30)
+    assert "Score <b id=score>1.00</b>" in answer.text
+    assert requests.post(answer.url, data={"action": "click[buy now]"}, timeout=30).ok
+    (found,) = trajectory.read(site.config.out)
+    assert found.agent == "human"
+    assert found.reward == 1.0
+    assert found.steps[0].thought
+    assert found.steps[-1].action == "click[buy now]"
+
+
+def test_bad_requests(site):
+    assert requests.get(site.url + "visit/none", timeout=30).status_code == 404
+    assert (
+        requests.post(site.url + "visit/none", data={"action": "x"}, timeout=30).status_code == 404
+    )
+    answer, _ = _start(site, task_id="no such task")
+    assert answer.status_code == 400
+    assert "no task" in answer.text
+    large = {"thought": "x" * 100_000}
+    assert requests.post(site.url + "start", data=large, timeout=30).status_code == 413
+    answer, _ = _start(site)
+    answer = requests.post(answer.url, data={"action": "<script>alert(1)</script>"}, timeout=30)
+    assert "<script>" not in answer.text
+    assert "is not possible here" in answer.text
+
+
+def test_visits_are_dropped_when_there_are_too_many(site, monkeypatch):
+    monkeypatch.setattr(sites, "MAX_VISITS", 2)
+    for _ in range(4):
+        _start(site)
+    assert len(site.visits) == 2
+
+
+def test_the_command(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "envs.webshop.site", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline()).group()
+        assert "Shop for a task" in requests.get(address, timeout=30).text
+    finally:
+        process.terminate()
+        process.wait(20)
+    failed = subprocess.run(
+        [sys.executable, "-m", "envs.webshop.site", "--env-args.data", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert failed.returncode == 2
+    assert "holds no catalogue" in failed.stderr
+
+
+def test_in_a_browser(site):
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium is installed on this machine")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(
+            executable_path=browser, args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = chromium.new_page()
+        page.goto(site.url)
+        page.click("#start")
+        (visitor,) = site.visits.values()
+        assert page.inner_text("#instruction") == visitor.info["instruction"]
+        for thought, action in visitor.env.expert_plan():
+            page.fill("textarea", thought)
+            if action.startswith("search"):
+                page.fill("#words", action[7:-1])
+                page.click("#search")
+                assert page.locator(".hit").count() == 10
+            else:
+                page.locator(f'button[value="{action}" i]').first.click()
+        assert page.inner_text("#score") == "1.00"
+        assert page.inner_text("#steps").startswith("step ")
+        chromium.close()
+    assert len(trajectory.read(site.config.out)) == 1
