@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from envs.core import Outcome, TextEnv, checksum
+from envs.react import Prompt
 from envs.wikipedia import data, expert
 from envs.wikipedia.corpora import open_corpus
 from envs.wikipedia.corpus import Corpus, Page, SmallCorpus, next_part
@@ -31,9 +33,13 @@ from envs.wikipedia.questions import Question
 from envs.wikipedia.score import score
 
 STEPS = 7
-MAX_ARGUMENT = 300
+MAX_ARGUMENT = 500
 """Characters that the argument of an action may have; the longest titles have about 250."""
 
+_LOOKUP = (
+    "- lookup[keyword]: shows the next sentence of the open page that has the keyword in it; use "
+    "it for what lies further down the page."
+)
 _ACTION = re.compile(r"\W*(search|lookup|finish)\s*(\[.*)?", re.IGNORECASE | re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _NAME = re.compile(r"[^\W_a-z][\w'’.-]*(?:,? (?:(?:of|the|and|de|in) )*[^\W_a-z][\w'’.-]*)*")
@@ -88,6 +94,15 @@ class WikipediaEnv(TextEnv):
         self._question: Question | None = None
         self._found: tuple[str, list[str], int] = ("", [], 0)
         self._last = ""
+
+    @property
+    def prompt(self) -> Prompt:
+        """`prompt.md`; with `lookup` among the actions where it is switched on."""
+        prompt = Prompt.load(self.prompt_file)
+        if not self.lookup:
+            return prompt
+        before, finish, after = prompt.instruction.partition("- finish[answer]")
+        return replace(prompt, instruction=f"{before}{_LOOKUP}\n{finish}{after}")
 
     # Tasks ----------------------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ from envs.wikipedia.corpus import SIMILAR, Corpus, Page, is_slip, key, page
 WIKIPEDIA = "https://en.wikipedia.org/w/api.php"
 MAX_BYTES = 8 << 20
 """Bytes that an answer may have."""
+MAX_SEARCH = 300
+"""Characters of a search that Wikipedia takes."""
 MAX_WAIT = 30.0
 """Seconds that a server may ask to wait before the next attempt."""
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
@@ -78,7 +80,9 @@ class LiveCorpus(Corpus):
     def find(self, entity: str) -> Page | list[str]:
         if not _NO_TITLE & set(entity) and (found := self._page(entity)):
             return found
-        hits = self._ask(list="search", srsearch=entity, srlimit=str(SIMILAR), srprop="")
+        hits = self._ask(
+            list="search", srsearch=entity[:MAX_SEARCH], srlimit=str(SIMILAR), srprop=""
+        )
         titles = [str(hit["title"]) for hit in hits.get("search", ()) if "title" in hit]
         asked = key(entity)
         for title in titles:

@@ -130,6 +130,10 @@ def test_bad_files_are_named(tmp_path):
     path.write_text(json.dumps([hotpot(i) for i in range(20)])[:-100])
     with pytest.raises(SourceError, match=r"cut\.json is cut off or damaged after 19"):
         data.load("hotpotqa", "dev", path)
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(SourceError, match=r"cut\.json is cut off or damaged after 0"):
+        data.load("hotpotqa", "dev", tmp_path)
+    path.unlink()
     with pytest.raises(SourceError, match="no folder or file of musique"):
         data.load("musique", "dev", tmp_path / "nowhere")
     with pytest.raises(SourceError, match="three splits need at least 3"):

@@ -163,7 +163,7 @@ def test_reading_actions(text, read):
         ("finish[  ]", "finish[] is empty"),
         ("search[]", "search[] is empty: write search[entity]"),
         ("search[\x00\u2028]", "search[] is empty"),
-        ("search[" + "a" * 100_000 + "]", "at most 300 characters"),
+        ("search[" + "a" * 100_000 + "]", "at most 500 characters"),
         ("look around", "That is no action. Use one of these: search[entity]"),
         ("[" * 5000, "That is no action"),
     ],
@@ -264,6 +264,14 @@ def test_a_file_of_pages_is_a_corpus(tmp_path):
     assert env.step("search[Number 1]")[0] == "Could not find Number 1. Similar: []."
     plan = env.expert_plan()  # its pages are not there: it says so, and answers all the same
     assert "There is no page" in plan[-1][0]
+
+
+def test_the_prompt_lists_the_actions_there_are():
+    plain, with_lookup = (envs.make(IDS["musique"], lookup=on) for on in (False, True))
+    assert "lookup" not in plain.prompt.system()
+    assert "- lookup[keyword]: " in with_lookup.prompt.system()
+    assert "- finish[answer]: " in with_lookup.prompt.system()
+    assert plain.fingerprint()["prompt"] != with_lookup.fingerprint()["prompt"]
 
 
 def test_wrong_arguments_say_what_is_there(tmp_path):
