@@ -146,11 +146,8 @@ def _splits(shop: engine.Shop, kind: str) -> dict[str, tuple[str, ...]]:
             f"the catalogue has no {kind} goals: choose goals={' or '.join(_GOALS)} by what its "
             f"files hold (left out when it was read: {catalogue.skipped or 'nothing'})"
         )
-    found = data.split_of(pairs, shop.seed)
-    return {
-        split: tuple(_task_id(catalogue, row, number) for row, number in goals)
-        for split, goals in found.items()
-    }
+    ids = [_task_id(catalogue, row, number) for row, number in pairs]
+    return {split: tuple(tasks) for split, tasks in data.split_of(ids, shop.seed).items()}
 
 
 def _task_id(catalogue: engine.Catalogue, row: int, number: int) -> str:

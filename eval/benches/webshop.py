@@ -5,7 +5,7 @@ is written as HTML and parsed again with BeautifulSoup, twice a step (for what c
 the text), and every search is computed anew. It spares upstream's Flask and Jinja, and its Java, so
 it flatters upstream, which does 45–59 steps a second with 1,000 products. The baseline of search is
 adding up whole posting lists of the same index densely, as bm25s does; that of building, bm25s.
-The baseline of memory is a shop of its own for every environment, as upstream has it.
+The baseline of memory is a shop of its own for every environment or process, as upstream has it.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def bench(options: Options) -> list[Row]:
     return [
         *_speed(env, episodes, options.repeats),
         *_at_once(arguments, episodes, wanted["environments"], options.repeats),
-        *_memory(arguments, wanted["environments"], wanted["processes"]),
-        *_search(env.shop, wanted["products"], options.repeats),
+        *_memory(arguments, wanted["environments"]),
+        *_search(env.shop, wanted["products"], wanted["processes"], options.repeats),
     ]
 
 
@@ -259,11 +259,10 @@ def _at_once(
 
 
 _MEMORY = """
-import json, sys, psutil, envs
+import json, sys, envs
 from envs.webshop import engine, nouns
 count, kind, arguments = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 nouns.nouns("a warm up")
-before = psutil.Process().memory_full_info()
 made = []
 for i in range(count):
     if kind == "own":
@@ -273,56 +272,61 @@ for i in range(count):
     for _, action in env.expert_plan():
         env.step(action)
     made.append(env)
-after = psutil.Process().memory_full_info()
-print(after.uss, after.rss, flush=True)
+print("done", flush=True)
 sys.stdin.read()
 """
 
 
-def _process(count: int, kind: str, arguments: dict[str, Any]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _MEMORY, str(count), kind, json.dumps(arguments)]
+_SEARCHING = """
+import sys
+from envs.webshop import catalogue, engine
+shop = engine.Shop(catalogue.make(sys.argv[1], iter(())), 0)
+for number in range(0, len(shop), max(1, len(shop) // 300)):
+    shop.search(shop.catalogue.product(number).title)
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+def _process(script: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, *arguments]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
 
 
-def _megabytes(processes: Sequence[subprocess.Popen[str]]) -> float:
-    """Proportional memory of the processes together, once each has played; ends them."""
+def _megabytes(processes: Sequence[subprocess.Popen[str]]) -> tuple[float, float]:
+    """(what the processes take together, what they would without sharing), once all have played.
+
+    The first is the sum of their proportional, the second of their resident set sizes. Ends them.
+    """
     import psutil
 
     for process in processes:
         assert process.stdout is not None
         if not process.stdout.readline():
             raise ValueError("a process of the memory benchmark failed")
-    total = sum(psutil.Process(process.pid).memory_full_info().pss for process in processes)
+    found = [psutil.Process(process.pid).memory_full_info() for process in processes]
     for process in processes:
         process.communicate("")
-    return total / 1e6
+    return sum(memory.pss for memory in found) / 1e6, sum(memory.rss for memory in found) / 1e6
 
 
-def _memory(arguments: dict[str, Any], environments: int, processes: int) -> list[Row]:
-    """Memory of whole processes (proportional set size), after every environment played."""
-    one = _megabytes([_process(1, "shared", arguments)])
-    many = _megabytes([_process(environments, "shared", arguments)])
-    own = _megabytes([_process(8, "own", arguments)])
-    each = max(0.0, own - one) / 7
-    together = _megabytes([_process(1, "shared", arguments) for _ in range(processes)])
+def _memory(arguments: dict[str, Any], environments: int) -> list[Row]:
+    """Memory of a whole process with one and with many environments, after each has played."""
+    given = json.dumps(arguments)
+    one, _ = _megabytes([_process(_MEMORY, "1", "shared", given)])
+    many, _ = _megabytes([_process(_MEMORY, str(environments), "shared", given)])
+    eight, _ = _megabytes([_process(_MEMORY, "8", "own", given)])
+    own = one + (environments - 1) * max(0.0, eight - one) / 7
     return [
         Row.less_is_better("WebShop memory, 1 environment", one, one, "MB"),
-        Row.less_is_better(
-            f"WebShop memory, {environments} environments",
-            many,
-            one + (environments - 1) * each,
-            "MB",
-        ),
-        Row.less_is_better(
-            f"WebShop memory, {processes} processes", together, processes * one, "MB"
-        ),
+        Row.less_is_better(f"WebShop memory, {environments} environments", many, own, "MB"),
     ]
 
 
-def _search(shop: engine.Shop, products: int, repeats: int) -> list[Row]:
-    """Building of an index against bm25s, and search among many generated products."""
+def _search(shop: engine.Shop, products: int, processes: int, repeats: int) -> list[Row]:
+    """Building of an index against bm25s; search among many products; processes that share it."""
     texts = [product.index_text() for product in shop.catalogue]
     times = iter(range(1_000_000))
     with tempfile.TemporaryDirectory() as folder:
@@ -333,18 +337,21 @@ def _search(shop: engine.Shop, products: int, repeats: int) -> list[Row]:
             indexing.write(_made(folder, next(times)), texts, "bench", 0.9, 0.4, 1)
 
         built = measure(ours, lambda: _bm25s(texts), repeats)
-    many = catalogue.make(
-        f"bench-{generate.CHECKSUM}-{products}", generate.products(-(-products // 60))
-    )
+    key = f"bench-{generate.CHECKSUM}-{products}"
+    many = catalogue.make(key, generate.products(-(-products // 60)))
     large = engine.Shop(many, 0)
     rng = random.Random(0)
     rows = [int(many.goals("human")[rng.randrange(len(many))][0]) for _ in range(60)]
     queries = [str(many.product(row).wishes[0]["instruction"]) for row in rows]
     _both(large.index, queries[:10])
     found = _both(large.index, queries)
+    together = _megabytes([_process(_SEARCHING, key) for _ in range(processes)])
     return [
         Row.less_is_better(f"WebShop index of {len(texts)} products", *built, "s"),
         Row.less_is_better(f"WebShop search among {len(many):,} products", *found, "ms"),
+        Row.less_is_better(
+            f"WebShop memory, {processes} processes searching them", *together, "MB"
+        ),
     ]
 
 
