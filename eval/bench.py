@@ -26,6 +26,7 @@ BENCHES = {
     "rollout": "eval.benches.rollout:bench",
     "inspection": "training.bench:inspection",
     "reflection": "training.bench:reflection",
+    "inverse": "training.bench_inverse:bench",
 }
 """Name → `module:function`."""
 

@@ -1,0 +1,271 @@
+"""Every method end to end on a toy world: it runs, and a run that was stopped ends the same."""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from envs.trajectory import Step, Trajectory, read, write
+from tests.eval import toy_world
+from training import eto, nat, rft, rollouts, run
+from training.dataset import Sample
+from training.discriminator import Practised
+from training.ppo import token_rewards
+from training.rundir import Metrics, RunError
+
+LAST = {
+    "ppo": "iteration-2",
+    "dpo": "dpo",
+    "rft": "rft",
+    "spin": "iteration-2",
+    "nat": "nat",
+    "eto": "iteration-2",
+    "inverse": "iteration-2",
+}
+"""Method → the last stage of its run."""
+
+
+@pytest.fixture
+def config(config):
+    """The run of conftest, on a world of several steps with rewards between 0 and 1."""
+    config.env, config.env_args = toy_world.ID, {"size": 6}
+    config.policy.max_new_tokens = 4
+    config.sft.epochs, config.sft.learning_rate = 2, 1e-2
+    config.checkpoint_seconds = 0.0
+    config.evaluation.limit, config.evaluation.every_iteration = 2, False
+    config.reflection.batch_size = 8
+    config.inverse.discriminator.learning_rate = 1e-2
+    config.inverse.discriminator.batch_size, config.inverse.discriminator.perfect = 16, 1.1
+    config.inverse.discriminator.chance = -1.0  # a discriminator this small may know nothing
+    config.ppo.baseline, config.ppo.entropy = "group", 0.01  # moves even who earns nothing
+    config.rollouts.samples = 2
+    preference = config.preference
+    preference.batch_size, preference.epochs, preference.iterations = 4, 1, 2
+    preference.learning_rate = preference.later_learning_rate = 1e-3
+    return config
+
+
+def _weights(path):
+    return load_file(Path(path) / "final" / "model.safetensors")
+
+
+def _same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def _lines(out):
+    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", list(LAST))
+def test_a_stopped_run_ends_with_the_same_weights(config, tmp_path, monkeypatch, method):
+    config.method = method
+    whole = replace(config, output=str(tmp_path / "whole"))
+    summary = run.run(whole)
+    assert list(summary["scores"]) == [LAST[method]]
+    if summary["figures"][LAST[method]].get("kept") != 0:  # RFT without a success is SFT again
+        sft = load_file(tmp_path / "whole/policies/sft/model.safetensors")
+        assert not _same(_weights(whole.output), sft)
+
+    stopped = replace(config, output=str(tmp_path / "stopped"))
+    log = Metrics.log
+
+    def stop_at_the_second_update(self, stage, update, **figures):
+        log(self, stage, update, **figures)
+        if stage == LAST[method] and update == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Metrics, "log", stop_at_the_second_update)
+    try:
+        run.run(stopped)
+        pytest.fail("the run was over before it could be stopped")
+    except KeyboardInterrupt:
+        pass
+    monkeypatch.setattr(Metrics, "log", log)
+    gc.collect()  # frees the lock on the run's directory, as the end of a process does
+    assert not (tmp_path / "stopped/policies" / LAST[method]).exists()
+    run.run(stopped)
+    assert _same(_weights(whole.output), _weights(stopped.output))
+    keys = [(line["stage"], line["update"]) for line in _lines(stopped.output)]
+    assert len(set(keys)) == len(keys), "an update stands twice in metrics.jsonl"
+    assert "loss" in _lines(whole.output)[-1]
+
+
+def test_inverse_logs_its_health(config):
+    config.method = "inverse"
+    run.run(config)
+    lines = _lines(config.output)
+    first = next(line for line in lines if line["stage"] == "iteration-1")
+    assert first["ratio"] == pytest.approx(1, abs=1e-4), "before the first step"
+    assert first["clip_fraction"] == 0
+    assert {"kl", "entropy", "surrogate"} <= set(first)
+    judge = next(line for line in lines if line["stage"] == "iteration-1-discriminator")
+    assert judge["loss"] == pytest.approx(2 * 0.693147, abs=1e-4), "a new D is at chance"
+    assert {"agent_accuracy", "expert_accuracy", "entropy"} <= set(judge)
+    summary = json.loads((Path(config.output) / "summary.json").read_text())
+    figures = summary["figures"]["iteration-2"]
+    assert figures["reward_gap"] == pytest.approx(
+        figures["expert_reward"] - figures["agent_reward"]
+    )
+    assert figures["expert_reward"] > figures["agent_reward"]
+
+
+@pytest.mark.parametrize("reward", ["final", "both"])
+def test_reward_types(config, reward):
+    config.method, config.inverse.reward = "inverse", reward
+    config.reflection.iterations = 1
+    figures = run.run(config)["figures"]["iteration-1"]
+    assert figures["episodes"] == 12
+    assert ("reward_gap" in figures) == (reward == "both")
+
+
+@pytest.mark.parametrize(("perfect", "chance"), [(0.0, 0.0), (1.1, 1.0)])
+def test_a_discriminator_that_says_nothing_stops_the_run(config, perfect, chance):
+    config.method = "inverse"
+    config.inverse.discriminator.perfect, config.inverse.discriminator.chance = perfect, chance
+    summary = run.run(config)
+    assert summary["figures"]["iteration-1"]["stopped"] == 1
+    assert "iteration-2" not in summary["figures"]
+    run.run(config)  # a stopped run is done
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "ppo", "rollouts.samples": 1}, "rollouts.samples 1"),
+        ({"method": "ppo", "rollouts.temperature": 0.0}, "where greedy"),
+        ({"method": "inverse", "reflection.practice": 1}, "one practice action"),
+        ({"method": "rft", "sft.epochs": 0}, "sft.epochs"),
+        ({"method": "eto", "rollouts.samples": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_work_is_said_before_training(config, change, message):
+    for key, value in change.items():
+        *path, last = key.split(".")
+        holder = config
+        for name in path:
+            holder = getattr(holder, name)
+        setattr(holder, last, value)
+    with pytest.raises(ValueError, match=message):
+        run.run(config)
+    assert not (Path(config.output) / "policies").exists()
+
+
+def test_trajectories_of_another_prompt_or_environment_are_refused(config, tmp_path):
+    config.method, config.sft.epochs = "sft", 1
+    run.run(config)
+    good = read(Path(config.output) / "expert" / "trajectories.jsonl")
+    for name, change, message in (
+        ("prompt", {"fingerprint": {**good[0].fingerprint, "prompt": "0123"}}, "another prompt"),
+        ("env", {"env": "tests/Other-v0"}, "holds trajectories of tests/Other-v0"),
+    ):
+        write(tmp_path / "bad.jsonl", [*good[1:], replace(good[0], **change)])
+        bad = replace(config, output=str(tmp_path / name))
+        bad.expert = replace(config.expert, trajectories=str(tmp_path / "bad.jsonl"))
+        with pytest.raises(RunError, match=message):
+            run.run(bad)
+        gc.collect()
+
+
+def test_pairs_without_a_difference_are_counted_and_the_policy_stays(config, monkeypatch):
+    """The agent equals the expert everywhere: its episodes are the expert's own trajectories."""
+    config.method, config.keep_policies = "dpo", True
+    monkeypatch.setattr(
+        rollouts, "play", lambda session, name, samples: [[s.trajectory] for s in samples]
+    )
+    figures = run.run(config)["figures"]["dpo"]
+    assert figures["pairs"] == 0
+    assert figures["pairs_without_difference"] == 6
+    sft = load_file(Path(config.output) / "policies/sft/model.safetensors")
+    assert _same(_weights(config.output), sft)
+
+
+def test_inverse_with_an_agent_that_is_the_expert_stops(config, monkeypatch):
+    from training import inverse
+
+    def copies(policy, samples, config, path, seed, on_trajectory=None):
+        found = inverse.split
+        return [
+            (s, part)
+            for s in samples
+            for part in found(s.encoded, [[s.encoded.ids[a:b]] for a, b in s.encoded.replies], 9999)
+        ]
+
+    config.method, config.inverse.discriminator.chance = "inverse", 0.01
+    monkeypatch.setattr(inverse, "practise", copies)
+    figures = run.run(config)["figures"]["iteration-1"]
+    assert figures["stopped"] == 1
+    assert figures["same_as_expert"] == 1
+
+
+def test_a_reference_of_another_architecture_is_refused(config, tmp_path):
+    from agents.models import ModelError
+    from training.policy import Policy
+
+    made = Policy.tiny(config.policy, ["add 1 2 3"], 0)
+    config.policy.tiny = replace(config.policy.tiny, hidden_size=16)
+    Policy.tiny(config.policy, ["add 1 2 3"], 0).save(tmp_path / "other")
+    before = {n: p.clone() for n, p in made.model.named_parameters()}
+    with pytest.raises(ModelError, match="another architecture"), made.as_in(tmp_path / "other"):
+        pass
+    assert all(torch.equal(p, before[n]) for n, p in made.model.named_parameters())
+
+
+# The methods' own rules ---------------------------------------------------------------------------
+
+
+def _sample(actions, reward, agent="expert"):
+    from agents.chat import Encoded
+
+    steps = tuple(Step("o", "", a) for a in actions)
+    trajectory = Trajectory("e", "t/1", "train", agent, 0, steps, reward=reward)
+    n = len(actions)
+    return Sample(
+        trajectory, Encoded(list(range(3 * n)), [(3 * i + 1, 3 * i + 3) for i in range(n)])
+    )
+
+
+def test_eto_pairs():
+    expert, worse = _sample("ab", 0.8), _sample("abcdefghij", 0.2, "eto")
+    pair = eto.pair(expert, worse, 5)
+    assert pair.chosen is expert
+    assert len(pair.rejected.encoded.replies) == len(pair.rejected.trajectory.steps) == 7
+    assert pair.rejected.encoded.ids[-1] == 20, "cut at the end of the seventh reply"
+    better = _sample("c", 0.9, "eto")
+    swapped = eto.pair(expert, better, 5)
+    assert swapped.chosen is better
+    assert swapped.rejected.encoded.replies == expert.encoded.replies
+    assert eto.pair(expert, _sample("c", 0.8, "eto"), 5) is None, "ties are skipped"
+
+
+def test_rft_keeps_each_sequence_of_actions_once():
+    kept = [_sample("ab", 1.0), _sample("cd", 1.0), _sample("cd", 1.0), _sample("e", 1.0)]
+    assert rft.distinct(kept, expert=_sample("ab", 1.0)) == [kept[1], kept[3]]
+    assert rft.is_success(kept[0].trajectory, 1.0)
+    assert not rft.is_success(_sample("a", 0.99).trajectory, 1.0)
+
+
+def test_nat_prompts_with_its_positive_suffix(config):
+    config.method = "nat"
+    summary = run.run(config)
+    assert summary["prompt"]["suffix"] == nat.POSITIVE
+    from envs.react import Prompt, PromptStyle
+
+    prompt = Prompt("Do.", (("o", "t", "a"),))
+    assert prompt.system(PromptStyle(False, False, False, nat.NEGATIVE)) == nat.NEGATIVE
+    assert prompt.system(PromptStyle(suffix="x")).endswith("\n\nx")
+    assert prompt.checksum(PromptStyle(suffix="x")) != prompt.checksum(PromptStyle())
+
+
+def test_an_episodes_reward_comes_with_its_last_token():
+    assert token_rewards(0.5, torch.tensor([0.1, 0.0])).tolist() == pytest.approx([-0.1, 0.5])
+
+
+def test_pairs_of_a_practised_item():
+    assert Practised(None, (1.0, 2.0), (3.0, 0.0)).pairs == 3
