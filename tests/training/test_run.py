@@ -17,7 +17,10 @@ from training import run
 from training.config import Config
 from training.rundir import RunDir, RunError
 
-CONFIGS = sorted(Path(run.__file__).with_name("configs").glob("*.yaml"))
+FOLDER = Path(run.__file__).with_name("configs")
+CONFIGS = [p for p in sorted(FOLDER.glob("*.yaml")) if p.stem != "reproduction"]
+PAPER = sorted((FOLDER / "paper").glob("*.yaml"))
+MODELS = sorted((FOLDER / "paper" / "models").glob("*.yaml"))
 
 
 def _weights(path):
@@ -71,9 +74,13 @@ def _command(config):
     return [sys.executable, "-m", "training.run", "--config", str(path)]
 
 
-@pytest.mark.parametrize("stage", ["sft", "iteration-2"])
-def test_killed_and_started_again_gives_the_same_weights(config, tmp_path, stage):
-    config.sft.epochs = 2
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [("implicit", "sft"), ("implicit", "iteration-2"), ("inverse", "iteration-2")],
+)
+def test_killed_and_started_again_gives_the_same_weights(config, tmp_path, method, stage):
+    config.method, config.sft.epochs = method, 2
+    config.inverse.discriminator.perfect, config.inverse.discriminator.chance = 1.1, -1.0
     config.evaluation.limit = 1
     whole = replace(config, output=str(tmp_path / "whole"))
     run.run(whole)
@@ -181,3 +188,37 @@ def test_every_configuration_can_be_read(path):
     assert made.method in run.METHODS
     assert cli.dump(made)
     assert isinstance(made.prompt, PromptStyle)
+
+
+def test_every_method_has_a_laptop_and_a_paper_configuration():
+    laptop = {p.stem.removesuffix("-laptop") for p in CONFIGS if p.stem.endswith("-laptop")}
+    assert laptop == set(run.METHODS) == {p.stem for p in PAPER}
+    for path in [p for p in CONFIGS if p.stem.endswith("-laptop")] + PAPER:
+        method = path.stem.removesuffix("-laptop")
+        assert cli.parse(Config, ["--config", str(path)], prog="test").method == method
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
+def test_the_papers_configurations(path, model):
+    files = ["--config", str(path), "--config", str(model)]
+    made = cli.parse(Config, files, prog="test")
+    assert made.method == path.stem
+    assert made.policy.model.count("/") == 1
+    assert (made.sft.learning_rate, made.sft.batch_size, made.sft.epochs) == (1e-5, 64, 4)
+    assert (made.sft.schedule, made.sft.warmup_ratio) == ("cosine", 0.03)
+    if made.method in ("implicit", "inverse"):
+        reflection = made.reflection
+        assert (reflection.learning_rate, reflection.batch_size) == (5e-7, 16)
+        assert (reflection.epochs, reflection.practice) == (1, 3)
+        assert reflection.iterations == {"implicit": 3, "inverse": 7}[made.method]
+
+
+ACCELERATE = sorted((FOLDER / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=lambda p: p.stem)
+def test_accelerate_configurations(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(path)).num_processes == 8

@@ -1,0 +1,214 @@
+"""Sweeps: what they run, that they resume, and what they report."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from envs import cli
+from tests.envs import guess  # noqa: F401  (registers the environment)
+from tests.training.conftest import GUESS
+from training import paper, report, run, sweep
+from training.config import Config
+
+CONFIGS = Path(run.__file__).with_name("configs")
+
+
+def _sweep(tmp_path, **changes):
+    policy = {
+        "model": "tiny",
+        "max_new_tokens": 4,
+        "device": "cpu",
+        "tiny": {
+            "hidden_size": 32,
+            "layers": 1,
+            "heads": 2,
+            "vocabulary": 300,
+            "context": 256,
+        },
+    }
+    settings = {
+        "output": str(tmp_path / "sweep"),
+        "seeds": [0, 1],
+        "threads": 1,
+        "common": {
+            "prompt": {"instruction": False, "example": False, "thoughts": False},
+            "sft": {"learning_rate": 3e-3, "batch_size": 8, "epochs": 1},
+            "expert": {"limit": 6},
+            "evaluation": {"limit": 2},
+            "reflection": {"learning_rate": 1e-3},
+        },
+        "environments": {"Guess": {"env": GUESS}},
+        "models": {"tiny": {"policy": policy}},
+        "methods": {"implicit": {"reflection": {"practice": 2}}},
+        "experiments": [
+            {
+                "name": "Table 2",
+                "methods": ["sft", "implicit"],
+                "environments": ["Guess"],
+                "models": ["tiny"],
+                "vary": {"reflection.iterations": [1]},
+            },
+        ],
+        **changes,
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def _read(path) -> sweep.Sweep:
+    return cli.parse(sweep.Sweep, ["--config", str(path)], prog="test")
+
+
+def test_a_sweep_runs_resumes_and_reports(tmp_path, capsys):
+    path = _sweep(tmp_path, seeds=[0])
+    assert sweep.main(["--config", str(path)]) == 0
+    out = tmp_path / "sweep"
+    results = json.loads((out / "results.json").read_text())
+    assert [(r["method"], r["seed"]) for r in results] == [("sft", 0), ("implicit", 0)]
+    assert all(0 <= r["final"] <= 100 for r in results)
+    assert set(results[1]["scores"]) == {"sft", "iteration-1"}
+    text = (out / "report.md").read_text()
+    assert "2 of 2 runs are done" in text
+    assert "StepAgent-Implicit" in text
+    assert list((out / "plots").glob("*.png"))
+    runs = sorted((out / "runs").iterdir())
+    inherited = next(r for r in runs if "implicit" in r.name)
+    stages = {
+        json.loads(line)["stage"] for line in (inherited / "metrics.jsonl").read_text().splitlines()
+    }
+    assert stages == {"iteration-1"}, "SFT is trained once for both"
+    before = {p: p.stat().st_mtime_ns for r in runs for p in r.rglob("*.safetensors")}
+    (inherited / "summary.json").unlink()  # as if it had been killed at its end
+    assert sweep.main(["--config", str(path)]) == 0
+    assert {p for p, t in before.items() if p.stat().st_mtime_ns != t} <= {
+        inherited / "final" / "model.safetensors"
+    }
+    capsys.readouterr()
+
+
+def test_an_inherited_sft_is_what_the_run_itself_would_have_made(tmp_path):
+    from safetensors.torch import load_file
+
+    shared = _sweep(tmp_path, seeds=[0])
+    (tmp_path / "own").mkdir()
+    assert sweep.main(["--config", str(shared)]) == 0
+    alone = _sweep(tmp_path / "own", seeds=[0], share_sft=False)
+    wanted = [r for r in sweep.all_runs(_read(alone)) if r.method == "implicit"]
+    assert sweep.execute(wanted[0], _read(alone), report_console())
+    name = f"runs/{wanted[0].name}/final/model.safetensors"
+    one, two = load_file(tmp_path / "sweep" / name), load_file(tmp_path / "own" / "sweep" / name)
+    assert all((one[k] == two[k]).all() for k in one)
+
+
+def report_console():
+    from rich.console import Console
+
+    return Console(quiet=True)
+
+
+def test_runs_are_all_combinations_once(tmp_path):
+    made = _read(_sweep(tmp_path))
+    made.experiments.append({**made.experiments[0], "name": "again"})
+    runs = sweep.all_runs(made)
+    assert len(runs) == 4
+    assert [r.options["method"] for r in runs] == ["sft", "sft", "implicit", "implicit"]
+    assert len({r.name for r in runs}) == 4
+    implicit = runs[2].options
+    assert implicit["reflection"] == {"learning_rate": 1e-3, "practice": 2, "iterations": 1}
+    assert implicit["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"environments": {"Other": {}}}, "no 'Guess' under environments: there are Other"),
+        ({"experiments": [{"name": "x", "method": []}]}, "methods"),
+        ({"experiments": [{"name": "x"}]}, "missing"),
+    ],
+)
+def test_what_is_wrong_is_said_at_once(tmp_path, change, message, capsys):
+    assert sweep.main(["--config", str(_sweep(tmp_path, **change))]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_option_that_does_not_exist_is_said_before_the_first_run(tmp_path, capsys):
+    path = _sweep(tmp_path, common={"reflektion": {}})
+    with pytest.raises(SystemExit):
+        sweep.main(["--config", str(path)])
+    assert "unknown key 'reflektion'" in capsys.readouterr().err
+    assert not (tmp_path / "sweep" / "runs").exists()
+
+
+def test_intervals():
+    # 50, 52, 54: deviation 2, t(2) = 4.303: 4.303 · 2 / √3 = 4.97
+    found = report.estimate([50.0, 52.0, 54.0])
+    assert found is not None
+    assert (found.mean, found.seeds) == (52.0, 3)
+    assert found.half == pytest.approx(4.969, abs=1e-3)
+    one = report.estimate([50.0])
+    assert one is not None
+    assert math.isnan(one.half)
+    assert str(one) == "50.0 (n=1)"
+    assert report.estimate([]) is None
+
+
+def test_the_papers_figures_are_marked_as_its_own(tmp_path):
+    env = "stepagent/ScienceWorld-v0"
+    assert paper.table2("inverse", env) == {"Mistral-7B": 59.7, "Llama-3-8B": 64.1}
+    assert paper.table3("both", env) == 64.8
+    assert paper.table2("inverse", "tests/Guess-v0") == {}
+    made = _read(_sweep(tmp_path, environments={"Guess": {"env": env}}))
+    made.experiments += [
+        {**made.experiments[0], "name": n, "kind": k, "methods": ["inverse"], "vary": v}
+        for n, k, v in (
+            ("Table 3", "rewards", {"inverse.reward": ["step", "final"]}),
+            ("Figure 4a", "iterations", {"reflection.iterations": [3]}),
+            ("Figure 4b", "practice", {"reflection.practice": [1, 2]}),
+        )
+    ]
+    _pretend(made)
+    text = report.write(made).read_text()
+    assert "**Paper:** Mistral-7B" in text
+    assert "59.6" in text, "the paper's implicit on ScienceWorld"
+    assert "| step | 41.0 ± 12.7 (n=2) | 64.1 |" in text
+    assert "best iteration (WebShop) |" in text
+    assert len(list((tmp_path / "sweep" / "plots").glob("*.png"))) == 4
+
+
+def _pretend(made: sweep.Sweep) -> None:
+    """Summaries of all runs, as training.run writes them."""
+    for run_ in sweep.all_runs(made):
+        path = Path(made.output) / "runs" / run_.name / "summary.json"
+        path.parent.mkdir(parents=True)
+        score = 0.4 + 0.02 * run_.seed
+        stages = {"sft": 0.35 + 0.01 * run_.seed}
+        if run_.options["method"] != "sft":
+            stages |= {"iteration-1": score - 0.01, "iteration-2": score}
+        path.write_text(
+            json.dumps(
+                {"scores": {k: {"reward_mean": v} for k, v in stages.items()}, "seconds": 60}
+            )
+        )
+
+
+def test_the_reproduction_is_a_sweep_of_all_nine_methods():
+    made = cli.parse(
+        sweep.Sweep, ["--config", str(CONFIGS / "reproduction.yaml")], prog="python -m test"
+    )
+    runs = sweep.all_runs(made)
+    assert {r.options["method"] for r in runs} == set(run.METHODS)
+    assert {r.seed for r in runs} == {0, 1, 2}
+    assert {e.kind for e in sweep.experiments(made)} == set(sweep.KINDS)
+
+
+@pytest.mark.parametrize("name", ["reproduction"])
+def test_every_run_of_a_sweep_is_a_configuration(name, tmp_path):
+    made = cli.parse(sweep.Sweep, ["--config", str(CONFIGS / f"{name}.yaml")], prog="test")
+    for run_ in sweep.all_runs(made)[::7]:
+        assert isinstance(sweep.configuration(run_, tmp_path), Config)
