@@ -6,7 +6,8 @@
 | choice | `A` (none of these), `B. CLICK`, `C. SELECT [value]`, `D. TYPE [text]`        |
 
 MindAct's own three lines (`C.`, `Action: SELECT`, `Value: x`) are one line here, because a ReAct
-action is one; `one_line` reads them too. Missing brackets, other case and words around are forgiven.
+action is one; `one_line` reads them too. Missing brackets, other case and words around are
+forgiven.
 """
 
 from __future__ import annotations

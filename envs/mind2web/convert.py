@@ -1,12 +1,12 @@
 """Candidate ranks from the official pickle: `python -m envs.mind2web.convert IN.pkl OUT.json`.
 
-What it does: reads the published file of scores and ranks (`scores_all_data.pkl`, about 245 MB), of
-which it keeps, for every step, the ids of its best candidates in order, and writes them as JSON that
-the environment's argument `ranks` reads. A pickle is a program; this one is read by an unpickler
-that resolves no global at all, so that nothing in the file can name, import or call any code. Plain
+What it does: reads the published file of scores and ranks (`scores_all_data.pkl`, about 245 MB),
+keeps, for every step, the ids of its best candidates in order, and writes them as JSON that the
+environment's argument `ranks` reads. A pickle is a program; this one is read by an unpickler that
+resolves no global at all, so that nothing in the file can name, import or call any code. Plain
 dicts, lists, texts and numbers get through. Numbers that numpy has pickled are decoded here from
 their bytes, without numpy's own code. Any other name in the file ends the conversion with an error
-that tells it. It takes a few minutes and, for the whole file, some gigabytes of memory.
+that tells it. For the whole file it needs some gigabytes of memory.
 """
 
 from __future__ import annotations
@@ -65,7 +65,13 @@ def _scalar(kind: object, raw: object) -> float:
     return struct.unpack(code, raw)[0]
 
 
+def _bytes(text: object, _: object = "latin-1") -> bytes:
+    """Stands in for the way in which old pickles write bytes: as text."""
+    return str(text).encode("latin-1")
+
+
 _STAND_INS: dict[tuple[str, str], Any] = {
+    ("_codecs", "encode"): _bytes,
     ("numpy", "dtype"): _Type,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,

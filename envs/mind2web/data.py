@@ -1,10 +1,10 @@
 """Mind2Web's tasks: official files, plain files of steps, and the bundled sites, in one shape.
 
-| `data`   | holds                                           | splits                               |
-|----------|-------------------------------------------------|--------------------------------------|
-| None     | tasks on the bundled sites (`envs.mind2web.sites`) | by site; other domains in test    |
-| a folder | the official files (`official.py`)              | train 1,009; test as `test_set` says |
-| a file   | `.jsonl` of steps or tasks, `.json` of tasks    | by website: about 70 / 10 / 20 %     |
+| `data`   | holds                                        | splits                               |
+|----------|----------------------------------------------|--------------------------------------|
+| None     | tasks on the bundled sites (`sites/`)        | by site; other domains in test       |
+| a folder | the official files (`official.py`)           | train 1,009; test as `test_set` says |
+| a file   | `.jsonl` of steps or tasks, `.json` of tasks | by website: about 70 / 10 / 20 %     |
 
 Of the official test sets, `test_set="domain"` (cross-domain, 912 tasks, the paper's) is the split
 test by default; "task" (cross-task, 252) and "website" (cross-website, 177) may be instead. The
@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from envs.core import checksum
 from envs.mind2web.answers import OPERATIONS
-from envs.mind2web.prune import ATTRIBUTES, Candidate
+from envs.mind2web.prune import ATTRIBUTES, Candidate, scattered
 
 TEST_SETS = ("domain", "task", "website")
 HTML_KINDS = ("cleaned", "raw")
@@ -70,7 +70,7 @@ class Step:
     positives: tuple[str, ...]
     """Node ids that count as right; may be empty, or not among the candidates."""
     candidates: tuple[Candidate, ...]
-    """In the order of their node ids, so that their order tells nothing."""
+    """In an order that tells nothing (`scattered`): files list the right ones first."""
     history: tuple[str, ...]
     """The recorded actions before it, such as `[button]  Search -> CLICK`."""
     target: str = ""
@@ -287,13 +287,9 @@ def make_step(
         op,
         " ".join(str(operation.get("value") or "").split()),
         right,
-        tuple(unique[name] for name in sorted(unique, key=_by_number)),
+        tuple(unique[name] for name in sorted(unique, key=scattered)),
         tuple(history),
     )
-
-
-def _by_number(name: str) -> tuple[int, str]:
-    return (int(name) if name.isascii() and name.isdigit() and len(name) < 19 else -1, name)
 
 
 def parse_candidates(found: Any, uid: str, problems: Problems) -> list[Candidate]:

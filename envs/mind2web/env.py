@@ -3,8 +3,8 @@
 Rules of the episode:
 
 - At every step the agent sees the task, the last five recorded actions and the pruned page, and
-  answers with an element and an operation (`answers.py`): in one go (`direct`), or through MindAct's
-  rounds of multiple choice (`choice`), each round being one action of the episode.
+  answers with an element and an operation (`answers.py`): in one go (`direct`), or through the
+  rounds of multiple choice of MindAct (`choice`), each round being one action of the episode.
 - Teacher-forced, as the benchmark: whatever is answered, the next page is the recorded one, and so
   is the history. An answer that cannot be read is a wrong answer. A reply without any action in it
   is none: the page stays, and as the step limit is the number of answers the task takes, the last

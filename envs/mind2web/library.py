@@ -78,9 +78,9 @@ class Library:
         view = self.page(task_id, number).view(nodes, budget)
         step = self.task(task_id).steps[number]
         for n, options in view.options.items():
-            if step.op == "SELECT" and view.nodes[n] in step.positives:
-                if step.value not in options:
-                    self.problems.add("select value that does not exist", step.uid)
+            recorded = step.op == "SELECT" and view.nodes[n] in step.positives
+            if recorded and step.value not in options:
+                self.problems.add("select value that does not exist", step.uid)
         return view
 
 

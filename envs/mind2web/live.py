@@ -5,7 +5,8 @@ own and shown by headless Chromium, which Playwright drives; every other address
 agent sees the page as it then stands, cut down as ever, and its answer is carried out. Nothing is
 teacher-forced: a wrong click leads where it leads, and the history is the agent's own. The score is
 1 as soon as the site's state is what the task asks for, and 0 until then; an episode may take twice
-the recorded answers and four more. An optional extra: `pip install "stepagent[live]"` and a Chromium.
+the recorded answers and four more. An optional extra: `pip install "stepagent[live]"`, and a
+Chromium.
 """
 
 from __future__ import annotations

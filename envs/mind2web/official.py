@@ -92,7 +92,8 @@ class OfficialFolder:
                 f"{', '.join(files[:8]) or 'no .json or .zip file'}"
             )
         log.warning("packing Mind2Web's %s once (minutes for the whole set)", name)
-        problems, ids = Problems(), {}
+        problems = Problems()
+        ids: dict[str, str] = {}
         other = "raw_html" if self.html == "cleaned" else "cleaned_html"
         for member in members:
             with member.open() as stream:

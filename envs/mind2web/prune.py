@@ -91,6 +91,11 @@ class View:
     tags: tuple[str, ...]
 
 
+def scattered(node: str) -> tuple[int, str]:
+    """Sort key of node ids for an order that tells nothing of pages, ranks or right answers."""
+    return crc32(node.encode("utf-8", "replace")), node
+
+
 def tokens(text: str) -> int:
     """About how many tokens a subword tokenizer makes of the text: four letters of a word are one.
 
@@ -181,12 +186,8 @@ class Page:
             text = " ".join(writer.tree(self._root, self._kept(chosen, detail)).split())
         else:
             text = ""
-        # Best first would tell; so would the order of ids, where a file holds the first few only.
-        listed = [
-            writer.missing(wanted[name])
-            for name in sorted(wanted, key=lambda name: crc32(name.encode("utf-8", "replace")))
-            if name not in chosen
-        ]
+        absent = sorted(wanted.keys() - chosen, key=scattered)
+        listed = [writer.missing(wanted[name]) for name in absent]
         nodes = tuple(writer.numbers)
         labels = [
             writer.label(self._nodes[n]) if n in chosen else writer.missing(wanted[n])
@@ -243,9 +244,9 @@ class _Writer:
             parts.append(_cut(child.tail, self.detail.words))
         parts = [part for part in parts if part]
         own = len(node.attrib) - (NODE_ID in node.attrib)
-        if not candidate and not own and not texts and len(parts) <= 1:
-            if node.getparent() is not None:
-                return "".join(parts)  # a wrapper that says nothing
+        silent = not candidate and not own and not texts and len(parts) <= 1
+        if silent and node.getparent() is not None:
+            return "".join(parts)  # a wrapper that says nothing
         head = self.head(node)
         return f"<{head}> {' '.join(parts)} </{node.tag}>" if parts else f"<{head}/>"
 
@@ -272,7 +273,8 @@ class _Writer:
         """A candidate that the page does not hold, from its own attributes."""
         number = self.numbers.setdefault(candidate.node, len(self.numbers))
         attributes = attributes_text(dict(candidate.attributes), self.detail.words)
-        return f"<{' '.join(p for p in (candidate.tag or 'element', f'id={number}', attributes) if p)}>"
+        parts = (candidate.tag or "element", f"id={number}", attributes)
+        return f"<{' '.join(part for part in parts if part)}>"
 
     def label(self, node: Any) -> str:
         """A candidate in at most ten words, as the choices of MindAct show it."""

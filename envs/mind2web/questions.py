@@ -3,8 +3,8 @@
 `Direct` shows the page around all candidates and takes one answer. `Rounds` shows the page around
 five candidates at a time, as choices B to F beside `A. None of the above`; who is chosen waits for
 another round, until at most one is left, whose last operation is the answer. Choices stand in the
-order of the page, as upstream. Unlike upstream, one that is left without ever having been shown gets
-a round of its own (there the step scores 0, though the agent did nothing wrong).
+order of the page, as upstream. Unlike upstream, one that is left without ever having been shown
+gets a round of its own (there the step scores 0, though the agent did nothing wrong).
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 MindAct ranks with a trained cross-encoder and keeps the best 50; its published ranks are read by
 `data.read_ranks`. Our own ranking is BM25 (Robertson & Zaragoza, 2009) over the candidates of one
 page: each is a short text (its attributes, its own words, and those beside it), the query is the
-task and the last actions. Of equals, elements made to be acted on come first, then the page's
-order. Any other ranking is a `Ranker` of yours, named `module:Class`; `agents.cross_encoder` holds
-one that runs a cross-encoder of Hugging Face (this layer knows no model library).
+task and the last actions. Of equals, elements made to be acted on come first. Any other ranking is
+a `Ranker` of yours, named `module:Class`; `agents.cross_encoder` holds one that runs a
+cross-encoder of Hugging Face (this layer knows no model library).
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from envs.mind2web.prune import Candidate, Page, attributes_text
 HISTORY = 5
 """Actions of the history that are shown and that ranking sees."""
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+|[^\W\da-zA-Z_]+")
-_STOP = frozenset(
-    ["a", "an", "the", "of", "for", "to", "in", "on", "at", "and", "or", "with", "by", "from", "is", "are", "be", "it", "its", "this", "that", "i", "my", "me", "you", "your", "as", "if", "not", "no", "all", "any"]
+_STOP_WORDS = (
+    "a an the of for to in on at and or with by from is are be it its this that i my me you your "
+    "as if not no all any"
 )
+_STOP = frozenset(_STOP_WORDS.split())
 _ACTIVE = frozenset({"a", "button", "input", "select", "textarea", "option", "label", "summary"})
 
 

@@ -9,9 +9,9 @@
 
 A step none of whose positives is among the ranked candidates scores 0 in all of them: nobody could
 have chosen right. *Macro* is the mean over tasks of each task's mean (the paper reports macro
-element accuracy); *micro* is the mean over all steps, whatever their task. An episode's metrics are
-means over its task's steps, so their means over episodes, as `eval` reports them, are macro; `micro`
-here weighs episodes by their steps.
+element accuracy); *micro* is the mean over all steps, whatever their task. An episode's metrics
+are means over its task's steps, so their means over episodes, as `eval` reports them, are macro;
+`micro` here weighs episodes by their steps.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def _largest_real(folder: Path) -> tuple[str, tuple[Candidate, ...]]:
 def big_page(megabytes: float, seed: int = 0) -> str:
     """Cleaned HTML of that size: sections in sections, lists of links, forms."""
     rng, parts, size, number = np.random.default_rng(seed), [], 0, 10
-    words = ["rooms", "flights", "offers", "search", "price", "date", "guests", "next", "filter", "city", "account", "help"]
+    words = "rooms offers search price date guests next filter city help".split()  # noqa: SIM905
     while size < megabytes * 1e6:
         depth = int(rng.integers(2, 9))
         nodes = [f'<div backend_node_id="{number + i}">' for i in range(depth)]
@@ -155,7 +155,8 @@ def plain_view(html: str, nodes: Sequence[str]) -> str:
             kept |= set(beside[max(0, at - 3) : at + 4])
     for node in kept:
         node.set("kept", "")
-    pruned, wanted, numbers = copy.deepcopy(tree), set(nodes), {}
+    pruned, wanted = copy.deepcopy(tree), set(nodes)
+    numbers: dict[str, int] = {}
     for node in reversed(pruned.xpath("//*")):
         parent = node.getparent()
         if "kept" not in (parent if node.tag == "text" else node).attrib:

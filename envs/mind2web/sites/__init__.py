@@ -1,9 +1,10 @@
 """Websites of our own, so that the environment works without a download.
 
-Six kinds of sites (`kinds`) in 60 skins and vocabularies (`themes.json`, `pages`), with tasks and
-recorded gold steps in the benchmark's format (`browser`, `BundledSites`). Splits are by site: train
-and dev share the domains (travel, shopping, entertainment, lifestyle, work), test sites are of other
-domains (health, government, finance, education, sports, garden) or trades that train has not seen.
+Six kinds of sites (`kinds`) make 72 of them, each with looks (`pages`) and words (`themes.json`) of
+its own, with tasks and recorded gold steps in the benchmark's format (`browser`, `BundledSites`).
+Splits are by site: train (48 sites, 576 tasks) and dev (6, 48) are of travel, shopping,
+entertainment, lifestyle and work; test (18, 144) is of trades that train has not seen, nearly all
+in other domains (health, government, finance, education, sports, garden).
 Task ids are `kind/site/number`.
 """
 
@@ -55,7 +56,7 @@ def goal_of(task_id: str) -> tuple[Site, Goal]:
 
 
 def record(task_id: str) -> dict[str, Any]:
-    """A bundled task in the benchmark's official format: its gold steps, played and written down."""
+    """A bundled task in the official format: its gold steps, played and written down."""
     from envs.mind2web.sites.browser import Browser, snapshot
 
     site, goal = goal_of(task_id)

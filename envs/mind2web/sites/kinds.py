@@ -72,7 +72,8 @@ class Site(ABC):
 
     def goals(self, count: int) -> list[Goal]:
         """The site's first `count` tasks, all different."""
-        rng, found = np.random.default_rng([crc32(self.name.encode()), 1]), {}
+        rng = np.random.default_rng([crc32(self.name.encode()), 1])
+        found: dict[Any, Goal] = {}
         while len(found) < count:
             goal = self.goal(rng)
             found.setdefault((goal.instruction, goal.moves), goal)
@@ -339,7 +340,9 @@ class Calendar(Site):
                 for i, day in enumerate(_DAYS)
             ]
             there = ("/", "Previous week") if week == 2 else ("/week/2", "Next week")
-            return f"Week {week}", link("turn", *there) + f"<table><tr>{''.join(days)}</tr></table>"
+            return f"Week {week}", link(
+                "turn", *there
+            ) + f"<table><tbody><tr>{''.join(days)}</tr></tbody></table>"
         parts = path.split("/")
         if len(parts) == 4 and parts[1] == "day" and parts[3] in map(slug, _DAYS):
             fields = (

@@ -151,7 +151,7 @@ def test_broken_pages_are_named_and_never_raise(html, problem):
 
 def test_no_entity_grows():
     bomb = '<!ENTITY a "aaaaaaaaaa">' + "".join(
-        f'<!ENTITY {x} "{f"&{y};" * 10}">' for x, y in zip("bcdefghij", "abcdefghi")
+        f'<!ENTITY {x} "{f"&{y};" * 10}">' for x, y in zip("bcdefghij", "abcdefghi", strict=True)
     )
     text = Page(f"<?xml version='1.0'?><!DOCTYPE d [{bomb}]><d backend_node_id='1'>&j;</d>")
     assert len(text.draw(c(1)).text) < 1000
