@@ -95,27 +95,23 @@ class Index:
         finds nothing.
         """
         counts = Counter(lucene.analyse(query)[:_MAX_QUERY])
-        lists = []
-        for order, (word, times) in enumerate(counts.items()):
-            number = self._term_number(word)
-            if number >= 0:
-                lists.append((-times * self._best[number], order, number, times))
+        known = ((self._term_number(word), times) for word, times in counts.items())
+        # Rarest first, by the most that a term can add; as Lucene, sums are 64-bit, scores 32.
+        lists = sorted((-times * self._best[n], n, times) for n, times in known if n >= 0)
         if not lists or k < 1:
             return []
-        candidates = self._candidates([(n, t, -bound) for bound, _, n, t in sorted(lists)], k)
-        # Once more in the order of the query's words: equal documents get equal sums.
-        total = np.zeros(len(candidates), np.float64)
-        for _, _, number, times in sorted(lists, key=lambda item: item[1]):
-            total += times * self._look_up(number, candidates)
+        found, total = self._candidates([(n, t, -bound) for bound, n, t in lists], k)
         total = total.astype(np.float32)
-        first = np.lexsort((candidates, -total))[:k]
-        return [(int(candidates[i]), float(total[i])) for i in first]
+        first = np.lexsort((found, -total))[:k]
+        return list(zip(found[first].tolist(), total[first].tolist(), strict=True))
 
-    def _candidates(self, lists: list[tuple[int, int, float]], k: int) -> np.ndarray:
-        """A sorted superset of the best k. `lists`: (term, times, highest score), rarest first."""
+    def _candidates(
+        self, lists: list[tuple[int, int, float]], k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A sorted superset of the best k, with sums. `lists`: (term, times, most it adds)."""
         # rest[i]: the most that terms from i on can still add to a document.
         rest = [*np.cumsum([bound for *_, bound in lists][::-1])[::-1].tolist(), 0.0]
-        sums = np.zeros(self._size, np.float32)
+        sums = np.zeros(self._size)
         seen: list[np.ndarray] = []
         count = 0
         for i, (number, times, _) in enumerate(lists):
@@ -137,8 +133,8 @@ class Index:
         lists: list[tuple[int, int, float]],
         rest: list[float],
         k: int,
-    ) -> np.ndarray:
-        """The found documents without those that the terms left cannot lift to the first k."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The found that the terms left can still lift to the first k, with their sums."""
         total = sums[found]
         for i in range(len(lists) + 1):
             if len(found) > k:
@@ -147,7 +143,7 @@ class Index:
             if i < len(lists):
                 number, times, _ = lists[i]
                 total = total + times * self._look_up(number, found)
-        return found
+        return found, total
 
     def _postings(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         span = slice(self._starts[number], self._starts[number + 1])
