@@ -91,8 +91,7 @@ def measure_side(side: str, path: str) -> dict[str, float]:
     task = json.loads(Path(path).read_text())
     encoded = Encoded(task["ids"], [tuple(span) for span in task["replies"]])
     [item] = inverse.split(encoded, task["practice"], 10**6)
-    dtype = "bfloat16" if task["dtype"] == "auto" else task["dtype"]
-    config = PolicyConfig(model=task["model"], dtype=dtype, device=task["device"])
+    config = PolicyConfig(model=task["model"], dtype=task["dtype"], device=task["device"])
     config.lora.r = task["rank"]
     policy = Policy.load(config)
     wanted = Config(output="").inverse.discriminator
@@ -170,12 +169,12 @@ def _plain(judge: Discriminator, actor: ActorCritic, item: Practised) -> dict[st
         of = numbers[of_action.cpu()]
         if not float(agent[of].sum()):
             continue
-        out = ppo_loss(
+        step = ppo_loss(
             log_probs, before, advantages[of].to(device), agent[of].to(device),
             entropies, clip=PPO.clip, kl=PPO.kl, entropy=PPO.entropy,
         )  # fmt: skip
-        (out.loss / item.draws).backward()
-        value += float(out.loss.detach())
+        (step.loss / item.draws).backward()
+        value += float(step.loss.detach())
     return {
         "discriminator": total / item.pairs,
         "ppo": value / item.draws,

@@ -161,9 +161,9 @@ def methods(experiment: Experiment, rows: Sequence[Row], output: Path) -> list[s
             own = [r for r in here if r.run.method == method]
             kind = own[0].run.options["method"]
             gains = [
-                r.final - base[r.run.seed]
+                r.final - before
                 for r in own
-                if r.final is not None and base.get(r.run.seed) is not None
+                if r.final is not None and (before := base.get(r.run.seed)) is not None
             ]
             found, gain = estimate(_finals(own)), estimate(gains)
             reported = paper.table2(kind, env)

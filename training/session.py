@@ -113,7 +113,7 @@ class Session:
         will do. Trajectories that do not say (converted ones) are taken as they are.
         """
         parts = itertools.product((True, False), repeat=3)
-        known = {self.prompt.checksum(PromptStyle(*shown)) for shown in parts}
+        known = {self.prompt.checksum(PromptStyle(i, e, t)) for i, e, t in parts}
         foreign = [t for t in found if t.fingerprint.get("prompt", min(known)) not in known]
         if foreign:
             raise RunError(

@@ -124,7 +124,7 @@ class _Trainer(SFTTrainer):
     """Groups trajectories by length over the whole batch, whatever the number of processes."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         lengths = [len(ids) for ids in rows["input_ids"]]
         return LengthGroupedSampler(size * processes.count(), lengths=lengths)
