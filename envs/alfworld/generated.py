@@ -162,7 +162,8 @@ class _Draft:
         objects += [
             f"{kind}Type - otype" for kind in sorted({*kinds, "Knife", "ButterKnife", *LAMPS})
         ]
-        places = sorted({*known.fits, "Sink", "SinkBasin", "Microwave", "Fridge"})
+        homes = sorted(set(known.fits) - known.movable)
+        places = sorted({*homes, "Sink", "SinkBasin", "Microwave", "Fridge"})
         objects += [f"{kind}Type - rtype" for kind in places]
         objects += [f"{_id(name)} - object" for name in self.objects]
         objects += [f"{_id(name)} - receptacle" for name in self.stands]
@@ -179,7 +180,7 @@ class _Draft:
             facts.append(f"inReceptacle {_id(name)} {_id(where)}")
             facts.append(f"objectAtLocation {_id(name)} {_id(stands[where])}")
             facts += [f"{word} {_id(name)}" for word in self._abilities(kind)]
-        for home in sorted(known.fits):
+        for home in homes:
             facts += [f"canContain {home}Type {kind}Type" for kind in sorted(known.fits[home])]
         name = task_id.replace("/", "_")
         return (

@@ -33,7 +33,7 @@ def load(data: Mapping[str, Any]) -> ReferencePlay:
     env = AlfredInfos(AlfredDemangler(PddlEnv(infos), shuffle=False))
     try:
         env.load(dict(data))
-    except Exception as error:  # the translator raises whatever it stumbles over
+    except (Exception, SystemExit) as error:  # the translator exits where it finds a mistake
         raise GameError(f"TextWorld cannot read the game: {error!r}") from error
     return ReferencePlay(env)
 

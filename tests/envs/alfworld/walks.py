@@ -65,30 +65,31 @@ def random_commands(game, seed, steps=STEPS):
     return made
 
 
-def walks(game):
-    """Name → commands: the two experts' walks, then the random ones."""
-    from envs.alfworld import expert
-
-    found = {name: [a for _, a in expert.plan(game, name)] for name in ("planner", "explorer")}
-    return found | {str(seed): random_commands(game, seed) for seed in SEEDS}
-
-
 def compare(game, reference, commands):
-    """Plays the commands in both engines; AssertionError at the first letter that differs."""
-    count = 0
+    """Plays the commands in both engines: steps, and the digest of what TextWorld said.
+
+    AssertionError at the first letter that differs.
+    """
+    count, said = 0, hashlib.sha256()
     ours, theirs = steps_of(game.start(), commands), steps_of(reference.start(), commands)
     for mine, upstream in zip(ours, theirs, strict=True):
         assert mine == upstream, f"after {mine[0]!r}: {mine[1:3]} is not {upstream[1:3]}"
+        said.update(json.dumps(upstream).encode())
         count += 1
-    return count - 1
+    return count - 1, said.hexdigest()
 
 
 def digest(play, commands):
-    """A checksum of everything that was said on a walk."""
-    found = hashlib.sha256()
+    """A checksum of everything that was said on a walk, admissible commands included."""
+    said = hashlib.sha256()
     for step in steps_of(play, commands):
-        found.update(json.dumps(step).encode())
-    return found.hexdigest()[:16]
+        said.update(json.dumps(step).encode())
+    return said.hexdigest()
+
+
+def combined(digests):
+    """One short checksum of a game's walks."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def read(path):

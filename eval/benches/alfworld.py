@@ -1,0 +1,179 @@
+"""ALFWorld: the fast engine against TextWorld's, which is the baseline of every row.
+
+The expert's walks in a few generated games, written as files and played by both. Ours is the whole
+environment (ReAct reply read, other wordings tried, the goal checked); upstream is its PDDL engine
+with the wrappers and infos that its own environment asks for. Both read and reset the same files.
+Memory is what this process grows by when it loads one game after another; upstream's is measured
+over fewer loads and multiplied. Install the baseline with `make textworld`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import envs
+from envs.alfworld import export, generated
+from envs.alfworld.data import GAME
+from envs.core import TextEnv
+from eval.benches import Options, Row, settings
+
+ALFWORLD = "stepagent/ALFWorld-v0"
+
+
+def bench(options: Options) -> list[Row]:
+    """Steps, loads and resets, memory, many at once.
+
+    Settings: games (of each of the six types), loads (of ours, for the memory), upstream_loads
+    (for its memory), environments (at once). Raises ImportError where TextWorld is missing.
+    """
+    wanted = settings(options, games=1, loads=2000, upstream_loads=10, environments=64)
+    with tempfile.TemporaryDirectory(prefix="stepagent-alfworld-") as folder:
+        tasks = generated.Generated().tasks("test")[: 6 * wanted["games"]]
+        export.write(Path(folder), tasks)
+        env = envs.make(ALFWORLD, data=folder, split="test")
+        plans = [_plan(env, Path(folder), task_id) for task_id in env.tasks]
+        ours, theirs = _Ours(env), _Upstream()
+        seconds = _play(ours, theirs, plans, options.repeats)
+        growth = _growth(ours, plans, wanted["loads"])
+        theirs_growth = _growth(theirs, plans, wanted["upstream_loads"], warm_up=2)
+        many = _at_once(folder, plans, wanted["environments"], options.repeats)
+    steps = sum(len(plan.actions) for plan in plans)
+    (our_steps, our_loads), (their_steps, their_loads) = seconds
+    loads, n = wanted["loads"], wanted["environments"]
+    return [
+        Row.more_is_better("ALFWorld steps", steps / our_steps, steps / their_steps, "steps/s"),
+        Row.less_is_better(
+            "ALFWorld load + reset",
+            1000 * our_loads / len(plans),
+            1000 * their_loads / len(plans),
+            "ms",
+        ),
+        Row.less_is_better(
+            f"ALFWorld memory grown in {loads} loads",
+            max(growth * loads, 0.1),  # flat: what is left is noise, of either sign
+            theirs_growth * loads,
+            "MB",
+        ),
+        Row.more_is_better(
+            f"ALFWorld, {n} in one process (baseline: one upstream)",
+            many,
+            steps / their_steps,
+            "steps/s",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    task_id: str
+    path: Path
+    actions: tuple[str, ...]
+
+
+def _plan(env: TextEnv, folder: Path, task_id: str) -> _Plan:
+    env.reset(seed=0, options={"task_id": task_id})
+    actions = tuple(action for _, action in env.expert_plan())
+    (path,) = folder.glob(f"*/*/{task_id}/{GAME}")
+    return _Plan(task_id, path, actions)
+
+
+class _Ours:
+    def __init__(self, env: TextEnv):
+        self.env = env
+
+    def load(self, plan: _Plan) -> None:
+        self.env.close()  # forgets the games it has read
+        self.env.reset(seed=0, options={"task_id": plan.task_id})
+
+    def step(self, action: str) -> None:
+        self.env.step(action)
+
+
+class _Upstream:
+    def __init__(self) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            import textworld
+            from alfworld.agents.environment import alfred_tw_env
+            from textworld.envs.pddl import PddlEnv
+        self._wrappers = alfred_tw_env
+        self._infos = textworld.EnvInfos(won=True, admissible_commands=True, extras=["gamefile"])
+        self._engine: Any = PddlEnv
+        self.env: Any = None
+
+    def load(self, plan: _Plan) -> None:
+        if self.env is not None:
+            self.env.close()
+        engine = self._engine(self._infos)
+        self.env = self._wrappers.AlfredInfos(self._wrappers.AlfredDemangler(engine))
+        self.env.load(str(plan.path))
+        self.env.reset()
+
+    def step(self, action: str) -> None:
+        self.env.step(action)
+
+
+def _play(
+    ours: _Ours, theirs: _Upstream, plans: list[_Plan], repeats: int
+) -> list[tuple[float, float]]:
+    """For each side, median seconds of (all steps, all loads with reset)."""
+    taken: tuple[list[tuple[float, float]], ...] = ([], [])
+    sides: tuple[_Ours | _Upstream, ...] = (ours, theirs)
+    for side in sides:
+        _timed(side, plans[0])
+    for number in range(repeats):
+        for side in (0, 1) if number % 2 == 0 else (1, 0):
+            seconds = [_timed(sides[side], plan) for plan in plans]
+            steps, loads = map(sum, zip(*seconds, strict=True))
+            taken[side].append((steps, loads))
+    return [
+        (statistics.median(s for s, _ in times), statistics.median(r for _, r in times))
+        for times in taken
+    ]
+
+
+def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:
+    begun = time.perf_counter()
+    side.load(plan)
+    ready = time.perf_counter()
+    for action in plan.actions:
+        side.step(action)
+    return time.perf_counter() - ready, ready - begun
+
+
+def _growth(side: _Ours | _Upstream, plans: list[_Plan], loads: int, warm_up: int = 100) -> float:
+    """Megabytes that this process grows by at a load."""
+    process = psutil.Process()
+    for number in range(warm_up + loads):
+        if number == warm_up:
+            gc.collect()
+            before = process.memory_info().rss
+        side.load(plans[number % len(plans)])
+    gc.collect()
+    return (process.memory_info().rss - before) / 1e6 / loads
+
+
+def _at_once(folder: str, plans: list[_Plan], n: int, repeats: int) -> float:
+    """Steps a second of n environments stepped in turn (median)."""
+    opened = [envs.make(ALFWORLD, data=folder, split="test") for _ in range(n)]
+    chosen = [plans[i % len(plans)] for i in range(n)]
+    rates = []
+    for _ in range(repeats):
+        for env, plan in zip(opened, chosen, strict=True):
+            env.reset(seed=0, options={"task_id": plan.task_id})
+        begun = time.perf_counter()
+        for turn in range(max(len(plan.actions) for plan in plans)):
+            for env, plan in zip(opened, chosen, strict=True):
+                if turn < len(plan.actions):
+                    env.step(plan.actions[turn])
+        rates.append(sum(len(p.actions) for p in chosen) / (time.perf_counter() - begun))
+    return statistics.median(rates)
