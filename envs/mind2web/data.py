@@ -123,6 +123,8 @@ def open_source(
 
         return BundledSites(html, problems)
     path = Path(data).expanduser()
+    if path.is_dir() and len(lines := list(path.glob("*.jsonl"))) == 1:
+        path = lines[0]  # a folder around one such file; the official files are .json and .zip
     if path.is_file():
         return PlainFile(path, html, problems)
     if path.is_dir():
@@ -268,7 +270,7 @@ def make_step(
     history: Iterable[str] = (),
 ) -> Step:
     """A step, with what is wrong with it counted."""
-    operation = operation if isinstance(operation, dict) else {}
+    operation = _object(operation)
     op = str(operation.get("op") or "").upper()
     op = _MAPPED.get(op, op)
     if op not in OPERATIONS:

@@ -164,6 +164,8 @@ def test_real_steps(real_steps):
     websites = [{source.task(name).website for name in names} for names in ids.values()]
     assert not websites[0] & websites[1] | websites[0] & websites[2] | websites[1] & websites[2]
     assert not any("HTML truncated" in step.html for step in steps)
+    env = envs.make(ID, data=real_steps.parent, split="test")  # the folder does as well
+    assert list(env.tasks) == list(ids["test"])
 
 
 def test_splits_of_a_plain_file():
