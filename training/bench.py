@@ -30,8 +30,8 @@ from training.sampling import practice
 from training.tree import Branch, StepTree, pack, score_trees
 
 ENV = "stepagent/ScienceWorld-v0"
-LONG_TASKS = "grow-plant,boil,melt,freeze,chemistry-mix,find-living-thing"
-"""Tasks whose expert trajectories have 20 steps and more."""
+LONG = {"task_set": "all", "tasks": "inclined-plane-determine-angle", "max_steps": 200}
+"""The environment's arguments for tasks whose expert takes 40 steps and more."""
 
 
 def _trajectories(count: int, steps: int) -> list[Trajectory]:
@@ -40,17 +40,10 @@ def _trajectories(count: int, steps: int) -> list[Trajectory]:
     Raises ValueError where too few are so long.
     """
     expert, found = agents.make_agent("expert"), []
-    env = envs.make(ENV, split="train", tasks=LONG_TASKS, max_steps=200)
+    env = envs.make(ENV, split="train", **LONG)
     tasks = list(env.tasks)
     env.close()
-    played = run_episodes(
-        ENV,
-        expert,
-        tasks,
-        split="train",
-        workers=2,
-        env_kwargs={"tasks": LONG_TASKS, "max_steps": 200},
-    )
+    played = run_episodes(ENV, expert, tasks, split="train", workers=2, env_kwargs=LONG)
     try:
         for trajectory in played:
             if len(trajectory.steps) >= steps and not trajectory.error:

@@ -45,6 +45,9 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     config = cli.parse(Config, argv, prog="python -m training.run")
     console = Console()
+    given = {name.replace("-", "_") for name in _options(argv)}
+    if "env" in given and "config" in given and not any(n.startswith("env_args") for n in given):
+        _drop_foreign_arguments(config, argv, console)
     from eval.results import ResultsError
     from training.loop import TrainingDiverged
     from training.rundir import RunError
@@ -67,11 +70,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"It took {summary['seconds'] / 60:.1f} minutes. Next:\n"
         f"  python -m eval.run --env {config.env} --agent hf:{summary['final']} --split dev "
         f"--out {config.output}/eval/dev{_flags(config, summary)}\n"
-        "  python -m training.run --config training/configs/demo.yaml --seed 1 --output runs/s1",
+        f"  python -m training.run --config {config.output}/config.yaml --seed {config.seed + 1} "
+        f"--output {config.output}-seed-{config.seed + 1}",
         markup=False,
         soft_wrap=True,
     )
     return 0
+
+
+def _options(argv: Sequence[str] | None) -> list[str]:
+    """The names of the options on a command line."""
+    words = sys.argv[1:] if argv is None else argv
+    return [word[2:].split("=")[0] for word in words if word.startswith("--")]
+
+
+def _drop_foreign_arguments(config: Config, argv: Sequence[str] | None, console: Console) -> None:
+    """`--env` on the command line: the file's `env_args` were another environment's."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    at = next(i for i, word in enumerate(words) if word.split("=")[0] == "--config")
+    named = words[at : at + 1] if "=" in words[at] else words[at : at + 2]
+    file = cli.parse(Config, [*named, f"--output={config.output}"], prog="python -m training.run")
+    if file.env != config.env and config.env_args:
+        console.print(
+            f"env_args of the file are for {file.env} and left out: {config.env_args}", markup=False
+        )
+        config.env_args = {}
 
 
 def _flags(config: Config, summary: dict[str, Any]) -> str:
