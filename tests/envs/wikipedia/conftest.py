@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def cache(tmp_path_factory):
     """The world's corpus and index are built once for all tests of this folder."""
     before = os.environ.get("STEPAGENT_CACHE")

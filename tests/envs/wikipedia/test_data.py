@@ -157,3 +157,19 @@ def test_the_real_files(real):
             assert all(hop.text for hop in question.hops)
     simple = real / "hotpotqa" / "hotpot_dev_v1_simplified.json"
     assert sum(len(qs) for qs in load("hotpotqa", simple).values()) == 5000 + 500 + 500
+
+
+def test_full_wiki_files_may_lack_the_supporting_pages(tmp_path):
+    """In HotpotQA's full-wiki files the paragraphs are what a retriever found."""
+    records = [hotpot(i) for i in range(40, 60)]
+    for record in records:
+        record["context"] = record["context"][2:]
+    write_array(tmp_path / "hotpot_train_v1.1.json", [hotpot(i) for i in range(20)])
+    write_array(tmp_path / "hotpot_dev_fullwiki_v1.json", records)
+    question = data.load("hotpotqa", "test", tmp_path)[0]
+    assert [hop.title for hop in question.hops] == [
+        f"Number {question.id[4:]}",
+        f"Writer {question.id[4:]}",
+    ]
+    assert all(hop.text == "" and hop.facts == () for hop in question.hops)
+    assert [p.title for p in question.passages] == ["Paris"]
