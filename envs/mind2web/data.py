@@ -17,76 +17,19 @@ no task at all, or one that cannot be read, is a ValueError that names it.
 from __future__ import annotations
 
 import json
-import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from envs.core import checksum
-from envs.mind2web.answers import OPERATIONS
-from envs.mind2web.prune import ATTRIBUTES, Candidate, scattered
+from envs.mind2web.records import Problems, Task, task_from_official, tasks_from_rows
 
 TEST_SETS = ("domain", "task", "website")
 HTML_KINDS = ("cleaned", "raw")
 MAX_FILE = 256_000_000
 """Bytes of a plain file of tasks, which is held in memory. Official folders may be of any size."""
-_MAPPED = {"HOVER": "CLICK", "ENTER": "CLICK"}
-"""Operations of the recording that the benchmark itself counts as clicks."""
-_CUT = re.compile(r"\s*\.\.\. \[HTML truncated[^\]]*\] \.\.\.\s*\Z")
-_RENDERED = re.compile(r'([\w-]+)="([^"]*)(?:"|\Z)')
-
-
-class Problems:
-    """What is wrong with the data: kind → the steps it was found in, each counted once."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, set[str]] = {}
-
-    def add(self, kind: str, where: str) -> None:
-        self._found.setdefault(kind, set()).add(where)
-
-    def counts(self) -> dict[str, int]:
-        return {kind: len(places) for kind, places in sorted(self._found.items())}
-
-    def items(self) -> Iterable[tuple[str, set[str]]]:
-        return self._found.items()
-
-    def __repr__(self) -> str:
-        return f"Problems({self.counts()})"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One recorded action and the page before it."""
-
-    uid: str
-    html: str
-    op: str
-    """CLICK, TYPE or SELECT (another word only where the data hold one)."""
-    value: str
-    positives: tuple[str, ...]
-    """Node ids that count as right; may be empty, or not among the candidates."""
-    candidates: tuple[Candidate, ...]
-    """In an order that tells nothing (`scattered`): files list the right ones first."""
-    history: tuple[str, ...]
-    """The recorded actions before it, such as `[button]  Search -> CLICK`."""
-    target: str = ""
-    """The recorded action in words; "" where the data do not tell."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is asked on a website, and the recorded steps."""
-
-    id: str
-    website: str
-    domain: str
-    subdomain: str
-    instruction: str
-    steps: tuple[Step, ...]
 
 
 class Source(Protocol):
@@ -155,7 +98,7 @@ class PlainFile:
         self._checksum = checksum(raw)
         records = _records(path, raw, problems)
         tasks = [task_from_official(r, html, problems) for r in records if "actions" in r]
-        tasks += _tasks_from_rows([r for r in records if "actions" not in r], problems)
+        tasks += tasks_from_rows([r for r in records if "actions" not in r], problems)
         self._tasks = {task.id: task for task in tasks if task is not None and task.steps}
         if not self._tasks:
             raise ValueError(
@@ -212,161 +155,6 @@ def _records(path: Path, raw: bytes, problems: Problems) -> list[dict[str, Any]]
         if not isinstance(record, dict):
             problems.add("record that is not an object", f"{path}:{number}")
     return [record for record in records if isinstance(record, dict)]
-
-
-def task_from_official(record: Mapping[str, Any], html: str, problems: Problems) -> Task | None:
-    """A task of the official format; None (and counted) where it lacks an id, a text or actions."""
-    name = str(record.get("annotation_id") or "")
-    instruction = " ".join(str(record.get("confirmed_task") or "").split())
-    actions = record.get("actions")
-    if not name or not instruction or not isinstance(actions, list) or not actions:
-        problems.add("task without id, instruction or actions", name or repr(record)[:80])
-        return None
-    reprs = [str(text) for text in record.get("action_reprs") or ()]
-    steps = []
-    for i, action in enumerate(actions):
-        if not isinstance(action, dict):
-            problems.add("action that is not an object", f"{name}/{i}")
-            action = {}
-        steps.append(_step(action, f"{name}_{action.get('action_uid', i)}", html, problems))
-        target = reprs[i] if i < len(reprs) else ""
-        steps[-1] = _with(steps[-1], history=tuple(reprs[:i]), target=target)
-    return Task(
-        name,
-        str(record.get("website") or ""),
-        str(record.get("domain") or ""),
-        str(record.get("subdomain") or ""),
-        instruction,
-        tuple(steps),
-    )
-
-
-def _with(step: Step, **changes: Any) -> Step:
-    return Step(**{**step.__dict__, **changes})
-
-
-def _step(action: Mapping[str, Any], uid: str, html: str, problems: Problems) -> Step:
-    positives = parse_candidates(action.get("pos_candidates"), uid, problems)
-    negatives = parse_candidates(action.get("neg_candidates"), uid, problems)
-    wanted = "cleaned_html" if html == "cleaned" else "raw_html"
-    page = action.get(wanted)
-    return make_step(
-        uid,
-        page if isinstance(page, str) else "",
-        action.get("operation"),
-        [candidate.node for candidate in positives],
-        [*positives, *negatives],
-        problems,
-    )
-
-
-def make_step(
-    uid: str,
-    html: str,
-    operation: Any,
-    positives: Iterable[str],
-    candidates: Iterable[Candidate],
-    problems: Problems,
-    history: Iterable[str] = (),
-) -> Step:
-    """A step, with what is wrong with it counted."""
-    operation = _object(operation)
-    op = str(operation.get("op") or "").upper()
-    op = _MAPPED.get(op, op)
-    if op not in OPERATIONS:
-        problems.add("operation outside the three", uid)
-    unique = {candidate.node: candidate for candidate in candidates}
-    if not html.strip():
-        problems.add("no page", uid)
-    if not unique:
-        problems.add("no candidates", uid)
-    right = tuple(dict.fromkeys(positives))
-    if not right:
-        problems.add("no positive candidate", uid)
-    return Step(
-        uid,
-        _CUT.sub("", html),
-        op,
-        " ".join(str(operation.get("value") or "").split()),
-        right,
-        tuple(unique[name] for name in sorted(unique, key=scattered)),
-        tuple(history),
-    )
-
-
-def parse_candidates(found: Any, uid: str, problems: Problems) -> list[Candidate]:
-    """The candidates of a list in the official form."""
-    candidates = []
-    for item in found if isinstance(found, list) else ():
-        item = _object(item)
-        node = str(item.get("backend_node_id") or "")
-        if not node:
-            problems.add("candidate without node id", uid)
-            continue
-        attributes = _object(item.get("attributes"))
-        candidates.append(Candidate(node, str(item.get("tag") or ""), _shown(attributes)))
-    return candidates
-
-
-def _object(value: Any) -> dict[str, Any]:
-    """A JSON object, be it parsed or still a text; {} for anything else."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
-            return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _shown(attributes: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """The attributes that pruned pages show."""
-    known = {str(k).replace("-", "_"): v for k, v in attributes.items()}
-    return tuple((name, str(known[name])[:2000]) for name in ATTRIBUTES if known.get(name))
-
-
-def _tasks_from_rows(rows: Sequence[Mapping[str, Any]], problems: Problems) -> list[Task]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for number, row in enumerate(rows):
-        name, asked = str(row.get("annotation_id") or ""), str(row.get("confirmed_task") or "")
-        if not name or not asked.strip():
-            problems.add("row without annotation_id or confirmed_task", str(number))
-            continue
-        groups.setdefault(name, []).append(row)
-    return [_task_from_rows(name, group, problems) for name, group in groups.items()]
-
-
-def _task_from_rows(name: str, rows: list[Mapping[str, Any]], problems: Problems) -> Task:
-    def place(row: Mapping[str, Any]) -> int:
-        index = row.get("action_idx")
-        return index if isinstance(index, int) else 0
-
-    steps = []
-    for row in sorted(rows, key=place):
-        candidates = []
-        for item in row.get("candidates") or ():
-            item = _object(item)
-            node, text = str(item.get("backend_node_id") or ""), str(item.get("rendered") or "")
-            tag = re.match(r"<([\w-]+)", text)
-            if node:
-                attributes = _shown(dict(_RENDERED.findall(text.removesuffix(">"))))
-                candidates.append(Candidate(node, tag[1] if tag else "", attributes))
-        page = row.get("cleaned_html") or row.get("cleaned_html_truncated") or ""
-        steps.append(
-            make_step(
-                f"{name}_{row.get('action_uid', place(row))}",
-                page if isinstance(page, str) else "",
-                row.get("operation"),
-                [str(node) for node in row.get("pos_backend_node_ids") or ()],
-                candidates,
-                problems,
-                [str(text) for text in row.get("previous_actions") or ()],
-            )
-        )
-    first = rows[0]
-    texts = (str(first.get(key) or "") for key in ("website", "domain", "subdomain"))
-    website, domain, subdomain = texts
-    instruction = " ".join(str(first["confirmed_task"]).split())
-    return Task(name, website, domain, subdomain, instruction, tuple(steps))
 
 
 @lru_cache(maxsize=4)

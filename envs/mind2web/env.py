@@ -30,11 +30,12 @@ import numpy as np
 from envs.core import Outcome, TextEnv, checksum
 from envs.mind2web import expert
 from envs.mind2web.answers import one_line
-from envs.mind2web.data import HTML_KINDS, TEST_SETS, Step, Task
+from envs.mind2web.data import HTML_KINDS, TEST_SETS
 from envs.mind2web.library import Library, open_library
 from envs.mind2web.prune import Candidate
 from envs.mind2web.questions import ANSWERS, Decision, Direct, Question, Rounds
 from envs.mind2web.rank import HISTORY, Ranker
+from envs.mind2web.records import Step, Task
 from envs.mind2web.score import StepScore, operation_text, score_step, task_metrics
 
 EPISODE_BUDGET = 3200

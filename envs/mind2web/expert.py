@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from zlib import crc32
 
 from envs.mind2web.answers import NONE
-from envs.mind2web.data import Step, Task
 from envs.mind2web.questions import Question
+from envs.mind2web.records import Step, Task
 
 _TARGET = re.compile(r"\[(?P<role>[^\]]*)\]\s*(?P<label>.*?)\s*->\s*\w+(?:: .*)?\Z", re.DOTALL)
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from envs.mind2web import rank
-from envs.mind2web.data import Problems, Source, open_source, read_ranks
+from envs.mind2web.data import Source, open_source, read_ranks
 from envs.mind2web.prune import Candidate, Page, View
+from envs.mind2web.records import Problems
 
 PAGES = 16
 """Parsed pages kept; one may take some ten times the size of its HTML."""

@@ -25,12 +25,12 @@ import numpy as np
 
 from envs.core import Outcome
 from envs.mind2web import sites
-from envs.mind2web.data import Problems, Step, make_step, parse_candidates
 from envs.mind2web.env import Mind2WebEnv, describe
 from envs.mind2web.prune import Page
 from envs.mind2web.questions import Decision, Direct, Question, Rounds
 from envs.mind2web.rank import ranked
-from envs.mind2web.sites.kinds import Goal, Session, Site
+from envs.mind2web.records import Problems, Step, make_step, parse_candidates
+from envs.mind2web.sites.base import Goal, Session, Site
 
 T = TypeVar("T")
 MAX_BODY = 65_536

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from envs.cache import cache_folder, made_once
 from envs.core import checksum
-from envs.mind2web.data import Problems, Task, task_from_official
+from envs.mind2web.records import Problems, Task, task_from_official
 
 log = logging.getLogger(__name__)
 

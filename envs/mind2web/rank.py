@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from envs.mind2web.data import Step
 from envs.mind2web.prune import Candidate, Page, attributes_text
+from envs.mind2web.records import Step
 
 HISTORY = 5
 """Actions of the history that are shown and that ranking sees."""

@@ -21,9 +21,10 @@ from lxml import etree
 
 import envs
 from envs.core import checksum
-from envs.mind2web.data import PlainFile, Problems
+from envs.mind2web.data import PlainFile
 from envs.mind2web.env import Mind2WebEnv
 from envs.mind2web.prune import NODE_ID, Candidate, Page, attributes_text
+from envs.mind2web.records import Problems
 from envs.mind2web.sites import BundledSites
 from eval.benches import Options, Row, measure, settings
 

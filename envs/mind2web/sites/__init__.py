@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from envs.core import checksum
-from envs.mind2web.data import Problems, Task, task_from_official
-from envs.mind2web.sites.kinds import KINDS, Goal, Site
+from envs.mind2web.records import Problems, Task, task_from_official
+from envs.mind2web.sites.base import Goal, Site
+from envs.mind2web.sites.kinds import KINDS
 from envs.mind2web.sites.pages import slug
 
 TASKS_PER_SITE = {"train": 12, "dev": 8, "test": 8}

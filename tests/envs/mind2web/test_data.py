@@ -8,7 +8,8 @@ import pytest
 
 import envs
 from envs.mind2web import official as module
-from envs.mind2web.data import PlainFile, Problems, open_source, read_ranks, split_by_website
+from envs.mind2web.data import PlainFile, open_source, read_ranks, split_by_website
+from envs.mind2web.records import Problems
 
 from .conftest import make_step_record, record
 

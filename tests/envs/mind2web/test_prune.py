@@ -2,8 +2,9 @@ import time
 
 import pytest
 
-from envs.mind2web.data import PlainFile, Problems
+from envs.mind2web.data import PlainFile
 from envs.mind2web.prune import MAX_PAGE, Candidate, Detail, Page, attributes_text, tokens
+from envs.mind2web.records import Problems
 from envs.mind2web.sites import BundledSites
 from eval.benches.mind2web import big_page, plain_view
 

@@ -2,9 +2,10 @@ import math
 
 import pytest
 
-from envs.mind2web.data import PlainFile, Problems
+from envs.mind2web.data import PlainFile
 from envs.mind2web.prune import Page
 from envs.mind2web.rank import BM25, Ranker, make_ranker, ranked, recall, terms
+from envs.mind2web.records import Problems
 from envs.mind2web.sites import BundledSites
 
 

@@ -6,9 +6,10 @@ import pytest
 
 import envs
 from envs.mind2web import sites
-from envs.mind2web.data import Problems
+from envs.mind2web.records import Problems
+from envs.mind2web.sites.base import Move
 from envs.mind2web.sites.browser import Browser
-from envs.mind2web.sites.kinds import KINDS, Move
+from envs.mind2web.sites.kinds import KINDS
 
 ID = "stepagent/Mind2Web-v0"
 

@@ -1,0 +1,94 @@
+"""What a bundled website is: an application that answers requests, and tasks on it.
+
+`page` answers GET, `submit` answers POST with the path to go to next, and all that a site remembers
+of a visitor is a dict, the session. The same code serves the recorder, which plays gold steps
+through a browser of ours, and the live mode, which serves it to Chromium. A goal says what is
+asked, the steps that do it, and what the session's entry "done" must then hold.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from zlib import crc32
+
+import numpy as np
+
+from envs.mind2web.sites.pages import Skin, slug
+
+Session = dict[str, Any]
+Fields = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Move:
+    """One gold step: operation, id of the element, value."""
+
+    op: str
+    element: str
+    value: str = ""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A task on a site."""
+
+    instruction: str
+    moves: tuple[Move, ...]
+    done: dict[str, str]
+    """What the session's "done" holds when, and only when, the task is done."""
+
+
+class Site(ABC):
+    """One website. `theme` is its entry in themes.json."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, theme: Mapping[str, Any], brand: str):
+        self.theme, self.brand, self.name = theme, brand, slug(brand)
+        self.skin = Skin.draw(brand, np.random.default_rng(crc32(self.name.encode())))
+
+    @abstractmethod
+    def nav(self) -> list[tuple[str, str, str]]:
+        """(id, path, text) of the navigation's links that lead somewhere."""
+
+    @abstractmethod
+    def main(self, path: str, query: Fields, session: Session) -> tuple[str, str] | None:
+        """(title, markup) of a page of the site's own; None: there is no such page."""
+
+    def submit(self, path: str, fields: Fields, session: Session) -> str:
+        """Takes in a form; returns the path to show next."""
+        return "/info/sent"
+
+    @abstractmethod
+    def goal(self, rng: np.random.Generator) -> Goal:
+        """A task, drawn at random."""
+
+    def goals(self, count: int) -> list[Goal]:
+        """The site's first `count` tasks, all different."""
+        rng = np.random.default_rng([crc32(self.name.encode()), 1])
+        found: dict[Any, Goal] = {}
+        while len(found) < count:
+            goal = self.goal(rng)
+            found.setdefault((goal.instruction, goal.moves), goal)
+        return list(found.values())
+
+    def page(self, path: str, query: Fields, session: Session) -> str:
+        """The whole page at a path, as HTML."""
+        others = [(f"n-{slug(x)}", f"/info/{slug(x)}", x) for x in self.theme["other"][:3]]
+        found = self.main(path, query, session)
+        if found is None:
+            title = path.rsplit("/", 1)[-1].replace("-", " ").capitalize() or self.brand
+            found = (title[:40], "<p>There is nothing to do on this page.</p>")
+        return self.skin.frame(found[0], [*self.nav(), *others], found[1])
+
+    def _thanks(self, session: Session) -> tuple[str, str]:
+        said = ", ".join(str(value) for value in session.get("done", {}).values())
+        return "Thank you", f"<p>We have noted: {said}.</p>"
+
+
+def pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
+    """One of the options, as it is."""
+    return options[int(rng.integers(len(options)))]
