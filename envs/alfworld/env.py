@@ -87,6 +87,7 @@ class ALFWorldEnv(TextEnv):
         self._generated = data is None
         self._games: OrderedDict[str, Game] = OrderedDict()
         self._play: Any = None
+        self._reference: tuple[str, Any] | None = None
 
     @property
     def packages(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -141,18 +142,22 @@ class ALFWorldEnv(TextEnv):
 
     def begin(self, task_id: str) -> str:
         self._play = None
-        if self.engine == "fast":
-            self._play = self._game(task_id).start()
-        else:
-            from envs.alfworld import reference
-
-            self._play = reference.load(self._source.load(task_id))
+        self._play = self._start(task_id)
         text = self._play.intro()
         if text.startswith(_BANNER):
             text = text.partition("\n\n")[2]
         found = _TASK.search(text)
         self.instruction = found[0].strip() if found else text.strip()
         return text
+
+    def _start(self, task_id: str) -> Any:
+        if self.engine == "fast":
+            return self._game(task_id).start()
+        if self._reference is None or self._reference[0] != task_id:
+            from envs.alfworld import reference
+
+            self._reference = (task_id, reference.load(self._source.load(task_id)))
+        return self._reference[1].start()
 
     def _game(self, task_id: str) -> Game:
         game = self._games.pop(task_id, None)
@@ -201,7 +206,7 @@ class ALFWorldEnv(TextEnv):
         return [(thought, spoken(action, self.wording)) for thought, action in steps]
 
     def close(self) -> None:
-        self._play = None
+        self._play = self._reference = None
         self._games.clear()
         self._ended = True
 
