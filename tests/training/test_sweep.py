@@ -138,10 +138,10 @@ def test_what_is_wrong_is_said_at_once(tmp_path, change, message, capsys):
 
 
 def test_an_option_that_does_not_exist_is_said_before_the_first_run(tmp_path, capsys):
-    path = _sweep(tmp_path, common={"reflektion": {}})
+    path = _sweep(tmp_path, common={"reflektion": {"beta": 0.1}})
     with pytest.raises(SystemExit):
         sweep.main(["--config", str(path)])
-    assert "unknown key 'reflektion'" in capsys.readouterr().err
+    assert "unknown key 'reflektion.beta'" in capsys.readouterr().err
     assert not (tmp_path / "sweep" / "runs").exists()
 
 
