@@ -38,7 +38,7 @@ PPO = PpoConfig(baseline="group", kl=0.05, entropy=0.01)
 
 def bench(options: Options) -> list[Row]:
     """Seconds and peak memory of both sides. Settings: steps, practice, max_new_tokens, rank."""
-    wanted = settings(options, steps=20, practice=1, max_new_tokens=32, rank=16)
+    wanted = settings(options, steps=20, practice=2, max_new_tokens=32, rank=16)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "task.json"
         path.write_text(json.dumps(_task(options, wanted)))
@@ -189,7 +189,7 @@ def _whitened(item: Practised, advantages: Tensor) -> Tensor:
     weights = torch.tensor(item.agent) * torch.tensor(sizes)
     mean = (weights * advantages).sum() / weights.sum()
     deviation = ((weights * (advantages - mean) ** 2).sum() / weights.sum()).sqrt()
-    return (advantages - mean) / deviation
+    return (advantages - mean) * (0.0 if deviation < 1e-6 else 1 / deviation)
 
 
 State = tuple[Tensor, Tensor, Tensor, list[tuple[int, int]]]
