@@ -128,8 +128,8 @@ def _play(
     """For each side, median seconds of (all steps, all loads with reset)."""
     taken: tuple[list[tuple[float, float]], ...] = ([], [])
     sides: tuple[_Ours | _Upstream, ...] = (ours, theirs)
-    for side in sides:
-        _timed(side, plans[0])
+    for warm in sides:
+        _timed(warm, plans[0])
     for number in range(repeats):
         for side in (0, 1) if number % 2 == 0 else (1, 0):
             seconds = [_timed(sides[side], plan) for plan in plans]
