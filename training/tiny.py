@@ -127,7 +127,7 @@ def read(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        on_update(number + 1, {"loss": float(loss)})
+        on_update(number + 1, {"loss": loss.item()})
     model.eval()
 
 

@@ -32,10 +32,9 @@ from envs.scienceworld.gateway import Connection, JavaError, Reference, Simulato
 
 FLAGS = (
     "-Xms32m",
-    "-Xmx2g",
+    "-Xmx1200m",
     "-Xss2m",
     "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
     "-XX:MinHeapFreeRatio=10",
     "-XX:MaxHeapFreeRatio=30",
     "-XX:+ExitOnOutOfMemoryError",
@@ -43,7 +42,7 @@ FLAGS = (
     "-XX:-CreateCoredumpOnCrash",
     "-XX:+ErrorFileToStderr",
 )
-"""Serial collector, first compiler tier only, a heap that gives memory back: chosen by measuring
+"""Serial collector and a heap that gives memory back: chosen by measuring
 resident memory and steps per second of 16 simulators."""
 START_TIMEOUT = 120.0
 """Seconds that the JVM may take to start (it takes about 0.3)."""
