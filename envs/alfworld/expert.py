@@ -31,7 +31,7 @@ def plan(game: Game, expert: str = "explorer", limit: int = 50) -> list[tuple[st
 
     Raises ValueError for an unknown expert, GameError for a game that cannot be won.
     """
-    moves = find_moves(game, expert, limit)
+    moves = _until_won(game, find_moves(game, expert, limit))
     goal = read_goal(game)
     return [(_thought(game, goal, moves, i), move.command) for i, move in enumerate(moves)]
 
@@ -48,6 +48,17 @@ def find_moves(game: Game, expert: str, limit: int) -> list[Move]:
             except GameError:
                 continue
     return shortest(game.start())
+
+
+def _until_won(game: Game, moves: Sequence[Move]) -> list[Move]:
+    """The moves up to the one that wins, which may come before the last: upstream's world holds
+    some things to be in two places at once, and forgets only one of them when they are taken."""
+    play = game.start()
+    for count, move in enumerate(moves, 1):
+        play.step(move.command)
+        if play.won():
+            return list(moves[:count])
+    return list(moves)
 
 
 # Thoughts -------------------------------------------------------------------------------------

@@ -158,8 +158,10 @@ def _production(item: dict[str, Any]) -> Production:
 
 @lru_cache(maxsize=2048)
 def symbols(text: str) -> tuple[Symbol, ...]:
-    """A production's right side. As upstream's parser does, it stops at what it cannot read."""
+    """A production's right side. As upstream's parser does, it stops at what it cannot read, and
+    leaves out white space at the beginning (which that parser takes for an empty comment)."""
     found: list[Symbol] = []
+    text = text.lstrip()
     at = 0
     while at < len(text):
         listed = text[at] == "["
