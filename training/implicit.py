@@ -37,11 +37,7 @@ def learn(session: Session) -> None:
     if session.policy.no_step_trees:
         raise ValueError(f"method implicit: {session.policy.no_step_trees}")
     sft.learn(session)
-    for iteration in range(1, session.config.reflection.iterations + 1):
-        name = f"iteration-{iteration}"
-        session.stage(name, functools.partial(_iterate, session, iteration, name))
-        if session.config.evaluation.every_iteration:
-            session.score(name)
+    session.iterate(session.config.reflection.iterations, functools.partial(_iterate, session))
 
 
 def _iterate(session: Session, iteration: int, name: str) -> dict[str, float]:

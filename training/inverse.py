@@ -51,7 +51,7 @@ from training.losses import expert_is_high_reward
 from training.policy import Policy
 from training.rundir import RunDir, write_whole
 from training.session import Session
-from training.surrogate import ActorCritic, Graded, Reading, step_policy, updates_of, whitened
+from training.surrogate import ActorCritic, Graded, Reading, whitened
 from training.tree import Branch, StepTree, split_tree
 
 OnUpdate = Callable[[int, dict[str, float]], None]
@@ -64,14 +64,8 @@ def learn(session: Session) -> None:
     """
     check(session.config, session.policy)
     sft.learn(session)
-    entering = session.entering()
-    for iteration in range(1, session.config.reflection.iterations + 1):
-        name = f"iteration-{iteration}"
-        session.stage(name, functools.partial(_iterate, session, iteration, name, entering))
-        if session.config.evaluation.every_iteration:
-            session.score(name)
-        if session.state["figures"][name].get("stopped"):
-            break
+    work = functools.partial(_iterate, session, session.entering())
+    session.iterate(session.config.reflection.iterations, work)
 
 
 def check(config: Config, policy: Policy) -> None:
@@ -91,7 +85,7 @@ def check(config: Config, policy: Policy) -> None:
         ppo.check(config, policy.no_step_trees)
 
 
-def _iterate(session: Session, iteration: int, name: str, entering: Path) -> dict[str, float]:
+def _iterate(session: Session, entering: Path, iteration: int, name: str) -> dict[str, float]:
     """One iteration: practise, train the discriminator, step the policy."""
     config, seed = session.config, session.config.seed + 1000 * iteration
     before = session.rundir.helpers(f"iteration-{iteration - 1}")
@@ -106,21 +100,7 @@ def _iterate(session: Session, iteration: int, name: str, entering: Path) -> dic
     if config.inverse.reward != "step":
         graded, figures = ppo.episodes(session, name, actor, entering, seed)
         items, found = items + graded, found | figures
-    title = f"{name}: PPO"
-    with session.progress(title, updates_of(items, config.reflection, seed), "updates") as move:
-        learned = step_policy(
-            actor,
-            items,
-            config.ppo,
-            config.reflection,
-            session.rundir,
-            name,
-            seed,
-            kl=config.ppo.kl,
-            checkpoint_seconds=config.checkpoint_seconds,
-            on_update=move,
-        )
-    return found | learned
+    return found | ppo.update(session, name, actor, items, seed, kl=config.ppo.kl)
 
 
 def _judged(

@@ -40,12 +40,8 @@ def learn(session: Session) -> None:
     """
     check(session.config, session.policy.no_step_trees)
     sft.learn(session)
-    entering = session.entering()
-    for iteration in range(1, session.config.reflection.iterations + 1):
-        name = f"iteration-{iteration}"
-        session.stage(name, functools.partial(_iterate, session, iteration, name, entering))
-        if session.config.evaluation.every_iteration:
-            session.score(name)
+    work = functools.partial(_iterate, session, session.entering())
+    session.iterate(session.config.reflection.iterations, work)
 
 
 def check(config: Config, no_step_trees: str) -> None:
@@ -60,7 +56,7 @@ def check(config: Config, no_step_trees: str) -> None:
         )
 
 
-def _iterate(session: Session, iteration: int, name: str, entering: Path) -> dict[str, float]:
+def _iterate(session: Session, entering: Path, iteration: int, name: str) -> dict[str, float]:
     config, seed = session.config, session.config.seed + 1000 * iteration
     actor = ActorCritic(session.policy.model, config.ppo.baseline)
     actor.load_head(session.rundir.helpers(f"iteration-{iteration - 1}") / "value.safetensors")
@@ -68,9 +64,18 @@ def _iterate(session: Session, iteration: int, name: str, entering: Path) -> dic
     if not items:
         session.note(f"{name}: no episode can be learned from; the policy stays as it is")
         return found
+    # The KL is part of the reward here.
+    return found | update(session, name, actor, items, seed, kl=0.0)
+
+
+def update(
+    session: Session, name: str, actor: ActorCritic, items: Sequence[Graded], seed: int, kl: float
+) -> dict[str, float]:
+    """PPO's updates on graded actions, with a progress bar; the figures of `step_policy`."""
+    config = session.config
     title = f"{name}: PPO"
     with session.progress(title, updates_of(items, config.reflection, seed), "updates") as move:
-        learned = step_policy(
+        return step_policy(
             actor,
             items,
             config.ppo,
@@ -78,11 +83,10 @@ def _iterate(session: Session, iteration: int, name: str, entering: Path) -> dic
             session.rundir,
             name,
             seed,
-            kl=0.0,  # it is part of the reward here
+            kl=kl,
             checkpoint_seconds=config.checkpoint_seconds,
             on_update=move,
         )
-    return found | learned
 
 
 def episodes(

@@ -8,6 +8,7 @@ from the stage it was in (and within it from the newest checkpoint).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import shutil
@@ -171,7 +172,7 @@ class Session:
     # Stages -----------------------------------------------------------------------------------
 
     def stage(self, name: str, work: Callable[[], dict[str, float] | None]) -> None:
-        """Does the work of a stage on `self.policy`, keeps the policy, and scores it."""
+        """Does the work of a stage on `self.policy`, unless it is done, and keeps the policy."""
         if name not in self.state["done"]:
             self._refresh()
             figures = work()
@@ -186,6 +187,19 @@ class Session:
         else:
             self._stale = True
         self._last = name
+
+    def iterate(self, count: int, work: Callable[[int, str], dict[str, float]]) -> None:
+        """`count` iterations, each a stage that `work` (number, name) does, scored if so wished.
+
+        They end early after one whose figures say "stopped".
+        """
+        for number in range(1, count + 1):
+            name = f"iteration-{number}"
+            self.stage(name, functools.partial(work, number, name))
+            if self.config.evaluation.every_iteration:
+                self.score(name)
+            if self.state["figures"][name].get("stopped"):
+                break
 
     def entering(self) -> Path:
         """The policy as it entered the method (after SFT), kept whatever becomes of it."""

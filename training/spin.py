@@ -24,11 +24,7 @@ def learn(session: Session) -> None:
     """SFT, then iterations of play and preference."""
     rollouts.check(session.config.rollouts.samples, session.config.rollouts.temperature)
     sft.learn(session)
-    for number in range(1, session.config.preference.iterations + 1):
-        name = f"iteration-{number}"
-        session.stage(name, functools.partial(_iterate, session, number, name))
-        if session.config.evaluation.every_iteration:
-            session.score(name)
+    session.iterate(session.config.preference.iterations, functools.partial(_iterate, session))
 
 
 def _iterate(session: Session, number: int, name: str) -> dict[str, float]:

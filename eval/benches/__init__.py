@@ -84,6 +84,31 @@ def measure_sides(sides: Sequence[Callable[[], Any]], repeats: int) -> list[floa
     return [statistics.median(times) for times in seconds]
 
 
+def play_sides(
+    timed: Callable[[Any, Any], tuple[float, float]],
+    sides: Sequence[Any],
+    plans: Sequence[Any],
+    repeats: int,
+    warm_up: int = 0,
+) -> list[tuple[float, float]]:
+    """For each side, median seconds of (all steps, all resets) over all plans.
+
+    `timed` (side, plan) gives the seconds of one plan's steps and of its reset. Sides are played in
+    alternating order; the first `warm_up` rounds do not count.
+    """
+    taken: list[list[tuple[float, float]]] = [[] for _ in sides]
+    for number in range(-warm_up, repeats):
+        order = range(len(sides)) if number % 2 == 0 else reversed(range(len(sides)))
+        for side in order:
+            steps, resets = map(sum, zip(*(timed(sides[side], p) for p in plans), strict=True))
+            if number >= 0:
+                taken[side].append((steps, resets))
+    return [
+        (statistics.median(s for s, _ in times), statistics.median(r for _, r in times))
+        for times in taken
+    ]
+
+
 def settings(options: Options, **defaults: Any) -> dict[str, Any]:
     """A benchmark's own settings: its defaults under `options.args`.
 

@@ -25,7 +25,7 @@ import envs
 from envs.alfworld import export, generated
 from envs.alfworld.data import GAME
 from envs.core import TextEnv
-from eval.benches import Options, Row, settings
+from eval.benches import Options, Row, play_sides, settings
 
 ALFWORLD = "stepagent/ALFWorld-v0"
 
@@ -43,7 +43,9 @@ def bench(options: Options) -> list[Row]:
         env = envs.make(ALFWORLD, data=folder, split="test")
         plans = [_plan(env, Path(folder), task_id) for task_id in env.tasks]
         ours, theirs = _Ours(env), _Upstream()
-        seconds = _play(ours, theirs, plans, options.repeats)
+        for side in (ours, theirs):
+            _timed(side, plans[0])
+        seconds = play_sides(_timed, (ours, theirs), plans, options.repeats)
         growth = _growth(ours, plans, wanted["loads"])
         theirs_growth = _growth(theirs, plans, wanted["upstream_loads"], warm_up=2)
         many = _at_once(folder, plans, wanted["environments"], options.repeats)
@@ -120,25 +122,6 @@ class _Upstream:
 
     def step(self, action: str) -> None:
         self.env.step(action)
-
-
-def _play(
-    ours: _Ours, theirs: _Upstream, plans: list[_Plan], repeats: int
-) -> list[tuple[float, float]]:
-    """For each side, median seconds of (all steps, all loads with reset)."""
-    taken: tuple[list[tuple[float, float]], ...] = ([], [])
-    sides: tuple[_Ours | _Upstream, ...] = (ours, theirs)
-    for warm in sides:
-        _timed(warm, plans[0])
-    for number in range(repeats):
-        for side in (0, 1) if number % 2 == 0 else (1, 0):
-            seconds = [_timed(sides[side], plan) for plan in plans]
-            steps, loads = map(sum, zip(*seconds, strict=True))
-            taken[side].append((steps, loads))
-    return [
-        (statistics.median(s for s, _ in times), statistics.median(r for _, r in times))
-        for times in taken
-    ]
 
 
 def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:

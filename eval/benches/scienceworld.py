@@ -23,7 +23,7 @@ import psutil
 import envs
 from envs.core import TextEnv, checksum
 from envs.scienceworld.env import ScienceWorldEnv
-from eval.benches import Options, Row, settings
+from eval.benches import Options, Row, play_sides, settings
 
 SCIENCEWORLD = "stepagent/ScienceWorld-v0"
 
@@ -42,7 +42,7 @@ def bench(options: Options) -> list[Row]:
         upstream = _Upstream()
         try:
             sides = (_Ours(env), upstream)
-            seconds = _play(sides, plans, wanted["warm_up"], options.repeats)
+            seconds = play_sides(_timed, sides, plans, options.repeats, wanted["warm_up"])
             theirs = upstream.gigabytes()
         finally:
             upstream.close()
@@ -127,24 +127,6 @@ class _Upstream:
     def close(self) -> None:
         self.env.close()
         self.env.close = lambda: None  # it closes once more when collected, and then complains
-
-
-def _play(
-    sides: tuple[_Ours, _Upstream], plans: list[_Plan], warm_up: int, repeats: int
-) -> list[tuple[float, float]]:
-    """For each side, median seconds of (all steps, all resets) of the plans."""
-    taken: tuple[list[tuple[float, float]], ...] = ([], [])
-    for number in range(-warm_up, repeats):
-        order = (0, 1) if number % 2 == 0 else (1, 0)
-        for side in order:
-            seconds = [_timed(sides[side], plan) for plan in plans]
-            if number >= 0:
-                steps, resets = map(sum, zip(*seconds, strict=True))
-                taken[side].append((steps, resets))
-    return [
-        (statistics.median(s for s, _ in times), statistics.median(r for _, r in times))
-        for times in taken
-    ]
 
 
 def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:
