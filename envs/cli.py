@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 import sys
 import types
@@ -71,8 +72,9 @@ def parse(
 ) -> C:
     """The dataclass `kind`, filled from `argv` (default: the process's own arguments).
 
-    `positional` names the field that a first argument without dashes goes to. Exits with code 2
-    and one clear message where an option is unknown, missing or of the wrong type.
+    `positional` names the field that a first argument without dashes goes to; where that is a list,
+    all arguments without dashes go there, wherever they stand. Exits with code 2 and one clear
+    message where an option is unknown, missing or of the wrong type.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(
@@ -138,7 +140,9 @@ def _in_words(hint: Any) -> str:
 def _normalise(argv: list[str], known: dict[str, Any], positional: str | None) -> list[str]:
     """Dashes to underscores, `--x` / `--no-x` to `--x=true` / `--x=false`."""
     switches = {name for name, hint in known.items() if bool in _choices(hint)}
-    if positional and argv and not argv[0].startswith("-"):
+    if positional and typing.get_origin(known[positional]) is list:
+        argv = _gathered(argv, switches, positional)
+    elif positional and argv and not argv[0].startswith("-"):
         argv = [f"--{positional}={argv[0]}", *argv[1:]]
     out = []
     for i, argument in enumerate(argv):
@@ -155,3 +159,20 @@ def _normalise(argv: list[str], known: dict[str, Any], positional: str | None) -
                 equals, value = "=", "true"
         out.append(f"--{name}{equals}{value}")
     return out
+
+
+def _gathered(argv: list[str], switches: set[str], positional: str) -> list[str]:
+    """The arguments that stand alone as one option that holds their list."""
+    options: list[str] = []
+    alone: list[str] = []
+    takes_value = False
+    for argument in argv:
+        if argument.startswith("-") and not takes_value:
+            options.append(argument)
+            name = argument.lstrip("-").replace("-", "_")
+            without = {*switches, *(f"no_{s}" for s in switches), "h", "help", "print_config"}
+            takes_value = "=" not in argument and name not in without
+        else:
+            (options if takes_value else alone).append(argument)
+            takes_value = False
+    return [*options, f"--{positional}={json.dumps(alone)}"] if alone else options

@@ -8,6 +8,7 @@ line it was writing; readers keep the good lines and name the bad ones.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -99,14 +100,46 @@ def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(trajectory: Trajectory) -> Trajectory:
-    holders: tuple[Any, ...] = (trajectory, *trajectory.steps)
-    for holder in holders:
-        for name, kind in (("task_id", str), ("observation", str), ("action", str), ("env", str)):
-            if hasattr(holder, name) and not isinstance(getattr(holder, name), kind):
-                raise TypeError(f"{name} must be a {kind.__name__}")
-        if not isinstance(holder.reward, int | float):
-            raise TypeError("reward must be a number")
+    """Raises TypeError where a field holds another kind of value than it is declared with."""
+    for holder, kinds in (
+        (trajectory, _KINDS),
+        *((step, _STEP_KINDS) for step in trajectory.steps),
+    ):
+        for name, kind in kinds:
+            if not isinstance(getattr(holder, name), kind):
+                raise TypeError(f"{name} must be {_WORDS[kind]}")
+    for name, values, kind in (
+        ("metrics", trajectory.metrics.values(), _NUMBER),
+        ("fingerprint", trajectory.fingerprint.values(), str),
+    ):
+        if not all(isinstance(value, kind) for value in values):
+            raise TypeError(f"each of {name} must be {_WORDS[kind]}")
+    numbers = (trajectory.reward, trajectory.seconds, *(s.reward for s in trajectory.steps))
+    if not all(map(math.isfinite, (*numbers, *trajectory.metrics.values()))):
+        raise TypeError("rewards, seconds and metrics must be finite numbers")
     return trajectory
+
+
+_NUMBER = int | float
+_WORDS: dict[Any, str] = {
+    str: "a str",
+    int: "an int",
+    bool: "true or false",
+    dict: "an object",
+    _NUMBER: "a number",
+}
+_KINDS: tuple[tuple[str, Any], ...] = (
+    *((name, str) for name in ("env", "task_id", "split", "agent", "final_observation", "error")),
+    *((name, bool) for name in ("success", "truncated")),
+    *((name, dict) for name in ("metrics", "fingerprint")),
+    *((name, _NUMBER) for name in ("reward", "seconds")),
+    ("seed", int),
+)
+_STEP_KINDS: tuple[tuple[str, Any], ...] = (
+    *((name, str) for name in ("observation", "thought", "action", "reply")),
+    ("reward", _NUMBER),
+    ("valid", bool),
+)
 
 
 @dataclass(frozen=True)

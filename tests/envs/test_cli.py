@@ -137,3 +137,29 @@ def test_help_shows_every_field(capsys):
     shown = capsys.readouterr().out
     for text in ("--out-file", "Where to.", "--inner.rank", "Rank of the adapters.", "--no-x"):
         assert text in shown
+
+
+@dataclass
+class Several:
+    """Takes a list of things."""
+
+    things: list[str]
+    """Which."""
+    force: bool = False
+    """Whether."""
+    out: str = ""
+    """Where to."""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["a b", "[c", "--out", "x", "--force"],
+        ["--force", "a b", "[c", "--out=x"],
+        ["--out", "x", "a b", "--force", "[c"],
+        ["--things", '["a b", "[c"]', "--force", "true", "--out", "x"],
+    ],
+)
+def test_a_positional_list_takes_what_stands_alone(argv):
+    found = cli.parse(Several, argv, prog="p", positional="things")
+    assert found == Several(["a b", "[c"], True, "x")

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -46,6 +47,10 @@ def test_conversation():
         ('{"version":1}', "not a trajectory"),
         (ONE.to_json().replace('"seed"', '"sed"'), "sed"),
         (ONE.to_json().replace('"action":"2"', '"action":2'), "action must be a str"),
+        (json.dumps({**asdict(ONE), "metrics": {"em": "high"}}), "each of metrics must be a num"),
+        (json.dumps({**asdict(ONE), "success": "yes"}), "success must be true or false"),
+        (json.dumps({**asdict(ONE), "reward": float("nan")}), "must be finite"),
+        (json.dumps({**asdict(ONE), "steps": [{"observation": 1}]}), "not a trajectory"),
     ],
 )
 def test_bad_lines_are_named_and_good_ones_kept(tmp_path, line, reason):
