@@ -17,7 +17,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
@@ -154,8 +154,7 @@ def _normalise(argv: list[str], known: dict[str, Any], positional: str | None) -
         if not equals and name.startswith("no_") and name[3:] in switches:
             name, equals, value = name[3:], "=", "false"
         elif not equals and name in switches:
-            following = argv[i + 1].lower() if i + 1 < len(argv) else ""
-            if following not in ("true", "false", "null"):
+            if not _is_truth(argv[i + 1] if i + 1 < len(argv) else ""):
                 equals, value = "=", "true"
         out.append(f"--{name}{equals}{value}")
     return out
@@ -163,16 +162,33 @@ def _normalise(argv: list[str], known: dict[str, Any], positional: str | None) -
 
 def _gathered(argv: list[str], switches: set[str], positional: str) -> list[str]:
     """The arguments that stand alone as one option that holds their list."""
+    without_value = {*switches, *(f"no_{name}" for name in switches), "h", "help", "print_config"}
     options: list[str] = []
     alone: list[str] = []
-    takes_value = False
+    may_follow: Callable[[str], bool] = _never
     for argument in argv:
-        if argument.startswith("-") and not takes_value:
+        if may_follow(argument):
+            options.append(argument)
+            may_follow = _never
+        elif argument.startswith("-"):
             options.append(argument)
             name = argument.lstrip("-").replace("-", "_")
-            without = {*switches, *(f"no_{s}" for s in switches), "h", "help", "print_config"}
-            takes_value = "=" not in argument and name not in without
+            may_follow = _never if "=" in name else _always
+            if name in without_value:
+                may_follow = _is_truth if name in switches else _never
         else:
-            (options if takes_value else alone).append(argument)
-            takes_value = False
+            alone.append(argument)
+            may_follow = _never
     return [*options, f"--{positional}={json.dumps(alone)}"] if alone else options
+
+
+def _never(argument: str) -> bool:
+    return False
+
+
+def _always(argument: str) -> bool:
+    return True
+
+
+def _is_truth(argument: str) -> bool:
+    return argument.lower() in ("true", "false", "null")
