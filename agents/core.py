@@ -1,7 +1,9 @@
 """What acts: the one interface of all agents.
 
 An agent takes a batch of turns (each an episode that waits for a reply) and returns a batch of
-replies. Prompts come from the environment; an agent adds nothing of its own.
+replies. One that is `streaming` can also be handed turns while it still answers others, and gives
+each reply back as soon as it is there. Prompts come from the environment; an agent adds nothing of
+its own.
 """
 
 from __future__ import annotations
@@ -41,8 +43,29 @@ class Agent(ABC):
     def act(self, turns: Sequence[Turn]) -> list[str]:
         """One reply a turn, in order. The raw text of the agent: `react.cut` is the caller's."""
 
+    streaming: bool = False
+    """Whether `submit` and `poll` are there."""
+
+    def submit(self, turns: Sequence[Turn]) -> None:
+        """Takes turns to be answered in the course of the next `poll`s.
+
+        Raises ValueError for a turn that cannot be answered at all (too long, say).
+        """
+        raise NotImplementedError(f"the agent {self.name!r} answers whole batches only")
+
+    def poll(self) -> list[tuple[Hashable, str | Exception]]:
+        """Works on for a moment (a pass of a model, a glance at a server).
+
+        Returns (key of the turn, its reply or why there is none) of those answered since the last
+        call, in any order; often of none.
+        """
+        raise NotImplementedError(f"the agent {self.name!r} answers whole batches only")
+
     def forget(self, key: Hashable) -> None:
-        """The episode has ended: what is kept for it (a cache) may go. Unknown keys are fine."""
+        """The episode has ended: what is kept for it (a cache), or still being answered, may go.
+
+        Unknown keys are fine.
+        """
 
     def fingerprint(self) -> dict[str, str]:
         """What its replies depend on: model, versions, decoding settings."""

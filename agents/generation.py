@@ -1,9 +1,14 @@
-"""Replies of a language model to a batch of conversations that keep their key-value cache.
+"""Replies of a language model to conversations that keep their key-value cache.
 
 At every turn only what a conversation gained since its last turn is read: the longest common prefix
 of the prompt and what a cache slot holds stays, the rest is prefilled (ragged over the batch, in
-chunks), then all conversations are decoded together, and those that have ended leave the batch.
-The first of several conversations that share a beginning reads it; the others copy it.
+chunks). The first of several conversations that share a beginning reads it; the others copy it.
+
+Batching is continuous: a conversation joins whenever it comes and leaves as soon as its reply has
+ended, in the middle of the others' replies. Each pass of `Generator.step` gives every conversation
+under way what it has still to read, a chunk of its prompt or the token it said last, so that
+reading and saying need no phases of their own. `Generator.generate` does the same for a batch that
+is there from the beginning.
 """
 
 from __future__ import annotations
@@ -61,8 +66,14 @@ class _Row:
     """A conversation while it is being answered."""
 
     prompt: Prompt
-    slot: int
+    slot: int = -1
     reply: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    def unread(self, filled: int) -> list[int]:
+        """What the model has not seen yet, where the slot holds `filled` tokens."""
+        size = len(self.prompt.ids)
+        return self.prompt.ids[filled:] if filled < size else self.reply[filled - size :]
 
 
 def choose(logits: torch.Tensor, decoding: Decoding, draws: Sequence[float]) -> list[int]:
@@ -86,7 +97,7 @@ def choose(logits: torch.Tensor, decoding: Decoding, draws: Sequence[float]) -> 
 
 
 class Generator:
-    """Answers batches of prompts with one model.
+    """Answers prompts with one model: `admit` them and `step` on, or `generate` a whole batch.
 
     Parameters
     ----------
@@ -110,6 +121,8 @@ class Generator:
         self.counts = Counts()
         self.device = model.get_input_embeddings().weight.device
         self.cache = SlotCache(slots, limit, self.device)
+        self._queue: list[_Row] = []  # have no slot yet
+        self._rows: list[_Row] = []
         fast = self.device.type != "cpu"
         self._floor = 1024 if fast else 64  # tokens that cost as much as fewer do
         self._chunk = 16384 if fast else 2048  # tokens of one forward pass
@@ -123,103 +136,120 @@ class Generator:
             self._window = None
 
     def forget(self, key: Hashable) -> None:
-        """The conversation is over: its slot is free."""
+        """The conversation is over, answered or not: its slot is free."""
+        self._drop([row for row in (*self._queue, *self._rows) if row.prompt.key == key])
         self.cache.release(key)
 
     def clear(self) -> None:
-        """Drops all that is kept."""
+        """Drops all that is kept, and whatever is under way."""
+        self._queue, self._rows = [], []
         self.cache.clear()
 
-    # The plan of a batch ------------------------------------------------------------------------
+    def _drop(self, rows: Sequence[_Row]) -> None:
+        gone = set(map(id, rows))
+        self._queue = [row for row in self._queue if id(row) not in gone]
+        self._rows = [row for row in self._rows if id(row) not in gone]
 
-    @torch.no_grad()
+    # Conversations that come and go -------------------------------------------------------------
+
     def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
         """The ids of each prompt's reply, in order."""
-        replies: list[list[int]] = []
-        size = self.cache.max_slots
-        for i in range(0, len(prompts), size):
-            part = prompts[i : i + size]
-            busy = {prompt.key for prompt in part}
-            rows = [_Row(p, self.cache.acquire(p.key, p.ids, busy)) for p in part]
-            self._decode(rows, self._prefill(rows), decoding)
-            replies += [row.reply for row in rows]
-        return replies
+        rows = self.admit(prompts)
+        try:
+            while not all(row.ended for row in rows):
+                self.step(decoding)
+        finally:
+            self._drop(rows)
+        return [row.reply for row in rows]
 
-    def _prefill(self, rows: list[_Row]) -> torch.Tensor:
-        """Brings every slot up to its prompt; logits after it, (rows, vocabulary)."""
-        found: dict[int, torch.Tensor] = {}
-        waiting = list(range(len(rows)))
-        while waiting:
-            wave: list[int] = []
-            later: list[int] = []
-            for i in waiting:
-                # The last token is always read: its logits are wanted.
-                ids = rows[i].prompt.ids
-                shared = self.cache.shared(ids[:-1])
-                best = int(shared.argmax())
-                here = int(shared[best])
-                if any(_common(ids, rows[j].prompt.ids) - here >= _WORTH_COPYING for j in wave):
-                    later.append(i)
-                    continue
-                slot = rows[i].slot
-                self.cache.copy_prefix(slot if shared[slot] == here else best, slot, here)
-                self.counts.kept += here
-                wave.append(i)
-            todo = [(i, rows[i].prompt.ids[self.cache.filled(rows[i].slot) :]) for i in wave]
-            for group in _groups(todo, self._floor):
-                found |= self._read(rows, group)
-            waiting = later
-        return torch.stack([found[i] for i in range(len(rows))])
+    def admit(self, prompts: Sequence[Prompt]) -> list[_Row]:
+        """Takes prompts in; those that find no free slot wait for one."""
+        rows = [_Row(prompt) for prompt in prompts]
+        self._queue += rows
+        return rows
 
-    def _read(self, rows: list[_Row], todo: list[tuple[int, list[int]]]) -> dict[int, torch.Tensor]:
-        """Reads the missing tokens of some rows, chunk by chunk; logits after the last one."""
-        todo = sorted(todo, key=lambda entry: rows[entry[0]].slot)
-        width = max(len(ids) for _, ids in todo)
-        step = max(1, self._chunk // len(todo))
-        for end in range(width - (width - 1) // step * step, width + 1, step):
-            # Rows are lined up at their ends; a short one joins when its part comes.
-            parts = []
-            for i, ids in todo:
-                upto = end - width + len(ids)
-                if upto > 0:
-                    parts.append((i, ids[max(0, upto - step) : upto]))
-            logits = self._forward([rows[i].slot for i, _ in parts], [part for _, part in parts])
-        self.counts.read += sum(len(ids) for _, ids in todo)
-        return {i: logits[row] for row, (i, _) in enumerate(parts)}
+    @torch.no_grad()
+    def step(self, decoding: Decoding) -> list[tuple[Hashable, list[int]]]:
+        """Lets all conversations under way read on, or say one token; (key, reply) of those ended.
 
-    def _decode(self, rows: list[_Row], logits: torch.Tensor, decoding: Decoding) -> None:
-        """Lets all rows reply together; a row that has ended leaves the batch."""
-        active = list(rows)
-        while True:
-            draws = [row.prompt.rng.random() if decoding.temperature else 0.0 for row in active]
-            going = []
-            for row, token in zip(active, choose(logits, decoding, draws), strict=True):
-                row.reply.append(token)
-                self.counts.generated += 1
-                if not (
-                    token in self.ends
-                    or len(row.reply) == decoding.max_new_tokens
-                    or self.stopped(row.reply)
-                ):
-                    going.append(row)
-            if not going:
-                return
-            active = going
-            span = self._span(active)
+        Passes through the model: one, or one a width where widths differ much (see `_groups`).
+        """
+        self._seat()
+        unread = [(row, row.unread(self.cache.filled(row.slot))) for row in self._rows]
+        reading = sum(len(ids) > 1 for _, ids in unread)
+        width = max(1, self._chunk // max(1, reading))
+        for group in _groups([(row, ids[:width]) for row, ids in unread], self._floor):
+            self._pass(group, decoding)
+        ended = [row for row in self._rows if row.ended]
+        self._drop(ended)
+        return [(row.prompt.key, row.reply) for row in ended]
+
+    def _seat(self) -> None:
+        """Gives waiting prompts a slot that holds as much of them as any slot does."""
+        waiting, self._queue = self._queue, []
+        for row in waiting:
+            # The last token is always read: its logits are wanted.
+            ids, key = row.prompt.ids, row.prompt.key
+            here = int(self.cache.shared(ids[:-1]).max(initial=0))
+            if len(self._rows) == self.cache.max_slots or any(
+                _common(ids, other.prompt.ids) - here >= _WORTH_COPYING
+                for other in self._rows
+                if self.cache.filled(other.slot) < len(other.prompt.ids)
+            ):
+                self._queue.append(row)
+                continue
+            row.slot = slot = self.cache.acquire(key, ids, {r.prompt.key for r in self._rows})
+            shared = self.cache.shared(ids[:-1])
+            source = slot if shared[slot] == here else int(shared.argmax())
+            self.cache.copy_prefix(source, slot, here)
+            self.counts.kept += here
+            self._rows.append(row)
+
+    def _pass(self, group: list[tuple[_Row, list[int]]], decoding: Decoding) -> None:
+        """One pass over some rows; those that have read all say their next token."""
+        if all(len(ids) == 1 for _, ids in group):  # neighbours are read without a copy
+            span = self._span([row for row, _ in group])
             new: list[list[int]] = [[] for _ in span]
-            for row in active:
-                new[row.slot - span[0]] = [row.reply[-1]]
-            logits = self._forward(span, new)[[row.slot - span[0] for row in active]]
+            for row, ids in group:
+                new[row.slot - span[0]] = ids
+            places = [row.slot - span[0] for row, _ in group]
+        else:
+            group = sorted(group, key=lambda entry: entry[0].slot)
+            span = [row.slot for row, _ in group]
+            new, places = [ids for _, ids in group], list(range(len(group)))
+        for row, ids in group:
+            left = len(row.prompt.ids) - self.cache.filled(row.slot)
+            self.counts.read += max(0, min(left, len(ids)))
+        logits = self._forward(span, new)
+        done = [
+            (row, place)
+            for (row, _), place in zip(group, places, strict=True)
+            if not row.unread(self.cache.filled(row.slot))
+        ]
+        if done:
+            self._say([row for row, _ in done], logits[[place for _, place in done]], decoding)
 
-    def _span(self, active: list[_Row]) -> range:
+    def _say(self, rows: list[_Row], logits: torch.Tensor, decoding: Decoding) -> None:
+        draws = [row.prompt.rng.random() if decoding.temperature else 0.0 for row in rows]
+        for row, token in zip(rows, choose(logits, decoding, draws), strict=True):
+            row.reply.append(token)
+            self.counts.generated += 1
+            row.ended = (
+                token in self.ends
+                or len(row.reply) == decoding.max_new_tokens
+                or self.stopped(row.reply)
+            )
+
+    def _span(self, active: list[_Row]) -> Sequence[int]:
         """Neighbouring slots that hold the active rows; the rows are moved where they lie apart.
 
         Slots in between that are not active cost little, moving costs a copy of a whole slot.
         """
         slots = [row.slot for row in active]
         if max(slots) - min(slots) >= 2 * len(slots):
-            for row, slot in zip(active, self.cache.gather(slots), strict=True):
-                row.slot = slot
+            self.cache.gather(slots)
+            for row in self._rows:  # others had to make room
+                row.slot = self.cache.slot(row.prompt.key)
             slots = [row.slot for row in active]
         return range(min(slots), max(slots) + 1)
 
@@ -255,21 +285,25 @@ def _common(one: list[int], two: list[int]) -> int:
     return int(differs.argmax()) if differs.any() else n
 
 
-def _groups(todo: list[tuple[int, list[int]]], floor: int) -> list[list[tuple[int, list[int]]]]:
-    """Splits ragged rows into batches where filling up costs less than a pass of its own.
+def _groups(todo: list[tuple[_Row, list[int]]], floor: int) -> list[list[tuple[_Row, list[int]]]]:
+    """Splits ragged rows into the passes that together cost least.
 
     A pass over w columns and b rows costs b · w, and at least `floor`.
     """
-    groups: list[list[tuple[int, list[int]]]] = []
-    for entry in sorted(todo, key=lambda entry: -len(entry[1])):
-        if groups:
-            rows, width = len(groups[-1]), len(groups[-1][0][1])
-            together = max(floor, (rows + 1) * width)
-            if together <= max(floor, rows * width) + max(floor, len(entry[1])):
-                groups[-1].append(entry)
-                continue
-        groups.append([entry])
-    return groups
+    todo = sorted(todo, key=lambda entry: -len(entry[1]))
+    widths = [len(ids) for _, ids in todo]
+    starts = [i for i, width in enumerate(widths) if i == 0 or width < widths[i - 1]]
+    best, begun = [0], [0]  # of the first n rows: their cost, and where their last pass begins
+    for end in range(1, len(todo) + 1):
+        cost = {i: best[i] + max(floor, (end - i) * widths[i]) for i in starts if i < end}
+        start = min(cost, key=lambda i: cost[i])
+        best.append(cost[start])
+        begun.append(start)
+    groups, end = [], len(todo)
+    while end:
+        groups.append(todo[begun[end] : end])
+        end = begun[end]
+    return groups[::-1]
 
 
 def why_not(model: Any) -> str:

@@ -78,6 +78,10 @@ class SlotCache(Cache):
         self._used[slot] = self._clock
         return slot
 
+    def slot(self, key: Hashable) -> int:
+        """The conversation's slot. Raises ValueError where it has none."""
+        return self._owner.index(key)
+
     def release(self, key: Hashable) -> None:
         """Frees a conversation's slot, if it has one."""
         if key in self._owner:

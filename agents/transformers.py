@@ -1,4 +1,8 @@
-"""The agent that runs a local language model, with conversations' caches kept between turns."""
+"""The agent that runs a local language model, with conversations' caches kept between turns.
+
+It is streaming (see `agents.core`): a conversation that comes back while others are being answered
+joins them at the next token, so that the batch stays full.
+"""
 
 from __future__ import annotations
 
@@ -91,6 +95,7 @@ class TransformersAgent(Agent):
                 model, ends=ends, stopped=self._stopped, slots=self.batch_size, limit=self.context
             )
         self._ends = ends
+        self.streaming = isinstance(self._generator, Generator)
         self._closing: dict[int, bool] = {}
         self._state = self._weights_state()
         self._prompts, self._cut, self._seconds = 0, 0, 0.0
@@ -100,6 +105,27 @@ class TransformersAgent(Agent):
     def act(self, turns: Sequence[Turn]) -> list[str]:
         """One reply a turn. Raises ValueError where even the shortest cut exceeds the context."""
         began = time.perf_counter()
+        prompts = self._prompts_of(turns)
+        ids = self._in_eval(lambda: self._generator.generate(prompts, self.decoding))
+        self._seconds += time.perf_counter() - began
+        return [self._text(reply) for reply in ids]
+
+    def submit(self, turns: Sequence[Turn]) -> None:
+        """Takes turns in. Raises ValueError where even the shortest cut exceeds the context."""
+        assert isinstance(self._generator, Generator), self.plain_because
+        self._generator.admit(self._prompts_of(turns))
+
+    def poll(self) -> list[tuple[Hashable, str | Exception]]:
+        """One token more for all turns under way (or a chunk of their prompts)."""
+        generator = self._generator
+        assert isinstance(generator, Generator), self.plain_because
+        began = time.perf_counter()
+        ended = self._in_eval(lambda: generator.step(self.decoding))
+        self._seconds += time.perf_counter() - began
+        return [(key, self._text(ids)) for key, ids in ended]
+
+    def _prompts_of(self, turns: Sequence[Turn]) -> list[Prompt]:
+        """The turns in tokens; caches that changed weights have made worthless are dropped."""
         if self._state != (state := self._weights_state()):
             self.reset()
             self._state = state
@@ -108,10 +134,8 @@ class TransformersAgent(Agent):
             number = sum(message["role"] == "assistant" for message in turn.messages)
             rng = np.random.default_rng([turn.seed % 2**63, number])
             prompts.append(Prompt(turn.key, self._encode(turn.messages), rng))
-        ids = self._in_eval(lambda: self._generator.generate(prompts, self.decoding))
         self._prompts += len(turns)
-        self._seconds += time.perf_counter() - began
-        return [self._text(reply) for reply in ids]
+        return prompts
 
     def check(self, messages: Sequence[Message]) -> None:
         """Raises ValueError unless an episode that opens so fits the context."""

@@ -1,30 +1,29 @@
 """Episodes in parallel: many open environments, one agent that answers whoever is waiting.
 
-Every open environment lives in a thread of its own and is used for one task after another. The
-agent acts in the caller's thread on a batch of the episodes that wait for a reply; it lingers a
-moment for a fuller batch, but never long compared with its own pace (`PATIENCE`). An episode is a
-function of (task, seed) and the agent alone, so the number of workers changes the order in which
-trajectories arrive and nothing in them but `seconds`.
+Every open environment lives in a thread of its own (`eval.worlds`) and is used for one task after
+another. The agent acts in the caller's turn on the episodes that wait for a reply. One that is
+streaming (a local model, a server) gets each episode as soon as it is ready and gives each reply
+back as soon as it has ended, so that its batch stays full and a slow environment holds nobody up.
+Others are handed batches: we linger a moment for a fuller one, but never long compared with the
+agent's own pace (`PATIENCE`). An episode is a function of (task, seed) and the agent alone, so the
+number of workers changes the order in which trajectories arrive and nothing in them but `seconds`.
 """
 
 from __future__ import annotations
 
 import queue
-import threading
 import time
-import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import envs
 from agents.core import Agent, Turn
 from envs import react
-from envs.core import TextEnv, clip
-from envs.react import Message, PromptStyle
-from envs.trajectory import Step, Trajectory
+from envs.core import TextEnv
+from envs.trajectory import Trajectory
+from eval.worlds import Caller, Ended, Episode, Stamp, World, describe
 
 PATIENCE = 0.25
 """How long a batch that is not full waits for more episodes, as a share of the agent's last act."""
@@ -41,6 +40,8 @@ def run_episodes(
     seed: int | Sequence[int] = 0,
     workers: int | None = None,
     env_kwargs: dict[str, Any] | None = None,
+    prompt: react.Prompt | None = None,
+    time_limit: float | None = None,
 ) -> Generator[Trajectory, None, None]:
     """Plays one episode a task and yields their trajectories as they end.
 
@@ -51,9 +52,12 @@ def run_episodes(
         the task id, so that equal draws do not run through all tasks.
     workers: environments kept open at once; None: the agent's `batch_size`.
     env_kwargs: further arguments of the environment.
+    prompt: opens the conversations instead of the environment's own (`eval.shots` makes some).
+    time_limit: seconds that the agent may take for a reply, or an environment for a step, before
+        the episode counts as failed and what hangs is left behind; None: for ever.
 
-    An environment or an agent that fails ends that episode only: its trajectory says why in
-    `error` and holds the steps made so far, and the environment is made anew. Raises ValueError
+    An environment or an agent that fails or hangs ends that episode only: its trajectory says why
+    in `error` and holds the steps made so far, and the environment is made anew. Raises ValueError
     for an unknown environment, split or task id, and whatever the environment's construction
     raises; both before the first episode.
     """
@@ -61,6 +65,8 @@ def run_episodes(
     seeds = [seed] * len(tasks) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(tasks):
         raise ValueError(f"{len(seeds)} seeds for {len(tasks)} tasks: give one, or one a task")
+    if time_limit is not None and time_limit <= 0:
+        raise ValueError(f"time_limit is {time_limit}: it must be above 0 seconds, or None")
     first = envs.make(env_id, **kwargs)
     if unknown := sorted(set(tasks) - set(first.tasks)):
         first.close()
@@ -68,186 +74,60 @@ def run_episodes(
             f"{env_id}, split {split!r}, has no task {unknown[0]!r} ({len(unknown)} of those asked "
             f"for are unknown). It has {len(first.tasks)}, such as {', '.join(first.tasks[:3])}"
         )
-    stamp = _Stamp(env_id, split, agent.name, fingerprint(first, agent), first.prompt, agent.style)
-    run = _Run(agent, stamp, deque(zip(range(len(tasks)), tasks, seeds, strict=True)))
-    return run.play(lambda: envs.make(env_id, **kwargs), first, workers or agent.batch_size)
+    prompt = prompt or first.prompt
+    stamp = Stamp(env_id, split, agent.name, fingerprint(first, agent, prompt), prompt, agent.style)
+    todo = deque(zip(range(len(tasks)), tasks, seeds, strict=True))
+    run = _Run(agent, stamp, todo, lambda: envs.make(env_id, **kwargs), time_limit)
+    return run.play(first, workers or agent.batch_size)
 
 
-def fingerprint(env: TextEnv, agent: Agent) -> dict[str, str]:
+def fingerprint(env: TextEnv, agent: Agent, prompt: react.Prompt | None = None) -> dict[str, str]:
     """What a result depends on beside task and seed: environment, agent, prompt in its style."""
     try:
         own = version("stepagent")
     except PackageNotFoundError:  # run from a source tree that was never installed
         own = "source"
     of_agent = {f"agent.{name}": str(value) for name, value in agent.fingerprint().items()}
-    prompt = env.prompt.checksum(agent.style)
-    return {"stepagent": own, **env.fingerprint(), **of_agent, "prompt": prompt}
-
-
-@dataclass(frozen=True)
-class _Stamp:
-    """What all trajectories of a run have in common."""
-
-    env: str
-    split: str
-    agent: str
-    fingerprint: dict[str, str]
-    prompt: react.Prompt
-    style: PromptStyle
-
-
-@dataclass
-class _Episode:
-    """One episode on its way."""
-
-    index: int
-    task_id: str
-    seed: int
-    world: _World
-    begun: float = field(default_factory=time.monotonic)
-    messages: list[Message] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-    answer: Step | None = None
-    """The step that the environment is working on; its outcome is not known yet."""
-    observation: str = ""
-    truncated: bool = False
-    info: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def key(self) -> tuple[int, str, int]:
-        return self.index, self.task_id, self.seed
-
-    def turn(self) -> Turn:
-        agent_seed = zlib.crc32(f"{self.seed}/{self.task_id}".encode())
-        assert self.world.env is not None
-        return Turn(self.key, list(self.messages), self.world.env, agent_seed)
-
-    def take(self, reply: str, style: PromptStyle) -> str:
-        """Writes the agent's reply into the conversation; returns what the environment gets."""
-        kept = clip(react.cut(reply))
-        parsed = react.parse(kept)
-        step = Step(self.observation, parsed.thought, parsed.action)
-        if step.text(style) != kept:
-            step = replace(step, reply=kept or " ")  # "" would stand for the rendered text
-        self.answer = step
-        self.messages.append({"role": "assistant", "content": step.text(style)})
-        return kept
-
-    def observe(self, observation: str, reward: float, info: dict[str, Any]) -> None:
-        assert self.answer is not None
-        self.steps.append(replace(self.answer, reward=reward, valid=bool(info["valid"])))
-        self.answer, self.observation, self.info = None, observation, info
-        self.messages.append({"role": "user", "content": observation})
-
-    def trajectory(self, stamp: _Stamp, error: str = "") -> Trajectory:
-        return Trajectory(
-            env=stamp.env,
-            task_id=self.task_id,
-            split=stamp.split,
-            agent=stamp.agent,
-            seed=self.seed,
-            steps=tuple(self.steps),
-            final_observation=self.observation,
-            reward=float(self.info.get("score", 0.0)),
-            success=bool(self.info.get("success", False)),
-            truncated=self.truncated,
-            metrics={name: float(value) for name, value in self.info.get("metrics", {}).items()},
-            fingerprint=stamp.fingerprint,
-            seconds=round(time.monotonic() - self.begun, 3),
-            error=error,
-        )
-
-
-class _World(threading.Thread):
-    """A thread that owns one environment and does what it is told, one order after another."""
-
-    def __init__(self, make: Callable[[], TextEnv], ended: queue.SimpleQueue[_Ended]):
-        super().__init__(daemon=True, name="environment")  # a world that hangs must not hold us
-        self.env: TextEnv | None = None
-        self._make, self._ended = make, ended
-        self._orders: queue.SimpleQueue[Callable[[TextEnv], bool] | None] = queue.SimpleQueue()
-        self._episode: _Episode | None = None
-        self._closing = False
-
-    def begin(self, episode: _Episode, opening: Callable[[str], list[Message]]) -> None:
-        def reset(env: TextEnv) -> bool:
-            options = {"task_id": episode.task_id}
-            episode.observation, episode.info = env.reset(seed=episode.seed, options=options)
-            episode.messages = opening(episode.observation)
-            return False
-
-        self._episode = episode
-        self._orders.put(reset)
-
-    def step(self, episode: _Episode, reply: str) -> None:
-        def step(env: TextEnv) -> bool:
-            observation, reward, done, episode.truncated, info = env.step(reply)
-            episode.observe(observation, float(reward), info)
-            return done or episode.truncated
-
-        self._orders.put(step)
-
-    def close(self) -> None:
-        """Ends the thread after the order in hand; orders behind it are left undone."""
-        self._closing = True
-        self._orders.put(None)
-
-    def run(self) -> None:
-        while (order := self._orders.get()) is not None and not self._closing:
-            assert self._episode is not None
-            try:
-                if self.env is None:
-                    self.env = self._make()
-                done, error = order(self.env), ""
-            except Exception as failure:  # anything an environment can do wrong ends one episode
-                done, error = True, f"environment: {_describe(failure)}"
-                self._drop()
-            self._ended.put((self._episode, done, error))
-        self._drop()
-
-    def _drop(self) -> None:
-        env, self.env = self.env, None
-        try:
-            if env is not None:
-                env.close()
-        except Exception:  # it is given up; why it failed has been told already
-            pass
-
-
-_Ended = tuple[_Episode, bool, str]
-"""An order was carried out: the episode, whether it is over, what went wrong (or "")."""
-
-
-def _describe(failure: Exception) -> str:
-    return f"{type(failure).__name__}: {failure}"[:2000]
+    told = (prompt or env.prompt).checksum(agent.style)
+    return {"stepagent": own, **env.fingerprint(), **of_agent, "prompt": told}
 
 
 class _Run:
     """The loop that brings worlds and agent together."""
 
-    def __init__(self, agent: Agent, stamp: _Stamp, tasks: deque[tuple[int, str, int]]):
+    def __init__(
+        self,
+        agent: Agent,
+        stamp: Stamp,
+        tasks: deque[tuple[int, str, int]],
+        make: Callable[[], TextEnv],
+        limit: float | None,
+    ):
         self.agent, self.stamp, self.tasks = agent, stamp, tasks
-        self.ended: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
-        self.waiting: deque[_Episode] = deque()
+        self.make, self.limit, self.call = make, limit, Caller(limit)
+        self.worlds: list[World] = []
+        self.ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
+        self.waiting: deque[Episode] = deque()
+        self.asked: dict[Hashable, Episode] = {}
+        """Episodes that a streaming agent has taken and not answered yet."""
         self.finished: deque[Trajectory] = deque()
-        self.open: dict[int, _Episode] = {}
+        self.open: dict[int, Episode] = {}
         self.pace = 0.0
         """Seconds that the agent's last act took."""
 
-    def play(
-        self, make: Callable[[], TextEnv], first: TextEnv, workers: int
-    ) -> Generator[Trajectory, None, None]:
-        worlds = [_World(make, self.ended) for _ in range(max(1, min(workers, len(self.tasks))))]
-        worlds[0].env = first
-        for world in worlds:
+    def play(self, first: TextEnv, workers: int) -> Generator[Trajectory, None, None]:
+        for _ in range(max(1, min(workers, len(self.tasks)))):
+            self.worlds.append(World(self.make, self.ended))
+        self.worlds[0].env = first
+        for world in self.worlds:
             world.start()
         try:
-            for world in worlds:
+            for world in self.worlds:
                 self._begin(world)
             while self.open:
                 self._gather()
                 yield from self._deliver()
-                self._act()
+                (self._stream if self.agent.streaming else self._act)()
                 yield from self._deliver()
         except KeyboardInterrupt:
             self.tasks.clear()
@@ -256,23 +136,24 @@ class _Run:
             yield from self._deliver()
             raise
         finally:
-            for world in worlds:
+            for world in self.worlds:
                 world.close()
+            self.call.close()
             for episode in self.open.values():
                 self.agent.forget(episode.key)
             deadline = time.monotonic() + _CLOSING
-            for world in worlds:
+            for world in self.worlds:
                 world.join(max(0.0, deadline - time.monotonic()))
 
-    def _begin(self, world: _World) -> None:
+    def _begin(self, world: World) -> None:
         if self.tasks:
             index, task_id, seed = self.tasks.popleft()
-            self.open[index] = episode = _Episode(index, task_id, seed, world)
+            self.open[index] = episode = Episode(index, task_id, seed, world)
             world.begin(
                 episode, lambda text: react.opening(self.stamp.prompt, text, self.stamp.style)
             )
 
-    def _finish(self, episode: _Episode, error: str = "") -> None:
+    def _finish(self, episode: Episode, error: str = "") -> None:
         del self.open[episode.index]
         self.agent.forget(episode.key)
         self.finished.append(episode.trajectory(self.stamp, error))
@@ -282,25 +163,98 @@ class _Run:
         while self.finished:
             yield self.finished.popleft()
 
-    def _note(self, episode: _Episode, done: bool, error: str) -> None:
+    # Environments -------------------------------------------------------------------------------
+
+    def _note(self, episode: Episode, done: bool, error: str) -> None:
+        if self.open.get(episode.index) is not episode:
+            return  # it took too long and was given up
+        episode.handed = float("inf")
         if done:
-            where = f"step {len(episode.steps) + 1}" if episode.messages else "reset"
-            self._finish(episode, f"{error} ({where})" if error else "")
+            self._finish(episode, f"{error} {episode.where()}" if error else "")
         else:
             self.waiting.append(episode)
 
     def _gather(self) -> None:
-        """Waits for an episode that wants a reply or has ended; lingers for a full batch."""
-        if not self.waiting:
-            self._note(*self.ended.get())
+        """Waits for an episode that wants a reply or has ended, where the agent has nothing to do.
+
+        For an agent that answers whole batches it lingers for a full one.
+        """
+        if not (self.waiting or self.asked):
+            self._take(self._until_overdue())
         deadline = time.monotonic() + PATIENCE * self.pace
         while True:
             full = len(self.waiting) >= min(self.agent.batch_size, len(self.open))
-            left = 0.0 if full else deadline - time.monotonic()
+            left = 0.0 if full or self.agent.streaming else deadline - time.monotonic()
+            if not self._take(max(0.0, left)):
+                break
+        self._give_up()
+
+    def _take(self, timeout: float | None) -> bool:
+        """Notes what the next order came to, if one has ended in so many seconds (None: ever)."""
+        try:
+            self._note(*self.ended.get(block=timeout != 0, timeout=timeout))
+        except queue.Empty:
+            return False
+        return True
+
+    def _until_overdue(self) -> float | None:
+        """Seconds until the first episode has taken too long; None: never."""
+        if self.limit is None:
+            return None
+        first = min((e.handed for e in self.open.values()), default=0.0)
+        return max(0.01, first + self.limit - time.monotonic())
+
+    def _give_up(self) -> None:
+        """Ends the episodes that have been with their environment or the agent for too long."""
+        limit, now = self.limit, time.monotonic()
+        late = [e for e in self.open.values() if limit is not None and now - e.handed > limit]
+        for episode in late:
+            if self.asked.pop(episode.key, None):
+                self._answer(episode, TimeoutError(f"no reply within {limit:g} s"))
+                continue
+            episode.world.close()  # once it comes back, if ever
+            self.worlds.remove(episode.world)
+            episode.world = World(self.make, self.ended)
+            self.worlds.append(episode.world)
+            episode.world.start()
+            why = f"environment: TimeoutError: no answer within {limit:g} s {episode.where()}"
+            self._finish(episode, why)
+
+    # The agent ----------------------------------------------------------------------------------
+
+    def _answer(self, episode: Episode, reply: str | Exception) -> None:
+        episode.handed = float("inf")
+        if isinstance(reply, str):
+            episode.world.step(episode, episode.take(reply, self.stamp.style))
+        else:
+            self._finish(episode, f"agent: {describe(reply)} {episode.where()}")
+
+    def _stream(self) -> None:
+        """Hands over whoever waits, lets the agent work for a moment, and takes what it says."""
+        while self.waiting and len(self.asked) < self.agent.batch_size:
+            episode = self.waiting.popleft()
             try:
-                self._note(*self.ended.get(timeout=left) if left > 0 else self.ended.get_nowait())
-            except queue.Empty:
-                return
+                self.call(self.agent.submit, [episode.turn()])
+            except Exception as failure:  # an agent may fail in any way
+                self._answer(episode, failure)
+            else:
+                episode.handed = time.monotonic()
+                self.asked[episode.key] = episode
+        if not self.asked:
+            return
+        try:
+            replies = [(key, _checked(reply)) for key, reply in self.call(self.agent.poll)]
+        except Exception:
+            stuck = list(self.asked.values())
+            self.asked.clear()
+            for episode in stuck:
+                self.agent.forget(episode.key)
+            for episode in stuck:  # whose turn breaks it is found by asking one by one
+                self._answer(episode, self._ask([episode.turn()])[0])
+            return
+        for key, reply in replies:
+            if key in self.asked:
+                self._answer(self.asked.pop(key), reply)
 
     def _act(self) -> None:
         batch = [
@@ -308,11 +262,7 @@ class _Run:
         ]
         begun = time.monotonic()
         for episode, reply in zip(batch, self._ask([e.turn() for e in batch]), strict=True):
-            if isinstance(reply, Exception):
-                where = f"(step {len(episode.steps) + 1})"
-                self._finish(episode, f"agent: {_describe(reply)} {where}")
-            else:
-                episode.world.step(episode, episode.take(reply, self.stamp.style))
+            self._answer(episode, reply)
         if batch:
             self.pace = time.monotonic() - begun
 
@@ -330,9 +280,17 @@ class _Run:
     def _replies(self, turns: list[Turn]) -> list[str]:
         if not turns:
             return []
-        replies = self.agent.act(turns)
+        replies = self.call(self.agent.act, turns)
         if len(replies) != len(turns):
             raise RuntimeError(f"{len(replies)} replies to {len(turns)} turns")
-        if wrong := [r for r in replies if not isinstance(r, str)]:
-            raise TypeError(f"a reply is a str, not {type(wrong[0]).__name__}")
+        for reply in replies:
+            if isinstance(checked := _checked(reply), Exception):
+                raise checked
         return replies
+
+
+def _checked(reply: Any) -> str | Exception:
+    """The reply, or what is wrong with it."""
+    if isinstance(reply, str | Exception):
+        return reply
+    return TypeError(f"a reply is a str, not {type(reply).__name__}")
