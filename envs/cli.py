@@ -153,9 +153,8 @@ def _normalise(argv: list[str], known: dict[str, Any], positional: str | None) -
         name = name.replace("-", "_")
         if not equals and name.startswith("no_") and name[3:] in switches:
             name, equals, value = name[3:], "=", "false"
-        elif not equals and name in switches:
-            if not _is_truth(argv[i + 1] if i + 1 < len(argv) else ""):
-                equals, value = "=", "true"
+        elif not equals and name in switches and not _is_truth("".join(argv[i + 1 : i + 2])):
+            equals, value = "=", "true"
         out.append(f"--{name}{equals}{value}")
     return out
 

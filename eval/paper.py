@@ -50,7 +50,7 @@ TABLE2: dict[str, dict[str, tuple[float, ...]]] = {
 """Backbone → method → figures in the order of `COLUMNS`."""
 
 LABELS = {
-    "base": "prompt only",
+    "base": "base",
     **{name: name.upper() for name in ("sft", "ppo", "dpo", "rft", "spin", "nat", "eto")},
     "implicit": "StepAgent-Implicit",
     "inverse": "StepAgent-Inverse",

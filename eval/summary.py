@@ -44,7 +44,7 @@ def summarise(trajectories: Sequence[Trajectory], *, seconds: float = 0.0) -> di
     trajectories = sorted(
         trajectories, key=lambda t: (t.task_id, t.seed)
     )  # whatever order they ended in
-    rewards = [_reward(t) for t in trajectories]
+    rewards = [score(t) for t in trajectories]
     first = trajectories[0]
     return {
         "env": first.env,
@@ -92,7 +92,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
-def _reward(trajectory: Trajectory) -> float:
+def score(trajectory: Trajectory) -> float:
+    """What an episode counts, in [0, 1]: its reward, or 0 where it failed."""
     return 0.0 if trajectory.error else float(trajectory.reward)
 
 
@@ -125,22 +126,29 @@ def _metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     }
 
 
-def _by_type(trajectories: Sequence[Trajectory]) -> dict[str, dict[str, float]]:
-    """The same by task type, which is what stands before the `/` of a task id (none: no types)."""
+def _by_type(trajectories: Sequence[Trajectory]) -> dict[str, dict[str, Any]]:
+    """The same by task type (none: no types)."""
+    return {
+        name: {
+            "episodes": len(group),
+            "failed": sum(bool(t.error) for t in group),
+            "reward_mean": _mean([score(t) for t in group]),
+            "reward_ci95": list(bootstrap([score(t) for t in group])),
+            **_means(group),
+            "success_ci95": list(wilson(sum(map(_success, group)), len(group))),
+        }
+        for name, group in sorted(by_type(trajectories).items())
+    }
+
+
+def by_type(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
+    """The episodes of each task type, which is what stands before the `/` of a task id."""
     groups: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
         task_type, slash, _ = trajectory.task_id.partition("/")
         if slash:
             groups[task_type].append(trajectory)
-    return {
-        name: {
-            "episodes": len(group),
-            "failed": sum(bool(t.error) for t in group),
-            "reward_mean": _mean([_reward(t) for t in group]),
-            **_means(group),
-        }
-        for name, group in sorted(groups.items())
-    }
+    return groups
 
 
 def save(summary: dict[str, Any], path: Path) -> None:

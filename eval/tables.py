@@ -1,0 +1,124 @@
+"""Tables of text for the terminal, Markdown and LaTeX, from one description."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+
+MISSING = "–"
+
+
+@dataclass
+class Table:
+    """Rows of cells; the first `left` columns are text, the rest figures."""
+
+    title: str
+    head: Sequence[str]
+    left: int = 1
+    rows: list[Sequence[str]] = field(default_factory=list)
+    rules: set[int] = field(default_factory=set)
+    """Rows with a line above them"""
+
+
+def terminal(tables: Sequence[Table], notes: Sequence[str], console: Console | None = None) -> str:
+    """Prints to the console, or returns the text where there is none.
+
+    No figure is ever cut: names fold to 18 characters in a narrow terminal, beyond that lines get
+    longer than it, and where there is no terminal they are as long as they like to be.
+    """
+    into = console or Console(file=io.StringIO())
+    shown = [_rich(table) for table in tables]
+    endless = into.options.update(width=10_000)
+    needed = [Measurement.get(into, endless, table) for table in shown]
+    for table, space in zip(shown, needed, strict=True):
+        into.width = max(space.minimum, into.width) if into.is_terminal else space.maximum
+        into.print(table)
+    for note in notes:
+        into.print(note, markup=False, highlight=False, soft_wrap=not into.is_terminal)
+    return into.file.getvalue() if isinstance(into.file, io.StringIO) else ""
+
+
+def _rich(table: Table) -> RichTable:
+    shown = RichTable(title=escape(table.title), title_justify="left", box=box.SIMPLE)
+    for place, name in enumerate(table.head):
+        if place < table.left:
+            width = max(len(row[place]) for row in [table.head, *table.rows])
+            shown.add_column(escape(name), min_width=min(18, width), overflow="fold")
+        else:
+            shown.add_column(escape(name), justify="right", no_wrap=True)
+    for number, row in enumerate(table.rows):
+        if number in table.rules:
+            shown.add_section()
+        shown.add_row(*map(escape, row))
+    return shown
+
+
+def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """GitHub's Markdown; what stands in a cell cannot end the cell or become HTML."""
+    parts = []
+    for table in tables:
+        sides = ["---"] * table.left + ["---:"] * (len(table.head) - table.left)
+        rows = [table.head, sides, *table.rows]
+        lines = [
+            "| " + " | ".join(c if row is sides else _markdown_cell(c) for c in row) + " |"
+            for row in rows
+        ]
+        parts.append(f"### {_markdown_cell(table.title)}\n\n" + "\n".join(lines))
+    listed = "\n".join(f"- {_markdown_cell(note)}" for note in notes)
+    return "\n\n".join([*parts, *([listed] if listed else [])]) + "\n"
+
+
+def _markdown_cell(text: str) -> str:
+    escaped = re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
+    return escaped.replace("&", "&amp;")
+
+
+def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """One `table` each, ruled by the package booktabs."""
+    parts = [r"% \usepackage{booktabs}"]
+    for table in tables:
+        lines = [" & ".join(map(_tex, row)) + r" \\" for row in table.rows]
+        for number in sorted(table.rules, reverse=True):
+            lines.insert(number, r"\midrule")
+        columns = "l" * table.left + "r" * (len(table.head) - table.left)
+        parts += [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{_tex(table.title)}}}",
+            rf"  \begin{{tabular}}{{{columns}}}",
+            r"    \toprule",
+            "    " + " & ".join(map(_tex, table.head)) + r" \\",
+            r"    \midrule",
+            *(f"    {line}" for line in lines),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+    return "\n".join([*parts, *(f"% {' '.join(note.split())}" for note in notes)]) + "\n"
+
+
+_TEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "[": "{[}",  # behind a line's end it would be read as an option
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+    "−": "$-$",
+    "≥": r"$\geq$",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in " ".join(text.split()))

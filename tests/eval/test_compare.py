@@ -1,0 +1,165 @@
+"""Comparisons: figures, formats, refusals."""
+
+import csv
+import io
+
+import pytest
+
+from eval import compare, paper
+from eval.comparison import compare as work_out
+from eval.runs import read
+from tests.eval.made import FINGERPRINT, episode, run
+
+TASKS = [*(f"boil/{i}" for i in range(10)), *(f"melt/{i}" for i in range(10))]
+
+
+@pytest.fixture
+def two(tmp_path):
+    a = run(tmp_path / "a", {t: float(i % 2) for i, t in enumerate(TASKS)}, "base")
+    b = run(tmp_path / "b", dict.fromkeys(TASKS, 1.0), "better")
+    return [a, b]
+
+
+def test_figures(two):
+    found = work_out(read(two, []))
+    assert [(r.run, r.figures["reward_mean"]) for r in found.rows] == [("base", 0.5), ("better", 1)]
+    (difference,) = found.differences
+    assert (difference.first, difference.second) == ("base", "better")
+    assert difference.found.mean == 0.5
+    assert (difference.found.better, difference.found.worse) == (10, 0)
+    assert difference.found.p == difference.p_holm == pytest.approx(2 / 2**10)
+    of_types = {d.task_type: d for d in found.type_differences}
+    assert set(of_types) == {"boil", "melt"}
+    assert of_types["boil"].found.p == pytest.approx(2 / 2**5)
+    assert of_types["boil"].p_holm == pytest.approx(2 * 2 / 2**5)
+    assert found.references == paper.references("stepagent/WebShop-v0")
+    assert found.notes == []
+
+
+def test_pairs_and_against(two, tmp_path):
+    three = read([*two, run(tmp_path / "c", dict.fromkeys(TASKS, 0.2), "third")], [])
+    assert len(work_out(three).differences) == 3
+    found = work_out(three, against="better").differences
+    assert [(d.first, d.second) for d in found] == [("better", "base"), ("better", "third")]
+    with pytest.raises(ValueError, match="no run is called 'x': there are base, better, third"):
+        work_out(three, against="x")
+
+
+def test_remarks(two, tmp_path):
+    few = run(tmp_path / "c", {"boil/1": 1.0, "new/1": 0.0}, "few", seed=4, error="agent: broke")
+    found = work_out(read([*two, few], []))
+    told = "\n".join(found.notes)
+    assert "not on the same tasks (1 are common to all)" in told
+    assert "different seeds" in told
+    assert "few: 2 episodes failed; they count as 0" in told
+    assert "few has 2 episodes" in told
+    assert found.rows[2].figures["reward_mean"] == 0
+
+
+def test_terminal(two, capsys):
+    assert compare.main(two) == 0
+    shown = capsys.readouterr().out
+    assert "50.0 [30.0, 70.0]" in shown
+    assert "better − base" in shown
+    assert "+50.0" in shown
+    assert "Paper: Llama-3-8B, StepAgent-Inverse" in shown
+    assert "67.6" in shown
+    assert "Holm" in shown
+    assert compare.main([*two, "--no-paper"]) == 0
+    assert "67.6" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["terminal", "markdown", "csv", "latex"])
+def test_formats_by_name_and_into_files(two, tmp_path, capsys, kind):
+    assert compare.main([*two, "--format", kind]) == 0
+    shown = capsys.readouterr().out
+    out = tmp_path / "new" / "table.txt"
+    assert compare.main([*two, "--format", kind, "--out", str(out)]) == 0
+    if kind != "terminal":
+        assert out.read_text() == shown
+    for words in ("base", "better", "67.6"):
+        assert words in out.read_text()
+
+
+def test_the_ending_of_the_file_says_the_format(two, tmp_path):
+    starts = {"t.md": "### ", "t.tex": "% \\usepackage", "t.csv": "table,source,"}
+    for name, start in starts.items():
+        assert compare.main([*two, "--out", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_text().startswith(start)
+
+
+def test_csv_is_tidy(two):
+    rows = list(csv.DictReader(io.StringIO(compare.as_csv(work_out(read(two, []))))))
+    ours = {r["run"]: r for r in rows if r["table"] == "runs" and r["source"] == "ours"}
+    assert float(ours["base"]["score"]) == 50
+    assert {r["run"]: r["score"] for r in rows if r["source"] == "paper"}[
+        "Mistral-7B, SFT"
+    ] == "60.1"
+    (difference,) = [r for r in rows if r["table"] == "differences"]
+    assert (difference["compared_with"], difference["difference"]) == ("base", "50.0")
+    assert {r["task_type"] for r in rows if r["table"] == "task types"} == {"boil", "melt"}
+
+
+def test_names_cannot_break_a_table(tmp_path):
+    name = r"[a]|b & 50% of_{x} \ <b>#1</b> $^~"
+    paths = [run(tmp_path / "a", {"x/1": 0.5}, name), run(tmp_path / "b", {"x/1": 0.5}, "c")]
+    found = work_out(read(paths, []))
+    markdown = compare.RENDERERS["markdown"](found)
+    line = next(line for line in markdown.splitlines() if "50% of" in line)
+    assert line.replace(r"\|", "").count("|") == 8
+    assert r"\<b\>" in line
+    latex = compare.RENDERERS["latex"](found)
+    assert (
+        r"{[}a]\textbar{}b \& 50\% of\_\{x\} \textbackslash{} \textless{}b\textgreater{}\#1"
+        in latex
+    )
+    assert name in compare.RENDERERS["terminal"](found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"split": "dev"}, "split: test (base) | dev (other)"),
+        (
+            {"env": "stepagent/ALFWorld-v0"},
+            "environment: stepagent/WebShop-v0 (base) | stepagent/A",
+        ),
+        ({"fingerprint": {**FINGERPRINT, "data": "d2"}}, "data: d1 (base) | d2 (other)"),
+        ({"fingerprint": {**FINGERPRINT, "prompt": "p2"}}, "prompt: p1 (base) | p2 (other)"),
+        ({"fingerprint": {**FINGERPRINT, "stepagent": "2"}}, "stepagent: 0.1 (base) | 2 (other)"),
+    ],
+)
+def test_what_is_not_comparable_is_refused(two, tmp_path, capsys, changes, told):
+    other = run(tmp_path / "c", dict.fromkeys(TASKS, 0.0), "other", **changes)
+    assert compare.main([two[0], other]) == 1
+    refused = capsys.readouterr()
+    assert refused.out == ""
+    assert told in " ".join(refused.err.split())
+    assert "--force" in refused.err
+    assert compare.main([two[0], other, "--force"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"They differ in {told}" in shown
+    assert ("no task in common" in shown) == ("env" in changes)
+
+
+def test_bad_lines_are_told_and_the_rest_compared(two, tmp_path, capsys):
+    with open(f"{two[0]}/results.jsonl", "a") as file:
+        file.write(episode("boil/0", 1.0, "base").to_json() + "\n")
+        file.write('{"version": 2, "env": "x"}\n{"cut')
+    assert compare.main(two) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "results.jsonl:22: schema version 2" in told
+    assert "results.jsonl:23: not JSON" in told
+    assert "'boil/0' with seed 0: 2 times" in told
+
+
+def test_wrong_options(two, tmp_path, capsys):
+    assert compare.main([str(tmp_path / "nowhere")]) == 1
+    assert "nowhere does not exist" in " ".join(capsys.readouterr().err.split())
+    assert compare.main([*two, "--against", "x"]) == 2
+    for wrong in (["--format", "pdf"], ["--frce"]):
+        with pytest.raises(SystemExit) as error:
+            compare.main([*two, *wrong])
+        assert error.value.code == 2
+    with pytest.raises(SystemExit):
+        compare.main([])

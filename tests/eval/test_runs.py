@@ -1,0 +1,125 @@
+"""Reading runs: folders of both commands, and every kind of damage."""
+
+from dataclasses import replace
+
+import pytest
+
+from eval import runs
+from eval.results import ResultsError
+from tests.eval.made import FINGERPRINT, episode, run
+
+
+def read(*paths):
+    notes = []
+    return runs.read(paths, notes), notes
+
+
+def test_files_and_folders(tmp_path):
+    folder = run(tmp_path / "a", {"x/2": 1.0, "x/1": 0.0})
+    for path in (folder, f"{folder}/results.jsonl"):
+        (found,), notes = read(path)
+        assert [t.task_id for t in found.trajectories] == ["x/1", "x/2"]
+        assert (found.name, found.split, notes) == ("one", "test", [])
+
+
+def test_a_training_run_gives_its_stages_in_order(tmp_path):
+    for stage in ("iteration-10", "iteration-9", "sft", "random", "expert"):
+        run(tmp_path / "seed1" / "eval" / stage, {"x/1": 0.0}, stage)
+    found, _ = read(tmp_path / "seed1")
+    assert [r.name for r in found] == ["random", "sft", "iteration-9", "iteration-10", "expert"]
+    run(tmp_path / "seed2" / "eval" / "sft", {"x/1": 0.0}, "sft")
+    found, _ = read(tmp_path / "seed1", tmp_path / "seed2")
+    assert [r.name for r in found][1::4] == ["seed1/sft", "seed2/sft"]
+
+
+def test_a_training_run_without_an_evaluation_gives_none(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert read(tmp_path) == ([], [])
+
+
+def test_names_are_never_shared(tmp_path):
+    a, b = run(tmp_path / "a" / "r", {"x/1": 0.0}), run(tmp_path / "b" / "r", {"x/1": 0.0})
+    found, _ = read(a, b, run(tmp_path / "c", {"x/1": 0.0}, "two"))
+    assert [r.name for r in found] == ["one (a/r)", "one (b/r)", "two"]
+
+
+def test_the_same_file_twice(tmp_path):
+    folder = run(tmp_path / "a", {"x/1": 0.0})
+    found, notes = read(folder, f"{folder}/results.jsonl")
+    assert len(found) == 1
+    assert "named twice" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none", "none does not exist"), ("empty", "is a folder without results")],
+)
+def test_nothing_there(tmp_path, name, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ResultsError, match=message) as error:
+        read(tmp_path / name)
+    assert "results.jsonl" in str(error.value)
+
+
+def test_good_lines_are_kept(tmp_path):
+    lines = [episode(f"x/{i}", 1.0).to_json() for i in range(4)]
+    future = lines[1].replace('"version":1', '"version":7')
+    bad = [lines[0], future, lines[2], "[]", lines[3][:90]]
+    (tmp_path / "r.jsonl").write_text("\n".join(bad))
+    (found,), notes = read(tmp_path / "r.jsonl")
+    assert [t.task_id for t in found.trajectories] == ["x/0", "x/2"]
+    assert "r.jsonl:2: schema version 7" in notes[0]
+    assert "r.jsonl:4: a JSON object was expected" in notes[1]
+    assert "r.jsonl:5: not JSON" in notes[2]
+
+
+def test_no_good_line_at_all(tmp_path):
+    for text, why in (("", "it is empty"), ('{"version":9}\n' * 20, "schema version 9")):
+        (tmp_path / "r.jsonl").write_text(text)
+        with pytest.raises(ResultsError, match=why):
+            read(tmp_path / "r.jsonl")
+
+
+def test_duplicates(tmp_path):
+    file = tmp_path / "r.jsonl"
+    episodes = [
+        episode("x/1", 0.0),
+        episode("x/2", 0.5),
+        episode("x/1", 1.0),
+        replace(episode("x/1", 0.7), error="agent: gone"),
+        replace(episode("x/2", 0.2), seed=1),
+    ]
+    file.write_text("".join(e.to_json() + "\n" for e in episodes))
+    (found,), notes = read(file)
+    counted = [(t.task_id, t.seed, t.reward) for t in found.trajectories]
+    assert counted == [("x/1", 0, 1.0), ("x/2", 0, 0.5), ("x/2", 1, 0.2)]
+    assert "'x/1' with seed 0: 3 times" in notes[0]
+
+
+def test_mixed_results_are_several_runs(tmp_path):
+    file = tmp_path / "r.jsonl"
+    other = {**FINGERPRINT, "data": "d2"}
+    episodes = [episode("x/1", 0.0), episode("x/1", 1.0, fingerprint=other), episode("x/2", 1.0)]
+    file.write_text("".join(e.to_json() + "\n" for e in episodes))
+    found, notes = read(file)
+    assert [(r.name, len(r.trajectories)) for r in found] == [
+        ("one (r.jsonl)", 2),
+        ("one (r.jsonl) #2", 1),
+    ]
+    assert "fingerprint data: d1 → d2" in notes[0]
+
+
+def test_what_differs(tmp_path):
+    a = run(tmp_path / "a", {"x/1": 0.0}, "a")
+    fine = run(tmp_path / "b", {"x/1": 0.0}, "b", fingerprint={**FINGERPRINT, "agent.x": "2"})
+    assert runs.differences(read(a, fine)[0]) == []
+    other = {**FINGERPRINT, "prompt": "p2", "new": "n"}
+    bad = run(tmp_path / "c", {"x/1": 0.0}, "c", fingerprint=other, split="dev")
+    assert runs.differences(read(a, fine, bad)[0]) == [
+        "split: test (a, b) | dev (c)",
+        "prompt: p1 (a, b) | p2 (c)",
+        "new: (none) (a, b) | n (c)",
+    ]
+    world = run(tmp_path / "d", {"x/1": 0.0}, "d", env="other/World-v0", fingerprint={})
+    (told,) = runs.differences(read(a, world)[0])
+    assert told == "environment: stepagent/WebShop-v0 (a) | other/World-v0 (d)"
