@@ -13,7 +13,7 @@ from typing import Any
 
 from agents.core import Agent, Turn
 
-__all__ = ["SPECS", "Agent", "Turn", "make_agent"]
+__all__ = ["SPECS", "Agent", "Turn", "make_agent", "options_of"]
 
 SPECS = {
     "expert": "replays the environment's expert plan",
@@ -39,6 +39,22 @@ def make_agent(spec: str, **options: Any) -> Agent:
     Raises ValueError that lists what exists for an unknown spec or option, and what the agent's
     class raises.
     """
+    build, first, known = _class_of(spec)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"the agent {spec!r} has no option {', '.join(unknown)}: it takes {', '.join(known)}"
+        )
+    return build(*first, **options)
+
+
+def options_of(spec: str) -> list[str]:
+    """The names of the options that an agent takes. Raises ValueError for an unknown spec."""
+    return _class_of(spec)[2]
+
+
+def _class_of(spec: str) -> tuple[Callable[..., Agent], list[str], list[str]]:
+    """A spec's class, what of the spec is its first argument, and the options it takes."""
     kind, _, rest = spec.partition(":")
     takes_name = kind in ("hf", "openai")
     if kind not in _CLASSES or takes_name != bool(rest):
@@ -46,15 +62,9 @@ def make_agent(spec: str, **options: Any) -> Agent:
         raise ValueError(f"unknown agent {spec!r}: choose one of\n{listed}")
     module, name = _CLASSES[kind]
     build: Callable[..., Agent] = getattr(import_module(module), name)
-    first = [rest] if takes_name else [kind] if kind == "smollm2" else []
     known = [
         p.name
         for p in inspect.signature(build).parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     ]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(
-            f"the agent {spec!r} has no option {', '.join(unknown)}: it takes {', '.join(known)}"
-        )
-    return build(*first, **options)
+    return build, [rest] if takes_name else [kind] if kind == "smollm2" else [], known

@@ -1,52 +1,48 @@
-"""The agent behind an OpenAI-compatible chat completions API: OpenAI, vLLM, llama.cpp, …"""
+"""The agent behind an OpenAI-compatible chat completions API: OpenAI, vLLM, llama.cpp, …
+
+It is streaming (see `agents.core`): each reply is handed back as soon as it is there, so a slow one
+holds nobody up. Replies can be kept on disk (`agents.replies`), so that a repeated run costs
+nothing; tokens and, where prices are known, dollars are counted (`agents.spending`).
+"""
 
 from __future__ import annotations
 
-import email.utils
 import os
-import random
+import queue
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import requests
 
+from agents import spending
+from agents.completions import ApiError, Completions, TooLong
 from agents.core import Agent, Turn
+from agents.replies import Completion, ReplyCache
 from envs.react import STOP, Message, PromptStyle
 
+__all__ = ["ApiError", "OpenAIAgent", "cut_middle"]
+
 OPENAI = "https://api.openai.com/v1"
-_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-"""Statuses after which the same request may succeed."""
-_TOO_LONG = re.compile(
-    r"context.{0,3}length|context window|context size|maximum context|max_model_len|too many tokens"
-    r"|prompt is too long|input is too long",
-    re.IGNORECASE,
-)
 _CUTS = 3
 """How often one prompt is cut down after the server has called it too long."""
-
-
-class ApiError(RuntimeError):
-    """The server cannot be used so; the message says which server, why, and what to do."""
-
-
-class _TooLong(Exception):
-    """The server refused the prompt as longer than its context."""
-
-
-class _Key(requests.auth.AuthBase):
-    """Sends the key, and keeps requests from taking another one out of ~/.netrc."""
-
-    def __init__(self, key: str):
-        self._key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
+_GLANCE = 0.05
+"""Seconds that `poll` waits for a reply."""
+_COUNTS = (
+    "requests",
+    "retries",
+    "prompts_cut",
+    "tokens_read",
+    "tokens_kept",
+    "tokens_generated",
+    "replies_cached",
+    "tokens_cached",
+    "seconds",
+)
 
 
 class OpenAIAgent(Agent):
@@ -56,14 +52,18 @@ class OpenAIAgent(Agent):
     ----------
     model: the model's name at the server.
     base_url: where the API is, `/v1` included; None: `$OPENAI_BASE_URL`, else OpenAI's own.
-        The key is `$OPENAI_API_KEY`; it appears in no log, error or fingerprint.
+        The key is `$OPENAI_API_KEY`; it appears in no log, error, file or fingerprint.
     temperature, top_p, max_new_tokens: as the API takes them; temperature 0 is as good as greedy.
         With a temperature the request carries a `seed` made of the episode's seed and the turn.
     timeout: seconds to wait for an answer. retries: further attempts after a time-out, a broken
         connection, an unreadable answer, or a status such as 429 or 500.
     backoff: seconds before the first further attempt; doubled each time (60 at most), with jitter,
-        or what the server's Retry-After says.
+        or what the server's Retry-After says; then all requests wait so long.
     concurrency: requests under way at once; also the batch size.
+    requests_per_minute, tokens_per_minute: asked for at most; None: no limit of our own.
+    cache: file that replies are kept in; None: nowhere.
+    prices: model → dollars a million tokens, or a YAML file of them (`agents.spending.prices`).
+        Where the model's is known, the statistics have its `cost`.
     instruction, example, thoughts: the prompt's style.
     """
 
@@ -79,6 +79,10 @@ class OpenAIAgent(Agent):
         retries: int = 6,
         backoff: float = 1.0,
         concurrency: int = 8,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        cache: str | Path | None = None,
+        prices: str | Path | Mapping[str, Any] | None = None,
         instruction: bool = True,
         example: bool = True,
         thoughts: bool = True,
@@ -90,7 +94,7 @@ class OpenAIAgent(Agent):
             raise ValueError(f"the base URL {url!r} must start with http:// or https://")
         self.model, self.base_url, self.name = model, url.rstrip("/"), f"openai:{model}"
         self.style = PromptStyle(instruction, example, thoughts)
-        self.batch_size = concurrency
+        self.batch_size, self.streaming = concurrency, True
         self._sampling = {"temperature": temperature, "top_p": top_p}
         self._parameters: dict[str, Any] = {
             "temperature": temperature,
@@ -100,25 +104,28 @@ class OpenAIAgent(Agent):
         if top_p < 1:
             self._parameters["top_p"] = top_p
         self._max_new_tokens = max_new_tokens
-        self._timeout, self._retries, self._backoff = timeout, retries, backoff
-        self._secret = os.environ.get("OPENAI_API_KEY", "")
+        self._price = spending.prices(prices).get(model)
+        self._client = Completions(
+            model,
+            self.base_url,
+            os.environ.get("OPENAI_API_KEY", ""),
+            self._parameters,
+            timeout=timeout,
+            retries=retries,
+            backoff=backoff,
+            limit=spending.RateLimit(requests_per_minute, tokens_per_minute),
+            count=self._count,
+        )
+        self._cache = ReplyCache(cache) if cache else None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._sessions: list[requests.Session] = []  # those that no thread uses just now
-        self._refused: set[str] = set()  # parameters that this model does not take
         self._budget: int | None = None  # characters that a prompt may have; learnt from refusals
-        self._counts = dict.fromkeys(
-            (
-                "requests",
-                "retries",
-                "prompts_cut",
-                "tokens_read",
-                "tokens_kept",
-                "tokens_generated",
-                "seconds",
-            ),
-            0.0,
-        )
+        self._todo: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[tuple[Hashable, str | Exception]] = queue.SimpleQueue()
+        self._servants: list[threading.Thread] = []
+        self._closed = threading.Event()
+        self._counts = dict.fromkeys((*_COUNTS, *(["cost"] if self._price else [])), 0.0)
 
     # Answering ----------------------------------------------------------------------------------
 
@@ -159,30 +166,83 @@ class OpenAIAgent(Agent):
             raise failures[0]
         return replies
 
+    def submit(self, turns: Sequence[Turn]) -> None:
+        """Takes turns to ask for, as many at once as `concurrency` says."""
+        for turn in turns:
+            if len(self._servants) < self.batch_size:
+                thread = threading.Thread(target=self._serve, daemon=True, name="openai")
+                self._servants.append(thread)
+                thread.start()
+            self._todo.put(turn)
+
+    def poll(self) -> list[tuple[Hashable, str | Exception]]:
+        """The replies that have come, or why there is none; waits a moment for the first."""
+        began = time.perf_counter()
+        found: list[tuple[Hashable, str | Exception]] = []
+        try:
+            found.append(self._replies.get(timeout=_GLANCE))
+            while True:
+                found.append(self._replies.get_nowait())
+        except queue.Empty:
+            self._count(seconds=time.perf_counter() - began)
+            return found
+
+    def _serve(self) -> None:
+        with self._borrowed_session() as session:
+            while (turn := self._todo.get()) is not None:
+                try:
+                    reply: str | Exception = self._reply(turn, session, self._closed)
+                except Exception as error:
+                    reply = error
+                self._replies.put((turn.key, reply))
+
     @contextmanager
     def _borrowed_session(self) -> Iterator[requests.Session]:
         """A session for one thread; its connections are kept for the next one."""
         with self._lock:
-            session = self._sessions.pop() if self._sessions else requests.Session()
-        session.auth = _Key(self._secret)
+            session = self._sessions.pop() if self._sessions else self._client.session()
         yield session
         with self._lock:
             self._sessions.append(session)
 
     def _reply(self, turn: Turn, session: requests.Session, stop: threading.Event) -> str:
-        """The server's reply; a prompt that it calls too long loses its middle."""
-        messages, cuts = list(turn.messages), 0
+        """The reply to a turn, from the cache or from the server."""
+        messages = list(turn.messages)
         number = sum(message["role"] == "assistant" for message in messages)
         body: dict[str, Any] = {}
         if self._sampling["temperature"]:
             body["seed"] = (turn.seed * 1009 + number) % 2**31
+        request = {"model": self.model, **self._parameters, **body, "messages": messages}
+        if self._cache and (known := self._cache.get(request)):
+            self._count(replies_cached=1, tokens_cached=known.tokens)
+            return known.text
+        found = self._answer(body, messages, session, stop)
+        if self._cache:
+            self._cache.put(request, found)
+        self._count(
+            tokens_read=found.read,
+            tokens_kept=found.kept,
+            tokens_generated=found.generated,
+            **({"cost": spending.cost(found, self._price)} if self._price else {}),
+        )
+        return found.text
+
+    def _answer(
+        self,
+        body: dict[str, Any],
+        messages: list[Message],
+        session: requests.Session,
+        stop: threading.Event,
+    ) -> Completion:
+        """The server's reply; a prompt that it calls too long loses its middle."""
+        cuts = 0
         while True:
             fitting = messages if self._budget is None else cut_middle(messages, self._budget)
             try:
-                text = self._ask({**body, "messages": fitting}, session, stop)
+                found = self._client.ask({**body, "messages": fitting}, session, stop)
                 self._count(prompts_cut=fitting != messages)
-                return text
-            except _TooLong as error:
+                return found
+            except TooLong as error:
                 size = sum(len(message["content"]) for message in fitting)
                 cuts += 1
                 if cuts > _CUTS:
@@ -193,109 +253,6 @@ class OpenAIAgent(Agent):
                 with self._lock:
                     self._budget = min(self._budget or size, size * 2 // 3)
 
-    def _ask(self, body: dict[str, Any], session: requests.Session, stop: threading.Event) -> str:
-        """One completion, with further attempts; raises _TooLong or ApiError."""
-        problem, attempt = "", 0
-        while not stop.is_set():
-            wait = min(60.0, self._backoff * 2**attempt) * random.uniform(0.5, 1.0)
-            self._count(requests=1)
-            try:
-                sent = {"model": self.model, **self._parameters, **body}
-                sent = {name: sent[name] for name in sent.keys() - self._refused}
-                answer = session.post(
-                    f"{self.base_url}/chat/completions",
-                    json=sent,
-                    timeout=(min(10.0, self._timeout), self._timeout),
-                )
-                if answer.status_code == 200:
-                    return self._read(answer)
-                problem = self._problem(answer)
-                if answer.status_code == 400 and self._adapt(problem, sent):
-                    continue
-                if answer.status_code not in _AGAIN:
-                    raise ApiError(problem)
-                wait = _retry_after(answer, wait)
-            except requests.Timeout:
-                problem = f"no answer from {self.base_url} within {self._timeout:g} s"
-            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-                problem = (
-                    f"no connection to {self.base_url} ({_innermost(error)}): is the server "
-                    "running, and OPENAI_BASE_URL right?"
-                )
-            except _Unreadable as error:
-                problem = str(error)
-            except requests.RequestException as error:
-                raise ApiError(f"no request to {self.base_url} is possible: {error}") from None
-            if attempt == self._retries:
-                raise ApiError(f"{problem} (after {attempt + 1} attempts)")
-            attempt += 1
-            self._count(retries=1)
-            stop.wait(wait)
-        raise ApiError(problem or "another request has failed")
-
-    def _read(self, answer: requests.Response) -> str:
-        where = f"{self.base_url} answered 200 with"
-        try:
-            body = answer.json()
-            choices, usage = body["choices"], body.get("usage") or {}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise _Unreadable(
-                f"{where} something else than a chat completion: {self._short(answer.text)!r}"
-            ) from None
-        try:
-            text = choices[0]["message"]["content"] or ""
-            if not isinstance(text, str):
-                text = "".join(part.get("text", "") for part in text)
-        except (IndexError, KeyError, TypeError, AttributeError):
-            raise _Unreadable(f"{where} no choice in it: {self._short(answer.text)!r}") from None
-        details = usage.get("prompt_tokens_details") or {}
-        kept = details.get("cached_tokens") or 0
-        self._count(
-            tokens_read=(usage.get("prompt_tokens") or 0) - kept,
-            tokens_kept=kept,
-            tokens_generated=usage.get("completion_tokens") or 0,
-        )
-        return text
-
-    def _problem(self, answer: requests.Response) -> str:
-        """What an error status means; raises where no other attempt can help."""
-        status, said = answer.status_code, self._short(answer.text)
-        if status in (401, 403):
-            raise ApiError(
-                f"{self.base_url} refuses the key (status {status}): set OPENAI_API_KEY "
-                "to a valid one" + ("" if self._secret else " (it is not set)")
-            )
-        if status == 404:
-            raise ApiError(
-                f"{self.base_url} knows no /chat/completions or no model "
-                f"{self.model!r} (status 404): {said!r}"
-            )
-        if status in (400, 413, 422) and (status == 413 or _TOO_LONG.search(answer.text)):
-            raise _TooLong(said)
-        return f"{self.base_url} answered with status {status}: {said!r}"
-
-    def _adapt(self, problem: str, sent: dict[str, Any]) -> bool:
-        """Some models refuse a parameter by name: leave it out (or rename it) from now on."""
-        for name in ("max_tokens", "temperature", "top_p", "stop", "seed"):
-            if (
-                name in sent
-                and re.search(rf"\b{name}\b", problem)
-                and re.search(
-                    "unsupported|not supported|unknown|unrecognized|does not support", problem, re.I
-                )
-            ):
-                with self._lock:
-                    self._refused.add(name)
-                    if name == "max_tokens":
-                        self._parameters["max_completion_tokens"] = self._max_new_tokens
-                return True
-        return False
-
-    def _short(self, text: str) -> str:
-        if self._secret:
-            text = text.replace(self._secret, "***")
-        return text if len(text) <= 300 else text[:300] + " …"
-
     def _count(self, **more: float) -> None:
         with self._lock:
             for name, value in more.items():
@@ -305,10 +262,16 @@ class OpenAIAgent(Agent):
 
     def close(self) -> None:
         self._stop.set()
+        self._closed.set()
+        for _ in self._servants:
+            self._todo.put(None)
+        self._servants.clear()
         with self._lock:
             for session in self._sessions:
                 session.close()
             self._sessions.clear()
+        if self._cache:
+            self._cache.close()
 
     def fingerprint(self) -> dict[str, str]:
         return {
@@ -320,10 +283,6 @@ class OpenAIAgent(Agent):
 
     def statistics(self) -> dict[str, float]:
         return dict(self._counts)
-
-
-class _Unreadable(Exception):
-    """An answer that is no chat completion."""
 
 
 def cut_middle(messages: Sequence[Message], budget: int) -> list[Message]:
@@ -352,26 +311,6 @@ def cut_middle(messages: Sequence[Message], budget: int) -> list[Message]:
         longest["content"] = f"{text[:keep]} […] {text[-keep:]}"
         size -= len(text) - len(longest["content"])
     return found
-
-
-def _retry_after(answer: requests.Response, otherwise: float) -> float:
-    """Seconds that the server asks to wait (a number or a date; 120 at most)."""
-    said = answer.headers.get("Retry-After", "").strip()
-    try:
-        return min(120.0, max(0.0, float(said)))
-    except ValueError:
-        pass
-    try:
-        until = email.utils.parsedate_to_datetime(said).timestamp()
-    except (TypeError, ValueError):
-        return otherwise
-    return min(120.0, max(0.0, until - time.time()))
-
-
-def _innermost(error: BaseException) -> str:
-    while error.__context__ is not None:
-        error = error.__context__
-    return str(error) or type(error).__name__
 
 
 def _without_user(url: str) -> str:

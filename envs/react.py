@@ -164,6 +164,8 @@ class Prompt:
 
     instruction: str
     example: tuple[tuple[str, str, str], ...]
+    more: tuple[tuple[tuple[str, str, str], ...], ...] = ()
+    """Further worked examples, for few-shot prompts (`eval.shots`)."""
 
     @staticmethod
     @lru_cache(maxsize=64)
@@ -193,11 +195,14 @@ class Prompt:
         if style.instruction:
             parts += [self.instruction, _FORMAT[style.thoughts]]
         if style.example:
-            lines = [
-                f"Observation: {observation}\n{render(thought, action, style)}"
-                for observation, thought, action in self.example
-            ]
-            parts.append("Here is one task from beginning to end.\n\n" + "\n\n".join(lines))
+            for number, example in enumerate((self.example, *self.more)):
+                lines = [
+                    f"Observation: {observation}\n{render(thought, action, style)}"
+                    for observation, thought, action in example
+                ]
+                which = "another" if number else "one"
+                head = f"Here is {which} task from beginning to end."
+                parts.append("\n\n".join([head, *lines]))
             parts.append("Now a new task begins.")
         if style.suffix:
             parts.append(style.suffix)

@@ -91,18 +91,35 @@ class ResultsDir:
         done = {t.task_id: t for t in found if not t.error}
         if bad:
             self._put_aside(bad)
+        if twice := len(found) - len({t.task_id for t in found}):
+            self.notes.append(
+                f"{twice} results are of tasks that the file holds already: of each task the last "
+                "result that did not fail counts"
+            )
         if failed := sum(bool(t.error) for t in found):
             self.notes.append(f"{failed} episodes failed last time and are tried again")
         if len(done) < len(found) or bad:
-            files.write(self.results, done.values())
+            try:
+                files.write(self.results, done.values())
+            except OSError as error:
+                raise ResultsError(
+                    f"cannot write {self.results}: {error.strerror}. It is as it was: make room "
+                    "and run again."
+                ) from error
         return done
 
     def _put_aside(self, bad: list[BadLine]) -> None:
         """Keeps unreadable lines in a file of their own, so that nothing is thrown away."""
         lines, numbers = self.results.read_bytes().split(b"\n"), {b.number for b in bad}
         aside = self.results.with_name("results.bad.jsonl")
-        with aside.open("ab") as file:
-            file.writelines(lines[number - 1] + b"\n" for number in sorted(numbers))
+        try:
+            with aside.open("ab") as file:
+                file.writelines(lines[number - 1] + b"\n" for number in sorted(numbers))
+        except OSError as error:
+            raise ResultsError(
+                f"cannot write {aside}: {error.strerror}. {self.results} is as it was: make room "
+                "and run again."
+            ) from error
         self.notes += [f"{b}; moved to {aside.name}, its episode is played again" for b in bad]
 
     def append(self, trajectory: Trajectory) -> None:

@@ -88,8 +88,10 @@ def fingerprint(env: TextEnv, agent: Agent, prompt: react.Prompt | None = None) 
     except PackageNotFoundError:  # run from a source tree that was never installed
         own = "source"
     of_agent = {f"agent.{name}": str(value) for name, value in agent.fingerprint().items()}
-    told = (prompt or env.prompt).checksum(agent.style)
-    return {"stepagent": own, **env.fingerprint(), **of_agent, "prompt": told}
+    told = prompt or env.prompt
+    few = {"shots": str(1 + len(told.more))} if told.more and agent.style.example else {}
+    prompted = {"prompt": told.checksum(agent.style), **few}
+    return {"stepagent": own, **env.fingerprint(), **of_agent, **prompted}
 
 
 class _Run:

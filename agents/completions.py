@@ -1,0 +1,226 @@
+"""One completion from an OpenAI-compatible server: the request, further attempts, the answer."""
+
+from __future__ import annotations
+
+import email.utils
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import requests
+
+from agents.replies import Completion
+from agents.spending import RateLimit
+
+_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+"""Statuses after which the same request may succeed."""
+_TOO_LONG = re.compile(
+    r"context.{0,3}length|context window|context size|maximum context|max_model_len|too many tokens"
+    r"|prompt is too long|input is too long",
+    re.IGNORECASE,
+)
+
+
+class ApiError(RuntimeError):
+    """The server cannot be used so; the message says which server, why, and what to do."""
+
+
+class TooLong(Exception):
+    """The server refused the prompt as longer than its context."""
+
+
+class _Key(requests.auth.AuthBase):
+    """Sends the key, and keeps requests from taking another one out of ~/.netrc."""
+
+    def __init__(self, key: str):
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+
+class _Unreadable(Exception):
+    """An answer that is no chat completion."""
+
+
+class Completions:
+    """The chat completions of one model at one server.
+
+    Parameters
+    ----------
+    model, base_url, key: what and where; `key` goes into the requests and nowhere else.
+    parameters: of every request. Those that the model refuses by name are left out from then on.
+    timeout, retries, backoff: as in `agents.openai.OpenAIAgent`.
+    limit: how much may be asked.
+    count: told the number of requests and retries, by name.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        key: str,
+        parameters: dict[str, Any],
+        *,
+        timeout: float,
+        retries: int,
+        backoff: float,
+        limit: RateLimit,
+        count: Callable[..., None],
+    ):
+        self.model, self.base_url, self._secret = model, base_url, key
+        self._parameters = dict(parameters)
+        self._timeout, self._retries, self._backoff = timeout, retries, backoff
+        self._limit, self._count = limit, count
+        self._refused: set[str] = set()  # parameters that this model does not take
+        self._lock = threading.Lock()
+
+    def session(self) -> requests.Session:
+        """For one thread; keeps its connection."""
+        session = requests.Session()
+        session.auth = _Key(self._secret)
+        return session
+
+    def ask(
+        self, body: dict[str, Any], session: requests.Session, stop: threading.Event
+    ) -> Completion:
+        """One completion, with further attempts; raises TooLong or ApiError."""
+        problem, attempt = "", 0
+        while not stop.is_set():
+            wait = min(60.0, self._backoff * 2**attempt) * random.uniform(0.5, 1.0)
+            sent = {"model": self.model, **self._parameters, **body}
+            sent = {name: sent[name] for name in sent.keys() - self._refused}
+            entry = self._limit.wait(self._estimate(body), stop)
+            if stop.is_set():
+                break
+            self._count(requests=1)
+            try:
+                answer = session.post(
+                    f"{self.base_url}/chat/completions",
+                    json=sent,
+                    timeout=(min(10.0, self._timeout), self._timeout),
+                )
+                if answer.status_code == 200:
+                    found = self._read(answer)
+                    self._limit.correct(entry, found.tokens)
+                    return found
+                problem = self._problem(answer)
+                if answer.status_code == 400 and self._adapt(problem, sent):
+                    continue
+                if answer.status_code not in _AGAIN:
+                    raise ApiError(problem)
+                said = _retry_after(answer)
+                if said is not None:
+                    self._limit.pause(wait := said)
+            except requests.Timeout:
+                problem = f"no answer from {self.base_url} within {self._timeout:g} s"
+            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+                problem = (
+                    f"no connection to {self.base_url} ({_innermost(error)}): is the server "
+                    "running, and OPENAI_BASE_URL right?"
+                )
+            except _Unreadable as error:
+                problem = str(error)
+            except requests.RequestException as error:
+                raise ApiError(f"no request to {self.base_url} is possible: {error}") from None
+            if attempt == self._retries:
+                raise ApiError(f"{problem} (after {attempt + 1} attempts)")
+            attempt += 1
+            self._count(retries=1)
+            stop.wait(wait)
+        raise ApiError(problem or "another request has failed")
+
+    def _estimate(self, body: dict[str, Any]) -> int:
+        """About how many tokens a request will take, reply included."""
+        asked = sum(len(message["content"]) for message in body["messages"])
+        return asked // 4 + int(self._parameters.get("max_tokens") or 0)
+
+    def _read(self, answer: requests.Response) -> Completion:
+        where = f"{self.base_url} answered 200 with"
+        try:
+            body = answer.json()
+            choices, usage = body["choices"], body.get("usage") or {}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _Unreadable(
+                f"{where} something else than a chat completion: {self._short(answer.text)!r}"
+            ) from None
+        try:
+            text = choices[0]["message"]["content"] or ""
+            if not isinstance(text, str):
+                text = "".join(part.get("text", "") for part in text)
+        except (IndexError, KeyError, TypeError, AttributeError):
+            raise _Unreadable(f"{where} no choice in it: {self._short(answer.text)!r}") from None
+        details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+        kept = _whole(details, "cached_tokens")
+        read = max(0, _whole(usage, "prompt_tokens") - kept)
+        return Completion(text, read, kept, _whole(usage, "completion_tokens"))
+
+    def _problem(self, answer: requests.Response) -> str:
+        """What an error status means; raises where no other attempt can help."""
+        status, said = answer.status_code, self._short(answer.text)
+        if status in (401, 403):
+            raise ApiError(
+                f"{self.base_url} refuses the key (status {status}): set OPENAI_API_KEY "
+                "to a valid one" + ("" if self._secret else " (it is not set)")
+            )
+        if status == 404:
+            raise ApiError(
+                f"{self.base_url} knows no /chat/completions or no model "
+                f"{self.model!r} (status 404): {said!r}"
+            )
+        if status in (400, 413, 422) and (status == 413 or _TOO_LONG.search(answer.text)):
+            raise TooLong(said)
+        return f"{self.base_url} answered with status {status}: {said!r}"
+
+    def _adapt(self, problem: str, sent: dict[str, Any]) -> bool:
+        """Some models refuse a parameter by name: leave it out (or rename it) from now on."""
+        for name in ("max_tokens", "temperature", "top_p", "stop", "seed"):
+            if (
+                name in sent
+                and re.search(rf"\b{name}\b", problem)
+                and re.search(
+                    "unsupported|not supported|unknown|unrecognized|does not support", problem, re.I
+                )
+            ):
+                with self._lock:
+                    self._refused.add(name)
+                    if name == "max_tokens":
+                        self._parameters["max_completion_tokens"] = sent[name]
+                return True
+        return False
+
+    def _short(self, text: str) -> str:
+        if self._secret:
+            text = text.replace(self._secret, "***")
+        return text if len(text) <= 300 else text[:300] + " …"
+
+
+def _whole(usage: Any, name: str) -> int:
+    """A count that a server reports; 0 where it reports none, or nonsense."""
+    found = usage.get(name) if isinstance(usage, dict) else None
+    return found if isinstance(found, int) and found > 0 else 0
+
+
+def _retry_after(answer: requests.Response) -> float | None:
+    """Seconds that the server asks to wait (a number or a date; 120 at most), if it does."""
+    said = answer.headers.get("Retry-After", "").strip()
+    try:
+        return min(120.0, max(0.0, float(said)))
+    except ValueError:
+        pass
+    try:
+        until = email.utils.parsedate_to_datetime(said).timestamp()
+    except (TypeError, ValueError):
+        return None
+    return min(120.0, max(0.0, until - time.time()))
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error) or type(error).__name__

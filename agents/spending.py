@@ -1,0 +1,119 @@
+"""What a server may be asked for, and what it costs: rate limits and prices."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agents.replies import Completion
+
+PRICES = Path(__file__).with_name("prices.yaml")
+_KINDS = ("input", "cached", "output")
+
+
+class RateLimit:
+    """At most so many requests and tokens within any minute, for all threads together.
+
+    Parameters
+    ----------
+    requests, tokens: per window; None: no limit. A request that alone exceeds the tokens is let
+        through when nothing else was asked in the window.
+    window: its seconds.
+    """
+
+    def __init__(self, requests: int | None, tokens: int | None, window: float = 60.0):
+        if min(requests or 1, tokens or 1) < 1:
+            raise ValueError("rate limits must be at least 1 a minute")
+        self._requests, self._tokens, self._window = requests, tokens, window
+        self._lock = threading.Lock()
+        self._spent: deque[list[float]] = deque()  # [when, tokens]
+        self._until = 0.0
+
+    def wait(self, tokens: int, stop: threading.Event) -> list[float]:
+        """Waits until a request of about so many tokens may go; its entry, for `correct`.
+
+        Returns at once where `stop` is set meanwhile.
+        """
+        while True:
+            with self._lock:
+                delay = self._delay(tokens)
+                if delay <= 0 or stop.is_set():
+                    self._spent.append(entry := [time.monotonic(), float(tokens)])
+                    return entry
+            stop.wait(delay)
+
+    def _delay(self, tokens: int) -> float:
+        """Seconds until the request fits; 0 where it does now."""
+        now = time.monotonic()
+        while self._spent and now - self._spent[0][0] >= self._window:
+            self._spent.popleft()
+        delay, count, total = self._until - now, len(self._spent), sum(t for _, t in self._spent)
+        for when, freed in self._spent:
+            enough = self._requests is None or count < self._requests
+            if enough and (self._tokens is None or total + tokens <= self._tokens):
+                break
+            delay = max(delay, when + self._window - now)
+            count, total = count - 1, total - freed
+        return delay
+
+    def correct(self, entry: list[float], tokens: int) -> None:
+        """The request took so many tokens in truth (where the server says: 0 is not believed)."""
+        with self._lock:
+            entry[1] = float(tokens or entry[1])
+
+    def pause(self, seconds: float) -> None:
+        """Nobody asks for so long: the server said so."""
+        with self._lock:
+            self._until = max(self._until, time.monotonic() + seconds)
+
+
+def prices(given: str | Path | Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
+    """Model → dollars for a million tokens of input, cached (as input where left out) and output.
+
+    `given` is such a mapping or a YAML file of it, on top of `prices.yaml`. Raises ValueError.
+    """
+    found = _read(PRICES)
+    if isinstance(given, str | Path):
+        found |= _read(Path(given))
+    elif given:
+        found |= given
+    return {str(model): _price(model, entry) for model, entry in found.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"no prices can be read from {path}: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold `model: {{input: …, output: …}}`, dollars a million")
+    return found
+
+
+def _price(model: Any, entry: Any) -> dict[str, float]:
+    wanted = f"the price of {model!r} must be {{input: …, output: …}}, dollars a million tokens"
+    if not isinstance(entry, Mapping) or not {"input", "output"} <= set(entry) <= set(_KINDS):
+        raise ValueError(f"{wanted} (and cached, if it has one), not {entry!r}")
+    try:
+        price = {kind: float(entry.get(kind, entry["input"])) for kind in _KINDS}
+    except (TypeError, ValueError):
+        raise ValueError(f"{wanted}, not {entry!r}") from None
+    if min(price.values()) < 0:
+        raise ValueError(f"{wanted}, not below 0")
+    return price
+
+
+def cost(reply: Completion, price: Mapping[str, float]) -> float:
+    """Dollars for one reply.
+
+    >>> cost(Completion("", read=1000, generated=100), {"input": 10, "cached": 10, "output": 30})
+    0.013
+    """
+    spent = reply.read * price["input"] + reply.kept * price["cached"]
+    return (spent + reply.generated * price["output"]) / 1e6

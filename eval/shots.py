@@ -1,0 +1,72 @@
+"""Few-shot prompts: an environment's own example, and further ones by its expert.
+
+The further examples are tasks of the split train, played by the environment's expert: the shortest
+of a few, of as many types as there are, and the same ones every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import envs
+from envs.core import TextEnv, checksum
+from envs.react import Prompt
+
+Example = tuple[tuple[str, str, str], ...]
+"""Turns of observation, thought and action."""
+_TRIED = 4
+"""Training tasks that are played for every example wanted."""
+
+
+def prompt_with(
+    env_id: str, prompt: Prompt, shots: int, env_args: Mapping[str, Any] | None = None
+) -> Prompt:
+    """The environment's prompt with `shots` worked examples in all, its own one first.
+
+    (0 is the agent's affair: its style then leaves the example out.) Raises ValueError for fewer
+    than 0, and where the expert does not solve enough of the training tasks that are tried.
+    """
+    if shots < 0:
+        raise ValueError(f"shots is {shots}: it must be at least 0")
+    if shots < 2:
+        return prompt
+    env = envs.make(env_id, **{**(env_args or {}), "split": "train"})
+    try:
+        found = _examples(env, shots - 1)
+    finally:
+        env.close()
+    if len(found) < shots - 1:
+        raise ValueError(
+            f"{env_id}: its expert solved {len(found)} of the training tasks tried, and {shots} "
+            f"shots need {shots - 1}: ask for {len(found) + 1} at most"
+        )
+    return replace(prompt, more=tuple(found))
+
+
+def _examples(env: TextEnv, count: int) -> list[Example]:
+    """The shortest solved tasks, of different types as long as there are some."""
+    played: list[tuple[int, str, Example]] = []
+    for task in sorted(env.tasks, key=checksum)[: _TRIED * count]:
+        if example := _played(env, task):
+            size = sum(len(text) for turn in example for text in turn)
+            played.append((size, env.task_type, example))
+    chosen: list[tuple[int, str, Example]] = []
+    for entry in sorted(played):
+        if entry[1] not in {kind for _, kind, _ in chosen}:
+            chosen.append(entry)
+    chosen += [entry for entry in sorted(played) if entry not in chosen]
+    return [example for _, _, example in chosen[:count]]
+
+
+def _played(env: TextEnv, task: str) -> Example | None:
+    """The expert's episode; None where it does not succeed."""
+    observation, info = env.reset(seed=0, options={"task_id": task})
+    turns = []
+    for thought, action in env.expert_plan():
+        turns.append((observation, thought, action))
+        observation, _, done, truncated, info = env.step(action)
+        if done or truncated:
+            break
+    return tuple(turns) if info["success"] else None
