@@ -44,8 +44,14 @@ PAGE_BUDGETS = (300, 800)
 """Least and most tokens of one page where no budget is given."""
 
 
-def make(*, live: bool = False, **kwargs: Any) -> Mind2WebEnv:
+def make(*, live: bool = False, **kwargs: Any) -> TextEnv:
     """The environment; with `live`, the one in a real browser. Arguments as `Mind2WebEnv`."""
+    if kwargs.get("url") is not None:
+        from envs.remote import RemoteEnv
+
+        if live:
+            kwargs["live"] = True
+        return RemoteEnv("stepagent/Mind2Web-v0", **kwargs)
     if live:
         from envs.mind2web.live import LiveMind2WebEnv
 

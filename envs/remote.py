@@ -1,0 +1,309 @@
+"""An environment that lives on a server, with the contract of any other.
+
+`gym.make("stepagent/WebShop-v0", url="http://host:8001")` gives a `RemoteEnv`: the same texts,
+rewards and infos as the environment itself, made by `python -m envs.serve` on that host. The server
+keeps the rules; this side keeps the session, and sends an episode's calls with a number each, so
+that one that is sent again after a broken connection is not applied again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+import gymnasium as gym
+
+from envs import react
+from envs.core import Outcome, TextEnv, clip
+from envs.remote_http import (
+    PROTOCOL,
+    EnvironmentFailed,
+    RemoteError,
+    Server,
+    ServerFull,
+    ServerGone,
+    SessionLost,
+    StepTimeout,
+    WrongToken,
+    WrongVersion,
+    own_version,
+    raise_refusal,
+    servers,
+)
+
+_turn = itertools.count()
+_facts: dict[tuple[str, ...], Any] = {}
+"""What all environments of equal arguments on one run of a server share, such as task lists."""
+
+
+def id_of(kind: type[TextEnv]) -> str:
+    """The id under which a class of environments is registered with Gymnasium.
+
+    Raises ValueError unless there is exactly one.
+    """
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    found = [spec.id for spec in gym.registry.values() if spec.entry_point in (kind, name)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{name} is registered under {found or 'no id'}; with url= it needs exactly one, by "
+            "which the server knows it"
+        )
+    return found[0]
+
+
+class RemoteEnv(TextEnv):
+    """An environment on a server; made by `gym.make(id, url=…)`.
+
+    Parameters
+    ----------
+    env_id: the environment's id.
+    url: of the server; several, as a list or with commas between: the next that has a place.
+    token: the server's token; None: the variable STEPAGENT_TOKEN.
+    patience: seconds for which a call keeps trying while no server can be reached or has a place.
+    render_mode, and arguments: the environment's own.
+
+    Raises what the environment's constructor raises, and a `RemoteError`: `ServerGone`,
+    `ServerFull`, `WrongVersion`, `WrongToken`; from `reset` and `step` also `SessionLost` and
+    `StepTimeout`, after which the next `reset` opens a new session.
+    """
+
+    prompt_file: ClassVar[Path] = Path()  # the prompt comes from the server
+
+    def __init__(
+        self,
+        env_id: str,
+        *,
+        url: str | list[str],
+        token: str | None = None,
+        patience: float = 5.0,
+        render_mode: str | None = None,
+        **arguments: Any,
+    ):
+        shared = {name: arguments[name] for name in ("split", "max_steps") if name in arguments}
+        super().__init__(render_mode=render_mode, **shared)
+        self.env_id = env_id.rsplit(":", 1)[-1]
+        try:
+            self._arguments = json.dumps(arguments, sort_keys=True, default=os.fspath)
+        except TypeError as error:
+            raise ValueError(f"arguments for a server must be plain data: {error}") from None
+        self._servers, self.patience = servers(url, token), patience
+        self.session = ""
+        """The session's id on the server; "" while there is none."""
+        self._number, self._pid = 0, os.getpid()
+        self._task_type = ""
+        self._answers: list[dict[str, Any]] = []
+        self._open()
+
+    # The session ------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Opens a session on the next server that has a place, within `patience`."""
+        request = {
+            "env": self.env_id,
+            "args": json.loads(self._arguments),
+            "key": secrets.token_hex(16),
+        }
+        deadline, first = time.monotonic() + self.patience, next(_turn)
+        while True:
+            for offset in range(len(self._servers)):
+                self.server = self._servers[(first + offset) % len(self._servers)]
+                try:
+                    return self._enter(self.server.call("POST", "/v1/sessions", request))
+                except (ServerGone, ServerFull) as error:
+                    problem = error
+            if time.monotonic() > deadline:
+                raise problem
+            time.sleep(min(0.25, self.patience))
+
+    def _enter(self, opened: dict[str, Any]) -> None:
+        theirs, ours = opened.get("version"), own_version()
+        if opened.get("protocol") != PROTOCOL or (
+            theirs != ours and "source" not in (theirs, ours)
+        ):
+            raise WrongVersion(
+                f"{self.server.url} runs StepAgent {theirs} (protocol {opened.get('protocol')}), "
+                f"here it is {ours} (protocol {PROTOCOL}): install the same version on both sides"
+            )
+        self.server.heed(opened["limits"])
+        self.session, self._number, self._pid = opened["session"], 0, os.getpid()
+        self.split, self.max_steps = opened["split"], opened["max_steps"]
+        self._key = (self.server.url, opened["boot"], self.env_id, self._arguments)
+
+    def _call(self, method: str, what: str, body: Any = None) -> Any:
+        """One call in the session. Where there is no session (any more): `SessionLost`."""
+        if not self.session or self._pid != os.getpid():
+            raise SessionLost("no session is open: call reset()")
+        path = f"/v1/sessions/{self.session}{what}"
+        try:
+            return self.server.call(method, path, body, patience=self.patience)
+        except (SessionLost, StepTimeout, ServerGone):
+            self.session = ""
+            raise
+
+    def _fact(self, name: str) -> Any:
+        """What depends on the environment's arguments alone; asked for once."""
+        if (*self._key, name) not in _facts:
+            if not self.session or self._pid != os.getpid():
+                self._open()
+            try:
+                answer = self._call("GET", f"/{name}")
+            except SessionLost:  # it idled away; the question needs no episode
+                self._open()
+                answer = self._call("GET", f"/{name}")
+            while len(_facts) > 256:
+                _facts.pop(next(iter(_facts)))
+            _facts[*self._key, name] = answer[name]
+        return _facts[*self._key, name]
+
+    def close(self) -> None:
+        """Closes the session. Never raises: one that cannot be told dies of idling."""
+        session, self.session, self._ended = self.session, "", True
+        if session and self._pid == os.getpid():
+            try:
+                self.server.call("DELETE", f"/v1/sessions/{session}")
+            except RemoteError:
+                pass
+
+    # The contract -----------------------------------------------------------------------------
+
+    @property
+    def prompt(self) -> react.Prompt:
+        told = self._fact("prompt")
+        return react.Prompt(told["instruction"], tuple(map(tuple, told["example"])))
+
+    @property
+    def task_type(self) -> str:
+        return self._task_type
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self._fact("tasks"))
+
+    def list_tasks(self) -> Sequence[str]:
+        return self.tasks
+
+    def fingerprint(self) -> dict[str, str]:
+        """That of the environment on the server: where it runs is no part of a result."""
+        return dict(self._fact("fingerprint"))
+
+    def data_checksum(self) -> str:
+        return self.fingerprint()["data"]
+
+    def step_limit(self, task_id: str) -> int:
+        return int(self._call("GET", f"/limit?task_id={quote(task_id)}")["limit"])
+
+    def expert_plan(self) -> list[tuple[str, str]]:
+        return [(thought, action) for thought, action in self._call("GET", "/plan")["plan"]]
+
+    def admissible_actions(self) -> list[str]:
+        return list(self._call("GET", "/actions")["actions"])
+
+    def asked_to_reset(
+        self, seed: int | None, options: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The call that resets, with its number; opens a session where there is none."""
+        if not self.session or self._pid != os.getpid():
+            self._open()
+            # The server's generator went with the old session: ours takes its place.
+            seed = int(self.np_random.integers(2**31)) if seed is None else seed
+        return {"call": "reset", "number": self._number + 1, "seed": seed, "options": options or {}}
+
+    def asked_to_step(self, action: str) -> dict[str, Any]:
+        """The call that steps, with its number. Raises as `step` does before anything is sent."""
+        if self._ended:
+            raise gym.error.ResetNeeded("the episode has ended: call reset() first")
+        if not isinstance(action, str):
+            raise TypeError(f"an action is a str, not {type(action).__name__}")
+        if not self.session or self._pid != os.getpid():
+            raise SessionLost("no session is open: call reset()")
+        return {"call": "step", "number": self._number + 1, "action": clip(action)}
+
+    def expect(self, answer: dict[str, Any]) -> None:
+        """Hands over what the server said to a call that was sent in a batch: it is taken by the
+        `reset` or `step` that the call stands for."""
+        self._answers.append(answer)
+        if "error" not in answer or answer["error"].get("code") == "environment":
+            self._number += 1  # it was carried out
+
+    def forget(self) -> None:
+        """Drops answers that no `reset` or `step` came for."""
+        self._answers.clear()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = self._call("POST", f"/{request['call']}", request)
+        except RemoteError:  # not carried out, or nobody knows: the session is gone then
+            raise
+        except Exception:  # the environment's own
+            self._number = request["number"]
+            raise
+        self._number = request["number"]
+        return answer
+
+    def _expected(self) -> dict[str, Any]:
+        answer = self._answers.pop()
+        if "error" in answer:
+            if answer["error"].get("code") in ("expired", "unknown_session", "timeout"):
+                self.session = ""
+            raise_refusal(answer["error"], self.server.url)
+        return answer
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        gym.Env.reset(self, seed=seed)
+        if self._answers:
+            answer = self._expected()
+        else:
+            try:
+                answer = self._ask(self.asked_to_reset(seed, options))
+            except SessionLost:  # it idled away, or the server was restarted: nothing is lost yet
+                answer = self._ask(self.asked_to_reset(seed, options))
+        info = answer["info"]
+        self.task_id, self.instruction = info["task_id"], info["instruction"]
+        self._task_type, self._ended = answer["task_type"], False
+        self._outcome = Outcome(answer["observation"], 0.0)
+        return answer["observation"], info
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        request = None if self._answers else self.asked_to_step(action)
+        self._ended = True  # whatever breaks from here on: the episode is over
+        answer = self._expected() if request is None else self._ask(request)
+        self._ended = answer["terminated"] or answer["truncated"]
+        self._outcome = Outcome(answer["observation"], answer["info"]["score"])
+        return (
+            answer["observation"],
+            answer["reward"],
+            answer["terminated"],
+            answer["truncated"],
+            answer["info"],
+        )
+
+    def begin(self, task_id: str) -> str:
+        raise RuntimeError("the rules of the episode are on the server: call reset()")
+
+    def act(self, action: str) -> Outcome:
+        raise RuntimeError("the rules of the episode are on the server: call step()")
+
+
+__all__ = [
+    "EnvironmentFailed",
+    "RemoteEnv",
+    "RemoteError",
+    "Server",
+    "ServerFull",
+    "ServerGone",
+    "SessionLost",
+    "StepTimeout",
+    "WrongToken",
+    "WrongVersion",
+    "id_of",
+]

@@ -1,0 +1,200 @@
+"""How a client talks to a server of environments: one connection pool a server, retries, errors.
+
+Every request may be sent twice without harm: a session is opened under a key of the client's own,
+calls in a session are numbered, and the server answers a repeated key or number from what it kept.
+So whatever a connection does, a request is simply sent again until `patience` runs out.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import time
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import urllib3
+
+PROTOCOL = 1
+"""Version of what is said over the wire. Both sides must speak the same."""
+PROTOCOL_HEADER = "X-StepAgent-Protocol"
+TOKEN_VARIABLE = "STEPAGENT_TOKEN"
+"""Environment variable that both sides read the token from."""
+_CONNECT = 5.0
+"""Seconds to wait for a connection."""
+_SLACK = 15.0
+"""Seconds beyond the server's own limits after which an answer is given up."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two tries: doubled from the first to the longest."""
+
+
+class RemoteError(ConnectionError):
+    """Something between this process and the environment went wrong; the message says what."""
+
+
+class ServerGone(RemoteError):
+    """The server cannot be reached, or is shutting down."""
+
+
+class ServerFull(RemoteError):
+    """The server has no place for another session."""
+
+
+class WrongVersion(RemoteError):
+    """The server speaks another protocol, runs another StepAgent, or is something else."""
+
+
+class WrongToken(RemoteError):
+    """The server wants a token, or another one."""
+
+
+class SessionLost(RemoteError):
+    """The server does not know the session (any more): expired, closed, or it was restarted.
+
+    The episode in hand is lost; `reset()` opens a new session by itself.
+    """
+
+
+class StepTimeout(RemoteError):
+    """The environment took longer than the server allows; the server has closed the session."""
+
+
+class EnvironmentFailed(RuntimeError):
+    """The environment raised, on the server, something that has no equal here."""
+
+
+_KINDS: dict[str, type[RemoteError]] = {
+    "closing": ServerGone,
+    "full": ServerFull,
+    "version": WrongVersion,
+    "unauthorized": WrongToken,
+    "unknown_session": SessionLost,
+    "expired": SessionLost,
+    "timeout": StepTimeout,
+}
+"""Code of a server's refusal → what it is raised as."""
+_AGAIN = ("closing", "full")
+"""Codes of refusals that may be gone in a moment."""
+_BUILTIN = ("ValueError", "TypeError", "KeyError", "RuntimeError", "NotImplementedError", "OSError")
+
+
+def own_version() -> str:
+    """StepAgent's version, "source" where it was never installed."""
+    try:
+        return version("stepagent")
+    except PackageNotFoundError:
+        return "source"
+
+
+def raise_refusal(error: dict[str, Any], url: str) -> NoReturn:
+    """Raises what a server's refusal (`{"code", "message", "type"}`) stands for."""
+    code, message = str(error.get("code")), str(error.get("message"))
+    if code != "environment":
+        raise _KINDS.get(code, RemoteError)(f"{url}: {message}")
+    kind = str(error.get("type"))
+    if kind == "ResetNeeded":
+        raise gym.error.ResetNeeded(message)
+    if kind in _BUILTIN:
+        raise getattr(builtins, kind)(message)
+    raise EnvironmentFailed(f"{kind}: {message}")
+
+
+class Server:
+    """One server as clients of this process see it; threads share it (and its connections).
+
+    Parameters
+    ----------
+    url: such as http://127.0.0.1:8001, with a path in front where a proxy wants one.
+    token: what the server was started with; None: the variable STEPAGENT_TOKEN, if set.
+
+    Raises ValueError for a URL that is none.
+    """
+
+    def __init__(self, url: str, token: str | None = None):
+        parsed = urllib3.util.parse_url(url) if isinstance(url, str) else None
+        if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ValueError(f"url is {url!r}: it must be such as http://127.0.0.1:8001")
+        self.url = url.rstrip("/")
+        self._path = (parsed.path or "").rstrip("/")
+        self.answer_within = 300.0 + _SLACK
+        """Seconds that an answer may take; a server's own limits replace it."""
+        self.largest = 1 << 20
+        """Bytes that a request may have; the server's own limit replaces it."""
+        self._headers = {"Content-Type": "application/json", PROTOCOL_HEADER: str(PROTOCOL)}
+        token = token or os.environ.get(TOKEN_VARIABLE)
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._pool = urllib3.connection_from_url(self.url, maxsize=256, block=False, retries=False)
+
+    def heed(self, limits: dict[str, Any]) -> None:
+        """Takes over the limits that the server states when it opens a session."""
+        longest = max(float(limits["step_seconds"]), float(limits["start_seconds"]))
+        self.answer_within, self.largest = longest + _SLACK, int(limits["max_body"])
+
+    def call(self, method: str, path: str, body: Any = None, *, patience: float = 0.0) -> Any:
+        """The answer to a request, as it was read from JSON.
+
+        Sends it again, for up to `patience` seconds (but once where 0), while the server cannot be
+        reached, is shutting down or is full. Raises a `RemoteError`, or what the environment
+        raised; see `raise_refusal`.
+        """
+        text = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        deadline, pause = time.monotonic() + patience, _FIRST_PAUSE
+        while True:
+            try:
+                return self._once(method, path, text)
+            except (ServerGone, ServerFull):
+                if time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _once(self, method: str, path: str, body: bytes | None) -> Any:
+        timeout = urllib3.Timeout(connect=_CONNECT, read=self.answer_within)
+        try:
+            answer = self._pool.urlopen(
+                method,
+                self._path + path,
+                body=body,
+                headers=self._headers,
+                timeout=timeout,
+                retries=False,
+                redirect=False,
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise ServerGone(
+                f"no answer from {self.url} ({type(error).__name__}: {error}). Is the server "
+                "running (python -m envs.serve), and is this its address?"
+            ) from None
+        try:
+            content = json.loads(answer.data)
+            refused = content["error"] if answer.status >= 400 else None
+        except (ValueError, KeyError, TypeError):
+            raise WrongVersion(
+                f"{self.url} is no StepAgent server that speaks protocol {PROTOCOL}: it answered "
+                f"{method} {path} with status {answer.status} and {answer.data[:80]!r}"
+            ) from None
+        if refused is None:
+            return content
+        return raise_refusal(refused, self.url)
+
+
+@lru_cache(maxsize=256)
+def _server(process: int, url: str, token: str | None) -> Server:
+    return Server(url, token)
+
+
+def servers(url: str | list[str] | tuple[str, ...], token: str | None = None) -> list[Server]:
+    """The servers that `url` names: a URL, several with commas between, or a list of them.
+
+    Raises ValueError where there is none, or one of them is no URL.
+    """
+    named = url.split(",") if isinstance(url, str) else list(url)
+    named = [name.strip() if isinstance(name, str) else name for name in named]
+    if not named:
+        raise ValueError("url names no server")
+    token = token or os.environ.get(TOKEN_VARIABLE)
+    return [_server(os.getpid(), name, token) for name in named]  # a child makes its own pool

@@ -1,0 +1,143 @@
+"""Many environments on one server or several, stepped with one request a server.
+
+A `SyncVectorEnv` whose environments are remote: before each round the calls of all of them go out
+in one batch a server, to all servers at once; then Gymnasium's own loop runs, and every environment
+already has its answer. So observations, infos and autoreset are Gymnasium's to the letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, cast
+
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from envs.remote import RemoteEnv
+from envs.remote_http import Server, servers
+
+BATCH = 1024
+"""Calls that one request may hold."""
+
+
+class RemoteVectorEnv(SyncVectorEnv):
+    """`num_envs` environments on the servers of `url`, in turn.
+
+    Parameters
+    ----------
+    env_id: the environment's id.
+    num_envs: how many; they are opened at the same time.
+    url: of a server; several, as a list or with commas between, share the environments.
+    autoreset_mode: as in Gymnasium's vector environments.
+    arguments: `token`, `patience` and the environment's own, as for `RemoteEnv`.
+
+    Raises what `RemoteEnv` raises; then `reset` begins anew.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        url: str | list[str],
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        **arguments: Any,
+    ):
+        with ThreadPoolExecutor(16) as opening:
+            make = partial(RemoteEnv, env_id, url=url, **arguments)
+            made = [opening.submit(make) for _ in range(num_envs)]
+        try:
+            opened = [future.result() for future in made]
+        except BaseException:
+            for future in made:
+                if future.exception() is None:
+                    future.result().close()
+            raise
+        super().__init__([partial(_itself, e) for e in opened], autoreset_mode=autoreset_mode)
+        self._remote = opened
+        at_once = len(servers(url, arguments.get("token")))
+        self._senders = ThreadPoolExecutor(at_once, thread_name_prefix="servers")
+
+    def reset(
+        self,
+        *,
+        seed: int | list[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        for env in self._remote:
+            env.forget()
+        seeds = (
+            [seed + i for i in range(self.num_envs)]
+            if isinstance(seed, int)
+            else (seed or [None] * self.num_envs)
+        )
+        if len(seeds) == self.num_envs and not (options and "reset_mask" in options):
+            asked = zip(self._remote, seeds, strict=True)
+            self._send([(env, env.asked_to_reset(one, options)) for env, one in asked], again=True)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        actions = list(cast(Iterable[str], actions))
+        if len(actions) != self.num_envs:
+            raise ValueError(f"{len(actions)} actions for {self.num_envs} environments")
+        by_itself = self.autoreset_mode == AutoresetMode.NEXT_STEP
+        calls = [
+            env.asked_to_reset(None) if by_itself and ended else env.asked_to_step(action)
+            for env, ended, action in zip(self._remote, self._autoreset_envs, actions, strict=True)
+        ]
+        self._send(list(zip(self._remote, calls, strict=True)))
+        try:
+            return super().step(actions)
+        finally:
+            for env in self._remote:
+                env.forget()
+
+    def _send(self, calls: list[tuple[RemoteEnv, dict[str, Any]]], again: bool = False) -> None:
+        """Sends calls, and hands their answers to the environments.
+
+        With `again`, an environment whose session is lost is left to ask for itself.
+        """
+        by_server: dict[Server, list[tuple[RemoteEnv, dict[str, Any]]]] = {}
+        for env, call in calls:
+            by_server.setdefault(env.server, []).append((env, call))
+        work = [(s, part) for s, theirs in by_server.items() for part in _parts(s, theirs)]
+        done = self._senders.map(lambda w: _batch(*w), work)
+        for (_, part), answers in zip(work, done, strict=True):
+            for (env, _), answer in zip(part, answers, strict=True):
+                lost = answer.get("error", {}).get("code") in ("expired", "unknown_session")
+                if not (again and lost):
+                    env.expect(answer)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        super().close_extras(**kwargs)
+        self._senders.shutdown()
+
+
+def _itself(env: RemoteEnv) -> RemoteEnv:
+    return env
+
+
+def _parts(
+    server: Server, calls: list[tuple[RemoteEnv, dict[str, Any]]]
+) -> Iterable[list[tuple[RemoteEnv, dict[str, Any]]]]:
+    """Batches that a server takes: by number of calls and by bytes."""
+    part: list[tuple[RemoteEnv, dict[str, Any]]] = []
+    size = 0
+    for env, call in calls:
+        bytes_ = 200 + 4 * len(call.get("action", ""))
+        if part and (len(part) == BATCH or size + bytes_ > server.largest):
+            yield part
+            part, size = [], 0
+        part.append((env, call))
+        size += bytes_
+    if part:
+        yield part
+
+
+def _batch(server: Server, calls: list[tuple[RemoteEnv, dict[str, Any]]]) -> list[dict[str, Any]]:
+    body = {"calls": [{**call, "session": env.session} for env, call in calls]}
+    patience = max(env.patience for env, _ in calls)
+    said = server.call("POST", "/v1/batch", body, patience=patience)
+    answers: list[dict[str, Any]] = said["answers"]
+    return answers

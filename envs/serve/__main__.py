@@ -1,0 +1,187 @@
+"""`python -m envs.serve --env ID [--env ID …]`: environments for other processes and machines.
+
+It listens on this machine only; anywhere else it wants a token, or to be told that it needs none.
+Every environment is made once before the first client may come, so that missing data end the
+command (exit code 2) and not somebody's training; SIGTERM and Ctrl-C end it in order.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import envs
+from envs import cli
+from envs.core import TextEnv
+from envs.remote_http import TOKEN_VARIABLE
+
+HARMLESS = ["split", "max_steps"]
+"""Arguments that clients nobody knows may set: none that names a file or code."""
+
+
+@dataclass
+class Config:
+    """Serves environments over HTTP; clients use gym.make(ID, url="http://host:port").
+
+    A token is read from the variable STEPAGENT_TOKEN, where other users of the machine do not see
+    it. /docs documents the routes, docs/servers.md the rest.
+    """
+
+    env: list[str]
+    """Environment to serve: an id, or module:Namespace/Name-v0. Give it several times for several
+    environments."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Beyond this machine only with a token."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one (the log's first line names it)."""
+    allow_unauthenticated: bool = False
+    """Listen beyond this machine without a token: whoever reaches the port may use the server."""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments that the server fixes, by environment id: '{"stepagent/WebShop-v0": {"data": …}}'.
+    Clients cannot change them."""
+    client_args: list[str] | None = None
+    """Arguments of environments that clients may set. null: all, but without a token and beyond
+    this machine only split and max_steps."""
+    max_sessions: int = 256
+    """Open sessions at most; one more gets an error that says so."""
+    idle_seconds: float = 1800.0
+    """Seconds after which a session that nobody uses is closed."""
+    step_seconds: float = 120.0
+    """Seconds that a step may take; the session of one that takes longer is closed."""
+    start_seconds: float = 300.0
+    """Seconds that making an environment, a reset or an expert's plan may take."""
+    max_body_mb: float = 4.0
+    """Size of a request at most, in MiB."""
+    grace_seconds: float = 10.0
+    """Seconds that running requests get to end when the server is stopped."""
+    log_level: Literal["debug", "info", "warning"] = "info"
+    """debug logs every request."""
+
+
+def _gathered(argv: Sequence[str]) -> list[str]:
+    """`--env A --env B` as the list that the option is."""
+    named, rest = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name == "--env":
+            value = value if equals else next(arguments, "")
+            named += [v.strip(" '\"") for v in value.strip("[] ").split(",") if v.strip()]
+        else:
+            rest.append(argument)
+    return [*rest, f"--env=[{','.join(named)}]"] if named else rest
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def problem(config: Config, token: str | None) -> str:
+    """What is wrong with the options; "" where nothing is."""
+    if not _loopback(config.host) and not token and not config.allow_unauthenticated:
+        return (
+            f"--host {config.host} can be reached from other machines: set {TOKEN_VARIABLE} to a "
+            "secret that clients have too, or give --allow-unauthenticated if whoever reaches this "
+            "port may use it"
+        )
+    for name, least in (
+        *(("max_sessions", 1), ("idle_seconds", 0.1), ("step_seconds", 0.001)),
+        *(("start_seconds", 0.001), ("max_body_mb", 0.01), ("port", 0)),
+    ):
+        if getattr(config, name) < least:
+            return f"--{name.replace('_', '-')} must be at least {least}"
+    return ""
+
+
+def _warm(config: Config) -> list[TextEnv]:
+    """Each environment once: what is wrong shows here, and what they share stays loaded."""
+    kept = []
+    for env_id in config.env:
+        fixed = {k.rsplit(":", 1)[-1]: v for k, v in config.env_args.items()}
+        env = envs.make(env_id, **fixed.get(env_id.rsplit(":", 1)[-1], {}))
+        logging.getLogger("stepagent.serve").info(
+            "environment ready", extra={"fields": {"env": env_id, "tasks": len(env.tasks)}}
+        )
+        kept.append(env)
+    return kept
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    config = cli.parse(Config, _gathered(given), prog="python -m envs.serve")
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if wrong := problem(config, token):
+        print(f"envs.serve: {wrong}", file=sys.stderr)
+        return 2
+    try:
+        import uvicorn
+
+        from envs.serve.app import create_app
+        from envs.serve.guard import JsonLines
+        from envs.serve.terms import Limits, offers
+    except ImportError as error:
+        print(f"envs.serve: {error}. Servers need: pip install 'stepagent[serve]'", file=sys.stderr)
+        return 2
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name in ("stepagent", "uvicorn"):
+        logging.getLogger(name).handlers[:] = [handler]
+        logging.getLogger(name).propagate = False
+        logging.getLogger(name).setLevel(config.log_level.upper() if name != "uvicorn" else "INFO")
+    logging.getLogger("uvicorn.error").setLevel(
+        max(logging.INFO, logging.getLogger("uvicorn").level)
+    )
+    allowed = config.client_args
+    if allowed is None and not token and not _loopback(config.host):
+        allowed = HARMLESS
+    try:
+        offered = offers(config.env, config.env_args, allowed)
+        kept = _warm(config)
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        print(f"envs.serve: {error}", file=sys.stderr)
+        return 2
+    limits = Limits(
+        max_sessions=config.max_sessions,
+        idle_seconds=config.idle_seconds,
+        step_seconds=config.step_seconds,
+        start_seconds=config.start_seconds,
+        max_body=int(config.max_body_mb * (1 << 20)),
+    )
+    sys.setswitchinterval(0.001)  # the loop is to get its turn soon while environments compute
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(offered, limits, token),
+            host=config.host,
+            port=config.port,
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, round(config.grace_seconds)),
+            ws_max_size=limits.max_body,
+            server_header=False,
+        )
+    )
+    # uvicorn ends in order at SIGTERM and Ctrl-C, then raises the signal again for whoever cares.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        server.run()
+    finally:
+        for env in kept:
+            env.close()
+    return 0 if server.started else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What stands before every request: the token, the limit of its size, counters and log lines."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import json
+import logging
+import time
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from envs.remote_http import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE
+from envs.serve.metrics import Metrics
+from envs.serve.terms import Refusal, encode
+
+log = logging.getLogger("stepagent.serve")
+OPEN = ("/healthz", "/readyz", "/health")
+"""Paths that need no token: whoever watches over the server has none."""
+_SLOW = 10.0
+"""Seconds from which on a request is logged though it went well."""
+_DRAINED = 256 << 20
+"""Bytes of a request too large that are read (and thrown away) before the answer, so that a client
+that sends before it reads gets to see the answer. Beyond, the connection is cut."""
+_VERSION = PROTOCOL_HEADER.lower().encode()
+
+
+class Guard:
+    """ASGI middleware; `token` None lets everybody in."""
+
+    def __init__(self, app: ASGIApp, token: str | None, max_body: int, metrics: Metrics):
+        self.app, self.max_body, self.metrics = app, max_body, metrics
+        self._token = token.encode() if token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        headers = dict(scope["headers"])
+        refusal = self._refusal(scope["path"], headers)
+        if scope["type"] == "websocket":
+            if refusal is not None:
+                await receive()
+                return await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)})
+            return await self.app(scope, receive, send)
+        begun, status, size = time.perf_counter(), 0, 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.max_body:
+                raise self._too_large()
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if refusal is not None:
+                raise refusal
+            await self.app(scope, counted, noted)
+        except Refusal as refused:
+            if refused.status == 413:
+                await self._drain(receive)
+            await answer_refusal(refused, noted)
+        finally:
+            self._note(scope, status, time.perf_counter() - begun)
+
+    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> Refusal | None:
+        if self._token is not None and path not in OPEN and not self._knows(headers):
+            told = "the token is wrong" if b"authorization" in headers else "a token is needed"
+            return Refusal(
+                401, "unauthorized", f"{told}: send the server's (set {TOKEN_VARIABLE}, or token=…)"
+            )
+        theirs = headers.get(_VERSION)
+        if theirs is not None and theirs != str(PROTOCOL).encode():
+            return Refusal(
+                400,
+                "version",
+                f"this server speaks protocol {PROTOCOL}, the client {theirs.decode('latin-1')!r}: "
+                "install the same version of StepAgent on both sides",
+            )
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self.max_body:
+            return self._too_large()
+        return None
+
+    def _knows(self, headers: dict[bytes, bytes]) -> bool:
+        """Bearer, or Basic with the token as the password, which a URL can hold."""
+        assert self._token is not None
+        scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"basic":
+            try:
+                value = base64.b64decode(value, validate=True).partition(b":")[2]
+            except binascii.Error:
+                return False
+        elif scheme.lower() != b"bearer":
+            return False
+        return hmac.compare_digest(value.strip(), self._token)
+
+    def _too_large(self) -> Refusal:
+        return Refusal(
+            413, "too_large", f"a request may have {self.max_body} bytes (--max-body-mb)"
+        )
+
+    async def _drain(self, receive: Receive) -> None:
+        drained = 0
+        while drained < _DRAINED:
+            message = await receive()
+            drained += len(message.get("body", b""))
+            if message["type"] == "http.disconnect" or not message.get("more_body"):
+                return
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        self.metrics.requests.labels(str(status)).inc()
+        bad = status >= 400 or status == 0
+        if bad or seconds > _SLOW or log.isEnabledFor(logging.DEBUG):
+            fields = {
+                "method": scope["method"],
+                "path": _without_secret(scope["path"]),
+                "status": status,
+                "ms": round(1000 * seconds, 2),
+                "client": (scope.get("client") or ("",))[0],
+            }
+            log.log(
+                logging.WARNING if bad else logging.DEBUG if seconds <= _SLOW else logging.INFO,
+                "request",
+                extra={"fields": fields},
+            )
+
+
+def _without_secret(path: str) -> str:
+    """A path as it may be logged: session ids are cut to the part that is no secret."""
+    parts = path.split("/")
+    if parts[1:3] == ["v1", "sessions"] and len(parts) > 3:
+        parts[3] = parts[3][:8]
+    return "/".join(parts)[:200]
+
+
+async def answer_refusal(refusal: Refusal, send: Send) -> None:
+    headers = [(b"content-type", b"application/json")]
+    if refusal.retry_after:
+        headers.append((b"retry-after", str(refusal.retry_after).encode()))
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if refusal.status == 413:
+        headers.append((b"connection", b"close"))
+    body = encode({"error": refusal.error})
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (UTC), level, event, and what the event came with."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)

@@ -1,0 +1,220 @@
+"""OpenEnv's protocol over our sessions, so that its clients and trainers can use the environments.
+
+OpenEnv (`openenv-core` 0.3) holds an episode's conversation over one WebSocket: messages `reset`,
+`step`, `state` and `close`, answered by `observation`, `state` or `error`; the environment lives as
+long as the connection. `/ws` is the server's first environment, `/ID/ws` any of them, so that
+`GenericEnvClient(base_url="http://host:8001/stepagent/WebShop-v0")` finds its own. A client that
+cannot send headers puts the token into the URL: `ws://any:TOKEN@host:8001`.
+
+- `reset` takes `seed`, `task_id`, `episode_id` and `env_args` (the environment is made anew where
+  they differ from the last ones).
+- An action is `{"action": text}`, a bare action or a whole ReAct reply (`message` will do, too).
+- An observation is `{"text": …}` and the keys of our `info`; `truncated` says why it is done.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+
+from envs.core import TextEnv
+from envs.serve.sessions import Session, Sessions
+from envs.serve.terms import Refusal, encode
+
+_CODES = {
+    "json": "INVALID_JSON",
+    "type": "UNKNOWN_TYPE",
+    "request": "VALIDATION_ERROR",
+    "full": "CAPACITY_REACHED",
+    "closing": "CAPACITY_REACHED",
+    "environment": "EXECUTION_ERROR",
+}
+"""Our codes of refusals → OpenEnv's; all others are SESSION_ERROR."""
+_TEXT = {"type": "string"}
+SCHEMA = {
+    "action": {
+        "title": "Action",
+        "type": "object",
+        "properties": {"action": {**_TEXT, "description": "a bare action or a ReAct reply"}},
+        "required": ["action"],
+    },
+    "observation": {
+        "title": "Observation",
+        "type": "object",
+        "properties": {
+            "text": _TEXT,
+            "truncated": {"type": "boolean"},
+            "task_id": _TEXT,
+            "split": _TEXT,
+            "instruction": _TEXT,
+            "score": {"type": "number"},
+            "success": {"type": "boolean"},
+            "valid": {"type": "boolean"},
+            "metrics": {"type": "object"},
+        },
+    },
+    "state": {
+        "title": "State",
+        "type": "object",
+        "properties": {
+            "episode_id": {"type": ["string", "null"]},
+            "step_count": {"type": "integer"},
+            "task_id": {"type": ["string", "null"]},
+            "score": {"type": "number"},
+        },
+    },
+}
+
+
+@dataclass
+class _Talk:
+    """One connection and the session that lives as long."""
+
+    sessions: Sessions
+    env_id: str
+    session: Session | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(
+        default_factory=lambda: {"episode_id": None, "step_count": 0, "task_id": None, "score": 0.0}
+    )
+
+    async def open(self, args: dict[str, Any]) -> Session:
+        """The session, opened anew for other arguments."""
+        if self.session is None or self.session.ended or args != self.args:
+            self.close("closed: by its client")
+            self.session, self.args = await self.sessions.open(self.env_id, args), args
+        return self.session
+
+    def close(self, reason: str) -> None:
+        if self.session is not None:
+            self.sessions.close(self.session, reason)
+
+    async def answer(self, message: Any) -> dict[str, Any]:
+        if not isinstance(message, dict):
+            raise Refusal(422, "request", "a message is an object with 'type' and 'data'")
+        kind, data = message.get("type"), message.get("data") or {}
+        if not isinstance(data, dict):
+            raise Refusal(422, "request", f"data: an object is due, not {data!r:.100}")
+        if kind == "state":
+            return {"type": "state", "data": self.state}
+        if kind == "reset":
+            return {"type": "observation", "data": await self.reset(data)}
+        if kind == "step":
+            return {"type": "observation", "data": await self.step(data)}
+        raise Refusal(422, "type", f"no message {kind!r}: there are reset, step, state and close")
+
+    async def reset(self, data: dict[str, Any]) -> dict[str, Any]:
+        seed, task_id, args = data.get("seed"), data.get("task_id"), data.get("env_args", self.args)
+        if not (seed is None or isinstance(seed, int)) or not isinstance(args, dict):
+            raise Refusal(422, "request", "seed is a number or null, env_args an object")
+        options = {} if task_id is None else {"task_id": task_id}
+        session = await self.open(args)
+
+        def work(env: TextEnv) -> dict[str, Any]:
+            observation, info = env.reset(seed=seed, options=options)
+            return {"text": observation, "truncated": False, **info}
+
+        observation = await self._play(session, "reset", work)
+        self.state = {
+            "episode_id": data.get("episode_id"),
+            "step_count": 0,
+            "task_id": observation["task_id"],
+            "score": 0.0,
+        }
+        return {"observation": observation, "reward": None, "done": False}
+
+    async def step(self, data: dict[str, Any]) -> dict[str, Any]:
+        action = data.get("action", data.get("message"))
+        if not isinstance(action, str):
+            raise Refusal(422, "request", "an action is an object with the text 'action'")
+        if self.session is None:
+            raise Refusal(422, "request", "no episode is running: reset first")
+
+        def work(env: TextEnv) -> dict[str, Any]:
+            text, reward, done, truncated, info = env.step(action)
+            observation = {"text": text, "truncated": truncated, **info}
+            return {"observation": observation, "reward": reward, "done": done or truncated}
+
+        result = await self._play(self.session, "step", work)
+        self.state["step_count"] += 1
+        self.state["score"] = result["observation"]["score"]
+        return result
+
+    async def _play(self, session: Session, name: str, work: Any) -> dict[str, Any]:
+        status, body = await self.sessions.play(session, None, (name, object()), work)
+        answer = json.loads(body)
+        if status >= 400:
+            error = answer["error"]
+            raise Refusal(status, error["code"], error["message"], error.get("type", ""))
+        del answer["number"]
+        return answer
+
+
+def add(app: FastAPI, sessions: Sessions) -> None:
+    """Adds OpenEnv's routes to a server."""
+    first = next(iter(sessions.offers))
+
+    async def talk(socket: WebSocket, env_id: str) -> None:
+        await socket.accept()
+        talking = _Talk(sessions, env_id)
+        reason = "closed: by its client"
+        try:
+            await talking.open({})
+            while True:
+                try:
+                    message = _read(await socket.receive_text())
+                    if isinstance(message, dict) and message.get("type") == "close":
+                        break
+                    answer = await talking.answer(message)
+                except Refusal as refusal:
+                    answer = _refused(refusal)
+                await socket.send_text(encode(answer).decode())
+        except Refusal as refusal:  # no session to begin with
+            await socket.send_text(encode(_refused(refusal)).decode())
+        except (WebSocketDisconnect, RuntimeError):  # gone, in the middle of an answer perhaps
+            reason = "vanished: its connection broke"
+        finally:
+            talking.close(reason)
+        try:
+            await socket.close()
+        except RuntimeError:
+            pass
+
+    @app.websocket("/ws")
+    async def of_the_first(socket: WebSocket) -> None:
+        await talk(socket, first)
+
+    @app.websocket("/{namespace}/{name}/ws")
+    async def of_any(socket: WebSocket, namespace: str, name: str) -> None:
+        await talk(socket, f"{namespace}/{name}")
+
+    @app.get("/health", tags=["openenv"], summary="OpenEnv's health check")
+    async def health() -> dict[str, str]:
+        return {"status": "healthy"}
+
+    @app.get("/schema", tags=["openenv"], summary="What actions, observations and states hold")
+    async def schema() -> dict[str, Any]:
+        return SCHEMA
+
+    @app.get("/metadata", tags=["openenv"], summary="What the first environment is")
+    async def metadata() -> dict[str, Any]:
+        return {
+            "name": first,
+            "description": f"{first}, a text environment of StepAgent",
+            "version": app.version,
+        }
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Refusal(400, "json", f"the message is no JSON: {error}") from None
+
+
+def _refused(refusal: Refusal) -> dict[str, Any]:
+    code = _CODES.get(refusal.error["code"], "SESSION_ERROR")
+    return {"type": "error", "data": {"message": str(refusal), "code": code}}
