@@ -1,0 +1,8 @@
+"""`python -m eval.view`; see the package."""
+
+import sys
+
+from eval.view import main
+
+if __name__ == "__main__":
+    sys.exit(main())

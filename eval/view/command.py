@@ -1,0 +1,72 @@
+"""The command `python -m eval.view`: reads runs, finds the expert's episodes, writes the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from envs import cli
+from eval import runs
+from eval.results import ResultsError
+from eval.runs import Run
+from eval.view import curves, data, experts, page
+
+
+@dataclass
+class Config:
+    """Writes one self-contained HTML file that shows runs and all their episodes."""
+
+    runs: list[str]
+    """Results files, folders of eval.run, or folders of training.run (its learning curves and all
+    evaluations). They stand first, without a name: RUN RUN …"""
+    out: Path = Path("report.html")
+    """The file to write."""
+    expert: str | None = None
+    """A run whose episodes stand beside those of the same task, or "play": the expert plays these
+    tasks now. null: the expert's episodes among the runs, if any."""
+    title: str | None = None
+    """Title of the page. null: the environments' names."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Ends with 0; 1 where something could not be read or written; 2 for wrong options."""
+    config = cli.parse(Config, argv, prog="python -m eval.view", positional="runs")
+    console = Console(stderr=True)
+    notes: list[str] = []
+    try:
+        found = runs.read(config.runs, notes)
+        learned = curves.read(config.runs, notes)
+        if not found and not learned:
+            raise ResultsError(f"no evaluation and no metrics stand in {', '.join(config.runs)}")
+        beside = _experts(config.expert, found, notes, console)
+        report = data.build(found, learned, beside, notes, config.title)
+        size = page.write(report, config.out)
+    except (ResultsError, OSError) as error:
+        console.print(f"error: {error}", markup=False, highlight=False)
+        return 1
+    except (ValueError, ImportError) as error:
+        console.print(f"error: {error}", markup=False, highlight=False)
+        return 2
+    finally:
+        for note in notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
+    episodes = sum(len(run.trajectories) for run in found)
+    Console().print(
+        f"{config.out}: {len(found)} runs, {episodes:,} episodes, {size / 1e6:.1f} MB",
+        markup=False,
+        highlight=False,
+    )
+    return 0
+
+
+def _experts(
+    wanted: str | None, found: Sequence[Run], notes: list[str], console: Console
+) -> experts.Experts:
+    if wanted == "play":
+        return experts.played(found, notes, console)
+    if wanted is not None:
+        return experts.Experts([t for run in runs.read([wanted], notes) for t in run.trajectories])
+    return experts.Experts([t for run in found if run.agent == "expert" for t in run.trajectories])

@@ -1,0 +1,41 @@
+// Unpacking: blocks of base64 → gzip → JSON. Texts of episodes are unpacked when they are needed.
+
+const KEPT = 48; // chunks held unpacked, about half a million characters each
+const store = { index: null, chunks: new Map() };
+
+async function unpack(id) {
+  const packed = atob(document.getElementById(id).textContent);
+  const bytes = new Uint8Array(packed.length);
+  for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
+  const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(plain).text());
+}
+
+function chunkOf(id) {
+  const starts = store.index.starts;
+  let low = 0, high = starts.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (starts[middle] <= id) low = middle; else high = middle - 1;
+  }
+  return low;
+}
+
+function chunk(number) {
+  const found = store.chunks.get(number) || unpack("chunk-" + number);
+  store.chunks.delete(number); // and to the end: the first of the map is the one longest unused
+  store.chunks.set(number, found);
+  if (store.chunks.size > KEPT) store.chunks.delete(store.chunks.keys().next().value);
+  return found;
+}
+
+async function textOf(id) {
+  const number = chunkOf(id);
+  return (await chunk(number))[id - store.index.starts[number]];
+}
+
+// What stands before the slash of a task id: its type, as in the summaries.
+const typeOf = (id) => {
+  const task = store.index.episodes.task[id], slash = task.indexOf("/");
+  return slash < 0 ? "" : task.slice(0, slash);
+};

@@ -1,0 +1,98 @@
+// Tabs, the address (so that a place can be kept and gone back to), keys, light and dark.
+
+const KEYS = [
+  ["1  2  3", "overview, learning curves, episodes"],
+  ["j  k  or  ↓  ↑", "next, previous episode"],
+  ["n  p  or  →  ←", "next, previous step"],
+  ["d", "first divergence from the expert"],
+  ["e", "the expert's episode beside it: on, off"],
+  ["/", "search"],
+  ["Esc", "leave the search; back to the list"],
+  ["t", "light, dark"],
+  ["?", "these keys"],
+];
+const TABS = ["overview", "curves", "episodes"];
+
+const go = (id) => { location.hash = id < 0 ? "#episodes" : "#episodes/" + id; };
+const pick = (filter) => { setFilter(filter); location.hash = "#episodes"; };
+const tab = () => TABS.find((t) => !byId(t).hidden);
+
+function route() {
+  const [name, id] = location.hash.slice(1).split("/"), { runs, curves: learned, episodes } = store.index;
+  let wanted = TABS.includes(name) ? name : runs.length ? "overview" : "curves";
+  if ((wanted === "curves" && !learned.length) || (wanted === "episodes" && !runs.length)) wanted = "overview";
+  for (const t of TABS) {
+    byId(t).hidden = t !== wanted;
+    byId("tab-" + t).setAttribute("aria-selected", String(t === wanted));
+  }
+  if (wanted !== "episodes") return;
+  const chosen = /^\d+$/.test(id ?? "") && +id < episodes.task.length ? +id : -1;
+  document.body.classList.toggle("reading", chosen >= 0);
+  drawRows();
+  if (chosen === list.current && chosen >= 0) return;
+  list.current = chosen;
+  reveal();
+  drawRows();
+  if (chosen >= 0) drawEpisode(chosen);
+  else byId("episode").replaceChildren(el("p", { class: "none pick" }, "Choose an episode: click, or press j."));
+}
+
+function theme() {
+  const dark = (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+  try { localStorage.setItem("stepagent-theme", document.documentElement.dataset.theme); } catch { /* not kept, then */ }
+}
+
+function keyed(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const key = event.key, field = event.target.closest("input[type=search], select");
+  if (key === "Escape" && !byId("keys").open) {
+    if (field) field.blur();
+    else if (tab() === "episodes" && list.current >= 0) go(-1);
+    return;
+  }
+  if (field || byId("keys").open) return;
+  const reading = tab() === "episodes", acts = {
+    1: () => { location.hash = "#overview"; }, 2: () => { location.hash = "#curves"; }, 3: () => { location.hash = "#episodes"; },
+    "?": () => byId("keys").showModal(), t: theme,
+    "/": () => { location.hash = reading ? location.hash : "#episodes"; setTimeout(() => byId("search").select()); },
+    ...(reading ? {
+      j: () => move(1), ArrowDown: () => move(1), k: () => move(-1), ArrowUp: () => move(-1),
+      n: () => toStep(view.step + 1), ArrowRight: () => toStep(view.step + 1),
+      p: () => toStep(view.step - 1), ArrowLeft: () => toStep(view.step - 1), d: toDivergence,
+      e: () => { view.expert = !view.expert; if (list.current >= 0) drawEpisode(list.current); },
+    } : {}),
+  };
+  if (!Object.hasOwn(acts, key)) return;
+  event.preventDefault();
+  acts[key]();
+}
+
+async function start() {
+  try { document.documentElement.dataset.theme = localStorage.getItem("stepagent-theme") || ""; } catch { /* as the system */ }
+  byId("theme").addEventListener("click", theme);
+  if (typeof DecompressionStream === "undefined") throw new Error("this browser cannot unpack gzip (DecompressionStream): use a newer one");
+  store.index = await unpack("index");
+  const { title, runs, curves: learned, episodes } = store.index;
+  byId("title").textContent = title;
+  byId("subtitle").textContent = [plural(runs.length, "run"), plural(episodes.run.filter((r) => r >= 0).length, "episode")].join(", ");
+  byId("tab-curves").hidden = !learned.length;
+  byId("tab-episodes").hidden = !runs.length;
+  drawOverview(pick);
+  if (learned.length) drawCurves();
+  if (runs.length) setUpList();
+  for (const t of TABS) byId("tab-" + t).addEventListener("click", () => { location.hash = "#" + t; });
+  byId("keys").append(el("h2", {}, "Keys"), el("dl", {}, KEYS.map(([k, what]) => [el("dt", {}, k), el("dd", {}, what)])), el("button", { on: { click: () => byId("keys").close() } }, "close"));
+  byId("help").addEventListener("click", () => byId("keys").showModal());
+  addEventListener("hashchange", route);
+  addEventListener("keydown", keyed);
+  byId("wait").remove();
+  list.current = -2; // nothing drawn yet
+  route();
+  document.body.dataset.ready = "yes";
+}
+
+start().catch((error) => {
+  byId("wait").textContent = "The report cannot be shown: " + error.message;
+  byId("wait").className = "notice bad";
+});
