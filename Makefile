@@ -23,8 +23,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(PY) -m training.run --config training/configs/demo.yaml
 
+# One thread a worker: the workers fill the cores already.
+TEST_WORKERS ?= 2
+
 test: setup lint
-	$(PY) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(TEST_WORKERS)
 
 # ALFWorld's reference engine (engine="textworld"): compiled on the spot, a few minutes.
 textworld: setup

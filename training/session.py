@@ -29,7 +29,7 @@ from envs import cli
 from envs.react import PromptStyle
 from envs.trajectory import read
 from eval.run import evaluate
-from training import processes, tiny
+from training import processes
 from training.collect import collect
 from training.config import Config
 from training.dataset import encode, select
@@ -133,18 +133,7 @@ class Session:
                 for message in trajectory.messages(self.prompt, self.config.prompt)
             ]
             made = Policy.tiny(self.config.policy, texts, self.config.seed)
-            self._read(made, trajectories)
             write_whole(base, made.save)
-
-    def _read(self, made: Policy, trajectories: Sequence[envs.Trajectory]) -> None:
-        """The model `tiny` reads the trajectories, before it learns to act."""
-        wanted = self.config.policy.tiny
-        samples, _ = encode(trajectories, made.codec, self.prompt, self.config.prompt, made.context)
-        updates = wanted.reading_epochs * -(-len(samples) // tiny.READING_BATCH)
-        if updates:
-            with self.progress("reading", updates, "updates") as move:
-                texts = [sample.encoded.ids for sample in samples]
-                tiny.read(made.model, texts, wanted, self.config.seed, move)
 
     def _load(self) -> Policy:
         own = self.config.policy.model == "tiny"
