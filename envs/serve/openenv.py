@@ -1,10 +1,11 @@
 """OpenEnv's protocol over our sessions, so that its clients and trainers can use the environments.
 
 OpenEnv (`openenv-core` 0.3) holds an episode's conversation over one WebSocket: messages `reset`,
-`step`, `state` and `close`, answered by `observation`, `state` or `error`; the environment lives as
-long as the connection. `/ws` is the server's first environment, `/ID/ws` any of them, so that
-`GenericEnvClient(base_url="http://host:8001/stepagent/WebShop-v0")` finds its own. A client that
-cannot send headers puts the token into the URL: `ws://any:TOKEN@host:8001`.
+`step`, `state` and `close`, answered by `observation`, `state` or `error`; the environment lives
+from the first `reset` to the end of the connection. `/ws` is the server's first environment,
+`/ID/ws` any of them, so that `GenericEnvClient(base_url="http://host:8001/stepagent/WebShop-v0")`
+finds its own. A client that cannot send headers puts the token into the URL:
+`ws://any:TOKEN@host:8001`.
 
 - `reset` takes `seed`, `task_id`, `episode_id` and `env_args` (the environment is made anew where
   they differ from the last ones).
@@ -162,7 +163,6 @@ def add(app: FastAPI, sessions: Sessions) -> None:
         talking = _Talk(sessions, env_id)
         reason = "closed: by its client"
         try:
-            await talking.open({})
             while True:
                 try:
                     message = _read(await socket.receive_text())
@@ -172,8 +172,6 @@ def add(app: FastAPI, sessions: Sessions) -> None:
                 except Refusal as refusal:
                     answer = _refused(refusal)
                 await socket.send_text(encode(answer).decode())
-        except Refusal as refusal:  # no session to begin with
-            await socket.send_text(encode(_refused(refusal)).decode())
         except (WebSocketDisconnect, RuntimeError):  # gone, in the middle of an answer perhaps
             reason = "vanished: its connection broke"
         finally:
