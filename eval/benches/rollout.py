@@ -6,22 +6,32 @@ ours had: at every turn it makes its own greedy reply, which is counted as equal
 environment then gets the recorded one. In float32 all replies are equal; in bfloat16 two ways of
 adding up the same numbers may prefer another token here and there. A second baseline also calls
 `generate` on whole conversations, but on all episodes at once, filled up to one length.
+
+Then continuous batching against fixed batches, both with kept caches: more episodes than the model
+answers at once, and replies of any length. A fixed batch of episodes is played in step (all reply,
+then all environments move at once), and the next batch begins when the last episode has ended. Once
+with the environments as they are, and once with a third of the tasks slow by `slow` seconds a step.
 """
 
 from __future__ import annotations
 
+import time
+import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 import envs
 from agents import models
+from agents.core import Turn
 from agents.generation import Prompt
 from agents.plain import PlainGenerator
 from agents.transformers import TransformersAgent
 from envs import react
-from envs.core import checksum
+from envs.core import Outcome, TextEnv, checksum
 from envs.trajectory import Trajectory
 from eval.benches import Options, Row, measure_sides, settings
 from eval.rollout import run_episodes
@@ -31,7 +41,8 @@ def bench(options: Options) -> list[Row]:
     """Turns a second of both sides, and how many greedy replies are equal.
 
     Settings: env, env_args, split, episodes, turns (of an episode, at most), max_new_tokens,
-    batch_size, context (tokens; null: the model's own).
+    batch_size, context (tokens; null: the model's own); for continuous against fixed batches,
+    many (episodes), slots (of them at once), reply_tokens and slow (seconds; 0: not measured).
     """
     wanted = settings(
         options,
@@ -43,45 +54,72 @@ def bench(options: Options) -> list[Row]:
         max_new_tokens=32,
         batch_size=8,
         context=None,
+        many=12,
+        slots=4,
+        reply_tokens=64,
+        slow=1.0,
     )
     dtype = models.pick_dtype(options.dtype, options.device)
-    agent = TransformersAgent(
-        models.load_model(options.model, dtype, options.device),
-        models.load_tokenizer(options.model),
-        name=options.model,
-        max_new_tokens=wanted["max_new_tokens"],
-        batch_size=wanted["batch_size"],
-        context=wanted["context"],
-    )
-    return _Sides(agent, wanted).rows(options.repeats)
+    model = models.load_model(options.model, dtype, options.device)
+    tokenizer = models.load_tokenizer(options.model)
+
+    def agent(batch_size: int, max_new_tokens: int) -> TransformersAgent:
+        return TransformersAgent(
+            model,
+            tokenizer,
+            name=options.model,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            context=wanted["context"],
+        )
+
+    few = agent(wanted["batch_size"], wanted["max_new_tokens"])
+    rows = _Plain(few, wanted, wanted["episodes"]).rows(options.repeats)
+    many = agent(wanted["slots"], wanted["reply_tokens"])
+    rows += _Fixed(many, wanted, wanted["many"]).rows(options.repeats)
+    if wanted["slow"]:
+        slowed = {**wanted, "env": _slowed(wanted["env"], wanted["slow"])}
+        title = f", a third of the tasks slow by {wanted['slow']:g} s"
+        rows += _Fixed(many, slowed, wanted["many"]).rows(options.repeats, title)
+    many.close()
+    return rows
+
+
+def _slowed(env_id: str, seconds: float) -> str:
+    """The id of the same environment with a third of its tasks slow at every step."""
+
+    def make(**kwargs: Any) -> TextEnv:
+        env = envs.make(env_id, **kwargs)
+        act = env.act
+
+        def late(action: str) -> Outcome:
+            if zlib.crc32(str(env.task_id).encode()) % 3 == 0:
+                time.sleep(seconds)
+            return act(action)
+
+        env.act = late  # type: ignore[method-assign]
+        return env
+
+    gym.registry.pop("stepagent-bench/Slow-v0", None)
+    gym.register("stepagent-bench/Slow-v0", entry_point=make, disable_env_checker=True)
+    return "stepagent-bench/Slow-v0"
 
 
 class _Sides:
-    """Both ways of playing the same episodes with the same model."""
+    """Ways of playing the same episodes with the same model; ours is one of them."""
 
-    def __init__(self, agent: TransformersAgent, wanted: dict[str, Any]):
+    def __init__(self, agent: TransformersAgent, wanted: dict[str, Any], episodes: int):
         self.agent, self.wanted = agent, wanted
         self.env_args = {**wanted["env_args"], "max_steps": wanted["turns"]}
-        self.env = envs.make(wanted["env"], split=wanted["split"], **self.env_args)
-        self.tasks = sorted(self.env.tasks, key=checksum)[: wanted["episodes"]]
+        self.env = self.make()
+        self.tasks = sorted(self.env.tasks, key=checksum)[:episodes]
         self.played: list[Trajectory] = []
+        self.led: list[Trajectory] = []  # through which the other side was led last
         self.replies: list[str] = []
+        self.unit = f"turns/s ({agent.name}, {str(agent.model.dtype).split('.')[-1]})"
 
-    def rows(self, repeats: int) -> list[Row]:
-        try:
-            self.ours()  # warms up, and makes the conversations that the baselines follow
-            sides = [self.ours, self.plain_loop, self.plain_batches]
-            ours, loop, batched = measure_sides(sides, repeats)
-            equal, turns = self._equal()
-        finally:
-            self.env.close()
-            self.agent.close()
-        unit = f"turns/s ({self.agent.name}, {str(self.agent.model.dtype).split('.')[-1]})"
-        return [
-            Row.more_is_better("rollout", turns / ours, turns / loop, unit),
-            Row.more_is_better("rollout, baseline in batches", turns / ours, turns / batched, unit),
-            Row("equal greedy replies", equal, turns, equal / turns, "replies"),
-        ]
+    def make(self) -> TextEnv:
+        return envs.make(self.wanted["env"], split=self.wanted["split"], **self.env_args)
 
     def ours(self) -> None:
         self.agent.reset()
@@ -94,14 +132,41 @@ class _Sides:
             if trajectory.error:
                 raise ValueError(f"{trajectory.task_id} failed: {trajectory.error}")
 
+    def equal(self, name: str) -> Row:
+        """How many of the other side's replies are ours."""
+        style = self.agent.style
+        ours = [step.text(style).strip() for t in self.led for step in t.steps]
+        same = sum(mine == theirs for mine, theirs in zip(ours, self.replies, strict=True))
+        return Row(name, same, len(ours), same / len(ours), "replies")
+
+
+class _Plain(_Sides):
+    """Against `generate` on whole conversations."""
+
+    def rows(self, repeats: int) -> list[Row]:
+        try:
+            self.ours()  # warms up, and makes the conversations that the baselines follow
+            sides = [self.ours, self.plain_loop, self.plain_batches]
+            ours, loop, batched = measure_sides(sides, repeats)
+            equal = self.equal("equal greedy replies")
+        finally:
+            self.env.close()
+            self.agent.close()
+        turns, unit = equal.baseline, self.unit
+        return [
+            Row.more_is_better("rollout", turns / ours, turns / loop, unit),
+            Row.more_is_better("rollout, baseline in batches", turns / ours, turns / batched, unit),
+            equal,
+        ]
+
     def plain_loop(self) -> None:
         """`generate` on one whole conversation after another."""
-        generator, self.replies = self._generator(1), []
-        for trajectory in self.played:
-            messages = self._begin(trajectory)
+        generator, self.replies, self.led = self._generator(1), [], self.played
+        for trajectory in self.led:
+            messages = _begin(self.env, trajectory, self.agent)
             for step in trajectory.steps:
                 self.replies += self._generate(generator, [messages])
-                self._follow(messages, step.text(self.agent.style))
+                _follow(self.env, messages, step.text(self.agent.style))
 
     def plain_batches(self) -> None:
         """`generate` on the whole conversations of all episodes at once, turn by turn."""
@@ -135,21 +200,66 @@ class _Sides:
         found = generator.generate(prompts, agent.decoding)
         return [react.cut(agent.codec.decode(ids).strip()) for ids in found]
 
-    def _begin(self, trajectory: Trajectory) -> list[react.Message]:
-        options = {"task_id": trajectory.task_id}
-        observation, _ = self.env.reset(seed=trajectory.seed, options=options)
-        return react.opening(self.env.prompt, observation, self.agent.style)
 
-    def _follow(self, messages: list[react.Message], reply: str) -> None:
-        observation = self.env.step(reply)[0]
-        messages.append({"role": "assistant", "content": reply})
-        messages.append({"role": "user", "content": observation})
+class _Fixed(_Sides):
+    """Against fixed batches with the same kept caches."""
 
-    def _equal(self) -> tuple[int, int]:
-        style = self.agent.style
-        ours = [step.text(style).strip() for t in self.played for step in t.steps]
-        pairs = zip(ours, self.replies, strict=True)
-        return sum(mine == theirs for mine, theirs in pairs), len(ours)
+    def rows(self, repeats: int, title: str = "") -> list[Row]:
+        worlds = [self.env, *(self.make() for _ in range(self.agent.batch_size - 1))]
+        try:
+            self.ours()
+            ours, fixed = measure_sides([self.ours, lambda: self.fixed(worlds)], repeats)
+            equal = self.equal(f"equal greedy replies, fixed batches{title}")
+        finally:
+            for world in worlds:
+                world.close()
+            self.agent.reset()
+        name = f"rollout, continuous against fixed batches of {self.agent.batch_size}{title}"
+        turns = equal.baseline
+        return [Row.more_is_better(name, turns / ours, turns / fixed, self.unit), equal]
+
+    def fixed(self, worlds: Sequence[TextEnv]) -> None:
+        """Batch after batch of episodes, each led through the conversations that ours had."""
+        self.agent.reset()
+        self.led = self.played
+        said: dict[tuple[str, int], str] = {}
+        with ThreadPoolExecutor(len(worlds)) as threads:
+            for start in range(0, len(self.led), len(worlds)):
+                batch = list(zip(worlds, self.led[start : start + len(worlds)], strict=False))
+                self._batch(batch, said, threads)
+        self.replies = [said[t.task_id, i] for t in self.led for i in range(len(t.steps))]
+
+    def _batch(
+        self,
+        batch: Sequence[tuple[TextEnv, Trajectory]],
+        said: dict[tuple[str, int], str],
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        """Plays a batch in step; `said` gets the agent's own replies by (task, turn)."""
+        talks = list(threads.map(lambda pair: _begin(*pair, self.agent), batch))
+        for number in range(max(len(t.steps) for _, t in batch)):
+            going = [i for i, (_, t) in enumerate(batch) if number < len(t.steps)]
+            turns = [Turn(batch[i][1].task_id, talks[i], batch[i][0]) for i in going]
+            for i, reply in zip(going, self.agent.act(turns), strict=True):
+                said[batch[i][1].task_id, number] = react.cut(reply)
+            texts = [batch[i][1].steps[number].text(self.agent.style) for i in going]
+            places = [(batch[i][0], talks[i]) for i in going]
+            moves = [(env, talk, text) for (env, talk), text in zip(places, texts, strict=True)]
+            list(threads.map(lambda move: _follow(*move), moves))
+        for _, trajectory in batch:
+            self.agent.forget(trajectory.task_id)
+
+
+def _begin(env: TextEnv, trajectory: Trajectory, agent: TransformersAgent) -> list[react.Message]:
+    options = {"task_id": trajectory.task_id}
+    observation, _ = env.reset(seed=trajectory.seed, options=options)
+    return react.opening(env.prompt, observation, agent.style)
+
+
+def _follow(env: TextEnv, messages: list[react.Message], reply: str) -> None:
+    observation = env.step(reply)[0]
+    messages.append({"role": "assistant", "content": reply})
+    messages.append({"role": "user", "content": observation})
 
 
 def _before(messages: list[react.Message], turn: int) -> list[react.Message]:
