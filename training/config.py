@@ -71,6 +71,9 @@ class ReflectionConfig(OptimiserConfig):
     """Nucleus of the practice: 1 samples from the policy as it is."""
     beta: float = 0.1
     """β of eq. 6: how far the policy may go from the one entering the iteration; 0.01 to 0.5."""
+    sft_weight: float = 0.0
+    """Weight of the expert action's own negative log-likelihood beside eq. 6 (StepAgent-Implicit).
+    0: the paper's loss; 0.2 to 1 keeps a small model from forgetting how to write an action."""
     trajectories: int = 0
     """Expert trajectories inspected an iteration, drawn anew each time; 0: all."""
     max_tree_tokens: int = 16384

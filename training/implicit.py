@@ -6,6 +6,11 @@ In each iteration the agent practises in every expert state (`training.inspectio
 moves from its own actions a_i towards the expert's â_i. The reference is the policy that entered
 the iteration. All pairs of a trajectory share one forward and backward pass (`training.tree`).
 
+By config (`reflection.sft_weight`, 0 as the paper has it) the expert's action is also made likelier
+as such: eq. 6 only widens a gap, and in small models may do so by making both actions unlikely.
+
+    L' = L - sft_weight E[ log π_θ(â_i|ŝ_i) ]          (Pang et al., 2024, without their 1/|â|)
+
 Deviations: an update takes the pairs of whole trajectories, not pairs drawn one by one, because
 that is what makes them share a pass; it stops taking at `batch_size` pairs.
 """
@@ -61,7 +66,7 @@ def _iterate(session: Session, iteration: int, name: str) -> dict[str, float]:
         learned = optimise(
             session.policy.model,
             updates,
-            loss(config.beta),
+            loss(config.beta, config.sft_weight),
             lambda item: item.pairs,
             config,
             session.rundir,
@@ -97,7 +102,9 @@ def plan(inspected: Sequence[Item], config: OptimiserConfig, seed: int) -> list[
     return updates
 
 
-def loss(beta: float) -> Callable[[Any, Inspected], tuple[torch.Tensor, dict[str, float]]]:
+def loss(
+    beta: float, sft_weight: float = 0.0
+) -> Callable[[Any, Inspected], tuple[torch.Tensor, dict[str, float]]]:
     """Eq. 6 summed over the pairs of one tree, with health figures (sums over pairs)."""
 
     def of_tree(model: Any, item: Inspected) -> tuple[torch.Tensor, dict[str, float]]:
@@ -112,6 +119,7 @@ def loss(beta: float) -> Callable[[Any, Inspected], tuple[torch.Tensor, dict[str
             beta=beta,
             weights=weights,
         )
-        return out.loss * weights.sum(), {k: v * item.pairs for k, v in out.health.items()}
+        anchor = -sft_weight * (weights * scores.chosen.float()).sum()
+        return out.loss * weights.sum() + anchor, {k: v * item.pairs for k, v in out.health.items()}
 
     return of_tree

@@ -76,6 +76,10 @@ def test_the_loss_of_a_tree_is_eq_6_over_its_pairs(policy):
     assert item.pairs == 6
     assert total.item() == pytest.approx(6 * expected.loss.item(), rel=1e-4)
     assert sums["margin"] == pytest.approx(6 * expected.margin.item(), rel=1e-4)
+    anchored, _ = loss(0.5, sft_weight=2.0)(policy.model, item)
+    assert anchored.item() == pytest.approx(
+        total.item() - 2.0 * sum(c.item() for c in chosen), rel=1e-4
+    )
 
 
 def test_plan_holds_every_pair_once_an_epoch():
