@@ -28,7 +28,7 @@ class RateLimit:
     """
 
     def __init__(self, requests: int | None, tokens: int | None, window: float = 60.0):
-        if min(requests or 1, tokens or 1) < 1:
+        if any(limit is not None and limit < 1 for limit in (requests, tokens)):
             raise ValueError("rate limits must be at least 1 a minute")
         self._requests, self._tokens, self._window = requests, tokens, window
         self._lock = threading.Lock()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agents.openai import ApiError, OpenAIAgent, cut_middle
+from agents.replies import Completion, ReplyCache
+from agents.spending import RateLimit, cost, prices
 from tests.agents.conftest import say, turn
+from tests.servers import Scripted, running
 
 KEY = "sk-very-secret"
 
@@ -27,75 +32,30 @@ def completion(text: str | None = "Action: one", **usage: Any) -> bytes:
     ).encode()
 
 
-class Stub(ThreadingHTTPServer):
-    """Answers by a script of (status, body, headers, seconds to wait); then with completions."""
-
-    daemon_threads = True
+class Stub(Scripted):
+    """A chat completions API that repeats what it was last told."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script: list[tuple[int, bytes, dict[str, str], float]] = []
-        self.seen: list[dict[str, Any]] = []
-        self.times: list[float] = []
-        self.keys: list[str | None] = []
-        self.now = self.most = 0
-        self.lock = threading.Lock()
-        self.delay = 0.0
-        self.limit: int | None = None
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        super().__init__()
+        self.url = f"{self.address}/v1"
 
-    def plan(self, status: int, body: bytes | str = b"", wait: float = 0, **headers: str) -> None:
-        data = body.encode() if isinstance(body, str) else body
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.script.append((status, data, named, wait))
+    def read(self, path: str, body: bytes) -> Any:
+        return json.loads(body)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that gave up waiting are part of the tests."""
+    def answer(self, asked: Any) -> bytes:
+        return completion("Action: " + asked["messages"][-1]["content"])
 
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Stub
-
-    def do_POST(self) -> None:
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.seen.append(body)
-            server.times.append(time.monotonic())
-            server.keys.append(self.headers.get("Authorization"))
-            server.now += 1
-            server.most = max(server.most, server.now)
-            plan = server.script.pop(0) if server.script else None
-        status, data, headers, wait = plan or (200, self.reply(body), {}, server.delay)
-        time.sleep(wait)
-        with server.lock:
-            server.now -= 1
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def reply(self, body: dict[str, Any]) -> bytes:
-        return completion("Action: " + body["messages"][-1]["content"])
-
-    def log_message(self, *args: Any) -> None:
-        pass
+    @property
+    def keys(self) -> list[str | None]:
+        return [headers.get("Authorization") for headers in self.headers]
 
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
     server = Stub()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running(server, monkeypatch):
+        yield server
 
 
 def agent_for(stub: Stub, **options: Any) -> OpenAIAgent:
@@ -319,3 +279,201 @@ def test_no_text_is_an_empty_reply(stub: Stub):
 def test_bad_options(options: dict[str, Any]):
     with pytest.raises(ValueError):
         OpenAIAgent("m", **options)
+
+
+# Streaming --------------------------------------------------------------------------------------
+
+
+def drain(agent: OpenAIAgent, wanted: int) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    deadline = time.monotonic() + 60
+    while len(found) < wanted and time.monotonic() < deadline:
+        found |= dict(agent.poll())
+    return found
+
+
+def test_a_slow_reply_holds_nobody_up(stub: Stub):
+    stub.plan(200, completion("slow"), wait=3.0)
+    agent = agent_for(stub, concurrency=3, timeout=60.0)
+    assert agent.streaming
+    agent.submit([turn(0, say("zero"))])
+    while not stub.seen:
+        time.sleep(0.01)
+    agent.submit([turn(i, say(f"n{i}")) for i in range(1, 6)])
+    others = drain(agent, 5)
+    assert others == {i: f"Action: n{i}" for i in range(1, 6)}
+    assert drain(agent, 1) == {0: "slow"}
+    agent.close()
+
+
+def test_a_turn_that_fails_is_the_only_one(stub: Stub):
+    stub.plan(400, "bad request")
+    agent = agent_for(stub, concurrency=1)
+    agent.submit([turn(i, say(f"n{i}")) for i in range(3)])
+    found = drain(agent, 3)
+    assert isinstance(found[0], ApiError)
+    assert (found[1], found[2]) == ("Action: n1", "Action: n2")
+    agent.close()
+
+
+# The cache of replies ---------------------------------------------------------------------------
+
+
+def test_a_repeated_run_asks_for_nothing(stub: Stub, tmp_path: Path):
+    path = tmp_path / "deep" / "replies.sqlite"
+    first = agent_for(stub, cache=path)
+    assert ask(first, "a", "b") == ["Action: a", "Action: b"]
+    first.close()
+    again = agent_for(stub, cache=path)
+    assert ask(again, "b", "a") == ["Action: b", "Action: a"]
+    assert len(stub.seen) == 2
+    counts = again.statistics()
+    assert (counts["requests"], counts["replies_cached"], counts["tokens_cached"]) == (0, 2, 20)
+    again.close()
+    for file in path.parent.iterdir():
+        assert KEY.encode() not in file.read_bytes()
+
+
+def test_other_requests_are_other_replies(stub: Stub, tmp_path: Path):
+    path = tmp_path / "replies.sqlite"
+    for options in ({}, {"max_new_tokens": 9}, {"temperature": 0.5}, {"top_p": 0.5}):
+        ask(agent_for(stub, cache=path, **options), "a")
+    OpenAIAgent("other", base_url=stub.url, cache=path).act([turn(0, say("a", system="Be brief."))])
+    hot = agent_for(stub, cache=path, temperature=0.5)
+    hot.act([turn(0, say("a", system="Be brief."), seed=4)])  # another seed
+    assert len(stub.seen) == 6
+
+
+def test_refusals_and_cut_prompts_do_not_hide_the_cache(stub: Stub, tmp_path: Path):
+    path = tmp_path / "replies.sqlite"
+    stub.plan(400, "Unsupported parameter: 'max_tokens' is not supported with this model.")
+    stub.plan(400, LONG)
+    messages = say(*(f"text {i} " * 30 for i in range(7)), system="Be brief.")
+    found = agent_for(stub, cache=path).act([turn(0, messages)])
+    assert len(stub.seen) == 3
+    assert agent_for(stub, cache=path).act([turn(0, messages)]) == found
+    assert len(stub.seen) == 3
+
+
+def test_failures_are_not_kept(stub: Stub, tmp_path: Path):
+    path = tmp_path / "replies.sqlite"
+    stub.plan(400, "no")
+    with pytest.raises(ApiError):
+        ask(agent_for(stub, cache=path), "a")
+    assert ask(agent_for(stub, cache=path), "a") == ["Action: a"]
+
+
+def write_replies(path: Path, number: int) -> None:
+    cache = ReplyCache(path)
+    for i in range(40):
+        cache.put({"n": i}, Completion(f"reply {i}", i))
+        cache.put({"own": [number, i]}, Completion("x"))
+    os._exit(0)
+
+
+def test_two_processes_use_one_cache(tmp_path: Path):
+    path = tmp_path / "replies.sqlite"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_replies, args=(path, n)) for n in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+        assert writer.exitcode == 0
+    cache = ReplyCache(path)
+    assert [cache.get({"n": i}) for i in range(40)] == [
+        Completion(f"reply {i}", i) for i in range(40)
+    ]
+    assert all(cache.get({"own": [n, i]}) for n in range(2) for i in range(40))
+    assert cache.get({"n": 40}) is None
+
+
+def test_a_file_that_is_no_cache_is_named(tmp_path: Path):
+    path = tmp_path / "replies.sqlite"
+    path.write_text("something else, and long enough to be taken for a database" * 10)
+    with pytest.raises(ValueError, match=r"replies.sqlite cannot be used .*delete it"):
+        ReplyCache(path)
+
+
+def test_a_cache_that_fails_later_costs_nothing_else(stub: Stub, tmp_path: Path):
+    agent = agent_for(stub, cache=tmp_path / "replies.sqlite")
+    assert agent._cache is not None
+    agent._cache._file.execute("DROP TABLE replies")
+    assert ask(agent, "a", "b") == ["Action: a", "Action: b"]
+
+
+# Prices and limits ------------------------------------------------------------------------------
+
+
+def test_cost_is_counted_where_the_price_is_known(stub: Stub, tmp_path: Path):
+    table = {"some-model": {"input": 10, "cached": 1, "output": 100}}
+    usage = {"prompt_tokens": 30, "completion_tokens": 5}
+    stub.plan(200, completion("Action: a", **usage, prompt_tokens_details={"cached_tokens": 20}))
+    agent = agent_for(stub, prices=table)
+    ask(agent, "hi")
+    counts = agent.statistics()
+    assert counts["cost"] == pytest.approx((10 * 10 + 20 * 1 + 5 * 100) / 1e6)
+    file = tmp_path / "prices.yaml"
+    file.write_text("some-model: {input: 2, output: 4}\n")
+    other = agent_for(stub, prices=file)
+    ask(other, "hi")
+    assert other.statistics()["cost"] == pytest.approx((7 * 2 + 3 * 4) / 1e6)
+    assert "cost" not in agent_for(stub).statistics()
+
+
+def test_the_papers_two_models_have_prices():
+    known = prices(None)
+    assert cost(Completion("", 10**6, 0, 10**6), known["gpt-3.5-turbo-1106"]) == 3.0
+    assert cost(Completion("", 10**6, 0, 10**6), known["gpt-4-0125-preview"]) == 40.0
+
+
+@pytest.mark.parametrize("entry", [3, {"input": 1}, {"input": 1, "output": "x"}, {"output": -1}])
+def test_bad_prices_are_named(entry: Any):
+    with pytest.raises(ValueError, match="the price of 'm' must be"):
+        prices({"m": entry})
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, [], "many", {"prompt_tokens": "x", "completion_tokens": -5, "prompt_tokens_details": 3}],
+)
+def test_nonsense_about_tokens_costs_no_reply(stub: Stub, usage: Any):
+    body = {"choices": [{"message": {"content": "Action: a"}}], "usage": usage}
+    stub.plan(200, json.dumps(body))
+    agent = agent_for(stub)
+    assert ask(agent, "hi") == ["Action: a"]
+    assert agent.statistics()["tokens_read"] == 0
+
+
+def test_requests_and_tokens_a_minute():
+    never = threading.Event()
+
+    def times(limit: RateLimit, tokens: list[int]) -> list[float]:
+        begun = time.monotonic()
+        return [limit.wait(n, never)[0] - begun for n in tokens]
+
+    found = times(RateLimit(2, None, window=0.4), [1] * 5)
+    assert found[2] - found[0] >= 0.4
+    assert found[3] - found[1] >= 0.4
+    assert found[4] - found[2] >= 0.4
+    found = times(RateLimit(None, 100, window=0.4), [60, 40, 50, 500])
+    assert found[1] < 0.4
+    assert found[2] - found[0] >= 0.4
+    assert found[3] - found[2] >= 0.4  # alone it may exceed the limit
+    limit = RateLimit(None, 100, window=5.0)
+    limit.correct(limit.wait(90, never), 10)  # it took less than was thought
+    assert times(limit, [80])[0] < 4
+    with pytest.raises(ValueError, match="at least 1"):
+        RateLimit(0, None)
+
+
+def test_a_server_that_asks_to_wait_is_left_alone_by_all(stub: Stub):
+    stub.plan(429, "slow down", Retry_After="0.6")
+    agent = agent_for(stub, concurrency=1, backoff=0.0)
+    ask(agent, "a", "b")
+    limited = agent_for(stub, requests_per_minute=1000, tokens_per_minute=10**6)
+    assert ask(limited, "c") == ["Action: c"]
+    pause = RateLimit(None, None)
+    pause.pause(0.3)
+    begun = time.monotonic()
+    assert pause.wait(1, threading.Event())[0] - begun >= 0.25

@@ -94,6 +94,67 @@ def test_chunks_and_growth_change_nothing(tokenizer: Any):
     assert play(ours) == play(plain_for(model, tokenizer))
 
 
+def stream(agent: TransformersAgent, episodes: int = 9, seed: int = 5) -> dict[int, list[str]]:
+    """Episodes that join whenever they come, while others are being answered."""
+    draw = random.Random(seed)
+    left = {key: draw.randint(1, 4) for key in range(episodes)}
+    talks = {key: say(f"Task {key}. {draw.choice(OBSERVATIONS)}", system=SYSTEM) for key in left}
+    seen = {key: [draw.choice(OBSERVATIONS) for _ in range(4)] for key in left}
+    replies: dict[int, list[str]] = {key: [] for key in left}
+    coming = sorted(left)
+    while coming or any(left.values()):
+        while coming and draw.random() < 0.4:
+            key = coming.pop(0)
+            agent.submit([turn(key, talks[key], seed=key)])
+        for key, reply in agent.poll():
+            assert isinstance(reply, str)
+            replies[key].append(cut(reply))
+            left[key] -= 1
+            if left[key]:
+                talks[key] += say("", cut(reply), seen[key][left[key]])[1:]
+                coming.insert(draw.randint(0, len(coming)), key)
+            else:
+                agent.forget(key)
+    return replies
+
+
+@pytest.mark.parametrize(("chunk", "floor"), [(2048, 64), (24, 8), (2048, 100_000)])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_joining_in_the_middle_changes_no_reply(kind: str, chunk: int, floor: int, tokenizer: Any):
+    """Whatever the passes: one for each width, tiny chunks, or all in one (as a GPU likes it)."""
+    model = make_model(kind, len(tokenizer))
+    ours, plain = agent_for(model, tokenizer), plain_for(model, tokenizer)
+    assert ours.streaming
+    ours._generator._chunk, ours._generator._floor = chunk, floor
+    found = stream(ours)
+    wanted: dict[int, list[str]] = {}
+    draw = random.Random(5)
+    turns = {key: draw.randint(1, 4) for key in range(9)}
+    talks = {key: say(f"Task {key}. {draw.choice(OBSERVATIONS)}", system=SYSTEM) for key in turns}
+    seen = {key: [draw.choice(OBSERVATIONS) for _ in range(4)] for key in turns}
+    for key, number in turns.items():
+        wanted[key] = []
+        for left in range(number - 1, -1, -1):
+            (reply,) = plain.act([turn(key, talks[key], seed=key)])
+            wanted[key].append(cut(reply))
+            talks[key] += say("", cut(reply), seen[key][left])[1:]
+    assert found == wanted
+    assert ours._generator._rows == ours._generator._queue == []
+
+
+def test_a_forgotten_turn_is_not_answered(llama: Any, tokenizer: Any):
+    agent = agent_for(llama, tokenizer, batch_size=2)
+    agent.submit([turn(key, say(f"Number {key}.", system=SYSTEM)) for key in range(3)])
+    agent.poll()
+    agent.forget(0)
+    agent.forget(2)
+    found: dict[Any, Any] = {}
+    while 1 not in found:
+        found |= dict(agent.poll())
+    assert set(found) == {1}
+    assert agent.poll() == []
+
+
 # The cache --------------------------------------------------------------------------------------
 
 

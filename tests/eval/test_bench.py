@@ -60,10 +60,16 @@ def test_rollout_benchmark_compares_equal_replies(tiny):
     module, function = bench.BENCHES["rollout"].split(":")
     run = getattr(__import__(module, fromlist=[function]), function)
     args = {"env": ID, "episodes": 2, "turns": 3, "max_new_tokens": 8}
+    args |= {"many": 3, "slots": 2, "reply_tokens": 8, "slow": 0.01}
     options = Options("rollout", repeats=1, model=str(tiny), dtype="float32", args=args)
     rows = {row.name: row for row in run(options)}
     equal = rows.pop("equal greedy replies")
     assert (equal.ours, equal.baseline, equal.ratio) == (6, 6, 1.0)
+    slow = ", a third of the tasks slow by 0.01 s"
+    for title in ("", slow):
+        equal = rows.pop(f"equal greedy replies, fixed batches{title}")
+        assert (equal.ours, equal.baseline) == (9, 9)
+        assert f"rollout, continuous against fixed batches of 2{title}" in rows
     assert all(row.ours > 0 and row.baseline > 0 for row in rows.values())
 
 

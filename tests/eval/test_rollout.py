@@ -1,6 +1,7 @@
 """Rollouts: determinism under any number of workers, faults that stay where they happened."""
 
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -161,6 +162,135 @@ def test_a_slow_environment_does_not_hold_up_the_others():
     gate.set()
     assert next(run).task_id == TASKS[0]
     assert list(run) == []
+
+
+class Streaming(Scripted):
+    """The same replies, handed out one by one while others are still being thought about."""
+
+    streaming = True
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.under_way = {}
+
+    def submit(self, turns):
+        for turn in turns:
+            assert turn.key not in self.under_way
+            self.under_way[turn.key] = (turn, 1 + turn.seed % 3)
+        assert len(self.under_way) <= self.batch_size
+
+    def poll(self):
+        self.batches.append(len(self.under_way))
+        time.sleep(self.delay)
+        ready = [key for key, (_, left) in self.under_way.items() if left == 1]
+        found = [(key, self._reply_or_why(self.under_way.pop(key)[0])) for key in ready]
+        self.under_way = {key: (turn, left - 1) for key, (turn, left) in self.under_way.items()}
+        return found
+
+    def _reply_or_why(self, turn):
+        try:
+            return self._reply(turn)
+        except ValueError as error:
+            return error
+
+    def forget(self, key):
+        self.under_way.pop(key, None)
+        super().forget(key)
+
+
+def test_a_streaming_agent_plays_the_same_episodes():
+    assert play(Streaming(), workers=1) == play(Streaming(), workers=8) == play(workers=3)
+    agent = Streaming(delay=0.002)
+    play(agent, workers=8)
+    assert max(agent.batches) == agent.batch_size
+    failing = play(Streaming(fail="12"), workers=4)
+    assert failing.pop((TASKS[5], 0)).error == "agent: ValueError: planted in the agent (step 1)"
+    assert not any(t.error for t in failing.values())
+
+
+def test_a_streaming_agent_that_breaks_loses_only_the_turn_that_broke_it():
+    class Breaking(Streaming):
+        def poll(self):
+            if any("Reach 12." in str(turn.messages) for turn, _ in self.under_way.values()):
+                raise RuntimeError("out of memory")
+            return super().poll()
+
+        def act(self, turns):
+            if any("Reach 12." in str(turn.messages) for turn in turns):
+                raise RuntimeError("out of memory")
+            return super().act(turns)
+
+    found = play(Breaking(), workers=4)
+    assert found.pop((TASKS[5], 0)).error == "agent: RuntimeError: out of memory (step 1)"
+    plain = play(workers=4)
+    assert all(found[key].steps == plain[key].steps for key in found)
+
+
+class Stuck:
+    """Lets one task hang until it is released."""
+
+    def __init__(self):
+        self.gate = threading.Event()
+
+    def hangs(self, turn):
+        return "Reach 12." in str(turn.messages) and len(turn.messages) > 3
+
+
+@pytest.mark.parametrize("kind", [Scripted, Streaming])
+def test_an_agent_that_hangs_on_one_episode_loses_that_one_only(kind):
+    stuck = Stuck()
+
+    class Hanging(kind):
+        def _reply(self, turn):
+            if stuck.hangs(turn):
+                stuck.gate.wait(60)
+            return super()._reply(turn)
+
+    found = play(Hanging(), workers=4, time_limit=1.5)
+    stuck.gate.set()
+    failed = found.pop((TASKS[5], 0))
+    assert failed.error == "agent: TimeoutError: no reply within 1.5 s (step 2)"
+    assert len(failed.steps) == 1
+    plain = play(workers=4)
+    assert {key: t.steps for key, t in found.items()} == {key: plain[key].steps for key in found}
+
+
+def test_a_streaming_agent_that_never_answers_one_turn():
+    class Silent(Streaming):
+        def poll(self):
+            found = super().poll()
+            time.sleep(0.01)
+            return [(key, reply) for key, reply in found if key[1] != TASKS[5]]
+
+    found = play(Silent(), workers=4, time_limit=1.5)
+    assert "no reply within 1.5 s (step 1)" in found.pop((TASKS[5], 0)).error
+    assert not any(t.error for t in found.values())
+
+
+def test_an_environment_that_hangs_is_left_behind_and_replaced():
+    gate = threading.Event()
+
+    class Hanging(ToyEnv):
+        def act(self, action):
+            if self.task_id == TASKS[3]:
+                gate.wait(60)
+            return super().act(action)
+
+    envs.gym.register("Test/Hanging-v0", entry_point=Hanging, disable_env_checker=True)
+    try:
+        run = run_episodes("Test/Hanging-v0", Scripted(), TASKS, workers=2, time_limit=1.5)
+        found = {t.task_id: t for t in run}
+    finally:
+        gate.set()
+    failed = found.pop(TASKS[3])
+    assert failed.error == "environment: TimeoutError: no answer within 1.5 s (step 1)"
+    assert len(found) == len(TASKS) - 1
+    assert not any(t.error for t in found.values())
+
+
+def test_a_time_limit_must_be_positive():
+    with pytest.raises(ValueError, match="above 0 seconds"):
+        run_episodes(ID, Scripted(), TASKS, time_limit=0)
 
 
 def test_interrupt_delivers_what_has_ended_and_cleans_up(monkeypatch):

@@ -6,7 +6,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,6 +15,7 @@ import envs
 from envs.wikipedia.corpus import Page
 from envs.wikipedia.live import LiveCorpus, LiveError, user_agent
 from tests.envs.wikipedia.conftest import hotpot, write_array
+from tests.servers import Scripted, running
 
 PAGES = {
     "Ada Lovelace": "Augusta Ada King, Countess of Lovelace (1815 – 1852) was a writer. She wrote "
@@ -29,24 +29,24 @@ PAGES = {
 REDIRECTS = {"Countess of Lovelace": "Ada Lovelace"}
 
 
-class Wiki(ThreadingHTTPServer):
-    """Answers in the API's own shapes; first by a script of (status, body, headers, seconds)."""
-
-    daemon_threads = True
+class Wiki(Scripted):
+    """Answers in the API's own shapes."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script: list[tuple[int, bytes, dict[str, str], float]] = []
-        self.seen: list[dict[str, str]] = []
-        self.times: list[float] = []
-        self.agents: list[str] = []
-        self.url = f"http://127.0.0.1:{self.server_port}/w/api.php"
+        super().__init__()
+        self.url = f"{self.address}/w/api.php"
 
-    def plan(self, status: int, body: str = "", wait: float = 0, **headers: str) -> None:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.script.append((status, body.encode(), named, wait))
+    @property
+    def agents(self) -> list[str]:
+        return [headers.get("User-Agent", "") for headers in self.headers]
 
-    def answer(self, query: dict[str, str]) -> dict[str, Any]:
+    def read(self, path: str, body: bytes) -> Any:
+        return {name: values[0] for name, values in parse_qs(urlsplit(path).query).items()}
+
+    def answer(self, asked: dict[str, str]) -> bytes:
+        return json.dumps(self.found(asked)).encode()
+
+    def found(self, query: dict[str, str]) -> dict[str, Any]:
         if "srsearch" in query:
             words = set(query["srsearch"].lower().split())
             hits = [
@@ -78,46 +78,13 @@ class Wiki(ThreadingHTTPServer):
             found["pages"] = [page]
         return {"batchcomplete": True, "query": found}
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that gave up waiting are part of the tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Wiki
-
-    def do_GET(self) -> None:
-        server = self.server
-        query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
-        server.seen.append(query)
-        server.times.append(time.monotonic())
-        server.agents.append(self.headers.get("User-Agent", ""))
-        plan = server.script.pop(0) if server.script else None
-        body = json.dumps(server.answer(query)).encode()
-        status, data, headers, wait = plan or (200, body, {}, 0)
-        time.sleep(wait)
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
 
 @pytest.fixture
 def wiki(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[Wiki]:
     monkeypatch.setenv("STEPAGENT_CACHE", str(tmp_path / "cache"))
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
     server = Wiki()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running(server, monkeypatch):
+        yield server
 
 
 def client(wiki: Wiki, **options: Any) -> LiveCorpus:
