@@ -15,6 +15,14 @@ def test_the_seed_decides_the_weights():
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
 
 
+def test_names_are_the_same_tokens_in_brackets():
+    texts = ["Where is Rome? I search[Rome] and find[ Rome ] or [[x], [\u00e9 ["] * 3
+    tokenizer = build_tokenizer(texts, 400, 128)
+    rome = tokenizer(" Rome")["input_ids"]
+    assert tokenizer("search[Rome")["input_ids"][-len(rome) :] == rome
+    assert tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0]
+
+
 def seen_over_unseen() -> float:
     """By how much an untrained model prefers tokens it has seen to others, in deviations."""
     found = []
