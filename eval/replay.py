@@ -136,8 +136,8 @@ def make(run: Run, env_args: Mapping[str, Any] | None = None) -> TextEnv:
 def _marked(recorded: str, replayed: str) -> str:
     """Both texts from shortly before the first letter that differs, and marks under such letters.
 
-    >>> print(_marked("The door is open.", "The door is shut."))
-    <BLANKLINE>
+    >>> print("differs" + _marked("The door is open.", "The door is shut."))
+    differs at letter 13
       recorded: The door is open.
       replayed: The door is shut.
                             ^^^^
@@ -149,9 +149,9 @@ def _marked(recorded: str, replayed: str) -> str:
     size = max(len(one), len(two))
     marks = "".join(" ^"[one[i : i + 1] != two[i : i + 1]] for i in range(size)).rstrip()
     dots = "…" if start else ""
-    at = f" at letter {first + 1}" if first else ""
     lines = [f"  recorded: {dots}{_line(one)}", f"  replayed: {dots}{_line(two)}"]
-    return "\n".join([at, *lines, " " * (12 + len(dots)) + marks])
+    marked = " " * (len("  recorded: ") + len(dots)) + marks
+    return "\n".join([f" at letter {first + 1}", *lines, marked])
 
 
 def _line(text: str) -> str:

@@ -246,10 +246,10 @@ def test_an_agent_that_hangs_on_one_episode_loses_that_one_only(kind):
                 stuck.gate.wait(60)
             return super()._reply(turn)
 
-    found = play(Hanging(), workers=4, time_limit=1.5)
+    found = play(Hanging(), workers=4, time_limit=2.0)
     stuck.gate.set()
     failed = found.pop((TASKS[5], 0))
-    assert failed.error == "agent: TimeoutError: no reply within 1.5 s (step 2)"
+    assert failed.error == "agent: TimeoutError: no reply within 2 s (step 2)"
     assert len(failed.steps) == 1
     plain = play(workers=4)
     assert {key: t.steps for key, t in found.items()} == {key: plain[key].steps for key in found}
@@ -262,8 +262,8 @@ def test_a_streaming_agent_that_never_answers_one_turn():
             time.sleep(0.01)
             return [(key, reply) for key, reply in found if key[1] != TASKS[5]]
 
-    found = play(Silent(), workers=4, time_limit=1.5)
-    assert "no reply within 1.5 s (step 1)" in found.pop((TASKS[5], 0)).error
+    found = play(Silent(), workers=4, time_limit=2.0)
+    assert "no reply within 2 s (step 1)" in found.pop((TASKS[5], 0)).error
     assert not any(t.error for t in found.values())
 
 
@@ -278,12 +278,12 @@ def test_an_environment_that_hangs_is_left_behind_and_replaced():
 
     envs.gym.register("Test/Hanging-v0", entry_point=Hanging, disable_env_checker=True)
     try:
-        run = run_episodes("Test/Hanging-v0", Scripted(), TASKS, workers=2, time_limit=1.5)
+        run = run_episodes("Test/Hanging-v0", Scripted(), TASKS, workers=2, time_limit=2.0)
         found = {t.task_id: t for t in run}
     finally:
         gate.set()
     failed = found.pop(TASKS[3])
-    assert failed.error == "environment: TimeoutError: no answer within 1.5 s (step 1)"
+    assert failed.error == "environment: TimeoutError: no answer within 2 s (step 1)"
     assert len(found) == len(TASKS) - 1
     assert not any(t.error for t in found.values())
 

@@ -18,6 +18,8 @@ from eval import report
 from eval.results import ResultsError
 from eval.run import choose, evaluate, main
 from tests.eval.toy_world import ID, Scripted
+from tests.servers import Scripted as Server
+from tests.servers import running
 
 TASKS = envs.make(ID, split="test").tasks
 
@@ -78,6 +80,89 @@ def test_unreadable_lines_are_kept_aside_and_named(whole, tmp_path):
     assert "results.jsonl:2: not JSON" in shown
     assert "results.jsonl:3: schema version 0" in shown
     assert (tmp_path / "results.bad.jsonl").read_bytes() == b"{broken\n" + old
+
+
+def test_a_future_version_is_kept_aside_too(whole, tmp_path):
+    lines = (whole[0] / "results.jsonl").read_bytes().splitlines(keepends=True)
+    future = lines[2].replace(b'"version":1', b'"version":9,"colour":"blue"')
+    (tmp_path / "results.jsonl").write_bytes(b"".join([*lines[:2], future, *lines[3:]]))
+    evaluate(ID, Scripted(), tmp_path)
+    assert results(tmp_path) == results(whole[0])
+    assert (tmp_path / "results.bad.jsonl").read_bytes() == future
+
+
+def test_of_results_that_are_there_twice_the_last_good_one_counts(whole, tmp_path):
+    found = files.read(whole[0] / "results.jsonl")
+    other = replace(found[0], seconds=99.0)
+    failed = replace(found[1], error="agent: x")
+    files.write(tmp_path / "results.jsonl", [*found, other, failed])
+    console = Console(record=True, width=500, quiet=False, file=open("/dev/null", "w"))
+    summary = evaluate(ID, Never(), tmp_path, console=console)
+    assert summary["complete"] is True
+    assert "2 results are of tasks that the file holds already" in console.export_text()
+    kept = files.read(tmp_path / "results.jsonl")
+    assert len(kept) == len(TASKS)
+    assert other in kept
+    assert results(tmp_path) == results(whole[0])
+
+
+def test_results_of_several_runs_in_one_file_are_refused(whole, tmp_path):
+    found = files.read(whole[0] / "results.jsonl")
+    mixed = [*found[:3], *(replace(t, agent="another") for t in found[3:])]
+    files.write(tmp_path / "results.jsonl", mixed)
+    before = (tmp_path / "results.jsonl").read_bytes()
+    with pytest.raises(ResultsError, match="agent: another → scripted"):
+        evaluate(ID, Never(), tmp_path)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("which", ["append", "rewrite", "aside", "summary"])
+def test_no_room_is_told_whatever_could_not_be_written(whole, tmp_path, monkeypatch, which):
+    def full(*arguments, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    good = files.read(whole[0] / "results.jsonl")
+    if which == "rewrite":
+        files.write(tmp_path / "results.jsonl", [*good, good[0]])
+        monkeypatch.setattr(files, "write", full)
+    elif which == "aside":
+        (tmp_path / "results.jsonl").write_bytes(b"{broken\n")
+        (tmp_path / "results.bad.jsonl").symlink_to("/dev/full")
+    elif which == "append":
+        files.write(tmp_path / "results.jsonl", good[:3])
+        monkeypatch.setattr(files.Writer, "write", full)
+    else:
+        monkeypatch.setattr("eval.results.save", full)
+    with pytest.raises(ResultsError, match=r"No space left on device.*[Mm]ake room") as error:
+        evaluate(ID, Scripted(), tmp_path)
+    assert "kept" in str(error.value) or "as it was" in str(error.value)
+    monkeypatch.undo()
+    if which == "aside":
+        (tmp_path / "results.bad.jsonl").unlink()
+    evaluate(ID, Scripted(), tmp_path)
+    assert results(tmp_path) == results(whole[0])
+
+
+def test_what_the_agent_counts_is_the_directorys_own_total(tmp_path):
+    class Counting(Scripted):
+        told = 0
+
+        def act(self, turns):
+            type(self).told += len(turns)
+            return super().act(turns)
+
+        def statistics(self):
+            return {"turns": float(self.told)}
+
+    def turns(out):
+        return sum(len(t.steps) for t in files.read(out / "results.jsonl"))
+
+    agent = Counting()
+    evaluate(ID, agent, tmp_path / "a", limit=4)  # the same agent goes on to other directories
+    summary = evaluate(ID, agent, tmp_path / "b", limit=4)
+    assert summary["agent_statistics"]["turns"] == turns(tmp_path / "b")
+    summary = evaluate(ID, agent, tmp_path / "a", limit=9)
+    assert summary["agent_statistics"]["turns"] == turns(tmp_path / "a")
 
 
 def test_failed_episodes_are_played_again(whole, tmp_path):
@@ -175,6 +260,47 @@ def test_table_shows_every_type_and_the_interval(whole):
     for text in ("even", "odd", "all", "valid", f"[{low:.3f}, {high:.3f}]", "distance"):
         assert text in shown
     assert "…" not in shown
+
+
+# A server ------------------------------------------------------------------------------------
+
+
+def test_a_repeated_run_with_a_server_asks_for_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("STEPAGENT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hidden")
+    server = Counter()
+    with running(server, monkeypatch):
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.address}/v1")
+        options = ["--env", ID, "--agent", "openai:gpt-4-0125-preview", "--limit", "4"]
+        assert main([*options, "--out", str(tmp_path / "one")]) == 0
+        asked = len(server.seen)
+        assert asked == sum(len(t.steps) for t in files.read(tmp_path / "one" / "results.jsonl"))
+        assert main([*options, "--out", str(tmp_path / "two")]) == 0
+        assert len(server.seen) == asked
+        assert main([*options, "--no-cache", "--out", str(tmp_path / "three")]) == 0
+        assert len(server.seen) == 2 * asked
+        assert main([*options, "--shots", "3", "--out", str(tmp_path / "four")]) == 0
+    assert server.seen[-1]["messages"][0]["content"].count("from beginning to end") == 3
+    assert results(tmp_path / "one") == results(tmp_path / "two") == results(tmp_path / "three")
+    told = {name: scores(tmp_path / name)["agent_statistics"] for name in ("one", "two", "three")}
+    assert told["one"]["cost"] == pytest.approx(asked * (40 * 10 + 6 * 30) / 1e6)
+    assert told["two"]["cost"] == 0
+    assert told["two"]["replies_cached"] == asked
+    assert told["three"]["cost"] == told["one"]["cost"]
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"sk-hidden" not in path.read_bytes()
+
+
+class Counter(Server):
+    """Always adds one."""
+
+    def read(self, path, body):
+        return json.loads(body)
+
+    def answer(self, asked):
+        usage = {"prompt_tokens": 40, "completion_tokens": 6}
+        text = "Thought: One more.\nAction: add 1"
+        return json.dumps({"choices": [{"message": {"content": text}}], "usage": usage}).encode()
 
 
 # The process ----------------------------------------------------------------------------------

@@ -1,0 +1,178 @@
+"""Recorded actions played again; every kind of change in a record is found and shown."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import envs
+from envs import trajectory as files
+from eval import replay
+from eval.replay import main
+from eval.run import evaluate
+from tests.eval.toy_world import ID, Scripted
+
+TASKS = envs.make(ID, split="test").tasks
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    evaluate(ID, Scripted(fail="12"), out, env_args={"size": 9}, seed=3)
+    return out
+
+
+def changed(whole, tmp_path, change):
+    """The run with one trajectory of it changed."""
+    found = files.read(whole / "results.jsonl")
+    place = next(i for i, t in enumerate(found) if len(t.steps) > 3 and not t.error)
+    found[place] = change(found[place])
+    files.write(tmp_path / "results.jsonl", found)
+    return tmp_path
+
+
+def step(number, **changes):
+    def change(trajectory):
+        steps = list(trajectory.steps)
+        steps[number] = replace(steps[number], **changes)
+        return replace(trajectory, steps=tuple(steps))
+
+    return change
+
+
+def test_a_run_is_as_recorded_failed_episodes_and_all(whole, capsys):
+    assert any(t.error for t in files.read(whole / "results.jsonl"))
+    assert main([str(whole)]) == 0
+    shown = capsys.readouterr()
+    assert "9 episodes replayed, 0 differ" in shown.out
+    assert shown.err == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (step(1, observation="The number is 99."), "after 1 steps: observation differs at letter"),
+        (step(0, observation="Reach"), "after 0 steps: observation differs"),
+        (step(1, reward=0.875), "after 2 steps: reward differs"),
+        (step(2, valid=None), "after 3 steps: validity differs"),
+        (lambda t: replace(t, final_observation="x"), "last observation differs"),
+        (lambda t: replace(t, reward=0.123), "score differs"),
+        (lambda t: replace(t, success=not t.success), "success differs"),
+        (lambda t: replace(t, truncated=not t.truncated), "truncation differs"),
+        (lambda t: replace(t, metrics={"distance": 77.0}), "metrics differs"),
+        (lambda t: replace(t, steps=t.steps[:-1]), "differs"),
+        (lambda t: replace(t, steps=t.steps * 3), "differs"),
+    ],
+)
+def test_any_change_is_found(whole, tmp_path, capsys, change, what):
+    if what.startswith("after 3"):
+        given = files.read(whole / "results.jsonl")
+        first = next(t for t in given if len(t.steps) > 3 and not t.error)
+        change = step(2, valid=not first.steps[2].valid)
+    assert main([str(changed(whole, tmp_path, change))]) == 1
+    shown = capsys.readouterr()
+    assert what in shown.err
+    assert "recorded: " in shown.err
+    assert "replayed: " in shown.err
+    assert "1 of 9 episodes differ" in shown.err
+
+
+def test_the_letters_that_differ_are_marked(whole, tmp_path, capsys):
+    run = changed(whole, tmp_path, step(0, observation="x"))
+    given = files.read(run / "results.jsonl")
+    place = next(i for i, t in enumerate(given) if t.steps and t.steps[0].observation == "x")
+    right = files.read(whole / "results.jsonl")[place].steps[0].observation
+    wrong = right[:12] + "?" + right[13:]
+    given[place] = step(0, observation=wrong)(given[place])
+    files.write(run / "results.jsonl", given)
+    assert main([str(run)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    at = next(i for i, line in enumerate(lines) if "recorded: " in line)
+    assert lines[at - 1].endswith("observation differs at letter 13")
+    assert lines[at + 2] == " " * (12 + 12) + "^"
+    assert lines[at][24] == "?"
+    assert lines[at + 1][24] == right[12]
+
+
+def test_marks_of_long_texts_and_of_line_breaks():
+    one, two = "a" * 200 + "\nb" + "c" * 200, "a" * 200 + "\nX" + "c" * 200
+    marked = replay._marked(one, two).splitlines()
+    assert marked[0] == " at letter 202"
+    assert all(len(line) < 90 for line in marked)
+    place = marked[3].index("^")
+    assert (marked[1][place], marked[2][place]) == ("b", "X")
+    assert "⏎" in marked[1]
+
+
+def test_a_folder_of_runs_a_file_and_wrong_paths(whole, tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / "suite" / name).mkdir(parents=True)
+        (tmp_path / "suite" / name / "results.jsonl").write_bytes(
+            (whole / "results.jsonl").read_bytes()
+        )
+    assert main([str(tmp_path / "suite"), "--limit", "2"]) == 0
+    assert "4 episodes replayed" in capsys.readouterr().out
+    assert main([str(whole / "results.jsonl")]) == 0
+    for wrong in ([str(tmp_path / "nowhere")], [], [str(whole), "--limit", "0"]):
+        assert main(wrong) == 2
+        assert "error:" in capsys.readouterr().err
+
+
+def test_cut_and_future_lines_are_told_and_the_rest_replayed(whole, tmp_path, capsys):
+    lines = (whole / "results.jsonl").read_bytes().splitlines(keepends=True)
+    future = lines[1].replace(b'"version":1', b'"version":7')
+    text = lines[0] + future + b"".join(lines[2:8]) + lines[8][:40]
+    (tmp_path / "results.jsonl").write_bytes(text)
+    assert main([str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "schema version 7" in shown.err
+    assert "not JSON" in shown.err
+    assert "7 episodes replayed" in shown.out
+
+
+def test_other_arguments_and_missing_environments(whole, tmp_path, capsys):
+    assert main([str(whole), "--env-args.size", "2"]) == 2  # most of its tasks are not there
+    assert "no task" in capsys.readouterr().err
+    lost = [replace(t, env="stepagent/Gone-v0") for t in files.read(whole / "results.jsonl")]
+    files.write(tmp_path / "results.jsonl", lost)
+    assert main([str(tmp_path)]) == 2
+    assert "no environment 'stepagent/Gone-v0'" in capsys.readouterr().err
+
+
+def test_changed_versions_are_told(whole, tmp_path, capsys):
+    old = [
+        replace(t, fingerprint={**t.fingerprint, "gymnasium": "0.1"})
+        for t in files.read(whole / "results.jsonl")
+    ]
+    files.write(tmp_path / "results.jsonl", old)
+    assert main([str(tmp_path)]) == 0
+    assert "other versions or data: gymnasium: 0.1 → " in capsys.readouterr().err
+
+
+# All environments -----------------------------------------------------------------------------
+
+
+SMALL = {
+    "stepagent/ScienceWorld-v0": {"tasks": "find-plant,find-animal", "max_steps": 8},
+    "stepagent/ALFWorld-v0": {"expert": "planner", "max_steps": 8},
+    "stepagent/WebShop-v0": {"max_steps": 6},
+}
+
+
+@pytest.mark.parametrize("agent", ["expert", "random"])
+@pytest.mark.parametrize("env", sorted(envs.ENTRY_POINTS))
+def test_one_and_eight_workers_give_the_same_and_both_replay(env, agent, tmp_path):
+    from agents import make_agent
+
+    found, summaries = {}, {}
+    for workers in (1, 8):
+        out = tmp_path / str(workers)
+        arguments = {"workers": workers, "limit": 3, "env_args": SMALL.get(env)}
+        summary = evaluate(env, make_agent(agent, batch_size=workers), out, **arguments)
+        assert not summary["failed"]
+        summaries[workers] = {k: v for k, v in summary.items() if k != "seconds"}
+        results = files.read(out / "results.jsonl")
+        found[workers] = {t.task_id: json.loads(replace(t, seconds=0.0).to_json()) for t in results}
+    assert found[1] == found[8]
+    assert summaries[1] == summaries[8]
+    assert main([str(tmp_path)]) == 0

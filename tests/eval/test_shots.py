@@ -1,0 +1,54 @@
+"""Few-shot prompts: further examples by the expert, always the same ones."""
+
+import pytest
+
+import envs
+from eval.rollout import fingerprint
+from eval.run import evaluate
+from eval.shots import prompt_with
+from tests.eval.toy_world import ID, Scripted
+
+PROMPT = envs.make(ID).prompt
+
+
+def test_further_examples_are_experts_on_training_tasks():
+    prompt = prompt_with(ID, PROMPT, 3)
+    assert prompt.example == PROMPT.example
+    assert prompt == prompt_with(ID, PROMPT, 3)
+    assert len(prompt.more) == 2
+    goals = {int(example[0][0].split()[1].rstrip(".")) % 2 for example in prompt.more}
+    assert goals == {0, 1}  # one of each type
+    for example in prompt.more:
+        assert example[0][0].startswith("Reach ")
+        assert example[-1][2].startswith("add ")
+    system = prompt.system()
+    assert system.count("from beginning to end") == 3
+    assert system.startswith(PROMPT.system().removesuffix("\n\nNow a new task begins."))
+
+
+def test_none_and_one_leave_the_prompt_as_it_is():
+    assert prompt_with(ID, PROMPT, 0) is PROMPT
+    assert prompt_with(ID, PROMPT, 1) is PROMPT
+    with pytest.raises(ValueError, match="at least 0"):
+        prompt_with(ID, PROMPT, -1)
+
+
+def test_more_than_there_are():
+    with pytest.raises(ValueError, match=r"solved 3 of the training tasks tried, and 9 shots need"):
+        prompt_with(ID, PROMPT, 9, {"size": 3})
+
+
+def test_a_run_says_how_many_and_shows_them(tmp_path):
+    seen = []
+
+    class Spy(Scripted):
+        def act(self, turns):
+            seen.extend(turn.messages[0]["content"] for turn in turns)
+            return super().act(turns)
+
+    summary = evaluate(ID, Spy(), tmp_path, limit=2, shots=2)
+    assert summary["fingerprint"]["shots"] == "2"
+    assert all(text.count("from beginning to end") == 2 for text in seen)
+    one = fingerprint(envs.make(ID), Scripted())
+    assert "shots" not in one
+    assert summary["fingerprint"]["prompt"] != one["prompt"]

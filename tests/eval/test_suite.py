@@ -1,0 +1,190 @@
+"""Suites: several environments and agents in one table, from data that is there or bundled."""
+
+import json
+
+import pytest
+
+import envs
+from envs import trajectory as files
+from eval import paper, replay, suite
+from eval.run import main
+from eval.suite import Entry, load, with_data
+from tests.envs.wikipedia.conftest import hotpot, write_array
+from tests.eval.toy_world import ID
+
+TOYS = f"""
+limit: 5
+environments:
+  Small: {{env: "{ID}", measure: mean reward, env_args: {{size: 9}}}}
+  Large: {{env: "{ID}", measure: success rate, figure: success, limit: 7}}
+"""
+
+
+@pytest.fixture
+def toys(tmp_path):
+    path = tmp_path / "toys.yaml"
+    path.write_text(TOYS)
+    return path
+
+
+def run(toys, out, *more, agent="expert,random"):
+    return main(["--suite", str(toys), "--agent", agent, "--out", str(out), *more])
+
+
+def test_the_papers_suite_is_its_table():
+    entries = load("paper").entries
+    assert tuple(entry.env for entry in entries) == paper.COLUMNS
+    assert {entry.split for entry in entries} == {"test"}
+    assert [e.name for e in entries if e.figure == "success"] == ["ALFWorld"]
+    assert {e.name for e in entries if e.data} == {e.name for e in entries} - {"ScienceWorld"}
+    assert tuple(entry.env for entry in load("quick").entries) == paper.COLUMNS
+    for entry in (*entries, *load("quick").entries):
+        env = envs.make(entry.env, split=entry.split, **entry.env_args)
+        assert len(env.tasks) >= (entry.limit or 4)
+        env.close()
+
+
+def test_one_table_and_a_results_file_for_each(toys, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(toys, out) == 0
+    shown = capsys.readouterr().out
+    for agent in ("expert", "random"):
+        assert len(files.read(out / agent / "Small" / "results.jsonl")) == 5
+        assert len(files.read(out / agent / "Large" / "results.jsonl")) == 7
+    whole = json.loads((out / "summary.json").read_text())
+    assert whole["complete"] is True
+    assert whole["suite"] == "toys"
+    assert whole["agents"]["expert"]["Large"]["figure"] == 1.0
+    own = json.loads((out / "random" / "Small" / "summary.json").read_text())
+    assert whole["agents"]["random"]["Small"]["figure"] == own["reward_mean"]
+    table = (out / "table.md").read_text()
+    for text in (shown, table):
+        assert "100.0" in text
+        assert f"{100 * own['reward_mean']:.1f}" in text
+        assert "data: bundled" in text
+        assert "Large: success rate, split test" in text
+    assert replay.main([str(out)]) == 0
+    assert "24 episodes replayed, 0 differ" in capsys.readouterr().out
+
+
+def test_again_plays_nothing_and_another_agent_adds_a_row(toys, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert run(toys, out, agent="expert") == 0
+    before = (out / "expert" / "Large" / "results.jsonl").read_bytes()
+    assert run(toys, out, "--limit", "3", agent="expert") == 0
+    assert run(toys, out, agent="expert,random") == 0
+    assert (out / "expert" / "Large" / "results.jsonl").read_bytes() == before
+    assert set(json.loads((out / "summary.json").read_text())["agents"]) == {"expert", "random"}
+
+
+def test_an_environment_that_cannot_be_made_costs_its_own_figure(toys, tmp_path, capsys):
+    toys.write_text(TOYS + "  Gone: {env: stepagent/Gone-v0, measure: x}\n")
+    out = tmp_path / "out"
+    assert run(toys, out, agent="expert") == 1
+    shown = capsys.readouterr()
+    assert "expert on Gone: no figure, ValueError: no environment 'stepagent/Gone-v0'" in shown.out
+    assert "100.0" in shown.out
+    whole = json.loads((out / "summary.json").read_text())
+    assert whole["complete"] is False
+    assert "error" in whole["agents"]["expert"]["Gone"]
+
+
+def test_failed_episodes_are_told(toys, tmp_path, capsys):
+    toys.write_text(
+        f'environments: {{Toy: {{env: "{ID}", measure: x, env_args: {{broken: odd/7}}}}}}'
+    )
+    out = tmp_path / "out"
+    assert run(toys, out, agent="expert") == 1
+    assert "expert on Toy: 1 episodes failed (count as 0)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "nope", "--agent", "expert"], "no suite 'nope': choose one of paper, quick"),
+        (["--suite", "quick", "--agent", "expert,nobody"], "unknown agent 'nobody'"),
+        (["--suite", "quick", "--agent", ","], "names no agent"),
+        (["--suite", "quick", "--agent", "expert", "--data", "x"], "plays bundled data only"),
+        (["--suite", "quick", "--agent", "expert", "--split", "dev"], "says itself what it plays"),
+        (["--suite", "quick", "--env", ID, "--agent", "expert"], "either --env or --suite"),
+        (["--agent", "expert"], "either --env or --suite"),
+        (["--env", ID, "--agent", "expert", "--data", "x"], "--data goes with --suite"),
+        (
+            ["--suite", "quick", "--agent", "expert,random", "--max-new-tokens", "8"],
+            "has an option max_new_tokens",
+        ),
+    ],
+)
+def test_wrong_options_are_named(arguments, message, tmp_path, capsys):
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_go_to_the_agents_that_take_them():
+    given = {"expert": {"batch_size": 3}, "openai:m": {"batch_size": 3, "temperature": 0.5}}
+    with pytest.raises(ValueError, match="has an option colour"):
+        suite.share({"expert": {"colour": 1}})
+    assert suite.share(given) == {"expert": {"batch_size": 3}, "openai:m": {"temperature": 0.5}}
+    with pytest.raises(ValueError, match="share a folder"):
+        suite.Board(load("quick"), ["hf:a/b", "hf:a-b"], None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("environments: {}", "names no environment"),
+        ("[1, 2]", "cannot be read"),
+        ("environments: {A: {env: x}}", "cannot be read"),
+        ("environments: {A: {env: x, measure: y, figure: z}}", "unknown figure 'z'"),
+        ("environments: {A: {env: x, measure: y, split: z}}", "unknown split 'z'"),
+        ("environments: {A: {env: x, measure: y, colour: z}}", "colour"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_broken_suites_are_named(text, message, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load(str(path))
+
+
+def test_data_that_is_there_is_played_and_other_is_told(tmp_path):
+    entry = Entry("HotpotQA", "stepagent/HotpotQA-v0", "exact match", data="hotpotqa")
+    assert with_data(entry, None, {}) == ({}, "bundled (no --data, no STEPAGENT_DATA)")
+    folder = tmp_path / "hotpotqa"
+    assert with_data(entry, tmp_path, {}) == ({}, f"bundled (no {folder})")
+    folder.mkdir()
+    arguments, told = with_data(entry, tmp_path, {"max_steps": 3})
+    assert arguments == {"max_steps": 3}
+    assert told.startswith(f"bundled ({folder} cannot be used: ")
+    write_array(folder / "questions.json", [hotpot(i) for i in range(10)])
+    arguments, told = with_data(entry, tmp_path, {})
+    assert arguments == {"data": str(folder)}
+    assert told == f"files in {folder} (2 test tasks)"
+    own = with_data(entry, tmp_path, {"data": "elsewhere"})
+    assert own == ({"data": "elsewhere"}, "files in elsewhere")
+
+
+def test_a_full_disk_is_told_and_the_results_stay(toys, tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(suite, "save", full)
+    assert run(toys, out, agent="expert") == 1
+    assert "No space left on device" in " ".join(capsys.readouterr().err.split())
+    assert len(files.read(out / "expert" / "Small" / "results.jsonl")) == 5
+    monkeypatch.undo()
+    assert run(toys, out, agent="expert") == 0
+
+
+def test_the_quick_suite_with_the_expert(tmp_path, capsys):
+    """Every environment's expert solves its quick tasks, and the whole run replays."""
+    out = tmp_path / "out"
+    assert main(["--suite", "quick", "--agent", "expert", "--limit", "2", "--out", str(out)]) == 0
+    whole = json.loads((out / "summary.json").read_text())
+    figures = {name: cell["figure"] for name, cell in whole["agents"]["expert"].items()}
+    assert figures == dict.fromkeys(whole["environments"], 1.0)
+    assert replay.main([str(out)]) == 0
+    assert "14 episodes replayed, 0 differ" in capsys.readouterr().out
