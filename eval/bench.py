@@ -27,6 +27,8 @@ BENCHES = {
     "inspection": "training.bench:inspection",
     "reflection": "training.bench:reflection",
     "inverse": "training.bench_inverse:bench",
+    "server": "eval.benches.server:bench",
+    "soak": "eval.benches.soak:bench",
 }
 """Name → `module:function`."""
 

