@@ -189,7 +189,8 @@ def as_csv(c: Comparison) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    for line in lines:
+        writer.writerow({k: tables.plain(v) if isinstance(v, str) else v for k, v in line.items()})
     return file.getvalue()
 
 
@@ -256,14 +257,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.out.parent.mkdir(parents=True, exist_ok=True)
             config.out.write_text(RENDERERS[kind](compared), encoding="utf-8")
     except (ResultsError, OSError) as error:
-        errors.print(f"error: {error}", markup=False, highlight=False)
+        errors.print(tables.plain(f"error: {error}"), markup=False, highlight=False)
         return 1
     except ValueError as error:
-        errors.print(f"error: {error}", markup=False, highlight=False)
+        errors.print(tables.plain(f"error: {error}"), markup=False, highlight=False)
         return 2
     finally:
         for note in notes:
-            errors.print(f"note: {note}", markup=False, highlight=False)
+            errors.print(tables.plain(f"note: {note}"), markup=False, highlight=False)
     if not config.out and kind == "terminal":
         tables.terminal(as_tables(compared), legend(compared), Console())
     elif not config.out:

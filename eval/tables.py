@@ -28,6 +28,13 @@ class Table:
     """Rows with a line above them"""
 
 
+def plain(text: str) -> str:
+    """The text without what could move a terminal's cursor, turn its direction or not be written:
+    control characters, invisible ones and halves of characters become `�`.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
 def terminal(tables: Sequence[Table], notes: Sequence[str], console: Console | None = None) -> str:
     """Prints to the console, or returns the text where there is none.
 
@@ -42,22 +49,22 @@ def terminal(tables: Sequence[Table], notes: Sequence[str], console: Console | N
         into.width = max(space.minimum, into.width) if into.is_terminal else space.maximum
         into.print(table)
     for note in notes:
-        into.print(note, markup=False, highlight=False, soft_wrap=not into.is_terminal)
+        into.print(plain(note), markup=False, highlight=False, soft_wrap=not into.is_terminal)
     return into.file.getvalue() if isinstance(into.file, io.StringIO) else ""
 
 
 def _rich(table: Table) -> RichTable:
-    shown = RichTable(title=escape(table.title), title_justify="left", box=box.SIMPLE)
+    shown = RichTable(title=escape(plain(table.title)), title_justify="left", box=box.SIMPLE)
     for place, name in enumerate(table.head):
         if place < table.left:
             width = max(len(row[place]) for row in [table.head, *table.rows])
-            shown.add_column(escape(name), min_width=min(18, width), overflow="fold")
+            shown.add_column(escape(plain(name)), min_width=min(18, width), overflow="fold")
         else:
-            shown.add_column(escape(name), justify="right", no_wrap=True)
+            shown.add_column(escape(plain(name)), justify="right", no_wrap=True)
     for number, row in enumerate(table.rows):
         if number in table.rules:
             shown.add_section()
-        shown.add_row(*map(escape, row))
+        shown.add_row(*(escape(plain(cell)) for cell in row))
     return shown
 
 
@@ -77,7 +84,7 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 
 def _markdown_cell(text: str) -> str:
-    escaped = re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
+    escaped = re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(plain(text).split()))
     return escaped.replace("&", "&amp;")
 
 
@@ -102,7 +109,7 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
             r"  \end{tabular}",
             r"\end{table}",
         ]
-    return "\n".join([*parts, *(f"% {' '.join(note.split())}" for note in notes)]) + "\n"
+    return "\n".join([*parts, *(f"% {' '.join(plain(note).split())}" for note in notes)]) + "\n"
 
 
 _TEX = {
@@ -121,4 +128,4 @@ _TEX = {
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(c, c) for c in " ".join(text.split()))
+    return "".join(_TEX.get(c, c) for c in " ".join(plain(text).split()))

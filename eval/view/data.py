@@ -23,8 +23,8 @@ from eval.view.experts import Experts, divergence
 CHUNK = 400_000
 """Characters of JSON that a chunk has at least before the next one begins."""
 OUTCOMES = ("solved", "partly", "nothing", "cut", "failed")
-"""How an episode ended: solved; ended with some reward; with none; cut off at the step limit; broken
-(its environment or agent failed)."""
+"""How an episode ended: solved; ended with some reward; with none; cut off at the step limit; with
+an environment or an agent that broke."""
 _MOST = 10
 """Rows of the tables of reasons, for each run."""
 

@@ -14,7 +14,7 @@ function fill(node, attributes, children) {
 
 const el = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
 const svg = (tag, attributes = {}, ...children) =>
-  fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+  fill(document.createElementNS(byId("blank").namespaceURI, tag), attributes, children);
 
 const OUTCOME_WORDS = {
   solved: "solved",

@@ -55,6 +55,7 @@ function show(ids, keep, progress) {
   list.shown = ids.sort((a, b) => compare(e, a, b) || a - b);
   const all = e.run.reduce((n, r) => n + (r >= 0 ? 1 : 0), 0);
   byId("count").textContent = (ids.length === all ? plural(all, "episode") : ids.length.toLocaleString("en") + " of " + plural(all, "episode")) + progress;
+  if (!progress) byId("count").removeAttribute("aria-busy");
   byId("rows").style.height = ROW * ids.length + "px";
   if (!keep) byId("list").scrollTop = 0;
   drawRows();
@@ -117,6 +118,7 @@ function setUpList() {
   let waiting = 0;
   byId("search").addEventListener("input", () => {
     clearTimeout(waiting);
+    byId("count").setAttribute("aria-busy", "true");
     waiting = setTimeout(() => { list.filter.text = byId("search").value; refilter(false); }, 150);
   });
   const on = (id, act) => byId(id).addEventListener("change", () => { act(byId(id)); refilter(false); });

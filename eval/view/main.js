@@ -13,8 +13,13 @@ const KEYS = [
 ];
 const TABS = ["overview", "curves", "episodes"];
 
-const go = (id) => { location.hash = id < 0 ? "#episodes" : "#episodes/" + id; };
-const pick = (filter) => { setFilter(filter); location.hash = "#episodes"; };
+function to(place) {
+  location.hash = place;
+  route(); // now, and not only when the browser tells of the new address
+}
+
+const go = (id) => to(id < 0 ? "#episodes" : "#episodes/" + id);
+const pick = (filter) => { setFilter(filter); to("#episodes"); };
 const tab = () => TABS.find((t) => !byId(t).hidden);
 
 function route() {
@@ -47,15 +52,16 @@ function keyed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const key = event.key, field = event.target.closest("input[type=search], select");
   if (key === "Escape" && !byId("keys").open) {
+    event.preventDefault(); // a browser's own Escape would empty the search
     if (field) field.blur();
     else if (tab() === "episodes" && list.current >= 0) go(-1);
     return;
   }
   if (field || byId("keys").open) return;
   const reading = tab() === "episodes", acts = {
-    1: () => { location.hash = "#overview"; }, 2: () => { location.hash = "#curves"; }, 3: () => { location.hash = "#episodes"; },
+    1: () => to("#overview"), 2: () => to("#curves"), 3: () => to("#episodes"),
     "?": () => byId("keys").showModal(), t: theme,
-    "/": () => { location.hash = reading ? location.hash : "#episodes"; setTimeout(() => byId("search").select()); },
+    "/": () => { if (!reading) to("#episodes"); byId("search").focus(); byId("search").select(); },
     ...(reading ? {
       j: () => move(1), ArrowDown: () => move(1), k: () => move(-1), ArrowUp: () => move(-1),
       n: () => toStep(view.step + 1), ArrowRight: () => toStep(view.step + 1),
@@ -81,7 +87,7 @@ async function start() {
   drawOverview(pick);
   if (learned.length) drawCurves();
   if (runs.length) setUpList();
-  for (const t of TABS) byId("tab-" + t).addEventListener("click", () => { location.hash = "#" + t; });
+  for (const t of TABS) byId("tab-" + t).addEventListener("click", () => to("#" + t));
   byId("keys").append(el("h2", {}, "Keys"), el("dl", {}, KEYS.map(([k, what]) => [el("dt", {}, k), el("dd", {}, what)])), el("button", { on: { click: () => byId("keys").close() } }, "close"));
   byId("help").addEventListener("click", () => byId("keys").showModal());
   addEventListener("hashchange", route);

@@ -12,8 +12,10 @@ import gzip
 import hashlib
 import html
 import os
+from contextlib import suppress
 from pathlib import Path
 
+from eval.tables import plain
 from eval.view.data import Report, to_json
 
 _HERE = Path(__file__).parent
@@ -30,7 +32,8 @@ def write(report: Report, out: Path) -> int:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, out)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise OSError(error.errno, f"cannot write {out}: {error.strerror or error}") from error
     return len(text.encode("utf-8"))
 
@@ -55,7 +58,7 @@ def render(report: Report) -> str:
     )
     parts = {
         "POLICY": html.escape(policy),
-        "TITLE": html.escape(f"{report.title} – StepAgent"),
+        "TITLE": html.escape(plain(f"{report.title} – StepAgent")),
         "STYLE": style,
         "SCRIPT": script,
         "DATA": "\n".join(

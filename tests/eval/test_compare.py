@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+from dataclasses import asdict
 
 import pytest
 
@@ -114,6 +116,17 @@ def test_names_cannot_break_a_table(tmp_path):
         in latex
     )
     assert name in compare.RENDERERS["terminal"](found)
+
+
+def test_names_cannot_reach_the_terminal(tmp_path, capsys):
+    name = "\x1b[2Jcleared\u202e \ud800"
+    lines = [json.dumps(asdict(episode("x/1", 0.5, name))) + "\n"]
+    (tmp_path / "r.jsonl").write_text("".join(lines), encoding="ascii")
+    for kind in compare.RENDERERS:
+        assert compare.main([str(tmp_path / "r.jsonl"), "--format", kind]) == 0
+        shown = capsys.readouterr().out
+        assert "2Jcleared� �" in shown
+        assert not set("\x1b\u202e") & set(shown)
 
 
 @pytest.mark.parametrize(
