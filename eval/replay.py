@@ -3,8 +3,8 @@
 A results file says of every episode its environment with all arguments, its task and its seed, and
 what the agent answered. That is enough to play it again without the agent: every observation has to
 be the same letter for letter, and every reward, every `valid`, the end, the score and the metrics
-the same number. The exit status is 0 where they are, 1 where one differs (the first difference is
-shown), 2 where nothing can be replayed.
+the same number; and `summary.json` must say what the results do. The exit status is 0 where all is
+so, 1 where something differs (the first difference is shown), 2 where nothing can be replayed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from envs.trajectory import Trajectory
 from eval import runs
 from eval.results import ResultsError
 from eval.runs import Run
+from eval.summary import summarise
 
 _BEFORE, _SHOWN = 24, 60
 """Letters shown before the first one that differs, and in all."""
@@ -124,6 +125,31 @@ def replay_run(
     return len(todo), [difference for difference in found if difference], changed
 
 
+def wrong_in_summary(run: Run) -> list[str]:
+    """What `summary.json` beside the results says otherwise than they do, one text a figure.
+
+    Nothing where there is no such file, or where it sums up another number of episodes (the file
+    may hold more tasks than the last command asked for).
+    """
+    try:
+        told = json.loads(run.path.with_name("summary.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        return [f"it cannot be read ({error})"]
+    if not isinstance(told, dict):
+        return ["it is no JSON object"]
+    if told.get("episodes") != len(run.trajectories):
+        return []
+    again = summarise(run.trajectories)
+    names = ("failed", "reward_mean", "success_rate", "valid_rate", "steps_mean", "metrics")
+    return [
+        f"{name} {told.get(name)}, where the results give {again[name]}"
+        for name in names
+        if told.get(name) != again[name]
+    ]
+
+
 def make(run: Run, env_args: Mapping[str, Any] | None = None) -> TextEnv:
     """The environment of a run, with the arguments that its fingerprint holds."""
     try:
@@ -168,7 +194,7 @@ def results_files(path: Path) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     config = cli.parse(Config, argv, prog="python -m eval.replay", positional="runs")
     console, notes = Console(stderr=True), list[str]()
-    episodes, differing = 0, 0
+    episodes = differing = summaries = 0
     try:
         if not config.runs:
             raise ResultsError("name at least one run: python -m eval.replay DIR …")
@@ -188,6 +214,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if changed:
                 now = "; ".join(changed)
                 _tell(console, f"note: {run.path}: recorded with other versions or data: {now}")
+            if wrong := wrong_in_summary(run):
+                summaries += 1
+                _tell(console, f"{run.path.with_name('summary.json')}: {'; '.join(wrong)}")
             if not found:
                 _tell(Console(), f"{run.path}: {n} episodes are as recorded")
     except KeyboardInterrupt:
@@ -195,8 +224,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ResultsError, ValueError, TypeError, OSError, ImportError) as error:
         _tell(console, f"error: {error}")
         return 2
-    _tell(Console(), f"{episodes} episodes replayed, {differing} differ")
-    return 1 if differing else 0
+    also = f", and {summaries} summaries are not of their results" if summaries else ""
+    _tell(Console(), f"{episodes} episodes replayed, {differing} differ{also}")
+    return 1 if differing or summaries else 0
 
 
 def _tell(console: Console, text: str) -> None:

@@ -139,6 +139,21 @@ def test_other_arguments_and_missing_environments(whole, tmp_path, capsys):
     assert "no environment 'stepagent/Gone-v0'" in capsys.readouterr().err
 
 
+def test_a_summary_that_says_more_than_the_results(whole, tmp_path, capsys):
+    for name in ("results.jsonl", "summary.json"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    assert main([str(tmp_path)]) == 0
+    told = json.loads((whole / "summary.json").read_text())
+    better = {**told, "reward_mean": told["reward_mean"] + 0.01}
+    (tmp_path / "summary.json").write_text(json.dumps(better))
+    assert main([str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert f"reward_mean {better['reward_mean']}, where the results give" in shown.err
+    assert "0 differ, and 1 summaries are not of their results" in shown.out
+    (tmp_path / "summary.json").write_text("{cut")
+    assert main([str(tmp_path)]) == 1
+
+
 def test_changed_versions_are_told(whole, tmp_path, capsys):
     old = [
         replace(t, fingerprint={**t.fingerprint, "gymnasium": "0.1"})
