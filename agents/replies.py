@@ -54,7 +54,6 @@ class ReplyCache:
             self._file = sqlite3.connect(
                 self.path, timeout=_WAIT, check_same_thread=False, isolation_level=None
             )
-            self._file.execute("PRAGMA journal_mode=WAL")
             self._file.execute(
                 "CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, text TEXT NOT NULL,"
                 " read INTEGER NOT NULL, kept INTEGER NOT NULL, generated INTEGER NOT NULL)"

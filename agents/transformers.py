@@ -170,12 +170,13 @@ class TransformersAgent(Agent):
 
     def _in_eval(self, work: Any) -> Any:
         """Runs something with the model in evaluation mode; a policy in training is set back."""
-        training = self.model.training
+        if not self.model.training:
+            return work()
         self.model.eval()
         try:
             return work()
         finally:
-            self.model.train(training)
+            self.model.train()
 
     # Housekeeping -------------------------------------------------------------------------------
 

@@ -42,7 +42,8 @@ def bench(options: Options) -> list[Row]:
 
     Settings: env, env_args, split, episodes, turns (of an episode, at most), max_new_tokens,
     batch_size, context (tokens; null: the model's own); for continuous against fixed batches,
-    many (episodes), slots (of them at once), reply_tokens and slow (seconds; 0: not measured).
+    many (episodes), slots (of them at once), reply_tokens and slow (seconds). With 0 episodes, 0
+    many or 0 slow that part is not measured.
     """
     wanted = settings(
         options,
@@ -73,11 +74,14 @@ def bench(options: Options) -> list[Row]:
             context=wanted["context"],
         )
 
-    few = agent(wanted["batch_size"], wanted["max_new_tokens"])
-    rows = _Plain(few, wanted, wanted["episodes"]).rows(options.repeats)
+    rows: list[Row] = []
+    if wanted["episodes"]:
+        few = agent(wanted["batch_size"], wanted["max_new_tokens"])
+        rows += _Plain(few, wanted, wanted["episodes"]).rows(options.repeats)
     many = agent(wanted["slots"], wanted["reply_tokens"])
-    rows += _Fixed(many, wanted, wanted["many"]).rows(options.repeats)
-    if wanted["slow"]:
+    if wanted["many"]:
+        rows += _Fixed(many, wanted, wanted["many"]).rows(options.repeats)
+    if wanted["many"] and wanted["slow"]:
         slowed = {**wanted, "env": _slowed(wanted["env"], wanted["slow"])}
         title = f", a third of the tasks slow by {wanted['slow']:g} s"
         rows += _Fixed(many, slowed, wanted["many"]).rows(options.repeats, title)
