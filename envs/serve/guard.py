@@ -77,6 +77,9 @@ class Guard:
             return Refusal(
                 401, "unauthorized", f"{told}: send the server's (set {TOKEN_VARIABLE}, or token=…)"
             )
+        if b"origin" in headers and not self._own_page(headers):
+            told = "web pages may not use this server, but for its own (/docs)"
+            return Refusal(403, "origin", told)
         theirs = headers.get(_VERSION)
         if theirs is not None and theirs != str(PROTOCOL).encode():
             return Refusal(
@@ -102,6 +105,17 @@ class Guard:
         elif scheme.lower() != b"bearer":
             return False
         return hmac.compare_digest(value.strip(), self._token)
+
+    def _own_page(self, headers: dict[bytes, bytes]) -> bool:
+        """Whether the web page that a browser asks for is ours.
+
+        A page of another site could otherwise use a server on the machine of whoever reads it; and
+        without a token even a name of its own is not to be trusted, which may point anywhere.
+        """
+        host = headers.get(b"host", b"")
+        known = host.rpartition(b":")[0] or host
+        ours = self._token is not None or known in (b"127.0.0.1", b"localhost", b"[::1]")
+        return ours and headers[b"origin"].partition(b"://")[2] == host
 
     def _too_large(self) -> Refusal:
         return Refusal(

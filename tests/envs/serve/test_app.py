@@ -165,6 +165,19 @@ def test_a_token_is_asked_for_everywhere_but_at_the_health_checks():
         env.close()
 
 
+def test_pages_of_other_sites_are_kept_out(server):
+    body = {"env": GUESS}
+    for headers in (
+        {"Origin": "https://example.org"},
+        {"Origin": "null"},
+        {"Origin": f"http://example.org:{server.port}", "Host": f"example.org:{server.port}"},
+    ):
+        assert code(server.ask("POST", "/v1/sessions", body, **headers)) == (403, "origin")
+    status, opened = server.ask("POST", "/v1/sessions", body, Origin=server.url)
+    assert status == 200
+    server.ask("DELETE", f"/v1/sessions/{opened['session']}", Origin=server.url)
+
+
 def test_the_token_may_come_from_the_environment(monkeypatch):
     monkeypatch.setenv(remote_http.TOKEN_VARIABLE, "secret")
     with Running(GUESS, token="secret") as server:
