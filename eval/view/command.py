@@ -46,19 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = data.build(found, learned, beside, notes, config.title)
         size = page.write(report, config.out)
     except (ResultsError, OSError) as error:
-        console.print(plain(f"error: {error}"), markup=False, highlight=False)
+        console.print(plain(f"error: {error}"), markup=False, highlight=False, soft_wrap=True)
         return 1
     except (ValueError, ImportError) as error:
-        console.print(plain(f"error: {error}"), markup=False, highlight=False)
+        console.print(plain(f"error: {error}"), markup=False, highlight=False, soft_wrap=True)
         return 2
     finally:
         for note in notes:
-            console.print(plain(f"note: {note}"), markup=False, highlight=False)
+            console.print(plain(f"note: {note}"), markup=False, highlight=False, soft_wrap=True)
     episodes = sum(len(run.trajectories) for run in found)
     Console().print(
         f"{config.out}: {len(found)} runs, {episodes:,} episodes, {size / 1e6:.1f} MB",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
     return 0
 

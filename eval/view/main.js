@@ -38,8 +38,9 @@ function route() {
   list.current = chosen;
   reveal();
   drawRows();
-  if (chosen >= 0) drawEpisode(chosen);
-  else byId("episode").replaceChildren(el("p", { class: "none pick" }, "Choose an episode: click, or press j."));
+  if (chosen >= 0) return void drawEpisode(chosen);
+  view.drawing++; // whatever is still being unpacked comes too late
+  byId("episode").replaceChildren(el("p", { class: "none pick" }, "Choose an episode: click, or press j."));
 }
 
 function theme() {
