@@ -64,8 +64,11 @@ class Config:
     """Weight of the KL divergence from the first policy."""
     warm_up: int = 40
     """Expert episodes that the tiny model imitates before; others need none."""
-    warm_up_epochs: int = 8
-    """How often the tiny model sees them."""
+    warm_up_epochs: int = 100
+    """How often the tiny model sees them at most."""
+    warm_up_loss: float = 0.02
+    """Cross entropy of the expert's tokens at which it has seen enough: a call has some thirty
+    tokens, and all that are sampled must be right."""
     seed: int = 0
     """Of the draws."""
 
@@ -154,7 +157,7 @@ def tiny_policy(
     )
     tokenizer.chat_template = qwen2_5_chat_template
     model = build_model(shape, tokenizer, config.seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     batches = [
         rendered(
             tokenizer,
@@ -166,12 +169,17 @@ def tiny_policy(
         for messages in episodes
     ]
     for _ in range(config.warm_up_epochs):
+        losses = []
         for batch in batches:
             labels = batch["input_ids"].masked_fill(batch["assistant_masks"] == 0, -100)
             loss = model(input_ids=batch["input_ids"], labels=labels).loss
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             optimiser.zero_grad()
+            losses.append(loss.item())
+        if sum(losses) / len(losses) < config.warm_up_loss:
+            break
     return model, tokenizer
 
 

@@ -55,6 +55,9 @@ def bench(options: Options) -> list[Row]:
     wanted = settings(options, env="stepagent/WebShop-v0", sessions=[1, 16, 64, 256], steps=20)
     env_id, rows = wanted["env"], []
     with Served(env_id, max_sessions=2 * max(wanted["sessions"])) as server:
+        first = envs.make(env_id, url=server.url)
+        _begin(first, 0)  # what all sessions share is loaded
+        first.close()
         empty = server.megabytes()
         for n in wanted["sessions"]:
             rows += _of(options, server, env_id, n, wanted["steps"], empty)

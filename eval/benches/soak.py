@@ -30,7 +30,7 @@ def bench(options: Options) -> list[Row]:
         env="stepagent/ALFWorld-v0,stepagent/ScienceWorld-v0,stepagent/WebShop-v0",
         minutes=10.0,
         sessions=64,
-        pause=0.05,
+        pause=0.2,
     )
     env_ids, clients = wanted["env"].split(","), int(wanted["sessions"])
     seconds = 60.0 * float(wanted["minutes"])

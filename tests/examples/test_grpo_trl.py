@@ -13,6 +13,8 @@ from training.tiny import TinyConfig
 
 ROOT = Path(__file__).parents[2]
 ALFWORLD = "stepagent/ALFWorld-v0"
+GUESS = "tests.envs.guess:tests/Guess-v0"
+"""Its prompt is short: a model from scratch learns to call the tool within seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +40,20 @@ def test_grpo_trains_on_an_environment_of_a_server(example, tmp_path, monkeypatc
         return model
 
     monkeypatch.setattr(example, "build_model", remembered)
-    with Running(ALFWORLD) as server:
+    with Running(GUESS) as server:
         config = example.Config(
             url=server.url,
-            env=ALFWORLD,
-            env_args={},
+            env=GUESS,
             output=tmp_path / "out",
             tasks=2,
             warm_up=2,
             steps=2,
             group=4,
             turns=3,
-            max_tokens=400,
+            max_tokens=200,
             learning_rate=1e-4,
         )
-        shape = TinyConfig(hidden_size=64, layers=2, heads=4, vocabulary=600, context=8192)
+        shape = TinyConfig(hidden_size=64, layers=2, heads=4, vocabulary=600, context=4096)
         rows = example.train(config, shape)
         assert server.sessions.count == 0
     assert len(rows) == 2
