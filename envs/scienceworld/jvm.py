@@ -349,7 +349,7 @@ class Simulator:
                 java = self._connection
                 table = java.call("java.lang.System", "getProperties")
                 java.call(table, "remove", self._thread)
-                java.release(table, self._thread, self._world)
+                java.release(table, self._thread, self._world, self._words)
         except SimulatorError:
             pass
         finally:

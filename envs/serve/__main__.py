@@ -12,14 +12,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import envs
 from envs import cli
 from envs.core import TextEnv
 from envs.remote_http import TOKEN_VARIABLE
+
+if TYPE_CHECKING:
+    from envs.serve.terms import Offer
 
 HARMLESS = ["split", "max_steps"]
 """Arguments that clients nobody knows may set: none that names a file or code."""
@@ -104,17 +107,14 @@ def problem(config: Config, token: str | None) -> str:
     return ""
 
 
-def _warm(config: Config) -> list[TextEnv]:
+def _warm(offered: list[Offer]) -> Iterator[TextEnv]:
     """Each environment once: what is wrong shows here, and what they share stays loaded."""
-    kept = []
-    for env_id in config.env:
-        fixed = {k.rsplit(":", 1)[-1]: v for k, v in config.env_args.items()}
-        env = envs.make(env_id, **fixed.get(env_id.rsplit(":", 1)[-1], {}))
+    for offer in offered:
+        env = envs.make(offer.env_id, **offer.args)
         logging.getLogger("stepagent.serve").info(
-            "environment ready", extra={"fields": {"env": env_id, "tasks": len(env.tasks)}}
+            "environment ready", extra={"fields": {"env": offer.name, "tasks": len(env.tasks)}}
         )
-        kept.append(env)
-    return kept
+        yield env
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,11 +145,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     allowed = config.client_args
     if allowed is None and not token and not _loopback(config.host):
         allowed = HARMLESS
+    kept: list[TextEnv] = []
     try:
         offered = offers(config.env, config.env_args, allowed)
-        kept = _warm(config)
+        for env in _warm(offered):
+            kept.append(env)
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         print(f"envs.serve: {error}", file=sys.stderr)
+        for env in kept:
+            env.close()
         return 2
     limits = Limits(
         max_sessions=config.max_sessions,

@@ -178,7 +178,7 @@ def add(app: FastAPI, sessions: Sessions) -> None:
             talking.close(reason)
         try:
             await socket.close()
-        except RuntimeError:
+        except (WebSocketDisconnect, RuntimeError):  # it is closed already
             pass
 
     @app.websocket("/ws")

@@ -37,7 +37,7 @@ def client():
 
 @pytest.fixture(scope="module")
 def server():
-    with Running(GUESS, ALFWORLD, FAULTY, step_seconds=0.5, max_sessions=4) as running:
+    with Running(GUESS, ALFWORLD, FAULTY, step_seconds=1.5, max_sessions=4) as running:
         yield running
 
 
@@ -90,7 +90,7 @@ def test_errors_of_environments_come_as_openenv_errors(server, client):
             there.step({"action": "raise"})
         there.reset()
         with pytest.raises(RuntimeError, match="took longer"):
-            there.step({"action": "sleep 0.8"})
+            there.step({"action": "sleep 2"})
         assert there.reset().observation["text"].startswith("train/")  # in a new session
         assert there.step({"action": "a"}).observation["text"] == "step 1"
     unknown = client(base_url=f"{server.url}/stepagent/Chess-v0").sync()
