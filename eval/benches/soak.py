@@ -19,7 +19,7 @@ from envs.remote import RemoteError
 from eval.benches import Options, Row, settings
 from eval.benches.serving import Served
 
-_IDLE = 10.0
+_IDLE = 3.0
 """Seconds after which the server closes an abandoned session."""
 
 
@@ -30,7 +30,7 @@ def bench(options: Options) -> list[Row]:
         env="stepagent/ALFWorld-v0,stepagent/ScienceWorld-v0,stepagent/WebShop-v0",
         minutes=10.0,
         sessions=64,
-        pause=0.2,
+        pause=0.5,
     )
     env_ids, clients = wanted["env"].split(","), int(wanted["sessions"])
     seconds = 60.0 * float(wanted["minutes"])
