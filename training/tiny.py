@@ -106,7 +106,7 @@ def start_copying(model: LlamaForCausalLM) -> None:
     back through the inverse of the map they came by, so that with tied embeddings a token that is
     attended to becomes a likelier next one. Training changes all of it.
     """
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.06)
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.06)
     for layer in model.model.layers:
         attention = layer.self_attn
         torch.nn.init.orthogonal_(attention.v_proj.weight)

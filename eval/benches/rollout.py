@@ -240,7 +240,7 @@ class _Fixed(_Sides):
         threads: ThreadPoolExecutor,
     ) -> None:
         """Plays a batch in step; `said` gets the agent's own replies by (task, turn)."""
-        talks = list(threads.map(lambda pair: _begin(*pair, self.agent), batch))
+        talks = list(threads.map(lambda pair: _begin(pair[0], pair[1], self.agent), batch))
         for number in range(max(len(t.steps) for _, t in batch)):
             going = [i for i, (_, t) in enumerate(batch) if number < len(t.steps)]
             turns = [Turn(batch[i][1].task_id, talks[i], batch[i][0]) for i in going]
