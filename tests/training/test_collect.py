@@ -1,26 +1,30 @@
 """Trajectories of a model behind an API, kept where its answer matched: the paper's expert."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import envs
 from envs.trajectory import read
-from tests.agents.test_openai import Handler, Stub, completion, stub  # noqa: F401
+from tests.agents.test_openai import KEY, Stub, completion
+from tests.servers import running
 from training import collect
 
 ID = "stepagent/HotpotQA-v0"
 SIZES = [12, 6, 6]
 
 
-class Knowing(Handler):
+class Knowing(Stub):
     """Plays the expert's plan on every other task, and guesses on the rest."""
 
-    plans: dict[str, list[tuple[str, str]]]
+    def __init__(self) -> None:
+        super().__init__()
+        self.plans: dict[str, list[tuple[str, str]]] = {}
 
-    def reply(self, body: dict[str, Any]) -> bytes:
-        messages = body["messages"]
+    def answer(self, asked: Any) -> bytes:
+        messages = asked["messages"]
         question = next(m["content"] for m in messages if m["role"] == "user")
         turn = sum(m["role"] == "assistant" for m in messages)
         thought, action = self.plans[question][turn]
@@ -28,20 +32,21 @@ class Knowing(Handler):
 
 
 @pytest.fixture
-def model(stub: Stub, monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> Stub:  # noqa: F811
+def model(monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> Iterator[Knowing]:
+    stub = Knowing()
     monkeypatch.setenv("STEPAGENT_CACHE", str(tmp_path_factory.getbasetemp() / "collect-cache"))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", stub.url)
     env = envs.make(ID, sizes=SIZES)
-    Knowing.plans = {}
     for number, task in enumerate(env.tasks):
         observation, _ = env.reset(seed=0, options={"task_id": task})
         plan = env.expert_plan() if number % 2 == 0 else [("", "finish[nobody knows]")]
-        Knowing.plans[observation] = plan
-    stub.RequestHandlerClass = Knowing
-    return stub
+        stub.plans[observation] = plan
+    with running(stub, monkeypatch):
+        yield stub
 
 
-def test_what_matched_is_kept(model: Stub, tmp_path):
+def test_what_matched_is_kept(model: Knowing, tmp_path):
     arguments = [f"--env={ID}", "--agent=openai:some-model", f"--out={tmp_path}", "--keep=em"]
     assert collect.main([*arguments, f"--env-args.sizes={json.dumps(SIZES)}"]) == 0
     kept, played = read(tmp_path / "trajectories.jsonl"), read(tmp_path / "results.jsonl")
@@ -53,18 +58,18 @@ def test_what_matched_is_kept(model: Stub, tmp_path):
     assert all(m["role"] == "system" for m in [s["messages"][0] for s in model.seen])
 
 
-def test_episodes_without_an_action_are_not_kept(model: Stub, tmp_path):
-    plans = list(Knowing.plans.values())
-    for number, question in enumerate(Knowing.plans):
+def test_episodes_without_an_action_are_not_kept(model: Knowing, tmp_path):
+    plans = list(model.plans.values())
+    for number, question in enumerate(model.plans):
         if number % 3 == 1:
-            Knowing.plans[question] = [("I do not know.", "")] * 20
-    assert any(plan == [("I do not know.", "")] * 20 for plan in Knowing.plans.values())
+            model.plans[question] = [("I do not know.", "")] * 20
+    assert any(plan == [("I do not know.", "")] * 20 for plan in model.plans.values())
     collect.collect(ID, "openai:m", tmp_path, keep="em", env_args={"sizes": SIZES, "max_steps": 5})
     kept = read(tmp_path / "trajectories.jsonl")
     assert 0 < len(kept) < len(plans)
     assert all(t.metrics == {"em": 1.0, "f1": 1.0} for t in kept)
 
 
-def test_an_unknown_metric_lists_those_there_are(model: Stub, tmp_path):
+def test_an_unknown_metric_lists_those_there_are(model: Knowing, tmp_path):
     with pytest.raises(ValueError, match="metrics of stepagent/HotpotQA-v0 are: em, f1"):
         collect.collect(ID, "openai:m", tmp_path, keep="exact", env_args={"sizes": SIZES})
