@@ -120,6 +120,10 @@ def test_what_differs(tmp_path):
         "prompt: p1 (a, b) | p2 (c)",
         "new: (none) (a, b) | n (c)",
     ]
+    by_chance = run(
+        tmp_path / "r", {"x/1": 0.0}, "random", fingerprint={**FINGERPRINT, "prompt": "p2"}
+    )
+    assert runs.differences(read(a, by_chance)[0]) == []  # it reads no prompt
     world = run(tmp_path / "d", {"x/1": 0.0}, "d", env="other/World-v0", fingerprint={})
     (told,) = runs.differences(read(a, world)[0])
     assert told == "environment: stepagent/WebShop-v0 (a) | other/World-v0 (d)"
