@@ -136,6 +136,14 @@ class Outcome:
     """The benchmark's own figures so far (element accuracy, EM, F1, raw score, …)."""
 
 
+def own_version() -> str:
+    """StepAgent's version, "source" where it was never installed."""
+    try:
+        return version("stepagent")
+    except PackageNotFoundError:
+        return "source"
+
+
 class TextEnv(gym.Env[str, str], ABC):
     """Base of all environments. See the module's head for what a subclass writes.
 

@@ -22,7 +22,7 @@ from urllib.parse import quote
 import gymnasium as gym
 
 from envs import react
-from envs.core import Outcome, TextEnv, clip
+from envs.core import Outcome, TextEnv, clip, own_version
 from envs.remote_http import (
     PROTOCOL,
     EnvironmentFailed,
@@ -34,7 +34,6 @@ from envs.remote_http import (
     StepTimeout,
     WrongToken,
     WrongVersion,
-    own_version,
     raise_refusal,
     servers,
 )

@@ -12,7 +12,6 @@ import json
 import os
 import time
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 import gymnasium as gym
@@ -79,14 +78,6 @@ _KINDS: dict[str, type[RemoteError]] = {
 _AGAIN = ("closing", "full")
 """Codes of refusals that may be gone in a moment."""
 _BUILTIN = ("ValueError", "TypeError", "KeyError", "RuntimeError", "NotImplementedError", "OSError")
-
-
-def own_version() -> str:
-    """StepAgent's version, "source" where it was never installed."""
-    try:
-        return version("stepagent")
-    except PackageNotFoundError:
-        return "source"
 
 
 def raise_refusal(error: dict[str, Any], url: str) -> NoReturn:

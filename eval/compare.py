@@ -257,16 +257,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.out.parent.mkdir(parents=True, exist_ok=True)
             config.out.write_text(RENDERERS[kind](compared), encoding="utf-8")
     except (ResultsError, OSError) as error:
-        errors.print(tables.plain(f"error: {error}"), markup=False, highlight=False, soft_wrap=True)
+        tables.tell(errors, f"error: {error}")
         return 1
     except ValueError as error:
-        errors.print(tables.plain(f"error: {error}"), markup=False, highlight=False, soft_wrap=True)
+        tables.tell(errors, f"error: {error}")
         return 2
     finally:
         for note in notes:
-            errors.print(
-                tables.plain(f"note: {note}"), markup=False, highlight=False, soft_wrap=True
-            )
+            tables.tell(errors, f"note: {note}")
     if not config.out and kind == "terminal":
         tables.terminal(as_tables(compared), legend(compared), Console())
     elif not config.out:

@@ -26,6 +26,7 @@ from eval import runs
 from eval.results import ResultsError
 from eval.runs import Run
 from eval.summary import summarise
+from eval.tables import tell
 
 _BEFORE, _SHOWN = 24, 60
 """Letters shown before the first one that differs, and in all."""
@@ -202,35 +203,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ResultsError(f"limit is {config.limit}: it must be at least 1")
         todo = runs.read([f for path in config.runs for f in results_files(Path(path))], notes)
         for note in notes:
-            _tell(console, f"note: {note}")
+            tell(console, f"note: {note}")
         if not todo:
             raise ResultsError(f"there is no result in {', '.join(config.runs)}")
         for run in todo:
             n, found, changed = replay_run(run, env_args=config.env_args, limit=config.limit)
             episodes, differing = episodes + n, differing + len(found)
             if found:
-                _tell(console, f"{run.path}: {len(found)} of {n} episodes differ, the first here:")
-                _tell(console, str(found[0]))
+                tell(console, f"{run.path}: {len(found)} of {n} episodes differ, the first here:")
+                tell(console, str(found[0]))
             if changed:
                 now = "; ".join(changed)
-                _tell(console, f"note: {run.path}: recorded with other versions or data: {now}")
+                tell(console, f"note: {run.path}: recorded with other versions or data: {now}")
             if wrong := wrong_in_summary(run):
                 summaries += 1
-                _tell(console, f"{run.path.with_name('summary.json')}: {'; '.join(wrong)}")
+                tell(console, f"{run.path.with_name('summary.json')}: {'; '.join(wrong)}")
             if not found:
-                _tell(Console(), f"{run.path}: {n} episodes are as recorded")
+                tell(Console(), f"{run.path}: {n} episodes are as recorded")
     except KeyboardInterrupt:
         return 130
     except (ResultsError, ValueError, TypeError, OSError, ImportError) as error:
-        _tell(console, f"error: {error}")
+        tell(console, f"error: {error}")
         return 2
     also = f", and {summaries} summaries are not of their results" if summaries else ""
-    _tell(Console(), f"{episodes} episodes replayed, {differing} differ{also}")
+    tell(Console(), f"{episodes} episodes replayed, {differing} differ{also}")
     return 1 if differing or summaries else 0
-
-
-def _tell(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

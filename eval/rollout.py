@@ -15,13 +15,12 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import envs
 from agents.core import Agent, Turn
 from envs import react
-from envs.core import TextEnv
+from envs.core import TextEnv, own_version
 from envs.trajectory import Trajectory
 from eval.worlds import Caller, Ended, Episode, Stamp, World, describe
 
@@ -83,15 +82,11 @@ def run_episodes(
 
 def fingerprint(env: TextEnv, agent: Agent, prompt: react.Prompt | None = None) -> dict[str, str]:
     """What a result depends on beside task and seed: environment, agent, prompt in its style."""
-    try:
-        own = version("stepagent")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        own = "source"
     of_agent = {f"agent.{name}": str(value) for name, value in agent.fingerprint().items()}
     told = prompt or env.prompt
     few = {"shots": str(1 + len(told.more))} if told.more and agent.style.example else {}
     prompted = {"prompt": told.checksum(agent.style), **few}
-    return {"stepagent": own, **env.fingerprint(), **of_agent, **prompted}
+    return {"stepagent": own_version(), **env.fingerprint(), **of_agent, **prompted}
 
 
 class _Run:

@@ -9,7 +9,6 @@ environment. An environment that fails as a whole costs its own figure and no ot
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import agents
 import envs
 from envs.core import SPLITS
 from eval.results import ResultsError
-from eval.summary import save
+from eval.summary import save, write_whole
 from eval.tables import MISSING, Table, markdown
 
 FOLDER = Path(__file__).with_name("suites")
@@ -262,9 +261,7 @@ class Board:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             save(whole, self.out / "summary.json")
-            partial = self.out / "table.md.partial"
-            partial.write_text(markdown([self.table()], self.notes()), encoding="utf-8")
-            os.replace(partial, self.out / "table.md")
+            write_whole(self.out / "table.md", markdown([self.table()], self.notes()))
         except OSError as error:
             raise ResultsError(
                 f"cannot write {self.out / 'summary.json'}: {error.strerror}. The results are "

@@ -18,6 +18,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,17 @@ def by_type(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
 
 
 def save(summary: dict[str, Any], path: Path) -> None:
-    """Writes `summary.json` in one go: complete, or the one before stays."""
+    """Writes `summary.json` in one go."""
+    write_whole(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file in one go: complete, or the one before stays. Raises OSError."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise

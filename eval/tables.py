@@ -35,6 +35,11 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
+def tell(console: Console, text: str) -> None:
+    """Prints a line as it is: nothing in it is markup, nor moves the cursor, nor is broken."""
+    console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+
+
 def terminal(tables: Sequence[Table], notes: Sequence[str], console: Console | None = None) -> str:
     """Prints to the console, or returns the text where there is none.
 

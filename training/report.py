@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.paper import LABELS
 from training import paper
 from training.rundir import write_whole
-from training.session import LABELS
 
 if TYPE_CHECKING:
     from training.sweep import Experiment, Run, Sweep

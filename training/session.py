@@ -28,6 +28,7 @@ from agents.transformers import TransformersAgent
 from envs import cli
 from envs.react import PromptStyle
 from envs.trajectory import read
+from eval.paper import LABELS
 from eval.run import evaluate
 from training import processes
 from training.collect import collect
@@ -347,11 +348,3 @@ class Session:
                 f"{row['steps_mean']:.1f}",
             )
         return table
-
-
-LABELS = {
-    **{n: n.upper() for n in ("sft", "ppo", "dpo", "rft", "spin", "nat", "eto")},
-    "implicit": "StepAgent-Implicit",
-    "inverse": "StepAgent-Inverse",
-}
-"""What tables call the methods, and the stages that are named like them."""

@@ -17,8 +17,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp
 
-from envs.core import MAX_TEXT, TextEnv
-from envs.remote_http import PROTOCOL, own_version
+from envs.core import MAX_TEXT, TextEnv, own_version
+from envs.remote_http import PROTOCOL
 from envs.serve import openenv
 from envs.serve.guard import Guard
 from envs.serve.metrics import CONTENT_TYPE, Metrics
@@ -123,6 +123,14 @@ _FACTS: dict[str, Callable[[TextEnv], Any]] = {
     "actions": lambda env: env.admissible_actions(),
 }
 """What may be asked of a session's environment → how it is found."""
+
+
+async def _played(
+    sessions: Sessions, name: str, model: type[Reset | Step], request: Request
+) -> Response:
+    call = _parsed(model, await request.body())
+    status, body = await _play(sessions, sessions.find(name), call)
+    return _answer(body, status)
 
 
 async def _play(sessions: Sessions, session: Session, call: Reset | Step) -> tuple[int, bytes]:
@@ -265,9 +273,7 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
         responses=_shows({"observation": "…", "info": _INFO, "task_type": "find-animal"}),
     )
     async def reset(session: str, request: Request) -> Response:
-        call = _parsed(Reset, await request.body())
-        status, body = await _play(sessions, sessions.find(session), call)
-        return _answer(body, status)
+        return await _played(sessions, session, Reset, request)
 
     @app.post(
         "/v1/sessions/{session}/step",
@@ -277,9 +283,7 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
         responses=_shows(_STEPPED),
     )
     async def step(session: str, request: Request) -> Response:
-        call = _parsed(Step, await request.body())
-        status, body = await _play(sessions, sessions.find(session), call)
-        return _answer(body, status)
+        return await _played(sessions, session, Step, request)
 
     @app.post(
         "/v1/batch",

@@ -12,7 +12,7 @@ from envs import cli
 from eval import runs
 from eval.results import ResultsError
 from eval.runs import Run
-from eval.tables import plain
+from eval.tables import tell
 from eval.view import curves, data, experts, page
 
 
@@ -46,21 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = data.build(found, learned, beside, notes, config.title)
         size = page.write(report, config.out)
     except (ResultsError, OSError) as error:
-        console.print(plain(f"error: {error}"), markup=False, highlight=False, soft_wrap=True)
+        tell(console, f"error: {error}")
         return 1
     except (ValueError, ImportError) as error:
-        console.print(plain(f"error: {error}"), markup=False, highlight=False, soft_wrap=True)
+        tell(console, f"error: {error}")
         return 2
     finally:
         for note in notes:
-            console.print(plain(f"note: {note}"), markup=False, highlight=False, soft_wrap=True)
+            tell(console, f"note: {note}")
     episodes = sum(len(run.trajectories) for run in found)
-    Console().print(
-        f"{config.out}: {len(found)} runs, {episodes:,} episodes, {size / 1e6:.1f} MB",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    tell(Console(), f"{config.out}: {len(found)} runs, {episodes:,} episodes, {size / 1e6:.1f} MB")
     return 0
 
 

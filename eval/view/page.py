@@ -11,10 +11,9 @@ import base64
 import gzip
 import hashlib
 import html
-import os
-from contextlib import suppress
 from pathlib import Path
 
+from eval.summary import write_whole
 from eval.tables import plain
 from eval.view.data import Report, to_json
 
@@ -26,14 +25,10 @@ SCRIPTS = ("data.js", "dom.js", "charts.js", "overview.js", "list.js", "episode.
 def write(report: Report, out: Path) -> int:
     """Writes the page in one go and returns its size in bytes. Raises OSError, naming the file."""
     text = render(report)
-    partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, out)
+        write_whole(out, text)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise OSError(error.errno, f"cannot write {out}: {error.strerror or error}") from error
     return len(text.encode("utf-8"))
 
