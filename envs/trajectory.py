@@ -76,21 +76,21 @@ class Trajectory:
         """Raises ValueError that says what is wrong with the line."""
         try:
             data = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from None
-        if not isinstance(data, dict):
-            raise ValueError(f"a JSON object was expected, not {type(data).__name__}")
-        if data.get("version") != VERSION:
-            raise ValueError(
-                f"schema version {data.get('version')!r}, but this StepAgent reads {VERSION}: "
-                "make the file again, or install the version that wrote it"
-            )
-        try:
+            if not isinstance(data, dict):
+                raise ValueError(f"a JSON object was expected, not {type(data).__name__}")
+            if data.get("version") != VERSION:
+                raise ValueError(
+                    f"schema version {data.get('version')!r}, but this StepAgent reads {VERSION}: "
+                    "make the file again, or install the version that wrote it"
+                )
             steps = tuple(Step(**_known(Step, step)) for step in data.pop("steps"))
             return _typed(Trajectory(steps=steps, **_known(Trajectory, data)))
-        except (KeyError, TypeError) as error:
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from None
+        except RecursionError:
+            raise ValueError("not a trajectory: its JSON is nested too deeply") from None
+        except (KeyError, TypeError, OverflowError) as error:  # the last: a number of 400 digits
             raise ValueError(f"not a trajectory: {error}") from None
-
 
 def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
     unknown = set(data) - set(kind.__dataclass_fields__)

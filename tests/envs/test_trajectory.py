@@ -50,7 +50,11 @@ def test_conversation():
         (json.dumps({**asdict(ONE), "metrics": {"em": "high"}}), "each of metrics must be a num"),
         (json.dumps({**asdict(ONE), "success": "yes"}), "success must be true or false"),
         (json.dumps({**asdict(ONE), "reward": float("nan")}), "must be finite"),
+        (json.dumps({**asdict(ONE), "reward": 10**400}), "too large"),
+        (json.dumps({**asdict(ONE), "metrics": {"em": -(10**400)}}), "too large"),
         (json.dumps({**asdict(ONE), "steps": [{"observation": 1}]}), "not a trajectory"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"version":' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     ],
 )
 def test_bad_lines_are_named_and_good_ones_kept(tmp_path, line, reason):
