@@ -193,7 +193,7 @@ def _telling(path: Path) -> tuple[str, ...]:
 def differences(runs: Sequence[Run]) -> list[str]:
     """What keeps runs from being compared: environment, split, and every part of the fingerprint
     that is not the agent's own (data, prompt, arguments, versions). One line each, with its values.
-    The prompt counts only for agents that read it.
+    The prompt and its shots count only for agents that read it.
 
     Where the environments differ already, what else does goes without saying.
     """
@@ -204,7 +204,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
     for name in names:
         values: dict[str, list[str]] = {}
         for run in runs:
-            if name != "prompt" or run.agent not in _READS_NO_PROMPT:
+            if name not in _OF_THE_PROMPT or run.agent not in _READS_NO_PROMPT:
                 values.setdefault(_shared(run).get(name, "(none)"), []).append(run.name)
         if len(values) > 1:
             told.append(f"{name}: {' | '.join(f'{v} ({_few(who)})' for v, who in values.items())}")
@@ -212,6 +212,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 
 _READS_NO_PROMPT = ("expert", "random")
+_OF_THE_PROMPT = ("prompt", "shots")
 
 
 def _few(names: Sequence[str]) -> str:

@@ -124,6 +124,10 @@ def test_what_differs(tmp_path):
         tmp_path / "r", {"x/1": 0.0}, "random", fingerprint={**FINGERPRINT, "prompt": "p2"}
     )
     assert runs.differences(read(a, by_chance)[0]) == []  # it reads no prompt
+    several = {**FINGERPRINT, "prompt": "p3", "shots": "3"}
+    shown = run(tmp_path / "s", {"x/1": 0.0}, "s", fingerprint=several)
+    assert runs.differences(read(by_chance, shown)[0]) == []  # nor its shots
+    assert [d.split(":")[0] for d in runs.differences(read(a, shown)[0])] == ["prompt", "shots"]
     world = run(tmp_path / "d", {"x/1": 0.0}, "d", env="other/World-v0", fingerprint={})
     (told,) = runs.differences(read(a, world)[0])
     assert told == "environment: stepagent/WebShop-v0 (a) | other/World-v0 (d)"
