@@ -38,6 +38,10 @@ class Options:
     """Further settings of one benchmark, such as --args.episodes 8."""
 
 
+MOST = 1e6
+"""A ratio at most: a side may be 0, and JSON knows no infinity."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One comparison. `ratio` says how many times better ours is: above 1, ours wins."""
@@ -50,11 +54,17 @@ class Row:
 
     @staticmethod
     def more_is_better(name: str, ours: float, baseline: float, unit: str) -> Row:
-        return Row(name, ours, baseline, ours / baseline if baseline else float("inf"), unit)
+        return Row(name, ours, baseline, _ratio(ours, baseline), unit)
 
     @staticmethod
     def less_is_better(name: str, ours: float, baseline: float, unit: str) -> Row:
-        return Row(name, ours, baseline, baseline / ours if ours else float("inf"), unit)
+        return Row(name, ours, baseline, _ratio(baseline, ours), unit)
+
+
+def _ratio(value: float, base: float) -> float:
+    if value == base:
+        return 1.0
+    return min(value / base, MOST) if base else MOST
 
 
 def measure(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eval import bench
-from eval.benches import Options, Row, measure, measure_sides, settings
+from eval.benches import MOST, Options, Row, measure, measure_sides, settings
 from tests.agents.conftest import make_model, make_tokenizer
 from tests.eval.toy_world import ID
 
@@ -13,6 +13,14 @@ from tests.eval.toy_world import ID
 def test_ratio_says_how_many_times_better_ours_is():
     assert Row.more_is_better("a", 30.0, 10.0, "steps/s").ratio == 3
     assert Row.less_is_better("a", 0.5, 2.0, "s").ratio == 4
+
+
+@pytest.mark.parametrize("kind", [Row.more_is_better, Row.less_is_better])
+def test_sides_of_zero_have_a_ratio_that_json_knows(kind):
+    assert kind("a", 0.0, 0.0, "s").ratio == 1
+    ratios = sorted(kind("a", *sides, "s").ratio for sides in ((0.0, 2.0), (2.0, 0.0)))
+    assert ratios == [0, MOST]
+    assert json.loads(json.dumps(ratios, allow_nan=False)) == ratios
 
 
 def test_sides_take_turns_and_alternate():
