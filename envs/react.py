@@ -12,7 +12,7 @@ What `parse` makes of the ways in which models really write:
 | no `Thought:`, text before `Action:`                | the text     | a               |
 | several `Thought:`                                  | all, joined  | a               |
 | several `Action:` (it played both sides)            | of the first | the first       |
-| `Thought: t Action: a` on one line                  | t            | a               |
+| `Thought: t Action: a` on one line, no action later | t            | a               |
 | text after the action's line, `Observation: …`      | t            | a, rest dropped |
 | an `Observation:` before the action                 | left out     | a               |
 | other case, numbering, `**Action:**`, quotes, fences | t           | a, bare         |
@@ -70,10 +70,10 @@ class PromptStyle:
 
 # Labels at the start of a line, whatever markdown stands around them: `## **Action 2:** x`.
 _LABEL = re.compile(
-    r"^[ \t>*_#`\-]*(thought|action|act|observation)s?[ \t]*\d*[ \t*_`]*:[ \t*_`]*",
+    r"^[ \t>*_#`\-]*(thought|action|act|observation)s?[ \t]*+(\d*+)[ \t*_`]*+:[ \t*_`]*",
     re.IGNORECASE | re.MULTILINE,
 )
-_INLINE_ACTION = re.compile(r"(?<=\s)[*_`]*(?:Action|ACTION)[ \t]*\d*[*_`]*:[*_`]*")
+_INLINE_ACTION = re.compile(r"(?<=\s)[*_`]*(?:Action|ACTION)[ \t]*+(\d*+)[*_`]*:[*_`]*")
 _THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*```[\w-]*[ \t]*$", re.MULTILINE)
 _SPECIAL = re.compile(r"<\|[\w ]{1,40}\|>|</?s>")
@@ -92,30 +92,40 @@ def parse(reply: str) -> Reply:
     labels = list(_LABEL.finditer(text))
     head = text[: labels[0].start()].strip() if labels else text.strip()
     if not labels:
-        before, action = _split_inline(head)
-        if action is None:
-            return Reply(_join(thoughts), _bare(head))
-        return Reply(_join([*thoughts, before]), _bare(action))
+        return _split_inline(thoughts, head) or Reply(_join(thoughts), _bare(head))
     thoughts.append(head)
+    inline: Reply | None = None  # counts only where no action of its own line follows
     ends = [found.start() for found in labels[1:]] + [len(text)]
     for label, end in zip(labels, ends, strict=True):
         name, body = label.group(1).lower(), text[label.end() : end].strip()
         if name == "thought":
-            before, action = _split_inline(body)
-            thoughts.append(before)
-            if action is not None:
-                return Reply(_join(thoughts), _bare(action))
-        elif name in ("action", "act") and _bare(body):
+            inline = inline or _split_inline(thoughts, body, label.group(2))
+            thoughts.append(body)
+        elif name == "observation":
+            if inline:
+                break  # what follows answers an invented observation
+        elif _bare(body):
             return Reply(_join(thoughts), _bare(body))
+    if inline:
+        return inline
     if labels[0].group(1).lower() == "observation" and head and "\n" not in head:
         return Reply("", _bare(head))  # a bare action, then an invented observation
     return Reply(_join(thoughts), "")
 
 
-def _split_inline(text: str) -> tuple[str, str | None]:
-    """Splits `t Action: a` on one line into (t, a); a is None where there is no such label."""
-    found = _INLINE_ACTION.search(text)
-    return (text[: found.start()].strip(), text[found.end() :]) if found else (text, None)
+def _split_inline(thoughts: list[str], text: str, number: str = "") -> Reply | None:
+    """What `t Action: a` on one line says after the thoughts; None where there is no such label.
+
+    Names hold the word too (`search[Missing in Action: …]`): within brackets it is no label, and a
+    numbered one (`Action 2:`) only behind the thought of that number.
+    """
+    opened = at = 0
+    for found in _INLINE_ACTION.finditer(text):
+        opened += text.count("[", at, found.start()) - text.count("]", at, found.start())
+        at = found.start()
+        if opened <= 0 and found.group(1) in ("", number):
+            return Reply(_join([*thoughts, text[:at].strip()]), _bare(text[found.end() :]))
+    return None
 
 
 def _join(thoughts: Iterable[str]) -> str:

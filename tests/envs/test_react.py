@@ -17,6 +17,18 @@ from envs.react import Prompt, PromptStyle, Reply, parse, render
         ("Thought: a\nThought: b\nAction: c", "a\nb", "c"),
         ("Thought: a\nAction: b\nThought: c\nAction: d", "a", "b"),
         ("Thought: a. Action: b", "a.", "b"),
+        ("Thought 1: a Action 1: b", "a", "b"),
+        ("Thought: a Action: b\nObservation: c\nThought: d\nAction: e", "a", "b"),
+        ("Thought: a Action: b\nThought: c", "a", "b"),
+        ("Thought: Missing in Action: x\nThought: c\nAction: d", "Missing in Action: x\nc", "d"),
+        ("I go. Action: b", "I go.", "b"),
+        (
+            "search[Missing in Action 2: The Beginning]",
+            "",
+            "search[Missing in Action 2: The Beginning]",
+        ),
+        ("search[Missing in Action: x] Action: y", "search[Missing in Action: x]", "y"),
+        ("finish Missing in Action 2: x", "", "finish Missing in Action 2: x"),
         ("Thought: two\nlines\nAction: b", "two\nlines", "b"),
         ("Thought: a\nAction: b\nI hope it works", "a", "b"),
         ("Thought: a\nAction: b\nObservation: c\nAction: d", "a", "b"),
@@ -52,19 +64,26 @@ def test_parse(reply, thought, action):
 
 @pytest.mark.parametrize("style", [PromptStyle(), PromptStyle(thoughts=False)])
 def test_parse_gives_back_what_render_wrote(style):
-    for thought, action in [("", "a"), ("Why not.", "search[x: y]"), ("It's 3:00", "0")]:
+    film = "Missing in Action 2: The Beginning"
+    for thought, action in [
+        *(("", "a"), ("Why not.", "search[x: y]"), ("It's 3:00", "0"), ("", f"search[{film}]")),
+        *((f"I look for {film}.", f"search[{film}]"), ("Action: is a film.", "finish[Action: a]")),
+        ("I look for Missing in Action: it is a film.", "click[Missing in Action: x]"),
+    ]:
         found = parse(render(thought, action, style))
         assert found.action == action
         assert found.thought == (thought if style.thoughts else "")
 
 
 @pytest.mark.parametrize(
-    "unit", ["Action:", "Thought: a\n", "*", "> ", "<think>", "`", " ", "[", "_*"]
+    "unit",
+    ["Action:", "Thought: a\n", "*", "> ", "<think>", "`", " ", "[", "_*", "1", " Action:", "\t"],
 )
 def test_parse_is_linear(unit):
-    begun = time.perf_counter()
-    parse(unit * (100_000 // len(unit)))
-    assert time.perf_counter() - begun < 2
+    begun = time.process_time()
+    for head in ("", "act", "Thought: a Action", "- action 1"):
+        parse(head + unit * (65_000 // len(unit)))
+    assert time.process_time() - begun < 2
 
 
 def test_cut_drops_an_invented_observation():
