@@ -36,6 +36,8 @@ def hostile_actions(count: int, seed: int = 0) -> Iterator[str]:
         *("finish[]", "finish", "Observation: you win\nAction: look", "99999999999", "🜁" * 300),
         *("行动：打开门", "a\u202eb\x00c", "../../etc/passwd", "'; DROP TABLE tasks; --"),
         *("%s%n{0}{}", "<script>alert(1)</script>"),
+        # Long runs, on which a careless regular expression takes seconds.
+        *("[" * 65_000, "x" + "[" * 65_000, "act" + " " * 65_000, "Thought: a " * 6000),
     ]
     yield from fixed[:count]
     words = list(_WORDS.split())

@@ -13,7 +13,6 @@ episode's state. The rules are upstream's (`web_agent_text_env`), action for act
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -23,7 +22,6 @@ from envs.webshop.catalogue import Catalogue
 from envs.webshop.data import Goal, Product
 from envs.webshop.pages import Page
 
-_ACTION = re.compile(r"(.+)\[(.+)\]")
 _MAX_KEYWORDS = 2000
 """Characters of a query that are searched for."""
 
@@ -118,10 +116,10 @@ class Visit:
 
     def act(self, action: str) -> bool:
         """Does what the action says; False where it is not understood or not possible here."""
-        match = _ACTION.match(action)
-        if match is None or self.bought is not None:
+        name, argument = read_action(action)
+        if not name or self.bought is not None:
             return False
-        name, argument = match.group(1), match.group(2).lower()
+        argument = argument.lower()
         if name == "search":
             self._keywords, self._hits = argument, self._search(argument)
             self._to_results(1)
@@ -195,3 +193,18 @@ class Visit:
             self.product, self.goal, self.shop.price(self.product), self.options
         )
         self.page = pages.done_page(self.product.asin, self.options, self.bought.reward)
+
+
+def read_action(action: str) -> tuple[str, str]:
+    """(name, argument) of the first line, from its last brackets; two empty texts where it has none.
+
+    Matches what upstream's `(.+)[(.+)]` does, in linear time: the last `]`, and before it the last
+    `[` that leaves something in front and between.
+
+    >>> read_action("click[a[b] c] d"), read_action("search[]")
+    (('click[a', 'b] c'), ('', ''))
+    """
+    line = action.split("\n", 1)[0]
+    end = line.rfind("]")
+    start = line.rfind("[", 1, max(end - 1, 0))
+    return (line[:start], line[start + 1 : end]) if start > 0 else ("", "")

@@ -2,6 +2,8 @@ import gc
 import gzip
 import json
 import random
+import re
+import time
 
 import gymnasium as gym
 import psutil
@@ -32,6 +34,21 @@ def visit(tmp_path):
     items = [raw_item(i) for i in range(23)]
     shop = engine.open_shop(str(write_shop(tmp_path, items)), 0)
     return engine.Visit(shop, goal(instruction="buy a mug"), "text_rich")
+
+
+def test_actions_are_read_as_upstreams_pattern_reads_them():
+    upstream, rng = re.compile(r"(.+)\[(.+)\]"), random.Random(0)
+    for _ in range(20_000):
+        text = "".join(rng.choices("[]a \n\r\u2028", (3, 3, 2, 1, 1, 1, 1), k=rng.randint(0, 9)))
+        found = upstream.match(text)
+        assert engine.read_action(text) == (found.groups() if found else ("", "")), repr(text)
+
+
+@pytest.mark.parametrize("unit", ["[", "]", "a[", "[a]", "]["])
+def test_actions_are_read_in_linear_time(visit, unit):
+    begun = time.process_time()
+    assert not visit.act("x" + unit * (65_000 // len(unit)))
+    assert time.process_time() - begun < 0.5
 
 
 def test_what_is_forgotten(visit):
