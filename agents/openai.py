@@ -212,7 +212,13 @@ class OpenAIAgent(Agent):
         body: dict[str, Any] = {}
         if self._sampling["temperature"]:
             body["seed"] = (turn.seed * 1009 + number) % 2**31
-        request = {"model": self.model, **self._parameters, **body, "messages": messages}
+        request = {
+            "base_url": _without_user(self.base_url),
+            "model": self.model,
+            **self._parameters,
+            **body,
+            "messages": messages,
+        }
         if self._cache and (known := self._cache.get(request)):
             self._count(replies_cached=1, tokens_cached=known.tokens)
             return known.text

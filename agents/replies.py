@@ -1,9 +1,10 @@
 """Replies of a server kept on disk, so that asking the same again costs nothing.
 
 One SQLite file that several processes may use at once. A reply is found by the checksum of what
-decides it, the request: model, messages and parameters (the seed too, where there is one). Neither
-the request's text nor any key or address stands in the file. A server that changes behind one and
-the same model name cannot be noticed: use another file for it, or none.
+decides it, the request: the server's address (without a user's name), model, messages and
+parameters (the seed too, where there is one). Neither the request's text nor any key or address
+stands in the file. A server that changes behind one and the same address and model name cannot be
+noticed: use another file for it, or none.
 """
 
 from __future__ import annotations

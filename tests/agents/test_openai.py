@@ -344,6 +344,23 @@ def test_other_requests_are_other_replies(stub: Stub, tmp_path: Path):
     assert len(stub.seen) == 6
 
 
+def test_each_server_has_replies_of_its_own(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "replies.sqlite"
+    other = Stub()
+    with running(other, monkeypatch):
+        stub.plan(200, completion("Action: here"))
+        other.plan(200, completion("Action: there"))
+        for _ in range(2):
+            assert ask(agent_for(stub, cache=path), "a") == ["Action: here"]
+            assert ask(agent_for(other, cache=path), "a") == ["Action: there"]
+    assert (len(stub.seen), len(other.seen)) == (1, 1)
+    named = OpenAIAgent("some-model", base_url=stub.url.replace("//", "//me:pass@"), cache=path)
+    assert ask(named, "a") == ["Action: here"]  # who asks is no part of it
+    assert b"127.0.0.1" not in path.read_bytes()
+
+
 def test_refusals_and_cut_prompts_do_not_hide_the_cache(stub: Stub, tmp_path: Path):
     path = tmp_path / "replies.sqlite"
     stub.plan(400, "Unsupported parameter: 'max_tokens' is not supported with this model.")
