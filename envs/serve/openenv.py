@@ -165,7 +165,7 @@ def add(app: FastAPI, sessions: Sessions) -> None:
         try:
             while True:
                 try:
-                    message = _read(await socket.receive_text())
+                    message = _read(await _received(socket))
                     if isinstance(message, dict) and message.get("type") == "close":
                         break
                     answer = await talking.answer(message)
@@ -206,10 +206,21 @@ def add(app: FastAPI, sessions: Sessions) -> None:
         }
 
 
-def _read(text: str) -> Any:
+async def _received(socket: WebSocket) -> str | None:
+    """The next message's text; None where it is bytes. Raises WebSocketDisconnect at the end."""
+    message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message["code"], message.get("reason"))
+    text: str | None = message.get("text")
+    return text
+
+
+def _read(text: str | None) -> Any:
+    if text is None:
+        raise Refusal(400, "json", "the message is no JSON: it came as bytes, not as text")
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refusal(400, "json", f"the message is no JSON: {error}") from None
 
 

@@ -132,18 +132,25 @@ def test_a_token_may_stand_in_the_url(client):
 def test_broken_messages_are_refused_and_the_talk_goes_on(server):
     from websockets.sync.client import connect
 
+    wait_until(lambda: server.sessions.count == 0)
     with connect(f"ws://127.0.0.1:{server.port}/ws") as wire:
 
         def said(message):
-            wire.send(message if isinstance(message, str) else json.dumps(message))
+            wire.send(message if isinstance(message, str | bytes) else json.dumps(message))
             return json.loads(wire.recv())
 
-        assert said("{")["data"]["code"] == "INVALID_JSON"
+        assert said({"type": "reset"})["type"] == "observation"
+        for broken in ("{", b"\x80", b'{"type": "state"}', b"", "[" * 100_000, '{"a":' * 100_000):
+            answer = said(broken)
+            assert (answer["type"], answer["data"]["code"]) == ("error", "INVALID_JSON")
+        assert said({"type": "step", "data": {"action": "1"}})["type"] == "observation"
+        assert server.sessions.count == 1
         assert said("[]")["data"]["code"] == "VALIDATION_ERROR"
         assert said({"type": "fly"})["data"]["code"] == "UNKNOWN_TYPE"
         assert said({"type": "reset", "data": []})["type"] in ("error", "observation")
         assert said({"type": "reset", "data": {"seed": "x"}})["data"]["code"] == "VALIDATION_ERROR"
         assert said({"type": "reset"})["type"] == "observation"
+    wait_until(lambda: server.sessions.count == 0)  # a real end is seen as before
 
 
 def test_the_rest_of_openenv(server):
