@@ -92,6 +92,7 @@ class Trajectory:
         except (KeyError, TypeError, OverflowError) as error:  # the last: a number of 400 digits
             raise ValueError(f"not a trajectory: {error}") from None
 
+
 def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
     unknown = set(data) - set(kind.__dataclass_fields__)
     if unknown:
