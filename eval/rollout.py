@@ -15,7 +15,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import envs
 from agents.core import Agent, Turn
@@ -24,10 +24,13 @@ from envs.core import TextEnv, own_version
 from envs.trajectory import Trajectory
 from eval.worlds import Caller, Ended, Episode, Stamp, World, describe
 
+T = TypeVar("T")
 PATIENCE = 0.25
 """How long a batch that is not full waits for more episodes, as a share of the agent's last act."""
 _CLOSING = 10.0
 """Seconds that an environment gets to end its last step and close."""
+_HANGS = 2
+"""Turns that an agent may hang on, asked one by one, before it counts as hanging on all of them."""
 
 
 def run_episodes(
@@ -228,11 +231,10 @@ class _Run:
 
     def _stream(self) -> None:
         """Hands over whoever waits, lets the agent work for a moment, and takes what it says."""
-        while self.waiting and len(self.asked) < self.agent.batch_size:
-            episode = self.waiting.popleft()
-            try:
-                self.call(self.agent.submit, [episode.turn()])
-            except Exception as failure:  # an agent may fail in any way
+        room = self.agent.batch_size - len(self.asked)
+        taken = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
+        for episode, failure in zip(taken, _each(taken, self._submit), strict=True):
+            if failure:
                 self._answer(episode, failure)
             else:
                 episode.handed = time.monotonic()
@@ -244,35 +246,41 @@ class _Run:
         except Exception:
             stuck = list(self.asked.values())
             self.asked.clear()
-            for episode in stuck:
-                self.agent.forget(episode.key)
-            for episode in stuck:  # whose turn breaks it is found by asking one by one
-                self._answer(episode, self._ask([episode.turn()])[0])
+            for episode, reply in zip(stuck, self._one_by_one(stuck), strict=True):
+                self._answer(episode, reply)
             return
         for key, reply in replies:
             if key in self.asked:
                 self._answer(self.asked.pop(key), reply)
+
+    def _submit(self, episode: Episode) -> Exception | None:
+        try:
+            self.call(self.agent.submit, [episode.turn()])
+        except Exception as failure:  # an agent may fail in any way
+            return failure
+        return None
 
     def _act(self) -> None:
         batch = [
             self.waiting.popleft() for _ in range(min(self.agent.batch_size, len(self.waiting)))
         ]
         begun = time.monotonic()
-        for episode, reply in zip(batch, self._ask([e.turn() for e in batch]), strict=True):
+        for episode, reply in zip(batch, self._ask(batch), strict=True):
             self._answer(episode, reply)
         if batch:
             self.pace = time.monotonic() - begun
 
-    def _ask(self, turns: list[Turn]) -> list[str | Exception]:
-        """A reply for each turn. Where the batch fails, each is asked alone to find the culprit."""
+    def _ask(self, batch: list[Episode]) -> list[str | Exception]:
+        """A reply for each. Where the batch fails, each is asked alone to find the culprit."""
         try:
-            return list(self._replies(turns))
+            return list(self._replies([episode.turn() for episode in batch]))
         except Exception as failure:  # an agent may fail in any way
-            if len(turns) < 2:
-                return [failure]
-        for turn in turns:  # a failed batch may leave caches half written
-            self.agent.forget(turn.key)
-        return [self._ask([turn])[0] for turn in turns]
+            return [failure] if len(batch) == 1 else self._one_by_one(batch)
+
+    def _one_by_one(self, batch: list[Episode]) -> list[str | Exception]:
+        for episode in batch:  # a failed batch may leave caches half written
+            self.agent.forget(episode.key)
+        return _each(batch, lambda episode: self._ask([episode])[0])
 
     def _replies(self, turns: list[Turn]) -> list[str]:
         if not turns:
@@ -284,6 +292,17 @@ class _Run:
             if isinstance(checked := _checked(reply), Exception):
                 raise checked
         return replies
+
+
+def _each(batch: Sequence[Episode], ask: Callable[[Episode], T]) -> list[T]:
+    """What comes of asking for one after another. Where that hangs twice it is not their turns but
+    the agent that hangs: the rest are not asked for, and get the same reason.
+    """
+    found: list[T] = []
+    for episode in batch:
+        hung = sum(isinstance(reply, TimeoutError) for reply in found)
+        found.append(ask(episode) if hung < _HANGS else found[-1])
+    return found
 
 
 def _checked(reply: Any) -> str | Exception:

@@ -255,6 +255,31 @@ def test_an_agent_that_hangs_on_one_episode_loses_that_one_only(kind):
     assert {key: t.steps for key, t in found.items()} == {key: plain[key].steps for key in found}
 
 
+@pytest.mark.parametrize(
+    ("kind", "where"), [(Scripted, "act"), (Streaming, "poll"), (Streaming, "submit")]
+)
+def test_an_agent_that_hangs_on_all_is_not_asked_for_each(kind, where):
+    """Otherwise nobody hears of it for as many time limits as there are open episodes."""
+    gate, asked = threading.Event(), []
+
+    class Hanging(kind):
+        batch_size = 8
+
+        def act(self, *turns):
+            asked.append(turns)
+            gate.wait(60)
+
+    setattr(Hanging, where, Hanging.act)
+    try:
+        found = play(Hanging(), tasks=TASKS[:8], workers=8, time_limit=0.3)
+    finally:
+        gate.set()
+    assert len(found) == 8
+    errors = {t.error for t in found.values()}
+    assert errors == {"agent: TimeoutError: no reply within 0.3 s (step 1)"}
+    assert len(asked) < 8
+
+
 def test_a_streaming_agent_that_never_answers_one_turn():
     class Silent(Streaming):
         def poll(self):
