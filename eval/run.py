@@ -1,4 +1,4 @@
-"""Scores agents on environments: `python -m eval.run --env ID --agent SPEC --out DIR`.
+"""Scores agents on environments: `python -m eval.run --env ID --agent SPEC [--out DIR]`.
 
 `DIR/results.jsonl` gets a trajectory a line as episodes end, `DIR/summary.json` the scores
 (`eval.summary` says how they are counted). With `--suite paper` in place of `--env` it plays all
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -39,12 +40,13 @@ from eval.summary import summarise
 class Config:
     """Scores an agent on an environment and writes results and summary to a directory."""
 
-    agent: str
+    agent: str | None = None
     """Who acts: expert, random, human, smollm2, hf:PATH or openai:MODEL. For a suite also several,
-    with commas between them: expert,random,smollm2."""
-    out: Path
+    with commas between them: expert,random,smollm2. null: of a suite expert,random."""
+    out: Path | None = None
     """Directory for results.jsonl and summary.json (of a suite: AGENT/ENVIRONMENT/results.jsonl and
-    one summary.json and table.md for all). One that holds results is continued."""
+    one summary.json and table.md for all). One that holds results is continued. null:
+    runs/AGENT/ENVIRONMENT-SPLIT (of a suite: runs/SUITE)."""
     env: str | None = None
     """Environment id, such as stepagent/ScienceWorld-v0, or module:Namespace/Name-v0 for one of
     your own."""
@@ -126,72 +128,78 @@ def evaluate(
     begun, arguments = time.monotonic(), {**(env_args or {}), "split": split}
     env = envs.make(env_id, **arguments)
     try:
-        tasks = choose(env, limit, task_ids)
+        tasks, repeated = choose(env, limit, task_ids), len(env.tasks) - len(set(env.tasks))
         prompt = prompt_with(env_id, env.prompt, shots or 0, env_args)
         identity = Identity(env_id, agent.name, split, seed, fingerprint(env, agent, prompt))
-        with ResultsDir(Path(out), identity, overwrite=overwrite) as results:
-            for note in results.notes:
-                console.print(f"note: {note}", markup=False)
-            before, counted = _earlier(results.summary), agent.statistics()
-            todo = [task for task in tasks if task not in results.done]
-            played = run_episodes(
-                env_id,
-                agent,
-                todo,
-                seed=seed,
-                workers=workers,
-                split=split,
-                env_kwargs=env_args,
-                prompt=prompt,
-                time_limit=time_limit,
-            )
-            score = report.RunningScore(
-                f"{agent.name} on {env_id}", len(tasks), results.chosen(tasks), console=console
-            )
-            row = 0
-            try:
-                with score:
-                    for trajectory in played:
-                        results.append(trajectory)
-                        score.add(trajectory)
-                        row = row + 1 if trajectory.error else 0
-                        if row >= max_failures:
-                            raise ResultsError(
-                                f"gave up after {row} failed episodes in a row, the last one with: "
-                                f"{trajectory.error}\nWhat was played is kept: mend it and run "
-                                "again to continue."
-                            )
-            finally:
-                played.close()
-                found = results.chosen(tasks)
-                if found:
-                    seconds = _number(before.get("seconds")) + time.monotonic() - begun
-                    summary = summarise(found, seconds=seconds)
-                    summary["complete"] = len(found) == len(tasks) and not summary["failed"]
-                    summary["agent_statistics"] = _total(
-                        before.get("agent_statistics"), counted, agent.statistics()
-                    )
-                    results.save(summary)
     finally:
-        env.close()
+        env.close()  # before the workers' own: a server may have no more places than these need
+    if repeated:
+        told = f"note: {env_id} repeats {repeated} of its task ids: each task is played once"
+        console.print(told, markup=False)
+    with ResultsDir(Path(out), identity, overwrite=overwrite) as results:
+        for note in results.notes:
+            console.print(f"note: {note}", markup=False)
+        before, counted = _earlier(results.summary), agent.statistics()
+        todo = [task for task in tasks if task not in results.done]
+        played = run_episodes(
+            env_id,
+            agent,
+            todo,
+            seed=seed,
+            workers=workers,
+            split=split,
+            env_kwargs=env_args,
+            prompt=prompt,
+            time_limit=time_limit,
+        )
+        score = report.RunningScore(
+            f"{agent.name} on {env_id}", len(tasks), results.chosen(tasks), console=console
+        )
+        row = 0
+        try:
+            with score:
+                for trajectory in played:
+                    results.append(trajectory)
+                    score.add(trajectory)
+                    row = row + 1 if trajectory.error else 0
+                    if row >= max_failures:
+                        raise ResultsError(
+                            f"gave up after {row} failed episodes in a row, the last one with: "
+                            f"{trajectory.error}\nWhat was played is kept: mend it and run "
+                            "again to continue."
+                        )
+        finally:
+            played.close()
+            found = results.chosen(tasks)
+            if found:
+                seconds = _number(before.get("seconds")) + time.monotonic() - begun
+                summary = summarise(found, seconds=seconds)
+                summary["complete"] = len(found) == len(tasks) and not summary["failed"]
+                summary["agent_statistics"] = _total(
+                    before.get("agent_statistics"), counted, agent.statistics()
+                )
+                results.save(summary)
     return summary
 
 
 def choose(env: TextEnv, limit: int | None, task_ids: Sequence[str] | None) -> list[str]:
-    """The tasks to play. Raises ValueError for a limit below 1 or an id that does not exist."""
-    if task_ids is not None:
-        unknown = [task for task in task_ids if task not in env.tasks]
-        if unknown:
-            raise ValueError(
-                f"unknown task id {unknown[0]!r}: the split {env.split!r} has {len(env.tasks)}, "
-                f"such as {', '.join(env.tasks[:3])}"
-            )
-        return list(dict.fromkeys(task_ids))[:limit]
-    if limit is None:
-        return list(env.tasks)
-    if limit < 1:
+    """The tasks to play, each once; at least one.
+
+    Raises ValueError for a limit below 1, an id that does not exist, and an empty list of ids.
+    """
+    if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: it must be at least 1")
-    return sorted(env.tasks, key=checksum)[:limit]
+    tasks = dict.fromkeys(env.tasks)
+    if task_ids is None:
+        return list(tasks) if limit is None else sorted(tasks, key=checksum)[:limit]
+    if not task_ids:
+        raise ValueError("task_ids names no task: name at least one, or leave it out to play all")
+    if unknown := [task for task in task_ids if task not in tasks]:
+        raise ValueError(
+            f"unknown task id {unknown[0]!r}: the split {env.split!r} has {len(tasks)}, "
+            f"such as {', '.join([*tasks][:3])}"
+        )
+    return list(dict.fromkeys(task_ids))[:limit]
 
 
 def _earlier(summary: Path) -> dict[str, Any]:
@@ -229,24 +237,37 @@ def agent_options(config: Config, spec: str) -> dict[str, Any]:
 
 def make_agent(config: Config) -> Agent:
     """The agent that a configuration names, with its decoding and its conversations' style."""
+    if config.agent is None:
+        raise ValueError("--env needs --agent: expert, random, human, smollm2, hf:PATH, …")
     return agents.make_agent(config.agent, **agent_options(config, config.agent))
+
+
+def folder(config: Config) -> Path:
+    """Where the results go: `out`, or a folder of its own below `runs` for what is played."""
+    if config.out is not None:
+        return config.out
+    if config.suite is not None:
+        return Path("runs", suite.folder_of(Path(config.suite).stem))
+    name = re.sub(r"-v\d+$", "", str(config.env).rpartition("/")[2])
+    played = suite.folder_of(f"{name}-{config.split}")
+    return Path("runs", suite.folder_of(str(config.agent)), played)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     config = cli.parse(Config, argv, prog="python -m eval.run")
-    console = Console(stderr=True)
+    console, out = Console(stderr=True), folder(config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's kill, as a Ctrl-C
     try:
         if (config.env is None) == (config.suite is None):
             raise ValueError("name either --env or --suite")
-        return (_run_suite if config.suite else _run_one)(config, console)
+        return (_run_suite if config.suite else _run_one)(config, out, console)
     except KeyboardInterrupt:
         console.print(
-            f"\nInterrupted. What was played is in {config.out}; the same command continues.",
+            f"\nInterrupted. What was played is in {out}; the same command continues.",
             markup=False,
         )
         return 130
-    except ResultsError as error:
+    except RuntimeError as error:  # ResultsError, and what environments and agents break with
         console.print(f"error: {error}", markup=False)
         return 1
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -254,15 +275,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _run_one(config: Config, console: Console) -> int:
+def _run_one(config: Config, out: Path, console: Console) -> int:
     if config.data is not None:
         raise ValueError("--data goes with --suite; an environment takes --env-args.data")
     agent = make_agent(config)
     try:
-        summary = _evaluate(config, agent, str(config.env), config.out, console)
+        summary = _evaluate(config, agent, str(config.env), out, console)
     finally:
         agent.close()
     Console().print(report.table(summary))
+    tables.tell(console, f"The results are in {out}")
     if summary["failed"]:
         console.print(
             f"{summary['failed']} episodes failed (they count as 0): the same command tries them "
@@ -296,8 +318,9 @@ def _evaluate(
 # Suites -----------------------------------------------------------------------------------------
 
 
-def _run_suite(config: Config, console: Console) -> int:
-    specs = list(dict.fromkeys(spec.strip() for spec in config.agent.split(",") if spec.strip()))
+def _run_suite(config: Config, out: Path, console: Console) -> int:
+    named = config.agent if config.agent is not None else "expert,random"
+    specs = list(dict.fromkeys(spec.strip() for spec in named.split(",") if spec.strip()))
     options = suite.share({spec: agent_options(config, spec) for spec in specs})
     if config.task_ids is not None or config.split != "test":
         raise ValueError("--task-ids and --split go with --env: a suite says itself what it plays")
@@ -306,7 +329,7 @@ def _run_suite(config: Config, console: Console) -> int:
         raise ValueError(f"the suite {wanted.name} plays bundled data only: leave --data out")
     environ = os.environ.get("STEPAGENT_DATA")
     root = config.data or (Path(environ) if environ else None)
-    board = suite.Board(wanted, specs, config.out)
+    board = suite.Board(wanted, specs, out)
     live: dict[str, Agent] = {}
 
     def play(spec: str, entry: suite.Entry, env_args: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -323,6 +346,7 @@ def _run_suite(config: Config, console: Console) -> int:
         _close(live)
         if board.cells:
             tables.terminal([board.table()], board.notes(), Console())
+            tables.tell(console, f"The results are in {out}")
     if not board.complete:
         console.print("Not all is there: the same command tries the rest again.", markup=False)
     return 0 if board.complete else 1

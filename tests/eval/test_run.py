@@ -16,8 +16,8 @@ from envs import trajectory as files
 from envs.react import PromptStyle
 from eval import report
 from eval.results import ResultsError
-from eval.run import choose, evaluate, main
-from tests.eval.toy_world import ID, Scripted
+from eval.run import Config, choose, evaluate, folder, main
+from tests.eval.toy_world import ID, Scripted, ToyEnv
 from tests.servers import Scripted as Server
 from tests.servers import running
 
@@ -212,9 +212,52 @@ def test_a_larger_limit_adds_to_a_smaller_one(tmp_path):
     assert evaluate(ID, Scripted(), tmp_path, limit=4)["episodes"] == 4
     assert evaluate(ID, Scripted(), tmp_path, limit=9)["episodes"] == 9
     assert evaluate(ID, Never(), tmp_path, limit=4)["episodes"] == 4
-    for limit, ids, message in [(0, None, "at least 1"), (None, ["odd/8"], "unknown task id")]:
-        with pytest.raises(ValueError, match=message):
-            choose(env, limit, ids)
+    assert choose(env, 1, ["odd/9", "odd/7"]) == ["odd/9"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "ids", "message"),
+    [
+        (0, None, "at least 1"),
+        (0, ["odd/7"], "at least 1"),
+        (-1, ["odd/7", "odd/9"], "at least 1"),
+        (None, ["odd/8"], "unknown task id 'odd/8'"),
+        (None, [], "names no task"),
+    ],
+)
+def test_a_choice_of_no_task_is_refused(limit, ids, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        evaluate(ID, Scripted(), tmp_path / "out", limit=limit, task_ids=ids)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_tasks_that_are_listed_twice_are_played_once(limit, tmp_path):
+    class Repeating(ToyEnv):
+        def list_tasks(self):
+            return ["odd/7", "even/8", "odd/7"]
+
+    envs.gym.register("Test/Repeating-v0", entry_point=Repeating, disable_env_checker=True)
+    console = Console(record=True, width=500, file=open("/dev/null", "w"))
+    summary = evaluate("Test/Repeating-v0", Scripted(), tmp_path, limit=limit, console=console)
+    assert summary["episodes"] == len(files.read(tmp_path / "results.jsonl")) == 2
+    assert summary["complete"] is True
+    assert "repeats 1 of its task ids" in console.export_text()
+    del envs.gym.registry["Test/Repeating-v0"]
+
+
+def test_no_more_environments_are_open_than_workers(tmp_path):
+    """A server may have places for these only."""
+    before, most = ToyEnv.made - ToyEnv.closed, []
+
+    class Watching(Scripted):
+        def act(self, turns):
+            most.append(ToyEnv.made - ToyEnv.closed - before)
+            return super().act(turns)
+
+    evaluate(ID, Watching(), tmp_path, limit=8, workers=2)
+    assert max(most) == 2
+    assert ToyEnv.made - ToyEnv.closed == before
 
 
 def test_too_many_failures_in_a_row_end_the_run(tmp_path):
@@ -393,7 +436,6 @@ def test_a_whole_run_from_the_command_line(tmp_path):
     ("arguments", "message"),
     [
         (["--env", "a", "--agent", "b", "--outt", "c"], "Did you mean out?"),
-        (["--env", "a", "--agent", "b"], "required: --out"),
         (["--env", "a", "--agent", "b", "--out", "c", "--split", "x"], "train or dev or test"),
         (["--env", "a", "--agent", "b", "--out", "c", "--limit", "many"], "it takes int or null"),
     ],
@@ -403,6 +445,35 @@ def test_wrong_options_exit_with_2(arguments, message, capsys):
         main(arguments)
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_out_the_results_are_named_after_what_is_played(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--env", ID, "--agent", "expert", "--split", "dev", "--limit", "2"]) == 0
+    out = Path("runs", "expert", "Toy-dev")
+    assert len(results(out)) == 2
+    assert str(out) in capsys.readouterr().err
+    assert folder(Config(env="stepagent/ScienceWorld-v0", agent="openai:m")) == Path(
+        "runs", "openai-m", "ScienceWorld-test"
+    )
+    assert folder(Config(suite="quick")) == Path("runs", "quick")
+    assert folder(Config(suite="my/own.yaml")) == Path("runs", "own")
+    assert folder(Config(env=ID, agent="expert", out=tmp_path)) == tmp_path
+
+
+def test_without_an_agent_it_says_which_there_are(tmp_path, capsys):
+    assert main(["--env", ID, "--out", str(tmp_path / "out")]) == 2
+    assert "--env needs --agent: expert, random" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_environment_that_breaks_as_a_whole_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    def broken(self):
+        raise RuntimeError("the simulator [did] not start")
+
+    monkeypatch.setattr(ToyEnv, "list_tasks", broken)
+    assert main(["--env", ID, "--agent", "expert", "--out", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    assert shown == "error: the simulator [did] not start\n"
 
 
 def test_help_explains_every_option(capsys):
