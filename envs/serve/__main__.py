@@ -43,6 +43,9 @@ class Config:
     """Address to listen on. Beyond this machine only with a token."""
     port: int = 8000
     """Port to listen on; 0 takes a free one (the log's first line names it)."""
+    published: str = ""
+    """Address that the port is published on, where that is another than host, as a container's is:
+    then this one decides whether a token is needed."""
     allow_unauthenticated: bool = False
     """Listen beyond this machine without a token: whoever reaches the port may use the server."""
     env_args: dict[str, Any] = field(default_factory=dict)
@@ -85,16 +88,18 @@ def _loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
 
 
 def problem(config: Config, token: str | None) -> str:
     """What is wrong with the options; "" where nothing is."""
-    if not _loopback(config.host) and not token and not config.allow_unauthenticated:
+    option = "published" if config.published else "host"
+    reached = getattr(config, option)
+    if not _loopback(reached) and not token and not config.allow_unauthenticated:
         return (
-            f"--host {config.host} can be reached from other machines: set {TOKEN_VARIABLE} to a "
+            f"--{option} {reached} can be reached from other machines: set {TOKEN_VARIABLE} to a "
             "secret that clients have too, or give --allow-unauthenticated if whoever reaches this "
             "port may use it"
         )

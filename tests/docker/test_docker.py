@@ -38,6 +38,7 @@ def instructions(name):
 
 
 ENTRYPOINT = yaml.safe_load(instructions("ENTRYPOINT")[0])
+BIND = "${STEPAGENT_BIND:-127.0.0.1}"
 HEALTH = yaml.safe_load(re.search(r"CMD (\[.*\])", DOCKERFILE).group(1))
 
 
@@ -54,7 +55,9 @@ def test_every_environment_has_a_service():
 @pytest.mark.parametrize("name", SERVICES)
 def test_services_are_limited_local_and_restart(name):
     service = SERVICES[name]
-    assert all(port.startswith("${STEPAGENT_BIND:-127.0.0.1}:") for port in service["ports"])
+    assert all(port.startswith(f"{BIND}:") for port in service["ports"])
+    assert service["entrypoint"] == [*ENTRYPOINT, "--published", BIND]
+    assert "--allow-unauthenticated" not in service["command"]
     assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -117,11 +120,16 @@ def free_port():
         return str(sock.getsockname()[1])
 
 
+def command_of(name, python, port, bind="127.0.0.1"):
+    """A service's command, as Compose makes it of the file."""
+    words = [*SERVICES[name]["entrypoint"], *SERVICES[name]["command"]]
+    return [{"python": python, "8000": port, BIND: bind}.get(word, word) for word in words]
+
+
 def served_well(name, python, folder, tmp_path):
     """Runs a service's command and the health check; plays a step through it."""
     port = free_port()
-    words = [*ENTRYPOINT, *SERVICES[name]["command"]]
-    command = [python if w == "python" else port if w == "8000" else w for w in words]
+    command = command_of(name, python, port)
     check = [python if w == "python" else w.replace("8000", port) for w in HEALTH]
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("STEPAGENT", "PYTHON"))}
     environ |= {"STEPAGENT_TOKEN": "", "STEPAGENT_CACHE": str(tmp_path), "MALLOC_ARENA_MAX": "2"}
@@ -151,6 +159,18 @@ def served_well(name, python, folder, tmp_path):
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_services_command_serves_its_environments(name, tmp_path):
     served_well(name, sys.executable, ROOT, tmp_path)
+
+
+def test_a_service_published_elsewhere_refuses_to_start_without_a_token():
+    command = command_of("alfworld", sys.executable, free_port(), bind="0.0.0.0")
+    environ = {**os.environ, "STEPAGENT_TOKEN": ""}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 2
+    assert (
+        "--published 0.0.0.0 can be reached from other machines: set STEPAGENT_TOKEN" in done.stderr
+    )
 
 
 @pytest.mark.slow
