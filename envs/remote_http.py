@@ -26,6 +26,8 @@ _CONNECT = 5.0
 """Seconds to wait for a connection."""
 _SLACK = 15.0
 """Seconds beyond the server's own limits after which an answer is given up."""
+_GOODBYE = 5.0
+"""Seconds to wait for the answer to a session's end, which waits for no environment."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two tries: doubled from the first to the longest."""
 
@@ -35,7 +37,7 @@ class RemoteError(ConnectionError):
 
 
 class ServerGone(RemoteError):
-    """The server cannot be reached, or is shutting down."""
+    """The server, or the one behind a gateway, cannot be reached, or is shutting down."""
 
 
 class ServerFull(RemoteError):
@@ -75,8 +77,8 @@ _KINDS: dict[str, type[RemoteError]] = {
     "timeout": StepTimeout,
 }
 """Code of a server's refusal → what it is raised as."""
-_AGAIN = ("closing", "full")
-"""Codes of refusals that may be gone in a moment."""
+_GATEWAY = (502, 503, 504)
+"""Statuses by which a gateway says that it got no answer from the server behind it."""
 _BUILTIN = ("ValueError", "TypeError", "KeyError", "RuntimeError", "NotImplementedError", "OSError")
 
 
@@ -144,7 +146,8 @@ class Server:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _once(self, method: str, path: str, body: bytes | None) -> Any:
-        timeout = urllib3.Timeout(connect=_CONNECT, read=self.answer_within)
+        within = _GOODBYE if method == "DELETE" else self.answer_within
+        timeout = urllib3.Timeout(connect=_CONNECT, read=within)
         try:
             answer = self._pool.urlopen(
                 method,
@@ -163,11 +166,19 @@ class Server:
         try:
             content = json.loads(answer.data)
             refused = content["error"] if answer.status >= 400 else None
+            ours = refused is None or isinstance(refused["code"], str)
         except (ValueError, KeyError, TypeError):
+            ours = False
+        if not ours and answer.status in _GATEWAY:
+            raise ServerGone(
+                f"{self.url} answered {method} {path} with status {answer.status} and "
+                f"{answer.data[:80]!r}, as a gateway does. Is the server behind it running?"
+            )
+        if not ours:
             raise WrongVersion(
                 f"{self.url} is no StepAgent server that speaks protocol {PROTOCOL}: it answered "
                 f"{method} {path} with status {answer.status} and {answer.data[:80]!r}"
-            ) from None
+            )
         if refused is None:
             return content
         return raise_refusal(refused, self.url)
