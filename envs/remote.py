@@ -71,7 +71,7 @@ class RemoteEnv(TextEnv):
 
     Raises what the environment's constructor raises, and a `RemoteError`: `ServerGone`,
     `ServerFull`, `WrongVersion`, `WrongToken`; from `reset` and `step` also `SessionLost` and
-    `StepTimeout`, after which the next `reset` opens a new session.
+    `StepTimeout`. After any of these, and after Ctrl-C, the next `reset` opens a new session.
     """
 
     prompt_file: ClassVar[Path] = Path()  # the prompt comes from the server
@@ -231,6 +231,8 @@ class RemoteEnv(TextEnv):
         self._answers.append(answer)
         if "error" not in answer or answer["error"].get("code") == "environment":
             self._number += 1  # it was carried out
+        else:
+            self.close()
 
     def forget(self) -> None:
         """Drops answers that no `reset` or `step` came for."""
@@ -239,19 +241,18 @@ class RemoteEnv(TextEnv):
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             answer: dict[str, Any] = self._call("POST", f"/{request['call']}", request)
-        except RemoteError:  # not carried out, or nobody knows: the session is gone then
-            raise
-        except Exception:  # the environment's own
             self._number = request["number"]
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, RemoteError):
+                self._number = request["number"]  # the environment's own: it was carried out
+            else:  # was it? nobody knows
+                self.close()
             raise
-        self._number = request["number"]
         return answer
 
     def _expected(self) -> dict[str, Any]:
         answer = self._answers.pop()
         if "error" in answer:
-            if answer["error"].get("code") in ("expired", "unknown_session", "timeout"):
-                self.session = ""
             raise_refusal(answer["error"], self.server.url)
         return answer
 

@@ -15,10 +15,12 @@ from typing import Any, cast
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from envs.remote import RemoteEnv
-from envs.remote_http import Server, servers
+from envs.remote_http import Server, ServerGone, servers
 
 BATCH = 1024
 """Calls that one request may hold."""
+_LOST = ("expired", "unknown_session")
+"""Codes of refusals that only a new session helps against."""
 
 
 class RemoteVectorEnv(SyncVectorEnv):
@@ -32,7 +34,7 @@ class RemoteVectorEnv(SyncVectorEnv):
     autoreset_mode: as in Gymnasium's vector environments.
     arguments: `token`, `patience` and the environment's own, as for `RemoteEnv`.
 
-    Raises what `RemoteEnv` raises; then `reset` begins anew.
+    Raises what `RemoteEnv` raises; then `reset` begins anew, on the servers that answer.
     """
 
     def __init__(
@@ -86,28 +88,49 @@ class RemoteVectorEnv(SyncVectorEnv):
             env.asked_to_reset(None) if by_itself and ended else env.asked_to_step(action)
             for env, ended, action in zip(self._remote, self._autoreset_envs, actions, strict=True)
         ]
-        self._send(list(zip(self._remote, calls, strict=True)))
         try:
+            self._send(list(zip(self._remote, calls, strict=True)))
             return super().step(actions)
         finally:
             for env in self._remote:
                 env.forget()
 
     def _send(self, calls: list[tuple[RemoteEnv, dict[str, Any]]], again: bool = False) -> None:
-        """Sends calls, and hands their answers to the environments.
+        """Sends calls, and hands every answer that comes to its environment.
 
-        With `again`, an environment whose session is lost is left to ask for itself.
+        An environment that gets none loses its session. With `again` it is left to ask for itself,
+        in a new one; otherwise what went wrong is raised once all servers have been heard.
         """
         by_server: dict[Server, list[tuple[RemoteEnv, dict[str, Any]]]] = {}
         for env, call in calls:
             by_server.setdefault(env.server, []).append((env, call))
         work = [(s, part) for s, theirs in by_server.items() for part in _parts(s, theirs)]
-        done = self._senders.map(lambda w: _batch(*w), work)
-        for (_, part), answers in zip(work, done, strict=True):
-            for (env, _), answer in zip(part, answers, strict=True):
-                lost = answer.get("error", {}).get("code") in ("expired", "unknown_session")
-                if not (again and lost):
-                    env.expect(answer)
+        sent = [(part, self._senders.submit(_batch, server, part)) for server, part in work]
+        unheard = {env for env, _ in calls}
+        failed: Exception | None = None
+        try:
+            for part, sending in sent:
+                try:
+                    answers = sending.result()
+                except Exception as error:
+                    failed = failed or error
+                    if isinstance(error, ServerGone):  # nobody there to close them
+                        for env, _ in part:
+                            env.session = ""
+                    continue
+                for (env, _), answer in zip(part, answers, strict=True):
+                    unheard.discard(env)
+                    if again and answer.get("error", {}).get("code") in _LOST:
+                        env.session = ""
+                    else:
+                        env.expect(answer)
+        finally:  # after Ctrl-C, too: whether these calls were carried out nobody knows
+            for _, sending in sent:
+                sending.cancel()
+            for env in unheard:
+                env.close()
+        if failed and not again:
+            raise failed
 
     def close_extras(self, **kwargs: Any) -> None:
         super().close_extras(**kwargs)

@@ -1,5 +1,6 @@
 """What breaks while environments are served, and what comes of it."""
 
+import itertools
 import json
 import signal
 import subprocess
@@ -10,14 +11,19 @@ import time
 import gymnasium as gym
 import psutil
 import pytest
+import urllib3
 
 import envs
+from envs import remote_vector
 from envs.remote import (
     EnvironmentFailed,
+    RemoteError,
+    Server,
     ServerFull,
     ServerGone,
     SessionLost,
     StepTimeout,
+    WrongVersion,
 )
 from envs.remote_vector import RemoteVectorEnv
 from envs.serve import __main__ as command
@@ -25,6 +31,7 @@ from tests.envs.serve import faulty
 from tests.envs.serve.faulty import ID as FAULTY
 from tests.envs.serve.faulty import FaultyEnv
 from tests.envs.serve.servers import ROOT, Command, Cutter, Running, wait_until
+from tests.servers import Scripted, running
 
 SCIENCEWORLD = "stepagent/ScienceWorld-v0"
 
@@ -90,6 +97,44 @@ def test_a_connection_cut_during_a_step_applies_it_once(server):
     for one in (env, another, vector):
         one.close()
     proxy.close()
+
+
+class Gateway(Scripted):
+    """Hands requests on to a server; then answers by itself, as long as it has a script."""
+
+    def __init__(self, url):
+        super().__init__()
+        self.url = url
+
+    def read(self, path, body):
+        return urllib3.request("POST", self.url + path, body=body, retries=False).data
+
+    def answer(self, asked):
+        return asked
+
+
+GATEWAYS_OWN = ("<html>502 Bad Gateway</html>", "", "[]", '{"error": "down"}', '{"message": "no"}')
+
+
+def test_a_gateways_answer_is_no_server_and_asked_again(server, monkeypatch):
+    gateway = Gateway(server.url)
+    with running(gateway, monkeypatch):
+        env = gym.make(FAULTY, url=gateway.address, patience=20).unwrapped
+        env.reset(seed=0)
+        before = FaultyEnv.stepped
+        for status, body in itertools.product((502, 503, 504), GATEWAYS_OWN):
+            gateway.plan(status, body)  # each in place of an answer that was there
+            env.step("a")
+        assert FaultyEnv.stepped == before + 15
+        assert len(gateway.seen) == 2 + 2 * 15
+        env.patience = 0
+        gateway.plan(503, "<html>")
+        with pytest.raises(ServerGone, match="status 503 and b'<html>', as a gateway does"):
+            env.step("a")
+        for status in (200, 404, 500):
+            gateway.plan(status, "<html>")
+            with pytest.raises(WrongVersion, match=f"no StepAgent server .* status {status}"):
+                envs.make(FAULTY, url=gateway.address)
 
 
 def test_a_slow_environment_holds_up_nobody_else(server):
@@ -167,8 +212,6 @@ def test_a_flood_of_sessions_finds_the_limit():
 
 
 def test_the_refusal_of_a_flood_says_when_to_come_again():
-    import urllib3
-
     with Running(FAULTY, max_sessions=1) as server:
         server.ask("POST", "/v1/sessions", {"env": FAULTY})
         body = json.dumps({"env": FAULTY})
@@ -204,6 +247,96 @@ def test_an_error_in_a_batch_reaches_its_environment(server):
         vector.step(("a", "a", "a"))
     vector.reset(seed=0)
     assert tuple(vector.step(("a", "a", "a"))[0]) == ("step 1",) * 3
+    vector.close()
+
+
+@pytest.mark.parametrize("begins_anew_by", ["step", "reset"])
+def test_a_vector_goes_on_without_the_server_that_ended(server, begins_anew_by):
+    with Running(FAULTY) as other:
+        both = [server.url, other.url]
+        vector = RemoteVectorEnv(FAULTY, 4, url=both, patience=0.3)
+        texts = tuple(vector.reset(seed=0)[0])
+        vector.step(("a",) * 4)
+    if begins_anew_by == "step":
+        before = FaultyEnv.stepped
+        for error in (ServerGone, gym.error.ResetNeeded):  # no half of a step is taken
+            with pytest.raises(error):
+                vector.step(("b",) * 4)
+        assert FaultyEnv.stepped == before + 2
+    assert tuple(vector.reset(seed=0)[0]) == texts
+    assert {env.server.url for env in vector.envs} == {server.url}
+    assert tuple(vector.step(("a",) * 4)[0]) == ("step 1",) * 4
+    assert server.sessions.count == 4
+    vector.close()
+    assert server.sessions.count == 0
+
+
+def interrupt_once(monkeypatch, path, error):
+    """Raises `error` in the client, once, when the answer to a call of `path` is there."""
+    once = Server._once
+
+    def interrupted(self, method, where, body):
+        answer = once(self, method, where, body)
+        if where.endswith(path):
+            monkeypatch.undo()
+            raise error
+        return answer
+
+    monkeypatch.setattr(Server, "_once", interrupted)
+
+
+@pytest.mark.parametrize("path", ["/step", "/reset"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RemoteError("internal")])
+def test_an_interrupted_call_costs_its_episode_only(server, monkeypatch, path, error):
+    env = gym.make(FAULTY, url=server.url).unwrapped
+    env.reset(seed=0)
+    env.step("a")
+    interrupt_once(monkeypatch, path, error)
+    with pytest.raises(type(error)):
+        env.reset() if path == "/reset" else env.step("b")
+    assert server.sessions.count == 0  # the session in doubt is closed
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step("b")
+    env.reset(seed=0)
+    assert env.step("a")[0] == "step 1"
+    env.close()
+
+
+def test_calls_out_of_order_open_a_new_session(server):
+    vector = RemoteVectorEnv(FAULTY, 2, url=server.url)
+    for env in vector.envs:
+        env.reset(seed=0)
+        env._number = 7
+        with pytest.raises(RemoteError, match="out of order"):
+            env.step("a")
+    vector.reset(seed=0)
+    vector.envs[1]._number = 7
+    with pytest.raises(RemoteError, match="out of order"):
+        vector.step(("a", "a"))
+    vector.reset(seed=0)
+    assert tuple(vector.step(("a", "a"))[0]) == ("step 1",) * 2
+    assert server.sessions.count == 2
+    vector.close()
+
+
+def test_an_interrupted_vector_begins_anew(server, monkeypatch):
+    vector = RemoteVectorEnv(FAULTY, 3, url=server.url)
+    vector.reset(seed=0)
+
+    batch = remote_vector._batch
+
+    def interrupted(*sent):
+        batch(*sent)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(remote_vector, "_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            vector.step(("a", "a", "a"))
+    assert server.sessions.count == 0
+    vector.reset(seed=0)
+    assert tuple(vector.step(("a", "a", "a"))[0]) == ("step 1",) * 3
+    assert server.sessions.count == 3
     vector.close()
 
 
@@ -302,9 +435,14 @@ def test_listening_elsewhere_needs_a_token_or_a_word():
     config = command.Config(env=[FAULTY], host="0.0.0.0")
     assert command.problem(config, None)
     assert not command.problem(config, "secret")
+    config.published = "127.0.0.1"
+    assert not command.problem(config, None)
+    config.published = "192.0.2.1"
+    assert "--published 192.0.2.1 can be reached" in command.problem(config, None)
+    assert command.problem(command.Config(env=[FAULTY], published="0.0.0.0"), None)
     config.allow_unauthenticated = True
     assert not command.problem(config, None)
-    for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
+    for host in ("127.0.0.1", "::1", "[::1]", "localhost", "127.8.8.8"):
         assert not command.problem(command.Config(env=[FAULTY], host=host), None)
 
 
