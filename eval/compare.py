@@ -4,7 +4,8 @@ Means with 95 % intervals, paired differences on the same tasks with their signi
 task type, and the rows of the paper's table 2 for the environment, marked as the paper's. What a
 failed episode counts is said in `eval.summary` (0), how a difference is tested in `eval.paired`.
 Runs of another environment, split, prompt, data or version are refused, naming what differs, unless
---force says that this is meant. Ends with exit code 0, 1 where runs were refused or could not be
+--force says that this is meant; those of suites (`eval.run --suite`) are compared entry by entry,
+with the tables of each. Ends with exit code 0, 1 where runs were refused or could not be
 read, 2 for wrong options.
 """
 
@@ -14,7 +15,7 @@ import csv
 import io
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +36,9 @@ class Config:
     """Compares runs: means with intervals, paired differences, by task type, the paper's rows."""
 
     runs: list[str]
-    """Results files, folders of eval.run, or folders of training.run (all evaluations of it). They
-    stand first, without a name: RUN RUN …"""
+    """Results files, folders of eval.run, or folders of training.run (all evaluations of it); or
+    folders of whole suites, whose environments are compared one by one. They stand first, without a
+    name: RUN RUN …"""
     format: Format | None = None
     """How to write it. null: as the ending of --out says (.md, .csv, .tex), else for the
     terminal."""
@@ -64,8 +66,16 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def as_tables(c: Comparison) -> list[Table]:
+def as_tables(*compared: Comparison) -> list[Table]:
     """The tables that a reader gets, in percent."""
+    return [
+        replace(table, title=f"{c.entry}: {table.title}") if c.entry else table
+        for c in compared
+        for table in _tables(c)
+    ]
+
+
+def _tables(c: Comparison) -> list[Table]:
     where = f"{c.env}, split {c.split}"
     head = ["run", "tasks", "score [95 %]", "success [95 %]", "valid", "cut off", "steps"]
     main = Table(f"{where}: mean score in percent", head)
@@ -148,36 +158,47 @@ def _types(c: Comparison) -> Table:
     return table
 
 
-def legend(c: Comparison) -> list[str]:
+def legend(*compared: Comparison) -> list[str]:
     """What the tables mean, and what is to be known about these runs."""
     told = [
         "Intervals: 95 %, bootstrap over tasks (score, differences), Wilson's (success). A failed "
         "episode counts as 0."
     ]
-    if c.differences or c.type_differences:
+    if any(c.differences or c.type_differences for c in compared):
         told.append(
             "p: two-sided sign-flip permutation test on the tasks both have. p (Holm): corrected "
             "for all comparisons of its table; * where it is below 0.05."
         )
-    if c.references:
+    if any(c.references for c in compared):
         told.append(
             "Paper: the figures that the paper reports in its table 2, on the benchmark's whole "
             "official test set. They were not measured here and have no interval."
         )
-    return [*told, *c.notes]
+    notes = [f"{c.entry}: {note}" if c.entry else note for c in compared for note in c.notes]
+    return [*told, *notes]
 
 
 COLUMNS = (
     *("table", "source", "task_type", "run", "compared_with", "tasks", "failed"),
     *("score", "score_low", "score_high", "success", "success_low", "success_high"),
     *("valid", "cut_off", "steps", "difference", "difference_low", "difference_high"),
-    *("better", "worse", "p", "p_holm"),
+    *("better", "worse", "p", "p_holm", "env"),
 )
-"""Of the CSV: scores, rates and differences in percent; empty where a figure does not apply."""
+"""Of the CSV: scores, rates and differences in percent; empty where a figure does not apply. `env`
+is the environment, of a suite the name of its entry."""
 
 
-def as_csv(c: Comparison) -> str:
+def as_csv(*compared: Comparison) -> str:
     """One tidy table of all figures: runs, the paper's rows, differences, task types."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for line in (line for c in compared for line in _csv_lines(c)):
+        writer.writerow({k: tables.plain(v) if isinstance(v, str) else v for k, v in line.items()})
+    return file.getvalue()
+
+
+def _csv_lines(c: Comparison) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = [_csv_run("runs", row) for row in c.rows]
     lines += [
         {"table": "runs", "source": "paper", "run": name, "score": value}
@@ -186,12 +207,7 @@ def as_csv(c: Comparison) -> str:
     lines += [_csv_difference("differences", d) for d in c.differences]
     lines += [_csv_run("task types", row) for row in c.type_rows]
     lines += [_csv_difference("task type differences", d) for d in c.type_differences]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow({k: tables.plain(v) if isinstance(v, str) else v for k, v in line.items()})
-    return file.getvalue()
+    return [{**line, "env": c.entry or c.env} for line in lines]
 
 
 def _csv_run(table: str, row: Row) -> dict[str, Any]:
@@ -233,12 +249,39 @@ def _csv_difference(table: str, d: Difference) -> dict[str, Any]:
     return line
 
 
-RENDERERS: dict[str, Callable[[Comparison], str]] = {
-    "terminal": lambda c: tables.terminal(as_tables(c), legend(c)),
-    "markdown": lambda c: tables.markdown(as_tables(c), legend(c)),
-    "latex": lambda c: tables.latex(as_tables(c), legend(c)),
+RENDERERS: dict[str, Callable[..., str]] = {
+    "terminal": lambda *c: tables.terminal(as_tables(*c), legend(*c)),
+    "markdown": lambda *c: tables.markdown(as_tables(*c), legend(*c)),
+    "latex": lambda *c: tables.latex(as_tables(*c), legend(*c)),
     "csv": as_csv,
 }
+"""Format → the text of one or several `Comparison`s."""
+
+
+def _compared(config: Config, notes: list[str]) -> list[Comparison]:
+    """One comparison of all runs; where the paths are suites, one for each of their entries."""
+    found = runs.read(config.runs, notes)
+    if not found:
+        raise ResultsError(f"no evaluation stands in {', '.join(config.runs)} yet")
+    options: dict[str, Any] = {"force": config.force, "paper_rows": config.paper}
+    if not all(runs.is_suite(Path(path)) for path in config.runs):
+        return [compare(found, against=config.against, **options)]
+    several = []
+    for entry, group in runs.by_entry(found).items():
+        names = [run.name for run in group]
+        if config.against is not None and config.against not in names:
+            notes.append(
+                f"{entry}: no run is called {config.against!r} ({', '.join(names)}); left out"
+            )
+            continue
+        try:
+            c = compare(group, against=config.against, **options)
+        except ResultsError as error:
+            raise ResultsError(f"{entry}: {error}") from None
+        several.append(replace(c, entry=entry))
+    if not several:
+        raise ValueError(f"no run is called {config.against!r} in {', '.join(config.runs)}")
+    return several
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -247,15 +290,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     notes: list[str] = []
     kind = config.format or SUFFIXES.get(config.out.suffix if config.out else "", "terminal")
     try:
-        found = runs.read(config.runs, notes)
-        if not found:
-            raise ResultsError(f"no evaluation stands in {', '.join(config.runs)} yet")
-        compared = compare(
-            found, against=config.against, force=config.force, paper_rows=config.paper
-        )
+        compared = _compared(config, notes)
         if config.out:
             config.out.parent.mkdir(parents=True, exist_ok=True)
-            config.out.write_text(RENDERERS[kind](compared), encoding="utf-8")
+            config.out.write_text(RENDERERS[kind](*compared), encoding="utf-8")
     except (ResultsError, OSError) as error:
         tables.tell(errors, f"error: {error}")
         return 1
@@ -266,9 +304,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for note in notes:
             tables.tell(errors, f"note: {note}")
     if not config.out and kind == "terminal":
-        tables.terminal(as_tables(compared), legend(compared), Console())
+        tables.terminal(as_tables(*compared), legend(*compared), Console())
     elif not config.out:
-        sys.stdout.write(RENDERERS[kind](compared))
+        sys.stdout.write(RENDERERS[kind](*compared))
     return 0
 
 

@@ -54,6 +54,8 @@ class Comparison:
     references: list[tuple[str, float]]
     """The paper's rows: name and score in percent"""
     notes: list[str]
+    entry: str = ""
+    """The suite's entry whose runs these are, where they are a suite's"""
 
 
 def compare(

@@ -187,9 +187,10 @@ def _line(text: str) -> str:
 
 
 def results_files(path: Path) -> list[Path]:
-    """The results files of a run, or of all runs below a folder (a suite's)."""
+    """The results files of a run, or of all runs below a folder, however deep (`training.run`'s
+    folder holds the expert's episodes, too)."""
     below = sorted(path.glob("**/results.jsonl")) if path.is_dir() else []
-    return below or runs.results_files(path)
+    return [file for file in below if file.stat().st_size] or runs.results_files(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

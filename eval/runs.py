@@ -1,9 +1,10 @@
 """Runs as `eval.view` and `eval.compare` read them: from results files and run folders.
 
-A path may be a results file, a folder of `eval.run`, or a folder of `training.run`, which holds the
-evaluation of each of its stages. What is wrong with a file does not cost its good lines: lines that
-cannot be read are left out, of an episode that stands there several times one counts, and a file
-that mixes the results of several runs is read as several. Each of these is told in a note.
+A path may be a results file, a folder of `eval.run`, a folder of `training.run`, which holds the
+evaluation of each of its stages, or a folder of such folders: a whole suite, or one agent's part of
+it. What is wrong with a file does not cost its good lines: lines that cannot be read are left out,
+of an episode that stands there several times one counts, and a file that mixes the results of
+several runs is read as several. Each of these is told in a note.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def read(paths: Sequence[str | Path], notes: list[str]) -> list[Run]:
                 continue
             seen.add(file.resolve())
             found += _read_file(file, notes)
-    return _named(found)
+    return named(found)
 
 
 def results_files(path: Path) -> list[Path]:
@@ -78,12 +79,32 @@ def results_files(path: Path) -> list[Path]:
     stages = sorted(path.glob("eval/*/results.jsonl"), key=_stage)
     if stages or (path / "metrics.jsonl").is_file():
         return stages
+    below = sorted([*path.glob("*/results.jsonl"), *path.glob("*/*/results.jsonl")])
+    if played := [file for file in below if file.stat().st_size]:  # the last may be just begun
+        return played
     what = "is a folder without results" if path.is_dir() else "does not exist"
     raise ResultsError(
         f"{path} {what}: name a results file, a folder that eval.run wrote (it holds "
-        "results.jsonl), or one of training.run (it holds metrics.jsonl or eval/STAGE/"
-        "results.jsonl)"
+        "results.jsonl, that of a suite AGENT/ENVIRONMENT/results.jsonl), or one of training.run "
+        "(it holds metrics.jsonl or eval/STAGE/results.jsonl)"
     )
+
+
+def is_suite(path: Path) -> bool:
+    """Whether `eval.run --suite` wrote the folder."""
+    try:
+        told = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and "suite" in told
+
+
+def by_entry(found: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of suites by entry (an environment with its settings), named within each."""
+    groups: dict[str, list[Run]] = {}
+    for run in found:
+        groups.setdefault(run.path.parent.name, []).append(run)
+    return {entry: named(group) for entry, group in groups.items()}
 
 
 def _stage(file: Path) -> tuple[int, int, str]:
@@ -148,13 +169,13 @@ def _once(group: list[Trajectory], file: Path, notes: list[str]) -> tuple[Trajec
     return tuple(kept[key] for key in sorted(kept))
 
 
-def _named(runs: list[Run]) -> list[Run]:
-    """Gives every run a name of its own: the agent, else with its folder, else with a number."""
+def named(runs: Sequence[Run]) -> list[Run]:
+    """The runs, each with a name of its own: the agent, else with its folder, else a number."""
     names = [run.agent for run in runs]
     folders = _short([run.path for run in runs])
     shared = {name for name, count in Counter(names).items() if count > 1}
     names = [
-        (folder if folder.endswith(f"/{name}") else f"{name} ({folder})")
+        (folder if name in folder.split("/")[-2:] else f"{name} ({folder})")
         if name in shared
         else name
         for name, folder in zip(names, folders, strict=True)

@@ -21,8 +21,8 @@ class Config:
     """Writes one self-contained HTML file that shows runs and all their episodes."""
 
     runs: list[str]
-    """Results files, folders of eval.run, or folders of training.run (its learning curves and all
-    evaluations). They stand first, without a name: RUN RUN …"""
+    """Results files, folders of eval.run (one run, or a whole suite), or folders of training.run
+    (its learning curves and all evaluations). They stand first, without a name: RUN RUN …"""
     out: Path = Path("report.html")
     """The file to write."""
     expert: str | None = None

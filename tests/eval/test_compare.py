@@ -155,6 +155,66 @@ def test_what_is_not_comparable_is_refused(two, tmp_path, capsys, changes, told)
     assert ("no task in common" in shown) == ("env" in changes)
 
 
+# Suites ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """Two agents on two environments; on the second one they differ."""
+    folder = tmp_path / "suite"
+    for agent, score in (("expert", 1.0), ("random", 0.0)):
+        for entry, env in (("First", "WebShop"), ("Second", "ALFWorld")):
+            rewards = dict.fromkeys(TASKS, score if entry == "Second" else 0.5)
+            run(folder / agent / entry, rewards, agent, env=f"stepagent/{env}-v0")
+    (folder / "summary.json").write_text('{"suite": "mine"}')
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["terminal", "markdown", "csv", "latex"])
+def test_a_suite_is_compared_entry_by_entry(whole, capsys, kind):
+    assert compare.main([str(whole), "--format", kind]) == 0
+    shown = capsys.readouterr().out
+    for words in ("First", "Second", "67.6", "expert", "random"):
+        assert words in shown
+    assert "expert/First" not in shown
+    if kind != "csv":
+        assert "no task in common" not in shown
+        assert shown.count("Intervals: 95 %") == 1
+    else:
+        rows = list(csv.DictReader(io.StringIO(shown)))
+        told = [(r["env"], r["difference"]) for r in rows if r["table"] == "differences"]
+        assert told == [("First", "0.0"), ("Second", "-100.0")]
+        assert shown.count("table,source") == 1
+
+
+def test_suites_side_by_side_and_against(whole, tmp_path, capsys):
+    other = tmp_path / "other"
+    run(other / "new" / "First", dict.fromkeys(TASKS, 0.7), "new")
+    (other / "summary.json").write_text('{"suite": "mine"}')
+    options = ["--format", "csv", "--against"]
+    assert compare.main([str(whole), str(other), *options, "new"]) == 0
+    shown = capsys.readouterr()
+    rows = [r for r in csv.DictReader(io.StringIO(shown.out)) if r["table"] == "differences"]
+    assert [(r["run"], r["compared_with"]) for r in rows] == [("expert", "new"), ("random", "new")]
+    assert "Second: no run is called 'new' (expert, random); left out" in shown.err
+    assert compare.main([str(whole), *options, "nobody"]) == 2
+    assert "no run is called 'nobody'" in capsys.readouterr().err
+
+
+def test_what_is_no_suite_or_not_comparable_within_one_is_refused(whole, tmp_path, capsys):
+    assert compare.main([str(whole / "expert")]) == 1
+    assert "they differ in environment" in " ".join(capsys.readouterr().err.split())
+    other = run(tmp_path / "one", dict.fromkeys(TASKS, 0.5), "other")
+    assert compare.main([str(whole), other]) == 1
+    later = {**FINGERPRINT, "stepagent": "2"}
+    run(whole / "third" / "First", dict.fromkeys(TASKS, 0.5), "third", fingerprint=later)
+    capsys.readouterr()
+    assert compare.main([str(whole)]) == 1
+    assert "error: First: these runs cannot be compared" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 def test_bad_lines_are_told_and_the_rest_compared(two, tmp_path, capsys):
     with open(f"{two[0]}/results.jsonl", "a") as file:
         file.write(episode("boil/0", 1.0, "base").to_json() + "\n")

@@ -32,6 +32,42 @@ def test_a_training_run_gives_its_stages_in_order(tmp_path):
     assert [r.name for r in found][1::4] == ["seed1/sft", "seed2/sft"]
 
 
+def suite(folder, agents=("expert", "random"), entries=("A", "B")):
+    for agent in agents:
+        for entry in entries:
+            env = f"stepagent/{entry}-v0"
+            run(folder / agent / entry, {"x/1": 1.0, "x/2": 0.0}, agent, env=env)
+    (folder / "summary.json").write_text('{"suite": "toys"}')
+    return folder
+
+
+def test_a_suite_gives_all_its_runs(tmp_path):
+    folder = suite(tmp_path / "s")
+    found, notes = read(folder)
+    names = [f"{agent}/{entry}" for agent in ("expert", "random") for entry in ("A", "B")]
+    assert ([r.name for r in found], notes) == (names, [])
+    assert [r.name for r in read(folder / "random")[0]] == ["random (A)", "random (B)"]
+    groups = runs.by_entry(found)
+    assert {entry: [r.name for r in group] for entry, group in groups.items()} == {
+        "A": ["expert", "random"],
+        "B": ["expert", "random"],
+    }
+    assert runs.is_suite(folder)
+    assert not runs.is_suite(folder / "random")
+    assert not runs.is_suite(folder / "nowhere")
+
+
+def test_what_a_suite_has_just_begun_is_no_run_yet(tmp_path):
+    folder = suite(tmp_path / "s")
+    begun = folder / "random" / "B" / "results.jsonl"
+    begun.write_text("")
+    assert [r.name for r in read(folder)[0]] == ["expert/A", "expert/B", "random"]
+    for file in folder.rglob("results.jsonl"):
+        file.write_text("")
+    with pytest.raises(ResultsError, match=r"folder without results.*AGENT/ENVIRONMENT"):
+        read(folder)
+
+
 def test_a_training_run_without_an_evaluation_gives_none(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     assert read(tmp_path) == ([], [])

@@ -6,7 +6,7 @@ import pytest
 
 import envs
 from envs import trajectory as files
-from eval import paper, replay, suite
+from eval import compare, paper, replay, suite
 from eval.run import main
 from eval.suite import Entry, load, with_data
 from tests.envs.wikipedia.conftest import hotpot, write_array
@@ -65,6 +65,18 @@ def test_one_table_and_a_results_file_for_each(toys, tmp_path, capsys):
         assert "Large: success rate, split test" in text
     assert replay.main([str(out)]) == 0
     assert "24 episodes replayed, 0 differ" in capsys.readouterr().out
+    assert compare.main([str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert f"Small: {ID}" in shown
+    assert f"Large: {ID}" in shown
+
+
+def test_without_agent_and_out_expert_and_random_play(toys, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--suite", str(toys), "--limit", "1"]) == 0
+    whole = json.loads((tmp_path / "runs" / "toys" / "summary.json").read_text())
+    assert list(whole["agents"]) == ["expert", "random"]
+    assert "runs/toys" in capsys.readouterr().err
 
 
 def test_again_plays_nothing_and_another_agent_adds_a_row(toys, tmp_path, monkeypatch):

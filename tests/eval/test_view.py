@@ -84,6 +84,23 @@ def test_the_index(folders, tmp_path):
         assert expert == -1 or episodes["task"][expert] == episodes["task"][i]
 
 
+def test_a_suite_is_one_page(tmp_path):
+    for agent in ("expert", "random"):
+        for env in ("WebShop", "ALFWorld"):
+            rewards = dict.fromkeys(TASKS, float(agent == "expert"))
+            where = tmp_path / "suite" / agent / env
+            run(where, rewards, agent, env=f"stepagent/{env}-v0")
+    index = unpacked(report(tmp_path, str(tmp_path / "suite")).read_text())
+    names = ["expert/ALFWorld", "expert/WebShop", "random/ALFWorld", "random/WebShop"]
+    assert [r["name"] for r in index["runs"]] == names
+    assert len(index["episodes"]["task"]) == 4 * len(TASKS)
+    for i, (of, expert) in enumerate(
+        zip(index["episodes"]["run"], index["episodes"]["expert"], strict=True)
+    ):
+        assert (of < 2) == (expert == -1)
+        assert expert == -1 or index["episodes"]["env"][expert] == index["episodes"]["env"][i]
+
+
 def test_learning_curves(folders, tmp_path, capsys):
     index = unpacked(report(tmp_path, folders[2]).read_text())
     (curve,) = index["curves"]
