@@ -140,7 +140,7 @@ def _records(path: Path, raw: bytes, problems: Problems) -> list[dict[str, Any]]
     if path.suffix != ".jsonl":
         try:
             found = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from None
         records = found if isinstance(found, list) else [found]
     else:
@@ -149,7 +149,7 @@ def _records(path: Path, raw: bytes, problems: Problems) -> list[dict[str, Any]]
             if line.strip():
                 try:
                     records.append(json.loads(line))
-                except (json.JSONDecodeError, RecursionError):
+                except (ValueError, RecursionError):
                     problems.add("line that is not JSON", f"{path}:{number}")
     for number, record in enumerate(records):
         if not isinstance(record, dict):
@@ -176,9 +176,12 @@ def read_ranks(path: Path) -> Mapping[str, Sequence[str]]:
         raise ValueError(f"ranks: {path} must hold an object of lists, by annotation and action")
     ranks = {}
     for name, order in found.items():
-        if isinstance(order, dict):
-            order = sorted(order, key=lambda node: order[node])
+        if isinstance(order, dict) and all(isinstance(n, int | float) for n in order.values()):
+            order = sorted(order, key=order.__getitem__)
         if not isinstance(order, list):
-            raise ValueError(f"ranks: {path}: {name!r} must be a list of node ids, best first")
+            raise ValueError(
+                f"ranks: {path}: {name!r} must be a list of node ids, best first, or an object of "
+                "node id → rank, a number"
+            )
         ranks[name] = [str(node) for node in order]
     return ranks

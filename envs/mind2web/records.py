@@ -16,8 +16,9 @@ from envs.mind2web.prune import ATTRIBUTES, Candidate, scattered
 
 _MAPPED = {"HOVER": "CLICK", "ENTER": "CLICK"}
 """Operations of the recording that the benchmark itself counts as clicks."""
-_CUT = re.compile(r"\s*\.\.\. \[HTML truncated[^\]]*\] \.\.\.\s*\Z")
-_RENDERED = re.compile(r'([\w-]+)="([^"]*)(?:"|\Z)')
+_CUT = ("... [HTML truncated", "] ...")
+"""How the note that a page was cut begins and ends; no other `]` is in it."""
+_RENDERED = re.compile(r'(?<![\w-])([\w-]++)="([^"]*)(?:"|\Z)')
 
 
 class Problems:
@@ -78,7 +79,7 @@ def task_from_official(record: Mapping[str, Any], html: str, problems: Problems)
     if not name or not instruction or not isinstance(actions, list) or not actions:
         problems.add("task without id, instruction or actions", name or repr(record)[:80])
         return None
-    reprs = [str(text) for text in record.get("action_reprs") or ()]
+    reprs = [str(text) for text in _list(record, "action_reprs", name, problems)]
     steps = []
     for i, action in enumerate(actions):
         if not isinstance(action, dict):
@@ -141,13 +142,25 @@ def make_step(
         problems.add("no positive candidate", uid)
     return Step(
         uid,
-        _CUT.sub("", html),
+        _without_note(html),
         op,
         " ".join(str(operation.get("value") or "").split()),
         right,
         tuple(unique[name] for name in sorted(unique, key=scattered)),
         tuple(history),
     )
+
+
+def _without_note(html: str) -> str:
+    """The page without the note at its end that it was cut, and the blanks around that."""
+    begin, end = _CUT
+    page = html.rstrip()
+    if page.endswith(end):
+        page = page[: -len(end)]
+        at = page.find(begin, page.rfind("]") + 1)
+        if at >= 0:
+            return page[:at].rstrip()
+    return html
 
 
 def parse_candidates(found: Any, uid: str, problems: Problems) -> list[Candidate]:
@@ -169,9 +182,17 @@ def _object(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return {}
     return value if isinstance(value, dict) else {}
+
+
+def _list(record: Mapping[str, Any], name: str, where: str, problems: Problems) -> list[Any]:
+    """The list in a field; [] where there is none (counted where there is something else)."""
+    found = record.get(name)
+    if found and not isinstance(found, list):
+        problems.add(f"{name} that is not a list", where)
+    return found if isinstance(found, list) else []
 
 
 def _shown(attributes: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -199,8 +220,8 @@ def _task_from_rows(name: str, rows: list[Mapping[str, Any]], problems: Problems
 
     steps = []
     for row in sorted(rows, key=place):
-        candidates = []
-        for item in row.get("candidates") or ():
+        uid, candidates = f"{name}_{row.get('action_uid', place(row))}", []
+        for item in _list(row, "candidates", uid, problems):
             item = _object(item)
             node, text = str(item.get("backend_node_id") or ""), str(item.get("rendered") or "")
             tag = re.match(r"<([\w-]+)", text)
@@ -210,13 +231,13 @@ def _task_from_rows(name: str, rows: list[Mapping[str, Any]], problems: Problems
         page = row.get("cleaned_html") or row.get("cleaned_html_truncated") or ""
         steps.append(
             make_step(
-                f"{name}_{row.get('action_uid', place(row))}",
+                uid,
                 page if isinstance(page, str) else "",
                 row.get("operation"),
-                [str(node) for node in row.get("pos_backend_node_ids") or ()],
+                [str(node) for node in _list(row, "pos_backend_node_ids", uid, problems)],
                 candidates,
                 problems,
-                [str(text) for text in row.get("previous_actions") or ()],
+                [str(text) for text in _list(row, "previous_actions", uid, problems)],
             )
         )
     first = rows[0]

@@ -1,6 +1,9 @@
 import io
 import json
+import random
+import re
 import shutil
+import time
 import zipfile
 import zlib
 
@@ -8,8 +11,9 @@ import pytest
 
 import envs
 from envs.mind2web import official as module
+from envs.mind2web import records
 from envs.mind2web.data import PlainFile, open_source, read_ranks, split_by_website
-from envs.mind2web.records import Problems
+from envs.mind2web.records import Problems, make_step, tasks_from_rows
 
 from .conftest import make_step_record, record
 
@@ -225,6 +229,55 @@ def test_a_file_without_tasks_is_a_clear_error(tmp_path, text):
         envs.make(ID, data=path)
 
 
+def test_fields_of_another_type_are_counted(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    row = {"annotation_id": "a", "action_uid": "u", "confirmed_task": "Go", "cleaned_html": "<p/>"}
+    fields = ("candidates", "pos_backend_node_ids", "previous_actions")
+    task = {"annotation_id": "b", "confirmed_task": "Go", "actions": [{}], "action_reprs": 5}
+    huge = {**row, "annotation_id": "c", "operation": "9" * 5000}
+    lines = [{**row, **dict.fromkeys(fields, 5)}, task, huge]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    problems = Problems()
+    source = PlainFile(path, "cleaned", problems)
+    assert {name for split in envs.SPLITS for name in source.ids(split)} == {"a", "b", "c"}
+    counts = problems.counts()
+    assert [counts[f"{name} that is not a list"] for name in (*fields, "action_reprs")] == [1] * 4
+    (step,) = source.task("a").steps
+    assert (step.candidates, step.positives, step.history) == ((), (), ())
+
+
+def test_the_note_that_a_page_was_cut_is_left_out():
+    # The way it was read before, which took seconds for a page with long runs of blanks.
+    plain = re.compile(r"\s*\.\.\. \[HTML truncated[^\]]*\] \.\.\.\s*\Z")
+    rng = random.Random(0)
+    parts = ["... [HTML truncated", "] ...", "]", " ", "\n", ".", "x", " \x1f\u2028", "... [HTML"]
+    texts = ["".join(rng.choices(parts, k=rng.randint(0, 8))) for _ in range(20_000)]
+    assert sum(plain.search(text) is not None for text in texts) > 500
+    for text in texts:
+        step = make_step("u", text, {}, [], [], Problems())
+        assert step.html == plain.sub("", text), repr(text)
+
+
+def test_rendered_elements_are_read_attribute_by_attribute():
+    plain = re.compile(r'([\w-]+)="([^"]*)(?:"|\Z)')
+    rng = random.Random(0)
+    for _ in range(20_000):
+        text = "".join(rng.choices(['"', "=", '="', "a", "-b", " ", "<"], k=rng.randint(0, 12)))
+        assert records._RENDERED.findall(text) == plain.findall(text), repr(text)
+
+
+@pytest.mark.parametrize("run", [" ", "\n", "... [HTML truncated", "] ...", "]"])
+def test_long_runs_in_a_page_take_linear_time(run):
+    begun = time.process_time()
+    make_step("u", "x" + run * (200_000 // len(run)) + "x", {}, [], [], Problems())
+    row = {"annotation_id": "a", "confirmed_task": "Go"}
+    rendered = "<a " + "a-" * 100_000 + " " + run * 10_000
+    tasks_from_rows(
+        [{**row, "candidates": [{"backend_node_id": "1", "rendered": rendered}]}], Problems()
+    )
+    assert time.process_time() - begun < 1
+
+
 def test_ranks(tmp_path):
     path = tmp_path / "ranks.json"
     path.write_text(json.dumps({"a_b": ["3", 1], "c_d": {"9": 1, "8": 0}}))
@@ -232,6 +285,7 @@ def test_ranks(tmp_path):
     for name, text, says in (
         ("x.json", "[1]", "object of lists"),
         ("y.json", '{"a": 3}', "'a' must be a list"),
+        ("v.json", '{"a_b": {"1": null, "2": 3}}', "'a_b' must be a list"),
         ("z.pkl", "\x80\x04", "envs.mind2web.convert"),
     ):
         (tmp_path / name).write_text(text)
