@@ -198,13 +198,34 @@ def product_from(
     if not isinstance(asin, str) or not asin or asin == "nan" or len(asin) > MAX_ASIN:
         skipped["products without an id of at most 10 characters"] += 1
         return None
+    if not asin.isprintable():  # half a character, say, which no file can hold
+        skipped["products whose id cannot be written"] += 1
+        return None
     if not isinstance(title, str):  # an empty one is kept, as upstream keeps it
         skipped["products without a title"] += 1
         return None
+    try:
+        return _product(asin, title, item, attributes or {}, tuple(_wishes(wishes, skipped)))
+    except _WrongType:
+        skipped["products with a field of another type"] += 1
+        return None
+
+
+class _WrongType(TypeError):
+    """A field of a record holds something else than it should."""
+
+
+def _product(
+    asin: str,
+    title: str,
+    item: Mapping[str, Any],
+    known: Mapping[str, Any],
+    wishes: tuple[Mapping[str, Any], ...],
+) -> Product:
+    """The product of a record and its attributes. Raises _WrongType."""
     pricing = _pricing(item.get("pricing"))
     tag = f"${pricing[0]}" if len(pricing) == 1 else f"${pricing[0]} to ${pricing[1]}"
     bullets = item.get("small_description") or item.get("BulletPoints") or []
-    known = attributes or {}
     template = None
     if known.get("instruction") and known.get("instruction_attributes"):
         template = {
@@ -225,14 +246,20 @@ def product_from(
         query=str(item.get("query") or "").lower().strip(),
         product_category=str(item.get("product_category") or ""),
         rating=str(item.get("Rating") or "N.A."),
-        reviews=tuple(r for r in item.get("Reviews") or () if isinstance(r, Mapping)),
-        wishes=tuple(_wishes(wishes, skipped)),
+        reviews=tuple(r for r in _list(item.get("Reviews") or []) if isinstance(r, Mapping)),
+        wishes=wishes,
         template=template,
     )
 
 
+def _list(values: Any) -> list[Any]:
+    if not isinstance(values, list):
+        raise _WrongType(f"a list was expected, not {type(values).__name__}")
+    return values
+
+
 def _texts(values: Any) -> list[str]:
-    return [str(value) for value in values if value is not None]
+    return [str(value) for value in _list(values) if value is not None]
 
 
 def _pricing(value: Any) -> tuple[float, ...]:
@@ -244,7 +271,7 @@ def _pricing(value: Any) -> tuple[float, ...]:
     for part in parts:
         try:
             found.append(float(_DOLLARS.sub("", part) if isinstance(part, str) else part))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
     return tuple(found[:2]) or (NO_PRICE,)
 

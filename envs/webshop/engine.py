@@ -196,7 +196,7 @@ class Visit:
 
 
 def read_action(action: str) -> tuple[str, str]:
-    """(name, argument) of the first line, from its last brackets; two empty texts where it has none.
+    """(name, argument) of the first line, from its last brackets; two empty texts if none.
 
     Matches what upstream's `(.+)[(.+)]` does, in linear time: the last `]`, and before it the last
     `[` that leaves something in front and between.

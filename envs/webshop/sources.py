@@ -47,7 +47,7 @@ def from_files(path: str | Path) -> Catalogue:
 
     def products() -> Iterator[Product | None]:
         known = _attributes(attributes)
-        asked = _object(wishes)
+        asked = dict(_entries(wishes))
         for item in _items(main):
             asin = item.get("asin") if isinstance(item, dict) else None
             wanted = asked.pop(asin, ()) if isinstance(asin, str) else ()
@@ -118,7 +118,10 @@ def _digest(path: Path) -> str:
 def _items(path: Path) -> Iterator[Any]:
     """The products of a catalogue file, one by one."""
     if path.suffix == ".json":
-        yield from stream(path)
+        for item in stream(path):
+            if isinstance(item, tuple):
+                raise ValueError(f"{path}: a JSON array of products was expected, not an object")
+            yield item
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
@@ -135,15 +138,19 @@ def _attributes(path: Path | None) -> dict[str, bytes]:
     """Product id → its attributes and instruction as JSON: a million of them must fit in memory."""
     wanted = ("attributes", "instruction", "instruction_attributes")
     found = {}
-    for asin, entry in stream(path) if path else ():
+    for asin, entry in _entries(path):
         if isinstance(entry, dict):
             kept = {name: entry[name] for name in wanted if entry.get(name) is not None}
             found[asin] = json.dumps(kept).encode()
     return found
 
 
-def _object(path: Path | None) -> dict[str, Any]:
-    return dict(stream(path)) if path else {}
+def _entries(path: Path | None) -> Iterator[tuple[str, Any]]:
+    """The (product id, entry) pairs of a companion file, none where there is none."""
+    for entry in stream(path) if path else ():
+        if not isinstance(entry, tuple) or not isinstance(entry[0], str):
+            raise ValueError(f"{path}: a JSON object, product id → entry, was expected")
+        yield entry
 
 
 def stream(path: Path) -> Iterator[Any]:

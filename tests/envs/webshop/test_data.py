@@ -65,6 +65,45 @@ def test_unusable_products_are_counted_and_left_out(tmp_path):
     assert found.product(found.number_of("B000000007")).pricing == (100.0,)
 
 
+def test_fields_of_another_type_are_counted_and_left_out(tmp_path):
+    items = [
+        raw_item(1, options={"c": None}),
+        raw_item(2, options={"c": 5}),
+        raw_item(3, Reviews=5),
+        raw_item(4, options={"c": "red"}),
+        raw_item(5),
+        raw_item(6, pricing=10**400, Reviews=None, options=5),
+        raw_item(7, asin="\ud800"),
+        raw_item(8, asin="B\x00"),
+    ]
+    folder = write_shop(tmp_path, items)
+    ins = folder / "items_ins_v2.json"
+    ins.write_text(json.dumps({**json.loads(ins.read_text()), "B000000005": _WRONG}))
+    found = sources.from_files(folder)
+    assert [product.asin for product in found] == ["B000000006"]
+    assert found.skipped["products with a field of another type"] == 5
+    assert found.skipped["products whose id cannot be written"] == 2
+
+
+_WRONG = {"instruction": "a mug", "instruction_attributes": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("items_ins_v2.json", "[1, 2]", "object"),
+        ("items_human_ins.json", '[["B000000001", []]]', "object"),
+        ("items_human_ins.json", '{"B000000001": [], 5: []}', "object"),
+        ("items_shuffle.json", '{"a": 1}', "array"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, name, text, says):
+    folder = write_shop(tmp_path, [raw_item(i) for i in range(5)])
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name}: a JSON {says}"):
+        sources.from_files(folder)
+
+
 def test_missing_and_damaged_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no catalogue at"):
         sources.from_files(tmp_path / "nowhere")
