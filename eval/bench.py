@@ -1,10 +1,10 @@
 """Benchmarks against the plain way of doing the same: `python -m eval.bench NAME --out FILE`.
 
 Each measures both sides in the same run, in alternating order, and reports medians, so that a busy
-machine disturbs both alike. A new one is a function `(Options) -> list[Row]` (`eval.benches` holds
-both, and what measures two sides) and a line in `BENCHES`. That table holds names only: a benchmark
-lives in the layer whose code it measures, and this module, which is not to import from `training`,
-looks up the one asked for when it runs.
+machine disturbs both alike. A new one is a function `(Options) -> Iterable[Row]` (`eval.benches`
+holds both, and what measures two sides) and a line in `BENCHES`. That table holds names only: a
+benchmark lives in the layer whose code it measures, and this module, which is not to import from
+`training`, looks up the one asked for when it runs. Rows are told and written as they come.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from envs import cli
 from eval.benches import Options, Row
+from eval.summary import write_whole
+from eval.tables import tell
 
 BENCHES = {
     "envs": "eval.benches.envs:bench",
@@ -51,19 +54,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"error: no benchmark {options.name!r}: choose {', '.join(BENCHES)}")
         return 2
     module, function = BENCHES[options.name].split(":")
+    rows: list[Row] = []
     try:
-        rows = getattr(importlib.import_module(module), function)(options)
+        for row in getattr(importlib.import_module(module), function)(options):
+            rows.append(row)
+            tell(errors, f"{row.name}: {row.ours:.4g}, baseline {row.baseline:.4g} {row.unit}")
+            if options.out:
+                _write(rows, options.out)
     except KeyboardInterrupt:
         return 130
     except (ValueError, ImportError, OSError) as error:
-        errors.print(f"error: {error}", markup=False)
+        tell(errors, f"error: {error}")
         return 2
     Console().print(table(options.name, rows))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
-        options.out.write_text(text + "\n", encoding="utf-8")
     return 0
+
+
+def _write(rows: Sequence[Row], out: Path) -> None:
+    """After every row: what was measured before Ctrl-C is kept."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
+    write_whole(out, text + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def _until_end(ids: list[int], ends: frozenset[int]) -> list[int]:
     return ids
 
 
-def reflection(options: Options) -> list[Row]:
+def reflection(options: Options) -> Iterator[Row]:
     """Forward and backward over all step pairs, against TRL's `DPOTrainer` loss on the same pairs.
 
     Settings: `steps` (a comma list of trajectory lengths), `pairs` (sequences TRL is given at once
@@ -167,7 +167,7 @@ def reflection(options: Options) -> list[Row]:
     """
     wanted = settings(options, trajectories=1, steps="5,10,20", pairs=2, max_new_tokens=32)
     lengths = [int(n) for n in str(wanted["steps"]).split(",")]
-    setting, rows = _Setting(options, options.dtype), []
+    setting = _Setting(options, options.dtype)
     whole = _trajectories(wanted["trajectories"], max(lengths))
     for steps in lengths:
         cut = [Trajectory(**{**vars(t), "steps": t.steps[:steps]}) for t in whole]
@@ -180,9 +180,9 @@ def reflection(options: Options) -> list[Row]:
         )
         packed = sum(t.length for t in trees)
         name = f"reflection, {steps} steps ({packed} tokens packed, {trl.tokens} plain)"
-        rows.append(Row.less_is_better(name, ours, plain, "s forward and backward"))
-    rows += _equality(options, [Trajectory(**{**vars(t), "steps": t.steps[:5]}) for t in whole[:1]])
-    return rows
+        yield Row.less_is_better(name, ours, plain, "s forward and backward")
+    short = [Trajectory(**{**vars(t), "steps": t.steps[:5]}) for t in whole[:1]]
+    yield from _equality(options, short)
 
 
 def _tree(s: _Setting, e: Encoded, max_new_tokens: int) -> StepTree:

@@ -192,7 +192,7 @@ class LoraSettings:
     alpha: int = 32
     """Scale of the adapter is alpha / r."""
     dropout: float = 0.0
-    """Dropout before the adapter."""
+    """Dropout before the adapter, in SFT; the other stages compare log-probabilities without."""
     target_modules: str = "all-linear"
     """Layers with an adapter: "all-linear", or a comma list such as q_proj,v_proj."""
 

@@ -35,6 +35,11 @@ from training.tree import Branch, PackedTrees, StepTree, action_states, pack
 ADAPTER = "discriminator"
 """Name of the adapter beside the policy's own."""
 
+NO_RANK = (
+    "inverse.discriminator.rank is 0, but it shares the base of the policy, whose weights are "
+    "frozen: take a rank of 4 to 32, or a backbone of its own"
+)
+
 
 @dataclass(frozen=True)
 class Practised:
@@ -150,10 +155,7 @@ def attach(
     """
     shared = config.backbone == "policy" and policy.has_adapter
     if shared and not config.rank:
-        raise ValueError(
-            "inverse.discriminator.rank is 0, but it shares the base of the policy, whose weights "
-            "are frozen: take a rank of 4 to 32, or a backbone of its own"
-        )
+        raise ValueError(NO_RANK)
     lora = LoraConfig(
         r=config.rank or 1,
         lora_alpha=config.rank or 1,

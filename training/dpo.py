@@ -18,7 +18,6 @@ NAME = "dpo"
 
 def learn(session: Session) -> None:
     """SFT, episodes of the agent, then the preference for the expert."""
-    rollouts.check(session.config.rollouts.samples, session.config.rollouts.temperature)
     sft.learn(session)
     session.stage(NAME, lambda: _stage(session))
     if session.config.evaluation.every_iteration:

@@ -26,7 +26,6 @@ from training.session import Session
 
 def learn(session: Session) -> None:
     """SFT, then iterations of exploration and preference."""
-    rollouts.check(session.config.rollouts.samples, session.config.rollouts.temperature)
     sft.learn(session)
     session.iterate(session.config.preference.iterations, functools.partial(_iterate, session))
 

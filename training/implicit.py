@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from training import sft
+from training.checks import check_step_trees
 from training.config import OptimiserConfig
 from training.dataset import Sample
 from training.inspection import Inspected, inspect
@@ -37,10 +38,9 @@ from training.tree import pack, score_trees
 def learn(session: Session) -> None:
     """SFT, then `iterations` times inspection and reflection, each a stage of the run.
 
-    Raises ValueError before any training where the model cannot run step trees.
+    Raises ValueError before any training where the model cannot run the step trees.
     """
-    if session.policy.no_step_trees:
-        raise ValueError(f"method implicit: {session.policy.no_step_trees}")
+    check_step_trees("implicit", session.policy, session.samples, session.config.reflection)
     sft.learn(session)
     session.iterate(session.config.reflection.iterations, functools.partial(_iterate, session))
 

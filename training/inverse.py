@@ -40,7 +40,9 @@ import torch
 from torch import Tensor
 
 from agents.chat import Encoded
+from agents.models import load_tokenizer
 from training import discriminator, ppo, processes, sft
+from training.checks import check_step_trees
 from training.config import Config
 from training.dataset import Sample
 from training.discriminator import Discriminator, Practised
@@ -60,19 +62,23 @@ OnUpdate = Callable[[int, dict[str, float]], None]
 def learn(session: Session) -> None:
     """SFT, then `iterations` times inspection and reflection, each a stage of the run.
 
-    Raises ValueError before any training where the settings cannot work (see `check`).
+    Raises ValueError before any training where the model cannot run the step trees, ModelError
+    where the discriminator's cannot be found.
     """
-    check(session.config, session.policy)
+    config, wanted = session.config, session.config.inverse.discriminator
+    check_step_trees("inverse", session.policy, session.samples, config.reflection)
+    if wanted.backbone != "policy":
+        load_tokenizer(wanted.backbone)
+    elif session.policy.has_adapter and not wanted.rank:
+        raise ValueError(discriminator.NO_RANK)
     sft.learn(session)
     work = functools.partial(_iterate, session, session.entering())
     session.iterate(session.config.reflection.iterations, work)
 
 
-def check(config: Config, policy: Policy) -> None:
-    """Raises ValueError for a model that cannot run step trees, or for a baseline without a group:
-    one action a state, or one episode a task."""
-    if policy.no_step_trees:
-        raise ValueError(f"method inverse: {policy.no_step_trees}")
+def check(config: Config) -> None:
+    """Raises ValueError for a baseline without a group: one action a state, or one episode a
+    task."""
     practice = 1 if config.reflection.temperature == 0 else config.reflection.practice
     steps = config.inverse.reward != "final"
     if steps and config.ppo.baseline == "group" and practice < 2:
@@ -82,7 +88,7 @@ def check(config: Config, policy: Policy) -> None:
             "more, or take the baseline value"
         )
     if config.inverse.reward != "step":
-        ppo.check(config, policy.no_step_trees)
+        ppo.check(config)
 
 
 def _iterate(session: Session, entering: Path, iteration: int, name: str) -> dict[str, float]:
@@ -129,8 +135,9 @@ def _judged(
             else item
             for sample, item in practised
         ]
-        with session.progress(f"{name}: discriminator", len(theirs), "updates") as move:
-            train_discriminator(judge, theirs, config, session.rundir, name, seed, move)
+        updates = plan(theirs, config.inverse.discriminator, seed)
+        with session.progress(f"{name}: discriminator", len(updates), "updates") as move:
+            train_discriminator(judge, updates, config, session.rundir, name, move)
         logits = processes.share(theirs, judge.score)
     found = health(theirs, logits)
     session.note(
@@ -216,11 +223,10 @@ def split(
 
 def train_discriminator(
     judge: Discriminator,
-    items: Sequence[Practised],
+    updates: Sequence[Sequence[Practised]],
     config: Config,
     rundir: RunDir,
     name: str,
-    seed: int,
     on_update: OnUpdate,
 ) -> None:
     """Eq. 11 over all pairs of the iteration; what is learned is kept among the stage's helpers."""
@@ -233,7 +239,7 @@ def train_discriminator(
         try:
             optimise(
                 judge,
-                plan(items, wanted, seed),
+                updates,
                 discriminator.loss,
                 lambda item: item.pairs,
                 wanted,

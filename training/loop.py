@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from transformers import get_scheduler
+from trl.trainer.utils import disable_dropout_in_model
 
 from training import processes
 from training.config import OptimiserConfig
@@ -75,6 +76,9 @@ def optimise(
     ).lr_lambdas[0]
     wrapped, stepper = accelerator.prepare(model, optimiser)
     wrapped.train()
+    # Ratios to a reference are to be those of the weights, and a run gone on with the same as one
+    # that never stopped: no dropout.
+    disable_dropout_in_model(wrapped)
     totals: dict[str, float] = {}
     saved = time.monotonic()
     for update in range(done, len(plan)):
@@ -100,7 +104,7 @@ def optimise(
             raise TrainingDiverged(
                 f"{stage}, update {update + 1}: the loss is {figures['loss']} and the norm of its "
                 f"gradient {figures['grad_norm']}: lower the learning rate (now "
-                f"{config.learning_rate}); start again to go on from the last checkpoint"
+                f"{config.learning_rate}) in a run with another `output`"
             )
         figures["learning_rate"] = config.learning_rate * scale(update)
         for group in optimiser.param_groups:

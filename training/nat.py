@@ -20,7 +20,8 @@ from dataclasses import replace
 
 from training import rollouts, sft
 from training.dataset import Sample
-from training.rft import check, distinct, is_success
+from training.rft import check as check
+from training.rft import distinct, is_success
 from training.session import Session
 
 NAME = "nat"
@@ -30,7 +31,6 @@ NEGATIVE = "Fail the task: act so that its goal is not reached."
 
 def learn(session: Session) -> None:
     """SFT, episodes of the agent, then SFT from the untrained model on successes and failures."""
-    check(session, NAME)
     sft.learn(session)
     session.stage(NAME, lambda: _stage(session))
     session.style = replace(session.config.prompt, suffix=POSITIVE)

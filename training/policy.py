@@ -138,8 +138,8 @@ class Policy:
                     parameter.copy_(value)
 
     def saved_bytes(self) -> int:
-        """About what one saved policy, or one checkpoint with its optimiser, takes on disk."""
-        return sum(p.numel() * 4 for p in self.model.parameters() if p.requires_grad) * 3
+        """About what one saved policy takes on disk."""
+        return sum(p.numel() * 4 for p in self.model.parameters() if p.requires_grad)
 
     def describe(self) -> str:
         """One line on the model and what of it is trained."""

@@ -35,20 +35,17 @@ from training.tree import StepTree
 def learn(session: Session) -> None:
     """SFT, then `reflection.iterations` times episodes and PPO's updates.
 
-    Raises ValueError before any training where the model cannot run step trees, or where one
-    episode a task leaves a group baseline nothing to compare.
+    Raises ValueError before any training where the model cannot run the step trees.
     """
-    check(session.config, session.policy.no_step_trees)
+    if session.policy.no_step_trees:
+        raise ValueError(f"method ppo: {session.policy.no_step_trees}")
     sft.learn(session)
     work = functools.partial(_iterate, session, session.entering())
     session.iterate(session.config.reflection.iterations, work)
 
 
-def check(config: Config, no_step_trees: str) -> None:
-    """Raises ValueError for settings that cannot work."""
-    if no_step_trees:
-        raise ValueError(f"method {config.method}: {no_step_trees}")
-    rollouts.check(config.rollouts.samples, config.rollouts.temperature)
+def check(config: Config) -> None:
+    """Raises ValueError where one episode a task leaves a group baseline nothing to compare."""
     if config.ppo.baseline == "group" and config.rollouts.samples < 2:
         raise ValueError(
             "ppo.baseline is group with rollouts.samples 1: an episode alone in its group has no "

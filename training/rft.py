@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from envs.trajectory import Trajectory
 from training import rollouts, sft
+from training.config import Config
 from training.dataset import Sample
 from training.session import Session
 
@@ -20,18 +21,18 @@ NAME = "rft"
 
 def learn(session: Session) -> None:
     """SFT, episodes of the agent, then SFT from the untrained model on more trajectories."""
-    check(session, NAME)
     sft.learn(session)
     session.stage(NAME, lambda: _stage(session))
     if session.config.evaluation.every_iteration:
         session.score(NAME)
 
 
-def check(session: Session, name: str) -> None:
+def check(config: Config) -> None:
     """Raises ValueError where there is no SFT to explore with."""
-    rollouts.check(session.config.rollouts.samples, session.config.rollouts.temperature)
-    if not session.config.sft.epochs:
-        raise ValueError(f"method {name} fine-tunes: sft.epochs must be at least 1, it is 0")
+    if not config.sft.epochs:
+        raise ValueError(
+            f"method {config.method} fine-tunes: sft.epochs must be at least 1, it is 0"
+        )
 
 
 def _stage(session: Session) -> dict[str, float]:

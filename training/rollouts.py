@@ -47,10 +47,9 @@ def play(
 
     The policy plays as it now stands. Episodes that fail (an environment that broke) are left out,
     and counted in a note. Of several processes the main one plays. Raises RunError where ten fail
-    in a row, ValueError for several samples of a greedy policy.
+    in a row.
     """
     config = session.config.rollouts
-    check(config.samples, config.temperature)
     found: list[list[Trajectory]] = [[] for _ in samples]
     with processes.main_first():
         for k in range(config.samples):
@@ -64,15 +63,6 @@ def play(
     if missing:
         session.note(f"{name}: {missing} episodes failed and are left out")
     return found
-
-
-def check(samples: int, temperature: float) -> None:
-    """Raises ValueError for numbers that make no sense together."""
-    if samples < 1 or (temperature == 0 and samples > 1):
-        raise ValueError(
-            f"rollouts.samples is {samples} at temperature {temperature}: it must be at least 1, "
-            "and 1 where greedy (all episodes of a task would be the same)"
-        )
 
 
 def _in_order(path: Path, samples: Sequence[Sample]) -> list[Trajectory | None]:

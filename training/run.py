@@ -35,11 +35,25 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     """A whole run; returns what `summary.json` holds. Raises ValueError, RunError, OSError."""
     from training.session import Session
 
+    check(config)
     module, function = METHODS[config.method].split(":")
     learn = getattr(importlib.import_module(module), function)
     session = Session(config, console or Console(quiet=True))
     learn(session)
     return session.finish()
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for options that cannot work, as far as they alone tell.
+
+    A method's module may have a `check` of its own beside its `learn`.
+    """
+    from training.checks import check_options
+
+    check_options(config)
+    module = importlib.import_module(METHODS[config.method].split(":")[0])
+    if hasattr(module, "check"):
+        module.check(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,15 +17,19 @@ Whatever is whole appears in one rename, so that what is there can be trusted.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 
@@ -57,10 +61,10 @@ class RunDir:
                 f"another process is working in {self.path}: wait, or use another `output`"
             ) from None
         file = self.path / "config.yaml"
-        if file.is_file() and (old := file.read_text()) != config:
+        if file.is_file() and (told := _difference(file.read_text(), config)):
             raise RunError(
-                f"{self.path} holds a run with another configuration ({_difference(old, config)}): "
-                "choose another `output`, or delete the directory"
+                f"{self.path} holds a run with another configuration ({told}): choose another "
+                "`output`, or delete the directory"
             )
         write_whole(file, lambda partial: partial.write_text(config))
 
@@ -105,10 +109,38 @@ class RunDir:
         self._lock.close()
 
 
+FREE = (
+    "checkpoint_seconds",
+    "evaluation.agents",
+    "evaluation.every_iteration",
+    "evaluation.workers",
+    "expert.workers",
+    "keep_policies",
+    "rollouts.workers",
+)
+"""Options that may change while a run is under way: no weight and no score depends on them."""
+
+
 def _difference(old: str, new: str) -> str:
-    """The first lines in which two configurations differ."""
-    pairs = set(new.splitlines()) ^ set(old.splitlines())
-    return "; ".join(sorted(line.strip() for line in pairs)[:4]) or "order of keys"
+    """The first options in which two configurations differ, but for those that are `FREE`."""
+    before, now = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(new))
+    differing = [
+        f"{key} {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if key not in FREE and before.get(key) != now.get(key)
+    ]
+    return "; ".join(differing[:4])
+
+
+def _flat(options: Any, path: str = "") -> dict[str, Any]:
+    """Nested options by their whole names."""
+    if not isinstance(options, dict) or not options:
+        return {path: options}
+    return {
+        name: value
+        for key, part in options.items()
+        for name, value in _flat(part, f"{path}.{key}" if path else str(key)).items()
+    }
 
 
 def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
@@ -131,9 +163,15 @@ def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
             shutil.rmtree(old)
         else:
             os.replace(partial, path)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+        number = getattr(error, "errno", None) or errno.EIO
+        why = getattr(error, "strerror", None) or error
+        raise OSError(number, f"cannot write {path}: {why}") from error
 
 
 class Metrics:

@@ -77,10 +77,20 @@ class Session:
             trajectories, self.policy.codec, self.prompt, config.prompt, self.policy.context
         )
         self._describe(len(trajectories), left_out)
-        stages = 1 + config.reflection.iterations if config.keep_policies else 2
-        self.rundir.check_space(
-            self.policy.saved_bytes() * (stages + 4), "policies and checkpoints"
-        )
+        self.rundir.check_space(self._bytes(), "policies and checkpoints")
+
+    def _bytes(self) -> int:
+        """About what the run takes on disk at most: its policies, and two checkpoints at a time
+        (the new one is written before the old one goes), each with AdamW's two moments."""
+        method, one = self.config.method, self.policy.saved_bytes()
+        iterations = {
+            "sft": 0,
+            "spin": self.config.preference.iterations,
+            "eto": self.config.preference.iterations,
+            **dict.fromkeys(("implicit", "inverse", "ppo"), self.config.reflection.iterations),
+        }.get(method, 1)
+        kept = 1 + iterations if self.config.keep_policies else 2
+        return one * (kept + 2) + 2 * 3 * one  # with `final` and `entering`
 
     def _expert(self) -> list[envs.Trajectory]:
         """The expert's trajectories: from the file that the configuration names, or played now."""
@@ -99,6 +109,14 @@ class Session:
                 console=self.console,
             )
         found = read(path)
+        scored = self.config.evaluation
+        if scored.split != "train" and (scored.env or self.config.env) == self.config.env:
+            seen = sum(t.split == scored.split for t in found)
+            if seen:
+                raise RunError(
+                    f"{path} holds {seen} trajectories of the split {scored.split!r}, on which the "
+                    "policy is to be scored (evaluation.split): train on another split"
+                )
         foreign = {t.env for t in found} - {self.config.env}
         if foreign:
             raise RunError(
@@ -169,11 +187,11 @@ class Session:
             self._stale = False  # what `work` left is the newest
             self.rundir.finish_stage(name, self.policy.save)
             processes.wait()
-            if self.rundir.main and self._last and not self.config.keep_policies:
-                shutil.rmtree(self.rundir.policy(self._last), ignore_errors=True)
             self.state["done"].append(name)
             self.state["figures"][name] = figures or {}
-            self._save_state()
+            self._save_state()  # before the one that it stands on goes
+            if self.rundir.main and self._last and not self.config.keep_policies:
+                shutil.rmtree(self.rundir.policy(self._last), ignore_errors=True)
         else:
             self._stale = True
         self._last = name
@@ -254,8 +272,11 @@ class Session:
     def _score(self, name: str, agent: str) -> dict[str, Any]:
         wanted, out = self.config.evaluation, self.rundir.path / "eval" / name
         summary = out / "summary.json"
-        if summary.is_file() and (found := json.loads(summary.read_text())).get("complete"):
-            return found
+        if summary.is_file():
+            found = json.loads(summary.read_text())
+            gone = name in self.state["done"] and not self.rundir.has_policy(name)
+            if found.get("complete") or gone:
+                return found
         if agent == "policy":
             self._refresh()
             player: Any = TransformersAgent(

@@ -15,14 +15,13 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-from training import preference, rollouts, sft
+from training import preference, sft
 from training.dpo import against_expert
 from training.session import Session
 
 
 def learn(session: Session) -> None:
     """SFT, then iterations of play and preference."""
-    rollouts.check(session.config.rollouts.samples, session.config.rollouts.temperature)
     sft.learn(session)
     session.iterate(session.config.preference.iterations, functools.partial(_iterate, session))
 

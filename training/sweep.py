@@ -198,6 +198,16 @@ def configuration(run: Run, output: Path) -> Config:
     return cli.parse(Config, ["--config", str(path)], prog="python -m training.sweep")
 
 
+def check_run(run: Run, output: Path) -> None:
+    """Raises SweepError where the run's options cannot work."""
+    from training.run import check
+
+    try:
+        check(configuration(run, output))
+    except ValueError as error:
+        raise SweepError(f"{run.name}: {error}") from None
+
+
 _BEFORE = ("env", "env_args", "seed", "prompt", "policy", "expert", "sft", "evaluation")
 """Options that SFT depends on."""
 
@@ -214,6 +224,8 @@ def inherit_sft(config: Config, output: Path) -> None:
     wanted = {key: dataclasses.asdict(config)[key] for key in _BEFORE}
     for path in sorted((output / "runs").glob("*/stages.json")):
         source = path.parent
+        if source.suffix == ".partial" or not (source / "config.yaml").is_file():
+            continue  # another run's, that is only just being set up
         there = yaml.safe_load((source / "config.yaml").read_text())
         if {key: there[key] for key in _BEFORE} != wanted or not (source / "policies/sft").is_dir():
             continue
@@ -273,7 +285,7 @@ def run_all(sweep: Sweep, console: Console) -> list[str]:
     """Makes all runs; returns the names of those that failed or were not begun."""
     todo, deadline = all_runs(sweep), time.monotonic() + sweep.hours * 3600
     for run in todo:  # what is wrong in any of them is said before the first
-        configuration(run, Path(sweep.output))
+        check_run(run, Path(sweep.output))
 
     def one(run: Run) -> bool:
         if sweep.hours and time.monotonic() > deadline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 
 from training import processes
@@ -28,12 +30,13 @@ def common_arguments(
     """The trainer's arguments that do not depend on its loss; `batch_size` is that of an update,
     shared by all processes."""
     each = max(1, config.batch_size // processes.count())
-    micro = min(config.microbatch_size, each)
+    fitting = range(1, min(config.microbatch_size, each) + 1)
+    micro = max(n for n in fitting if each % n == 0)  # an update has `batch_size`, and no more
     return {
         "output_dir": str(folder),
         "gradient_checkpointing": policy.config.gradient_checkpointing,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": math.ceil(each / micro),
+        "gradient_accumulation_steps": each // micro,
         "num_train_epochs": config.epochs,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.schedule,
@@ -72,10 +75,18 @@ def run_trainer(trainer: Any, policy: Policy, rundir: RunDir, stage: str) -> Non
     policy.model.train()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (RuntimeError, SafetensorError) as error:
+        if any(words in str(error) for words in _UNWRITTEN):
+            raise OSError(errno.EIO, f"cannot write {rundir.checkpoint(stage)}: {error}") from error
+        raise
     finally:
         policy.model.eval()
         # TRL puts a forward of its own on the model, and each trainer another around it.
         vars(unwrap(policy.model)).pop("forward", None)
+
+
+_UNWRITTEN = ("PytorchStreamWriter failed", "No space left", "I/O error")
+"""What torch and safetensors say, each with an error of its own, where a disk is full."""
 
 
 def _newest(folder: Path) -> tuple[int, Path | None]:
@@ -111,7 +122,7 @@ class Log(TrainerCallback):
             raise TrainingDiverged(
                 f"{self._stage}, update {state.global_step}: the loss is {figures['loss']} and the "
                 f"norm of its gradient {figures.get('grad_norm')}: lower the learning rate (now "
-                f"{args.learning_rate}); start again to go on from the last checkpoint"
+                f"{args.learning_rate}) in a run with another `output`"
             )
         self._rundir.metrics.log(self._stage, state.global_step, **figures)
         if self._on_update:

@@ -9,6 +9,7 @@ from tests.training import toy
 from training import discriminator, implicit, inverse
 from training.config import Config
 from training.discriminator import attach
+from training.implicit import plan
 from training.inspection import inspect
 from training.loop import optimise
 from training.losses import expert_is_high_reward
@@ -69,7 +70,8 @@ def test_inverse(setting, baseline):
         with attach(policy, judge_config, rundir.path / "entering", 0) as judge:
             if before:
                 judge.load(before / "discriminator.safetensors")
-            inverse.train_discriminator(judge, items, config, rundir, name, number, quiet)
+            updates = plan(items, config.inverse.discriminator, number)
+            inverse.train_discriminator(judge, updates, config, rundir, name, quiet)
             rewards = [expert_is_high_reward(judge.score(item)) for item in items]
         actor = ActorCritic(policy.model, baseline)
         if before:
@@ -89,7 +91,8 @@ def test_a_trained_discriminator_pays_the_expert_more(setting):
     practised = inverse.practise(policy, toy.samples(), config, rundir.path / "p.jsonl", 0)
     items = [item for _, item in practised]
     with attach(policy, config.inverse.discriminator, rundir.path / "entering", 0) as judge:
-        inverse.train_discriminator(judge, items, config, rundir, "iteration-1", 0, quiet)
+        updates = plan(items, config.inverse.discriminator, 0)
+        inverse.train_discriminator(judge, updates, config, rundir, "iteration-1", quiet)
         logits = [judge.score(item) for item in items]
     figures = inverse.health(items, logits)
     assert figures["expert_reward"] > figures["agent_reward"] + 0.2, figures

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from agents.chat import Encoded
-from tests.training import toy
 from tests.training.test_tree import TREES, actions, plain_scores, tiny_model
 from training import discriminator, inverse, surrogate
 from training.config import Config, PolicyConfig, PpoConfig
@@ -211,9 +210,9 @@ def test_a_group_of_one_is_no_baseline(practice: int, temperature: float) -> Non
     config.ppo.baseline = "group"
     config.reflection.practice, config.reflection.temperature = practice, temperature
     with pytest.raises(ValueError, match=r"ppo.baseline is group"):
-        inverse.check(config, toy.policy())
+        inverse.check(config)
     config.ppo.baseline = "value"
-    inverse.check(config, toy.policy())
+    inverse.check(config)
 
 
 def test_health_by_hand() -> None:

@@ -54,6 +54,19 @@ def test_goes_on_from_a_checkpoint_with_the_same_weights(tmp_path):
     assert rundir.metrics.path.read_text().count('"update"') == 4
 
 
+def test_there_is_no_dropout(tmp_path):
+    """Else a run that goes on would draw other masks, and ratios would not begin at 1."""
+    _, config, rundir = _setting(tmp_path)
+    model, seen = torch.nn.Sequential(torch.nn.Dropout(0.9), torch.nn.Linear(3, 1)), []
+
+    def loss(model, item):
+        seen.append(model[0](torch.ones(100)))
+        return (model(torch.ones(1, 3)) ** 2).sum(), {}
+
+    optimise(model, [[1]], loss, lambda i: 1, config, rundir, "s")
+    assert torch.equal(seen[0], torch.ones(100))
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     model, config, rundir = _setting(tmp_path)
     with pytest.raises(TrainingDiverged, match="learning rate"):

@@ -139,10 +139,18 @@ def test_a_discriminator_that_says_nothing_stops_the_run(config, perfect, chance
     ("change", "message"),
     [
         ({"method": "ppo", "rollouts.samples": 1}, "rollouts.samples 1"),
-        ({"method": "ppo", "rollouts.temperature": 0.0}, "where greedy"),
+        ({"method": "ppo", "rollouts.temperature": 0.0}, "at temperature 0"),
         ({"method": "inverse", "reflection.practice": 1}, "one practice action"),
         ({"method": "rft", "sft.epochs": 0}, "sft.epochs"),
         ({"method": "eto", "rollouts.samples": 0}, "at least 1"),
+        ({"method": "implicit", "reflection.practice": 0}, "reflection.practice is 0"),
+        ({"method": "implicit", "reflection.beta": 0.0}, "reflection.beta is 0.0"),
+        ({"method": "implicit", "reflection.max_tree_tokens": 20}, "reflection.max_tree_tokens"),
+        ({"method": "implicit", "reflection.max_grad_norm": 0.0}, "max_grad_norm is 0.0"),
+        ({"method": "inverse", "inverse.discriminator.backbone": "/nowhere"}, "/nowhere"),
+        ({"method": "inverse", "inverse.discriminator.batch_size": 0}, "discriminator.batch_size"),
+        ({"method": "sft", "evaluation.agents": ["randm"]}, "unknown agent 'randm'"),
+        ({"method": "sft", "evaluation.env": "stepagent/Nowhere-v0"}, "no environment"),
     ],
 )
 def test_what_cannot_work_is_said_before_training(config, change, message):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from agents.models import ModelError
-from training import implicit
-from training.config import LoraSettings, PolicyConfig
+from training.checks import check_step_trees
+from training.config import LoraSettings, PolicyConfig, ReflectionConfig
 from training.policy import Policy
 from training.sampling import practice
 from training.tiny import TinyConfig
@@ -163,7 +162,7 @@ def test_says_whether_step_trees_can_run(saved: Path, monkeypatch: pytest.Monkey
     recurrent = Policy.load(config(), saved)
     assert "recurrent state" in recurrent.no_step_trees
     with pytest.raises(ValueError, match="method implicit: LlamaForCausalLM cannot run step trees"):
-        implicit.learn(SimpleNamespace(policy=recurrent))
+        check_step_trees("implicit", recurrent, [], ReflectionConfig())
 
 
 def test_figures_of_a_policy(saved: Path) -> None:

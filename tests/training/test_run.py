@@ -9,16 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from envs import cli
 from envs.react import PromptStyle
+from tests.training.conftest import GUESS
 from training import run
 from training.config import Config
-from training.rundir import RunDir, RunError
+from training.rundir import RunDir, RunError, write_whole
+from training.session import Session
 
 FOLDER = Path(run.__file__).with_name("configs")
-CONFIGS = [p for p in sorted(FOLDER.glob("*.yaml")) if p.stem != "reproduction"]
+SWEEPS = ("reproduction", "tuning")
+CONFIGS = [p for p in sorted(FOLDER.glob("*.yaml")) if p.stem not in SWEEPS]
 PAPER = sorted((FOLDER / "paper").glob("*.yaml"))
 MODELS = sorted((FOLDER / "paper" / "models").glob("*.yaml"))
 
@@ -112,6 +116,74 @@ def test_only_the_newest_policy_is_kept_if_so_told(config):
     run.run(config)
 
 
+def test_a_kill_before_the_stage_is_on_record_costs_no_policy(config, monkeypatch):
+    """The policy that a stage stands on goes only once the stage is done for good."""
+    config.keep_policies = False
+    kept = Session._save_state
+
+    def killed(session):
+        if session.state["done"][-1:] == ["iteration-1"]:
+            session.rundir.close()
+            raise KeyboardInterrupt
+        kept(session)
+
+    monkeypatch.setattr(Session, "_save_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(config)
+    monkeypatch.setattr(Session, "_save_state", kept)
+    run.run(config)
+    assert [p.name for p in (Path(config.output) / "policies").iterdir()] == ["iteration-2"]
+
+
+def test_scores_of_a_policy_that_is_gone_stay(config):
+    """An episode failed, and the policy that could play it again was not kept."""
+    config.keep_policies = False
+    run.run(config)
+    summary = Path(config.output) / "eval/sft/summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"complete": False}))
+    assert run.run(config)["scores"]["sft"]["complete"] is False
+
+
+def test_options_that_change_no_weight_may_change(config):
+    config.reflection.iterations = 0
+    run.run(config)
+    config.evaluation.agents, config.keep_policies, config.rollouts.workers = ["random"], False, 2
+    assert "random" in run.run(config)["scores"]
+
+
+def test_trajectories_of_the_split_that_is_scored_are_refused(config, tmp_path):
+    from training.collect import collect
+
+    path = collect(GUESS, "expert", tmp_path / "data", split="test", limit=4)
+    config.expert.trajectories = str(path)
+    with pytest.raises(RunError, match="4 trajectories of the split 'test'"):
+        run.run(config)
+
+
+def test_a_full_disk_is_an_os_error_whatever_the_library_calls_it(tmp_path):
+    from safetensors import SafetensorError
+
+    def full(partial):
+        partial.write_text("half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    (tmp_path / "there").write_text("before")
+    with pytest.raises(OSError, match=r"cannot write .*there: I/O error: No space left"):
+        write_whole(tmp_path / "there", full)
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+def test_the_disk_is_asked_for_what_the_method_keeps(config):
+    sizes = {}
+    for method in ("sft", "implicit", "spin"):
+        config.method, config.output = method, f"{config.output}-{method}"
+        config.reflection.iterations, config.preference.iterations = 2, 5
+        session = Session(config, Console(quiet=True))
+        sizes[method] = session._bytes() / session.policy.saved_bytes()
+        session.rundir.close()
+    assert sizes == {"sft": 1 + 2 + 6, "implicit": 3 + 2 + 6, "spin": 6 + 2 + 6}
+
+
 def test_adapters(config, tmp_path):
     config.reflection.iterations = 1
     config.evaluation.limit = 1
@@ -130,7 +202,7 @@ def test_adapters(config, tmp_path):
 def test_another_configuration_is_refused(config):
     config.reflection.iterations = 0
     run.run(config)
-    with pytest.raises(RunError, match="seed: 3"):
+    with pytest.raises(RunError, match="seed 0, now 3"):
         run.run(replace(config, seed=3))
 
 

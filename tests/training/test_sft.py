@@ -4,8 +4,10 @@ from agents.chat import ChatCodec
 from envs.react import Prompt, PromptStyle
 from envs.trajectory import Step, Trajectory
 from training.dataset import encode, select
+from training.policy import Policy
 from training.sft import IGNORED, Collator, labels
 from training.tiny import TinyConfig, build_model, build_tokenizer
+from training.trainer import common_arguments
 
 PROMPT = Prompt("Guess.", (("o", "t", "a"),))
 
@@ -64,3 +66,14 @@ def test_tiny_models_are_made_by_the_seed(tokenizer):
     assert torch.equal(one.lm_head.weight, two.lm_head.weight)
     assert not torch.equal(one.lm_head.weight, three.lm_head.weight)
     assert tokenizer.decode(tokenizer("é 漢 3")["input_ids"]) == "é 漢 3"
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "wanted"), [(10, 8, 5), (12, 8, 6), (7, 4, 1), (8, 8, 8)]
+)
+def test_an_update_has_as_many_samples_as_asked_for(batch, micro, wanted, config, tmp_path):
+    config.sft.batch_size, config.sft.microbatch_size = batch, micro
+    made = Policy.tiny(config.policy, ["add 1 2 3"], 0)
+    given = common_arguments(made, config.sft, tmp_path, 0)
+    assert given["per_device_train_batch_size"] == wanted
+    assert wanted * given["gradient_accumulation_steps"] == batch

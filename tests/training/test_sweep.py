@@ -13,7 +13,6 @@ from envs import cli
 from tests.envs import guess  # noqa: F401  (registers the environment)
 from tests.training.conftest import GUESS
 from training import paper, report, run, sweep
-from training.config import Config
 
 CONFIGS = Path(run.__file__).with_name("configs")
 
@@ -90,6 +89,18 @@ def test_a_sweep_runs_resumes_and_reports(tmp_path, capsys):
         inherited / "final" / "model.safetensors"
     }
     capsys.readouterr()
+
+
+def test_runs_that_are_only_being_set_up_lend_no_sft(tmp_path):
+    made = _read(_sweep(tmp_path, seeds=[0]))
+    wanted = next(r for r in sweep.all_runs(made) if r.method == "implicit")
+    for name in ("other", "third.partial"):  # no config.yaml yet; copied half
+        folder = tmp_path / "sweep/runs" / name
+        folder.mkdir(parents=True)
+        (folder / "stages.json").write_text('{"done": ["sft"], "figures": {}, "seconds": 0}')
+    config = sweep.configuration(wanted, tmp_path / "sweep")
+    sweep.inherit_sft(config, tmp_path / "sweep")
+    assert not Path(config.output).exists()
 
 
 def test_an_inherited_sft_is_what_the_run_itself_would_have_made(tmp_path):
@@ -207,8 +218,8 @@ def test_the_reproduction_is_a_sweep_of_all_nine_methods():
     assert {e.kind for e in sweep.experiments(made)} == set(sweep.KINDS)
 
 
-@pytest.mark.parametrize("name", ["reproduction"])
-def test_every_run_of_a_sweep_is_a_configuration(name, tmp_path):
+@pytest.mark.parametrize("name", ["reproduction", "tuning"])
+def test_every_run_of_a_sweep_can_work(name, tmp_path):
     made = cli.parse(sweep.Sweep, ["--config", str(CONFIGS / f"{name}.yaml")], prog="test")
-    for run_ in sweep.all_runs(made)[::7]:
-        assert isinstance(sweep.configuration(run_, tmp_path), Config)
+    for run_ in sweep.all_runs(made):
+        sweep.check_run(run_, tmp_path)
