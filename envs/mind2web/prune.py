@@ -11,8 +11,8 @@ Beyond upstream:
   candidates; upstream parses, searches (XPath) and copies the whole page each time.
 - A view keeps to a budget of tokens: where MindAct's is too long, less is shown around the
   candidates (`DETAILS`), then a flat list of them, and last the lowest-ranked are left out.
-- Candidates that the page does not hold (it is cut, broken or too large) are listed after it from
-  their own attributes.
+- Candidates that the tree does not show (texts, what stands in `<noscript>`) are listed after it,
+  and those that the page does not hold (it is cut, broken or too large) from their own attributes.
 - Broken markup is repaired by libxml2; entities, networks and documents nested deeper than 256 are
   refused.
 """
@@ -116,6 +116,7 @@ class Page:
         self.problem = ""
         self._root: Any = None
         self._nodes: dict[str, Any] = {}
+        self._order: dict[str, int] = {}
         if len(html) > MAX_PAGE:
             self.problem = "page over 10 MB"
         elif html.strip():
@@ -186,8 +187,10 @@ class Page:
             text = " ".join(writer.tree(self._root, self._kept(chosen, detail)).split())
         else:
             text = ""
+        unseen = sorted(chosen - writer.numbers.keys(), key=self._order.__getitem__)
         absent = sorted(wanted.keys() - chosen, key=scattered)
-        listed = [writer.missing(wanted[name]) for name in absent]
+        listed = [writer.line(self._nodes[name]) for name in unseen]
+        listed += [writer.missing(wanted[name]) for name in absent]
         nodes = tuple(writer.numbers)
         labels = [
             writer.label(self._nodes[n]) if n in chosen else writer.missing(wanted[n])
@@ -202,7 +205,7 @@ class Page:
         )
 
     def _kept(self, chosen: set[str], detail: Detail) -> set[Any]:
-        """Candidates, ancestors, descendants and siblings (elements, without `text` nodes)."""
+        """Candidates, ancestors, descendants and siblings (elements other than `text` nodes)."""
         kept: set[Any] = set()
         for name in chosen:
             node = self._nodes[name]
@@ -214,7 +217,8 @@ class Page:
             kept.update(islice(_descendants(node, detail.depth), detail.descendants))
             parent = node.getparent()
             if parent is not None and detail.siblings:
-                beside = [x for x in parent if isinstance(x.tag, str) and x.tag != "text"]
+                elements = (x for x in parent if isinstance(x.tag, str))
+                beside = [x for x in elements if x.tag != "text" or x is node]
                 at = beside.index(node)
                 kept.update(beside[max(0, at - detail.siblings) : at + detail.siblings + 1])
         return kept
@@ -257,7 +261,7 @@ class _Writer:
         return " ".join(part for part in (node.tag, number, attributes) if part)
 
     def line(self, node: Any) -> str:
-        """A candidate on a line of its own, for the flat list."""
+        """A candidate on a line of its own: of the flat list, or one that the tree passes over."""
         self.numbers.setdefault(node.get(NODE_ID), len(self.numbers))
         words = self.detail.words
         shorter = replace(self.detail, words=max(2, words // 2))

@@ -282,6 +282,27 @@ def test_bad_steps_are_counted_and_never_crash(task_file, step, problem, answers
             env.reset(seed=0)
 
 
+@pytest.mark.parametrize("answers", ["direct", "choice"])
+@pytest.mark.parametrize("right", ["2", "6", "4"])
+def test_any_element_may_be_right(task_file, right, answers):
+    page = (
+        "<html backend_node_id='1'><svg backend_node_id='7'><text backend_node_id='2'>Jan</text>"
+        "</svg><noscript backend_node_id='5'><a backend_node_id='6'/></noscript>"
+        "<button backend_node_id='4'/></html>"
+    )
+    step = make_step_record(page, pos=[right], neg={"2", "4", "6"} - {right})
+    env = envs.make(ID, data=task_file([step]), answers=answers)
+    assert play_expert(env, "task0")[0].success
+    assert env.problems == {}
+
+
+def test_a_task_id_may_hold_any_character(tmp_path):
+    path = tmp_path / "tasks.json"
+    task = {"annotation_id": "\ud800", "confirmed_task": "Go", "actions": [make_step_record()]}
+    path.write_text(json.dumps([task]))
+    assert envs.make(ID, data=path).reset(seed=0)[1]["task_id"] == "\ud800"
+
+
 def test_a_select_value_that_does_not_exist_is_counted(task_file):
     page = (
         "<html backend_node_id='1'><select backend_node_id='2'><option><text>a</text></option>"

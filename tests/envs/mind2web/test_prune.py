@@ -3,7 +3,15 @@ import time
 import pytest
 
 from envs.mind2web.data import PlainFile
-from envs.mind2web.prune import MAX_PAGE, Candidate, Detail, Page, attributes_text, tokens
+from envs.mind2web.prune import (
+    DETAILS,
+    MAX_PAGE,
+    Candidate,
+    Detail,
+    Page,
+    attributes_text,
+    tokens,
+)
 from envs.mind2web.records import Problems
 from envs.mind2web.sites import BundledSites
 from eval.benches.mind2web import big_page, plain_view
@@ -110,6 +118,36 @@ def test_the_budget_holds(budget):
     assert set(view.nodes) == set(links[: len(view.nodes)])  # the best are kept
     if budget == 1000:
         assert len(view.nodes) == 50
+
+
+def test_texts_may_be_candidates():
+    page = Page(
+        "<html backend_node_id='9'><svg backend_node_id='1'><g backend_node_id='3' title='t'/>"
+        "<text backend_node_id='2' class='tick'>Jan</text></svg><button backend_node_id='4'/>"
+        "</html>"
+    )
+    view = page.draw(c(2, 4))
+    assert (
+        view.text == "<html> <svg> <g t/> Jan </svg> <button id=0/> </html>\n<text id=1 tick Jan>"
+    )
+    assert view.nodes == ("4", "2")
+    assert view.labels == ("<button id=0>", "<text id=1 tick Jan>")
+    assert view.tags == ("button", "text")
+    # Its siblings stand around it as around any other candidate.
+    around = Page(PAGE).draw(c(6))
+    assert around.text == "<html> <a> One </a> </html>\n<text id=0 One>"
+
+
+@pytest.mark.parametrize("tag", ["noscript", "template", "style"])
+def test_candidates_within_unseen_elements_are_listed(tag):
+    page = Page(
+        f"<html backend_node_id='1'><{tag} backend_node_id='2'><a backend_node_id='3' title='Go'>"
+        f"<text>there</text></a></{tag}><a backend_node_id='4'/></html>"
+    )
+    for detail in DETAILS:
+        view = page.draw(c(4, 3), detail)
+        assert set(view.nodes) == {"3", "4"}
+        assert f"<a id={view.nodes.index('3')} go there>" in view.text
 
 
 def test_candidates_that_the_page_lacks_are_listed_in_an_order_that_tells_nothing():
