@@ -79,8 +79,8 @@ class Index:
         def make(made: Path) -> None:
             indexing.write(made, texts() if callable(texts) else texts, key, k1, b, VERSION)
 
-        if (found := _open(cls, folder)) is None:
-            made_once(folder, make, lambda: _open(cls, folder) is not None)
+        if (found := _open(cls, folder, key)) is None:
+            made_once(folder, make, lambda: _open(cls, folder, key) is not None)
             found = cls(folder)
         return found
 
@@ -167,12 +167,13 @@ class Index:
         return -1
 
 
-def _open(kind: type[Index], folder: Path) -> Index | None:
-    """The cached index; None where there is none, or where it is damaged and must be made again."""
+def _open(kind: type[Index], folder: Path, key: str) -> Index | None:
+    """The cached index; None where it is missing, damaged or another corpus's: it is made again."""
     try:
-        return kind(folder)
+        found = kind(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return found if found.key == key else None
 
 
 def _kth(scores: np.ndarray, k: int) -> float:

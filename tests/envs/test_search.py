@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -184,3 +185,12 @@ def test_hits_are_lucenes():
         assert found[0][1] == pytest.approx(query["hits"][0][1], rel=1e-3)
         equal += [name for name, _ in found] == theirs
     assert equal >= 98, f"only {equal} of {len(recorded)} lists of 50 are Lucene's"
+
+
+def test_an_index_of_another_corpus_is_made_again(cache):
+    mine = Index.build(["red fox"], "mine").folder
+    other = Index.build(["blue whale", "grey seal"], "other").folder
+    shutil.rmtree(mine)
+    shutil.copytree(other, mine)
+    found = Index.build(["red fox"], "mine")
+    assert (found.key, len(found), found.search("fox", 1)[0][0]) == ("mine", 1, 0)
