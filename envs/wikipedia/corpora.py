@@ -15,6 +15,33 @@ from envs.wikipedia.sources import SourceError, file_checksum, pages
 from envs.wikipedia.store import StoredCorpus, is_store, open_cached
 
 
+def check_name(name: str) -> None:
+    """Raises SourceError where `open_corpus` has no corpus of that name. Reads no file."""
+    kind, _, url = name.partition(":")
+    if name == "pooled":
+        return
+    if kind == "live":
+        try:
+            _live(url or WIKIPEDIA)
+        except ValueError as error:
+            raise SourceError(f"corpus {name!r}: {error}") from None
+        return
+    path = Path(name).expanduser()
+    if is_store(path):
+        return
+    if path.is_file() and ".xml" in path.suffixes:
+        raise SourceError(
+            f"{path} is a dump: make a corpus of it with python -m envs.wikipedia.prepare {path} "
+            "--out FOLDER, then give the folder"
+        )
+    if not path.is_file():
+        raise SourceError(
+            f"no corpus {name!r}: it is 'pooled', 'distractor', 'live', 'live:URL' of a MediaWiki "
+            f"API, a file of pages, or a folder made by python -m envs.wikipedia.prepare (looked "
+            f"for {path.absolute()})"
+        )
+
+
 def open_corpus(
     name: str, dataset: str, source: str | Path | None, questions: Collection[Question]
 ) -> Corpus:
@@ -23,6 +50,7 @@ def open_corpus(
     `questions` are those whose paragraphs "pooled" means, `source` is where they come from. Raises
     SourceError (a ValueError) where there is no such corpus.
     """
+    check_name(name)
     if name == "pooled":
         return _world() if source is None else _pooled(dataset, questions)
     kind, _, url = name.partition(":")
@@ -31,18 +59,7 @@ def open_corpus(
     path = Path(name).expanduser()
     if is_store(path):
         return StoredCorpus(path)
-    if path.is_file() and ".xml" in path.suffixes:
-        raise SourceError(
-            f"{path} is a dump: make a corpus of it with python -m envs.wikipedia.prepare {path} "
-            "--out FOLDER, then give the folder"
-        )
-    if path.is_file():
-        return open_cached(file_checksum(path), pool(pages(path)))
-    raise SourceError(
-        f"no corpus {name!r}: it is 'pooled', 'distractor', 'live', 'live:URL' of a MediaWiki "
-        f"API, a file of pages, or a folder made by python -m envs.wikipedia.prepare (looked for "
-        f"{path.absolute()})"
-    )
+    return open_cached(file_checksum(path), pool(pages(path)))
 
 
 def _world() -> StoredCorpus:

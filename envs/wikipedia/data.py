@@ -63,19 +63,36 @@ def load(
 
     Raises SourceError for files that are missing, cut off or of another format, naming them.
     """
-    train, dev, test = sizes = tuple(sizes)
-    if min(sizes) < 1:
-        raise ValueError(f"sizes are {sizes}: each split needs at least 1 question")
-    files = () if source is None else tuple(_files(dataset, Path(source)))
+    sizes = checked_sizes(sizes)
+    files = () if source is None else tuple(_files(dataset, source))
     sums = tuple(file_checksum(path) for path in files)
-    return _load(dataset, split, files, sums, (train, dev, test), seed)
+    return _load(dataset, split, files, sums, sizes, seed)
+
+
+def checked_sizes(sizes: Any) -> tuple[int, int, int]:
+    """The three splits' sizes. Raises ValueError for anything but three numbers of at least 1."""
+    found = tuple(sizes) if isinstance(sizes, Iterable) else ()
+    if len(found) != 3 or not all(isinstance(size, int) and size >= 1 for size in found):
+        raise ValueError(
+            f"sizes is {sizes!r}: three numbers are wanted, train, dev and test, each at least 1"
+        )
+    train, dev, test = found
+    return train, dev, test
+
+
+def located(dataset: str, source: str | Path) -> Path:
+    """The questions' file or folder. Raises SourceError where there is none; reads nothing."""
+    path = Path(source).expanduser()
+    if not path.is_file() and not path.is_dir():
+        raise SourceError(f"no folder or file of {dataset} questions at {path.absolute()}")
+    return path
 
 
 def source_checksum(dataset: str, source: str | Path | None) -> str:
     """Changes when the questions' files (or the bundled world) do."""
     if source is None:
         return checksum(_world_code(), str(WORLD_SEED))
-    return checksum(*(file_checksum(path) for path in _files(dataset, Path(source))))
+    return checksum(*(file_checksum(path) for path in _files(dataset, source)))
 
 
 @lru_cache(maxsize=8)
@@ -139,14 +156,12 @@ def _world_code() -> str:
 # Files --------------------------------------------------------------------------------------------
 
 
-def _files(dataset: str, source: Path) -> Iterator[Path]:
+def _files(dataset: str, source: str | Path) -> Iterator[Path]:
     """The question files of a folder, training file first where the official ones are there."""
-    source = source.expanduser()
+    source = located(dataset, source)
     if source.is_file():
         yield source
         return
-    if not source.is_dir():
-        raise SourceError(f"no folder or file of {dataset} questions at {source.absolute()}")
     pair = [next((source / n for n in names if (source / n).is_file()), None)
             for names in OFFICIAL[dataset]]  # fmt: skip
     if all(pair):

@@ -26,8 +26,9 @@ from typing import ClassVar
 from envs.core import Outcome, TextEnv, checksum
 from envs.react import Prompt
 from envs.wikipedia import data, expert
-from envs.wikipedia.corpora import open_corpus
+from envs.wikipedia.corpora import check_name, open_corpus
 from envs.wikipedia.corpus import Corpus, Page, SmallCorpus, next_part
+from envs.wikipedia.data import checked_sizes, located
 from envs.wikipedia.live import LiveError
 from envs.wikipedia.questions import Question
 from envs.wikipedia.score import score
@@ -83,12 +84,15 @@ class WikipediaEnv(TextEnv):
         render_mode: str | None = None,
     ):
         super().__init__(split=split, max_steps=max_steps, render_mode=render_mode)
-        if sentences < 0:
-            raise ValueError(f"sentences is {sentences}: it must be at least 0")
-        if len(sizes) != 3:
-            raise ValueError(f"sizes is {sizes!r}: three numbers are wanted, train, dev and test")
+        if not isinstance(sentences, int) or sentences < 0:
+            raise ValueError(f"sentences is {sentences!r}: it must be a number, at least 0")
+        if data is not None:
+            located(self.dataset, data)
+        if str(corpus) != "distractor":
+            check_name(str(corpus))
         self.data, self.corpus_name, self.lookup = data, str(corpus), lookup
-        self.sentences, self.sizes, self.seed_of_sample = sentences, tuple(sizes), seed_of_sample
+        self.sentences, self.sizes = sentences, checked_sizes(sizes)
+        self.seed_of_sample = seed_of_sample
         self.page: Page | None = None
         """The page that the last successful search opened."""
         self._question: Question | None = None

@@ -276,18 +276,21 @@ def test_the_prompt_lists_the_actions_there_are():
 
 def test_wrong_arguments_say_what_is_there(tmp_path):
     make = lambda **kw: envs.make(IDS["hotpotqa"], **kw)  # noqa: E731
-    env = make(corpus="poled")
     with pytest.raises(ValueError, match="'pooled', 'distractor', 'live'"):
-        env.reset()
+        make(corpus="poled")
+    with pytest.raises(ValueError, match="must start with http"):
+        make(corpus="live:ftp://x")
     (tmp_path / "w.xml").write_text("<x/>")
     with pytest.raises(ValueError, match=r"python -m envs\.wikipedia\.prepare"):
-        make(corpus=str(tmp_path / "w.xml")).reset()
-    with pytest.raises(ValueError, match="sentences"):
-        make(sentences=-1)
-    with pytest.raises(ValueError, match="three numbers"):
-        make(sizes=[1, 2])
+        make(corpus=str(tmp_path / "w.xml"))
+    for sentences in (-1, "five"):
+        with pytest.raises(ValueError, match="sentences"):
+            make(sentences=sentences)
+    for sizes in ([1, 2], (0, 1, 1), 5, ("a", "b", "c")):
+        with pytest.raises(ValueError, match="three numbers"):
+            make(sizes=sizes)
     with pytest.raises(SourceError, match="no folder or file"):
-        make(data=str(tmp_path / "nowhere")).reset()
+        make(data=str(tmp_path / "nowhere"))
     simple = [{"question": f"Q{i}?", "answer": "x"} for i in range(9)]
     path = write_array(tmp_path / "simplified.json", simple)
     with pytest.raises(SourceError, match="come without paragraphs"):
