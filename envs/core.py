@@ -280,13 +280,15 @@ class TextEnv(gym.Env[str, str], ABC):
         drawn = int(self.np_random.integers(len(self.tasks)))
         if task_id is None:
             task_id = self.tasks[drawn]
-        elif task_id not in self._task_set:
+        elif not isinstance(task_id, str) or task_id not in self._task_set:
             raise ValueError(
                 f"no task {task_id!r} in split {self.split!r} of {type(self).__name__}: it has "
                 f"{len(self.tasks)}, such as {', '.join(self.tasks[:3])}"
             )
         episode_seed = seed if seed is not None else int(self.np_random.integers(2**31))
-        self.rng = np.random.default_rng([episode_seed, zlib.crc32(task_id.encode())])
+        # A task id out of damaged data may hold a lone surrogate.
+        task_seed = zlib.crc32(task_id.encode("utf-8", "surrogatepass"))
+        self.rng = np.random.default_rng([episode_seed, task_seed])
         self.task_id, self._steps, self._ended = task_id, 0, False
         self._outcome = Outcome(clip(self.begin(task_id)), score=0.0)
         return self._outcome.observation, self._info()

@@ -74,6 +74,35 @@ def test_wrong_names_list_what_exists():
         env.step(3)
 
 
+@pytest.mark.parametrize(
+    "env_id",
+    ["", "a b", "../x:y", ".x:A-v0", ":x", "a:b:c", "no_such_module:A-v0", "x/", "A/B/C-v0"],
+)
+def test_malformed_ids_list_what_exists(env_id):
+    with pytest.raises(ValueError, match=r"no environment .*stepagent/ScienceWorld-v0"):
+        envs.make(env_id)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "more", "takes"),
+    [
+        (GUESS, {}, "split, max_steps, render_mode, url"),
+        ("stepagent/HotpotQA-v0", {}, "split, data, corpus, lookup, sentences, sizes, "),
+        ("stepagent/Mind2Web-v0", {}, "live, split, data, test_set, answers, html, "),
+        ("stepagent/Mind2Web-v0", {"live": True}, r"live, .*browser, timeout, "),
+    ],
+)
+def test_an_argument_that_no_environment_takes_lists_those_it_takes(env_id, more, takes):
+    with pytest.raises(TypeError, match=f"no argument 'bogus': it takes {takes}"):
+        envs.make(env_id, bogus=1, **more)
+
+
+@pytest.mark.parametrize("task_id", [["small/0"], {}, 3, b"small/0"])
+def test_task_ids_of_another_type_are_refused(task_id):
+    with pytest.raises(ValueError, match="no task"):
+        envs.make(GUESS).reset(options={"task_id": task_id})
+
+
 def test_a_failing_world_ends_the_episode():
     env = envs.make(GUESS)
     env.reset(seed=0)
