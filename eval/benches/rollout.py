@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,7 +37,7 @@ from eval.benches import Options, Row, measure_sides, settings
 from eval.rollout import run_episodes
 
 
-def bench(options: Options) -> list[Row]:
+def bench(options: Options) -> Iterator[Row]:
     """Turns a second of both sides, and how many greedy replies are equal.
 
     Settings: env, env_args, split, episodes, turns (of an episode, at most), max_new_tokens,
@@ -74,19 +74,17 @@ def bench(options: Options) -> list[Row]:
             context=wanted["context"],
         )
 
-    rows: list[Row] = []
     if wanted["episodes"]:
         few = agent(wanted["batch_size"], wanted["max_new_tokens"])
-        rows += _Plain(few, wanted, wanted["episodes"]).rows(options.repeats)
+        yield from _Plain(few, wanted, wanted["episodes"]).rows(options.repeats)
     many = agent(wanted["slots"], wanted["reply_tokens"])
     if wanted["many"]:
-        rows += _Fixed(many, wanted, wanted["many"]).rows(options.repeats)
+        yield from _Fixed(many, wanted, wanted["many"]).rows(options.repeats)
     if wanted["many"] and wanted["slow"]:
         slowed = {**wanted, "env": _slowed(wanted["env"], wanted["slow"])}
         title = f", a third of the tasks slow by {wanted['slow']:g} s"
-        rows += _Fixed(many, slowed, wanted["many"]).rows(options.repeats, title)
+        yield from _Fixed(many, slowed, wanted["many"]).rows(options.repeats, title)
     many.close()
-    return rows
 
 
 def _slowed(env_id: str, seconds: float) -> str:

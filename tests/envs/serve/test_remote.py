@@ -87,19 +87,28 @@ def test_the_contract_holds_through_a_server(server, env_id):
     assert server.sessions.count <= before + 1
 
 
-def test_evaluation_through_a_server_gives_the_same_results(server, second, tmp_path):
-    def results(name, *more):
-        out = tmp_path / name
-        common = ["--env", TOY, "--agent", "random", "--limit", "8", "--workers", "3", *more]
-        assert eval_run.main([*common, "--out", str(out)]) == 0
-        lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-        summary = json.loads((out / "summary.json").read_text())
-        for kept in (*lines, summary):
-            kept.pop("seconds")
-        return sorted(lines, key=lambda line: line["task_id"]), summary
+def results(out, env_id, limit, env_args):
+    """What `eval.run` writes, but for the seconds: lines in the order of tasks, and the summary."""
+    given = ["--env", env_id, "--env-args", json.dumps(env_args), "--limit", str(limit)]
+    assert eval_run.main([*given, "--agent", "random", "--workers", "3", "--out", str(out)]) == 0
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    summary = json.loads((out / "summary.json").read_text())
+    for kept in (*lines, summary):
+        kept.pop("seconds")
+    return sorted(lines, key=lambda line: line["task_id"]), summary
 
-    both = json.dumps({"url": [server.url, second.url], "size": 9})
-    assert results("there", "--env-args", both) == results("here", "--env-args", '{"size": 9}')
+
+def test_evaluation_through_servers_gives_the_same_results(server, second, tmp_path):
+    here = results(tmp_path / "here", TOY, 8, {"size": 9})
+    there = {"url": [server.url, second.url], "size": 9}
+    assert results(tmp_path / "there", TOY, 8, there) == here
+
+
+@pytest.mark.parametrize("env_id", envs.ENTRY_POINTS)
+def test_evaluation_through_a_server_is_the_same_for_every_environment(server, env_id, tmp_path):
+    here = results(tmp_path / "here", env_id, 3, {"max_steps": 6})
+    there = {"url": server.url, "max_steps": 6}
+    assert results(tmp_path / "there", env_id, 3, there) == here
 
 
 @pytest.mark.parametrize("mode", ["next_step", "same_step"])
