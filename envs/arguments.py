@@ -42,6 +42,7 @@ def _constructors(kind: type) -> Iterator[Callable[..., Any]]:
 
 
 def _below(kind: type) -> Iterator[type]:
-    for below in kind.__subclasses__():
+    found: list[type] = kind.__subclasses__()
+    for below in found:
         yield below
         yield from _below(below)

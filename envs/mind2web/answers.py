@@ -34,7 +34,7 @@ _CHOSEN = re.compile(
     r"(?:Action\s*:\s*)?" + _OPERATION + r"[\s:,]*(?:Value\s*:\s*)?(?P<value>.*)", re.IGNORECASE
 )
 _LINES = re.compile(
-    r"(?:Answer\s*:\s*|Action\s*:\s*|\A\s*|\n\s*)[\[(]?(?P<letter>[A-F])\b[\])]?[.:)]*\s+"
+    r"(?:Answer\s*+:\s*+|Action\s*+:\s*+|\A\s*+|\n[^\S\n]*+)[\[(]?(?P<letter>[A-F])\b[\])]?[.:)]*\s+"
     r"Action\s*:\s*(?P<op>CLICK|TYPE|SELECT)\b(?:\s*Value\s*:[^\S\n]*(?P<value>[^\n]*))?"
 )
 

@@ -1,6 +1,11 @@
+import random
+import re
+import time
+
 import pytest
 
 from envs import react
+from envs.mind2web import answers
 from envs.mind2web.answers import (
     Answer,
     one_line,
@@ -83,3 +88,40 @@ def test_what_is_written_reads_back(value):
         assert react.parse(write_choice(3, op, value)).action == write_choice(3, op, value)
     assert write_direct(3, "CLICK", "") == "CLICK [3]"
     assert read_choice(write_choice(None)) == Answer(None)
+
+
+def test_three_lines_are_found_in_linear_time():
+    begun = time.process_time()
+    for head in ("", "A", "Answer:", "A. Action:"):
+        for unit in (" ", "\n", "\nA ", "Answer: ", "A. Action: "):
+            one_line(head + unit * 65_000)
+    assert time.process_time() - begun < 1
+
+
+def test_three_lines_are_found_behind_any_blanks():
+    # As the pattern was before it read runs of newlines once.
+    plain = re.compile(answers._LINES.pattern.replace(r"\n[^\S\n]*+", r"\n\s*").replace("*+", "*"))
+    assert plain.pattern != answers._LINES.pattern
+    rng = random.Random(0)
+    parts = [
+        "\n",
+        " ",
+        "\r",
+        "A",
+        "B.\n Action: CLICK",
+        "Answer:",
+        "Action: ",
+        "Value: x",
+        "so",
+        "(",
+    ]
+    some = 0
+    for _ in range(20_000):
+        text = "".join(rng.choices(parts, k=rng.randint(0, 12)))
+        found, before = answers._LINES.search(text), plain.search(text)
+        assert (found is None) == (before is None), repr(text)
+        if found and before:
+            some += 1
+            assert found.groupdict() == before.groupdict()
+            assert text[: found.start()].strip() == text[: before.start()].strip()
+    assert some > 200
