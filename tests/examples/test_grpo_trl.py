@@ -28,7 +28,13 @@ def example():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_grpo_trains_on_an_environment_of_a_server(example, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("env_id", "warm_up", "max_tokens"),
+    [(GUESS, 2, 200), pytest.param("stepagent/HotpotQA-v0", 8, 2500, marks=pytest.mark.slow)],
+)
+def test_grpo_trains_on_an_environment_of_a_server(
+    example, tmp_path, monkeypatch, env_id, warm_up, max_tokens
+):
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     torch.set_num_threads(1)
     first = {}
@@ -40,17 +46,17 @@ def test_grpo_trains_on_an_environment_of_a_server(example, tmp_path, monkeypatc
         return model
 
     monkeypatch.setattr(example, "build_model", remembered)
-    with Running(GUESS) as server:
+    with Running(env_id) as server:
         config = example.Config(
             url=server.url,
-            env=GUESS,
+            env=env_id,
             output=tmp_path / "out",
             tasks=2,
-            warm_up=2,
+            warm_up=warm_up,
             steps=2,
             group=4,
             turns=3,
-            max_tokens=200,
+            max_tokens=max_tokens,
             learning_rate=1e-4,
         )
         shape = TinyConfig(hidden_size=64, layers=2, heads=4, vocabulary=600, context=4096)
