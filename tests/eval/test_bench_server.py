@@ -5,7 +5,6 @@ import pytest
 from eval.benches import Options, server, soak
 
 GUESS = "tests.envs.guess:tests/Guess-v0"
-FAULTY = "tests.envs.serve.faulty:tests/Faulty-v0"
 
 
 def test_rows_of_every_number_of_sessions(monkeypatch):
@@ -22,9 +21,8 @@ def test_rows_of_every_number_of_sessions(monkeypatch):
         server.bench(Options("server", args={"episodes": 1}))
 
 
-def test_a_short_soak_leaves_nothing(monkeypatch):
-    monkeypatch.setattr(soak, "_IDLE", 0.4)
-    args = {"env": FAULTY, "minutes": 0.05, "sessions": 6, "pause": 0.01}
+def test_a_short_soak_leaves_nothing():
+    args = {"env": GUESS, "minutes": 0.05, "sessions": 6, "pause": 0.01, "idle": 0.4}
     rows = {row.name: row for row in soak.bench(Options("soak", args=args))}
     sessions = rows["sessions left (baseline: opened)"]
     assert sessions.ours == 0
