@@ -68,12 +68,17 @@ def _above(name: str, section: Any, **limits: float) -> None:
             )
 
 
+def check_model(method: str, policy: Policy) -> None:
+    """Raises ValueError where the model cannot run step trees."""
+    if policy.no_step_trees:
+        raise ValueError(f"method {method}: {policy.no_step_trees}")
+
+
 def check_step_trees(
     method: str, policy: Policy, samples: Sequence[Sample], config: ReflectionConfig
 ) -> None:
     """Raises ValueError where the model cannot run step trees, or not those of these samples."""
-    if policy.no_step_trees:
-        raise ValueError(f"method {method}: {policy.no_step_trees}")
+    check_model(method, policy)
     longest = max(samples, key=lambda s: s.encoded.replies[-1][1])
     end = longest.encoded.replies[-1][1]
     check_path(policy.model, end)

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from training import processes, rollouts, sft
+from training.checks import check_model
 from training.config import Config
 from training.dataset import Sample
 from training.implicit import draw
@@ -37,8 +38,7 @@ def learn(session: Session) -> None:
 
     Raises ValueError before any training where the model cannot run the step trees.
     """
-    if session.policy.no_step_trees:
-        raise ValueError(f"method ppo: {session.policy.no_step_trees}")
+    check_model("ppo", session.policy)
     sft.learn(session)
     work = functools.partial(_iterate, session, session.entering())
     session.iterate(session.config.reflection.iterations, work)
