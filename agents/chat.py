@@ -5,10 +5,14 @@ texts, what it writes around the turns, and from then on writes the conversation
 `state piece, reply, state piece, reply, …`. A reply's span of tokens is thus known by construction
 (no searching for strings), a longer conversation always extends the tokens of a shorter one (so a
 key-value cache stays good), and what a model was trained on is what it sees when it acts.
+
+Only the template writes special tokens: where a text spells one (`</s>` in a web page, a forged end
+of turn), a space breaks it into ordinary text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -58,6 +62,10 @@ class ChatCodec:
                 f"{getattr(tokenizer, 'name_or_path', tokenizer)!r} has no chat template: use an "
                 "instruction-tuned model, or set `tokenizer.chat_template` and save it again"
             )
+        names = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+        names = {name for name in names | set(tokenizer.all_special_tokens) if name}
+        longest_first = sorted(names, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self.has_system_role = self._probe(system=True) is not None
         plain = self._probe(system=False)
         if plain is None:
@@ -100,10 +108,12 @@ class ChatCodec:
 
     def _first_special_end(self, text: str) -> int:
         """Where the first special token of a text ends; 0 where there is none."""
-        names = {str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special}
-        names |= set(self.tokenizer.all_special_tokens)
-        found = [(text.find(n), -len(n), n) for n in names if n and n in text]
-        return min(found)[0] + len(min(found)[2]) if found else 0
+        found = self._special.search(text)
+        return found.end() if found else 0
+
+    def _as_text(self, text: str) -> str:
+        """The text with a space in what would be read as a special token."""
+        return self._special.sub(lambda name: f"{name[0][:1]} {name[0][1:]}", text.strip())
 
     def _raw(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -131,7 +141,7 @@ class ChatCodec:
 
     def reply_ids(self, reply: str) -> list[int]:
         """Tokens of a reply in its place, the end-of-turn token last."""
-        return list(self._reply(reply.strip()))
+        return list(self._reply(self._as_text(reply)))
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
         """A conversation that ends in an observation (to be answered) or in a reply (to learn).
@@ -139,11 +149,13 @@ class ChatCodec:
         Raises ValueError unless it is [system,] user, assistant, user, assistant, …
         """
         turns = list(messages)
-        system = turns.pop(0)["content"].strip() if turns and turns[0]["role"] == "system" else ""
+        system = ""
+        if turns and turns[0]["role"] == "system":
+            system = self._as_text(turns.pop(0)["content"])
         ids: list[int] = []
         replies = []
         for i, message in enumerate(turns):
-            role, text = message["role"], message["content"].strip()
+            role, text = message["role"], self._as_text(message["content"])
             if role != ("user", "assistant")[i % 2]:
                 raise ValueError(
                     f"message {i} of a conversation has the role {role!r}: users and "
