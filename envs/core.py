@@ -349,6 +349,12 @@ def clip(text: str, limit: int = MAX_TEXT) -> str:
     return text[: limit - len(note)] + note
 
 
+def split_names(names: str | Iterable[str]) -> tuple[str, ...]:
+    """A list of names, from a list or a text with commas."""
+    parts = names.split(",") if isinstance(names, str) else names
+    return tuple(part.strip() for part in parts if part.strip())
+
+
 def checksum(*parts: str | bytes) -> str:
     """A short stable checksum (16 hex digits of SHA-256) for fingerprints."""
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,7 +29,7 @@ from envs.alfworld.engine import NOTHING, Game
 from envs.alfworld.house import read_goal
 from envs.alfworld.pddl import GameError
 from envs.alfworld.wording import WORDINGS, readings, spoken, spoken_prompt
-from envs.core import Outcome, TextEnv, checksum
+from envs.core import Outcome, TextEnv, checksum, split_names
 
 ENGINES = ("fast", "textworld")
 STEP_LIMIT = 40
@@ -53,9 +53,11 @@ class ALFWorldEnv(TextEnv):
         `toggle X`, as in the paper's prompt); None: the one that the games themselves are in.
         Agents may use either, always.
     expert: "explorer" or "planner" (`envs.alfworld.expert` says how they differ).
+    tasks: types to restrict every split to (such as pick_and_place_simple), as a list or a text
+        with commas; None: all six.
     split, max_steps, render_mode: as in `TextEnv`.
 
-    Raises ValueError for an unknown engine, wording or expert, FileNotFoundError and
+    Raises ValueError for an unknown engine, wording, expert or type, FileNotFoundError and
     PermissionError for data that is not there or cannot be read. `tasks` and `reset` raise
     ValueError for a split without a playable game and for broken games, naming the file.
     """
@@ -70,6 +72,7 @@ class ALFWorldEnv(TextEnv):
         engine: str = "fast",
         wording: str | None = None,
         expert: str = "explorer",
+        tasks: str | Iterable[str] | None = None,
         max_steps: int | None = None,
         render_mode: str | None = None,
     ):
@@ -83,6 +86,10 @@ class ALFWorldEnv(TextEnv):
                 raise ValueError(f"unknown {name} {value!r}: choose one of {_list(allowed)}")
         self.engine, self.expert = engine, expert
         self._wording = wording
+        self._only = sources.TYPES if tasks is None else split_names(tasks)
+        unknown = sorted(set(self._only) - set(sources.TYPES))
+        if unknown or not self._only:
+            raise ValueError(f"unknown tasks {unknown}: choose of {_list(sources.TYPES)}")
         self._source = sources.open_source(data)
         self._generated = data is None
         self._games: OrderedDict[str, Game] = OrderedDict()
@@ -96,7 +103,7 @@ class ALFWorldEnv(TextEnv):
         return (*used, "textworld", "alfworld") if self.engine == "textworld" else used
 
     def list_tasks(self) -> Sequence[str]:
-        return self._source.tasks(self.split)
+        return [t for t in self._source.tasks(self.split) if _type(t) in self._only]
 
     def step_limit(self, task_id: str) -> int:
         return STEP_LIMIT
@@ -104,7 +111,7 @@ class ALFWorldEnv(TextEnv):
     @property
     def task_type(self) -> str:
         """One of ALFWorld's six types, such as pick_and_place_simple."""
-        return re.split(r"[-/]", self.task_id or "", maxsplit=1)[0]
+        return _type(self.task_id or "")
 
     def data_checksum(self) -> str:
         return self._source.checksum()
@@ -216,6 +223,11 @@ def _code() -> str:
     """Checksum of this package: a result depends on it as on any other version."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return checksum(*(file.read_bytes() for file in files))
+
+
+def _type(task_id: str) -> str:
+    """Real ids begin `<type>-`, generated ones `<type>/`."""
+    return re.split(r"[-/]", task_id, maxsplit=1)[0]
 
 
 def _list(values: Sequence[Any]) -> str:

@@ -23,7 +23,7 @@ How `"paper"` differs from ETO:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -129,12 +129,6 @@ def default_simplifications(task: str) -> tuple[str, ...]:
 def step_limit(task: str) -> int:
     """Actions that an episode of the task may take."""
     return STEP_LIMITS.get(task, OTHER_STEP_LIMIT)
-
-
-def split_names(names: str | Iterable[str]) -> tuple[str, ...]:
-    """A list of names, from a list or a text with commas."""
-    parts = names.split(",") if isinstance(names, str) else names
-    return tuple(part.strip() for part in parts if part.strip())
 
 
 @lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from envs.core import Outcome, TextEnv, checksum
+from envs.core import Outcome, TextEnv, checksum, split_names
 from envs.scienceworld import data, expert
 from envs.scienceworld.gateway import JavaError, SimulatorError
 from envs.scienceworld.jvm import CALL_TIMEOUT, Simulator
@@ -75,8 +75,8 @@ class ScienceWorldEnv(TextEnv):
         render_mode: str | None = None,
     ):
         super().__init__(split=split, max_steps=max_steps, render_mode=render_mode)
-        self._only = None if tasks is None else data.split_names(tasks)
-        self._switches = None if simplifications is None else data.split_names(simplifications)
+        self._only = None if tasks is None else split_names(tasks)
+        self._switches = None if simplifications is None else split_names(simplifications)
         unknown = sorted(set(self._switches or ()) - set(data.SIMPLIFICATIONS))
         if unknown:
             raise ValueError(

@@ -138,6 +138,16 @@ def test_admissible_actions_can_be_done():
         assert env.step(action)[-1]["valid"], action
 
 
+def test_tasks_restricts_every_split():
+    for split, count in generated.SIZES.items():
+        wanted = "look_at_obj_in_light, pick_two_obj_and_place"
+        tasks = envs.make(ID, split=split, tasks=wanted).unwrapped.tasks
+        assert len(tasks) == 2 * count
+        assert {task.split("/")[0] for task in tasks} == set(wanted.split(", "))
+    with pytest.raises(ValueError, match="pick_heat"):
+        envs.make(ID, tasks=wanted).reset(options={"task_id": "pick_heat/train-0000"})
+
+
 def test_wrong_arguments_list_what_exists():
     with pytest.raises(ValueError, match="fast, textworld"):
         envs.make(ID, engine="quick")
@@ -145,6 +155,8 @@ def test_wrong_arguments_list_what_exists():
         envs.make(ID, wording="middle")
     with pytest.raises(ValueError, match="explorer, planner"):
         envs.make(ID, expert="oracle")
+    with pytest.raises(ValueError, match="pick_and_place_simple"):
+        envs.make(ID, tasks="pick_and_place")
     with pytest.raises(RuntimeError, match="reset"):
         envs.make(ID).admissible_actions()
 
