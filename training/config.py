@@ -44,6 +44,9 @@ class SftConfig(OptimiserConfig):
 
     microbatch_size: int = 8
     """Trajectories a forward pass; gradients add up to `batch_size`. Less needs less memory."""
+    assistant_only_loss: bool = True
+    """Loss on the agent's tokens alone (eq. 3). Off: on the observations' too, from which a policy
+    from scratch learns to read, and to copy the names that it sees."""
 
 
 @dataclass

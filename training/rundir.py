@@ -17,6 +17,7 @@ Whatever is whole appears in one rename, so that what is there can be trusted.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -31,6 +32,8 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from training.config import Config
 
 
 class RunError(RuntimeError):
@@ -122,8 +125,13 @@ FREE = (
 
 
 def _difference(old: str, new: str) -> str:
-    """The first options in which two configurations differ, but for those that are `FREE`."""
+    """The first options in which two configurations differ, but for those that are `FREE`.
+
+    One that did not exist yet when the old was written had what is its default now.
+    """
     before, now = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(new))
+    defaults = _flat(dataclasses.asdict(Config(output="")))
+    before = {**{key: value for key, value in defaults.items() if key in now}, **before}
     differing = [
         f"{key} {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

@@ -6,7 +6,7 @@ Every method starts from it. Tokens and masks come from the chat codec's spans; 
 handed ready `input_ids` and `labels`, and prepares nothing itself.
 
 Deviations: the loss is the mean over the action tokens of a batch, as all trainers have it, where
-eq. 3 has the sum over a trajectory.
+eq. 3 has the sum over a trajectory. `assistant_only_loss: false` learns the observations as well.
 """
 
 from __future__ import annotations
@@ -61,9 +61,14 @@ def stage(session: Session, name: str, samples: Sequence[Sample]) -> None:
         )
 
 
-def labels(sample: Sample) -> list[int]:
-    """The sample's tokens where the agent wrote them, `IGNORED` elsewhere; length of `ids`."""
+def labels(sample: Sample, assistant_only_loss: bool = True) -> list[int]:
+    """The sample's tokens where the agent wrote them, `IGNORED` elsewhere; length of `ids`.
+
+    Without `assistant_only_loss`, all its tokens.
+    """
     ids = sample.encoded.ids
+    if not assistant_only_loss:
+        return list(ids)
     found = [IGNORED] * len(ids)
     for start, end in sample.encoded.replies:
         found[start:end] = ids[start:end]
@@ -101,7 +106,12 @@ def train(
 ) -> None:
     """Trains the policy in place; goes on from the newest whole checkpoint of the stage."""
     set_seed(seed)
-    data = Dataset.from_list([{"input_ids": s.encoded.ids, "labels": labels(s)} for s in samples])
+    data = Dataset.from_list(
+        [
+            {"input_ids": s.encoded.ids, "labels": labels(s, config.assistant_only_loss)}
+            for s in samples
+        ]
+    )
     folder = rundir.checkpoint(stage)
     arguments = quietly(
         TrlConfig,

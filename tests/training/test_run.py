@@ -206,6 +206,16 @@ def test_another_configuration_is_refused(config):
         run.run(replace(config, seed=3))
 
 
+def test_an_option_that_did_not_exist_yet_had_its_default(tmp_path):
+    def begin(text):
+        RunDir(tmp_path / "run", text).close()
+
+    begin("seed: 1\nsft: {epochs: 4}\n")
+    begin("seed: 1\nsft: {epochs: 4, assistant_only_loss: true}\n")
+    with pytest.raises(RunError, match="assistant_only_loss True, now False"):
+        begin("seed: 1\nsft: {epochs: 4, assistant_only_loss: false}\n")
+
+
 def test_two_processes_do_not_share_a_directory(tmp_path):
     first = RunDir(tmp_path / "run", "a: 1\n")
     with pytest.raises(RunError, match="another process"):

@@ -31,6 +31,7 @@ def test_labels_are_the_agents_tokens_alone(tokenizer):
     found = labels(sample)
     learned = [i for i, label in zip(sample.encoded.ids, found, strict=True) if label != IGNORED]
     assert tokenizer.decode(learned) == "go north<|end|>open door<|end|>"
+    assert labels(sample, assistant_only_loss=False) == sample.encoded.ids
     batch = Collator(pad_token_id=1)(
         [{"input_ids": [5, 6], "labels": [IGNORED, 6]}, {"input_ids": [7], "labels": [7]}]
     )
