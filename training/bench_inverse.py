@@ -97,8 +97,6 @@ def measure_side(side: str, path: str) -> dict[str, float]:
     wanted = Config(output="").inverse.discriminator
     wanted.rank = task["rank"]
     with attach(policy, wanted, Path(path), seed=0) as judge:
-        torch.manual_seed(0)
-        torch.nn.init.normal_(judge.head.weight, std=0.1)  # one at chance would judge all alike
         actor = ActorCritic(policy.model, PPO.baseline)
         work = {"ours": _ours, "plain": _plain}[side]
         if policy.device.type == "cuda":

@@ -63,7 +63,11 @@ class Practised:
 
 
 class Discriminator(nn.Module):
-    """Backbone and head; see `attach` for how it comes about. Undecided (D = ½) when new.
+    """Backbone and head; see `attach` for how it comes about.
+
+    The head is drawn as reward models' heads are (standard deviation 1/√(width + 1)): one of zeros
+    would give the backbone no gradient until it has moved, and behind an action's last token a
+    policy's states are nearly the same whatever the action, so the backbone is what has to learn.
 
     Parameters
     ----------
@@ -79,7 +83,7 @@ class Discriminator(nn.Module):
         base = unwrap(backbone)
         width = base.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1, device=base.device, dtype=torch.float32)
-        nn.init.zeros_(self.head.weight)
+        nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5)
         nn.init.zeros_(self.head.bias)
 
     @property
