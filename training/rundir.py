@@ -64,7 +64,8 @@ class RunDir:
                 f"another process is working in {self.path}: wait, or use another `output`"
             ) from None
         file = self.path / "config.yaml"
-        if file.is_file() and (told := _difference(file.read_text(), config)):
+        if file.is_file() and (found := differing(file.read_text(), config)):
+            told = "; ".join(f"{key} {a!r}, now {b!r}" for key, (a, b) in list(found.items())[:4])
             raise RunError(
                 f"{self.path} holds a run with another configuration ({told}): choose another "
                 "`output`, or delete the directory"
@@ -124,20 +125,20 @@ FREE = (
 """Options that may change while a run is under way: no weight and no score depends on them."""
 
 
-def _difference(old: str, new: str) -> str:
-    """The first options in which two configurations differ, but for those that are `FREE`.
+def differing(old: str, new: str) -> dict[str, tuple[Any, Any]]:
+    """The options (by their whole names) in which two configurations differ, and both values.
 
-    One that did not exist yet when the old was written had what is its default now.
+    Those that are `FREE` count as equal, and one that did not exist yet when the old was written
+    had what is its default now.
     """
     before, now = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(new))
     defaults = _flat(dataclasses.asdict(Config(output="")))
     before = {**{key: value for key, value in defaults.items() if key in now}, **before}
-    differing = [
-        f"{key} {before.get(key)!r}, now {now.get(key)!r}"
+    return {
+        key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
         if key not in FREE and before.get(key) != now.get(key)
-    ]
-    return "; ".join(differing[:4])
+    }
 
 
 def _flat(options: Any, path: str = "") -> dict[str, Any]:

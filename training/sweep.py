@@ -16,11 +16,14 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from rich.console import Console
 
 from envs import cli
 from envs.core import checksum
+from training import rundir
 from training.config import Config
 
 
@@ -208,7 +212,7 @@ def check_run(run: Run, output: Path) -> None:
         raise SweepError(f"{run.name}: {error}") from None
 
 
-_BEFORE = ("env", "env_args", "seed", "prompt", "policy", "expert", "sft", "evaluation")
+_BEFORE = {"env", "env_args", "seed", "prompt", "policy", "expert", "sft", "evaluation"}
 """Options that SFT depends on."""
 
 
@@ -221,13 +225,15 @@ def inherit_sft(config: Config, output: Path) -> None:
     target = Path(config.output)
     if target.exists() or not config.sft.epochs:
         return
-    wanted = {key: dataclasses.asdict(config)[key] for key in _BEFORE}
+    wanted = cli.dump(config)
     for path in sorted((output / "runs").glob("*/stages.json")):
         source = path.parent
         if source.suffix == ".partial" or not (source / "config.yaml").is_file():
             continue  # another run's, that is only just being set up
-        there = yaml.safe_load((source / "config.yaml").read_text())
-        if {key: there[key] for key in _BEFORE} != wanted or not (source / "policies/sft").is_dir():
+        differing = rundir.differing((source / "config.yaml").read_text(), wanted)
+        if {key.split(".")[0] for key in differing} & _BEFORE:
+            continue
+        if not (source / "policies/sft").is_dir():
             continue
         state = json.loads(path.read_text())
         if "sft" not in state["done"]:
@@ -244,13 +250,43 @@ def inherit_sft(config: Config, output: Path) -> None:
         return
 
 
-def execute(run: Run, sweep: Sweep, console: Console) -> bool:
+class Running:
+    """The processes of a sweep's runs, which end with it."""
+
+    def __init__(self) -> None:
+        self.stopped, self._lock = False, threading.Lock()
+        self._processes: set[subprocess.Popen[bytes]] = set()
+
+    @contextmanager
+    def of(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        """While the process runs; one that begins when all are to stop is stopped at once."""
+        with self._lock:
+            self._processes.add(process)
+            if self.stopped:
+                process.terminate()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._processes.discard(process)
+
+    def stop(self) -> None:
+        """Ends all, which go on from their checkpoints another time; none begins any more."""
+        with self._lock:
+            self.stopped = True
+            for process in self._processes:
+                process.terminate()
+
+
+def execute(run: Run, sweep: Sweep, console: Console, running: Running) -> bool:
     """One run in a process of its own; True where its summary is there afterwards."""
     output = Path(sweep.output)
     config = configuration(run, output)
     summary = Path(config.output) / "summary.json"
     if summary.is_file():
         return True
+    if running.stopped:
+        return False
     if sweep.share_sft:
         inherit_sft(config, output)
     begun = time.monotonic()
@@ -261,14 +297,17 @@ def execute(run: Run, sweep: Sweep, console: Console) -> bool:
     log = output / "logs" / f"{run.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
-        code = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "training.run", "--config", str(_file(run, output))],
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
-            check=False,
-        ).returncode
+        )
+        with running.of(process):
+            code = process.wait()
     minutes = (time.monotonic() - begun) / 60
+    if running.stopped:
+        return summary.is_file()
     if code:
         last = (log.read_text().strip().splitlines() or ["nothing was said"])[-1]
         console.print(f"{run.name} failed after {minutes:.1f} min ({log}): {last}", markup=False)
@@ -284,25 +323,31 @@ def _file(run: Run, output: Path) -> Path:
 def run_all(sweep: Sweep, console: Console) -> list[str]:
     """Makes all runs; returns the names of those that failed or were not begun."""
     todo, deadline = all_runs(sweep), time.monotonic() + sweep.hours * 3600
+    running = Running()
     for run in todo:  # what is wrong in any of them is said before the first
         check_run(run, Path(sweep.output))
 
     def one(run: Run) -> bool:
         if sweep.hours and time.monotonic() > deadline:
             return (Path(sweep.output) / "runs" / run.name / "summary.json").is_file()
-        return execute(run, sweep, console)
+        return execute(run, sweep, console, running)
 
     first = [run for run in todo if run.options["method"] == "sft"]
     results: dict[str, bool] = {}
     for batch in (first, [run for run in todo if run.options["method"] != "sft"]):
         with ThreadPoolExecutor(sweep.workers) as pool:
-            results.update(zip([r.name for r in batch], pool.map(one, batch), strict=True))
+            try:
+                results.update(zip([r.name for r in batch], pool.map(one, batch), strict=True))
+            except KeyboardInterrupt:
+                running.stop()
+                raise
     return [name for name, done in results.items() if not done]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     sweep = cli.parse(Sweep, argv, prog="python -m training.sweep")
     console = Console()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's kill, as a Ctrl-C
     from training import report
 
     try:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -111,7 +115,7 @@ def test_an_inherited_sft_is_what_the_run_itself_would_have_made(tmp_path):
     assert sweep.main(["--config", str(shared)]) == 0
     alone = _sweep(tmp_path / "own", seeds=[0], share_sft=False)
     wanted = [r for r in sweep.all_runs(_read(alone)) if r.method == "implicit"]
-    assert sweep.execute(wanted[0], _read(alone), report_console())
+    assert sweep.execute(wanted[0], _read(alone), report_console(), sweep.Running())
     name = f"runs/{wanted[0].name}/final/model.safetensors"
     one, two = load_file(tmp_path / "sweep" / name), load_file(tmp_path / "own" / "sweep" / name)
     assert all((one[k] == two[k]).all() for k in one)
@@ -121,6 +125,39 @@ def report_console():
     from rich.console import Console
 
     return Console(quiet=True)
+
+
+def test_an_sft_of_before_an_option_existed_is_inherited(tmp_path):
+    made = _read(_sweep(tmp_path, seeds=[0]))
+    first, second = (sweep.configuration(r, tmp_path / "sweep") for r in sweep.all_runs(made))
+    run.run(first)
+    file = Path(first.output) / "config.yaml"
+    options = yaml.safe_load(file.read_text())
+    del options["sft"]["assistant_only_loss"]
+    file.write_text(yaml.safe_dump(options))
+    sweep.inherit_sft(second, tmp_path / "sweep")
+    assert (Path(second.output) / "policies/sft").is_dir()
+
+
+def test_a_stopped_sweep_stops_its_runs_and_goes_on_another_time(tmp_path):
+    path = _sweep(tmp_path, workers=2)
+    command = [sys.executable, "-m", "training.sweep", "--config", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        logs = tmp_path / "sweep" / "logs"
+        while len(list(logs.glob("*.log"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        begun = psutil.Process(process.pid).children()
+        process.terminate()
+        out, said = process.communicate(timeout=60)
+        assert process.returncode == 130
+    assert b"goes on from here" in said
+    assert b"failed" not in out
+    assert len(begun) == 2
+    psutil.wait_procs(begun, timeout=10)
+    assert not [child for child in begun if child.is_running()]
+    assert len(list(logs.glob("*.log"))) == 2, "no run is begun any more"
+    assert sweep.main(["--config", str(path)]) == 0
 
 
 def test_runs_are_all_combinations_once(tmp_path):
