@@ -144,16 +144,14 @@ def test_a_stopped_sweep_stops_its_runs_and_goes_on_another_time(tmp_path):
     command = [sys.executable, "-m", "training.sweep", "--config", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         logs = tmp_path / "sweep" / "logs"
-        while len(list(logs.glob("*.log"))) < 2:
+        while len(begun := psutil.Process(process.pid).children()) < 2:
             assert process.poll() is None
             time.sleep(0.05)
-        begun = psutil.Process(process.pid).children()
         process.terminate()
-        out, said = process.communicate(timeout=60)
+        out, said = process.communicate(timeout=120)
         assert process.returncode == 130
     assert b"goes on from here" in said
     assert b"failed" not in out
-    assert len(begun) == 2
     psutil.wait_procs(begun, timeout=10)
     assert not [child for child in begun if child.is_running()]
     assert len(list(logs.glob("*.log"))) == 2, "no run is begun any more"
