@@ -151,27 +151,33 @@ def _settings(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
 
 
 def methods(experiment: Experiment, rows: Sequence[Row], output: Path) -> list[str]:
-    """As table 2: a row a method, with its gain over SFT on the same seeds."""
+    """As table 2: a row a method, with its gain over SFT.
+
+    That is the SFT that a run itself began with, seed by seed; for another way of SFT, the first.
+    """
     parts = []
     for environment, model, here in _settings(rows):
         env, body, bars = here[0].env, [], []
         theirs = list(paper.table2("sft", env))
-        base = {r.run.seed: r.final for r in here if r.run.options["method"] == "sft"}
+        plain = [r for r in here if r.run.options["method"] == "sft"]
+        base = {r.run.seed: r.final for r in plain if r.run.method == plain[0].run.method}
         for method in experiment.methods:
             own = [r for r in here if r.run.method == method]
             kind = own[0].run.options["method"]
             gains = [
                 r.final - before
                 for r in own
-                if r.final is not None and (before := base.get(r.run.seed)) is not None
+                if r.final is not None and (before := _before(r, base)) is not None
             ]
             found, gain = estimate(_finals(own)), estimate(gains)
+            if own[0] in plain[:1]:
+                gain = None
             reported = paper.table2(kind, env)
             body.append(
                 [
                     _label(method),
                     str(found or "not done"),
-                    "" if kind == "sft" else str(gain or ""),
+                    str(gain or ""),
                     *(f"{reported[b]:.1f}" if b in reported else "" for b in theirs),
                 ]
             )
@@ -181,6 +187,12 @@ def methods(experiment: Experiment, rows: Sequence[Row], output: Path) -> list[s
         picture = _bars(f"{experiment.name}-{environment}-{model}", title, bars, output)
         parts += [f"\n### {title}\n", _markdown(head, body), picture]
     return parts
+
+
+def _before(row: Row, base: dict[int, float | None]) -> float | None:
+    """The score that a run's gain counts from."""
+    own = None if row.run.options["method"] == "sft" else row.scores.get("sft")
+    return base.get(row.run.seed) if own is None else own
 
 
 def rewards(experiment: Experiment, rows: Sequence[Row], output: Path) -> list[str]:

@@ -7,7 +7,9 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import pytest
@@ -227,13 +229,25 @@ def test_the_papers_figures_are_marked_as_its_own(tmp_path):
     assert len(list((tmp_path / "sweep" / "plots").glob("*.png"))) == 4
 
 
-def _pretend(made: sweep.Sweep) -> None:
+def test_gains_count_from_the_sft_that_a_run_began_with(tmp_path):
+    made = _read(_sweep(tmp_path, methods={"sft-longer": {"method": "sft", "sft": {"epochs": 2}}}))
+    made.experiments[0] |= {"methods": ["sft", "sft-longer", "implicit"], "vary": {}}
+    _pretend(made, {"sft-longer": 0.6})
+    lines = report.write(made).read_text().splitlines()
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("|")]
+    found = {row[1]: row[2:4] for row in cells}
+    assert found["SFT"] == ["35.5 ± 6.4 (n=2)", ""]
+    assert found["SFT, longer"] == ["60.0 ± 0.0 (n=2)", "24.5 ± 6.4 (n=2)"]
+    assert found["StepAgent-Implicit"] == ["41.0 ± 12.7 (n=2)", "5.5 ± 6.4 (n=2)"]
+
+
+def _pretend(made: sweep.Sweep, sft_scores: Mapping[str, float] = MappingProxyType({})) -> None:
     """Summaries of all runs, as training.run writes them."""
     for run_ in sweep.all_runs(made):
         path = Path(made.output) / "runs" / run_.name / "summary.json"
         path.parent.mkdir(parents=True)
         score = 0.4 + 0.02 * run_.seed
-        stages = {"sft": 0.35 + 0.01 * run_.seed}
+        stages = {"sft": sft_scores.get(run_.method, 0.35 + 0.01 * run_.seed)}
         if run_.options["method"] != "sft":
             stages |= {"iteration-1": score - 0.01, "iteration-2": score}
         path.write_text(
