@@ -105,9 +105,10 @@ def test_inverse_logs_its_health(config):
     assert first["ratio"] == pytest.approx(1, abs=1e-4), "before the first step"
     assert first["clip_fraction"] == 0
     assert {"kl", "entropy", "surrogate"} <= set(first)
-    judge = next(line for line in lines if line["stage"] == "iteration-1-discriminator")
-    assert judge["loss"] == pytest.approx(2 * 0.693147, abs=1e-4), "a new D is at chance"
-    assert {"agent_accuracy", "expert_accuracy", "entropy"} <= set(judge)
+    judges = [line for line in lines if line["stage"] == "iteration-1-discriminator"]
+    assert judges[0]["loss"] == pytest.approx(2 * 0.693147, abs=0.3), "a new D knows little"
+    assert judges[-1]["loss"] < judges[0]["loss"]
+    assert {"agent_accuracy", "expert_accuracy", "entropy"} <= set(judges[0])
     summary = json.loads((Path(config.output) / "summary.json").read_text())
     figures = summary["figures"]["iteration-2"]
     assert figures["reward_gap"] == pytest.approx(
