@@ -32,11 +32,12 @@ class Estimate:
     mean: float
     half: float
     """Half of the 95 % interval; NaN for one seed"""
-    seeds: int
+    values: tuple[float, ...]
+    """One a seed"""
 
     def __str__(self) -> str:
         spread = "" if math.isnan(self.half) else f" ± {self.half:.1f}"
-        return f"{self.mean:.1f}{spread} (n={self.seeds})"
+        return f"{self.mean:.1f}{spread} (n={len(self.values)})"
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -50,10 +51,10 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         return None
     mean = sum(values) / n
     if n == 1:
-        return Estimate(mean, math.nan, 1)
+        return Estimate(mean, math.nan, tuple(values))
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
     t = _T[n - 2] if n - 2 < len(_T) else 1.96
-    return Estimate(mean, t * deviation / math.sqrt(n), n)
+    return Estimate(mean, t * deviation / math.sqrt(n), tuple(values))
 
 
 @dataclass(frozen=True)
@@ -316,18 +317,19 @@ def _bars(
     bars: Sequence[tuple[str, Estimate | None, dict[str, float]]],
     output: Path,
 ) -> str:
-    """Ours as bars with intervals, the paper's as marks."""
+    """Ours as bars with intervals and a dot a seed, the paper's as marks."""
     figure, axes = _figure(max(5.0, 1.0 * len(bars)))
     for x, (_, found, _) in enumerate(bars):
         if found:
             half = 0 if math.isnan(found.half) else found.half
-            axes.bar(x, found.mean, yerr=half, color="tab:blue", capsize=3, width=0.6)
+            axes.bar(x, found.mean, yerr=half, color="tab:blue", alpha=0.6, capsize=3, width=0.6)
+            axes.scatter([x - 0.2] * len(found.values), found.values, color="black", s=9, zorder=3)
     for marker, backbone in zip("D^sv", _unique(b for *_, p in bars for b in p), strict=False):
         told = [(x, p[backbone]) for x, (*_, p) in enumerate(bars) if backbone in p]
         label = f"the paper's, {backbone}"
         axes.scatter(*zip(*told, strict=True), marker=marker, color="tab:gray", label=label)
     axes.set_xticks(range(len(bars)), [label for label, *_ in bars], rotation=30, ha="right")
-    axes.set(ylabel="score, %", title=title)
+    axes.set(ylabel="score, %", title=title, ylim=(0, 105))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
     return _saved(figure, name, title, output)

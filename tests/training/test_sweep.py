@@ -197,7 +197,7 @@ def test_intervals():
     # 50, 52, 54: deviation 2, t(2) = 4.303: 4.303 · 2 / √3 = 4.97
     found = report.estimate([50.0, 52.0, 54.0])
     assert found is not None
-    assert (found.mean, found.seeds) == (52.0, 3)
+    assert (found.mean, found.values) == (52.0, (50.0, 52.0, 54.0))
     assert found.half == pytest.approx(4.969, abs=1e-3)
     one = report.estimate([50.0])
     assert one is not None
