@@ -113,7 +113,7 @@ class ChatCodec:
 
     def _as_text(self, text: str) -> str:
         """The text with a space in what would be read as a special token."""
-        return self._special.sub(lambda name: f"{name[0][:1]} {name[0][1:]}", text.strip())
+        return self._special.sub(lambda name: f"{name[0][:1]} {name[0][1:]}", text)
 
     def _raw(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -125,9 +125,11 @@ class ChatCodec:
 
     def _encode_state(self, system: str | None, observation: str) -> tuple[int, ...]:
         """From the end of the last reply (or the start) up to where the next reply begins."""
+        observation = self._as_text(observation)
         if system is None:
             w = self._plain
             return tuple(self._after(w.end_of_turn, w.before_next + observation + w.before_reply))
+        system = self._as_text(system)
         w = self._with_system if system else self._plain
         if system and self.has_system_role:
             text = w.before_first.replace(_MARKS[0], system) + observation
@@ -137,11 +139,11 @@ class ChatCodec:
 
     def _encode_reply(self, reply: str) -> tuple[int, ...]:
         w = self._plain
-        return tuple(self._after(w.before_reply, reply + w.end_of_turn))
+        return tuple(self._after(w.before_reply, self._as_text(reply) + w.end_of_turn))
 
     def reply_ids(self, reply: str) -> list[int]:
         """Tokens of a reply in its place, the end-of-turn token last."""
-        return list(self._reply(self._as_text(reply)))
+        return list(self._reply(reply.strip()))
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
         """A conversation that ends in an observation (to be answered) or in a reply (to learn).
@@ -149,13 +151,11 @@ class ChatCodec:
         Raises ValueError unless it is [system,] user, assistant, user, assistant, …
         """
         turns = list(messages)
-        system = ""
-        if turns and turns[0]["role"] == "system":
-            system = self._as_text(turns.pop(0)["content"])
+        system = turns.pop(0)["content"].strip() if turns and turns[0]["role"] == "system" else ""
         ids: list[int] = []
         replies = []
         for i, message in enumerate(turns):
-            role, text = message["role"], self._as_text(message["content"])
+            role, text = message["role"], message["content"].strip()
             if role != ("user", "assistant")[i % 2]:
                 raise ValueError(
                     f"message {i} of a conversation has the role {role!r}: users and "

@@ -161,18 +161,19 @@ def methods(experiment: Experiment, rows: Sequence[Row], output: Path) -> list[s
         env, body, bars = here[0].env, [], []
         theirs = list(paper.table2("sft", env))
         plain = [r for r in here if r.run.options["method"] == "sft"]
-        base = {r.run.seed: r.final for r in plain if r.run.method == plain[0].run.method}
+        first = plain[0].run.method if plain else None
+        base = {r.run.seed: r.final for r in plain if r.run.method == first}
         for method in experiment.methods:
             own = [r for r in here if r.run.method == method]
             kind = own[0].run.options["method"]
             gains = [
                 r.final - before
                 for r in own
-                if r.final is not None and (before := _before(r, base)) is not None
+                if method != first
+                and r.final is not None
+                and (before := _before(r, base)) is not None
             ]
             found, gain = estimate(_finals(own)), estimate(gains)
-            if own[0] in plain[:1]:
-                gain = None
             reported = paper.table2(kind, env)
             body.append(
                 [
