@@ -194,22 +194,31 @@ def all_runs(sweep: Sweep) -> list[Run]:
 
 
 def configuration(run: Run, output: Path) -> Config:
-    """The run's configuration, checked as the command line is: exits with code 2 where wrong."""
-    path = output / "configs" / f"{run.name}.yaml"
+    """The run's configuration, checked as the command line is: exits with code 2 where wrong.
+
+    Not for two threads at once: jsonargparse is in the file's directory while it reads it.
+    """
+    path = _file(run, output)
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {**run.options, "output": str(output / "runs" / run.name)}
     path.write_text(yaml.safe_dump(options, sort_keys=False))
     return cli.parse(Config, ["--config", str(path)], prog="python -m training.sweep")
 
 
-def check_run(run: Run, output: Path) -> None:
-    """Raises SweepError where the run's options cannot work."""
+def _file(run: Run, output: Path) -> Path:
+    return output / "configs" / f"{run.name}.yaml"
+
+
+def checked(run: Run, output: Path) -> Config:
+    """The run's configuration. Raises SweepError where its options cannot work."""
     from training.run import check
 
+    config = configuration(run, output)
     try:
-        check(configuration(run, output))
+        check(config)
     except ValueError as error:
         raise SweepError(f"{run.name}: {error}") from None
+    return config
 
 
 _BEFORE = {"env", "env_args", "seed", "prompt", "policy", "expert", "sft", "evaluation"}
@@ -278,10 +287,9 @@ class Running:
                 process.terminate()
 
 
-def execute(run: Run, sweep: Sweep, console: Console, running: Running) -> bool:
+def execute(run: Run, config: Config, sweep: Sweep, console: Console, running: Running) -> bool:
     """One run in a process of its own; True where its summary is there afterwards."""
     output = Path(sweep.output)
-    config = configuration(run, output)
     summary = Path(config.output) / "summary.json"
     if summary.is_file():
         return True
@@ -316,21 +324,17 @@ def execute(run: Run, sweep: Sweep, console: Console, running: Running) -> bool:
     return code == 0
 
 
-def _file(run: Run, output: Path) -> Path:
-    return output / "configs" / f"{run.name}.yaml"
-
-
 def run_all(sweep: Sweep, console: Console) -> list[str]:
     """Makes all runs; returns the names of those that failed or were not begun."""
     todo, deadline = all_runs(sweep), time.monotonic() + sweep.hours * 3600
     running = Running()
-    for run in todo:  # what is wrong in any of them is said before the first
-        check_run(run, Path(sweep.output))
+    # what is wrong in any of them is said before the first
+    configs = {run.name: checked(run, Path(sweep.output)) for run in todo}
 
     def one(run: Run) -> bool:
         if sweep.hours and time.monotonic() > deadline:
             return (Path(sweep.output) / "runs" / run.name / "summary.json").is_file()
-        return execute(run, sweep, console, running)
+        return execute(run, configs[run.name], sweep, console, running)
 
     first = [run for run in todo if run.options["method"] == "sft"]
     results: dict[str, bool] = {}

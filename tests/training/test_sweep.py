@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,9 +117,11 @@ def test_an_inherited_sft_is_what_the_run_itself_would_have_made(tmp_path):
     (tmp_path / "own").mkdir()
     assert sweep.main(["--config", str(shared)]) == 0
     alone = _sweep(tmp_path / "own", seeds=[0], share_sft=False)
-    wanted = [r for r in sweep.all_runs(_read(alone)) if r.method == "implicit"]
-    assert sweep.execute(wanted[0], _read(alone), report_console(), sweep.Running())
-    name = f"runs/{wanted[0].name}/final/model.safetensors"
+    made = _read(alone)
+    wanted = next(r for r in sweep.all_runs(made) if r.method == "implicit")
+    config = sweep.configuration(wanted, Path(made.output))
+    assert sweep.execute(wanted, config, made, report_console(), sweep.Running())
+    name = f"runs/{wanted.name}/final/model.safetensors"
     one, two = load_file(tmp_path / "sweep" / name), load_file(tmp_path / "own" / "sweep" / name)
     assert all((one[k] == two[k]).all() for k in one)
 
@@ -158,6 +161,27 @@ def test_a_stopped_sweep_stops_its_runs_and_goes_on_another_time(tmp_path):
     assert not [child for child in begun if child.is_running()]
     assert len(list(logs.glob("*.log"))) == 2, "no run is begun any more"
     assert sweep.main(["--config", str(path)]) == 0
+
+
+def test_configurations_are_read_by_one_thread_alone(tmp_path, monkeypatch):
+    """Reading one changes the working directory, which runs inherit."""
+    readers = []
+
+    def parse(*args, **kwargs):
+        readers.append(threading.current_thread())
+        return real(*args, **kwargs)
+
+    def begin(command, **_kwargs):
+        folders.append(Path.cwd())
+        raise OSError("no process can be made")
+
+    real, folders = cli.parse, []
+    monkeypatch.setattr(cli, "parse", parse)
+    monkeypatch.setattr(sweep.subprocess, "Popen", begin)
+    with pytest.raises(OSError, match="no process"):
+        sweep.run_all(_read(_sweep(tmp_path, workers=4)), report_console())
+    assert set(readers) == {threading.main_thread()}
+    assert set(folders) == {Path.cwd()}
 
 
 def test_runs_are_all_combinations_once(tmp_path):
@@ -271,4 +295,4 @@ def test_the_reproduction_is_a_sweep_of_all_nine_methods():
 def test_every_run_of_a_sweep_can_work(name, tmp_path):
     made = cli.parse(sweep.Sweep, ["--config", str(CONFIGS / f"{name}.yaml")], prog="test")
     for run_ in sweep.all_runs(made):
-        sweep.check_run(run_, tmp_path)
+        sweep.checked(run_, tmp_path)
