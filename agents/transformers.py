@@ -7,6 +7,7 @@ joins them at the next token, so that the batch stays full.
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Hashable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +35,8 @@ class TransformersAgent(Agent):
     name: what reports call the agent.
     dtype, device: as in `load_model`; "auto" takes bfloat16 where it is fast, CUDA where there is.
     merge: fold an adapter into the weights; None: only in float32, where nothing is rounded away.
-    temperature, top_p: 0 is greedy; else sampling whose noise depends on (seed, turn) alone.
+    temperature, top_p: 0 is greedy; else sampling whose noise depends on (seed, turn, salt) alone.
+    salt: agents with different ones draw differently for the same seeds.
     max_new_tokens: tokens of a reply, thought included; 16 to 512 are usual.
     context: tokens of a conversation and its reply; None: what the model's positions reach.
     batch_size: conversations answered at once, and kept in the cache; None: 16, on CUDA 32.
@@ -55,6 +57,7 @@ class TransformersAgent(Agent):
         merge: bool | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        salt: str = "",
         max_new_tokens: int = 256,
         context: int | None = None,
         batch_size: int | None = None,
@@ -64,6 +67,7 @@ class TransformersAgent(Agent):
         suffix: str = "",
     ):
         self.decoding = Decoding(temperature, top_p, max_new_tokens)
+        self._salt = zlib.crc32(salt.encode())
         self.style = PromptStyle(instruction, example, thoughts, suffix)
         if isinstance(model, str | Path):
             name = name or (str(model) if str(model) == models.SMOLLM2 else f"hf:{model}")
@@ -132,7 +136,7 @@ class TransformersAgent(Agent):
         prompts = []
         for turn in turns:
             number = sum(message["role"] == "assistant" for message in turn.messages)
-            rng = np.random.default_rng([turn.seed % 2**63, number])
+            rng = np.random.default_rng([turn.seed % 2**63 ^ self._salt, number])
             prompts.append(Prompt(turn.key, self._encode(turn.messages), rng))
         self._prompts += len(turns)
         return prompts

@@ -7,13 +7,11 @@ are written to `rollouts/` as they end; a run that was killed plays only what is
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from agents.core import Turn
 from agents.transformers import TransformersAgent
 from envs.react import PromptStyle
 from envs.trajectory import Trajectory, Writer, read
@@ -27,17 +25,6 @@ if TYPE_CHECKING:
 
 GIVE_UP = 10
 """Failed episodes in a row after which a run stops."""
-
-
-class _Player(TransformersAgent):
-    """The policy, with noise of its own for every set of episodes."""
-
-    def __init__(self, salt: str, *args: Any, **options: Any):
-        super().__init__(*args, **options)
-        self._salt = zlib.crc32(salt.encode())
-
-    def act(self, turns: Sequence[Turn]) -> list[str]:
-        return super().act([replace(turn, seed=turn.seed ^ self._salt) for turn in turns])
 
 
 def play(
@@ -85,11 +72,11 @@ def _play_once(
     todo = [s.trajectory for s, t in zip(samples, there, strict=True) if t is None]
     if not todo:
         return
-    player = _Player(
-        f"{config.seed}/{title}",
+    player = TransformersAgent(
         session.policy.model,
         session.policy.tokenizer,
         name=path.stem,
+        salt=f"{config.seed}/{path.stem}",
         **asdict(style or session.style),
         max_new_tokens=session.policy.config.max_new_tokens,
         temperature=config.rollouts.temperature,

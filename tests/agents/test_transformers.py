@@ -321,6 +321,19 @@ def test_sampling_depends_on_seed_and_turn_alone(llama: Any, tokenizer: Any):
     assert agent_for(llama, tokenizer).act(turns[:1]) == agent_for(llama, tokenizer).act(turns[3:4])
 
 
+def test_agents_of_other_salts_draw_differently(llama: Any, tokenizer: Any):
+    turns = [turn(key, say("Number 1.", system=SYSTEM), seed=key) for key in range(3)]
+    agents = [agent_for(llama, tokenizer, temperature=1.5, salt=salt) for salt in ("a", "b")]
+    one, two = (agent.act(turns) for agent in agents)
+    assert not set(one) & set(two)
+    agents[1].reset()
+    agents[1].submit(turns)
+    found: dict[Any, Any] = {}
+    while len(found) < len(turns):
+        found |= dict(agents[1].poll())
+    assert [found[t.key] for t in turns] == two, "streamed or not"
+
+
 def test_sampled_tokens_follow_their_chances():
     chances = torch.tensor([0.5, 0.2, 0.0, 0.3])
     logits = chances.log().repeat(20000, 1)

@@ -226,6 +226,27 @@ def test_a_reference_of_another_architecture_is_refused(config, tmp_path):
     assert all(torch.equal(p, before[n]) for n, p in made.model.named_parameters())
 
 
+def test_every_episode_of_a_task_is_drawn_anew(config, monkeypatch):
+    """In an iteration and in the next one; the same again where a run is made again."""
+    kept = {}
+
+    def play(session, name, samples, **options):
+        kept[name] = real(session, name, samples, **options)
+        return kept[name]
+
+    real = rollouts.play
+    monkeypatch.setattr(rollouts, "play", play)
+    config.method, config.rollouts.samples, config.reflection.learning_rate = "ppo", 3, 0.0
+    run.run(config)
+    assert list(kept) == ["iteration-1", "iteration-2"]
+    drawn = [
+        [tuple(step.action for step in t.steps) for episodes in row for t in episodes]
+        for row in zip(*kept.values(), strict=True)
+    ]
+    assert all(len(row) == 6 for row in drawn)
+    assert sum(len(set(row)) for row in drawn) > 4 * len(drawn), drawn
+
+
 # The methods' own rules ---------------------------------------------------------------------------
 
 
