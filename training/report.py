@@ -79,7 +79,7 @@ class Row:
 
 
 def read(run: Run, output: Path) -> Row:
-    path = output / "runs" / run.name / "summary.json"
+    path = run.directory(output) / "summary.json"
     if not path.is_file():
         return Row(run, {}, 0.0)
     found = json.loads(path.read_text())
@@ -97,7 +97,7 @@ def write(sweep: Sweep) -> Path:
         done = sum(row.final is not None for row in rows)
         parts.append(f"\n## {experiment.name}\n\n{done} of {len(rows)} runs are done.\n")
         parts += SECTIONS[experiment.kind](experiment, rows, output)
-        results += [_result(experiment, row) for row in rows]
+        results += [_result(experiment, row, output) for row in rows]
     text = json.dumps(results, indent=1)
     write_whole(output / "results.json", lambda partial: partial.write_text(text))
     report = output / "report.md"
@@ -111,11 +111,11 @@ Mean score on the test tasks in percent, ± half of the 95 % interval over n see
 columns and marks are the paper's figures, on 7B and 8B backbones and whole test sets: not ours."""
 
 
-def _result(experiment: Experiment, row: Row) -> dict[str, Any]:
+def _result(experiment: Experiment, row: Row, output: Path) -> dict[str, Any]:
     run = row.run
     return {
         "experiment": experiment.name,
-        "run": run.name,
+        "run": run.directory(output).name,
         "method": run.method,
         "environment": run.environment,
         "model": run.model,

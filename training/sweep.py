@@ -2,10 +2,11 @@
 
 A sweep is one YAML file: named parts of training configurations (methods, environments, models) and
 experiments that combine them with seeds and varied options. Every combination is a run of
-`training.run` in a directory of its own, named by what it is. The same command again goes on: runs
-that are done are skipped, those begun continue. SFT is trained once for all methods that start from
-the same one. It ends in `report.md` with tables like the paper's table 2 and 3 and plots like its
-figure 4, the paper's own figures beside ours, and `results.json` with all numbers.
+`training.run` in a directory of its own, named by what it is; one that two experiments share is
+made once. The same command again goes on: runs that are done are skipped, those begun continue. SFT
+is trained once for all methods that start from the same one. It ends in `report.md` with tables
+like the paper's table 2 and 3 and plots like its figure 4, the paper's own figures beside ours, and
+`results.json` with all numbers.
 """
 
 from __future__ import annotations
@@ -101,11 +102,33 @@ class Run:
     """Of training.run, without `output`"""
 
     @property
+    def digest(self) -> str:
+        """Of its options; what stands at its default counts as not written."""
+        own = _without(dataclasses.asdict(Config(output="")), self.options)
+        return checksum(json.dumps(own, sort_keys=True))[:8]
+
+    @property
     def name(self) -> str:
-        """Its directory: readable, and different where any option differs."""
+        """Readable, and different where any option differs."""
         told = "".join(f"-{key.rsplit('.', 1)[-1]}={value}" for key, value in self.varied)
-        digest = checksum(json.dumps(self.options, sort_keys=True))[:6]
-        return f"{self.environment}-{self.model}-{self.method}{told}-seed{self.seed}-{digest}"
+        return f"{self.environment}-{self.model}-{self.method}{told}-seed{self.seed}-{self.digest}"
+
+    def directory(self, output: Path) -> Path:
+        """Where it is made: where an equal one of another table or name was, if there is one."""
+        found = (p for p in (output / "runs").glob(f"*-{self.digest}") if p.is_dir())
+        return next(found, output / "runs" / self.name)
+
+
+def _without(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are not as in `defaults`, deeply."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        known = defaults.get(key)
+        if isinstance(value, dict) and isinstance(known, dict):
+            value = _without(known, value) or known
+        if key not in defaults or value != known:
+            found[key] = value
+    return found
 
 
 class SweepError(ValueError):
@@ -186,7 +209,10 @@ def runs(sweep: Sweep, experiment: Experiment) -> Iterator[Run]:
 
 def all_runs(sweep: Sweep) -> list[Run]:
     """Every run once, SFT before the methods that start from it."""
-    found = {run.name: run for e in experiments(sweep) for run in runs(sweep, e)}
+    found: dict[str, Run] = {}
+    for experiment in experiments(sweep):
+        for run in runs(sweep, experiment):
+            found.setdefault(run.digest, run)
     return sorted(found.values(), key=lambda run: run.options["method"] != "sft")
 
 
@@ -200,7 +226,7 @@ def configuration(run: Run, output: Path) -> Config:
     """
     path = _file(run, output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {**run.options, "output": str(output / "runs" / run.name)}
+    options = {**run.options, "output": str(run.directory(output))}
     path.write_text(yaml.safe_dump(options, sort_keys=False))
     return cli.parse(Config, ["--config", str(path)], prog="python -m training.sweep")
 
@@ -333,7 +359,7 @@ def run_all(sweep: Sweep, console: Console) -> list[str]:
 
     def one(run: Run) -> bool:
         if sweep.hours and time.monotonic() > deadline:
-            return (Path(sweep.output) / "runs" / run.name / "summary.json").is_file()
+            return Path(configs[run.name].output, "summary.json").is_file()
         return execute(run, configs[run.name], sweep, console, running)
 
     first = [run for run in todo if run.options["method"] == "sft"]

@@ -196,6 +196,28 @@ def test_runs_are_all_combinations_once(tmp_path):
     assert implicit["seed"] == 0
 
 
+def test_a_run_of_two_experiments_is_made_once(tmp_path):
+    path = _sweep(tmp_path, seeds=[0], methods={"same": {"method": "inverse"}})
+    made = _read(path)
+    made.experiments = [
+        {**made.experiments[0], "name": "Table 2", "methods": ["inverse"], "vary": {}},
+        {
+            **made.experiments[0],
+            "name": "Table 3",
+            "kind": "rewards",
+            "methods": ["same"],
+            "vary": {"inverse.reward": ["step", "final"]},
+        },
+    ]
+    runs = sweep.all_runs(made)
+    assert [r.options.get("inverse") for r in runs] == [None, {"reward": "final"}]
+    _pretend(made)
+    report.write(made)
+    rows = json.loads((tmp_path / "sweep/results.json").read_text())
+    assert [row["run"] for row in rows] == [runs[0].name, runs[0].name, runs[1].name]
+    assert all(row["final"] for row in rows)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
