@@ -77,6 +77,8 @@ _KINDS: dict[str, type[RemoteError]] = {
     "timeout": StepTimeout,
 }
 """Code of a server's refusal → what it is raised as."""
+LOST = tuple(code for code, kind in _KINDS.items() if kind is SessionLost)
+"""Codes of a session that is over."""
 _GATEWAY = (502, 503, 504)
 """Statuses by which a gateway says that it got no answer from the server behind it."""
 _BUILTIN = ("ValueError", "TypeError", "KeyError", "RuntimeError", "NotImplementedError", "OSError")

@@ -15,12 +15,10 @@ from typing import Any, cast
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from envs.remote import RemoteEnv
-from envs.remote_http import Server, ServerGone, servers
+from envs.remote_http import LOST, Server, ServerGone, servers
 
 BATCH = 1024
 """Calls that one request may hold."""
-_LOST = ("expired", "unknown_session")
-"""Codes of refusals that only a new session helps against."""
 
 
 class RemoteVectorEnv(SyncVectorEnv):
@@ -120,7 +118,7 @@ class RemoteVectorEnv(SyncVectorEnv):
                     continue
                 for (env, _), answer in zip(part, answers, strict=True):
                     unheard.discard(env)
-                    if again and answer.get("error", {}).get("code") in _LOST:
+                    if again and answer.get("error", {}).get("code") in LOST:
                         env.session = ""
                     else:
                         env.expect(answer)

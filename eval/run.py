@@ -32,7 +32,7 @@ from envs.core import TextEnv, checksum
 from eval import report, suite, tables
 from eval.results import Identity, ResultsDir, ResultsError
 from eval.rollout import fingerprint, run_episodes
-from eval.shots import prompt_with
+from eval.shots import few_shot_prompt
 from eval.summary import summarise
 
 
@@ -126,10 +126,10 @@ def evaluate(
     """
     console = console or Console(quiet=True)
     begun, arguments = time.monotonic(), {**(env_args or {}), "split": split}
+    prompt = few_shot_prompt(env_id, shots or 0, env_args)
     env = envs.make(env_id, **arguments)
     try:
         tasks, repeated = choose(env, limit, task_ids), len(env.tasks) - len(set(env.tasks))
-        prompt = prompt_with(env_id, env.prompt, shots or 0, env_args)
         identity = Identity(env_id, agent.name, split, seed, fingerprint(env, agent, prompt))
     finally:
         env.close()  # before the workers' own: a server may have no more places than these need

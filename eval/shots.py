@@ -20,21 +20,22 @@ _TRIED = 4
 """Training tasks that are played for every example wanted."""
 
 
-def prompt_with(
-    env_id: str, prompt: Prompt, shots: int, env_args: Mapping[str, Any] | None = None
-) -> Prompt:
+def few_shot_prompt(
+    env_id: str, shots: int, env_args: Mapping[str, Any] | None = None
+) -> Prompt | None:
     """The environment's prompt with `shots` worked examples in all, its own one first.
 
-    (0 is the agent's affair: its style then leaves the example out.) Raises ValueError for fewer
-    than 0, and where the expert does not solve enough of the training tasks that are tried.
+    None below 2, where the environment's own will do (0 is the agent's affair: its style leaves the
+    example out). Raises ValueError for fewer than 0, and where the expert does not solve enough of
+    the training tasks that are tried.
     """
     if shots < 0:
         raise ValueError(f"shots is {shots}: it must be at least 0")
     if shots < 2:
-        return prompt
+        return None
     env = envs.make(env_id, **{**(env_args or {}), "split": "train"})
     try:
-        found = _examples(env, shots - 1)
+        prompt, found = env.prompt, _examples(env, shots - 1)
     finally:
         env.close()
     if len(found) < shots - 1:

@@ -5,16 +5,17 @@ import pytest
 import envs
 from eval.rollout import fingerprint
 from eval.run import evaluate
-from eval.shots import prompt_with
+from eval.shots import few_shot_prompt
 from tests.eval.toy_world import ID, Scripted
 
 PROMPT = envs.make(ID).prompt
 
 
 def test_further_examples_are_experts_on_training_tasks():
-    prompt = prompt_with(ID, PROMPT, 3)
+    prompt = few_shot_prompt(ID, 3)
+    assert prompt is not None
     assert prompt.example == PROMPT.example
-    assert prompt == prompt_with(ID, PROMPT, 3)
+    assert prompt == few_shot_prompt(ID, 3)
     assert len(prompt.more) == 2
     goals = {int(example[0][0].split()[1].rstrip(".")) % 2 for example in prompt.more}
     assert goals == {0, 1}  # one of each type
@@ -27,15 +28,37 @@ def test_further_examples_are_experts_on_training_tasks():
 
 
 def test_none_and_one_leave_the_prompt_as_it_is():
-    assert prompt_with(ID, PROMPT, 0) is PROMPT
-    assert prompt_with(ID, PROMPT, 1) is PROMPT
+    assert few_shot_prompt(ID, 0) is None
+    assert few_shot_prompt(ID, 1) is None
     with pytest.raises(ValueError, match="at least 0"):
-        prompt_with(ID, PROMPT, -1)
+        few_shot_prompt(ID, -1)
 
 
 def test_more_than_there_are():
     with pytest.raises(ValueError, match=r"solved 3 of the training tasks tried, and 9 shots need"):
-        prompt_with(ID, PROMPT, 9, {"size": 3})
+        few_shot_prompt(ID, 9, {"size": 3})
+
+
+def test_never_two_worlds_at_a_time(tmp_path, monkeypatch):
+    """A server may have a single place."""
+    real, opened = envs.make, []
+
+    def make(*args, **options):
+        assert not [env for env in opened if not env.closed]
+        env = real(*args, **options)
+        close, env.closed = env.close, False
+
+        def end():
+            close()
+            env.closed = True
+
+        env.close = end
+        opened.append(env)
+        return env
+
+    monkeypatch.setattr(envs, "make", make)
+    evaluate(ID, Scripted(), tmp_path, limit=2, shots=2, workers=1)
+    assert len(opened) == 3  # for the examples, for the tasks, to play
 
 
 def test_a_run_says_how_many_and_shows_them(tmp_path):
