@@ -19,7 +19,8 @@ import yaml
 from envs import cli
 from tests.envs import guess  # noqa: F401  (registers the environment)
 from tests.training.conftest import GUESS
-from training import paper, report, run, sweep
+from training import paper, report, run, rundir, sweep
+from training.config import Config
 
 CONFIGS = Path(run.__file__).with_name("configs")
 
@@ -311,6 +312,16 @@ def test_the_reproduction_is_a_sweep_of_all_nine_methods():
     assert {r.options["method"] for r in runs} == set(run.METHODS)
     assert {r.seed for r in runs} == {0, 1, 2}
     assert {e.kind for e in sweep.experiments(made)} == set(sweep.KINDS)
+
+
+@pytest.mark.parametrize("method", run.METHODS)
+def test_a_methods_laptop_configuration_is_that_of_the_reproduction(method, tmp_path):
+    made = cli.parse(sweep.Sweep, ["--config", str(CONFIGS / "reproduction.yaml")], prog="test")
+    ours = next(r for r in sweep.all_runs(made) if r.method == method)
+    alone = cli.parse(Config, ["--config", str(CONFIGS / f"{method}-laptop.yaml")], prog="test")
+    found = rundir.differing(cli.dump(sweep.configuration(ours, tmp_path)), cli.dump(alone))
+    unused = {"preference.iterations", "preference.later_learning_rate"} if method == "dpo" else ()
+    assert set(found) - set(unused) == {"output"}
 
 
 @pytest.mark.parametrize("name", ["reproduction", "tuning"])
