@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,7 +306,8 @@ def _figure(width: float) -> tuple[Any, Any]:
 def _saved(figure: Any, name: str, title: str, output: Path) -> str:
     from matplotlib import pyplot
 
-    path = output / "plots" / f"{name}.png"
+    linked = re.sub(r"[^\w.-]+", "-", name).lower()  # a link in Markdown has no spaces
+    path = output / "plots" / f"{linked}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import threading
@@ -273,7 +274,9 @@ def test_the_papers_figures_are_marked_as_its_own(tmp_path):
     assert "59.6" in text, "the paper's implicit on ScienceWorld"
     assert "| step | 41.0 ± 12.7 (n=2) | 64.1 |" in text
     assert "best iteration (WebShop) |" in text
-    assert len(list((tmp_path / "sweep" / "plots").glob("*.png"))) == 4
+    links = re.findall(r"!\[.*\]\((\S+)\)", text)
+    assert len(links) == len(set(links)) == 4
+    assert all((tmp_path / "sweep" / link).is_file() for link in links)
 
 
 def test_gains_count_from_the_sft_that_a_run_began_with(tmp_path):
