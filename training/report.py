@@ -334,7 +334,7 @@ def _bars(
     axes.set_xticks(range(len(bars)), [label for label, *_ in bars], rotation=30, ha="right")
     axes.set(ylabel="score, %", title=title, ylim=(0, 105))
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
+        figure.legend(loc="outside lower right", ncols=2, fontsize="small")  # hides no seed
     return _saved(figure, name, title, output)
 
 
