@@ -132,13 +132,26 @@ def differing(old: str, new: str) -> dict[str, tuple[Any, Any]]:
     had what is its default now.
     """
     before, now = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(new))
-    defaults = _flat(dataclasses.asdict(Config(output="")))
-    before = {**{key: value for key, value in defaults.items() if key in now}, **before}
+    before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
     return {
         key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
         if key not in FREE and before.get(key) != now.get(key)
     }
+
+
+def without_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """The options (by their whole names) that do not have their default."""
+    defaults = _defaults()
+    return {
+        key: value
+        for key, value in _flat(options).items()
+        if key not in defaults or value != defaults[key]
+    }
+
+
+def _defaults() -> dict[str, Any]:
+    return _flat(dataclasses.asdict(Config(output="")))
 
 
 def _flat(options: Any, path: str = "") -> dict[str, Any]:

@@ -104,8 +104,7 @@ class Run:
     @property
     def digest(self) -> str:
         """Of its options; what stands at its default counts as not written."""
-        own = _without(dataclasses.asdict(Config(output="")), self.options)
-        return checksum(json.dumps(own, sort_keys=True))[:8]
+        return checksum(json.dumps(rundir.without_defaults(self.options), sort_keys=True))[:8]
 
     @property
     def name(self) -> str:
@@ -117,18 +116,6 @@ class Run:
         """Where it is made: where an equal one of another table or name was, if there is one."""
         found = (p for p in (output / "runs").glob(f"*-{self.digest}") if p.is_dir())
         return next(found, output / "runs" / self.name)
-
-
-def _without(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """The options that are not as in `defaults`, deeply."""
-    found: dict[str, Any] = {}
-    for key, value in options.items():
-        known = defaults.get(key)
-        if isinstance(value, dict) and isinstance(known, dict):
-            value = _without(known, value) or known
-        if key not in defaults or value != known:
-            found[key] = value
-    return found
 
 
 class SweepError(ValueError):
