@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from eval.paper import LABELS
@@ -167,14 +168,8 @@ def methods(experiment: Experiment, rows: Sequence[Row], output: Path) -> list[s
         for method in experiment.methods:
             own = [r for r in here if r.run.method == method]
             kind = own[0].run.options["method"]
-            gains = [
-                r.final - before
-                for r in own
-                if method != first
-                and r.final is not None
-                and (before := _before(r, base)) is not None
-            ]
-            found, gain = estimate(_finals(own)), estimate(gains)
+            found = estimate(_finals(own))
+            gain = None if method == first else estimate(_gains(own, base))
             reported = paper.table2(kind, env)
             body.append(
                 [
@@ -192,10 +187,17 @@ def methods(experiment: Experiment, rows: Sequence[Row], output: Path) -> list[s
     return parts
 
 
-def _before(row: Row, base: dict[int, float | None]) -> float | None:
-    """The score that a run's gain counts from."""
-    own = None if row.run.options["method"] == "sft" else row.scores.get("sft")
-    return base.get(row.run.seed) if own is None else own
+def _gains(
+    rows: Iterable[Row], base: Mapping[int, float | None] = MappingProxyType({})
+) -> list[float]:
+    """What the runs gain over the SFT they began with, or over their seed's score in `base`."""
+    found = []
+    for row in rows:
+        own = None if row.run.options["method"] == "sft" else row.scores.get("sft")
+        before = base.get(row.run.seed) if own is None else own
+        if row.final is not None and before is not None:
+            found.append(row.final - before)
+    return found
 
 
 def rewards(experiment: Experiment, rows: Sequence[Row], output: Path) -> list[str]:
@@ -204,14 +206,15 @@ def rewards(experiment: Experiment, rows: Sequence[Row], output: Path) -> list[s
     for environment, model, here in _settings(rows):
         body, bars = [], []
         for reward in _unique(_varied(r, "inverse.reward") for r in here):
-            found = estimate(_finals(r for r in here if _varied(r, "inverse.reward") == reward))
+            own = [r for r in here if _varied(r, "inverse.reward") == reward]
+            found, gain = estimate(_finals(own)), estimate(_gains(own))
             reported = paper.table3(str(reward), here[0].env)
             told = "" if reported is None else f"{reported:.1f}"
-            body.append([str(reward), str(found or "not done"), told])
+            body.append([str(reward), str(found or "not done"), str(gain or ""), told])
             bars.append((str(reward), found, {"Llama-3-8B": reported} if reported else {}))
         title = f"{environment}, {model}"
         picture = _bars(f"{experiment.name}-{environment}-{model}", title, bars, output)
-        head = ["reward", "ours", "**Paper:** Llama-3-8B"]
+        head = ["reward", "ours", "ours, gain over SFT", "**Paper:** Llama-3-8B"]
         parts += [f"\n### {title}\n", _markdown(head, body), picture]
     return parts
 
@@ -219,13 +222,12 @@ def rewards(experiment: Experiment, rows: Sequence[Row], output: Path) -> list[s
 def iterations(experiment: Experiment, rows: Sequence[Row], output: Path) -> list[str]:
     """As figure 4(a): the score after each iteration of one run; 0 is SFT."""
 
-    def points(own: Sequence[Row]) -> dict[int, list[float]]:
-        found: dict[int, list[float]] = {}
-        for row in own:
-            for stage, score in row.scores.items():
-                if stage == "sft" or stage.startswith("iteration-"):
-                    number = 0 if stage == "sft" else int(stage.split("-")[1])
-                    found.setdefault(number, []).append(score)
+    def points(row: Row) -> dict[int, float]:
+        found = {0: row.scores["sft"]} if "sft" in row.scores else {}
+        for stage, score in row.scores.items():
+            name, _, number = stage.partition("-")
+            if name == "iteration":
+                found[int(number)] = score
         return found
 
     return _curves(experiment, rows, output, "iteration", points, paper.BEST_ITERATION)
@@ -234,12 +236,8 @@ def iterations(experiment: Experiment, rows: Sequence[Row], output: Path) -> lis
 def practice(experiment: Experiment, rows: Sequence[Row], output: Path) -> list[str]:
     """As figure 4(b): the final score by the number of practice actions."""
 
-    def points(own: Sequence[Row]) -> dict[int, list[float]]:
-        found: dict[int, list[float]] = {}
-        for row in own:
-            if row.final is not None:
-                found.setdefault(int(_varied(row, "reflection.practice")), []).append(row.final)
-        return found
+    def points(row: Row) -> dict[int, float]:
+        return {} if row.final is None else {int(_varied(row, "reflection.practice")): row.final}
 
     best = dict.fromkeys(experiment.methods, paper.BEST_PRACTICE)
     return _curves(experiment, rows, output, "practice number", points, best)
@@ -262,31 +260,65 @@ def _label(method: str) -> str:
     return f"{LABELS.get(kind, kind)}{dash and ', '}{variant}"
 
 
+@dataclass
+class Curve:
+    """A method's scores over an axis, in percent."""
+
+    label: str
+    color: str
+    seeds: dict[int, dict[int, float]]
+    """Seed → x → score"""
+    gains: dict[int, list[float]]
+    """x → by how much each run is above the SFT it began with"""
+    paper_best: int | None
+    """Where the paper's curve peaks"""
+
+    @property
+    def scores(self) -> dict[int, Estimate]:
+        xs = sorted({x for line in self.seeds.values() for x in line})
+        return _estimates({x: [s[x] for s in self.seeds.values() if x in s] for x in xs})
+
+    def add(self, row: Row, points: Mapping[int, float]) -> None:
+        """A run's scores, x → score; x of 0 is SFT itself."""
+        for x, score in points.items():
+            self.seeds.setdefault(row.run.seed, {})[x] = score
+            if x and "sft" in row.scores:
+                self.gains.setdefault(x, []).append(score - row.scores["sft"])
+
+
+def _estimates(values: Mapping[int, Sequence[float]]) -> dict[int, Estimate]:
+    return {x: found for x, v in sorted(values.items()) if (found := estimate(v))}
+
+
 def _curves(
     experiment: Experiment,
     rows: Sequence[Row],
     output: Path,
     axis: str,
-    points: Callable[[Sequence[Row]], dict[int, list[float]]],
+    points: Callable[[Row], dict[int, float]],
     paper_best: dict[str, int],
 ) -> list[str]:
     """A table and a plot of score over `axis`, a line a method."""
     parts = []
     for environment, model, here in _settings(rows):
-        lines: dict[str, dict[int, Estimate]] = {}
-        for method in experiment.methods:
-            found = points([r for r in here if r.run.method == method])
-            made = {x: estimate(values) for x, values in sorted(found.items())}
-            lines[method] = {x: e for x, e in made.items() if e is not None}
-        xs = sorted({x for line in lines.values() for x in line})
-        body = [
-            [_label(m), *(str(line.get(x, "")) for x in xs), str(paper_best.get(m, ""))]
-            for m, line in lines.items()
-        ]
+        curves = []
+        for number, method in enumerate(experiment.methods):
+            curve = Curve(_label(method), f"C{number}", {}, {}, paper_best.get(method))
+            for row in here:
+                if row.run.method == method:
+                    curve.add(row, points(row))
+            curves.append(curve)
+        xs = sorted({x for curve in curves for x in curve.scores})
+        body = []
+        for curve in curves:
+            best = "" if curve.paper_best is None else str(curve.paper_best)
+            body.append([curve.label, *(str(curve.scores.get(x, "")) for x in xs), best])
+            gains = _estimates(curve.gains)
+            body.append([f"{curve.label}, gain", *(str(gains.get(x, "")) for x in xs), ""])
         title = f"{environment}, {model}"
         name = f"{experiment.name}-{environment}-{model}"
         head = [axis, *map(str, xs), f"**Paper:** best {axis} (WebShop)"]
-        picture = _plot(name, title, axis, lines, paper_best, output)
+        picture = _plot(name, title, axis, curves, output)
         parts += [f"\n### {title}\n", _markdown(head, body), picture]
     return parts
 
@@ -294,13 +326,13 @@ def _curves(
 # Plots --------------------------------------------------------------------------------------------
 
 
-def _figure(width: float) -> tuple[Any, Any]:
+def _figure(width: float, panels: int = 1) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(figsize=(width, 3.6), layout="constrained")
+    return pyplot.subplots(1, panels, figsize=(width, 3.6), layout="constrained")
 
 
 def _saved(figure: Any, name: str, title: str, output: Path) -> str:
@@ -338,26 +370,28 @@ def _bars(
     return _saved(figure, name, title, output)
 
 
-def _plot(
-    name: str,
-    title: str,
-    axis: str,
-    lines: dict[str, dict[int, Estimate]],
-    paper_best: dict[str, int],
-    output: Path,
-) -> str:
-    """Lines with intervals; a dotted line where the paper has its best."""
-    figure, axes = _figure(5.5)
-    for number, (method, line) in enumerate(lines.items()):
-        color = f"C{number}"
-        xs, means = list(line), [e.mean for e in line.values()]
-        half = [0 if math.isnan(e.half) else e.half for e in line.values()]
-        axes.errorbar(
-            xs, means, yerr=half, marker="o", capsize=3, color=color, label=_label(method)
-        )
-        if method in paper_best:
-            told = f"the paper's best for {_label(method)}"
-            axes.axvline(paper_best[method], linestyle=":", color=color, label=told)
-    axes.set(xlabel=axis, ylabel="score, %", title=title)
-    axes.legend(fontsize="small")
+def _plot(name: str, title: str, axis: str, curves: Sequence[Curve], output: Path) -> str:
+    """Left each seed's scores and their mean, right what is gained over SFT, with intervals.
+
+    A dotted line is where the paper has its best.
+    """
+    figure, (left, right) = _figure(9.0, 2)
+    for number, curve in enumerate(curves):
+        for line in curve.seeds.values():
+            left.plot(list(line), list(line.values()), color=curve.color, alpha=0.35, linewidth=1)
+        scores, gains = curve.scores, _estimates(curve.gains)
+        means = [e.mean for e in scores.values()]
+        left.plot(list(scores), means, marker="o", color=curve.color, label=curve.label)
+        half = [0 if math.isnan(e.half) else e.half for e in gains.values()]
+        xs = [x + 0.08 * number for x in gains]  # beside each other
+        means = [e.mean for e in gains.values()]
+        right.errorbar(xs, means, yerr=half, marker="o", capsize=3, color=curve.color)
+        if curve.paper_best is not None:
+            told = f"the paper's best for {curve.label}"
+            for axes in (left, right):
+                axes.axvline(curve.paper_best, linestyle=":", color=curve.color, label=told)
+    right.axhline(0, color="black", linewidth=0.8)
+    left.set(xlabel=axis, ylabel="score, %", title=title)
+    right.set(xlabel=axis, ylabel="gain over SFT, points", title="mean and 95 % interval over seeds")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return _saved(figure, name, title, output)

@@ -272,7 +272,9 @@ def test_the_papers_figures_are_marked_as_its_own(tmp_path):
     text = report.write(made).read_text()
     assert "**Paper:** Mistral-7B" in text
     assert "59.6" in text, "the paper's implicit on ScienceWorld"
-    assert "| step | 41.0 ± 12.7 (n=2) | 64.1 |" in text
+    assert "| step | 41.0 ± 12.7 (n=2) | 5.5 ± 6.4 (n=2) | 64.1 |" in text
+    assert "| 0 | 1 | 2 | **Paper:** best iteration" in text
+    assert "| StepAgent-Inverse, gain |  | 4.5 ± 6.4 (n=2) | 5.5 ± 6.4 (n=2) |  |" in text
     assert "best iteration (WebShop) |" in text
     links = re.findall(r"!\[.*\]\((\S+)\)", text)
     assert len(links) == len(set(links)) == 4
