@@ -11,6 +11,7 @@ import envs
 from training.config import Config, OptimiserConfig, ReflectionConfig
 from training.dataset import Sample
 from training.policy import Policy
+from training.sharding import check_own_loop
 from training.support import check_path
 
 
@@ -69,7 +70,8 @@ def _above(name: str, section: Any, **limits: float) -> None:
 
 
 def check_model(method: str, policy: Policy) -> None:
-    """Raises ValueError where the model cannot run step trees."""
+    """Raises ValueError where the model cannot run step trees, or was launched as it cannot be."""
+    check_own_loop(method)
     if policy.no_step_trees:
         raise ValueError(f"method {method}: {policy.no_step_trees}")
 

@@ -211,17 +211,12 @@ def loss(model: Any, item: Practised) -> tuple[Tensor, dict[str, float]]:
     return out.loss, out.health
 
 
-class Enough(Exception):
-    """The discriminator tells both sides as often right as it was asked to."""
-
-
 def until(config: DiscriminatorConfig, on_update: Any) -> Any:
-    """A callback for `training.loop.optimise` that raises `Enough` when D is good enough."""
+    """A callback for `training.loop.optimise` that ends the training once D is good enough."""
 
-    def check(done: int, figures: dict[str, float]) -> None:
+    def check(done: int, figures: dict[str, float]) -> bool:
         on_update(done, figures)
-        if min(figures["agent_accuracy"], figures["expert_accuracy"]) >= config.enough:
-            raise Enough
+        return min(figures["agent_accuracy"], figures["expert_accuracy"]) >= config.enough
 
     return check
 

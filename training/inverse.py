@@ -236,20 +236,17 @@ def train_discriminator(
         judge.load(path)
         return
     with judge.active():
-        try:
-            optimise(
-                judge,
-                updates,
-                discriminator.loss,
-                lambda item: item.pairs,
-                wanted,
-                rundir,
-                stage,
-                checkpoint_seconds=config.checkpoint_seconds,
-                on_update=discriminator.until(wanted, on_update),
-            )
-        except discriminator.Enough:
-            pass
+        optimise(
+            judge,
+            updates,
+            discriminator.loss,
+            lambda item: item.pairs,
+            wanted,
+            rundir,
+            stage,
+            checkpoint_seconds=config.checkpoint_seconds,
+            on_update=discriminator.until(wanted, on_update),
+        )
         judge.eval()
     if rundir.main:
         write_whole(path, judge.save)

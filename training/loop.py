@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import get_scheduler
 from trl.trainer.utils import disable_dropout_in_model
 
-from training import processes
+from training import processes, sharding
 from training.config import OptimiserConfig
 from training.rundir import RunDir, load_training_state, save_training_state
 
@@ -40,7 +40,7 @@ def optimise(
     stage: str,
     *,
     checkpoint_seconds: float = 300.0,
-    on_update: Callable[[int, dict[str, float]], None] | None = None,
+    on_update: Callable[[int, dict[str, float]], bool | None] | None = None,
 ) -> dict[str, float]:
     """Makes the plan's updates, from the newest checkpoint of the stage on.
 
@@ -50,7 +50,7 @@ def optimise(
     plan: for each update the items it consists of (never empty).
     loss: see `Loss`; figures are logged as means over `size`.
     size: how many samples an item counts for; an update's loss is the mean over its samples.
-    on_update: called with (updates done, figures), for progress bars.
+    on_update: called with (updates done, figures), for progress bars; True ends the training.
 
     Returns the means of the figures over the updates made since the last checkpoint.
     Raises TrainingDiverged when the loss is not finite; the checkpoint before it is kept.
@@ -58,15 +58,15 @@ def optimise(
     from accelerate import Accelerator
 
     processes.count()  # with our patience, before accelerate sets its own
-    accelerator = Accelerator()
-    trained = [p for p in model.parameters() if p.requires_grad]
+    accelerator, twin = Accelerator(), sharding.Twin(model)
     optimiser = torch.optim.AdamW(
-        trained,
+        [p for p in twin.model.parameters() if p.requires_grad],
         lr=config.learning_rate,
         betas=(0.9, config.beta2),
         weight_decay=config.weight_decay,
     )
-    done = load_training_state(rundir.checkpoint(stage), model, optimiser)
+    wrapped, stepper = twin.prepare(accelerator, optimiser)
+    done = load_training_state(rundir.checkpoint(stage), twin.model, optimiser)
     rundir.metrics.rewind(stage, done)
     scale = get_scheduler(
         config.schedule,
@@ -74,19 +74,16 @@ def optimise(
         num_warmup_steps=round(config.warmup_ratio * len(plan)),
         num_training_steps=len(plan),
     ).lr_lambdas[0]
-    wrapped, stepper = accelerator.prepare(model, optimiser)
     wrapped.train()
     # Ratios to a reference are to be those of the weights, and a run gone on with the same as one
     # that never stopped: no dropout.
     disable_dropout_in_model(wrapped)
     totals: dict[str, float] = {}
-    saved = time.monotonic()
+    made, saved = 0, time.monotonic()
     for update in range(done, len(plan)):
         samples = sum(size(item) for item in plan[update])
         figures: dict[str, float] = {"loss": 0.0}
-        mine = list(plan[update])[accelerator.process_index :: accelerator.num_processes]
-        # Every process takes part in the exchange of gradients, one without an item with weight 0.
-        work = [(item, 1.0) for item in mine] or [(plan[update][0], 0.0)]
+        work = _share(plan[update], accelerator.process_index, accelerator.num_processes)
         for i, (item, weight) in enumerate(work):
             last = i + 1 == len(work)
             with _exchange(accelerator, wrapped, last):
@@ -99,7 +96,7 @@ def optimise(
         figures = _across_processes(accelerator, figures)
         figures = {name: value / samples for name, value in figures.items()}
         norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.max_grad_norm)
-        figures["grad_norm"] = float(norm)
+        figures["grad_norm"] = float(sharding.whole(norm))
         if not torch.isfinite(torch.tensor([figures["loss"], figures["grad_norm"]])).all():
             raise TrainingDiverged(
                 f"{stage}, update {update + 1}: the loss is {figures['loss']} and the norm of its "
@@ -115,14 +112,28 @@ def optimise(
             rundir.metrics.log(stage, update + 1, **figures)
         for name, value in figures.items():
             totals[name] = totals.get(name, 0.0) + value
-        if on_update:
-            on_update(update + 1, figures)
-        if accelerator.is_main_process and time.monotonic() - saved > checkpoint_seconds:
-            save_training_state(rundir.checkpoint(stage), model, optimiser, update + 1)
+        made += 1
+        if on_update and on_update(update + 1, figures):
+            break
+        due = time.monotonic() - saved > checkpoint_seconds
+        if any(processes.gather(due)):  # all or none: shards are collected together
+            save_training_state(rundir.checkpoint(stage), twin.model, optimiser, update + 1)
             saved = time.monotonic()
+    twin.hand_back()
     model.eval()
-    made = max(1, len(plan) - done)
-    return {name: value / made for name, value in totals.items()}
+    return {name: value / max(1, made) for name, value in totals.items()}
+
+
+def _share(items: Sequence[Item], rank: int, processes: int) -> list[tuple[Item, float]]:
+    """One process's part of an update, with weights: 0 where there is no item left for it.
+
+    All processes run equally many, since they exchange shards and gradients as they go.
+
+    >>> _share(["a", "b", "c"], 1, 2)
+    [('b', 1.0), ('a', 0.0)]
+    """
+    mine = [(item, 1.0) for item in items[rank::processes]]
+    return mine + [(items[0], 0.0)] * (-(-len(items) // processes) - len(mine))
 
 
 def _exchange(accelerator: Any, model: Any, last: bool) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 from transformers.trainer_utils import set_seed
 from trl import DPOConfig, DPOTrainer
 
@@ -27,7 +28,7 @@ from training.dataset import Sample
 from training.policy import Policy
 from training.rundir import RunDir, write_whole
 from training.session import Session
-from training.trainer import Log, common_arguments, quietly, run_trainer
+from training.trainer import common_arguments, quietly, run_trainer
 from training.tree import StepTree, pack, score_trees
 
 
@@ -73,6 +74,15 @@ class Collator:
 
 class _Trainer(DPOTrainer):
     """TRL's trainer on rows that are ready: tokens, masks and reference log-probabilities."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        # Sharded policies make TRL load a reference model, which it is spared here.
+        self._sharded, self.is_fsdp_enabled = self.is_fsdp_enabled, False
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        self.is_fsdp_enabled = self._sharded
+        return super().train(*args, **options)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
@@ -155,16 +165,19 @@ def train(
         disable_dropout=True,
     )
     adapters = set(getattr(policy.model, "peft_config", ()))
-    trainer = _Trainer(
-        model=policy.model,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        data_collator=Collator(policy.tokenizer.pad_token_id),
-        processing_class=policy.tokenizer,
-        callbacks=[Log(rundir, stage, checkpoint_seconds, on_update)],
-    )
+
+    def make(model: Any, log: TrainerCallback) -> DPOTrainer:
+        return _Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            data_collator=Collator(policy.tokenizer.pad_token_id),
+            processing_class=policy.tokenizer,
+            callbacks=[log],
+        )
+
     try:
-        run_trainer(trainer, policy, rundir, stage)
+        run_trainer(make, policy, rundir, stage, checkpoint_seconds, on_update)
     finally:
         for extra in set(getattr(policy.model, "peft_config", ())) - adapters:
             policy.model.delete_adapter(extra)  # TRL's copy of the adapter, for a reference

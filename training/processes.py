@@ -1,4 +1,5 @@
-"""Several processes of one run (`accelerate launch --num_processes N`), kept in step.
+"""Several processes of one run, kept in step: `accelerate launch --num_processes N` on GPUs,
+`torchrun --nproc_per_node N` on CPUs (where accelerate starts one process, unless there is MPI).
 
 The main process owns the run's directory: it plays episodes, writes files and saves policies, and
 the others wait, then read what it wrote. Practice and gradients are shared out (`training/loop.py`,
@@ -7,7 +8,6 @@ the others wait, then read what it wrote. Practice and gradients are shared out 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,18 +20,14 @@ _PATIENCE = timedelta(hours=24)
 """How long a process waits for the others: evaluating a large split takes hours."""
 
 
-@functools.cache
-def _join() -> None:
-    from accelerate import PartialState
-
-    PartialState(timeout=_PATIENCE)
-
-
 def _state() -> Any:
+    import torch
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    _join()
-    return PartialState(timeout=_PATIENCE)
+    # Unless told that there is no accelerator, accelerate takes each process for a run of its own.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, timeout=_PATIENCE)
 
 
 def rank() -> int:

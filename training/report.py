@@ -392,6 +392,8 @@ def _plot(name: str, title: str, axis: str, curves: Sequence[Curve], output: Pat
                 axes.axvline(curve.paper_best, linestyle=":", color=curve.color, label=told)
     right.axhline(0, color="black", linewidth=0.8)
     left.set(xlabel=axis, ylabel="score, %", title=title)
-    right.set(xlabel=axis, ylabel="gain over SFT, points", title="mean and 95 % interval over seeds")
+    right.set(
+        xlabel=axis, ylabel="gain over SFT, points", title="mean and 95 % interval over seeds"
+    )
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return _saved(figure, name, title, output)

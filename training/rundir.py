@@ -33,6 +33,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from training import processes, sharding
 from training.config import Config
 
 
@@ -244,19 +245,21 @@ def _number(value: float) -> float | int:
 def save_training_state(
     path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, update: int
 ) -> None:
-    """Trained weights, optimiser, random state and position, as safetensors and JSON."""
+    """Trained weights, optimiser, random state and position, as safetensors and JSON.
+
+    All processes take part, the main one writes.
+    """
+    weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    state = optimiser.state_dict()["state"]
+    moments = {f"{i}.{k}": v for i, row in state.items() for k, v in row.items()}
+    weights, moments = _on_main(weights), _on_main(moments)
+    if not processes.is_main():
+        return
 
     def save(partial: Path) -> None:
         partial.mkdir(parents=True)
-        weights = {
-            n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad
-        }
         save_file(weights, partial / "trained.safetensors")
-        state = optimiser.state_dict()["state"]
-        moments = {f"{i}.{k}": v for i, row in state.items() for k, v in row.items()}
-        save_file(
-            {k: v.contiguous() for k, v in moments.items()}, partial / "optimiser.safetensors"
-        )
+        save_file(moments, partial / "optimiser.safetensors")
         rng = {"cpu": torch.get_rng_state()}
         for i in range(torch.cuda.device_count()):
             rng[f"cuda{i}"] = torch.cuda.get_rng_state(i)
@@ -264,6 +267,16 @@ def save_training_state(
         (partial / "position.json").write_text(json.dumps({"update": update}))
 
     write_whole(path, save)
+
+
+def _on_main(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The whole tensors, on the CPU, for the main process; nothing for the others."""
+    found = {}
+    for name, tensor in tensors.items():
+        all_of_it = sharding.whole(tensor)
+        if processes.is_main():
+            found[name] = all_of_it.contiguous().cpu()
+    return found
 
 
 def load_training_state(
@@ -276,10 +289,13 @@ def load_training_state(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(weights[name])
+                parameter.copy_(sharding.sharded_as(parameter, weights[name]))
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(path / "optimiser.safetensors").items():
         index, name = key.split(".", 1)
+        if value.dim():  # AdamW's count of steps is a number
+            value = sharding.sharded_as(parameters[int(index)], value)
         moments.setdefault(int(index), {})[name] = value
     whole = optimiser.state_dict()
     whole["state"] = moments

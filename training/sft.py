@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import set_seed
 from trl import SFTConfig as TrlConfig
@@ -27,7 +28,7 @@ from training.config import SftConfig
 from training.dataset import Sample
 from training.policy import Policy
 from training.rundir import RunDir
-from training.trainer import Log, common_arguments, quietly, run_trainer
+from training.trainer import common_arguments, quietly, run_trainer
 
 if TYPE_CHECKING:
     from training.session import Session
@@ -119,15 +120,18 @@ def train(
         train_sampling_strategy="group_by_length",
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    trainer = _Trainer(
-        model=policy.model,
-        args=arguments,
-        train_dataset=data,
-        data_collator=Collator(policy.tokenizer.pad_token_id),
-        processing_class=policy.tokenizer,
-        callbacks=[Log(rundir, stage, checkpoint_seconds, on_update)],
-    )
-    run_trainer(trainer, policy, rundir, stage)
+
+    def make(model: Any, log: TrainerCallback) -> SFTTrainer:
+        return _Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=data,
+            data_collator=Collator(policy.tokenizer.pad_token_id),
+            processing_class=policy.tokenizer,
+            callbacks=[log],
+        )
+
+    run_trainer(make, policy, rundir, stage, checkpoint_seconds, on_update)
 
 
 class _Trainer(SFTTrainer):

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 
-from training import processes
+from training import processes, sharding
 from training.config import PreferenceConfig, SftConfig
 from training.loop import TrainingDiverged
 from training.policy import Policy
@@ -28,7 +28,8 @@ def common_arguments(
     policy: Policy, config: SftConfig | PreferenceConfig, folder: Path, seed: int
 ) -> dict[str, Any]:
     """The trainer's arguments that do not depend on its loss; `batch_size` is that of an update,
-    shared by all processes."""
+    shared by all processes (where an epoch's last update has too few for them, accelerate fills it
+    up from the epoch's beginning)."""
     each = max(1, config.batch_size // processes.count())
     fitting = range(1, min(config.microbatch_size, each) + 1)
     micro = max(n for n in fitting if each % n == 0)  # an update has `batch_size`, and no more
@@ -66,19 +67,30 @@ def quietly(kind: Callable[..., Any], **options: Any) -> Any:
         return kind(**options)
 
 
-def run_trainer(trainer: Any, policy: Policy, rundir: RunDir, stage: str) -> None:
+def run_trainer(
+    make: Callable[[Any, TrainerCallback], Any],
+    policy: Policy,
+    rundir: RunDir,
+    stage: str,
+    checkpoint_seconds: float,
+    on_update: OnUpdate | None,
+) -> None:
     """Trains, from the newest whole checkpoint of the stage on; the policy is left as it was found
-    but for its weights."""
+    but for its weights. `make` (model, callback) gives the trainer."""
+    twin = sharding.Twin(policy.model)
+    trainer = make(twin.model, Log(rundir, stage, checkpoint_seconds, on_update, twin))
     done, checkpoint = _newest(rundir.checkpoint(stage))
     rundir.metrics.rewind(stage, done)
     trainer.remove_callback(PrinterCallback)
-    policy.model.train()
+    twin.model.train()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (RuntimeError, SafetensorError) as error:
         if any(words in str(error) for words in _UNWRITTEN):
             raise OSError(errno.EIO, f"cannot write {rundir.checkpoint(stage)}: {error}") from error
         raise
+    else:
+        twin.hand_back()
     finally:
         policy.model.eval()
         # TRL puts a forward of its own on the model, and each trainer another around it.
@@ -110,9 +122,14 @@ class Log(TrainerCallback):
         stage: str,
         checkpoint_seconds: float,
         on_update: OnUpdate | None,
+        twin: sharding.Twin,
     ):
         self._rundir, self._stage, self._on_update = rundir, stage, on_update
         self._seconds, self._saved = checkpoint_seconds, time.monotonic()
+        self._twin = twin
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._twin.release()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         figures = {_LOGGED[k]: float(v) for k, v in (logs or {}).items() if k in _LOGGED}

@@ -1,0 +1,88 @@
+"""Weights in shards while they are trained (FSDP), whole for all else.
+
+For models whose weights, gradients and optimiser do not fit one GPU:
+`accelerate launch --config_file training/configs/accelerate/fsdp.yaml -m training.run …`. Practice
+and episodes are played by each process by itself and need the whole model, so the policy stays a
+plain model; what is trained is a twin, which takes over the policy's weights, is sharded by
+accelerate, and hands them back.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+
+class Twin:
+    """What stands in for `original` while it is trained: itself, but for FSDP.
+
+    `original` has no weights between `release` and `hand_back`; both do nothing without FSDP.
+    Raises ValueError for version 1 of FSDP.
+    """
+
+    def __init__(self, original: Any):
+        self._original, self.model = original, original
+        if _asked():
+            if os.environ.get("FSDP_VERSION") != "2":
+                raise ValueError("of FSDP version 2 is supported: fsdp_config.fsdp_version: 2")
+            tensors = [*original.parameters(), *original.buffers()]
+            self.model = copy.deepcopy(original, {id(t): t for t in tensors})  # shared, not copied
+
+    def prepare(self, accelerator: Any, optimiser: torch.optim.Optimizer) -> tuple[Any, Any]:
+        """The model wrapped for several processes, and the optimiser of its parameters."""
+        if self.model is not self._original:
+            base = next(m for m in self.model.modules() if isinstance(m, PreTrainedModel))
+            plugin = accelerator.state.fsdp_plugin  # remembers the layers of the model before
+            plugin.transformer_cls_names_to_wrap = list(base._no_split_modules or ())
+        wrapped, stepper = accelerator.prepare(self.model, optimiser)
+        self.release()
+        return wrapped, stepper
+
+    def release(self) -> None:
+        """Frees the weights that the shards now hold."""
+        for _, parameter in self._moved():
+            parameter.data = parameter.data.new_empty(0)
+
+    def hand_back(self) -> None:
+        """Puts the trained weights into the original; all processes take part."""
+        shards = dict(self.model.named_parameters())
+        for name, parameter in self._moved():
+            parameter.data = whole(shards[name].detach())
+
+    def _moved(self) -> list[tuple[str, Tensor]]:
+        if self.model is self._original:
+            return []
+        return [(n, p) for n, p in self._original.named_parameters() if p.requires_grad]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with all its shards; all processes take part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_as(pattern: Tensor, tensor: Tensor) -> Tensor:
+    """This process's part of a whole tensor, where `pattern` is in shards."""
+    if not isinstance(pattern, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements)
+
+
+def check_own_loop(method: str) -> None:
+    """Raises ValueError where `training.loop.optimise`, which the method takes, cannot train."""
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError(
+            f"method {method} cannot be trained under DeepSpeed, which steps by itself where an "
+            "update here has many trees: launch it with training/configs/accelerate/fsdp.yaml, or "
+            "ddp.yaml where the whole model fits"
+        )
+
+
+def _asked() -> bool:
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
