@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from envs import cli
 from tests.eval import toy_world
-from training import processes
+from training import processes, sharding
 from training.processes import interleave
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +65,17 @@ def test_processes_know_of_each_other(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.stdout.count("[(0, 2), (1, 2)]") == 2, done.stderr[-2000:]
+
+
+def test_launches_that_cannot_train_are_refused(monkeypatch):
+    sharding.check_own_loop("implicit")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="implicit cannot be trained under DeepSpeed"):
+        sharding.check_own_loop("implicit")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(ValueError, match="version 2"):
+        sharding.Twin(torch.nn.Linear(1, 1))
 
 
 def _settings(config, method):
