@@ -8,6 +8,7 @@ updates in the same order and ends with the same weights.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -137,10 +138,10 @@ def _share(items: Sequence[Item], rank: int, processes: int) -> list[tuple[Item,
 
 
 def _exchange(accelerator: Any, model: Any, last: bool) -> Any:
-    """Gradients travel between processes once an update, with its last item."""
-    import contextlib
-
-    return contextlib.nullcontext() if last else accelerator.no_sync(model)
+    """Gradients travel between processes once an update, with its last item; in shards with each,
+    or every process would hold whole gradients."""
+    once = last or accelerator.is_fsdp2
+    return contextlib.nullcontext() if once else accelerator.no_sync(model)
 
 
 def _across_processes(accelerator: Any, figures: dict[str, float]) -> dict[str, float]:

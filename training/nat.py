@@ -44,13 +44,17 @@ def _stage(session: Session) -> dict[str, float]:
     played = rollouts.play(session, NAME, session.samples)
     good: list[Sample] = []
     bad: list[Sample] = []
+    lost = 0
     for expert, row in zip(session.samples, played, strict=True):
         wins = [t for t in row if is_success(t, session.config.expert.min_reward)]
         losses = [t for t in row if not is_success(t, session.config.expert.min_reward)]
-        [again], _ = rollouts.encode(session, [expert.trajectory], positive)
-        good += [again, *distinct(rollouts.encode(session, wins, positive)[0], expert)]
+        again, too_long = rollouts.encode(session, [expert.trajectory], positive)
+        good += [*again, *distinct(rollouts.encode(session, wins, positive)[0], expert)]
+        lost += too_long
         bad += distinct(rollouts.encode(session, losses, negative)[0], expert)
     session.note(f"{NAME}: {len(good)} good trajectories (the expert's too), {len(bad)} bad ones")
+    if lost:
+        session.note(f"{NAME}: {lost} of the expert's are too long with the suffix, and left out")
     session.restart()
     sft.stage(session, NAME, [*good, *bad])
     return {"good": float(len(good)), "bad": float(len(bad))}

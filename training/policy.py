@@ -117,7 +117,7 @@ class Policy:
             _check_shapes(path, weights, get_peft_model_state_dict(self.model))
             set_peft_model_state_dict(self.model, weights)
             return
-        saved = load_model(path, "float32", str(self.device)).state_dict()
+        saved = load_model(path, "float32", "cpu").state_dict()
         _check_shapes(path, saved, self.model.state_dict())
         self.model.load_state_dict(saved)
 
@@ -128,7 +128,7 @@ class Policy:
         Raises ModelError where they are those of a model of another architecture.
         """
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        kept = [p.detach().clone() for p in trained]
+        kept = [p.detach().to("cpu", copy=True) for p in trained]  # a GPU may not hold both
         try:
             self.load_weights(path)
             yield

@@ -28,7 +28,7 @@ from training.dataset import Sample
 from training.policy import Policy
 from training.rundir import RunDir, write_whole
 from training.session import Session
-from training.trainer import common_arguments, quietly, run_trainer
+from training.trainer import arguments, common_arguments, run_trainer
 from training.tree import StepTree, pack, score_trees
 
 
@@ -156,7 +156,7 @@ def train(
         }
         for pair, reference in zip(pairs, _references(policy, pairs, rundir, stage), strict=True)
     ]
-    arguments = quietly(
+    settings = arguments(
         DPOConfig,
         **common_arguments(policy, config, rundir.checkpoint(stage), seed),
         beta=config.beta,
@@ -169,7 +169,7 @@ def train(
     def make(model: Any, log: TrainerCallback) -> DPOTrainer:
         return _Trainer(
             model=model,
-            args=arguments,
+            args=settings,
             train_dataset=Dataset.from_list(rows),
             data_collator=Collator(policy.tokenizer.pad_token_id),
             processing_class=policy.tokenizer,

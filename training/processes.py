@@ -1,5 +1,4 @@
-"""Several processes of one run, kept in step: `accelerate launch --num_processes N` on GPUs,
-`torchrun --nproc_per_node N` on CPUs (where accelerate starts one process, unless there is MPI).
+"""Several processes of one run (`accelerate launch --config_file …`), kept in step.
 
 The main process owns the run's directory: it plays episodes, writes files and saves policies, and
 the others wait, then read what it wrote. Practice and gradients are shared out (`training/loop.py`,

@@ -1,7 +1,8 @@
 """Episodes that the agent itself plays on the expert's tasks, for methods that learn from them.
 
 Each is played on the task and seed of one expert trajectory, so that the two can be compared. They
-are written to `rollouts/` as they end; a run that was killed plays only what is missing.
+are written to `rollouts/` as they end, failed ones too; a run that was killed plays only what is
+missing.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def play(
             if session.rundir.main:
                 _play_once(session, f"{name}, episodes {k + 1}", path, samples, style)
             for i, trajectory in enumerate(_in_order(path, samples)):
-                if trajectory is not None:
+                if trajectory is not None and not trajectory.error:
                     found[i].append(trajectory)
     missing = len(samples) * config.samples - sum(len(row) for row in found)
     if missing:
@@ -83,7 +84,7 @@ def _play_once(
         top_p=config.rollouts.top_p,
         batch_size=config.rollouts.workers,
     )
-    failed = 0
+    failed: list[Trajectory] = []  # since the last one that did not
     with Writer(path) as writer, session.progress(title, len(todo), "episodes") as move:
         done = itertools.count(1)
         for split in sorted({t.split for t in todo}):
@@ -99,18 +100,24 @@ def _play_once(
             )
             try:
                 for trajectory in played:
-                    failed = failed + 1 if trajectory.error else 0
-                    if failed >= GIVE_UP:
-                        raise RunError(
-                            f"gave up after {failed} failed episodes in a row, the last one with: "
-                            f"{trajectory.error}; mend it and run again to continue"
-                        )
+                    failed.append(trajectory)
                     if not trajectory.error:
-                        writer.write(trajectory)
+                        _write_all(writer, failed)
+                    if len(failed) >= GIVE_UP:
+                        raise RunError(
+                            f"gave up after {len(failed)} failed episodes in a row, the last one "
+                            f"with: {trajectory.error}; mend it and run again to continue"
+                        )
                     move(next(done), {})
             finally:
                 played.close()
+        _write_all(writer, failed)
     player.close()
+
+
+def _write_all(writer: Writer, trajectories: list[Trajectory]) -> None:
+    while trajectories:
+        writer.write(trajectories.pop(0))
 
 
 def encode(

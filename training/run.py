@@ -33,9 +33,11 @@ METHODS = {
 
 def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     """A whole run; returns what `summary.json` holds. Raises ValueError, RunError, OSError."""
+    from training import sharding
     from training.session import Session
 
     check(config)
+    sharding.check_launch(config.policy.device)
     module, function = METHODS[config.method].split(":")
     learn = getattr(importlib.import_module(module), function)
     session = Session(config, console or Console(quiet=True))

@@ -90,6 +90,8 @@ class Session:
             **dict.fromkeys(("implicit", "inverse", "ppo"), self.config.reflection.iterations),
         }.get(method, 1)
         kept = 1 + iterations if self.config.keep_policies else 2
+        if method == "inverse" and not self.config.inverse.discriminator.rank:
+            kept += iterations  # the discriminators
         return one * (kept + 2) + 2 * 3 * one  # with `final` and `entering`
 
     def _expert(self) -> list[envs.Trajectory]:

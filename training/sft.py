@@ -28,7 +28,7 @@ from training.config import SftConfig
 from training.dataset import Sample
 from training.policy import Policy
 from training.rundir import RunDir
-from training.trainer import common_arguments, quietly, run_trainer
+from training.trainer import arguments, common_arguments, run_trainer
 
 if TYPE_CHECKING:
     from training.session import Session
@@ -114,7 +114,7 @@ def train(
         ]
     )
     folder = rundir.checkpoint(stage)
-    arguments = quietly(
+    settings = arguments(
         TrlConfig,
         **common_arguments(policy, config, folder, seed),
         train_sampling_strategy="group_by_length",
@@ -124,7 +124,7 @@ def train(
     def make(model: Any, log: TrainerCallback) -> SFTTrainer:
         return _Trainer(
             model=model,
-            args=arguments,
+            args=settings,
             train_dataset=data,
             data_collator=Collator(policy.tokenizer.pad_token_id),
             processing_class=policy.tokenizer,

@@ -19,19 +19,18 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from agents.models import pick_device
+
 
 class Twin:
     """What stands in for `original` while it is trained: itself, but for FSDP.
 
     `original` has no weights between `release` and `hand_back`; both do nothing without FSDP.
-    Raises ValueError for version 1 of FSDP.
     """
 
     def __init__(self, original: Any):
         self._original, self.model = original, original
-        if _asked():
-            if os.environ.get("FSDP_VERSION") != "2":
-                raise ValueError("of FSDP version 2 is supported: fsdp_config.fsdp_version: 2")
+        if wanted():
             tensors = [*original.parameters(), *original.buffers()]
             self.model = copy.deepcopy(original, {id(t): t for t in tensors})  # shared, not copied
 
@@ -74,6 +73,39 @@ def sharded_as(pattern: Tensor, tensor: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements)
 
 
+def wanted() -> bool:
+    """Whether the run was launched with FSDP."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
+
+
+def check_launch(device: str) -> None:
+    """Raises ValueError for a way of launching that would train something else than is asked.
+
+    Tells accelerate where `device`, as the configuration names it, is the CPU of a machine with
+    GPUs.
+    """
+    asked = pick_device(device)
+    if asked.type == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    if asked.index:
+        raise ValueError(
+            f"policy.device is {device}, but a run takes the first GPU that it sees: write "
+            f"policy.device cuda and start it with CUDA_VISIBLE_DEVICES={asked.index}"
+        )
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+        raise ValueError(
+            "trained weights are float32, in practice as in training: launch with mixed_precision "
+            f'"no", not {os.environ["ACCELERATE_MIXED_PRECISION"]!r}'
+        )
+    if wanted() and os.environ.get("FSDP_VERSION") != "2":
+        raise ValueError("of FSDP, version 2 is supported: fsdp_config.fsdp_version: 2")
+    if wanted() and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        raise ValueError(
+            "fsdp_config.fsdp_cpu_ram_efficient_loading must be false: every process practises "
+            "with the whole model"
+        )
+
+
 def check_own_loop(method: str) -> None:
     """Raises ValueError where `training.loop.optimise`, which the method takes, cannot train."""
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
@@ -82,7 +114,3 @@ def check_own_loop(method: str) -> None:
             "update here has many trees: launch it with training/configs/accelerate/fsdp.yaml, or "
             "ddp.yaml where the whole model fits"
         )
-
-
-def _asked() -> bool:
-    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))

@@ -30,7 +30,12 @@ def common_arguments(
     """The trainer's arguments that do not depend on its loss; `batch_size` is that of an update,
     shared by all processes (where an epoch's last update has too few for them, accelerate fills it
     up from the epoch's beginning)."""
-    each = max(1, config.batch_size // processes.count())
+    each, rest = divmod(config.batch_size, processes.count())
+    if not each or rest:
+        raise ValueError(
+            f"a batch_size of {config.batch_size} cannot be shared by {processes.count()} "
+            "processes: take a multiple of their number"
+        )
     fitting = range(1, min(config.microbatch_size, each) + 1)
     micro = max(n for n in fitting if each % n == 0)  # an update has `batch_size`, and no more
     return {
@@ -54,17 +59,28 @@ def common_arguments(
         "disable_tqdm": True,
         "use_cpu": policy.device.type == "cpu",
         "bf16": False,
+        "logging_nan_inf_filter": False,  # a loss that is no number stops the run
+        # Between its micro-batches too, or each process would hold whole gradients.
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+        if sharding.wanted()
+        else None,
         "dataloader_pin_memory": False,
         "max_length": None,
         "remove_unused_columns": False,
     }
 
 
-def quietly(kind: Callable[..., Any], **options: Any) -> Any:
-    """TRL's arguments, without the warning that newer transformers rename one of them."""
+def arguments(kind: Callable[..., Any], **options: Any) -> Any:
+    """TRL's arguments, without the warning that newer transformers rename one of them.
+
+    A process has one GPU, whatever the machine has: the trainer would take all of them, and each
+    for a batch of its own.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return kind(**options)
+        made = kind(**options)
+    made._n_gpu = min(made.n_gpu, 1)
+    return made
 
 
 def run_trainer(

@@ -5,6 +5,7 @@ import torch
 
 from envs.react import PromptStyle
 from training.config import Config
+from training.rundir import Metrics
 from training.tiny import TinyConfig
 
 GUESS = "tests.envs.guess:tests/Guess-v0"
@@ -17,6 +18,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def watch(monkeypatch):
+    """A list that fills with (stage, update) as runs log them."""
+    made, log = [], Metrics.log
+
+    def noted(self, stage, update, **figures):
+        made.append((stage, update))
+        log(self, stage, update, **figures)
+
+    monkeypatch.setattr(Metrics, "log", noted)
+    return made
 
 
 @pytest.fixture

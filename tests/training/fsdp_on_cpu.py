@@ -31,6 +31,7 @@ _log = Metrics.log
 def _log_or_die(self: Any, stage: str, update: int, **figures: float) -> None:
     if f"{stage}:{update}" == os.environ.get("DIE_AT"):
         os._exit(9)
+    print(f"logs {stage}:{update}", flush=True)
     _log(self, stage, update, **figures)
 
 

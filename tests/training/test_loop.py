@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from training.config import OptimiserConfig
-from training.loop import TrainingDiverged, batches, optimise
+from training.loop import TrainingDiverged, _share, batches, optimise
 from training.rundir import RunDir
 
 
@@ -49,9 +49,28 @@ def test_goes_on_from_a_checkpoint_with_the_same_weights(tmp_path):
                  checkpoint_seconds=0, on_update=stop)  # fmt: skip
     rundir.close()
     model, config, rundir = _setting(tmp_path, "cut")
-    optimise(model, plan, _loss, lambda i: i[1], config, rundir, "s")
+    made = []
+    optimise(model, plan, _loss, lambda i: i[1], config, rundir, "s",
+             on_update=lambda done, figures: made.append(done))  # fmt: skip
+    assert made == [3, 4], "the updates before the checkpoint are not made again"
     assert torch.equal(model.weight, whole.weight)
     assert rundir.metrics.path.read_text().count('"update"') == 4
+
+
+def test_a_callback_may_end_the_training(tmp_path):
+    model, config, rundir = _setting(tmp_path)
+    plan = [[(1.0, 1)]] * 5
+    optimise(
+        model, plan, _loss, lambda i: i[1], config, rundir, "s", on_update=lambda done, _: done == 2
+    )
+    assert rundir.metrics.path.read_text().count('"update"') == 2
+
+
+def test_processes_run_equally_many_items():
+    shares = [_share("abcde", rank, 3) for rank in range(3)]
+    assert [len(share) for share in shares] == [2, 2, 2]
+    counted = sorted(item for share in shares for item, weight in share if weight)
+    assert counted == list("abcde")
 
 
 def test_there_is_no_dropout(tmp_path):

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 
 from envs.trajectory import Step, Trajectory, read, write
 from tests.eval import toy_world
-from training import eto, nat, rft, rollouts, run
+from tests.training.conftest import watch
+from training import eto, nat, ppo, rft, rollouts, run
 from training.dataset import Sample
 from training.discriminator import Practised
+from training.loop import TrainingDiverged
 from training.ppo import token_rewards
 from training.rundir import Metrics, RunError
 
@@ -90,7 +92,9 @@ def test_a_stopped_run_ends_with_the_same_weights(config, tmp_path, monkeypatch,
     monkeypatch.setattr(Metrics, "log", log)
     gc.collect()  # frees the lock on the run's directory, as the end of a process does
     assert not (tmp_path / "stopped/policies" / LAST[method]).exists()
+    made = watch(monkeypatch)
     run.run(stopped)
+    assert made[0] == (LAST[method], 2), "the stage goes on from its checkpoint"
     assert _same(_weights(whole.output), _weights(stopped.output))
     keys = [(line["stage"], line["update"]) for line in _lines(stopped.output)]
     assert len(set(keys)) == len(keys), "an update stands twice in metrics.jsonl"
@@ -118,12 +122,30 @@ def test_inverse_logs_its_health(config):
 
 
 @pytest.mark.parametrize("reward", ["final", "both"])
-def test_reward_types(config, reward):
+def test_reward_types(config, monkeypatch, reward):
     config.method, config.inverse.reward = "inverse", reward
-    config.reflection.iterations = 1
+    config.reflection.iterations, config.ppo.entropy = 1, 0.0
+    update, play, seen = ppo.update, rollouts.play, []
+
+    def half_of_them_succeed(*args):
+        return [[replace(t, reward=float(k)) for k, t in enumerate(row)] for row in play(*args)]
+
+    def watched(session, name, actor, items, *rest, **options):
+        seen.extend(items)
+        return update(session, name, actor, items, *rest, **options)
+
+    monkeypatch.setattr(rollouts, "play", half_of_them_succeed)
+    monkeypatch.setattr(ppo, "update", watched)
     figures = run.run(config)["figures"]["iteration-1"]
     assert figures["episodes"] == 12
     assert ("reward_gap" in figures) == (reward == "both")
+    episodes = [item for item in seen if not item.tree.branches][-12:]
+    assert len(episodes) == 12
+    assert (len(seen) > 12) == (reward == "both")
+    signs = {float(item.advantages.sign().unique()) for item in episodes}
+    assert signs == {-1.0, 1.0}, "better and worse than the mean of their task"
+    assert not _same(_weights(config.output), load_file(
+        Path(config.output) / "policies/sft/model.safetensors"))  # fmt: skip
 
 
 @pytest.mark.parametrize(("perfect", "chance"), [(0.0, 0.0), (1.1, 1.0)])
@@ -193,6 +215,72 @@ def test_pairs_without_a_difference_are_counted_and_the_policy_stays(config, mon
     assert figures["pairs_without_difference"] == 6
     sft = load_file(Path(config.output) / "policies/sft/model.safetensors")
     assert _same(_weights(config.output), sft)
+
+
+def test_ties_alone_leave_the_policy_as_it_is(config, monkeypatch):
+    config.method, config.preference.iterations = "eto", 1
+    monkeypatch.setattr(
+        rollouts, "play", lambda session, name, samples: [[s.trajectory] for s in samples]
+    )
+    figures = run.run(config)["figures"]["iteration-1"]
+    assert (figures["ties"], figures["pairs"]) == (6, 0)
+    sft = load_file(Path(config.output) / "policies/sft/model.safetensors")
+    assert _same(_weights(config.output), sft)
+
+
+def test_implicit_with_an_agent_that_is_the_expert_leaves_the_policy(config, monkeypatch):
+    from training import inspection
+
+    def copies(policy, encoded, *rest):
+        return [[encoded.ids[a:b]] * 2 for a, b in encoded.replies]
+
+    config.method, config.reflection.iterations = "implicit", 1
+    monkeypatch.setattr(inspection, "draw_replies", copies)
+    figures = run.run(config)["figures"]["iteration-1"]
+    assert (figures["same_as_expert"], figures["pairs"]) == (1, 0)
+    sft = load_file(Path(config.output) / "policies/sft/model.safetensors")
+    assert _same(_weights(config.output), sft)
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_loss_that_is_no_number_stops_trls_trainers_too(config, method):
+    config.method = method
+    (config.sft if method == "sft" else config.preference).learning_rate = 1e30
+    config.sft.epochs = config.preference.epochs = 4
+    with pytest.raises(TrainingDiverged, match="lower the learning rate"):
+        run.run(config)
+    assert not (Path(config.output) / "policies" / method).exists()
+
+
+def test_failed_episodes_are_not_played_again(config, monkeypatch):
+    """Else a later iteration would play them anew, with another policy."""
+    played, real = [], rollouts.run_episodes
+
+    def failing(env, player, tasks, **options):
+        played.append(len(tasks))
+        for i, trajectory in enumerate(real(env, player, tasks, **options)):
+            yield replace(trajectory, error="broke") if i == 2 else trajectory
+
+    def closing(*args, **options):
+        return failing(*args, **options)
+
+    monkeypatch.setattr(rollouts, "run_episodes", closing)
+    config.method, config.rollouts.samples = "spin", 1
+    run.run(config)
+    assert played == [6, 6]
+
+
+def test_an_expert_too_long_for_nats_suffix_is_left_out(config, monkeypatch):
+    encode = rollouts.encode
+
+    def tight(session, trajectories, style=None):
+        found, lost = encode(session, trajectories, style)
+        own = [t for t in trajectories if t.agent == "expert"]
+        return ([], len(own)) if own and own[0].task_id.endswith("1") else (found, lost)
+
+    monkeypatch.setattr(rollouts, "encode", tight)
+    config.method = "nat"
+    assert run.run(config)["figures"]["nat"]["good"] >= 4
 
 
 def test_inverse_with_an_agent_that_is_the_expert_stops(config, monkeypatch):

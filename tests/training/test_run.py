@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
 from envs import cli
 from envs.react import PromptStyle
-from tests.training.conftest import GUESS
+from tests.training.conftest import GUESS, watch
 from training import run
 from training.config import Config
 from training.rundir import RunDir, RunError, write_whole
@@ -82,7 +83,9 @@ def _command(config):
     ("method", "stage"),
     [("implicit", "sft"), ("implicit", "iteration-2"), ("inverse", "iteration-2")],
 )
-def test_killed_and_started_again_gives_the_same_weights(config, tmp_path, method, stage):
+def test_killed_and_started_again_gives_the_same_weights(
+    config, tmp_path, monkeypatch, method, stage
+):
     config.method, config.sft.epochs = method, 2
     config.inverse.discriminator.perfect, config.inverse.discriminator.chance = 1.1, -1.0
     config.evaluation.limit = 1
@@ -102,7 +105,10 @@ def test_killed_and_started_again_gives_the_same_weights(config, tmp_path, metho
     process.wait()
     assert not (tmp_path / "killed" / "policies" / stage).exists()
     assert (tmp_path / "killed" / "checkpoints" / stage).exists()
+    made = watch(monkeypatch)
     run.run(killed)
+    assert made[0][0] == stage
+    assert made[0][1] > 1, "the stage goes on from its checkpoint"
     assert _equal(_weights(tmp_path / "whole" / "final"), _weights(tmp_path / "killed" / "final"))
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     keys = [(line["stage"], line["update"]) for line in lines]
@@ -285,8 +291,9 @@ def test_every_method_has_a_laptop_and_a_paper_configuration():
 def test_the_papers_configurations(path, model):
     files = ["--config", str(path), "--config", str(model)]
     made = cli.parse(Config, files, prog="test")
+    run.check(made)
     assert made.method == path.stem
-    assert made.policy.model.count("/") == 1
+    assert made.policy.model == yaml.safe_load(model.read_text())["policy"]["model"]
     assert (made.sft.learning_rate, made.sft.batch_size, made.sft.epochs) == (1e-5, 64, 4)
     assert (made.sft.schedule, made.sft.warmup_ratio) == ("cosine", 0.03)
     if made.method in ("implicit", "inverse"):
@@ -294,6 +301,12 @@ def test_the_papers_configurations(path, model):
         assert (reflection.learning_rate, reflection.batch_size) == (5e-7, 16)
         assert (reflection.epochs, reflection.practice) == (1, 3)
         assert reflection.iterations == {"implicit": 3, "inverse": 7}[made.method]
+    preference = made.preference
+    if made.method == "eto":
+        assert (preference.beta, preference.later_beta) == (0.1, 0.5)
+        assert (preference.learning_rate, preference.later_learning_rate) == (1e-6, 5e-7)
+    if made.method in ("dpo", "spin"):
+        assert (preference.beta, preference.learning_rate) == (0.1, 5e-7)
 
 
 ACCELERATE = sorted((FOLDER / "accelerate").glob("*.yaml"))
@@ -303,4 +316,8 @@ ACCELERATE = sorted((FOLDER / "accelerate").glob("*.yaml"))
 def test_accelerate_configurations(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
-    assert load_config_from_file(str(path)).num_processes == 8
+    made = load_config_from_file(str(path))
+    assert made.num_processes == 8
+    assert made.mixed_precision == "no", "trained weights are float32"
+    # DeepSpeed takes the trainer's number, and stops where it is given another.
+    assert "gradient_accumulation_steps" not in getattr(made, "deepspeed_config", {})
