@@ -391,6 +391,8 @@ def _plot(name: str, title: str, axis: str, curves: Sequence[Curve], output: Pat
             for axes in (left, right):
                 axes.axvline(curve.paper_best, linestyle=":", color=curve.color, label=told)
     right.axhline(0, color="black", linewidth=0.8)
+    for axes in (left, right):
+        axes.set_xticks(sorted({x for curve in curves for x in curve.scores}))
     left.set(xlabel=axis, ylabel="score, %", title=title)
     right.set(
         xlabel=axis, ylabel="gain over SFT, points", title="mean and 95 % interval over seeds"
