@@ -125,7 +125,7 @@ def optimise(
     return {name: value / max(1, made) for name, value in totals.items()}
 
 
-def _share(items: Sequence[Item], rank: int, processes: int) -> list[tuple[Item, float]]:
+def _share(items: Sequence[Item], rank: int, count: int) -> list[tuple[Item, float]]:
     """One process's part of an update, with weights: 0 where there is no item left for it.
 
     All processes run equally many, since they exchange shards and gradients as they go.
@@ -133,15 +133,15 @@ def _share(items: Sequence[Item], rank: int, processes: int) -> list[tuple[Item,
     >>> _share(["a", "b", "c"], 1, 2)
     [('b', 1.0), ('a', 0.0)]
     """
-    mine = [(item, 1.0) for item in items[rank::processes]]
-    return mine + [(items[0], 0.0)] * (-(-len(items) // processes) - len(mine))
+    mine = [(item, 1.0) for item in items[rank::count]]
+    return mine + [(items[0], 0.0)] * (-(-len(items) // count) - len(mine))
 
 
 def _exchange(accelerator: Any, model: Any, last: bool) -> Any:
     """Gradients travel between processes once an update, with its last item; in shards with each,
     or every process would hold whole gradients."""
-    once = last or accelerator.is_fsdp2
-    return contextlib.nullcontext() if once else accelerator.no_sync(model)
+    now = last or accelerator.is_fsdp2
+    return contextlib.nullcontext() if now else accelerator.no_sync(model)
 
 
 def _across_processes(accelerator: Any, figures: dict[str, float]) -> dict[str, float]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
 from transformers.trainer_utils import set_seed
 from trl import DPOConfig, DPOTrainer
 
@@ -165,19 +164,18 @@ def train(
         disable_dropout=True,
     )
     adapters = set(getattr(policy.model, "peft_config", ()))
-
-    def make(model: Any, log: TrainerCallback) -> DPOTrainer:
-        return _Trainer(
-            model=model,
-            args=settings,
-            train_dataset=Dataset.from_list(rows),
-            data_collator=Collator(policy.tokenizer.pad_token_id),
-            processing_class=policy.tokenizer,
-            callbacks=[log],
-        )
-
     try:
-        run_trainer(make, policy, rundir, stage, checkpoint_seconds, on_update)
+        run_trainer(
+            _Trainer,
+            settings,
+            Dataset.from_list(rows),
+            Collator(policy.tokenizer.pad_token_id),
+            policy,
+            rundir,
+            stage,
+            checkpoint_seconds,
+            on_update,
+        )
     finally:
         for extra in set(getattr(policy.model, "peft_config", ())) - adapters:
             policy.model.delete_adapter(extra)  # TRL's copy of the adapter, for a reference

@@ -312,8 +312,8 @@ def _curves(
         body = []
         for curve in curves:
             best = "" if curve.paper_best is None else str(curve.paper_best)
-            body.append([curve.label, *(str(curve.scores.get(x, "")) for x in xs), best])
-            gains = _estimates(curve.gains)
+            scores, gains = curve.scores, _estimates(curve.gains)
+            body.append([curve.label, *(str(scores.get(x, "")) for x in xs), best])
             body.append([f"{curve.label}, gain", *(str(gains.get(x, "")) for x in xs), ""])
         title = f"{environment}, {model}"
         name = f"{experiment.name}-{environment}-{model}"

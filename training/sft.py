@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import set_seed
 from trl import SFTConfig as TrlConfig
@@ -120,18 +119,17 @@ def train(
         train_sampling_strategy="group_by_length",
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-
-    def make(model: Any, log: TrainerCallback) -> SFTTrainer:
-        return _Trainer(
-            model=model,
-            args=settings,
-            train_dataset=data,
-            data_collator=Collator(policy.tokenizer.pad_token_id),
-            processing_class=policy.tokenizer,
-            callbacks=[log],
-        )
-
-    run_trainer(make, policy, rundir, stage, checkpoint_seconds, on_update)
+    run_trainer(
+        _Trainer,
+        settings,
+        data,
+        Collator(policy.tokenizer.pad_token_id),
+        policy,
+        rundir,
+        stage,
+        checkpoint_seconds,
+        on_update,
+    )
 
 
 class _Trainer(SFTTrainer):

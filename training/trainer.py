@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 
@@ -84,7 +85,10 @@ def arguments(kind: Callable[..., Any], **options: Any) -> Any:
 
 
 def run_trainer(
-    make: Callable[[Any, TrainerCallback], Any],
+    kind: Callable[..., Any],
+    settings: Any,
+    data: Dataset,
+    collator: Callable[..., Any],
     policy: Policy,
     rundir: RunDir,
     stage: str,
@@ -92,9 +96,16 @@ def run_trainer(
     on_update: OnUpdate | None,
 ) -> None:
     """Trains, from the newest whole checkpoint of the stage on; the policy is left as it was found
-    but for its weights. `make` (model, callback) gives the trainer."""
+    but for its weights. `kind` is the trainer's class, `settings` its arguments."""
     twin = sharding.Twin(policy.model)
-    trainer = make(twin.model, Log(rundir, stage, checkpoint_seconds, on_update, twin))
+    trainer = kind(
+        model=twin.model,
+        args=settings,
+        train_dataset=data,
+        data_collator=collator,
+        processing_class=policy.tokenizer,
+        callbacks=[Log(rundir, stage, checkpoint_seconds, on_update, twin)],
+    )
     done, checkpoint = _newest(rundir.checkpoint(stage))
     rundir.metrics.rewind(stage, done)
     trainer.remove_callback(PrinterCallback)

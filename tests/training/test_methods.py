@@ -57,6 +57,16 @@ def _weights(path):
     return load_file(Path(path) / "final" / "model.safetensors")
 
 
+def _after_sft(path):
+    return load_file(Path(path) / "policies" / "sft" / "model.safetensors")
+
+
+def _play_as_the_expert(monkeypatch):
+    monkeypatch.setattr(
+        rollouts, "play", lambda session, name, samples: [[s.trajectory] for s in samples]
+    )
+
+
 def _same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
@@ -72,8 +82,7 @@ def test_a_stopped_run_ends_with_the_same_weights(config, tmp_path, monkeypatch,
     summary = run.run(whole)
     assert list(summary["scores"]) == [LAST[method]]
     if summary["figures"][LAST[method]].get("kept") != 0:  # RFT without a success is SFT again
-        sft = load_file(tmp_path / "whole/policies/sft/model.safetensors")
-        assert not _same(_weights(whole.output), sft)
+        assert not _same(_weights(whole.output), _after_sft(whole.output))
 
     stopped = replace(config, output=str(tmp_path / "stopped"))
     log = Metrics.log
@@ -144,8 +153,7 @@ def test_reward_types(config, monkeypatch, reward):
     assert (len(seen) > 12) == (reward == "both")
     signs = {float(item.advantages.sign().unique()) for item in episodes}
     assert signs == {-1.0, 1.0}, "better and worse than the mean of their task"
-    assert not _same(_weights(config.output), load_file(
-        Path(config.output) / "policies/sft/model.safetensors"))  # fmt: skip
+    assert not _same(_weights(config.output), _after_sft(config.output))
 
 
 @pytest.mark.parametrize(("perfect", "chance"), [(0.0, 0.0), (1.1, 1.0)])
@@ -207,25 +215,19 @@ def test_trajectories_of_another_prompt_or_environment_are_refused(config, tmp_p
 def test_pairs_without_a_difference_are_counted_and_the_policy_stays(config, monkeypatch):
     """The agent equals the expert everywhere: its episodes are the expert's own trajectories."""
     config.method, config.keep_policies = "dpo", True
-    monkeypatch.setattr(
-        rollouts, "play", lambda session, name, samples: [[s.trajectory] for s in samples]
-    )
+    _play_as_the_expert(monkeypatch)
     figures = run.run(config)["figures"]["dpo"]
     assert figures["pairs"] == 0
     assert figures["pairs_without_difference"] == 6
-    sft = load_file(Path(config.output) / "policies/sft/model.safetensors")
-    assert _same(_weights(config.output), sft)
+    assert _same(_weights(config.output), _after_sft(config.output))
 
 
 def test_ties_alone_leave_the_policy_as_it_is(config, monkeypatch):
     config.method, config.preference.iterations = "eto", 1
-    monkeypatch.setattr(
-        rollouts, "play", lambda session, name, samples: [[s.trajectory] for s in samples]
-    )
+    _play_as_the_expert(monkeypatch)
     figures = run.run(config)["figures"]["iteration-1"]
     assert (figures["ties"], figures["pairs"]) == (6, 0)
-    sft = load_file(Path(config.output) / "policies/sft/model.safetensors")
-    assert _same(_weights(config.output), sft)
+    assert _same(_weights(config.output), _after_sft(config.output))
 
 
 def test_implicit_with_an_agent_that_is_the_expert_leaves_the_policy(config, monkeypatch):
@@ -238,8 +240,7 @@ def test_implicit_with_an_agent_that_is_the_expert_leaves_the_policy(config, mon
     monkeypatch.setattr(inspection, "draw_replies", copies)
     figures = run.run(config)["figures"]["iteration-1"]
     assert (figures["same_as_expert"], figures["pairs"]) == (1, 0)
-    sft = load_file(Path(config.output) / "policies/sft/model.safetensors")
-    assert _same(_weights(config.output), sft)
+    assert _same(_weights(config.output), _after_sft(config.output))
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
@@ -261,10 +262,7 @@ def test_failed_episodes_are_not_played_again(config, monkeypatch):
         for i, trajectory in enumerate(real(env, player, tasks, **options)):
             yield replace(trajectory, error="broke") if i == 2 else trajectory
 
-    def closing(*args, **options):
-        return failing(*args, **options)
-
-    monkeypatch.setattr(rollouts, "run_episodes", closing)
+    monkeypatch.setattr(rollouts, "run_episodes", failing)
     config.method, config.rollouts.samples = "spin", 1
     run.run(config)
     assert played == [6, 6]

@@ -48,7 +48,7 @@ def _command(count, kind):
 
 
 def _launch(config, count=1, kind="ddp", die_at=None):
-    """Runs the configuration; returns (stdout, stderr)."""
+    """Runs the configuration, or until it dies; returns what it printed."""
     path = Path(config.output).with_suffix(".yaml")
     path.write_text(cli.dump(config))
     module = "tests.training.fsdp_on_cpu" if kind == "fsdp" else "training.run"
