@@ -3,12 +3,13 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.installed
+PACKAGES := envs agents eval training
 
 .PHONY: setup demo textworld test test-slow lint bench clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "StepAgent needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -40,8 +41,11 @@ test-slow: setup
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	@# Type checkers and import-linter read packages from the disk: there `stepagent.envs` is a link.
+	@rm -rf build/types && mkdir -p build/types/stepagent
+	@ln -s $(addprefix $(CURDIR)/,$(wildcard stepagent/*.py) stepagent/py.typed $(PACKAGES)) build/types/stepagent
 	.venv/bin/mypy
-	.venv/bin/lint-imports
+	cd build/types && ../../.venv/bin/lint-imports --config ../../pyproject.toml
 
 bench: setup
 	for name in envs rollout inspection reflection; do $(PY) -m eval.bench $$name || exit 1; done

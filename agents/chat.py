@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from envs.react import Message
+from stepagent.envs.react import Message
 
 _MARKS = ("⟦system⟧", "⟦one⟧", "⟦two⟧", "⟦three⟧", "⟦four⟧", "⟦five⟧")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import requests
 
-from agents.replies import Completion
-from agents.spending import RateLimit
+from stepagent.agents.replies import Completion
+from stepagent.agents.spending import RateLimit
 
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""

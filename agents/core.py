@@ -12,8 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from envs.core import TextEnv
-from envs.react import Message, PromptStyle
+from stepagent.envs.core import TextEnv
+from stepagent.envs.react import Message, PromptStyle
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A cross-encoder that ranks a page's candidates, as MindAct's first stage does.
 
-For `stepagent/Mind2Web-v0`: `ranker="agents.cross_encoder:CrossEncoder"` with
+For `stepagent/Mind2Web-v0`: `ranker="stepagent.agents.cross_encoder:CrossEncoder"` with
 `ranker_args={"model": PATH}`. Any sequence classifier of Hugging Face does; MindAct's was a
 DeBERTa-v3-base trained on the benchmark's train split. Task and history are the first text,
 the candidate is the second, and the score is the classifier's only logit, or its last one.
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from envs.mind2web.rank import Ranker
+from stepagent.envs.mind2web.rank import Ranker
 
 
 class CrossEncoder(Ranker):
@@ -39,7 +39,7 @@ class CrossEncoder(Ranker):
     ):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from agents import models
+        from stepagent.agents import models
 
         if batch_size < 1 or max_length < 8:
             raise ValueError(

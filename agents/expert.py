@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from agents.core import Agent, Turn
-from envs.react import PromptStyle, render
+from stepagent.agents.core import Agent, Turn
+from stepagent.envs.react import PromptStyle, render
 
 
 class ExpertAgent(Agent):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.slots import SlotCache
+from stepagent.agents.slots import SlotCache
 
 _WORTH_COPYING = 32
 """Shared tokens for which a conversation waits until another one has read them."""

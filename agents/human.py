@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from agents.core import Agent, Turn
-from envs.react import PromptStyle
+from stepagent.agents.core import Agent, Turn
+from stepagent.envs.react import PromptStyle
 
 HELP = "Type an action. `?` lists the admissible ones (`? door`: those with door), `quit` ends."
 _MOST = 200

@@ -19,11 +19,11 @@ from typing import Any
 
 import requests
 
-from agents import spending
-from agents.completions import ApiError, Completions, TooLong
-from agents.core import Agent, Turn
-from agents.replies import Completion, ReplyCache
-from envs.react import STOP, Message, PromptStyle
+from stepagent.agents import spending
+from stepagent.agents.completions import ApiError, Completions, TooLong
+from stepagent.agents.core import Agent, Turn
+from stepagent.agents.replies import Completion, ReplyCache
+from stepagent.envs.react import STOP, Message, PromptStyle
 
 __all__ = ["ApiError", "OpenAIAgent", "cut_middle"]
 

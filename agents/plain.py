@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from agents.generation import Counts, Decoding, Prompt
+from stepagent.agents.generation import Counts, Decoding, Prompt
 
 
 class PlainGenerator:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.core import Agent, Turn
-from envs.react import PromptStyle, render
+from stepagent.agents.core import Agent, Turn
+from stepagent.envs.react import PromptStyle, render
 
 
 class RandomAgent(Agent):

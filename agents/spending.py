@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from agents.replies import Completion
+from stepagent.agents.replies import Completion
 
 PRICES = Path(__file__).with_name("prices.yaml")
 _KINDS = ("input", "cached", "output")

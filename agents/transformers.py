@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents import models
-from agents.chat import ChatCodec
-from agents.core import Agent, Turn
-from agents.generation import Decoding, Generator, Prompt, why_not
-from agents.plain import PlainGenerator
-from envs.react import STOP, Message, PromptStyle
+from stepagent.agents import models
+from stepagent.agents.chat import ChatCodec
+from stepagent.agents.core import Agent, Turn
+from stepagent.agents.generation import Decoding, Generator, Prompt, why_not
+from stepagent.agents.plain import PlainGenerator
+from stepagent.envs.react import STOP, Message, PromptStyle
 
 
 class TransformersAgent(Agent):

@@ -9,7 +9,7 @@ from typing import Any
 
 from gymnasium.envs.registration import load_env_creator
 
-from envs.core import TextEnv
+from stepagent.envs.core import TextEnv
 
 
 def names(entry_point: str | Callable[..., Any], refused_by: str) -> list[str]:

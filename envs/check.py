@@ -17,9 +17,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
-import envs
-from envs import cli
-from envs.core import MAX_TEXT, SPLITS, TextEnv
+from stepagent import envs
+from stepagent.envs import cli
+from stepagent.envs.core import MAX_TEXT, SPLITS, TextEnv
 
 INFO_KEYS = {"task_id", "split", "instruction", "score", "success", "valid", "metrics"}
 Make = Callable[..., TextEnv]

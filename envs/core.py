@@ -24,7 +24,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import shared_memory as _shm
 
-from envs import react
+from stepagent.envs import react
 
 SPLITS = ("train", "dev", "test")
 MAX_TEXT = 65_536
@@ -167,9 +167,9 @@ class TextEnv(gym.Env[str, str], ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """With `url`, the same environment on a server (`envs.remote`), whatever the class."""
-        if kwargs.get("url") is None or cls.__module__ == "envs.remote":
+        if kwargs.get("url") is None or cls.__module__ == "stepagent.envs.remote":
             return super().__new__(cls)
-        from envs import remote
+        from stepagent.envs import remote
 
         return remote.RemoteEnv(remote.id_of(cls), **kwargs)
 

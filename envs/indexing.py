@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from envs import lucene
+from stepagent.envs import lucene
 
 ARRAYS = ("terms", "offsets", "starts", "documents", "scores", "best")
 """Files of an index: the sorted vocabulary as bytes, where each word begins in it, where each

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-import envs
-from envs import cli, react
-from envs.core import TextEnv
-from envs.trajectory import Step, Trajectory, Writer
+from stepagent import envs
+from stepagent.envs import cli, react
+from stepagent.envs.core import TextEnv
+from stepagent.envs.trajectory import Step, Trajectory, Writer
 
 
 @dataclass

@@ -21,9 +21,9 @@ from urllib.parse import quote
 
 import gymnasium as gym
 
-from envs import react
-from envs.core import Outcome, TextEnv, clip, own_version
-from envs.remote_http import (
+from stepagent.envs import react
+from stepagent.envs.core import Outcome, TextEnv, clip, own_version
+from stepagent.envs.remote_http import (
     PROTOCOL,
     EnvironmentFailed,
     RemoteError,

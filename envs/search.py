@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from envs import indexing, lucene
-from envs.cache import cache_folder, made_once
+from stepagent.envs import indexing, lucene
+from stepagent.envs.cache import cache_folder, made_once
 
 VERSION = 1
 _MAX_QUERY = 1000

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs import react
+from stepagent.envs import react
 
 VERSION = 1
 

@@ -19,19 +19,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from envs import cli
-from eval.benches import Options, Row
-from eval.summary import write_whole
-from eval.tables import tell
+from stepagent.envs import cli
+from stepagent.eval.benches import Options, Row
+from stepagent.eval.summary import write_whole
+from stepagent.eval.tables import tell
 
 BENCHES = {
-    "envs": "eval.benches.envs:bench",
-    "rollout": "eval.benches.rollout:bench",
-    "inspection": "training.bench:inspection",
-    "reflection": "training.bench:reflection",
-    "inverse": "training.bench_inverse:bench",
-    "server": "eval.benches.server:bench",
-    "soak": "eval.benches.soak:bench",
+    "envs": "stepagent.eval.benches.envs:bench",
+    "rollout": "stepagent.eval.benches.rollout:bench",
+    "inspection": "stepagent.training.bench:inspection",
+    "reflection": "stepagent.training.bench:reflection",
+    "inverse": "stepagent.training.bench_inverse:bench",
+    "server": "stepagent.eval.benches.server:bench",
+    "soak": "stepagent.eval.benches.soak:bench",
 }
 """Name → `module:function`."""
 

@@ -21,11 +21,11 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from envs import cli
-from eval import runs, tables
-from eval.comparison import Comparison, Difference, Row, compare
-from eval.results import ResultsError
-from eval.tables import MISSING, Table
+from stepagent.envs import cli
+from stepagent.eval import runs, tables
+from stepagent.eval.comparison import Comparison, Difference, Row, compare
+from stepagent.eval.results import ResultsError
+from stepagent.eval.tables import MISSING, Table
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
 SUFFIXES: dict[str, Format] = {".md": "markdown", ".csv": "csv", ".tex": "latex"}

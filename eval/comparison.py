@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval import paper, runs
-from eval.paired import Paired, holm, paired
-from eval.results import ResultsError
-from eval.runs import Run
-from eval.summary import score, summarise
+from stepagent.eval import paper, runs
+from stepagent.eval.paired import Paired, holm, paired
+from stepagent.eval.results import ResultsError
+from stepagent.eval.runs import Run
+from stepagent.eval.summary import score, summarise
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.summary import RESAMPLES, bootstrap
+from stepagent.eval.summary import RESAMPLES, bootstrap
 
 _EXACT = 12
 """Up to 2^12 sign patterns are gone through one by one."""

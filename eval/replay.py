@@ -18,15 +18,15 @@ from typing import Any
 
 from rich.console import Console
 
-import envs
-from envs import cli, react
-from envs.core import TextEnv
-from envs.trajectory import Trajectory
-from eval import runs
-from eval.results import ResultsError
-from eval.runs import Run
-from eval.summary import summarise
-from eval.tables import tell
+from stepagent import envs
+from stepagent.envs import cli, react
+from stepagent.envs.core import TextEnv
+from stepagent.envs.trajectory import Trajectory
+from stepagent.eval import runs
+from stepagent.eval.results import ResultsError
+from stepagent.eval.runs import Run
+from stepagent.eval.summary import summarise
+from stepagent.eval.tables import tell
 
 _BEFORE, _SHOWN = 24, 60
 """Letters shown before the first one that differs, and in all."""

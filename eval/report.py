@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from envs.trajectory import Trajectory
+from stepagent.envs.trajectory import Trajectory
 
 _PLAIN_EVERY = 10.0
 """Seconds between two progress lines where the output is not a terminal."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from envs import trajectory as files
-from envs.trajectory import BadLine, Trajectory
-from eval.summary import save
+from stepagent.envs import trajectory as files
+from stepagent.envs.trajectory import BadLine, Trajectory
+from stepagent.eval.summary import save
 
 
 class ResultsError(RuntimeError):

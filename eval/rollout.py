@@ -17,12 +17,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import envs
-from agents.core import Agent, Turn
-from envs import react
-from envs.core import TextEnv, own_version
-from envs.trajectory import Trajectory
-from eval.worlds import Caller, Ended, Episode, Stamp, World, describe
+from stepagent import envs
+from stepagent.agents.core import Agent, Turn
+from stepagent.envs import react
+from stepagent.envs.core import TextEnv, own_version
+from stepagent.envs.trajectory import Trajectory
+from stepagent.eval.worlds import Caller, Ended, Episode, Stamp, World, describe
 
 T = TypeVar("T")
 PATIENCE = 0.25

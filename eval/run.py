@@ -23,17 +23,16 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-import agents
-import envs
-from agents.core import Agent
-from envs import cli
-from envs.cache import cache_folder
-from envs.core import TextEnv, checksum
-from eval import report, suite, tables
-from eval.results import Identity, ResultsDir, ResultsError
-from eval.rollout import fingerprint, run_episodes
-from eval.shots import few_shot_prompt
-from eval.summary import summarise
+from stepagent import agents, envs
+from stepagent.agents.core import Agent
+from stepagent.envs import cli
+from stepagent.envs.cache import cache_folder
+from stepagent.envs.core import TextEnv, checksum
+from stepagent.eval import report, suite, tables
+from stepagent.eval.results import Identity, ResultsDir, ResultsError
+from stepagent.eval.rollout import fingerprint, run_episodes
+from stepagent.eval.shots import few_shot_prompt
+from stepagent.eval.summary import summarise
 
 
 @dataclass

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from envs import trajectory as files
-from envs.trajectory import BadLine, Trajectory
-from eval.results import Identity, ResultsError
+from stepagent.envs import trajectory as files
+from stepagent.envs.trajectory import BadLine, Trajectory
+from stepagent.eval.results import Identity, ResultsError
 
 _TOLD = 5
 """Bad lines of a file that are named one by one."""

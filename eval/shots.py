@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import envs
-from envs.core import TextEnv, checksum
-from envs.react import Prompt
+from stepagent import envs
+from stepagent.envs.core import TextEnv, checksum
+from stepagent.envs.react import Prompt
 
 Example = tuple[tuple[str, str, str], ...]
 """Turns of observation, thought and action."""

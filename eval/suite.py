@@ -17,12 +17,11 @@ from typing import Any
 
 import yaml
 
-import agents
-import envs
-from envs.core import SPLITS
-from eval.results import ResultsError
-from eval.summary import save, write_whole
-from eval.tables import MISSING, Table, markdown
+from stepagent import agents, envs
+from stepagent.envs.core import SPLITS
+from stepagent.eval.results import ResultsError
+from stepagent.eval.summary import save, write_whole
+from stepagent.eval.tables import MISSING, Table, markdown
 
 FOLDER = Path(__file__).with_name("suites")
 FIGURES = {"score": ("reward_mean", "reward_ci95"), "success": ("success_rate", "success_ci95")}

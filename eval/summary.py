@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.trajectory import Trajectory
+from stepagent.envs.trajectory import Trajectory
 
 RESAMPLES = 10_000
 _Z = 1.959964

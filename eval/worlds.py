@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agents.core import Turn
-from envs import react
-from envs.core import TextEnv, clip
-from envs.react import Message, PromptStyle
-from envs.trajectory import Step, Trajectory
+from stepagent.agents.core import Turn
+from stepagent.envs import react
+from stepagent.envs.core import TextEnv, clip
+from stepagent.envs.react import Message, PromptStyle
+from stepagent.envs.trajectory import Step, Trajectory
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import qwen2_5_chat_template, qwen2_5_training_chat_template
 
-import envs
-from envs import cli
-from envs.core import TextEnv
-from training.tiny import TinyConfig, build_model, build_tokenizer
+from stepagent import envs
+from stepagent.envs import cli
+from stepagent.envs.core import TextEnv
+from stepagent.training.tiny import TinyConfig, build_model, build_tokenizer
 
 
 @dataclass

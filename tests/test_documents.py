@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from envs import check
-from eval import run as eval_run
+from stepagent.envs import check
+from stepagent.eval import run as eval_run
 
 ROOT = Path(__file__).parents[1]
 

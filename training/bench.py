@@ -17,17 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import agents
-import envs
-from agents.chat import ChatCodec, Encoded
-from agents.models import eos_ids, load_model, load_tokenizer
-from envs.react import PromptStyle
-from envs.trajectory import Trajectory
-from eval.benches import Options, Row, measure, settings
-from eval.rollout import run_episodes
-from training.losses import step_dpo_loss
-from training.sampling import practice
-from training.tree import Branch, StepTree, pack, score_trees
+from stepagent import agents, envs
+from stepagent.agents.chat import ChatCodec, Encoded
+from stepagent.agents.models import eos_ids, load_model, load_tokenizer
+from stepagent.envs.react import PromptStyle
+from stepagent.envs.trajectory import Trajectory
+from stepagent.eval.benches import Options, Row, measure, settings
+from stepagent.eval.rollout import run_episodes
+from stepagent.training.losses import step_dpo_loss
+from stepagent.training.sampling import practice
+from stepagent.training.tree import Branch, StepTree, pack, score_trees
 
 ENV = "stepagent/ScienceWorld-v0"
 LONG = {"task_set": "all", "tasks": "inclined-plane-determine-angle", "max_steps": 200}

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.chat import Encoded
-from eval.benches import Options, Row, settings
-from training import discriminator, inverse, surrogate
-from training.config import Config, PolicyConfig, PpoConfig
-from training.discriminator import Discriminator, Practised, attach
-from training.losses import discriminator_loss, expert_is_high_reward, ppo_loss
-from training.policy import Policy
-from training.surrogate import ActorCritic
+from stepagent.agents.chat import Encoded
+from stepagent.eval.benches import Options, Row, settings
+from stepagent.training import discriminator, inverse, surrogate
+from stepagent.training.config import Config, PolicyConfig, PpoConfig
+from stepagent.training.discriminator import Discriminator, Practised, attach
+from stepagent.training.losses import discriminator_loss, expert_is_high_reward, ppo_loss
+from stepagent.training.policy import Policy
+from stepagent.training.surrogate import ActorCritic
 
 PPO = PpoConfig(baseline="group", kl=0.05, entropy=0.01)
 
@@ -65,7 +65,7 @@ def bench(options: Options) -> list[Row]:
 
 def _task(options: Options, wanted: dict[str, Any]) -> dict[str, Any]:
     """An expert trajectory with practice actions, as JSON for the measuring processes."""
-    from training import bench as common
+    from stepagent.training import bench as common
 
     setting = common._Setting(options, options.dtype)
     [trajectory] = common._trajectories(1, wanted["steps"])

@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import agents
-import envs
-from training.config import Config, OptimiserConfig, ReflectionConfig
-from training.dataset import Sample
-from training.policy import Policy
-from training.sharding import check_own_loop
-from training.support import check_path
+from stepagent import agents, envs
+from stepagent.training.config import Config, OptimiserConfig, ReflectionConfig
+from stepagent.training.dataset import Sample
+from stepagent.training.policy import Policy
+from stepagent.training.sharding import check_own_loop
+from stepagent.training.support import check_path
 
 
 def check_options(config: Config) -> None:

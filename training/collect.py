@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-import agents
-from envs import cli
-from envs.trajectory import Trajectory, read, write
-from eval.results import ResultsError
-from eval.run import evaluate
+from stepagent import agents
+from stepagent.envs import cli
+from stepagent.envs.trajectory import Trajectory, read, write
+from stepagent.eval.results import ResultsError
+from stepagent.eval.run import evaluate
 
 
 @dataclass

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from envs.react import PromptStyle
-from training.tiny import TinyConfig
+from stepagent.envs.react import PromptStyle
+from stepagent.training.tiny import TinyConfig
 
 Schedule = Literal["cosine", "linear", "constant"]
 Method = Literal["sft", "ppo", "dpo", "rft", "spin", "nat", "eto", "implicit", "inverse"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.chat import ChatCodec, Encoded
-from envs.react import Prompt, PromptStyle
-from envs.trajectory import Trajectory
+from stepagent.agents.chat import ChatCodec, Encoded
+from stepagent.envs.react import Prompt, PromptStyle
+from stepagent.envs.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from agents.chat import ChatCodec
-from agents.models import context_length, load_model, load_tokenizer, pick_dtype
-from envs.react import Message
-from training.config import DiscriminatorConfig
-from training.losses import discriminator_loss
-from training.policy import Policy
-from training.support import enable_step_trees, unwrap
-from training.tree import Branch, PackedTrees, StepTree, action_states, pack
+from stepagent.agents.chat import ChatCodec
+from stepagent.agents.models import context_length, load_model, load_tokenizer, pick_dtype
+from stepagent.envs.react import Message
+from stepagent.training.config import DiscriminatorConfig
+from stepagent.training.losses import discriminator_loss
+from stepagent.training.policy import Policy
+from stepagent.training.support import enable_step_trees, unwrap
+from stepagent.training.tree import Branch, PackedTrees, StepTree, action_states, pack
 
 ADAPTER = "discriminator"
 """Name of the adapter beside the policy's own."""

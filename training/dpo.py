@@ -9,9 +9,9 @@ the reference is the SFT policy. The loss is TRL's (`training.preference`).
 
 from __future__ import annotations
 
-from training import preference, rollouts, sft
-from training.preference import Pair
-from training.session import Session
+from stepagent.training import preference, rollouts, sft
+from stepagent.training.preference import Pair
+from stepagent.training.session import Session
 
 NAME = "dpo"
 

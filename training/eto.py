@@ -17,11 +17,11 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-from agents.chat import Encoded
-from training import preference, rollouts, sft
-from training.dataset import Sample
-from training.preference import Pair
-from training.session import Session
+from stepagent.agents.chat import Encoded
+from stepagent.training import preference, rollouts, sft
+from stepagent.training.dataset import Sample
+from stepagent.training.preference import Pair
+from stepagent.training.session import Session
 
 
 def learn(session: Session) -> None:

@@ -24,15 +24,15 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from training import sft
-from training.checks import check_step_trees
-from training.config import OptimiserConfig
-from training.dataset import Sample
-from training.inspection import Inspected, inspect
-from training.loop import batches, optimise
-from training.losses import step_dpo_loss
-from training.session import Session
-from training.tree import pack, score_trees
+from stepagent.training import sft
+from stepagent.training.checks import check_step_trees
+from stepagent.training.config import OptimiserConfig
+from stepagent.training.dataset import Sample
+from stepagent.training.inspection import Inspected, inspect
+from stepagent.training.loop import batches, optimise
+from stepagent.training.losses import step_dpo_loss
+from stepagent.training.session import Session
+from stepagent.training.tree import pack, score_trees
 
 
 def learn(session: Session) -> None:

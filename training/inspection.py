@@ -21,13 +21,13 @@ from pathlib import Path
 
 import torch
 
-from agents.chat import Encoded
-from training import processes
-from training.config import ReflectionConfig
-from training.dataset import Sample
-from training.policy import Policy
-from training.sampling import practice
-from training.tree import Branch, StepTree, pack, score_trees, split_tree
+from stepagent.agents.chat import Encoded
+from stepagent.training import processes
+from stepagent.training.config import ReflectionConfig
+from stepagent.training.dataset import Sample
+from stepagent.training.policy import Policy
+from stepagent.training.sampling import practice
+from stepagent.training.tree import Branch, StepTree, pack, score_trees, split_tree
 
 
 @dataclass(frozen=True)

@@ -39,22 +39,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from agents.chat import Encoded
-from agents.models import load_tokenizer
-from training import discriminator, ppo, processes, sft
-from training.checks import check_step_trees
-from training.config import Config
-from training.dataset import Sample
-from training.discriminator import Discriminator, Practised
-from training.implicit import draw, plan
-from training.inspection import draw_replies, resumed
-from training.loop import optimise
-from training.losses import expert_is_high_reward
-from training.policy import Policy
-from training.rundir import RunDir, write_whole
-from training.session import Session
-from training.surrogate import ActorCritic, Graded, Reading, whitened
-from training.tree import Branch, StepTree, split_tree
+from stepagent.agents.chat import Encoded
+from stepagent.agents.models import load_tokenizer
+from stepagent.training import discriminator, ppo, processes, sft
+from stepagent.training.checks import check_step_trees
+from stepagent.training.config import Config
+from stepagent.training.dataset import Sample
+from stepagent.training.discriminator import Discriminator, Practised
+from stepagent.training.implicit import draw, plan
+from stepagent.training.inspection import draw_replies, resumed
+from stepagent.training.loop import optimise
+from stepagent.training.losses import expert_is_high_reward
+from stepagent.training.policy import Policy
+from stepagent.training.rundir import RunDir, write_whole
+from stepagent.training.session import Session
+from stepagent.training.surrogate import ActorCritic, Graded, Reading, whitened
+from stepagent.training.tree import Branch, StepTree, split_tree
 
 OnUpdate = Callable[[int, dict[str, float]], None]
 

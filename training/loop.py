@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import get_scheduler
 from trl.trainer.utils import disable_dropout_in_model
 
-from training import processes, sharding
-from training.config import OptimiserConfig
-from training.rundir import RunDir, load_training_state, save_training_state
+from stepagent.training import processes, sharding
+from stepagent.training.config import OptimiserConfig
+from stepagent.training.rundir import RunDir, load_training_state, save_training_state
 
 Item = TypeVar("Item")
 Loss = Callable[[Any, Item], tuple[Tensor, dict[str, float]]]

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from training import rollouts, sft
-from training.dataset import Sample
-from training.rft import check as check
-from training.rft import distinct, is_success
-from training.session import Session
+from stepagent.training import rollouts, sft
+from stepagent.training.dataset import Sample
+from stepagent.training.rft import check as check
+from stepagent.training.rft import distinct, is_success
+from stepagent.training.session import Session
 
 NAME = "nat"
 POSITIVE = "Solve the task: act so that its goal is reached."

@@ -5,7 +5,7 @@ Shown beside ours and marked as the paper's own; in percent, as table 2.
 
 from __future__ import annotations
 
-from eval.paper import COLUMNS, TABLE2, table2
+from stepagent.eval.paper import COLUMNS, TABLE2, table2
 
 __all__ = ["BEST_ITERATION", "BEST_PRACTICE", "COLUMNS", "TABLE2", "TABLE3", "table2", "table3"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from agents.chat import ChatCodec
-from agents.models import (
+from stepagent.agents.chat import ChatCodec
+from stepagent.agents.models import (
     ModelError,
     context_length,
     eos_ids,
@@ -23,9 +23,9 @@ from agents.models import (
     load_tokenizer,
     quiet,
 )
-from training.config import PolicyConfig
-from training.support import enable_step_trees
-from training.tiny import build_model, build_tokenizer
+from stepagent.training.config import PolicyConfig
+from stepagent.training.support import enable_step_trees
+from stepagent.training.tiny import build_model, build_tokenizer
 
 
 class Policy:

@@ -22,15 +22,22 @@ from pathlib import Path
 
 import torch
 
-from training import processes, rollouts, sft
-from training.checks import check_model
-from training.config import Config
-from training.dataset import Sample
-from training.implicit import draw
-from training.losses import generalised_advantages
-from training.session import Session
-from training.surrogate import ActorCritic, Graded, Reading, step_policy, updates_of, whitened
-from training.tree import StepTree
+from stepagent.training import processes, rollouts, sft
+from stepagent.training.checks import check_model
+from stepagent.training.config import Config
+from stepagent.training.dataset import Sample
+from stepagent.training.implicit import draw
+from stepagent.training.losses import generalised_advantages
+from stepagent.training.session import Session
+from stepagent.training.surrogate import (
+    ActorCritic,
+    Graded,
+    Reading,
+    step_policy,
+    updates_of,
+    whitened,
+)
+from stepagent.training.tree import StepTree
 
 
 def learn(session: Session) -> None:

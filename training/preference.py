@@ -21,14 +21,14 @@ from datasets import Dataset
 from transformers.trainer_utils import set_seed
 from trl import DPOConfig, DPOTrainer
 
-from training import processes
-from training.config import PreferenceConfig
-from training.dataset import Sample
-from training.policy import Policy
-from training.rundir import RunDir, write_whole
-from training.session import Session
-from training.trainer import arguments, common_arguments, run_trainer
-from training.tree import StepTree, pack, score_trees
+from stepagent.training import processes
+from stepagent.training.config import PreferenceConfig
+from stepagent.training.dataset import Sample
+from stepagent.training.policy import Policy
+from stepagent.training.rundir import RunDir, write_whole
+from stepagent.training.session import Session
+from stepagent.training.trainer import arguments, common_arguments, run_trainer
+from stepagent.training.tree import StepTree, pack, score_trees
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from eval.paper import LABELS
-from training import paper
-from training.rundir import write_whole
+from stepagent.eval.paper import LABELS
+from stepagent.training import paper
+from stepagent.training.rundir import write_whole
 
 if TYPE_CHECKING:
-    from training.sweep import Experiment, Run, Sweep
+    from stepagent.training.sweep import Experiment, Run, Sweep
 
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160)
 """97.5 % quantiles of Student's t with 1, 2, … degrees of freedom."""
@@ -91,7 +91,7 @@ def read(run: Run, output: Path) -> Row:
 
 def write(sweep: Sweep) -> Path:
     """Writes report.md, results.json and the plots; returns the report's path."""
-    from training.sweep import experiments, runs
+    from stepagent.training.sweep import experiments, runs
 
     output, parts, results = Path(sweep.output), [HEAD], []
     for experiment in experiments(sweep):

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.trajectory import Trajectory
-from training import rollouts, sft
-from training.config import Config
-from training.dataset import Sample
-from training.session import Session
+from stepagent.envs.trajectory import Trajectory
+from stepagent.training import rollouts, sft
+from stepagent.training.config import Config
+from stepagent.training.dataset import Sample
+from stepagent.training.session import Session
 
 NAME = "rft"
 

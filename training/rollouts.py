@@ -13,16 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.transformers import TransformersAgent
-from envs.react import PromptStyle
-from envs.trajectory import Trajectory, Writer, read
-from eval.rollout import run_episodes
-from training import processes
-from training.dataset import Sample
-from training.rundir import RunError
+from stepagent.agents.transformers import TransformersAgent
+from stepagent.envs.react import PromptStyle
+from stepagent.envs.trajectory import Trajectory, Writer, read
+from stepagent.eval.rollout import run_episodes
+from stepagent.training import processes
+from stepagent.training.dataset import Sample
+from stepagent.training.rundir import RunError
 
 if TYPE_CHECKING:
-    from training.session import Session
+    from stepagent.training.session import Session
 
 GIVE_UP = 10
 """Failed episodes in a row after which a run stops."""

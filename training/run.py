@@ -14,27 +14,27 @@ from typing import Any
 
 from rich.console import Console
 
-from envs import cli
-from training.config import Config
+from stepagent.envs import cli
+from stepagent.training.config import Config
 
 METHODS = {
-    "sft": "training.sft:learn",
-    "implicit": "training.implicit:learn",
-    "inverse": "training.inverse:learn",
-    "ppo": "training.ppo:learn",
-    "dpo": "training.dpo:learn",
-    "rft": "training.rft:learn",
-    "spin": "training.spin:learn",
-    "nat": "training.nat:learn",
-    "eto": "training.eto:learn",
+    "sft": "stepagent.training.sft:learn",
+    "implicit": "stepagent.training.implicit:learn",
+    "inverse": "stepagent.training.inverse:learn",
+    "ppo": "stepagent.training.ppo:learn",
+    "dpo": "stepagent.training.dpo:learn",
+    "rft": "stepagent.training.rft:learn",
+    "spin": "stepagent.training.spin:learn",
+    "nat": "stepagent.training.nat:learn",
+    "eto": "stepagent.training.eto:learn",
 }
 """Method → its function of a session. One file a method."""
 
 
 def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     """A whole run; returns what `summary.json` holds. Raises ValueError, RunError, OSError."""
-    from training import sharding
-    from training.session import Session
+    from stepagent.training import sharding
+    from stepagent.training.session import Session
 
     check(config)
     sharding.check_launch(config.policy.device)
@@ -50,7 +50,7 @@ def check(config: Config) -> None:
 
     A method's module may have a `check` of its own beside its `learn`.
     """
-    from training.checks import check_options
+    from stepagent.training.checks import check_options
 
     check_options(config)
     module = importlib.import_module(METHODS[config.method].split(":")[0])
@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = {name.replace("-", "_") for name in _options(argv)}
     if "env" in given and "config" in given and not any(n.startswith("env_args") for n in given):
         _drop_foreign_arguments(config, argv, console)
-    from eval.results import ResultsError
-    from training.loop import TrainingDiverged
-    from training.rundir import RunError
+    from stepagent.eval.results import ResultsError
+    from stepagent.training.loop import TrainingDiverged
+    from stepagent.training.rundir import RunError
 
     try:
         summary = run(config, console)
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
-    from training import processes
+    from stepagent.training import processes
 
     if not processes.is_main():
         return 0

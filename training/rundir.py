@@ -33,8 +33,8 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from training import processes, sharding
-from training.config import Config
+from stepagent.training import processes, sharding
+from stepagent.training.config import Config
 
 
 class RunError(RuntimeError):

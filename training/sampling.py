@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.generation import Decoding, choose
-from agents.models import context_length
-from training.attention import Decode, Prefill
-from training.support import check_path, unwrap
+from stepagent.agents.generation import Decoding, choose
+from stepagent.agents.models import context_length
+from stepagent.training.attention import Decode, Prefill
+from stepagent.training.support import check_path, unwrap
 
 MAX_ROWS = 256
 """Rows decoded together; more go in groups, which share the reading of the trajectory."""

@@ -22,20 +22,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-import agents
-import envs
-from agents.transformers import TransformersAgent
-from envs import cli
-from envs.react import PromptStyle
-from envs.trajectory import read
-from eval.paper import LABELS
-from eval.run import evaluate
-from training import processes
-from training.collect import collect
-from training.config import Config
-from training.dataset import encode, select
-from training.policy import Policy
-from training.rundir import RunDir, RunError, write_whole
+from stepagent import agents, envs
+from stepagent.agents.transformers import TransformersAgent
+from stepagent.envs import cli
+from stepagent.envs.react import PromptStyle
+from stepagent.envs.trajectory import read
+from stepagent.eval.paper import LABELS
+from stepagent.eval.run import evaluate
+from stepagent.training import processes
+from stepagent.training.collect import collect
+from stepagent.training.config import Config
+from stepagent.training.dataset import encode, select
+from stepagent.training.policy import Policy
+from stepagent.training.rundir import RunDir, RunError, write_whole
 
 OnUpdate = Callable[[int, dict[str, float]], None]
 

@@ -22,15 +22,15 @@ from transformers.trainer_utils import set_seed
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
-from training import processes
-from training.config import SftConfig
-from training.dataset import Sample
-from training.policy import Policy
-from training.rundir import RunDir
-from training.trainer import arguments, common_arguments, run_trainer
+from stepagent.training import processes
+from stepagent.training.config import SftConfig
+from stepagent.training.dataset import Sample
+from stepagent.training.policy import Policy
+from stepagent.training.rundir import RunDir
+from stepagent.training.trainer import arguments, common_arguments, run_trainer
 
 if TYPE_CHECKING:
-    from training.session import Session
+    from stepagent.training.session import Session
 
 IGNORED = -100
 """Label of tokens that have no part in the loss (instructions, observations, padding)."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from agents.models import pick_device
+from stepagent.agents.models import pick_device
 
 
 class Twin:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-from training import preference, sft
-from training.dpo import against_expert
-from training.session import Session
+from stepagent.training import preference, sft
+from stepagent.training.dpo import against_expert
+from stepagent.training.session import Session
 
 
 def learn(session: Session) -> None:

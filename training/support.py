@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from agents.models import context_length
-from training.attention import NAME
+from stepagent.agents.models import context_length
+from stepagent.training.attention import NAME
 
 _LAYERS = {"full_attention", "sliding_attention"}
 

@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training import processes
-from training.config import PpoConfig, ReflectionConfig
-from training.loop import batches, optimise
-from training.losses import ppo_loss
-from training.rundir import RunDir, write_whole
-from training.support import unwrap
-from training.tree import PackedTrees, StepTree, pack, score_trees
+from stepagent.training import processes
+from stepagent.training.config import PpoConfig, ReflectionConfig
+from stepagent.training.loop import batches, optimise
+from stepagent.training.losses import ppo_loss
+from stepagent.training.rundir import RunDir, write_whole
+from stepagent.training.support import unwrap
+from stepagent.training.tree import PackedTrees, StepTree, pack, score_trees
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from envs import cli
-from envs.core import checksum
-from training import rundir
-from training.config import Config
+from stepagent.envs import cli
+from stepagent.envs.core import checksum
+from stepagent.training import rundir
+from stepagent.training.config import Config
 
 
 @dataclass
@@ -168,7 +168,7 @@ KINDS = ("methods", "rewards", "iterations", "practice")
 
 def runs(sweep: Sweep, experiment: Experiment) -> Iterator[Run]:
     """All combinations of an experiment. Raises SweepError for unknown names."""
-    from training.run import METHODS
+    from stepagent.training.run import METHODS
 
     varied = [[(key, value) for value in values] for key, values in experiment.vary.items()]
     for environment, model, seed, method, options in itertools.product(
@@ -224,7 +224,7 @@ def _file(run: Run, output: Path) -> Path:
 
 def checked(run: Run, output: Path) -> Config:
     """The run's configuration. Raises SweepError where its options cannot work."""
-    from training.run import check
+    from stepagent.training.run import check
 
     config = configuration(run, output)
     try:
@@ -365,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep = cli.parse(Sweep, argv, prog="python -m training.sweep")
     console = Console()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's kill, as a Ctrl-C
-    from training import report
+    from stepagent.training import report
 
     try:
         Path(sweep.output).mkdir(parents=True, exist_ok=True)

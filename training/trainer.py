@@ -15,12 +15,12 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 
-from training import processes, sharding
-from training.config import PreferenceConfig, SftConfig
-from training.loop import TrainingDiverged
-from training.policy import Policy
-from training.rundir import RunDir
-from training.support import unwrap
+from stepagent.training import processes, sharding
+from stepagent.training.config import PreferenceConfig, SftConfig
+from stepagent.training.loop import TrainingDiverged
+from stepagent.training.policy import Policy
+from stepagent.training.rundir import RunDir
+from stepagent.training.support import unwrap
 
 OnUpdate = Callable[[int, dict[str, float]], None]
 

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from training.attention import FLEX_BLOCK, Chunk, TreePlan, TreeSpan
-from training.support import check_path, unwrap
+from stepagent.training.attention import FLEX_BLOCK, Chunk, TreePlan, TreeSpan
+from stepagent.training.support import check_path, unwrap
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Attention = Literal["auto", "blocks", "flex"]

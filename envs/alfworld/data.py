@@ -19,10 +19,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from envs.alfworld import engine
-from envs.alfworld.pddl import GameError
-from envs.cache import cache_folder, made_once
-from envs.core import SPLITS, checksum
+from stepagent.envs.alfworld import engine
+from stepagent.envs.alfworld.pddl import GameError
+from stepagent.envs.cache import cache_folder, made_once
+from stepagent.envs.core import SPLITS, checksum
 
 FOLDERS = {"train": "train", "dev": "valid_seen", "test": "valid_unseen"}
 """Our split → upstream's folder."""
@@ -63,7 +63,7 @@ def open_source(data: str | os.PathLike[str] | None) -> Source:
     Raises FileNotFoundError, or ValueError for what is neither a folder nor a `.tar.zst`.
     """
     if data is None:
-        from envs.alfworld.generated import Generated
+        from stepagent.envs.alfworld.generated import Generated
 
         return Generated()
     path = Path(data).expanduser()

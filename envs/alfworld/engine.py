@@ -21,12 +21,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from envs.alfworld import grammar as twl2
-from envs.alfworld import pddl
-from envs.alfworld.facts import Binding, Facts, World
-from envs.alfworld.grammar import Each, Entity, Grammar, Symbol, Text, Wording
-from envs.alfworld.pddl import Action, Clause, Domain, Fact, GameError, Problem
-from envs.alfworld.text import Writer
+from stepagent.envs.alfworld import grammar as twl2
+from stepagent.envs.alfworld import pddl
+from stepagent.envs.alfworld.facts import Binding, Facts, World
+from stepagent.envs.alfworld.grammar import Each, Entity, Grammar, Symbol, Text, Wording
+from stepagent.envs.alfworld.pddl import Action, Clause, Domain, Fact, GameError, Problem
+from stepagent.envs.alfworld.text import Writer
 
 NOTHING = "Nothing happens."
 _MARKS = (("_bar_", "|"), ("_minus_", "-"), ("_plus_", "+"), ("_dot_", "."), ("_comma_", ","))

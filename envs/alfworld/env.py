@@ -21,15 +21,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from envs import react
-from envs.alfworld import data as sources
-from envs.alfworld import engine as fast
-from envs.alfworld import expert as experts
-from envs.alfworld.engine import NOTHING, Game
-from envs.alfworld.house import read_goal
-from envs.alfworld.pddl import GameError
-from envs.alfworld.wording import WORDINGS, readings, spoken, spoken_prompt
-from envs.core import Outcome, TextEnv, checksum, split_names
+from stepagent.envs import react
+from stepagent.envs.alfworld import data as sources
+from stepagent.envs.alfworld import engine as fast
+from stepagent.envs.alfworld import expert as experts
+from stepagent.envs.alfworld.engine import NOTHING, Game
+from stepagent.envs.alfworld.house import read_goal
+from stepagent.envs.alfworld.pddl import GameError
+from stepagent.envs.alfworld.wording import WORDINGS, readings, spoken, spoken_prompt
+from stepagent.envs.core import Outcome, TextEnv, checksum, split_names
 
 ENGINES = ("fast", "textworld")
 STEP_LIMIT = 40
@@ -161,7 +161,7 @@ class ALFWorldEnv(TextEnv):
         if self.engine == "fast":
             return self._game(task_id).start()
         if self._reference is None or self._reference[0] != task_id:
-            from envs.alfworld import reference
+            from stepagent.envs.alfworld import reference
 
             self._reference = (task_id, reference.load(self._source.load(task_id)))
         return self._reference[1].start()

@@ -15,12 +15,12 @@ import re
 import zlib
 from collections.abc import Sequence
 
-from envs.alfworld.engine import Game
-from envs.alfworld.explorer import Explorer
-from envs.alfworld.house import Goal, read_goal
-from envs.alfworld.pddl import GameError
-from envs.alfworld.planner import Move
-from envs.alfworld.planner import plan as shortest
+from stepagent.envs.alfworld.engine import Game
+from stepagent.envs.alfworld.explorer import Explorer
+from stepagent.envs.alfworld.house import Goal, read_goal
+from stepagent.envs.alfworld.pddl import GameError
+from stepagent.envs.alfworld.planner import Move
+from stepagent.envs.alfworld.planner import plan as shortest
 
 EXPERTS = ("explorer", "planner")
 ATTEMPTS = 20

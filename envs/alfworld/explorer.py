@@ -11,10 +11,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from envs.alfworld.engine import Play
-from envs.alfworld.house import TOOLS, House
-from envs.alfworld.pddl import GameError
-from envs.alfworld.planner import Move
+from stepagent.envs.alfworld.engine import Play
+from stepagent.envs.alfworld.house import TOOLS, House
+from stepagent.envs.alfworld.pddl import GameError
+from stepagent.envs.alfworld.planner import Move
 
 _SURFACES = "countertop diningtable sidetable coffeetable desk dresser shelf"
 _HABITS = {

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from envs import cli
-from envs.alfworld import generated
-from envs.alfworld.data import FOLDERS, GAME, ROOT, TRAJECTORY
+from stepagent.envs import cli
+from stepagent.envs.alfworld import generated
+from stepagent.envs.alfworld.data import FOLDERS, GAME, ROOT, TRAJECTORY
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from envs.alfworld.pddl import Clause, Fact, Literal
+from stepagent.envs.alfworld.pddl import Clause, Fact, Literal
 
 _NONE: frozenset[Fact] = frozenset()
 Binding = dict[str, str]

@@ -12,11 +12,11 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from envs.alfworld import engine, planner
-from envs.alfworld.data import TYPES
-from envs.alfworld.pddl import GameError
-from envs.alfworld.rooms import LAMPS, ROOMS, TEST_ROOMS, Room, catalogue, room
-from envs.core import checksum
+from stepagent.envs.alfworld import engine, planner
+from stepagent.envs.alfworld.data import TYPES
+from stepagent.envs.alfworld.pddl import GameError
+from stepagent.envs.alfworld.rooms import LAMPS, ROOMS, TEST_ROOMS, Room, catalogue, room
+from stepagent.envs.core import checksum
 
 VERSION = 1
 """Of the generator: raised whenever the same id would give another game."""

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from envs.alfworld.pddl import GameError
+from stepagent.envs.alfworld.pddl import GameError
 
 ATTRIBUTES = ("id", "type", "name", "definite", "indefinite")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from envs.alfworld.engine import Command, Game, Play
-from envs.alfworld.pddl import GameError
+from stepagent.envs.alfworld.engine import Command, Game, Play
+from stepagent.envs.alfworld.pddl import GameError
 
 TOOLS = {
     "isclean": ("cleanobject", "sinkbasintype"),

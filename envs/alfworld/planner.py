@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
-from envs.alfworld.engine import Play
-from envs.alfworld.house import TOOLS, House
-from envs.alfworld.pddl import GameError
+from stepagent.envs.alfworld.engine import Play
+from stepagent.envs.alfworld.house import TOOLS, House
+from stepagent.envs.alfworld.pddl import GameError
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from envs.alfworld.engine import NOTHING
-from envs.alfworld.pddl import GameError
+from stepagent.envs.alfworld.engine import NOTHING
+from stepagent.envs.alfworld.pddl import GameError
 
 
 def load(data: Mapping[str, Any]) -> ReferencePlay:

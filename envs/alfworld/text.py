@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from envs.alfworld.facts import World
-from envs.alfworld.grammar import Each, Entity, Grammar, Query, Ref, Symbol, Text
+from stepagent.envs.alfworld.facts import World
+from stepagent.envs.alfworld.grammar import Each, Entity, Grammar, Query, Ref, Symbol, Text
 
 Scope = dict[tuple[str, str], str]
 """(variable, type) → object."""

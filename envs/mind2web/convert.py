@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from envs import cli
+from stepagent.envs import cli
 
 MAX_PICKLE = 2_000_000_000
 """Bytes of a pickle that are read."""

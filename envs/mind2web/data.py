@@ -23,8 +23,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from envs.core import checksum
-from envs.mind2web.records import Problems, Task, task_from_official, tasks_from_rows
+from stepagent.envs.core import checksum
+from stepagent.envs.mind2web.records import Problems, Task, task_from_official, tasks_from_rows
 
 TEST_SETS = ("domain", "task", "website")
 HTML_KINDS = ("cleaned", "raw")
@@ -62,7 +62,7 @@ def open_source(
     if html not in HTML_KINDS:
         raise ValueError(f"unknown html {html!r}: choose one of {', '.join(HTML_KINDS)}")
     if data is None:
-        from envs.mind2web.sites import BundledSites
+        from stepagent.envs.mind2web.sites import BundledSites
 
         return BundledSites(html, problems)
     path = Path(data).expanduser()
@@ -71,7 +71,7 @@ def open_source(
     if path.is_file():
         return PlainFile(path, html, problems)
     if path.is_dir():
-        from envs.mind2web.official import OfficialFolder
+        from stepagent.envs.mind2web.official import OfficialFolder
 
         return OfficialFolder(path, test_set, html, password, problems)
     raise ValueError(

@@ -27,16 +27,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from envs.core import Outcome, TextEnv, checksum
-from envs.mind2web import expert
-from envs.mind2web.answers import one_line
-from envs.mind2web.data import HTML_KINDS, TEST_SETS
-from envs.mind2web.library import Library, open_library
-from envs.mind2web.prune import Candidate
-from envs.mind2web.questions import ANSWERS, Decision, Direct, Question, Rounds
-from envs.mind2web.rank import HISTORY, Ranker
-from envs.mind2web.records import Step, Task
-from envs.mind2web.score import StepScore, operation_text, score_step, task_metrics
+from stepagent.envs.core import Outcome, TextEnv, checksum
+from stepagent.envs.mind2web import expert
+from stepagent.envs.mind2web.answers import one_line
+from stepagent.envs.mind2web.data import HTML_KINDS, TEST_SETS
+from stepagent.envs.mind2web.library import Library, open_library
+from stepagent.envs.mind2web.prune import Candidate
+from stepagent.envs.mind2web.questions import ANSWERS, Decision, Direct, Question, Rounds
+from stepagent.envs.mind2web.rank import HISTORY, Ranker
+from stepagent.envs.mind2web.records import Step, Task
+from stepagent.envs.mind2web.score import StepScore, operation_text, score_step, task_metrics
 
 EPISODE_BUDGET = 3200
 """Tokens for all pages of an episode where no budget is given: what a context of 4,096 leaves."""
@@ -47,13 +47,13 @@ PAGE_BUDGETS = (300, 800)
 def make(*, live: bool = False, **kwargs: Any) -> TextEnv:
     """The environment; with `live`, the one in a real browser. Arguments as `Mind2WebEnv`."""
     if kwargs.get("url") is not None:
-        from envs.remote import RemoteEnv
+        from stepagent.envs.remote import RemoteEnv
 
         if live:
             kwargs["live"] = True
         return RemoteEnv("stepagent/Mind2Web-v0", **kwargs)
     if live:
-        from envs.mind2web.live import LiveMind2WebEnv
+        from stepagent.envs.mind2web.live import LiveMind2WebEnv
 
         return LiveMind2WebEnv(**kwargs)
     return Mind2WebEnv(**kwargs)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable
 from zlib import crc32
 
-from envs.mind2web.answers import NONE
-from envs.mind2web.questions import Question
-from envs.mind2web.records import Step, Task
+from stepagent.envs.mind2web.answers import NONE
+from stepagent.envs.mind2web.questions import Question
+from stepagent.envs.mind2web.records import Step, Task
 
 _TARGET = re.compile(r"\[(?P<role>[^\]]*)\]\s*(?P<label>.*?)\s*->\s*\w+(?:: .*)?\Z", re.DOTALL)
 

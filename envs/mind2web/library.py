@@ -13,10 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from envs.mind2web import rank
-from envs.mind2web.data import Source, open_source, read_ranks
-from envs.mind2web.prune import Candidate, Page, View
-from envs.mind2web.records import Problems
+from stepagent.envs.mind2web import rank
+from stepagent.envs.mind2web.data import Source, open_source, read_ranks
+from stepagent.envs.mind2web.prune import Candidate, Page, View
+from stepagent.envs.mind2web.records import Problems
 
 PAGES = 16
 """Parsed pages kept; one may take some ten times the size of its HTML."""

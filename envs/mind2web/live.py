@@ -23,14 +23,14 @@ from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 
-from envs.core import Outcome
-from envs.mind2web import sites
-from envs.mind2web.env import Mind2WebEnv, describe
-from envs.mind2web.prune import Page
-from envs.mind2web.questions import Decision, Direct, Question, Rounds
-from envs.mind2web.rank import ranked
-from envs.mind2web.records import Problems, Step, make_step, parse_candidates
-from envs.mind2web.sites.base import Goal, Session, Site
+from stepagent.envs.core import Outcome
+from stepagent.envs.mind2web import sites
+from stepagent.envs.mind2web.env import Mind2WebEnv, describe
+from stepagent.envs.mind2web.prune import Page
+from stepagent.envs.mind2web.questions import Decision, Direct, Question, Rounds
+from stepagent.envs.mind2web.rank import ranked
+from stepagent.envs.mind2web.records import Problems, Step, make_step, parse_candidates
+from stepagent.envs.mind2web.sites.base import Goal, Session, Site
 
 T = TypeVar("T")
 MAX_BODY = 65_536
@@ -119,7 +119,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
         """The question about the page as it stands in the browser."""
         from lxml import html as lxml_html
 
-        from envs.mind2web.sites.browser import snapshot
+        from stepagent.envs.mind2web.sites.browser import snapshot
 
         assert self._task is not None
         self._snapshot = lxml_html.document_fromstring(self._chromium.page())

@@ -22,9 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from envs.cache import cache_folder, made_once
-from envs.core import checksum
-from envs.mind2web.records import Problems, Task, task_from_official
+from stepagent.envs.cache import cache_folder, made_once
+from stepagent.envs.core import checksum
+from stepagent.envs.mind2web.records import Problems, Task, task_from_official
 
 log = logging.getLogger(__name__)
 

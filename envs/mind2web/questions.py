@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from envs.mind2web.answers import (
+from stepagent.envs.mind2web.answers import (
     NONE,
     OPERATIONS,
     Answer,
@@ -22,7 +22,7 @@ from envs.mind2web.answers import (
     write_choice,
     write_direct,
 )
-from envs.mind2web.prune import Candidate, View
+from stepagent.envs.mind2web.prune import Candidate, View
 
 GROUP = 5
 """Elements in one round of multiple choice."""

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from envs.mind2web.prune import Candidate, Page, attributes_text
-from envs.mind2web.records import Step
+from stepagent.envs.mind2web.prune import Candidate, Page, attributes_text
+from stepagent.envs.mind2web.records import Step
 
 HISTORY = 5
 """Actions of the history that are shown and that ranking sees."""
@@ -116,7 +116,7 @@ def make_ranker(ranker: str | Ranker, args: Mapping[str, Any] | None = None) -> 
             raise ValueError(
                 f"unknown ranker {ranker!r}: choose 'bm25', or name a subclass of "
                 "envs.mind2web.rank.Ranker as 'module:Class', such as "
-                "'agents.cross_encoder:CrossEncoder'"
+                "'stepagent.agents.cross_encoder:CrossEncoder'"
             )
     try:
         return kind(**(args or {}))

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from envs.mind2web.answers import OPERATIONS
-from envs.mind2web.prune import ATTRIBUTES, Candidate, scattered
+from stepagent.envs.mind2web.answers import OPERATIONS
+from stepagent.envs.mind2web.prune import ATTRIBUTES, Candidate, scattered
 
 _MAPPED = {"HOVER": "CLICK", "ENTER": "CLICK"}
 """Operations of the recording that the benchmark itself counts as clicks."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from envs.scienceworld.jvm import Simulator
+from stepagent.envs.scienceworld.jvm import Simulator
 
 _UNKNOWN = ("No known action matches", "Unknown action")
 _QUESTION = "Ambiguous request"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from envs.scienceworld.attempt import Attempt, Over, read
+from stepagent.envs.scienceworld.attempt import Attempt, Over, read
 
 LONGEST_LIVED = (
     "giant tortoise", "parrot", "elephant", "crocodile", "brown bear", "beaver", "wolf", "chipmunk",

@@ -19,10 +19,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from envs.core import Outcome, TextEnv, checksum, split_names
-from envs.scienceworld import data, expert
-from envs.scienceworld.gateway import JavaError, SimulatorError
-from envs.scienceworld.jvm import CALL_TIMEOUT, Simulator
+from stepagent.envs.core import Outcome, TextEnv, checksum, split_names
+from stepagent.envs.scienceworld import data, expert
+from stepagent.envs.scienceworld.gateway import JavaError, SimulatorError
+from stepagent.envs.scienceworld.jvm import CALL_TIMEOUT, Simulator
 
 MAX_ACTION = 400
 """Characters that an action may have; the longest that means anything has about 150."""

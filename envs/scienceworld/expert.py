@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import lru_cache, partial
 
-from envs.scienceworld import biology, data, gold, laboratory, thoughts
-from envs.scienceworld.attempt import Attempt, Over, Plan
-from envs.scienceworld.gateway import JavaError
-from envs.scienceworld.jvm import Simulator
+from stepagent.envs.scienceworld import biology, data, gold, laboratory, thoughts
+from stepagent.envs.scienceworld.attempt import Attempt, Over, Plan
+from stepagent.envs.scienceworld.gateway import JavaError
+from stepagent.envs.scienceworld.jvm import Simulator
 
 _PLANS: dict[str, tuple[Plan, ...]] = {
     "find-animal": (biology.find,),

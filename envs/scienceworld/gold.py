@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 
-from envs.scienceworld.attempt import Attempt, Misread, Plan
+from stepagent.envs.scienceworld.attempt import Attempt, Misread, Plan
 
 _WALK = re.compile(r"(?:go to|open door to) (?P<place>.+)")
 _NOTHING = re.compile(r"pour (.+) into \1")

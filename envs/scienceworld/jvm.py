@@ -27,8 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from envs.scienceworld.classfile import CHANGES, write_patch
-from envs.scienceworld.gateway import Connection, JavaError, Reference, SimulatorError
+from stepagent.envs.scienceworld.classfile import CHANGES, write_patch
+from stepagent.envs.scienceworld.gateway import Connection, JavaError, Reference, SimulatorError
 
 FLAGS = (
     "-Xms32m",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from itertools import count
 
-from envs.scienceworld.attempt import Attempt, Over, read
+from stepagent.envs.scienceworld.attempt import Attempt, Over, read
 
 LIQUIDS = ("water", "orange juice", "apple juice", "mercury")
 FROZEN = ("ice", "ice cream")

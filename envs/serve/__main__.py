@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import envs
-from envs import cli
-from envs.core import TextEnv
-from envs.remote_http import TOKEN_VARIABLE
+from stepagent import envs
+from stepagent.envs import cli
+from stepagent.envs.core import TextEnv
+from stepagent.envs.remote_http import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
-    from envs.serve.terms import Offer
+    from stepagent.envs.serve.terms import Offer
 
 HARMLESS = ["split", "max_steps"]
 """Arguments that clients nobody knows may set: none that names a file or code."""
@@ -132,9 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import uvicorn
 
-        from envs.serve.app import create_app
-        from envs.serve.guard import JsonLines
-        from envs.serve.terms import Limits, offers
+        from stepagent.envs.serve.app import create_app
+        from stepagent.envs.serve.guard import JsonLines
+        from stepagent.envs.serve.terms import Limits, offers
     except ImportError as error:
         print(f"envs.serve: {error}. Servers need: pip install 'stepagent[serve]'", file=sys.stderr)
         return 2

@@ -17,13 +17,13 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp
 
-from envs.core import MAX_TEXT, TextEnv, own_version
-from envs.remote_http import PROTOCOL
-from envs.serve import openenv
-from envs.serve.guard import Guard
-from envs.serve.metrics import CONTENT_TYPE, Metrics
-from envs.serve.sessions import Session, Sessions
-from envs.serve.terms import Limits, Offer, Refusal, encode
+from stepagent.envs.core import MAX_TEXT, TextEnv, own_version
+from stepagent.envs.remote_http import PROTOCOL
+from stepagent.envs.serve import openenv
+from stepagent.envs.serve.guard import Guard
+from stepagent.envs.serve.metrics import CONTENT_TYPE, Metrics
+from stepagent.envs.serve.sessions import Session, Sessions
+from stepagent.envs.serve.terms import Limits, Offer, Refusal, encode
 
 MAX_BATCH = 1024
 """Calls in one batch."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from envs.remote_http import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE
-from envs.serve.metrics import Metrics
-from envs.serve.terms import Refusal, encode
+from stepagent.envs.remote_http import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE
+from stepagent.envs.serve.metrics import Metrics
+from stepagent.envs.serve.terms import Refusal, encode
 
 log = logging.getLogger("stepagent.serve")
 OPEN = ("/healthz", "/readyz", "/health")

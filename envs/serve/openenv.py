@@ -21,9 +21,9 @@ from typing import Any
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
-from envs.core import TextEnv
-from envs.serve.sessions import Session, Sessions
-from envs.serve.terms import Refusal, encode
+from stepagent.envs.core import TextEnv
+from stepagent.envs.serve.sessions import Session, Sessions
+from stepagent.envs.serve.terms import Refusal, encode
 
 _CODES = {
     "json": "INVALID_JSON",

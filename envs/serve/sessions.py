@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import envs
-from envs.core import TextEnv
-from envs.serve.metrics import Metrics
-from envs.serve.terms import Limits, Offer, Refusal, encode, failure
-from envs.serve.worker import Worker
+from stepagent import envs
+from stepagent.envs.core import TextEnv
+from stepagent.envs.serve.metrics import Metrics
+from stepagent.envs.serve.terms import Limits, Offer, Refusal, encode, failure
+from stepagent.envs.serve.worker import Worker
 
 log = logging.getLogger("stepagent.serve")
 _REMEMBERED = 4096

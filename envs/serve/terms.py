@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from envs import cli
+from stepagent.envs import cli
 
 
 class Refusal(Exception):

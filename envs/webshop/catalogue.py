@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.cache import cache_folder, made_once
-from envs.webshop.data import GOALS, NO_PRICE, Product, goal_count
+from stepagent.envs.cache import cache_folder, made_once
+from stepagent.envs.webshop.data import GOALS, NO_PRICE, Product, goal_count
 
 VERSION = 1
 MAX_ASIN = 10

@@ -16,11 +16,11 @@ import json
 from collections.abc import Callable
 from functools import lru_cache
 
-from envs.search import Index
-from envs.webshop import data, pages, reward, sources
-from envs.webshop.catalogue import Catalogue
-from envs.webshop.data import Goal, Product
-from envs.webshop.pages import Page
+from stepagent.envs.search import Index
+from stepagent.envs.webshop import data, pages, reward, sources
+from stepagent.envs.webshop.catalogue import Catalogue
+from stepagent.envs.webshop.data import Goal, Product
+from stepagent.envs.webshop.pages import Page
 
 _MAX_KEYWORDS = 2000
 """Characters of a query that are searched for."""

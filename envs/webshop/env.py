@@ -18,8 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-from envs.core import Outcome, TextEnv, checksum
-from envs.webshop import data, engine, expert, nouns, pages
+from stepagent.envs.core import Outcome, TextEnv, checksum
+from stepagent.envs.webshop import data, engine, expert, nouns, pages
 
 STEP_LIMIT = 10
 SEED = 233

@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from envs.webshop import reward
-from envs.webshop.data import Goal, Product
-from envs.webshop.engine import Shop, Visit
-from envs.webshop.pages import MAX_HITS, PAGE_SIZE
+from stepagent.envs.webshop import reward
+from stepagent.envs.webshop.data import Goal, Product
+from stepagent.envs.webshop.engine import Shop, Visit
+from stepagent.envs.webshop.pages import MAX_HITS, PAGE_SIZE
 
 Plan = list[tuple[str, str]]
 _WORD = re.compile(r"[^\W_]+(?:[-'.][^\W_]+)*")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import yaml
 
-from envs.core import checksum
-from envs.webshop.data import Product
+from stepagent.envs.core import checksum
+from stepagent.envs.webshop.data import Product
 
 SEED = 7
 PER_KIND = 40

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from envs.webshop.data import Product
+from stepagent.envs.webshop.data import Product
 
 PAGE_SIZE = 10
 MAX_HITS = 50

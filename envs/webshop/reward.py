@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
-from envs.webshop.data import Goal, Product
-from envs.webshop.nouns import nouns as default_nouns
+from stepagent.envs.webshop.data import Goal, Product
+from stepagent.envs.webshop.nouns import nouns as default_nouns
 
 _COLOURS = """
 alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown

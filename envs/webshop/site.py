@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
-import envs
-from envs import cli, react
-from envs.trajectory import Step, Trajectory, Writer
-from envs.webshop import pages
-from envs.webshop.env import WebShopEnv
+from stepagent import envs
+from stepagent.envs import cli, react
+from stepagent.envs.trajectory import Step, Trajectory, Writer
+from stepagent.envs.webshop import pages
+from stepagent.envs.webshop.env import WebShopEnv
 
 ENV = "stepagent/WebShop-v0"
 MAX_VISITS = 1000

@@ -6,13 +6,13 @@ from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 
-from envs.core import checksum
-from envs.wikipedia import data
-from envs.wikipedia.corpus import Corpus, pool
-from envs.wikipedia.live import WIKIPEDIA, LiveCorpus
-from envs.wikipedia.questions import Question, pooled_pages
-from envs.wikipedia.sources import SourceError, file_checksum, pages
-from envs.wikipedia.store import StoredCorpus, is_store, open_cached
+from stepagent.envs.core import checksum
+from stepagent.envs.wikipedia import data
+from stepagent.envs.wikipedia.corpus import Corpus, pool
+from stepagent.envs.wikipedia.live import WIKIPEDIA, LiveCorpus
+from stepagent.envs.wikipedia.questions import Question, pooled_pages
+from stepagent.envs.wikipedia.sources import SourceError, file_checksum, pages
+from stepagent.envs.wikipedia.store import StoredCorpus, is_store, open_cached
 
 
 def check_name(name: str) -> None:

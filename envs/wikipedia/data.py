@@ -25,13 +25,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from envs.cache import cache_folder
-from envs.core import SPLITS, checksum
-from envs.wikipedia import formats
-from envs.wikipedia.corpus import Page
-from envs.wikipedia.questions import Question
-from envs.wikipedia.sources import SourceError, file_checksum, records
-from envs.wikipedia.world import questions as world
+from stepagent.envs.cache import cache_folder
+from stepagent.envs.core import SPLITS, checksum
+from stepagent.envs.wikipedia import formats
+from stepagent.envs.wikipedia.corpus import Page
+from stepagent.envs.wikipedia.questions import Question
+from stepagent.envs.wikipedia.sources import SourceError, file_checksum, records
+from stepagent.envs.wikipedia.world import questions as world
 
 SIZES = (5000, 500, 500)
 """Questions of the train, dev and test splits that the paper draws."""

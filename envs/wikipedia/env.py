@@ -23,15 +23,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from envs.core import Outcome, TextEnv, checksum
-from envs.react import Prompt
-from envs.wikipedia import data, expert
-from envs.wikipedia.corpora import check_name, open_corpus
-from envs.wikipedia.corpus import Corpus, Page, SmallCorpus, next_part
-from envs.wikipedia.data import checked_sizes, located
-from envs.wikipedia.live import LiveError
-from envs.wikipedia.questions import Question
-from envs.wikipedia.score import score
+from stepagent.envs.core import Outcome, TextEnv, checksum
+from stepagent.envs.react import Prompt
+from stepagent.envs.wikipedia import data, expert
+from stepagent.envs.wikipedia.corpora import check_name, open_corpus
+from stepagent.envs.wikipedia.corpus import Corpus, Page, SmallCorpus, next_part
+from stepagent.envs.wikipedia.data import checked_sizes, located
+from stepagent.envs.wikipedia.live import LiveError
+from stepagent.envs.wikipedia.questions import Question
+from stepagent.envs.wikipedia.score import score
 
 STEPS = 7
 MAX_ARGUMENT = 500

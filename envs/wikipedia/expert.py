@@ -11,9 +11,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 
-from envs.wikipedia.corpus import Corpus, Page, key, part_title
-from envs.wikipedia.live import LiveError
-from envs.wikipedia.questions import Hop, Question
+from stepagent.envs.wikipedia.corpus import Corpus, Page, key, part_title
+from stepagent.envs.wikipedia.live import LiveError
+from stepagent.envs.wikipedia.questions import Hop, Question
 
 _PARTS = 40
 """Parts of a page that are looked through for a hop's passage."""

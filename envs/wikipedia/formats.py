@@ -19,10 +19,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from envs.core import checksum
-from envs.wikipedia.corpus import Page, clean_title, key, page
-from envs.wikipedia.questions import Hop, Question
-from envs.wikipedia.sources import SourceError, records
+from stepagent.envs.core import checksum
+from stepagent.envs.wikipedia.corpus import Page, clean_title, key, page
+from stepagent.envs.wikipedia.questions import Hop, Question
+from stepagent.envs.wikipedia.sources import SourceError, records
 
 _CONTEXT = {"hotpotqa": "context", "2wikimultihopqa": "context", "musique": "paragraphs"}
 ALIASES_FILE = "id_aliases.json"

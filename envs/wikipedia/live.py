@@ -21,8 +21,8 @@ from typing import Any
 
 import requests
 
-from envs.cache import cache_folder
-from envs.wikipedia.corpus import SIMILAR, Corpus, Page, is_slip, key, page
+from stepagent.envs.cache import cache_folder
+from stepagent.envs.wikipedia.corpus import SIMILAR, Corpus, Page, is_slip, key, page
 
 WIKIPEDIA = "https://en.wikipedia.org/w/api.php"
 MAX_BYTES = 8 << 20

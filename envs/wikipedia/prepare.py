@@ -18,12 +18,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from envs import cli
-from envs.wikipedia import sources
-from envs.wikipedia.corpus import Page, part_title
-from envs.wikipedia.sources import SourceError
-from envs.wikipedia.store import StoredCorpus, Writer, is_store
-from envs.wikipedia.wikitext import Redirect, dump
+from stepagent.envs import cli
+from stepagent.envs.wikipedia import sources
+from stepagent.envs.wikipedia.corpus import Page, part_title
+from stepagent.envs.wikipedia.sources import SourceError
+from stepagent.envs.wikipedia.store import StoredCorpus, Writer, is_store
+from stepagent.envs.wikipedia.wikitext import Redirect, dump
 
 SAVE_EVERY = 20_000
 """Records between two points from which a stopped run can go on."""

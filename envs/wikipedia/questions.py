@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from envs.wikipedia.corpus import Page
+from stepagent.envs.wikipedia.corpus import Page
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from envs.wikipedia.corpus import Page, page
+from stepagent.envs.wikipedia.corpus import Page, page
 
 CHUNK = 1 << 20
 MAX_RECORD = 64 << 20

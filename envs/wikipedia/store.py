@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.cache import cache_folder
-from envs.search import Index
-from envs.wikipedia.corpus import (
+from stepagent.envs.cache import cache_folder
+from stepagent.envs.search import Index
+from stepagent.envs.wikipedia.corpus import (
     CANDIDATES,
     SIMILAR,
     Corpus,

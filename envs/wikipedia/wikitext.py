@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.wikipedia.corpus import Page, page
-from envs.wikipedia.sources import SourceError, open_binary
+from stepagent.envs.wikipedia.corpus import Page, page
+from stepagent.envs.wikipedia.sources import SourceError, open_binary
 
 MAX_TEXT = 4 << 20
 """Characters of markup that are read of one page."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs import cli
+from stepagent.envs import cli
 
 
 @dataclass

@@ -21,11 +21,11 @@ from typing import Any
 
 import psutil
 
-import envs
-from envs.alfworld import export, generated
-from envs.alfworld.data import GAME
-from envs.core import TextEnv
-from eval.benches import Options, Row, play_sides, settings
+from stepagent import envs
+from stepagent.envs.alfworld import export, generated
+from stepagent.envs.alfworld.data import GAME
+from stepagent.envs.core import TextEnv
+from stepagent.eval.benches import Options, Row, play_sides, settings
 
 ALFWORLD = "stepagent/ALFWorld-v0"
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 
-from eval.benches import Options, Row
+from stepagent.eval.benches import Options, Row
 
 BENCHES = {
-    "stepagent/ALFWorld-v0": "eval.benches.alfworld:bench",
-    "stepagent/2WikiMultihopQA-v0": "eval.benches.wikipedia:bench",
-    "stepagent/HotpotQA-v0": "eval.benches.wikipedia:bench",
-    "stepagent/Mind2Web-v0": "eval.benches.mind2web:bench",
-    "stepagent/MuSiQue-v0": "eval.benches.wikipedia:bench",
-    "stepagent/ScienceWorld-v0": "eval.benches.scienceworld:bench",
-    "stepagent/WebShop-v0": "eval.benches.webshop:bench",
+    "stepagent/ALFWorld-v0": "stepagent.eval.benches.alfworld:bench",
+    "stepagent/2WikiMultihopQA-v0": "stepagent.eval.benches.wikipedia:bench",
+    "stepagent/HotpotQA-v0": "stepagent.eval.benches.wikipedia:bench",
+    "stepagent/Mind2Web-v0": "stepagent.eval.benches.mind2web:bench",
+    "stepagent/MuSiQue-v0": "stepagent.eval.benches.wikipedia:bench",
+    "stepagent/ScienceWorld-v0": "stepagent.eval.benches.scienceworld:bench",
+    "stepagent/WebShop-v0": "stepagent.eval.benches.webshop:bench",
 }
 """Environment id → `module:function`."""
 

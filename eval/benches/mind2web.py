@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from lxml import etree
 
-import envs
-from envs.core import checksum
-from envs.mind2web.data import PlainFile
-from envs.mind2web.env import Mind2WebEnv
-from envs.mind2web.prune import NODE_ID, Candidate, Page, attributes_text
-from envs.mind2web.records import Problems
-from envs.mind2web.sites import BundledSites
-from eval.benches import Options, Row, measure, settings
+from stepagent import envs
+from stepagent.envs.core import checksum
+from stepagent.envs.mind2web.data import PlainFile
+from stepagent.envs.mind2web.env import Mind2WebEnv
+from stepagent.envs.mind2web.prune import NODE_ID, Candidate, Page, attributes_text
+from stepagent.envs.mind2web.records import Problems
+from stepagent.envs.mind2web.sites import BundledSites
+from stepagent.eval.benches import Options, Row, measure, settings
 
 MIND2WEB = "stepagent/Mind2Web-v0"
 

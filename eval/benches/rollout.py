@@ -24,17 +24,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-import envs
-from agents import models
-from agents.core import Turn
-from agents.generation import Prompt
-from agents.plain import PlainGenerator
-from agents.transformers import TransformersAgent
-from envs import react
-from envs.core import Outcome, TextEnv, checksum
-from envs.trajectory import Trajectory
-from eval.benches import Options, Row, measure_sides, settings
-from eval.rollout import run_episodes
+from stepagent import envs
+from stepagent.agents import models
+from stepagent.agents.core import Turn
+from stepagent.agents.generation import Prompt
+from stepagent.agents.plain import PlainGenerator
+from stepagent.agents.transformers import TransformersAgent
+from stepagent.envs import react
+from stepagent.envs.core import Outcome, TextEnv, checksum
+from stepagent.envs.trajectory import Trajectory
+from stepagent.eval.benches import Options, Row, measure_sides, settings
+from stepagent.eval.rollout import run_episodes
 
 
 def bench(options: Options) -> Iterator[Row]:

@@ -20,10 +20,10 @@ from typing import Any
 
 import psutil
 
-import envs
-from envs.core import TextEnv, checksum
-from envs.scienceworld.env import ScienceWorldEnv
-from eval.benches import Options, Row, play_sides, settings
+from stepagent import envs
+from stepagent.envs.core import TextEnv, checksum
+from stepagent.envs.scienceworld.env import ScienceWorldEnv
+from stepagent.eval.benches import Options, Row, play_sides, settings
 
 SCIENCEWORLD = "stepagent/ScienceWorld-v0"
 

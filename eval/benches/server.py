@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-import envs
-from envs.core import TextEnv
-from envs.remote_vector import RemoteVectorEnv
-from eval.benches import Options, Row, settings
-from eval.benches.serving import Served
+from stepagent import envs
+from stepagent.envs.core import TextEnv
+from stepagent.envs.remote_vector import RemoteVectorEnv
+from stepagent.eval.benches import Options, Row, settings
+from stepagent.eval.benches.serving import Served
 
 LIMIT = 2.0
 """Milliseconds of overhead a step that we allow."""

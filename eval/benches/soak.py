@@ -14,10 +14,10 @@ import threading
 import time
 from collections import Counter
 
-import envs
-from envs.remote import RemoteError
-from eval.benches import Options, Row, settings
-from eval.benches.serving import Served
+from stepagent import envs
+from stepagent.envs.remote import RemoteError
+from stepagent.eval.benches import Options, Row, settings
+from stepagent.eval.benches.serving import Served
 
 
 def bench(options: Options) -> list[Row]:

@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-import envs
-from envs import lucene
-from envs.search import Index
-from envs.webshop import catalogue, engine, generate, pages
-from envs.webshop.env import WebShopEnv
-from eval.benches import Options, Row, measure, settings
+from stepagent import envs
+from stepagent.envs import lucene
+from stepagent.envs.search import Index
+from stepagent.envs.webshop import catalogue, engine, generate, pages
+from stepagent.envs.webshop.env import WebShopEnv
+from stepagent.eval.benches import Options, Row, measure, settings
 
 WEBSHOP = "stepagent/WebShop-v0"
 _Episode = tuple[str, list[str]]
@@ -260,7 +260,7 @@ def _at_once(
 
 _MEMORY = """
 import json, sys, envs
-from envs.webshop import engine, nouns
+from stepagent.envs.webshop import engine, nouns
 count, kind, arguments = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 nouns.nouns("a warm up")
 made = []
@@ -279,7 +279,7 @@ sys.stdin.read()
 
 _SEARCHING = """
 import sys
-from envs.webshop import catalogue, engine
+from stepagent.envs.webshop import catalogue, engine
 shop = engine.Shop(catalogue.make(sys.argv[1], iter(())), 0)
 for number in range(0, len(shop), max(1, len(shop) // 300)):
     shop.search(shop.catalogue.product(number).title)
@@ -332,7 +332,7 @@ def _search(shop: engine.Shop, products: int, processes: int, repeats: int) -> l
     with tempfile.TemporaryDirectory() as folder:
 
         def ours() -> None:
-            from envs import indexing
+            from stepagent.envs import indexing
 
             indexing.write(_made(folder, next(times)), texts, "bench", 0.9, 0.4, 1)
 

@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-import envs
-from envs import lucene
-from envs.core import TextEnv
-from envs.wikipedia.corpus import Page
-from envs.wikipedia.env import WikipediaEnv
-from envs.wikipedia.store import StoredCorpus, open_cached
-from eval.benches import Options, Row, settings
+from stepagent import envs
+from stepagent.envs import lucene
+from stepagent.envs.core import TextEnv
+from stepagent.envs.wikipedia.corpus import Page
+from stepagent.envs.wikipedia.env import WikipediaEnv
+from stepagent.envs.wikipedia.store import StoredCorpus, open_cached
+from stepagent.eval.benches import Options, Row, settings
 
 ASKED_MS, ASKED_GB = 50.0, 2.0
 """What a search in a million passages may take at the median, and its process at most."""

@@ -6,6 +6,6 @@ of a network: its content security policy forbids it, and forbids every script b
 whatever stands in an observation is text and nothing else.
 """
 
-from eval.view.command import Config, main
+from stepagent.eval.view.command import Config, main
 
 __all__ = ["Config", "main"]

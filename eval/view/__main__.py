@@ -2,7 +2,7 @@
 
 import sys
 
-from eval.view import main
+from stepagent.eval.view import main
 
 if __name__ == "__main__":
     sys.exit(main())

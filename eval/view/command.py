@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from envs import cli
-from eval import runs
-from eval.results import ResultsError
-from eval.runs import Run
-from eval.tables import tell
-from eval.view import curves, data, experts, page
+from stepagent.envs import cli
+from stepagent.eval import runs
+from stepagent.eval.results import ResultsError
+from stepagent.eval.runs import Run
+from stepagent.eval.tables import tell
+from stepagent.eval.view import curves, data, experts, page
 
 
 @dataclass

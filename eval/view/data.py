@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.trajectory import Trajectory
-from eval import runs as reading
-from eval.runs import Run
-from eval.summary import score, summarise
-from eval.view.experts import Experts, divergence
+from stepagent.envs.trajectory import Trajectory
+from stepagent.eval import runs as reading
+from stepagent.eval.runs import Run
+from stepagent.eval.summary import score, summarise
+from stepagent.eval.view.experts import Experts, divergence
 
 CHUNK = 400_000
 """Characters of JSON that a chunk has at least before the next one begins."""

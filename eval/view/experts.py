@@ -8,10 +8,10 @@ from itertools import zip_longest
 
 from rich.console import Console
 
-from agents import make_agent
-from envs.trajectory import Trajectory
-from eval.rollout import run_episodes
-from eval.runs import Run
+from stepagent.agents import make_agent
+from stepagent.envs.trajectory import Trajectory
+from stepagent.eval.rollout import run_episodes
+from stepagent.eval.runs import Run
 
 
 class Experts:

@@ -13,9 +13,9 @@ import hashlib
 import html
 from pathlib import Path
 
-from eval.summary import write_whole
-from eval.tables import plain
-from eval.view.data import Report, to_json
+from stepagent.eval.summary import write_whole
+from stepagent.eval.tables import plain
+from stepagent.eval.view.data import Report, to_json
 
 _HERE = Path(__file__).parent
 SCRIPTS = ("data.js", "dom.js", "charts.js", "overview.js", "list.js", "episode.js", "main.js")

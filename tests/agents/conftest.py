@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from agents.core import Turn
-from envs.core import Outcome, TextEnv
-from envs.react import Message
+from stepagent.agents.core import Turn
+from stepagent.envs.core import Outcome, TextEnv
+from stepagent.envs.react import Message
 
 HAVE_TORCH = find_spec("torch") is not None
 collect_ignore = [] if HAVE_TORCH else ["test_transformers.py", "test_models.py", "test_chat.py"]

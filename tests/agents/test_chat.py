@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agents.chat import ChatCodec, ChatTemplateError
+from stepagent.agents.chat import ChatCodec, ChatTemplateError
 from tests.agents.conftest import TEMPLATE, make_tokenizer, say
 
 NO_SYSTEM = (

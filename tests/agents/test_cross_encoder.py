@@ -2,9 +2,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-import envs
-from agents.cross_encoder import CrossEncoder
-from agents.models import ModelError
+from stepagent import envs
+from stepagent.agents.cross_encoder import CrossEncoder
+from stepagent.agents.models import ModelError
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_it_ranks_in_the_environment(tiny):
     env = envs.make(
         "stepagent/Mind2Web-v0",
         split="test",
-        ranker="agents.cross_encoder:CrossEncoder",
+        ranker="stepagent.agents.cross_encoder:CrossEncoder",
         ranker_args=arguments,
         top_k=3,
     )

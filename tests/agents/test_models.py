@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents import make_agent, models
+from stepagent.agents import make_agent, models
 from tests.agents.conftest import make_model, say, turn
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from agents.openai import ApiError, OpenAIAgent, cut_middle
-from agents.replies import Completion, ReplyCache
-from agents.spending import RateLimit, cost, prices
+from stepagent.agents.openai import ApiError, OpenAIAgent, cut_middle
+from stepagent.agents.replies import Completion, ReplyCache
+from stepagent.agents.spending import RateLimit, cost, prices
 from tests.agents.conftest import say, turn
 from tests.servers import Scripted, running
 

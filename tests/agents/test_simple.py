@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from agents import SPECS, make_agent
-from agents.expert import ExpertAgent
-from agents.human import HumanAgent
-from agents.random import RandomAgent
-from envs.react import parse
+from stepagent.agents import SPECS, make_agent
+from stepagent.agents.expert import ExpertAgent
+from stepagent.agents.human import HumanAgent
+from stepagent.agents.random import RandomAgent
+from stepagent.envs.react import parse
 from tests.agents.conftest import CountEnv, say, turn
 
 

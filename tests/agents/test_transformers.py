@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from agents import models
-from agents.generation import Decoding, choose, why_not
-from agents.plain import PlainGenerator
-from agents.transformers import TransformersAgent
-from envs.react import cut
+from stepagent.agents import models
+from stepagent.agents.generation import Decoding, choose, why_not
+from stepagent.agents.plain import PlainGenerator
+from stepagent.agents.transformers import TransformersAgent
+from stepagent.envs.react import cut
 from tests.agents.conftest import make_model, say, turn
 
 SYSTEM = "Answer with a thought and an action. " * 12
@@ -282,7 +282,7 @@ class Parrot:
             n = steps["n"] = steps.get("n", -1) + 1
             return [ids[min(n, len(ids) - 1)]] * len(logits)
 
-        monkeypatch.setattr("agents.generation.choose", say_next)
+        monkeypatch.setattr("stepagent.agents.generation.choose", say_next)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-import envs
-from envs.remote import RemoteEnv
-from envs.serve import health
+from stepagent import envs
+from stepagent.envs.remote import RemoteEnv
+from stepagent.envs.serve import health
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()

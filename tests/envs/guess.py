@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
-from envs.core import SPLITS, Outcome, TextEnv
+from stepagent.envs.core import SPLITS, Outcome, TextEnv
 
 
 class GuessEnv(TextEnv):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from envs import cli
+from stepagent.envs import cli
 
 
 @dataclass

@@ -4,9 +4,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import envs
-from envs import check
-from envs.core import MAX_TEXT, FreeText, clip
+from stepagent import envs
+from stepagent.envs import check
+from stepagent.envs.core import MAX_TEXT, FreeText, clip
 from tests.envs.guess import GuessEnv
 
 GUESS = "tests.envs.guess:tests/Guess-v0"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import envs
-from envs import trajectory as files
-from envs.play import main, play
+from stepagent import envs
+from stepagent.envs import trajectory as files
+from stepagent.envs.play import main, play
 from tests.eval import toy_world
 
 TASKS = envs.make(toy_world.ID, split="train").tasks

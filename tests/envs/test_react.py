@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from envs import react
-from envs.react import Prompt, PromptStyle, Reply, parse, render
+from stepagent.envs import react
+from stepagent.envs.react import Prompt, PromptStyle, Reply, parse, render
 
 
 @pytest.mark.parametrize(

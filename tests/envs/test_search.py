@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs import indexing, lucene, search
-from envs.search import Index
+from stepagent.envs import indexing, lucene, search
+from stepagent.envs.search import Index
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ def test_a_key_that_cannot_name_a_folder(key):
 
 def test_two_processes_make_one_index(cache):
     code = (
-        "from envs.search import Index\n"
+        "from stepagent.envs.search import Index\n"
         "i = Index.build((f'word{n % 7} thing{n}' for n in range(3000)), 'both')\n"
         "print(i.search('word3 thing10', 3))"
     )

@@ -3,9 +3,9 @@ from dataclasses import asdict
 
 import pytest
 
-from envs import trajectory
-from envs.react import Prompt, PromptStyle
-from envs.trajectory import Step, Trajectory, Writer, read, write
+from stepagent.envs import trajectory
+from stepagent.envs.react import Prompt, PromptStyle
+from stepagent.envs.trajectory import Step, Trajectory, Writer, read, write
 
 ONE = Trajectory(
     env="tests/Guess-v0",

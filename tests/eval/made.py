@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from envs.trajectory import Step, Trajectory, write
+from stepagent.envs.trajectory import Step, Trajectory, write
 
 FINGERPRINT = {"data": "d1", "prompt": "p1", "arguments": "{}", "stepagent": "0.1", "agent.x": "1"}
 

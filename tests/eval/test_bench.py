@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from eval import bench
-from eval.benches import MOST, Options, Row, measure, measure_sides, settings
+from stepagent.eval import bench
+from stepagent.eval.benches import MOST, Options, Row, measure, measure_sides, settings
 from tests.agents.conftest import make_model, make_tokenizer
 from tests.eval.toy_world import ID
 
@@ -83,7 +83,7 @@ def test_rollout_benchmark_compares_equal_replies(tiny):
 
 @pytest.mark.slow
 def test_environments_benchmark_against_upstream():
-    from eval.benches.envs import bench as run
+    from stepagent.eval.benches.envs import bench as run
 
     options = Options("envs", repeats=1, args={"tasks": 1, "environments": 2, "warm_up": 0})
     steps, reset, many, memory = run(options)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.benches import Options, server, soak
+from stepagent.eval.benches import Options, server, soak
 
 GUESS = "tests.envs.guess:tests/Guess-v0"
 

@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import pytest
 
-from eval import compare, paper
-from eval.comparison import compare as work_out
-from eval.runs import read
+from stepagent.eval import compare, paper
+from stepagent.eval.comparison import compare as work_out
+from stepagent.eval.runs import read
 from tests.eval.made import FINGERPRINT, episode, run
 
 TASKS = [*(f"boil/{i}" for i in range(10)), *(f"melt/{i}" for i in range(10))]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.paired import holm, paired, sign_flip
+from stepagent.eval.paired import holm, paired, sign_flip
 
 
 def test_by_hand():

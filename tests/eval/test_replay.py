@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-import envs
-from envs import trajectory as files
-from eval import replay
-from eval.replay import main
-from eval.run import evaluate
+from stepagent import envs
+from stepagent.envs import trajectory as files
+from stepagent.eval import replay
+from stepagent.eval.replay import main
+from stepagent.eval.run import evaluate
 from tests.eval.toy_world import ID, Scripted
 
 TASKS = envs.make(ID, split="test").tasks
@@ -177,7 +177,7 @@ SMALL = {
 @pytest.mark.parametrize("agent", ["expert", "random"])
 @pytest.mark.parametrize("env", sorted(envs.ENTRY_POINTS))
 def test_one_and_eight_workers_give_the_same_and_both_replay(env, agent, tmp_path):
-    from agents import make_agent
+    from stepagent.agents import make_agent
 
     found, summaries = {}, {}
     for workers in (1, 8):

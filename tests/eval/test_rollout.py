@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-import envs
-from agents.core import Agent
-from envs.react import PromptStyle
-from eval import rollout
-from eval.rollout import run_episodes
+from stepagent import envs
+from stepagent.agents.core import Agent
+from stepagent.envs.react import PromptStyle
+from stepagent.eval import rollout
+from stepagent.eval.rollout import run_episodes
 from tests.eval.toy_world import ID, Scripted, ToyEnv
 
 TASKS = envs.make(ID, split="test").tasks

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import envs
-from envs import trajectory as files
-from envs.react import PromptStyle
-from eval import report
-from eval.results import ResultsError
-from eval.run import Config, choose, evaluate, folder, main
+from stepagent import envs
+from stepagent.envs import trajectory as files
+from stepagent.envs.react import PromptStyle
+from stepagent.eval import report
+from stepagent.eval.results import ResultsError
+from stepagent.eval.run import Config, choose, evaluate, folder, main
 from tests.eval.toy_world import ID, Scripted, ToyEnv
 from tests.servers import Scripted as Server
 from tests.servers import running
@@ -132,7 +132,7 @@ def test_no_room_is_told_whatever_could_not_be_written(whole, tmp_path, monkeypa
         files.write(tmp_path / "results.jsonl", good[:3])
         monkeypatch.setattr(files.Writer, "write", full)
     else:
-        monkeypatch.setattr("eval.results.save", full)
+        monkeypatch.setattr("stepagent.eval.results.save", full)
     with pytest.raises(ResultsError, match=r"No space left on device.*[Mm]ake room") as error:
         evaluate(ID, Scripted(), tmp_path)
     assert "kept" in str(error.value) or "as it was" in str(error.value)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from eval import runs
-from eval.results import ResultsError
+from stepagent.eval import runs
+from stepagent.eval.results import ResultsError
 from tests.eval.made import FINGERPRINT, episode, run
 
 

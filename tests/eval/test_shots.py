@@ -2,10 +2,10 @@
 
 import pytest
 
-import envs
-from eval.rollout import fingerprint
-from eval.run import evaluate
-from eval.shots import few_shot_prompt
+from stepagent import envs
+from stepagent.eval.rollout import fingerprint
+from stepagent.eval.run import evaluate
+from stepagent.eval.shots import few_shot_prompt
 from tests.eval.toy_world import ID, Scripted
 
 PROMPT = envs.make(ID).prompt

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-import envs
-from envs import trajectory as files
-from eval import compare, paper, replay, suite
-from eval.run import main
-from eval.suite import Entry, load, with_data
+from stepagent import envs
+from stepagent.envs import trajectory as files
+from stepagent.eval import compare, paper, replay, suite
+from stepagent.eval.run import main
+from stepagent.eval.suite import Entry, load, with_data
 from tests.envs.wikipedia.conftest import hotpot, write_array
 from tests.eval.toy_world import ID
 

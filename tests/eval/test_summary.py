@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from envs.trajectory import Step, Trajectory
-from eval.summary import bootstrap, save, summarise, wilson
+from stepagent.envs.trajectory import Step, Trajectory
+from stepagent.eval.summary import bootstrap, save, summarise, wilson
 
 
 def episode(task, reward, steps=2, valid=2, error="", **kwargs):

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import pytest
 
-from envs.trajectory import Step, write
-from eval.run import evaluate
-from eval.view import main
-from eval.view.data import outcome
-from eval.view.experts import Experts, divergence
+from stepagent.envs.trajectory import Step, write
+from stepagent.eval.run import evaluate
+from stepagent.eval.view import main
+from stepagent.eval.view.data import outcome
+from stepagent.eval.view.experts import Experts, divergence
 from tests.eval.made import episode, run
 from tests.eval.toy_world import ID, Scripted
 
@@ -114,7 +114,7 @@ def test_learning_curves(folders, tmp_path, capsys):
 
 
 def test_texts_lie_in_chunks_of_whole_tasks(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.view.data.CHUNK", 500)
+    monkeypatch.setattr("stepagent.eval.view.data.CHUNK", 500)
     page = report(tmp_path, *folders[:2]).read_text()
     index = unpacked(page)
     starts, tasks = index["starts"], index["episodes"]["task"]

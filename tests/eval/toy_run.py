@@ -3,7 +3,7 @@
 import resource
 import sys
 
-from eval import run
+from stepagent.eval import run
 from tests.eval.toy_world import Scripted
 
 if __name__ == "__main__":

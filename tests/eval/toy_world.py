@@ -12,9 +12,9 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from agents.core import Agent, Turn
-from envs.core import Outcome, TextEnv
-from envs.react import PromptStyle
+from stepagent.agents.core import Agent, Turn
+from stepagent.envs.core import Outcome, TextEnv
+from stepagent.envs.react import PromptStyle
 
 ID = "tests.eval.toy_world:Test/Toy-v0"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from stepagent.training.tiny import TinyConfig
 from tests.envs.serve.servers import Running
-from training.tiny import TinyConfig
 
 ROOT = Path(__file__).parents[2]
 ALFWORLD = "stepagent/ALFWorld-v0"
@@ -72,7 +72,7 @@ def test_grpo_trains_on_an_environment_of_a_server(
 
 
 def test_an_episode_is_scored_and_ends(example):
-    import envs
+    from stepagent import envs
 
     with Running(ALFWORLD) as server:
         env = envs.make(ALFWORLD, url=server.url)

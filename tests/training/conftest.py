@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from envs.react import PromptStyle
-from training.config import Config
-from training.rundir import Metrics
-from training.tiny import TinyConfig
+from stepagent.envs.react import PromptStyle
+from stepagent.training.config import Config
+from stepagent.training.rundir import Metrics
+from stepagent.training.tiny import TinyConfig
 
 GUESS = "tests.envs.guess:tests/Guess-v0"
 

@@ -10,8 +10,8 @@ from typing import Any
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from training import run
-from training.rundir import Metrics
+from stepagent.training import run
+from stepagent.training.rundir import Metrics
 
 _init = AcceleratorState.__init__
 

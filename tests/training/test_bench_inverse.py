@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from training.bench_inverse import measure_side
-from training.config import PolicyConfig
-from training.policy import Policy
-from training.tiny import TinyConfig
+from stepagent.training.bench_inverse import measure_side
+from stepagent.training.config import PolicyConfig
+from stepagent.training.policy import Policy
+from stepagent.training.tiny import TinyConfig
 
 
 def test_both_sides_take_the_same_losses(tmp_path):

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-import envs
-from envs.trajectory import read
+from stepagent import envs
+from stepagent.envs.trajectory import read
+from stepagent.training import collect
 from tests.agents.test_openai import KEY, Stub, completion
 from tests.servers import running
-from training import collect
 
 ID = "stepagent/HotpotQA-v0"
 SIZES = [12, 6, 6]

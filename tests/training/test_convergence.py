@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stepagent.training import discriminator, implicit, inverse
+from stepagent.training.config import Config
+from stepagent.training.discriminator import attach
+from stepagent.training.implicit import plan
+from stepagent.training.inspection import inspect
+from stepagent.training.loop import optimise
+from stepagent.training.losses import expert_is_high_reward
+from stepagent.training.rundir import RunDir
+from stepagent.training.surrogate import ActorCritic, step_policy
 from tests.training import toy
-from training import discriminator, implicit, inverse
-from training.config import Config
-from training.discriminator import attach
-from training.implicit import plan
-from training.inspection import inspect
-from training.loop import optimise
-from training.losses import expert_is_high_reward
-from training.rundir import RunDir
-from training.surrogate import ActorCritic, step_policy
 
 ITERATIONS = 40
 FAR, NEAR = 0.5, 0.15

@@ -3,15 +3,15 @@ import json
 import pytest
 import torch
 
-from agents.chat import Encoded
-from training import inspection
-from training.config import PolicyConfig, ReflectionConfig
-from training.dataset import Sample
-from training.implicit import draw, loss, plan
-from training.losses import step_dpo_loss
-from training.policy import Policy
-from training.tiny import TinyConfig
-from training.tree import pack, score_trees
+from stepagent.agents.chat import Encoded
+from stepagent.training import inspection
+from stepagent.training.config import PolicyConfig, ReflectionConfig
+from stepagent.training.dataset import Sample
+from stepagent.training.implicit import draw, loss, plan
+from stepagent.training.losses import step_dpo_loss
+from stepagent.training.policy import Policy
+from stepagent.training.tiny import TinyConfig
+from stepagent.training.tree import pack, score_trees
 
 ENCODED = Encoded(ids=[9, 8, 1, 2, 0, 7, 3, 0], replies=[(2, 5), (6, 8)])
 

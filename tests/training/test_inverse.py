@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.chat import Encoded
+from stepagent.agents.chat import Encoded
+from stepagent.training import discriminator, inverse, surrogate
+from stepagent.training.config import Config, PolicyConfig, PpoConfig
+from stepagent.training.discriminator import Discriminator, Practised, attach
+from stepagent.training.policy import Policy
+from stepagent.training.surrogate import ActorCritic
+from stepagent.training.tiny import TinyConfig
+from stepagent.training.tree import Branch, StepTree, pack
 from tests.training.test_tree import TREES, actions, plain_scores, tiny_model
-from training import discriminator, inverse, surrogate
-from training.config import Config, PolicyConfig, PpoConfig
-from training.discriminator import Discriminator, Practised, attach
-from training.policy import Policy
-from training.surrogate import ActorCritic
-from training.tiny import TinyConfig
-from training.tree import Branch, StepTree, pack
 
 ENCODED = Encoded(ids=[9, 8, 1, 2, 0, 7, 3, 0, 4, 5, 0], replies=[(2, 5), (6, 8), (9, 11)])
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from training.config import OptimiserConfig
-from training.loop import TrainingDiverged, _share, batches, optimise
-from training.rundir import RunDir
+from stepagent.training.config import OptimiserConfig
+from stepagent.training.loop import TrainingDiverged, _share, batches, optimise
+from stepagent.training.rundir import RunDir
 
 
 def _setting(tmp_path, name="run"):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from training.losses import (
+from stepagent.training.losses import (
     discriminator_loss,
     expert_is_high_reward,
     generalised_advantages,

@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from envs.trajectory import Step, Trajectory, read, write
+from stepagent.envs.trajectory import Step, Trajectory, read, write
+from stepagent.training import eto, nat, ppo, rft, rollouts, run
+from stepagent.training.dataset import Sample
+from stepagent.training.discriminator import Practised
+from stepagent.training.loop import TrainingDiverged
+from stepagent.training.ppo import token_rewards
+from stepagent.training.rundir import Metrics, RunError
 from tests.eval import toy_world
 from tests.training.conftest import watch
-from training import eto, nat, ppo, rft, rollouts, run
-from training.dataset import Sample
-from training.discriminator import Practised
-from training.loop import TrainingDiverged
-from training.ppo import token_rewards
-from training.rundir import Metrics, RunError
 
 LAST = {
     "ppo": "iteration-2",
@@ -231,7 +231,7 @@ def test_ties_alone_leave_the_policy_as_it_is(config, monkeypatch):
 
 
 def test_implicit_with_an_agent_that_is_the_expert_leaves_the_policy(config, monkeypatch):
-    from training import inspection
+    from stepagent.training import inspection
 
     def copies(policy, encoded, *rest):
         return [[encoded.ids[a:b]] * 2 for a, b in encoded.replies]
@@ -282,7 +282,7 @@ def test_an_expert_too_long_for_nats_suffix_is_left_out(config, monkeypatch):
 
 
 def test_inverse_with_an_agent_that_is_the_expert_stops(config, monkeypatch):
-    from training import inverse
+    from stepagent.training import inverse
 
     def copies(policy, samples, config, path, seed, on_trajectory=None):
         found = inverse.split
@@ -300,8 +300,8 @@ def test_inverse_with_an_agent_that_is_the_expert_stops(config, monkeypatch):
 
 
 def test_a_reference_of_another_architecture_is_refused(config, tmp_path):
-    from agents.models import ModelError
-    from training.policy import Policy
+    from stepagent.agents.models import ModelError
+    from stepagent.training.policy import Policy
 
     made = Policy.tiny(config.policy, ["add 1 2 3"], 0)
     config.policy.tiny = replace(config.policy.tiny, hidden_size=16)
@@ -337,7 +337,7 @@ def test_every_episode_of_a_task_is_drawn_anew(config, monkeypatch):
 
 
 def _sample(actions, reward, agent="expert"):
-    from agents.chat import Encoded
+    from stepagent.agents.chat import Encoded
 
     steps = tuple(Step("o", "", a) for a in actions)
     trajectory = Trajectory("e", "t/1", "train", agent, 0, steps, reward=reward)
@@ -371,7 +371,7 @@ def test_nat_prompts_with_its_positive_suffix(config):
     config.method = "nat"
     summary = run.run(config)
     assert summary["prompt"]["suffix"] == nat.POSITIVE
-    from envs.react import Prompt, PromptStyle
+    from stepagent.envs.react import Prompt, PromptStyle
 
     prompt = Prompt("Do.", (("o", "t", "a"),))
     assert prompt.system(PromptStyle(False, False, False, nat.NEGATIVE)) == nat.NEGATIVE

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agents.models import ModelError
-from training.checks import check_step_trees
-from training.config import LoraSettings, PolicyConfig, ReflectionConfig
-from training.policy import Policy
-from training.sampling import practice
-from training.tiny import TinyConfig
-from training.tree import Branch, StepTree, pack, score_trees
+from stepagent.agents.models import ModelError
+from stepagent.training.checks import check_step_trees
+from stepagent.training.config import LoraSettings, PolicyConfig, ReflectionConfig
+from stepagent.training.policy import Policy
+from stepagent.training.sampling import practice
+from stepagent.training.tiny import TinyConfig
+from stepagent.training.tree import Branch, StepTree, pack, score_trees
 
 TEXTS = ["Thought: the lamp is dark.\nAction: open door", "You see a table and 12 apples."] * 4
 CONVERSATION = [

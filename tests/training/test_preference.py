@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from agents.chat import Encoded
-from training.config import PolicyConfig, PreferenceConfig
-from training.dataset import Sample
-from training.policy import Policy
-from training.preference import Collator, Pair, iteration, mask, train
-from training.rundir import RunDir
-from training.tiny import TinyConfig
+from stepagent.agents.chat import Encoded
+from stepagent.training.config import PolicyConfig, PreferenceConfig
+from stepagent.training.dataset import Sample
+from stepagent.training.policy import Policy
+from stepagent.training.preference import Collator, Pair, iteration, mask, train
+from stepagent.training.rundir import RunDir
+from stepagent.training.tiny import TinyConfig
 
 
 def _sample(ids, replies):
@@ -61,7 +61,7 @@ def _log_prob(model, sample):
 
 
 def test_trls_loss_is_the_logistic_one_over_the_agents_tokens(policy, tmp_path, monkeypatch):
-    from training.rundir import Metrics
+    from stepagent.training.rundir import Metrics
 
     logged = []
     monkeypatch.setattr(

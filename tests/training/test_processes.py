@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from envs import cli
+from stepagent.envs import cli
+from stepagent.training import processes, run, sharding
+from stepagent.training.processes import interleave
+from stepagent.training.trainer import common_arguments
 from tests.eval import toy_world
-from training import processes, run, sharding
-from training.processes import interleave
-from training.trainer import common_arguments
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +64,9 @@ def _launch(config, count=1, kind="ddp", die_at=None):
 
 def test_processes_know_of_each_other(tmp_path):
     path = tmp_path / "ask.py"
-    path.write_text("from training import processes as p; print(p.gather((p.rank(), p.count())))")
+    path.write_text(
+        "from stepagent.training import processes as p\nprint(p.gather((p.rank(), p.count())))"
+    )
     command = [*_command(2, "ddp"), str(path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)

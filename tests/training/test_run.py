@@ -13,13 +13,13 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from envs import cli
-from envs.react import PromptStyle
+from stepagent.envs import cli
+from stepagent.envs.react import PromptStyle
+from stepagent.training import run
+from stepagent.training.config import Config
+from stepagent.training.rundir import RunDir, RunError, write_whole
+from stepagent.training.session import Session
 from tests.training.conftest import GUESS, watch
-from training import run
-from training.config import Config
-from training.rundir import RunDir, RunError, write_whole
-from training.session import Session
 
 FOLDER = Path(run.__file__).with_name("configs")
 SWEEPS = ("reproduction", "tuning")
@@ -158,7 +158,7 @@ def test_options_that_change_no_weight_may_change(config):
 
 
 def test_trajectories_of_the_split_that_is_scored_are_refused(config, tmp_path):
-    from training.collect import collect
+    from stepagent.training.collect import collect
 
     path = collect(GUESS, "expert", tmp_path / "data", split="test", limit=4)
     config.expert.trajectories = str(path)
@@ -200,7 +200,7 @@ def test_adapters(config, tmp_path):
     run.run(lora)
     final = tmp_path / "lora" / "final"
     assert (final / "adapter_model.safetensors").is_file()
-    from agents.models import load_model
+    from stepagent.agents.models import load_model
 
     assert load_model(final, "float32", "cpu") is not None
 

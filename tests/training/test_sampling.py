@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from stepagent.training import sampling
+from stepagent.training.sampling import practice
+from stepagent.training.tree import Branch, StepTree, pack, score_trees
 from tests.training.test_tree import random_tree, tiny_model
-from training import sampling
-from training.sampling import practice
-from training.tree import Branch, StepTree, pack, score_trees
 
 EOS = 11
 
@@ -172,8 +172,8 @@ def test_bfloat16_runs() -> None:
 @pytest.mark.slow
 def test_greedy_equals_generate_on_smollm2() -> None:
     pytest.importorskip("gguf")
-    from agents.chat import ChatCodec
-    from agents.models import ModelError, load_model, load_tokenizer
+    from stepagent.agents.chat import ChatCodec
+    from stepagent.agents.models import ModelError, load_model, load_tokenizer
 
     try:
         model, tokenizer = load_model("smollm2", "float32"), load_tokenizer("smollm2")

@@ -1,13 +1,13 @@
 import pytest
 
-from agents.chat import ChatCodec
-from envs.react import Prompt, PromptStyle
-from envs.trajectory import Step, Trajectory
-from training.dataset import encode, select
-from training.policy import Policy
-from training.sft import IGNORED, Collator, labels
-from training.tiny import TinyConfig, build_model, build_tokenizer
-from training.trainer import common_arguments
+from stepagent.agents.chat import ChatCodec
+from stepagent.envs.react import Prompt, PromptStyle
+from stepagent.envs.trajectory import Step, Trajectory
+from stepagent.training.dataset import encode, select
+from stepagent.training.policy import Policy
+from stepagent.training.sft import IGNORED, Collator, labels
+from stepagent.training.tiny import TinyConfig, build_model, build_tokenizer
+from stepagent.training.trainer import common_arguments
 
 PROMPT = Prompt("Guess.", (("o", "t", "a"),))
 

@@ -17,11 +17,11 @@ import psutil
 import pytest
 import yaml
 
-from envs import cli
+from stepagent.envs import cli
+from stepagent.training import paper, report, run, rundir, sweep
+from stepagent.training.config import Config
 from tests.envs import guess  # noqa: F401  (registers the environment)
 from tests.training.conftest import GUESS
-from training import paper, report, run, rundir, sweep
-from training.config import Config
 
 CONFIGS = Path(run.__file__).with_name("configs")
 

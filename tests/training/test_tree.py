@@ -16,8 +16,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from training.attention import TreePlan
-from training.tree import Branch, StepTree, pack, score_trees, split_tree
+from stepagent.training.attention import TreePlan
+from stepagent.training.tree import Branch, StepTree, pack, score_trees, split_tree
 
 SHAPE = {
     "vocab_size": 96,
@@ -149,7 +149,7 @@ def test_sliding_window_is_applied_on_every_path(window: int) -> None:
 def test_chunked_branches_equal_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     model, packed = tiny_model("qwen3"), pack(list(TREES.values()))
     whole = score_trees(model, packed).log_probs
-    monkeypatch.setattr("training.tree.CHUNK_TOKENS", 3)
+    monkeypatch.setattr("stepagent.training.tree.CHUNK_TOKENS", 3)
     torch.testing.assert_close(score_trees(model, packed).log_probs, whole, atol=1e-4, rtol=0)
 
 

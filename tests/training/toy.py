@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from agents.chat import Encoded
-from envs.trajectory import Trajectory
-from training.config import PolicyConfig
-from training.dataset import Sample
+from stepagent.agents.chat import Encoded
+from stepagent.envs.trajectory import Trajectory
+from stepagent.training.config import PolicyConfig
+from stepagent.training.dataset import Sample
 
 STATES, ACTIONS = (0, 1, 2), (4, 5, 6, 7)
 EXPERT = torch.tensor([[0.75, 0.25, 0.0, 0.0], [0.25, 0.5, 0.25, 0.0], [0.0, 0.25, 0.25, 0.5]])

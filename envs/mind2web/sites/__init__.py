@@ -16,11 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from envs.core import checksum
-from envs.mind2web.records import Problems, Task, task_from_official
-from envs.mind2web.sites.base import Goal, Site
-from envs.mind2web.sites.kinds import KINDS
-from envs.mind2web.sites.pages import slug
+from stepagent.envs.core import checksum
+from stepagent.envs.mind2web.records import Problems, Task, task_from_official
+from stepagent.envs.mind2web.sites.base import Goal, Site
+from stepagent.envs.mind2web.sites.kinds import KINDS
+from stepagent.envs.mind2web.sites.pages import slug
 
 TASKS_PER_SITE = {"train": 12, "dev": 8, "test": 8}
 _THEMES = Path(__file__).with_name("themes.json")
@@ -58,7 +58,7 @@ def goal_of(task_id: str) -> tuple[Site, Goal]:
 
 def record(task_id: str) -> dict[str, Any]:
     """A bundled task in the official format: its gold steps, played and written down."""
-    from envs.mind2web.sites.browser import Browser, snapshot
+    from stepagent.envs.mind2web.sites.browser import Browser, snapshot
 
     site, goal = goal_of(task_id)
     browser, actions, reprs = Browser(site), [], []

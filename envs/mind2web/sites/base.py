@@ -16,7 +16,7 @@ from zlib import crc32
 
 import numpy as np
 
-from envs.mind2web.sites.pages import Skin, slug
+from stepagent.envs.mind2web.sites.pages import Skin, slug
 
 Session = dict[str, Any]
 Fields = Mapping[str, str]

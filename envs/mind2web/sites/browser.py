@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl, urlsplit
 from lxml import etree
 from lxml import html as lxml_html
 
-from envs.mind2web.prune import ATTRIBUTES, NODE_ID
-from envs.mind2web.sites.base import Move, Session, Site
+from stepagent.envs.mind2web.prune import ATTRIBUTES, NODE_ID
+from stepagent.envs.mind2web.sites.base import Move, Session, Site
 
 _ACTIVE = frozenset({"a", "button", "input", "select", "textarea"})
 _LEFT_OUT = frozenset({"head", "script", "style"})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.mind2web.sites.base import Fields, Goal, Move, Session, Site, pick
-from envs.mind2web.sites.pages import button, form, link, slug
+from stepagent.envs.mind2web.sites.base import Fields, Goal, Move, Session, Site, pick
+from stepagent.envs.mind2web.sites.pages import button, form, link, slug
 
 _NAMES = ("Mara", "Ivo", "Lena", "Tariq", "Noor", "Jonas", "Pia", "Ruben", "Selma", "Otto")
 _FAMILIES = ("Lind", "Okoye", "Ferrari", "Novak", "Haas", "Moreau", "Silva", "Berg", "Kato")

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from envs.wikipedia.world import names
+from stepagent.envs.wikipedia.world import names
 
 NOW = 2015
 """Nothing in the world happens later."""

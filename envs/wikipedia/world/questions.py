@@ -16,12 +16,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from envs.wikipedia.corpus import Page, pool
-from envs.wikipedia.questions import Hop, Question
-from envs.wikipedia.world import facts, names, wording
-from envs.wikipedia.world.facts import Entity, World
-from envs.wikipedia.world.links import COMPARED, INFERENCES, LINKS, MAKERS, NAMED, SHARED, Link
-from envs.wikipedia.world.wording import Written
+from stepagent.envs.wikipedia.corpus import Page, pool
+from stepagent.envs.wikipedia.questions import Hop, Question
+from stepagent.envs.wikipedia.world import facts, names, wording
+from stepagent.envs.wikipedia.world.facts import Entity, World
+from stepagent.envs.wikipedia.world.links import (
+    COMPARED,
+    INFERENCES,
+    LINKS,
+    MAKERS,
+    NAMED,
+    SHARED,
+    Link,
+)
+from stepagent.envs.wikipedia.world.wording import Written
 
 _SIZES = {"train": 1500, "dev": 150, "test": 300}
 """Questions of each split and data set."""

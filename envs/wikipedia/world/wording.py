@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from envs.wikipedia.corpus import Page
-from envs.wikipedia.world import names
-from envs.wikipedia.world.facts import Entity, World
+from stepagent.envs.wikipedia.corpus import Page
+from stepagent.envs.wikipedia.world import names
+from stepagent.envs.wikipedia.world.facts import Entity, World
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.alfworld import engine, generated
+from stepagent.envs.alfworld import engine, generated
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def real_games(real_data):
 def reference():
     pytest.importorskip("textworld", reason="the reference engine is not here: `make textworld`")
     pytest.importorskip("fast_downward", reason="the planner is not here: `make textworld`")
-    from envs.alfworld import reference
+    from stepagent.envs.alfworld import reference
 
     return reference
 

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from envs.alfworld import engine, reference
+from stepagent.envs.alfworld import engine, reference
 from tests.envs.alfworld import walks
 from tests.envs.alfworld.memo import memoised
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-import envs
-from envs.alfworld import data, export, generated
+from stepagent import envs
+from stepagent.envs.alfworld import data, export, generated
 
 ID = "stepagent/ALFWorld-v0"
 IDS = ("pick_and_place_simple/test-0000", "look_at_obj_in_light/test-0000")
@@ -82,7 +82,8 @@ def test_an_archive_is_read_once(archive, monkeypatch):
 
 def test_two_processes_on_the_same_archive(archive):
     code = (
-        "import envs, sys; e = envs.make('stepagent/ALFWorld-v0', data=sys.argv[1], split='test');"
+        "import sys; from stepagent import make;"
+        "e = make('stepagent/ALFWorld-v0', data=sys.argv[1], split='test');"
         "print([e.reset(seed=0, options={'task_id': t})[0] for t in e.tasks])"
     )
     running = [

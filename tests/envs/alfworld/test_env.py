@@ -4,9 +4,9 @@ import sys
 import gymnasium as gym
 import pytest
 
-import envs
-from envs import check
-from envs.alfworld import generated, house, pddl, planner, wording
+from stepagent import envs
+from stepagent.envs import check
+from stepagent.envs.alfworld import generated, house, pddl, planner, wording
 
 ID = "stepagent/ALFWorld-v0"
 
@@ -162,7 +162,7 @@ def test_wrong_arguments_list_what_exists():
 
 
 WALK = """
-import envs
+from stepagent import envs
 env = envs.make("stepagent/ALFWorld-v0", split="test")
 for task in ("pick_two_obj_and_place/test-0001", "look_at_obj_in_light/test-0002"):
     print(env.reset(seed=4, options={"task_id": task})[0], env.admissible_actions())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.alfworld import engine, expert, generated
+from stepagent.envs.alfworld import engine, expert, generated
 from tests.envs.alfworld import walks
 from tests.envs.alfworld.memo import memoised
 

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-import envs
-from envs.alfworld import data, engine, planner
-from envs.alfworld.env import _ARRIVAL
+from stepagent import envs
+from stepagent.envs.alfworld import data, engine, planner
+from stepagent.envs.alfworld.env import _ARRIVAL
 
 ID = "stepagent/ALFWorld-v0"
 pytestmark = pytest.mark.real_data

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 
-from envs.alfworld import engine
+from stepagent.envs.alfworld import engine
 
 SEEDS = (0, 1, 2)
 STEPS = 50

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.mind2web import sites
+from stepagent.envs.mind2web import sites
 
 
 @pytest.fixture(autouse=True)

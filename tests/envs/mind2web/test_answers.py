@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from envs import react
-from envs.mind2web import answers
-from envs.mind2web.answers import (
+from stepagent.envs import react
+from stepagent.envs.mind2web import answers
+from stepagent.envs.mind2web.answers import (
     Answer,
     one_line,
     read_choice,

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from envs.mind2web import convert
+from stepagent.envs.mind2web import convert
 
 
 def test_ranks_become_lists(tmp_path, capsys):

@@ -9,11 +9,11 @@ import zlib
 
 import pytest
 
-import envs
-from envs.mind2web import official as module
-from envs.mind2web import records
-from envs.mind2web.data import PlainFile, open_source, read_ranks, split_by_website
-from envs.mind2web.records import Problems, make_step, tasks_from_rows
+from stepagent import envs
+from stepagent.envs.mind2web import official as module
+from stepagent.envs.mind2web import records
+from stepagent.envs.mind2web.data import PlainFile, open_source, read_ranks, split_by_website
+from stepagent.envs.mind2web.records import Problems, make_step, tasks_from_rows
 
 from .conftest import make_step_record, record
 

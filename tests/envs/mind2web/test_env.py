@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-import envs
-from envs import check
-from envs.mind2web import score
-from envs.mind2web.env import Mind2WebEnv
-from envs.mind2web.questions import GROUP
-from envs.trajectory import Trajectory
+from stepagent import envs
+from stepagent.envs import check
+from stepagent.envs.mind2web import score
+from stepagent.envs.mind2web.env import Mind2WebEnv
+from stepagent.envs.mind2web.questions import GROUP
+from stepagent.envs.trajectory import Trajectory
 
 from .conftest import make_step_record
 
@@ -229,7 +229,7 @@ def test_every_page_fits_a_small_context():
         seen = [observation]
         for _, action in env.expert_plan():
             seen.append(env.step(action)[0])
-        from envs.mind2web.prune import tokens
+        from stepagent.envs.mind2web.prune import tokens
 
         longest = max(longest, sum(map(tokens, seen)))
         assert max(tokens(text) for text in seen) < 500

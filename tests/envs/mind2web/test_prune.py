@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from envs.mind2web.data import PlainFile
-from envs.mind2web.prune import (
+from stepagent.envs.mind2web.data import PlainFile
+from stepagent.envs.mind2web.prune import (
     DETAILS,
     MAX_PAGE,
     Candidate,
@@ -12,9 +12,9 @@ from envs.mind2web.prune import (
     attributes_text,
     tokens,
 )
-from envs.mind2web.records import Problems
-from envs.mind2web.sites import BundledSites
-from eval.benches.mind2web import big_page, plain_view
+from stepagent.envs.mind2web.records import Problems
+from stepagent.envs.mind2web.sites import BundledSites
+from stepagent.eval.benches.mind2web import big_page, plain_view
 
 
 def c(*nodes):

@@ -2,11 +2,11 @@ import math
 
 import pytest
 
-from envs.mind2web.data import PlainFile
-from envs.mind2web.prune import Page
-from envs.mind2web.rank import BM25, Ranker, make_ranker, ranked, recall, terms
-from envs.mind2web.records import Problems
-from envs.mind2web.sites import BundledSites
+from stepagent.envs.mind2web.data import PlainFile
+from stepagent.envs.mind2web.prune import Page
+from stepagent.envs.mind2web.rank import BM25, Ranker, make_ranker, ranked, recall, terms
+from stepagent.envs.mind2web.records import Problems
+from stepagent.envs.mind2web.sites import BundledSites
 
 
 def test_bm25_by_hand():

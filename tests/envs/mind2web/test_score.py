@@ -2,8 +2,15 @@
 
 import pytest
 
-from envs.mind2web.score import StepScore, macro, micro, operation_f1, score_step, task_metrics
-from envs.trajectory import Trajectory
+from stepagent.envs.mind2web.score import (
+    StepScore,
+    macro,
+    micro,
+    operation_f1,
+    score_step,
+    task_metrics,
+)
+from stepagent.envs.trajectory import Trajectory
 
 
 @pytest.mark.parametrize(

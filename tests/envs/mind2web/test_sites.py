@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
-import envs
-from envs.mind2web import sites
-from envs.mind2web.records import Problems
-from envs.mind2web.sites.base import Move
-from envs.mind2web.sites.browser import Browser
-from envs.mind2web.sites.kinds import KINDS
+from stepagent import envs
+from stepagent.envs.mind2web import sites
+from stepagent.envs.mind2web.records import Problems
+from stepagent.envs.mind2web.sites.base import Move
+from stepagent.envs.mind2web.sites.browser import Browser
+from stepagent.envs.mind2web.sites.kinds import KINDS
 
 ID = "stepagent/Mind2Web-v0"
 

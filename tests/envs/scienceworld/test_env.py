@@ -10,10 +10,10 @@ import gymnasium as gym
 import psutil
 import pytest
 
-import envs
-from envs import check
-from envs.scienceworld import data, jvm
-from envs.scienceworld.gateway import SimulatorError
+from stepagent import envs
+from stepagent.envs import check
+from stepagent.envs.scienceworld import data, jvm
+from stepagent.envs.scienceworld.gateway import SimulatorError
 
 ID = "stepagent/ScienceWorld-v0"
 SHORT = "lifespan-longest-lived,find-plant,power-component"
@@ -184,7 +184,8 @@ def test_a_dead_java_process_costs_one_episode(env):
 @pytest.mark.parametrize("end", ["exit", "kill"])
 def test_no_java_process_stays_behind(end):
     code = (
-        "import envs, time, psutil; e = envs.make('stepagent/ScienceWorld-v0'); e.reset(seed=0);"
+        "import time, psutil; from stepagent import make;"
+        "e = make('stepagent/ScienceWorld-v0'); e.reset(seed=0);"
         "print(psutil.Process().children(recursive=True)[0].pid, flush=True);"
         + ("time.sleep(60)" if end == "kill" else "")
     )

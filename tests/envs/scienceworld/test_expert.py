@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-import envs
-from envs.scienceworld import data, expert, gold, jvm, thoughts
-from envs.scienceworld.attempt import Attempt, Over
+from stepagent import envs
+from stepagent.envs.scienceworld import data, expert, gold, jvm, thoughts
+from stepagent.envs.scienceworld.attempt import Attempt, Over
 
 ID = "stepagent/ScienceWorld-v0"
 SAMPLE = (

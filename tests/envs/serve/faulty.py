@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
-from envs.core import Outcome, TextEnv
+from stepagent.envs.core import Outcome, TextEnv
 
 ID = "tests.envs.serve.faulty:tests/Faulty-v0"
 release = threading.Event()

@@ -17,8 +17,8 @@ from pathlib import Path
 import urllib3
 import uvicorn
 
-from envs.serve.app import create_app
-from envs.serve.terms import Limits, offers
+from stepagent.envs.serve.app import create_app
+from stepagent.envs.serve.terms import Limits, offers
 
 ROOT = Path(__file__).parents[3]
 

@@ -6,8 +6,8 @@ import tracemalloc
 
 import pytest
 
-from envs import remote, remote_http
-from envs.serve.app import MAX_BATCH
+from stepagent.envs import remote, remote_http
+from stepagent.envs.serve.app import MAX_BATCH
 from tests.envs.serve.faulty import ID as FAULTY
 from tests.envs.serve.faulty import FaultyEnv
 from tests.envs.serve.servers import Running

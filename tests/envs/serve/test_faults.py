@@ -13,9 +13,9 @@ import psutil
 import pytest
 import urllib3
 
-import envs
-from envs import remote_vector
-from envs.remote import (
+from stepagent import envs
+from stepagent.envs import remote_vector
+from stepagent.envs.remote import (
     EnvironmentFailed,
     RemoteError,
     Server,
@@ -25,8 +25,8 @@ from envs.remote import (
     StepTimeout,
     WrongVersion,
 )
-from envs.remote_vector import RemoteVectorEnv
-from envs.serve import __main__ as command
+from stepagent.envs.remote_vector import RemoteVectorEnv
+from stepagent.envs.serve import __main__ as command
 from tests.envs.serve import faulty
 from tests.envs.serve.faulty import ID as FAULTY
 from tests.envs.serve.faulty import FaultyEnv
@@ -381,7 +381,7 @@ def test_java_killed_under_scienceworld():
 
 
 def test_scienceworlds_place_in_java_is_freed():
-    from envs.scienceworld import jvm
+    from stepagent.envs.scienceworld import jvm
 
     def simulators():
         return sum(c._socket.fileno() >= 0 for c in jvm.java_process().connections)

@@ -8,8 +8,8 @@ import types
 
 import pytest
 
-import envs
-from envs.serve.openenv import SCHEMA
+from stepagent import envs
+from stepagent.envs.serve.openenv import SCHEMA
 from tests.envs.serve.faulty import ID as FAULTY
 from tests.envs.serve.faulty import FaultyEnv
 from tests.envs.serve.servers import Running, wait_until

@@ -7,11 +7,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import envs
-from envs import check
-from envs.remote import RemoteEnv, ServerFull, ServerGone, id_of
-from envs.remote_vector import RemoteVectorEnv
-from eval import run as eval_run
+from stepagent import envs
+from stepagent.envs import check
+from stepagent.envs.remote import RemoteEnv, ServerFull, ServerGone, id_of
+from stepagent.envs.remote_vector import RemoteVectorEnv
+from stepagent.eval import run as eval_run
 from tests.envs.guess import GuessEnv
 from tests.envs.serve.faulty import ID as FAULTY
 from tests.envs.serve.servers import Running
@@ -178,8 +178,8 @@ def test_wrong_urls_are_named():
 
 def test_the_light_import_stays_light():
     code = (
-        "import sys, envs; "
-        "print([m for m in ('fastapi', 'uvicorn', 'urllib3', 'envs.remote') if m in sys.modules])"
+        "import sys, stepagent; heavy = ('fastapi', 'uvicorn', 'urllib3', 'stepagent.envs.remote');"
+        "print([m for m in heavy if m in sys.modules])"
     )
     assert os.popen(f'{gym_python()} -c "{code}"').read().strip() == "[]"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.webshop.data import Goal, Product
+from stepagent.envs.webshop.data import Goal, Product
 
 
 @pytest.fixture(scope="session", autouse=True)

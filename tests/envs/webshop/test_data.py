@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-import envs
-from envs.webshop import catalogue, data, engine, generate, sources
+from stepagent import envs
+from stepagent.envs.webshop import catalogue, data, engine, generate, sources
 from tests.envs.webshop.conftest import goal, product, raw_item, write_shop
 
 ID = "stepagent/WebShop-v0"
@@ -243,7 +243,7 @@ def test_the_bundled_splits_share_no_product():
 
 
 GOALS = """
-import envs
+from stepagent import envs
 for kind in ("human", "synthetic"):
     env = envs.make("stepagent/WebShop-v0", split="test", goals=kind)
     for task in env.tasks[:40]:

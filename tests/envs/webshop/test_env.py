@@ -9,10 +9,10 @@ import gymnasium as gym
 import psutil
 import pytest
 
-import envs
-from envs import check
-from envs.webshop import engine, pages, reward
-from envs.webshop.data import Goal
+from stepagent import envs
+from stepagent.envs import check
+from stepagent.envs.webshop import engine, pages, reward
+from stepagent.envs.webshop.data import Goal
 from tests.envs.webshop.conftest import goal, product, raw_item, write_shop
 
 ID = "stepagent/WebShop-v0"

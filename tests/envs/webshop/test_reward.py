@@ -3,9 +3,9 @@ import json
 
 import pytest
 
-from envs.webshop import engine, nouns
-from envs.webshop.data import Goal
-from envs.webshop.reward import attributes_met, colour_of, options_met, reward, similar
+from stepagent.envs.webshop import engine, nouns
+from stepagent.envs.webshop.data import Goal
+from stepagent.envs.webshop.reward import attributes_met, colour_of, options_met, reward, similar
 from tests.envs.webshop.conftest import goal, product
 
 

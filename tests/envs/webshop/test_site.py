@@ -7,8 +7,8 @@ import threading
 import pytest
 import requests
 
-from envs import trajectory
-from envs.webshop import site as sites
+from stepagent.envs import trajectory
+from stepagent.envs.webshop import site as sites
 
 
 @pytest.fixture

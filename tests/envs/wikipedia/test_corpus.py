@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from envs.wikipedia.corpus import (
+from stepagent.envs.wikipedia.corpus import (
     Page,
     SmallCorpus,
     is_slip,
@@ -16,7 +16,7 @@ from envs.wikipedia.corpus import (
     pool,
     split_sentences,
 )
-from envs.wikipedia.store import StoredCorpus, Writer, open_cached
+from stepagent.envs.wikipedia.store import StoredCorpus, Writer, open_cached
 
 PAGES = [
     page("Scott Derrickson", ["Scott Derrickson (born 1966) is a director. He lives in L.A. now."]),
@@ -165,8 +165,8 @@ def test_a_damaged_store_is_named(tmp_path):
 
 READ = """
 import sys
-from envs.wikipedia.corpus import page
-from envs.wikipedia.store import open_cached
+from stepagent.envs.wikipedia.corpus import page
+from stepagent.envs.wikipedia.store import open_cached
 pages = [page(f"Title {i}", [f"Text number {i} of many words."]) for i in range(500)]
 corpus = open_cached("together", pages)
 print(corpus.find("Title 77").text, corpus.find("number 123"))

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from envs.core import SPLITS
-from envs.wikipedia import data
-from envs.wikipedia.sources import SourceError
+from stepagent.envs.core import SPLITS
+from stepagent.envs.wikipedia import data
+from stepagent.envs.wikipedia.sources import SourceError
 from tests.envs.wikipedia.conftest import hotpot, musique, write_array, write_lines
 
 

@@ -8,12 +8,12 @@ import sys
 import gymnasium as gym
 import pytest
 
-import envs
-from envs import check
-from envs.wikipedia.corpus import Page
-from envs.wikipedia.env import read_action
-from envs.wikipedia.sources import SourceError
-from eval.benches.wikipedia import bm25_guess
+from stepagent import envs
+from stepagent.envs import check
+from stepagent.envs.wikipedia.corpus import Page
+from stepagent.envs.wikipedia.env import read_action
+from stepagent.envs.wikipedia.sources import SourceError
+from stepagent.eval.benches.wikipedia import bm25_guess
 from tests.envs.wikipedia.conftest import hotpot, musique, write_array, write_lines
 
 IDS = {
@@ -306,7 +306,7 @@ def test_the_fingerprint_knows_data_and_corpus(tmp_path):
 
 
 PLAY = """
-import envs
+from stepagent import envs
 for name in ("HotpotQA", "2WikiMultihopQA", "MuSiQue"):
     env = envs.make(f"stepagent/{name}-v0", split="dev")
     print(env.reset(seed=4)[0], env.expert_plan(), env.admissible_actions())

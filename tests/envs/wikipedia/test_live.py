@@ -11,9 +11,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-import envs
-from envs.wikipedia.corpus import Page
-from envs.wikipedia.live import LiveCorpus, LiveError, user_agent
+from stepagent import envs
+from stepagent.envs.wikipedia.corpus import Page
+from stepagent.envs.wikipedia.live import LiveCorpus, LiveError, user_agent
 from tests.envs.wikipedia.conftest import hotpot, write_array
 from tests.servers import Scripted, running
 

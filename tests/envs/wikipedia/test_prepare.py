@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-import envs
-from envs.wikipedia import prepare
-from envs.wikipedia.sources import SourceError
-from envs.wikipedia.store import StoredCorpus
-from envs.wikipedia.wikitext import Redirect, dump, lead
+from stepagent import envs
+from stepagent.envs.wikipedia import prepare
+from stepagent.envs.wikipedia.sources import SourceError
+from stepagent.envs.wikipedia.store import StoredCorpus
+from stepagent.envs.wikipedia.wikitext import Redirect, dump, lead
 from tests.envs.wikipedia.conftest import write_lines
 
 PAGE = """  <page>
@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     code = (
         "import sys, os, signal\n"
         "from pathlib import Path\n"
-        "from envs.wikipedia import prepare, store\n"
+        "from stepagent.envs.wikipedia import prepare, store\n"
         "prepare.SAVE_EVERY = 1000\n"
         "add, store.Writer.count_ = store.Writer.add, 0\n"
         "def dying(self, page):\n"

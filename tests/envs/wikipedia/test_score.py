@@ -2,7 +2,7 @@
 
 import pytest
 
-from envs.wikipedia.score import RULES, exact_match, f1, normalize, score
+from stepagent.envs.wikipedia.score import RULES, exact_match, f1, normalize, score
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from envs.wikipedia import sources
-from envs.wikipedia.sources import SourceError, pages, records
+from stepagent.envs.wikipedia import sources
+from stepagent.envs.wikipedia.sources import SourceError, pages, records
 
 RECORDS = [{"title": f"T{i}", "text": "é" * i + ' "x", [y] {z}'} for i in range(50)]
 

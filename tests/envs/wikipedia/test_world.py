@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from envs.wikipedia import data
-from envs.wikipedia.world import facts, questions, wording
-from envs.wikipedia.world.links import INFERENCES, LINKS
+from stepagent.envs.wikipedia import data
+from stepagent.envs.wikipedia.world import facts, questions, wording
+from stepagent.envs.wikipedia.world.links import INFERENCES, LINKS
 
 DATASETS = ("hotpotqa", "2wikimultihopqa", "musique")
 
@@ -136,8 +136,8 @@ def test_another_seed_makes_another_world(world):
 
 
 SHOW = """
-from envs.core import checksum
-from envs.wikipedia.world import questions
+from stepagent.envs.core import checksum
+from stepagent.envs.wikipedia.world import questions
 print(checksum(*(p.title + p.text for p in questions.pages(0))))
 print(checksum(*(str(q) for d in ("hotpotqa", "musique") for qs in
       questions.generate(d, 0).values() for q in qs)))

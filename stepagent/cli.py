@@ -1,0 +1,5 @@
+"""The command `stepagent`."""
+
+
+def main() -> int:
+    return 0
