@@ -17,8 +17,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
-from stepagent import envs
-from stepagent.envs import cli
+from stepagent import command_line, envs
 from stepagent.envs.core import MAX_TEXT, SPLITS, TextEnv
 
 INFO_KEYS = {"task_id", "split", "instruction", "score", "success", "valid", "metrics"}
@@ -269,7 +268,7 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = cli.parse(Config, argv, prog="python -m envs.check", positional="env")
+    config = command_line.parse(Config, argv, prog="python -m envs.check", positional="env")
     try:
         broken = check(config.env, **config.env_args)
     except (ValueError, TypeError) as error:

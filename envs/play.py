@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent import envs
-from stepagent.envs import cli, react
+from stepagent import command_line, envs
+from stepagent.envs import react
 from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Step, Trajectory, Writer
 
@@ -106,7 +106,7 @@ def _show(say: Console, text: str, style: str = "") -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = cli.parse(Config, argv, prog="python -m envs.play", positional="env")
+    config = command_line.parse(Config, argv, prog="python -m envs.play", positional="env")
     say, errors = Console(), Console(stderr=True)
     try:
         env = envs.make(config.env, split=config.split, **config.env_args)

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from stepagent.envs import indexing, lucene
-from stepagent.envs.cache import cache_folder, made_once
+from stepagent.files import build_once, cache_folder
 
 VERSION = 1
 _MAX_QUERY = 1000
@@ -80,7 +80,7 @@ class Index:
             indexing.write(made, texts() if callable(texts) else texts, key, k1, b, VERSION)
 
         if (found := _open(cls, folder, key)) is None:
-            made_once(folder, make, lambda: _open(cls, folder, key) is not None)
+            build_once(folder, make, lambda: _open(cls, folder, key) is not None)
             found = cls(folder)
         return found
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.envs import react
+from stepagent.files import write_atomically
 
 VERSION = 1
 
@@ -220,10 +221,10 @@ class Writer:
 
 def write(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
     """Writes a new file in one go: complete, or not there at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", errors="replace") as file:
-        for trajectory in trajectories:
-            file.write(trajectory.to_json() + "\n")
-    os.replace(partial, path)
+
+    def save(partial: Path) -> None:
+        with partial.open("w", encoding="utf-8", errors="replace") as file:
+            for trajectory in trajectories:
+                file.write(trajectory.to_json() + "\n")
+
+    write_atomically(Path(path), save)

@@ -19,10 +19,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from stepagent.envs import cli
+from stepagent import command_line
 from stepagent.eval.benches import Options, Row
-from stepagent.eval.summary import write_whole
 from stepagent.eval.tables import tell
+from stepagent.files import write_text
 
 BENCHES = {
     "envs": "stepagent.eval.benches.envs:bench",
@@ -48,7 +48,7 @@ def table(title: str, rows: Sequence[Row]) -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = cli.parse(Options, argv, prog="python -m eval.bench", positional="name")
+    options = command_line.parse(Options, argv, prog="python -m eval.bench", positional="name")
     errors = Console(stderr=True)
     if options.name not in BENCHES:
         errors.print(f"error: no benchmark {options.name!r}: choose {', '.join(BENCHES)}")
@@ -74,7 +74,7 @@ def _write(rows: Sequence[Row], out: Path) -> None:
     """After every row: what was measured before Ctrl-C is kept."""
     out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
-    write_whole(out, text + "\n")
+    write_text(out, text + "\n")
 
 
 if __name__ == "__main__":

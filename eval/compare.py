@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent.envs import cli
+from stepagent import command_line
 from stepagent.eval import runs, tables
 from stepagent.eval.comparison import Comparison, Difference, Row, compare
 from stepagent.eval.results import ResultsError
@@ -285,7 +285,7 @@ def _compared(config: Config, notes: list[str]) -> list[Comparison]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = cli.parse(Config, argv, prog="python -m eval.compare", positional="runs")
+    config = command_line.parse(Config, argv, prog="python -m eval.compare", positional="runs")
     errors = Console(stderr=True)
     notes: list[str] = []
     kind = config.format or SUFFIXES.get(config.out.suffix if config.out else "", "terminal")

@@ -18,8 +18,8 @@ from typing import Any
 
 from rich.console import Console
 
-from stepagent import envs
-from stepagent.envs import cli, react
+from stepagent import command_line, envs
+from stepagent.envs import react
 from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Trajectory
 from stepagent.eval import runs
@@ -194,7 +194,7 @@ def results_files(path: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = cli.parse(Config, argv, prog="python -m eval.replay", positional="runs")
+    config = command_line.parse(Config, argv, prog="python -m eval.replay", positional="runs")
     console, notes = Console(stderr=True), list[str]()
     episodes = differing = summaries = 0
     try:

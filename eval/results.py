@@ -7,16 +7,15 @@ on one environment, split, seed and prompt; anything else is refused, naming wha
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from stepagent.envs import trajectory as files
 from stepagent.envs.trajectory import BadLine, Trajectory
 from stepagent.eval.summary import save
+from stepagent.files import Lock, Locked
 
 
 class ResultsError(RuntimeError):
@@ -64,7 +63,10 @@ class ResultsDir:
         self.notes: list[str] = []
         """What was found odd on opening, for people to read."""
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path)
+        try:
+            self._lock = Lock(path / ".lock")
+        except Locked as error:
+            raise ResultsError(f"{error.strerror}: wait for it, or choose another --out") from None
         try:
             if overwrite:
                 self.results.unlink(missing_ok=True)
@@ -72,7 +74,7 @@ class ResultsDir:
             self.done = self._resume(identity)
             self._writer = files.Writer(self.results)
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
 
     def _resume(self, identity: Identity) -> dict[str, Trajectory]:
@@ -155,23 +157,4 @@ class ResultsDir:
             self._writer.close()
         except OSError:
             pass  # what it could not write has been told by `append`
-        self._lock.close()
-
-
-def _lock(path: Path) -> IO[str]:
-    """Holds the directory for this process; the lock goes with the process, however it ends."""
-    file = (path / ".lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise ResultsError(
-            f"{path} is in use by another process (id {holder}): wait for it, or choose another "
-            "--out"
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+        self._lock.release()

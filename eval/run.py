@@ -23,16 +23,15 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent import agents, envs
+from stepagent import agents, command_line, envs
 from stepagent.agents.core import Agent
-from stepagent.envs import cli
-from stepagent.envs.cache import cache_folder
 from stepagent.envs.core import TextEnv, checksum
 from stepagent.eval import report, suite, tables
 from stepagent.eval.results import Identity, ResultsDir, ResultsError
 from stepagent.eval.rollout import fingerprint, run_episodes
 from stepagent.eval.shots import few_shot_prompt
 from stepagent.eval.summary import summarise
+from stepagent.files import cache_folder
 
 
 @dataclass
@@ -253,7 +252,7 @@ def folder(config: Config) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = cli.parse(Config, argv, prog="python -m eval.run")
+    config = command_line.parse(Config, argv, prog="python -m eval.run")
     console, out = Console(stderr=True), folder(config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's kill, as a Ctrl-C
     try:

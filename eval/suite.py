@@ -20,8 +20,9 @@ import yaml
 from stepagent import agents, envs
 from stepagent.envs.core import SPLITS
 from stepagent.eval.results import ResultsError
-from stepagent.eval.summary import save, write_whole
+from stepagent.eval.summary import save
 from stepagent.eval.tables import MISSING, Table, markdown
+from stepagent.files import write_text
 
 FOLDER = Path(__file__).with_name("suites")
 FIGURES = {"score": ("reward_mean", "reward_ci95"), "success": ("success_rate", "success_ci95")}
@@ -260,7 +261,7 @@ class Board:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             save(whole, self.out / "summary.json")
-            write_whole(self.out / "table.md", markdown([self.table()], self.notes()))
+            write_text(self.out / "table.md", markdown([self.table()], self.notes()))
         except OSError as error:
             raise ResultsError(
                 f"cannot write {self.out / 'summary.json'}: {error.strerror}. The results are "

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stepagent.envs.trajectory import Trajectory
+from stepagent.files import write_text
 
 RESAMPLES = 10_000
 _Z = 1.959964
@@ -154,16 +153,4 @@ def by_type(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
 
 def save(summary: dict[str, Any], path: Path) -> None:
     """Writes `summary.json` in one go."""
-    write_whole(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file in one go: complete, or the one before stays. Raises OSError."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise
+    write_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")

@@ -27,8 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import qwen2_5_chat_template, qwen2_5_training_chat_template
 
-from stepagent import envs
-from stepagent.envs import cli
+from stepagent import command_line, envs
 from stepagent.envs.core import TextEnv
 from stepagent.training.tiny import TinyConfig, build_model, build_tokenizer
 
@@ -235,7 +234,7 @@ def train(config: Config, shape: TinyConfig | None = None) -> list[dict[str, flo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = cli.parse(Config, argv, prog="python examples/grpo_trl.py")
+    config = command_line.parse(Config, argv, prog="python examples/grpo_trl.py")
     rows = train(config)
     for row in (rows[0], rows[-1]):
         print(

@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent import agents
-from stepagent.envs import cli
+from stepagent import agents, command_line
 from stepagent.envs.trajectory import Trajectory, read, write
 from stepagent.eval.results import ResultsError
 from stepagent.eval.run import evaluate
@@ -121,7 +120,7 @@ def _worth(trajectory: Trajectory, min_reward: float, keep: str | None) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = cli.parse(Config, argv, prog="python -m training.collect")
+    config = command_line.parse(Config, argv, prog="python -m training.collect")
     try:
         collect(**vars(config), console=Console())
     except (ValueError, OSError, ResultsError) as error:

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from stepagent.agents.chat import Encoded
 from stepagent.agents.models import load_tokenizer
+from stepagent.files import write_atomically
 from stepagent.training import discriminator, ppo, processes, sft
 from stepagent.training.checks import check_step_trees
 from stepagent.training.config import Config
@@ -51,7 +52,7 @@ from stepagent.training.inspection import draw_replies, resumed
 from stepagent.training.loop import optimise
 from stepagent.training.losses import expert_is_high_reward
 from stepagent.training.policy import Policy
-from stepagent.training.rundir import RunDir, write_whole
+from stepagent.training.rundir import RunDir
 from stepagent.training.session import Session
 from stepagent.training.surrogate import ActorCritic, Graded, Reading, whitened
 from stepagent.training.tree import Branch, StepTree, split_tree
@@ -249,7 +250,7 @@ def train_discriminator(
         )
         judge.eval()
     if rundir.main:
-        write_whole(path, judge.save)
+        write_atomically(path, judge.save)
         rundir.drop_checkpoint(stage)
     processes.wait()
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +20,12 @@ from datasets import Dataset
 from transformers.trainer_utils import set_seed
 from trl import DPOConfig, DPOTrainer
 
+from stepagent.files import write_text
 from stepagent.training import processes
 from stepagent.training.config import PreferenceConfig
 from stepagent.training.dataset import Sample
 from stepagent.training.policy import Policy
-from stepagent.training.rundir import RunDir, write_whole
+from stepagent.training.rundir import RunDir
 from stepagent.training.session import Session
 from stepagent.training.trainer import arguments, common_arguments, run_trainer
 from stepagent.training.tree import StepTree, pack, score_trees
@@ -197,7 +197,7 @@ def _references(
     if not path.is_file():
         found = processes.share(pairs, lambda pair: _reference(policy, pair))
         if rundir.main:
-            write_whole(path, lambda partial: Path(partial).write_text(json.dumps(found)))
+            write_text(path, json.dumps(found))
         processes.wait()
     return json.loads(path.read_text())
 

@@ -17,8 +17,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from stepagent.eval.paper import LABELS
+from stepagent.files import write_text
 from stepagent.training import paper
-from stepagent.training.rundir import write_whole
 
 if TYPE_CHECKING:
     from stepagent.training.sweep import Experiment, Run, Sweep
@@ -101,9 +101,9 @@ def write(sweep: Sweep) -> Path:
         parts += SECTIONS[experiment.kind](experiment, rows, output)
         results += [_result(experiment, row, output) for row in rows]
     text = json.dumps(results, indent=1)
-    write_whole(output / "results.json", lambda partial: partial.write_text(text))
+    write_text(output / "results.json", text)
     report = output / "report.md"
-    write_whole(report, lambda partial: partial.write_text("\n".join(parts) + "\n"))
+    write_text(report, "\n".join(parts) + "\n")
     return report
 
 

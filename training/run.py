@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from stepagent.envs import cli
+from stepagent import command_line
 from stepagent.training.config import Config
 
 METHODS = {
@@ -59,7 +59,7 @@ def check(config: Config) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = cli.parse(Config, argv, prog="python -m training.run")
+    config = command_line.parse(Config, argv, prog="python -m training.run")
     console = Console()
     given = {name.replace("-", "_") for name in _options(argv)}
     if "env" in given and "config" in given and not any(n.startswith("env_args") for n in given):
@@ -105,7 +105,9 @@ def _drop_foreign_arguments(config: Config, argv: Sequence[str] | None, console:
     words = list(sys.argv[1:] if argv is None else argv)
     at = next(i for i, word in enumerate(words) if word.split("=")[0] == "--config")
     named = words[at : at + 1] if "=" in words[at] else words[at : at + 2]
-    file = cli.parse(Config, [*named, f"--output={config.output}"], prog="python -m training.run")
+    file = command_line.parse(
+        Config, [*named, f"--output={config.output}"], prog="python -m training.run"
+    )
     if file.env != config.env and config.env_args:
         console.print(
             f"env_args of the file are for {file.env} and left out: {config.env_args}", markup=False

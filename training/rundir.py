@@ -18,21 +18,17 @@ Whatever is whole appears in one rename, so that what is there can be trusted.
 from __future__ import annotations
 
 import dataclasses
-import errno
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from stepagent.files import Lock, Locked, write_atomically, write_text
 from stepagent.training import processes, sharding
 from stepagent.training.config import Config
 
@@ -55,15 +51,13 @@ class RunDir:
         self.metrics = Metrics(self.path, main)
         self.resumed = (self.path / "config.yaml").is_file()
         self.main = main
-        self._lock = (self.path / ".lock").open("a")
+        self._lock: Lock | None = None
         if not main:
             return
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"another process is working in {self.path}: wait, or use another `output`"
-            ) from None
+            self._lock = Lock(self.path / ".lock")
+        except Locked as error:
+            raise RunError(f"{error.strerror}: wait for it, or use another `output`") from None
         file = self.path / "config.yaml"
         if file.is_file() and (found := differing(file.read_text(), config)):
             told = "; ".join(f"{key} {a!r}, now {b!r}" for key, (a, b) in list(found.items())[:4])
@@ -71,7 +65,7 @@ class RunDir:
                 f"{self.path} holds a run with another configuration ({told}): choose another "
                 "`output`, or delete the directory"
             )
-        write_whole(file, lambda partial: partial.write_text(config))
+        write_text(file, config)
 
     def policy(self, stage: str) -> Path:
         return self.path / "policies" / stage
@@ -93,7 +87,7 @@ class RunDir:
         """Keeps the stage's policy and drops its checkpoints."""
         if not self.main:
             return
-        write_whole(self.policy(stage), save)
+        write_atomically(self.policy(stage), save)
         self.drop_checkpoint(stage)
 
     def drop_checkpoint(self, stage: str) -> None:
@@ -111,7 +105,8 @@ class RunDir:
 
     def close(self) -> None:
         self.metrics.close()
-        self._lock.close()
+        if self._lock:
+            self._lock.release()
 
 
 FREE = (
@@ -166,37 +161,6 @@ def _flat(options: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
-    """Makes a file or directory under another name, then renames it: whole, or not there.
-
-    Raises OSError (disk full, say) with the path; what stood there before stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    if partial.is_dir():
-        shutil.rmtree(partial)
-    partial.unlink(missing_ok=True)
-    try:
-        save(partial)
-        if path.is_dir():
-            old = path.with_name(path.name + ".old")
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(path, old)
-            os.rename(partial, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-        number = getattr(error, "errno", None) or errno.EIO
-        why = getattr(error, "strerror", None) or error
-        raise OSError(number, f"cannot write {path}: {why}") from error
-
-
 class Metrics:
     """Figures of a run as JSON lines and TensorBoard events."""
 
@@ -231,7 +195,7 @@ class Metrics:
                 continue  # cut by a kill
             if row["stage"] != stage or row["update"] <= update:
                 lines.append(line + "\n")
-        write_whole(self.path, lambda partial: partial.write_text("".join(lines)))
+        write_text(self.path, "".join(lines))
 
     def close(self) -> None:
         if self._writer is not None:
@@ -266,7 +230,7 @@ def save_training_state(
         save_file(rng, partial / "random.safetensors")
         (partial / "position.json").write_text(json.dumps({"update": update}))
 
-    write_whole(path, save)
+    write_atomically(path, save)
 
 
 def _on_main(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

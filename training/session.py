@@ -22,19 +22,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from stepagent import agents, envs
+from stepagent import agents, command_line, envs
 from stepagent.agents.transformers import TransformersAgent
-from stepagent.envs import cli
 from stepagent.envs.react import PromptStyle
 from stepagent.envs.trajectory import read
 from stepagent.eval.paper import LABELS
 from stepagent.eval.run import evaluate
+from stepagent.files import write_atomically, write_text
 from stepagent.training import processes
 from stepagent.training.collect import collect
 from stepagent.training.config import Config
 from stepagent.training.dataset import encode, select
 from stepagent.training.policy import Policy
-from stepagent.training.rundir import RunDir, RunError, write_whole
+from stepagent.training.rundir import RunDir, RunError
 
 OnUpdate = Callable[[int, dict[str, float]], None]
 
@@ -58,7 +58,7 @@ class Session:
         self.style = config.prompt
         """How conversations are written; a method may add to the configuration's (NAT)."""
         with processes.main_first():
-            self.rundir = RunDir(config.output, cli.dump(config), processes.is_main())
+            self.rundir = RunDir(config.output, command_line.dump(config), processes.is_main())
         if self.rundir.resumed:
             console.print(f"Going on with the run in {self.rundir.path}", markup=False)
         self._state = self.rundir.path / "stages.json"
@@ -153,7 +153,7 @@ class Session:
                 for message in trajectory.messages(self.prompt, self.config.prompt)
             ]
             made = Policy.tiny(self.config.policy, texts, self.config.seed)
-            write_whole(base, made.save)
+            write_atomically(base, made.save)
 
     def _load(self) -> Policy:
         own = self.config.policy.model == "tiny"
@@ -216,7 +216,7 @@ class Session:
         with processes.main_first():
             if not path.is_dir():
                 self._refresh()
-                write_whole(path, self.policy.save)
+                write_atomically(path, self.policy.save)
         return path
 
     def _refresh(self) -> None:
@@ -229,9 +229,7 @@ class Session:
         self.state["seconds"] = self._seconds_before + time.monotonic() - self.begun
         if not self.rundir.main:
             return
-        write_whole(
-            self._state, lambda partial: partial.write_text(json.dumps(self.state, indent=1))
-        )
+        write_text(self._state, json.dumps(self.state, indent=1))
 
     def note(self, text: str) -> None:
         """A line for whoever watches."""
@@ -314,7 +312,7 @@ class Session:
         final = self.rundir.path / "final"
         self._refresh()
         if self.rundir.main:
-            write_whole(final, self.policy.save)
+            write_atomically(final, self.policy.save)
         wanted = self.config.evaluation
         if not wanted.every_iteration:
             self.score(stages[-1])
@@ -340,7 +338,7 @@ class Session:
         }
         text = json.dumps(summary, indent=1)
         if self.rundir.main:
-            write_whole(self.rundir.path / "summary.json", lambda partial: partial.write_text(text))
+            write_text(self.rundir.path / "summary.json", text)
         self.console.print(self._table(rows))
         self.rundir.close()
         return summary

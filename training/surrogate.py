@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stepagent.files import write_atomically
 from stepagent.training import processes
 from stepagent.training.config import PpoConfig, ReflectionConfig
 from stepagent.training.loop import batches, optimise
 from stepagent.training.losses import ppo_loss
-from stepagent.training.rundir import RunDir, write_whole
+from stepagent.training.rundir import RunDir
 from stepagent.training.support import unwrap
 from stepagent.training.tree import PackedTrees, StepTree, pack, score_trees
 
@@ -95,7 +96,7 @@ class ActorCritic(nn.Module):
 
     def save_head(self, path: Path) -> None:
         weights = {n: p.detach().contiguous() for n, p in self.value_head.named_parameters()}
-        write_whole(path, lambda partial: save_file(weights, partial))
+        write_atomically(path, lambda partial: save_file(weights, partial))
 
     def load_head(self, path: Path) -> None:
         """The head of an earlier iteration, where there is one."""

@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from stepagent.envs import cli
+from stepagent import command_line
 from stepagent.envs.core import checksum
 from stepagent.training import rundir
 from stepagent.training.config import Config
@@ -150,7 +150,9 @@ def experiments(sweep: Sweep) -> list[Experiment]:
     for row in sweep.experiments:
         for key in row:
             if key not in known:
-                raise SweepError(f"experiment {row.get('name')!r}: {cli.unknown_key(key, known)}")
+                raise SweepError(
+                    f"experiment {row.get('name')!r}: {command_line.unknown_key(key, known)}"
+                )
         try:
             found.append(Experiment(**row))
         except TypeError as error:
@@ -215,7 +217,7 @@ def configuration(run: Run, output: Path) -> Config:
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {**run.options, "output": str(run.directory(output))}
     path.write_text(yaml.safe_dump(options, sort_keys=False))
-    return cli.parse(Config, ["--config", str(path)], prog="python -m training.sweep")
+    return command_line.parse(Config, ["--config", str(path)], prog="python -m training.sweep")
 
 
 def _file(run: Run, output: Path) -> Path:
@@ -247,7 +249,7 @@ def inherit_sft(config: Config, output: Path) -> None:
     target = Path(config.output)
     if target.exists() or not config.sft.epochs:
         return
-    wanted = cli.dump(config)
+    wanted = command_line.dump(config)
     for path in sorted((output / "runs").glob("*/stages.json")):
         source = path.parent
         if source.suffix == ".partial" or not (source / "config.yaml").is_file():
@@ -319,7 +321,7 @@ def execute(run: Run, config: Config, sweep: Sweep, console: Console, running: R
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "training.run", "--config", str(_file(run, output))],
+            [sys.executable, "-m", "stepagent.training.run", "--config", str(_file(run, output))],
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -362,7 +364,7 @@ def run_all(sweep: Sweep, console: Console) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    sweep = cli.parse(Sweep, argv, prog="python -m training.sweep")
+    sweep = command_line.parse(Sweep, argv, prog="python -m training.sweep")
     console = Console()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's kill, as a Ctrl-C
     from stepagent.training import report

@@ -21,8 +21,8 @@ from typing import Any, NoReturn, Protocol
 
 from stepagent.envs.alfworld import engine
 from stepagent.envs.alfworld.pddl import GameError
-from stepagent.envs.cache import cache_folder, made_once
 from stepagent.envs.core import SPLITS, checksum
+from stepagent.files import build_once, cache_folder
 
 FOLDERS = {"train": "train", "dev": "valid_seen", "test": "valid_unseen"}
 """Our split → upstream's folder."""
@@ -212,7 +212,7 @@ class Archive:
     def index(self) -> dict[str, Any]:
         if self._index is None:
             folder = self.folder
-            made_once(folder, self._unpack, lambda: (folder / "index.json").is_file())
+            build_once(folder, self._unpack, lambda: (folder / "index.json").is_file())
             self._index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             self._games = folder / "games.bin"
         return self._index

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stepagent.envs import cli
+from stepagent import command_line
 from stepagent.envs.alfworld import generated
 from stepagent.envs.alfworld.data import FOLDERS, GAME, ROOT, TRAJECTORY
 
@@ -67,7 +67,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = cli.parse(Config, argv, prog="python -m envs.alfworld.export")
+    config = command_line.parse(Config, argv, prog="python -m envs.alfworld.export")
     trials = write(config.out, generated.Generated().tasks(config.split)[: config.limit])
     print(f"{len(trials)} games in {config.out / ROOT / FOLDERS[config.split]}")
     return 0

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stepagent.envs import cli
+from stepagent import command_line
 
 MAX_PICKLE = 2_000_000_000
 """Bytes of a pickle that are read."""
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments[1] = f"--out={arguments[1]}"
-    config = cli.parse(
+    config = command_line.parse(
         Config, arguments, prog="python -m envs.mind2web.convert", positional="pickle"
     )
     try:

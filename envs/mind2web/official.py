@@ -22,9 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from stepagent.envs.cache import cache_folder, made_once
 from stepagent.envs.core import checksum
 from stepagent.envs.mind2web.records import Problems, Task, task_from_official
+from stepagent.files import build_once, cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class OfficialFolder:
         key = checksum(_FORMAT, self.html, name, str(self.folder.resolve()), str(self._listing))
         target = cache_folder() / "mind2web" / f"{name}-{key}"
         index = target / "index.json"
-        made_once(target, lambda folder: self._pack(name, folder), index.is_file)
+        build_once(target, lambda folder: self._pack(name, folder), index.is_file)
         return target
 
     def _pack(self, name: str, folder: Path) -> None:

@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepagent import envs
-from stepagent.envs import cli
+from stepagent import command_line, envs
 from stepagent.envs.core import TextEnv
 from stepagent.envs.remote_http import TOKEN_VARIABLE
 
@@ -124,7 +123,7 @@ def _warm(offered: list[Offer]) -> Iterator[TextEnv]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
-    config = cli.parse(Config, _gathered(given), prog="python -m envs.serve")
+    config = command_line.parse(Config, _gathered(given), prog="python -m envs.serve")
     token = os.environ.get(TOKEN_VARIABLE) or None
     if wrong := problem(config, token):
         print(f"envs.serve: {wrong}", file=sys.stderr)

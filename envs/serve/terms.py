@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from stepagent.envs import cli
+from stepagent import command_line
 
 
 class Refusal(Exception):
@@ -86,7 +86,7 @@ def offers(
     fixed = {name.rsplit(":", 1)[-1]: args for name, args in env_args.items()}
     for name, args in fixed.items():
         if name not in named:
-            raise ValueError("--env-args: " + cli.unknown_key(name, named))
+            raise ValueError("--env-args: " + command_line.unknown_key(name, named))
         if not isinstance(args, dict):
             raise ValueError(f"--env-args: {name} needs an object of arguments, not {args!r}")
     return [Offer(env_id, fixed.get(name, {}), client_args) for name, env_id in named.items()]

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from stepagent.envs.cache import cache_folder, made_once
 from stepagent.envs.webshop.data import GOALS, NO_PRICE, Product, goal_count
+from stepagent.files import build_once, cache_folder
 
 VERSION = 1
 MAX_ASIN = 10
@@ -96,7 +96,7 @@ def make(
     meanwhile. Raises ValueError where no product is left.
     """
     folder = cache_folder() / "webshop" / f"{key}.v{VERSION}"
-    made_once(
+    build_once(
         folder,
         lambda made: _write(made, products, {} if skipped is None else skipped, key),
         lambda: _complete(folder),

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
-from stepagent import envs
-from stepagent.envs import cli, react
+from stepagent import command_line, envs
+from stepagent.envs import react
 from stepagent.envs.trajectory import Step, Trajectory, Writer
 from stepagent.envs.webshop import pages
 from stepagent.envs.webshop.env import WebShopEnv
@@ -313,7 +313,7 @@ def _end(visitor: Visitor) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = cli.parse(Config, argv, prog="python -m envs.webshop.site")
+    config = command_line.parse(Config, argv, prog="python -m envs.webshop.site")
     try:
         site = Site(config)
     except (ValueError, TypeError, OSError) as error:

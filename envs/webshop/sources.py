@@ -16,11 +16,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from stepagent.envs.cache import cache_folder
 from stepagent.envs.core import checksum
 from stepagent.envs.webshop import catalogue, generate
 from stepagent.envs.webshop.catalogue import Catalogue, product_from
 from stepagent.envs.webshop.data import Product
+from stepagent.files import cache_folder
 
 log = logging.getLogger(__name__)
 _CHUNK = 1 << 20

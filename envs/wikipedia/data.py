@@ -25,13 +25,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from stepagent.envs.cache import cache_folder
 from stepagent.envs.core import SPLITS, checksum
 from stepagent.envs.wikipedia import formats
 from stepagent.envs.wikipedia.corpus import Page
 from stepagent.envs.wikipedia.questions import Question
 from stepagent.envs.wikipedia.sources import SourceError, file_checksum, records
 from stepagent.envs.wikipedia.world import questions as world
+from stepagent.files import cache_folder
 
 SIZES = (5000, 500, 500)
 """Questions of the train, dev and test splits that the paper draws."""

@@ -21,8 +21,8 @@ from typing import Any
 
 import requests
 
-from stepagent.envs.cache import cache_folder
 from stepagent.envs.wikipedia.corpus import SIMILAR, Corpus, Page, is_slip, key, page
+from stepagent.files import cache_folder
 
 WIKIPEDIA = "https://en.wikipedia.org/w/api.php"
 MAX_BYTES = 8 << 20

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stepagent.envs import cli
+from stepagent import command_line
 from stepagent.envs.wikipedia import sources
 from stepagent.envs.wikipedia.corpus import Page, part_title
 from stepagent.envs.wikipedia.sources import SourceError
@@ -114,7 +114,9 @@ def _numbered(pages: Iterator[Page]) -> Iterator[Page]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = cli.parse(Config, argv, prog="python -m envs.wikipedia.prepare", positional="source")
+    config = command_line.parse(
+        Config, argv, prog="python -m envs.wikipedia.prepare", positional="source"
+    )
     console = Console(highlight=False)
     try:
         corpus = prepare(

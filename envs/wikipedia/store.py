@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 
-from stepagent.envs.cache import cache_folder
 from stepagent.envs.search import Index
 from stepagent.envs.wikipedia.corpus import (
     CANDIDATES,
@@ -39,6 +38,7 @@ from stepagent.envs.wikipedia.corpus import (
     is_slip,
     key,
 )
+from stepagent.files import cache_folder
 
 VERSION = 1
 _META = "corpus.json"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stepagent.envs import cli
+from stepagent import command_line
 
 
 @dataclass
@@ -126,5 +126,5 @@ def settings(options: Options, **defaults: Any) -> dict[str, Any]:
     """
     for name in options.args:
         if name not in defaults:
-            raise ValueError(cli.unknown_key(name, defaults))
+            raise ValueError(command_line.unknown_key(name, defaults))
     return {**defaults, **options.args}

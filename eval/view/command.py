@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stepagent.envs import cli
+from stepagent import command_line
 from stepagent.eval import runs
 from stepagent.eval.results import ResultsError
 from stepagent.eval.runs import Run
@@ -34,7 +34,7 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Ends with 0; 1 where something could not be read or written; 2 for wrong options."""
-    config = cli.parse(Config, argv, prog="python -m eval.view", positional="runs")
+    config = command_line.parse(Config, argv, prog="python -m eval.view", positional="runs")
     console = Console(stderr=True)
     notes: list[str] = []
     try:

@@ -13,9 +13,9 @@ import hashlib
 import html
 from pathlib import Path
 
-from stepagent.eval.summary import write_whole
 from stepagent.eval.tables import plain
 from stepagent.eval.view.data import Report, to_json
+from stepagent.files import write_text
 
 _HERE = Path(__file__).parent
 SCRIPTS = ("data.js", "dom.js", "charts.js", "overview.js", "list.js", "episode.js", "main.js")
@@ -27,7 +27,7 @@ def write(report: Report, out: Path) -> int:
     text = render(report)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, text)
+        write_text(out, text)
     except OSError as error:
         raise OSError(error.errno, f"cannot write {out}: {error.strerror or error}") from error
     return len(text.encode("utf-8"))

@@ -155,7 +155,7 @@ def test_a_slow_environment_does_not_hold_up_the_others():
                 gate.wait(30)
             return super().act(action)
 
-    envs.gym.register("Test/Gated-v0", entry_point=Gated, disable_env_checker=True)
+    envs.registration.gym.register("Test/Gated-v0", entry_point=Gated, disable_env_checker=True)
     run = run_episodes("Test/Gated-v0", Scripted(), TASKS, workers=3)
     order = [next(run).task_id for _ in range(len(TASKS) - 1)]
     assert TASKS[0] not in order
@@ -301,7 +301,7 @@ def test_an_environment_that_hangs_is_left_behind_and_replaced():
                 gate.wait(60)
             return super().act(action)
 
-    envs.gym.register("Test/Hanging-v0", entry_point=Hanging, disable_env_checker=True)
+    envs.registration.gym.register("Test/Hanging-v0", entry_point=Hanging, disable_env_checker=True)
     try:
         run = run_episodes("Test/Hanging-v0", Scripted(), TASKS, workers=2, time_limit=2.0)
         found = {t.task_id: t for t in run}

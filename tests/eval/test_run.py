@@ -237,13 +237,15 @@ def test_tasks_that_are_listed_twice_are_played_once(limit, tmp_path):
         def list_tasks(self):
             return ["odd/7", "even/8", "odd/7"]
 
-    envs.gym.register("Test/Repeating-v0", entry_point=Repeating, disable_env_checker=True)
+    envs.registration.gym.register(
+        "Test/Repeating-v0", entry_point=Repeating, disable_env_checker=True
+    )
     console = Console(record=True, width=500, file=open("/dev/null", "w"))
     summary = evaluate("Test/Repeating-v0", Scripted(), tmp_path, limit=limit, console=console)
     assert summary["episodes"] == len(files.read(tmp_path / "results.jsonl")) == 2
     assert summary["complete"] is True
     assert "repeats 1 of its task ids" in console.export_text()
-    del envs.gym.registry["Test/Repeating-v0"]
+    del envs.registration.gym.registry["Test/Repeating-v0"]
 
 
 def test_no_more_environments_are_open_than_workers(tmp_path):

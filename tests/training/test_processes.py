@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stepagent.envs import cli
+from stepagent import command_line
 from stepagent.training import processes, run, sharding
 from stepagent.training.processes import interleave
 from stepagent.training.trainer import common_arguments
@@ -50,7 +50,7 @@ def _command(count, kind):
 def _launch(config, count=1, kind="ddp", die_at=None):
     """Runs the configuration, or until it dies; returns what it printed."""
     path = Path(config.output).with_suffix(".yaml")
-    path.write_text(cli.dump(config))
+    path.write_text(command_line.dump(config))
     module = "tests.training.fsdp_on_cpu" if kind == "fsdp" else "training.run"
     command = [*_command(count, kind), "-m", module, "--config", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"DIE_AT": die_at} if die_at else {})

@@ -13,11 +13,12 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from stepagent.envs import cli
+from stepagent import command_line
 from stepagent.envs.react import PromptStyle
+from stepagent.files import write_atomically
 from stepagent.training import run
 from stepagent.training.config import Config
-from stepagent.training.rundir import RunDir, RunError, write_whole
+from stepagent.training.rundir import RunDir, RunError
 from stepagent.training.session import Session
 from tests.training.conftest import GUESS, watch
 
@@ -75,7 +76,7 @@ def test_same_seed_same_weights_other_seed_others(config, tmp_path):
 
 def _command(config):
     path = Path(config.output).with_suffix(".yaml")
-    path.write_text(cli.dump(config))
+    path.write_text(command_line.dump(config))
     return [sys.executable, "-m", "training.run", "--config", str(path)]
 
 
@@ -175,7 +176,7 @@ def test_a_full_disk_is_an_os_error_whatever_the_library_calls_it(tmp_path):
 
     (tmp_path / "there").write_text("before")
     with pytest.raises(OSError, match=r"cannot write .*there: I/O error: No space left"):
-        write_whole(tmp_path / "there", full)
+        write_atomically(tmp_path / "there", full)
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
 
@@ -272,9 +273,9 @@ def test_unknown_methods_list_what_exists(config, capsys):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_configuration_can_be_read(path):
-    made = cli.parse(Config, ["--config", str(path)], prog="test")
+    made = command_line.parse(Config, ["--config", str(path)], prog="test")
     assert made.method in run.METHODS
-    assert cli.dump(made)
+    assert command_line.dump(made)
     assert isinstance(made.prompt, PromptStyle)
 
 
@@ -283,14 +284,14 @@ def test_every_method_has_a_laptop_and_a_paper_configuration():
     assert laptop == set(run.METHODS) == {p.stem for p in PAPER}
     for path in [p for p in CONFIGS if p.stem.endswith("-laptop")] + PAPER:
         method = path.stem.removesuffix("-laptop")
-        assert cli.parse(Config, ["--config", str(path)], prog="test").method == method
+        assert command_line.parse(Config, ["--config", str(path)], prog="test").method == method
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda p: p.stem)
 @pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
 def test_the_papers_configurations(path, model):
     files = ["--config", str(path), "--config", str(model)]
-    made = cli.parse(Config, files, prog="test")
+    made = command_line.parse(Config, files, prog="test")
     run.check(made)
     assert made.method == path.stem
     assert made.policy.model == yaml.safe_load(model.read_text())["policy"]["model"]

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from stepagent.envs import cli
+from stepagent import command_line
 from stepagent.training import paper, report, run, rundir, sweep
 from stepagent.training.config import Config
 from tests.envs import guess  # noqa: F401  (registers the environment)
@@ -70,7 +70,7 @@ def _sweep(tmp_path, **changes):
 
 
 def _read(path) -> sweep.Sweep:
-    return cli.parse(sweep.Sweep, ["--config", str(path)], prog="test")
+    return command_line.parse(sweep.Sweep, ["--config", str(path)], prog="test")
 
 
 def test_a_sweep_runs_resumes_and_reports(tmp_path, capsys):
@@ -177,8 +177,8 @@ def test_configurations_are_read_by_one_thread_alone(tmp_path, monkeypatch):
         folders.append(Path.cwd())
         raise OSError("no process can be made")
 
-    real, folders = cli.parse, []
-    monkeypatch.setattr(cli, "parse", parse)
+    real, folders = command_line.parse, []
+    monkeypatch.setattr(command_line, "parse", parse)
     monkeypatch.setattr(sweep.subprocess, "Popen", begin)
     with pytest.raises(OSError, match="no process"):
         sweep.run_all(_read(_sweep(tmp_path, workers=4)), report_console())
@@ -310,7 +310,7 @@ def _pretend(made: sweep.Sweep, sft_scores: Mapping[str, float] = MappingProxyTy
 
 
 def test_the_reproduction_is_a_sweep_of_all_nine_methods():
-    made = cli.parse(
+    made = command_line.parse(
         sweep.Sweep, ["--config", str(CONFIGS / "reproduction.yaml")], prog="python -m test"
     )
     runs = sweep.all_runs(made)
@@ -321,16 +321,22 @@ def test_the_reproduction_is_a_sweep_of_all_nine_methods():
 
 @pytest.mark.parametrize("method", run.METHODS)
 def test_a_methods_laptop_configuration_is_that_of_the_reproduction(method, tmp_path):
-    made = cli.parse(sweep.Sweep, ["--config", str(CONFIGS / "reproduction.yaml")], prog="test")
+    made = command_line.parse(
+        sweep.Sweep, ["--config", str(CONFIGS / "reproduction.yaml")], prog="test"
+    )
     ours = next(r for r in sweep.all_runs(made) if r.method == method)
-    alone = cli.parse(Config, ["--config", str(CONFIGS / f"{method}-laptop.yaml")], prog="test")
-    found = rundir.differing(cli.dump(sweep.configuration(ours, tmp_path)), cli.dump(alone))
+    alone = command_line.parse(
+        Config, ["--config", str(CONFIGS / f"{method}-laptop.yaml")], prog="test"
+    )
+    found = rundir.differing(
+        command_line.dump(sweep.configuration(ours, tmp_path)), command_line.dump(alone)
+    )
     unused = {"preference.iterations", "preference.later_learning_rate"} if method == "dpo" else ()
     assert set(found) - set(unused) == {"output"}
 
 
 @pytest.mark.parametrize("name", ["reproduction", "tuning"])
 def test_every_run_of_a_sweep_can_work(name, tmp_path):
-    made = cli.parse(sweep.Sweep, ["--config", str(CONFIGS / f"{name}.yaml")], prog="test")
+    made = command_line.parse(sweep.Sweep, ["--config", str(CONFIGS / f"{name}.yaml")], prog="test")
     for run_ in sweep.all_runs(made):
         sweep.checked(run_, tmp_path)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from stepagent.envs import cli
+from stepagent import command_line
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Options:
 
 
 def parse(*argv: str) -> Options:
-    return cli.parse(Options, argv, prog="test", positional="name")
+    return command_line.parse(Options, argv, prog="test", positional="name")
 
 
 def test_defaults_types_and_spellings():
@@ -75,7 +75,7 @@ def test_the_command_line_goes_over_the_file_and_dump_reads_back(tmp_path):
     file.write_text("name: x\nrate: 2e-6\ninner: {rank: 2}\nargs: {a: 1}\n")
     found = parse("--config", str(file), "--inner.on=false", "--args.b", "2")
     assert found == Options("x", rate=2e-6, inner=Inner(2, False), args={"a": 1, "b": 2})
-    file.write_text(cli.dump(found))
+    file.write_text(command_line.dump(found))
     assert parse("--config", str(file)) == found
 
 
@@ -83,7 +83,7 @@ def test_a_config_is_data_and_calls_nothing(tmp_path):
     called = tmp_path / "called"
     touch = {"class_path": "os.mkdir", "init_args": {"path": str(called)}}
     file = tmp_path / "c.yaml"
-    file.write_text(cli.dump(Options("x", args={"a": touch})))
+    file.write_text(command_line.dump(Options("x", args={"a": touch})))
     found = parse("--config", str(file)).args["a"]
     assert found["class_path"] == "os.mkdir"  # text, as it came
     assert not called.exists()
@@ -161,5 +161,5 @@ class Several:
     ],
 )
 def test_a_positional_list_takes_what_stands_alone(argv):
-    found = cli.parse(Several, argv, prog="p", positional="things")
+    found = command_line.parse(Several, argv, prog="p", positional="things")
     assert found == Several(["a b", "[c"], True, "x")

@@ -1,0 +1,80 @@
+"""Files that are whole or absent, whatever happens while they are written."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from stepagent.files import Lock, Locked, build_once, write_atomically, write_text
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "before")
+
+    def full(partial):
+        partial.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=f"cannot write {path}: No space left"):
+        write_atomically(path, full)
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_takes_the_place_of_the_one_before(tmp_path):
+    def save(text):
+        def save_folder(partial):
+            partial.mkdir()
+            (partial / "x").write_text(text)
+
+        return save_folder
+
+    write_atomically(tmp_path / "folder", save("1"))
+    write_atomically(tmp_path / "folder", save("2"))
+    assert (tmp_path / "folder" / "x").read_text() == "2"
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_lone_surrogates_can_be_written(tmp_path):
+    write_text(tmp_path / "a.txt", "a\ud800b")
+    assert (tmp_path / "a.txt").read_text() == "a?b"
+
+
+def test_a_lock_names_the_process_that_holds_it(tmp_path):
+    with Lock(tmp_path / ".lock"):
+        code = (
+            "import sys; from pathlib import Path; from stepagent.files import Lock, Locked\n"
+            "try: Lock(Path(sys.argv[1]))\nexcept Locked as error: print(error.strerror)"
+        )
+        said = subprocess.check_output([sys.executable, "-c", code, tmp_path / ".lock"], text=True)
+    assert said.strip() == f"{tmp_path} is in use by another process (id {os.getpid()})"
+    Lock(tmp_path / ".lock").release()
+
+
+def test_two_locks_of_one_process_exclude_each_other(tmp_path):
+    with Lock(tmp_path / ".lock"), pytest.raises(Locked):
+        Lock(tmp_path / ".lock")
+
+
+def test_what_is_built_once_is_whole_or_absent(tmp_path):
+    folder, calls = tmp_path / "folder", []
+
+    def complete():
+        return (folder / "done").is_file()
+
+    def build(partial):
+        calls.append(partial)
+        (partial / "half").touch()
+        if len(calls) == 1:
+            raise RuntimeError("killed")
+        (partial / "done").touch()
+
+    with pytest.raises(RuntimeError):
+        build_once(folder, build, complete)
+    assert not folder.exists()
+    for _ in range(2):
+        build_once(folder, build, complete)
+    assert len(calls) == 2
+    assert complete()
