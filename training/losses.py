@@ -6,7 +6,7 @@ over the action's tokens, the end-of-turn token included, the prompt and observa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -279,3 +279,173 @@ def generalised_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: f
         following_value = float(values[t])
         found[t] = following
     return found
+
+
+# Variants of eq. 6 --------------------------------------------------------------------------------
+
+PREFERENCE_VARIANTS = ("sigmoid", "length_normalised", "positive", "ipo")
+
+
+def step_preference_loss(
+    variant: str,
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float,
+    *,
+    weights: Tensor | None = None,
+    lengths: tuple[Tensor, Tensor] | None = None,
+    penalty: float = 5.0,
+) -> PreferenceLoss:
+    """Eq. 6 and three variants that keep the expert's likelihood from falling with the agent's.
+
+    With Δ⁺ = log π(â|s) - log π_ref(â|s) and Δ⁻ the same for the agent's action:
+
+        sigmoid             -log σ(β (Δ⁺ - Δ⁻))    eq. 6
+        length_normalised   -log σ(β (Δ⁺ / |â| - Δ⁻ / |a|))    β is per token here, so that a long
+                            action weighs no more than a short one (Meng et al., 2024)
+        positive            -log σ(β (Δ⁺ - Δ⁻ - λ max(0, -Δ⁺)))    DPO-positive (Pal et al., 2024)
+        ipo                 (Δ⁺ - Δ⁻ - 1 / 2β)²    a margin to reach, not to grow (Azar et al., 2023)
+
+    Args:
+        variant: one of `PREFERENCE_VARIANTS`.
+        chosen, rejected, reference_chosen, reference_rejected, beta, weights: see `step_dpo_loss`.
+        lengths: float [n] each, tokens |â| and |a| of the actions; needed by length_normalised.
+        penalty: λ ≥ 0 of `positive`.
+
+    Raises:
+        ValueError: an unknown variant, no lengths where they are needed, a negative penalty, and
+            what `step_dpo_loss` raises.
+    """
+    if variant not in PREFERENCE_VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: one of {', '.join(PREFERENCE_VARIANTS)}")
+    if penalty < 0:
+        raise ValueError(f"the penalty is {penalty}: it must not be negative")
+    if variant == "length_normalised":
+        if lengths is None:
+            raise ValueError("length_normalised needs the lengths of the actions")
+        chosen, reference_chosen = chosen / lengths[0], reference_chosen / lengths[0]
+        rejected, reference_rejected = rejected / lengths[1], reference_rejected / lengths[1]
+    out = step_dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta, weights)
+    if variant in ("sigmoid", "length_normalised"):
+        return out
+    share = torch.ones_like(chosen, dtype=torch.float32) if weights is None else weights.float()
+    share = share / share.sum()
+    gained = chosen.float() - reference_chosen.float()
+    margins = gained - (rejected.float() - reference_rejected.float())
+    if variant == "positive":
+        loss = -F.logsigmoid(beta * (margins - penalty * F.relu(-gained)))
+    else:
+        loss = (margins - 1 / (2 * beta)) ** 2
+    return replace(out, loss=(share * loss).sum())
+
+
+# Judges of single actions -------------------------------------------------------------------------
+
+
+def smoothed_discriminator_loss(
+    logit_agent_is_high: Tensor, agent_weights: Tensor, expert_weights: Tensor, smoothing: float
+) -> DiscriminatorLoss:
+    """`discriminator_loss` towards 1 - ε and ε instead of 1 and 0; ε = `smoothing`, in [0, ½).
+
+    A judge that may not be sure keeps a slope where it is right, so its reward ranks actions longer.
+    """
+    if not 0 <= smoothing < 0.5:
+        raise ValueError(f"label smoothing is {smoothing}: it must be at least 0 and below 0.5")
+    out = discriminator_loss(logit_agent_is_high, agent_weights, expert_weights)
+    swapped = discriminator_loss(logit_agent_is_high, expert_weights, agent_weights)
+    return replace(out, loss=(1 - smoothing) * out.loss + smoothing * swapped.loss)
+
+
+def pairwise_judge_loss(
+    agent_logit_agent_is_high: Tensor, expert_logit_agent_is_high: Tensor, weights: Tensor
+) -> Tensor:
+    """float32 []: a judge that compares two actions of the same state (Bradley and Terry, 1952).
+
+        L = -Σ w log σ(logit(s, a) - logit(s, â))
+
+    Only differences within a state matter, so what the state itself says (how hard it is, say)
+    cannot be used to tell the sides apart. A pair costs log 2 at chance.
+
+    Args:
+        agent_logit_agent_is_high, expert_logit_agent_is_high: float [n], of the agent's and the
+            expert's action in each pair's state.
+        weights: float [n] ≥ 0, how often the agent drew the action.
+
+    Raises:
+        ValueError: shapes that differ; weights that are negative or all zero.
+    """
+    columns = (agent_logit_agent_is_high, expert_logit_agent_is_high, weights)
+    shapes = {tuple(x.shape) for x in columns}
+    if len(shapes) > 1 or weights.ndim != 1:
+        raise ValueError(f"the judge's pairs are vectors of one length, got {shapes}")
+    if bool((weights < 0).any()) or not float(weights.sum()) > 0:
+        raise ValueError("the weights of the pairs are negative or all zero")
+    difference = agent_logit_agent_is_high.float() - expert_logit_agent_is_high.float()
+    return -(weights * F.logsigmoid(difference)).sum()
+
+
+def logit_reward(logit_agent_is_high: Tensor) -> Tensor:
+    """The reward log(1 - D) - log D = -logit of AIRL (Fu et al., 2018), float32, of any sign.
+
+    Unlike -log D it goes on falling where D is sure that an action is the agent's.
+    """
+    return -logit_agent_is_high.float()
+
+
+# Advantages ---------------------------------------------------------------------------------------
+
+
+def group_advantages(
+    rewards: Tensor, weights: Tensor, groups: Tensor, floor: float = 0.1
+) -> Tensor:
+    """Each action's reward less the mean of its group, in units of the spread within all groups.
+
+    The groups are the states: actions drawn in one state are compared with each other alone. Their
+    differences are divided by one standard deviation, taken over the groups that have any spread
+    (draws that are all alike say nothing about the scale), but never by less than `floor`, or noise
+    would be blown up to the size of a signal. No mean is shifted across groups.
+
+    Args:
+        rewards: float [A].
+        weights: float [A] ≥ 0, how often each action was drawn; 0 leaves it out.
+        groups: int64 [A], the group of each action, from 0.
+        floor: least standard deviation to divide by, > 0, in units of the reward.
+
+    Returns:
+        float32 [A]; 0 throughout a group whose rewards are all equal, or which has one draw.
+
+    Raises:
+        ValueError: shapes that differ, or a floor that is not positive.
+    """
+    if not floor > 0:
+        raise ValueError(f"the floor under the spread is {floor}: it must be above 0")
+    if len({tuple(x.shape) for x in (rewards, weights, groups)}) > 1 or rewards.ndim != 1:
+        raise ValueError("rewards, weights and groups are vectors of one length")
+    if not len(rewards):
+        return rewards.float()
+    rewards, weights = rewards.float(), weights.float()
+    count = int(groups.max()) + 1
+    drawn = torch.zeros(count).index_add(0, groups, weights)
+    total = torch.zeros(count).index_add(0, groups, weights * rewards)
+    centred = rewards - (total / drawn.clamp_min(1e-9))[groups]
+    squares = torch.zeros(count).index_add(0, groups, weights * centred**2)
+    informative = squares > 1e-12 * drawn.clamp_min(1.0)
+    if not bool(informative.any()):
+        return torch.zeros_like(rewards)
+    spread = (squares[informative].sum() / drawn[informative].sum()).sqrt()
+    return torch.where(informative[groups], centred / spread.clamp_min(floor), 0.0)
+
+
+def turn_advantages(turn_rewards: Tensor, turn_values: Tensor, gamma: float, lam: float) -> Tensor:
+    """GAE over the turns of one episode: one advantage for each reply, whatever its length.
+
+    Over tokens, γ λ < 1 is paid for each of them, and the credit of a final reward is gone within a
+    reply or two. `generalised_advantages` is the same recursion; its rows are turns here.
+
+    >>> success = torch.tensor([0.0, 0.0, 1.0])
+    >>> [round(a, 4) for a in turn_advantages(success, torch.zeros(3), 1.0, 0.95).tolist()]
+    [0.9025, 0.95, 1.0]
+    """
+    return generalised_advantages(turn_rewards, turn_values, gamma, lam)
