@@ -306,7 +306,7 @@ def step_preference_loss(
         length_normalised   -log σ(β (Δ⁺ / |â| - Δ⁻ / |a|))    β is per token here, so that a long
                             action weighs no more than a short one (Meng et al., 2024)
         positive            -log σ(β (Δ⁺ - Δ⁻ - λ max(0, -Δ⁺)))    DPO-positive (Pal et al., 2024)
-        ipo                 (Δ⁺ - Δ⁻ - 1 / 2β)²    a margin to reach, not to grow (Azar et al., 2023)
+        ipo                 (Δ⁺ - Δ⁻ - 1 / 2β)²    a margin to reach (Azar et al., 2023)
 
     Args:
         variant: one of `PREFERENCE_VARIANTS`.
@@ -349,7 +349,7 @@ def smoothed_discriminator_loss(
 ) -> DiscriminatorLoss:
     """`discriminator_loss` towards 1 - ε and ε instead of 1 and 0; ε = `smoothing`, in [0, ½).
 
-    A judge that may not be sure keeps a slope where it is right, so its reward ranks actions longer.
+    A judge that may not be sure keeps a slope where it is right, so its reward still ranks actions.
     """
     if not 0 <= smoothing < 0.5:
         raise ValueError(f"label smoothing is {smoothing}: it must be at least 0 and below 0.5")

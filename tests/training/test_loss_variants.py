@@ -18,7 +18,8 @@ from stepagent.training.losses import (
     turn_advantages,
 )
 
-# One pair: Δ⁺ = -1 + 3 = 2, Δ⁻ = -4 + 1 = -3, margin 5. Another: Δ⁺ = -5 + 3 = -2, Δ⁻ = 0, margin -2.
+# Pair 1: Δ⁺ = -1 + 3 = 2, Δ⁻ = -4 + 1 = -3, margin 5.
+# Pair 2: Δ⁺ = -5 + 3 = -2, Δ⁻ = 0, margin -2.
 COLUMNS = tuple(torch.tensor(x) for x in ([-1.0, -5.0], [-4.0, -1.0], [-3.0, -3.0], [-1.0, -1.0]))
 
 
@@ -124,7 +125,7 @@ def test_the_logits_reward_is_high_for_the_experts_actions() -> None:
 
 
 def test_group_advantages_by_hand() -> None:
-    # Group 0: rewards 1 and 3, mean 2, differences ∓1. Group 1: two draws of 5 and one of 2, mean 4.
+    # Group 0: rewards 1 and 3, mean 2, differences ∓1. Group 1: two draws of 5, one of 2, mean 4.
     rewards = torch.tensor([1.0, 3.0, 5.0, 2.0])
     weights, groups = torch.tensor([1.0, 1.0, 2.0, 1.0]), torch.tensor([0, 0, 1, 1])
     spread = math.sqrt((1 + 1 + 2 * 1 + 4) / 5)
