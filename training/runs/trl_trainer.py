@@ -37,7 +37,7 @@ def arguments(
     however many the machine has: the trainer would otherwise use all of them, each with a batch of
     its own.
     """
-    micro, accumulation = _micro_batches(config)
+    micro, accumulation = micro_batches(config)
     common = {
         "output_dir": str(stage.checkpoint),
         "gradient_checkpointing": policy.config.gradient_checkpointing,
@@ -75,7 +75,7 @@ def arguments(
     return settings
 
 
-def _micro_batches(config: SftConfig | PreferenceConfig) -> tuple[int, int]:
+def micro_batches(config: SftConfig | PreferenceConfig) -> tuple[int, int]:
     """Samples per forward pass, and passes per update, of one process.
 
     Raises ValueError for a batch that the processes cannot share.

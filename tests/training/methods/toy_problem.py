@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stepagent.agents.chat import Encoded
 from stepagent.envs.trajectory import Trajectory
 from stepagent.training.config import PolicyConfig
-from stepagent.training.dataset import Sample
+from stepagent.training.data import Sample
 
 STATES, ACTIONS = (0, 1, 2), (4, 5, 6, 7)
 EXPERT = torch.tensor([[0.75, 0.25, 0.0, 0.0], [0.25, 0.5, 0.25, 0.0], [0.0, 0.25, 0.25, 0.5]])
@@ -22,7 +22,7 @@ EXPERT = torch.tensor([[0.75, 0.25, 0.0, 0.0], [0.25, 0.5, 0.25, 0.0], [0.0, 0.2
 
 
 def policy() -> Any:
-    """What inspection and reflection need of a policy, around a Llama of 8 tokens."""
+    """What practice and reflection need of a policy, around a Llama of 8 tokens."""
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=8,
@@ -46,20 +46,20 @@ def policy() -> Any:
 
 
 def samples() -> list[Sample]:
-    """Four expert trajectories a state, in the expert's proportions."""
-    found = []
+    """Four expert trajectories per state, in the expert's proportions."""
+    samples = []
     for state, shares in zip(STATES, EXPERT, strict=True):
         for action, share in zip(ACTIONS, shares.tolist(), strict=True):
             for _ in range(round(4 * share)):
-                trajectory = Trajectory("toy", f"{state}/{len(found)}", "train", "expert", 0, ())
-                found.append(Sample(trajectory, Encoded([state, action], [(1, 2)])))
-    return found
+                trajectory = Trajectory("toy", f"{state}/{len(samples)}", "train", "expert", 0, ())
+                samples.append(Sample(trajectory, Encoded([state, action], [(1, 2)])))
+    return samples
 
 
 @torch.no_grad()
 def distance(model: torch.nn.Module) -> float:
     """Total variation distance to the expert, the mean of all states: 0 is equal, 1 disjoint."""
     logits = model(input_ids=torch.tensor([[s] for s in STATES])).logits[:, -1]
-    found = logits.softmax(-1)[:, list(ACTIONS)]
-    rest = 1 - found.sum(-1)  # on tokens that the expert never says
-    return float(((found - EXPERT).abs().sum(-1) + rest).mean() / 2)
+    shares = logits.softmax(-1)[:, list(ACTIONS)]
+    rest = 1 - shares.sum(-1)  # on tokens that the expert never says
+    return float(((shares - EXPERT).abs().sum(-1) + rest).mean() / 2)

@@ -18,10 +18,13 @@ import pytest
 import yaml
 
 from stepagent import command_line
-from stepagent.training import paper, report, run, rundir, sweep
+from stepagent.training import run
 from stepagent.training.config import Config
+from stepagent.training.methods import METHODS
+from stepagent.training.runs.options import differing
+from stepagent.training.sweep import command, execution, paper, planning, report, statistics
 from tests.envs import guess  # noqa: F401  (registers the environment)
-from tests.training.conftest import GUESS
+from tests.training.toys import GUESS
 
 CONFIGS = Path(run.__file__).with_name("configs")
 
@@ -69,13 +72,13 @@ def _sweep(tmp_path, **changes):
     return path
 
 
-def _read(path) -> sweep.Sweep:
-    return command_line.parse(sweep.Sweep, ["--config", str(path)], prog="test")
+def _read(path) -> planning.Sweep:
+    return command_line.parse(planning.Sweep, ["--config", str(path)], prog="test")
 
 
 def test_a_sweep_runs_resumes_and_reports(tmp_path, capsys):
     path = _sweep(tmp_path, seeds=[0])
-    assert sweep.main(["--config", str(path)]) == 0
+    assert command.main(["--config", str(path)]) == 0
     out = tmp_path / "sweep"
     results = json.loads((out / "results.json").read_text())
     assert [(r["method"], r["seed"]) for r in results] == [("sft", 0), ("implicit", 0)]
@@ -93,7 +96,7 @@ def test_a_sweep_runs_resumes_and_reports(tmp_path, capsys):
     assert stages == {"iteration-1"}, "SFT is trained once for both"
     before = {p: p.stat().st_mtime_ns for r in runs for p in r.rglob("*.safetensors")}
     (inherited / "summary.json").unlink()  # as if it had been killed at its end
-    assert sweep.main(["--config", str(path)]) == 0
+    assert command.main(["--config", str(path)]) == 0
     assert {p for p, t in before.items() if p.stat().st_mtime_ns != t} <= {
         inherited / "final" / "model.safetensors"
     }
@@ -101,14 +104,14 @@ def test_a_sweep_runs_resumes_and_reports(tmp_path, capsys):
 
 
 def test_runs_that_are_only_being_set_up_lend_no_sft(tmp_path):
-    made = _read(_sweep(tmp_path, seeds=[0]))
-    wanted = next(r for r in sweep.all_runs(made) if r.method == "implicit")
+    sweep = _read(_sweep(tmp_path, seeds=[0]))
+    wanted = next(r for r in planning.all_runs(sweep) if r.method == "implicit")
     for name in ("other", "third.partial"):  # no config.yaml yet; copied half
         folder = tmp_path / "sweep/runs" / name
         folder.mkdir(parents=True)
         (folder / "stages.json").write_text('{"done": ["sft"], "figures": {}, "seconds": 0}')
-    config = sweep.configuration(wanted, tmp_path / "sweep")
-    sweep.inherit_sft(config, tmp_path / "sweep")
+    config = execution.configuration(wanted, tmp_path / "sweep")
+    execution.inherit_sft(config, tmp_path / "sweep")
     assert not Path(config.output).exists()
 
 
@@ -117,12 +120,12 @@ def test_an_inherited_sft_is_what_the_run_itself_would_have_made(tmp_path):
 
     shared = _sweep(tmp_path, seeds=[0])
     (tmp_path / "own").mkdir()
-    assert sweep.main(["--config", str(shared)]) == 0
+    assert command.main(["--config", str(shared)]) == 0
     alone = _sweep(tmp_path / "own", seeds=[0], share_sft=False)
-    made = _read(alone)
-    wanted = next(r for r in sweep.all_runs(made) if r.method == "implicit")
-    config = sweep.configuration(wanted, Path(made.output))
-    assert sweep.execute(wanted, config, made, report_console(), sweep.Running())
+    sweep = _read(alone)
+    wanted = next(r for r in planning.all_runs(sweep) if r.method == "implicit")
+    config = execution.configuration(wanted, Path(sweep.output))
+    assert execution.execute(wanted, config, sweep, report_console(), execution.RunningProcesses())
     name = f"runs/{wanted.name}/final/model.safetensors"
     one, two = load_file(tmp_path / "sweep" / name), load_file(tmp_path / "own" / "sweep" / name)
     assert all((one[k] == two[k]).all() for k in one)
@@ -135,14 +138,16 @@ def report_console():
 
 
 def test_an_sft_of_before_an_option_existed_is_inherited(tmp_path):
-    made = _read(_sweep(tmp_path, seeds=[0]))
-    first, second = (sweep.configuration(r, tmp_path / "sweep") for r in sweep.all_runs(made))
+    sweep = _read(_sweep(tmp_path, seeds=[0]))
+    first, second = (
+        execution.configuration(r, tmp_path / "sweep") for r in planning.all_runs(sweep)
+    )
     run.run(first)
     file = Path(first.output) / "config.yaml"
     options = yaml.safe_load(file.read_text())
     del options["sft"]["assistant_only_loss"]
     file.write_text(yaml.safe_dump(options))
-    sweep.inherit_sft(second, tmp_path / "sweep")
+    execution.inherit_sft(second, tmp_path / "sweep")
     assert (Path(second.output) / "policies/sft").is_dir()
 
 
@@ -157,12 +162,12 @@ def test_a_stopped_sweep_stops_its_runs_and_goes_on_another_time(tmp_path):
         process.terminate()
         out, said = process.communicate(timeout=120)
         assert process.returncode == 130
-    assert b"goes on from here" in said
+    assert b"resumes from here" in said
     assert b"failed" not in out
     psutil.wait_procs(begun, timeout=10)
     assert not [child for child in begun if child.is_running()]
     assert len(list(logs.glob("*.log"))) == 2, "no run is begun any more"
-    assert sweep.main(["--config", str(path)]) == 0
+    assert command.main(["--config", str(path)]) == 0
 
 
 def test_configurations_are_read_by_one_thread_alone(tmp_path, monkeypatch):
@@ -175,21 +180,21 @@ def test_configurations_are_read_by_one_thread_alone(tmp_path, monkeypatch):
 
     def begin(command, **_kwargs):
         folders.append(Path.cwd())
-        raise OSError("no process can be made")
+        raise OSError("no process can be sweep")
 
     real, folders = command_line.parse, []
     monkeypatch.setattr(command_line, "parse", parse)
-    monkeypatch.setattr(sweep.subprocess, "Popen", begin)
+    monkeypatch.setattr(execution.subprocess, "Popen", begin)
     with pytest.raises(OSError, match="no process"):
-        sweep.run_all(_read(_sweep(tmp_path, workers=4)), report_console())
+        execution.run_all(_read(_sweep(tmp_path, workers=4)), report_console())
     assert set(readers) == {threading.main_thread()}
     assert set(folders) == {Path.cwd()}
 
 
 def test_runs_are_all_combinations_once(tmp_path):
-    made = _read(_sweep(tmp_path))
-    made.experiments.append({**made.experiments[0], "name": "again"})
-    runs = sweep.all_runs(made)
+    sweep = _read(_sweep(tmp_path))
+    sweep.experiments.append({**sweep.experiments[0], "name": "again"})
+    runs = planning.all_runs(sweep)
     assert len(runs) == 4
     assert [r.options["method"] for r in runs] == ["sft", "sft", "implicit", "implicit"]
     assert len({r.name for r in runs}) == 4
@@ -200,21 +205,21 @@ def test_runs_are_all_combinations_once(tmp_path):
 
 def test_a_run_of_two_experiments_is_made_once(tmp_path):
     path = _sweep(tmp_path, seeds=[0], methods={"same": {"method": "inverse"}})
-    made = _read(path)
-    made.experiments = [
-        {**made.experiments[0], "name": "Table 2", "methods": ["inverse"], "vary": {}},
+    sweep = _read(path)
+    sweep.experiments = [
+        {**sweep.experiments[0], "name": "Table 2", "methods": ["inverse"], "vary": {}},
         {
-            **made.experiments[0],
+            **sweep.experiments[0],
             "name": "Table 3",
             "kind": "rewards",
             "methods": ["same"],
             "vary": {"inverse.reward": ["step", "final"]},
         },
     ]
-    runs = sweep.all_runs(made)
+    runs = planning.all_runs(sweep)
     assert [r.options.get("inverse") for r in runs] == [None, {"reward": "final"}]
-    _pretend(made)
-    report.write(made)
+    _pretend(sweep)
+    report.write(sweep)
     rows = json.loads((tmp_path / "sweep/results.json").read_text())
     assert [row["run"] for row in rows] == [runs[0].name, runs[0].name, runs[1].name]
     assert all(row["final"] for row in rows)
@@ -229,29 +234,29 @@ def test_a_run_of_two_experiments_is_made_once(tmp_path):
     ],
 )
 def test_what_is_wrong_is_said_at_once(tmp_path, change, message, capsys):
-    assert sweep.main(["--config", str(_sweep(tmp_path, **change))]) == 1
+    assert command.main(["--config", str(_sweep(tmp_path, **change))]) == 1
     assert message in capsys.readouterr().err
 
 
 def test_an_option_that_does_not_exist_is_said_before_the_first_run(tmp_path, capsys):
     path = _sweep(tmp_path, common={"reflektion": {"beta": 0.1}})
     with pytest.raises(SystemExit):
-        sweep.main(["--config", str(path)])
+        command.main(["--config", str(path)])
     assert "unknown key 'reflektion.beta'" in capsys.readouterr().err
     assert not (tmp_path / "sweep" / "runs").exists()
 
 
 def test_intervals():
     # 50, 52, 54: deviation 2, t(2) = 4.303: 4.303 · 2 / √3 = 4.97
-    found = report.estimate([50.0, 52.0, 54.0])
+    found = statistics.estimate([50.0, 52.0, 54.0])
     assert found is not None
     assert (found.mean, found.values) == (52.0, (50.0, 52.0, 54.0))
-    assert found.half == pytest.approx(4.969, abs=1e-3)
-    one = report.estimate([50.0])
+    assert found.half_width == pytest.approx(4.969, abs=1e-3)
+    one = statistics.estimate([50.0])
     assert one is not None
     assert math.isnan(one.half)
     assert str(one) == "50.0 (n=1)"
-    assert report.estimate([]) is None
+    assert statistics.estimate([]) is None
 
 
 def test_the_papers_figures_are_marked_as_its_own(tmp_path):
@@ -259,17 +264,17 @@ def test_the_papers_figures_are_marked_as_its_own(tmp_path):
     assert paper.table2("inverse", env) == {"Mistral-7B": 59.7, "Llama-3-8B": 64.1}
     assert paper.table3("both", env) == 64.8
     assert paper.table2("inverse", "tests/Guess-v0") == {}
-    made = _read(_sweep(tmp_path, environments={"Guess": {"env": env}}))
-    made.experiments += [
-        {**made.experiments[0], "name": n, "kind": k, "methods": ["inverse"], "vary": v}
+    sweep = _read(_sweep(tmp_path, environments={"Guess": {"env": env}}))
+    sweep.experiments += [
+        {**sweep.experiments[0], "name": n, "kind": k, "methods": ["inverse"], "vary": v}
         for n, k, v in (
             ("Table 3", "rewards", {"inverse.reward": ["step", "final"]}),
             ("Figure 4a", "iterations", {"reflection.iterations": [3]}),
             ("Figure 4b", "practice", {"reflection.practice": [1, 2]}),
         )
     ]
-    _pretend(made)
-    text = report.write(made).read_text()
+    _pretend(sweep)
+    text = report.write(sweep).read_text()
     assert "**Paper:** Mistral-7B" in text
     assert "59.6" in text, "the paper's implicit on ScienceWorld"
     assert "| step | 41.0 ± 12.7 (n=2) | 5.5 ± 6.4 (n=2) | 64.1 |" in text
@@ -282,10 +287,10 @@ def test_the_papers_figures_are_marked_as_its_own(tmp_path):
 
 
 def test_gains_count_from_the_sft_that_a_run_began_with(tmp_path):
-    made = _read(_sweep(tmp_path, methods={"sft-longer": {"method": "sft", "sft": {"epochs": 2}}}))
-    made.experiments[0] |= {"methods": ["sft", "sft-longer", "implicit"], "vary": {}}
-    _pretend(made, {"sft-longer": 0.6})
-    lines = report.write(made).read_text().splitlines()
+    sweep = _read(_sweep(tmp_path, methods={"sft-longer": {"method": "sft", "sft": {"epochs": 2}}}))
+    sweep.experiments[0] |= {"methods": ["sft", "sft-longer", "implicit"], "vary": {}}
+    _pretend(sweep, {"sft-longer": 0.6})
+    lines = report.write(sweep).read_text().splitlines()
     cells = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("|")]
     found = {row[1]: row[2:4] for row in cells}
     assert found["SFT"] == ["35.5 ± 6.4 (n=2)", ""]
@@ -293,10 +298,10 @@ def test_gains_count_from_the_sft_that_a_run_began_with(tmp_path):
     assert found["StepAgent-Implicit"] == ["41.0 ± 12.7 (n=2)", "5.5 ± 6.4 (n=2)"]
 
 
-def _pretend(made: sweep.Sweep, sft_scores: Mapping[str, float] = MappingProxyType({})) -> None:
+def _pretend(sweep: planning.Sweep, sft_scores: Mapping[str, float] = MappingProxyType({})) -> None:
     """Summaries of all runs, as training.run writes them."""
-    for run_ in sweep.all_runs(made):
-        path = Path(made.output) / "runs" / run_.name / "summary.json"
+    for run_ in planning.all_runs(sweep):
+        path = Path(sweep.output) / "runs" / run_.name / "summary.json"
         path.parent.mkdir(parents=True)
         score = 0.4 + 0.02 * run_.seed
         stages = {"sft": sft_scores.get(run_.method, 0.35 + 0.01 * run_.seed)}
@@ -304,32 +309,36 @@ def _pretend(made: sweep.Sweep, sft_scores: Mapping[str, float] = MappingProxyTy
             stages |= {"iteration-1": score - 0.01, "iteration-2": score}
         path.write_text(
             json.dumps(
-                {"scores": {k: {"reward_mean": v} for k, v in stages.items()}, "seconds": 60}
+                {
+                    "scores": {k: {"reward_mean": v} for k, v in stages.items()},
+                    "figures": {k: {} for k in stages},
+                    "seconds": 60,
+                }
             )
         )
 
 
 def test_the_reproduction_is_a_sweep_of_all_nine_methods():
-    made = command_line.parse(
-        sweep.Sweep, ["--config", str(CONFIGS / "reproduction.yaml")], prog="python -m test"
+    sweep = command_line.parse(
+        planning.Sweep, ["--config", str(CONFIGS / "reproduction.yaml")], prog="python -m test"
     )
-    runs = sweep.all_runs(made)
-    assert {r.options["method"] for r in runs} == set(run.METHODS)
+    runs = planning.all_runs(sweep)
+    assert {r.options["method"] for r in runs} == set(METHODS)
     assert {r.seed for r in runs} == {0, 1, 2}
-    assert {e.kind for e in sweep.experiments(made)} == set(sweep.KINDS)
+    assert {e.kind for e in planning.experiments(sweep)} == set(planning.KINDS)
 
 
-@pytest.mark.parametrize("method", run.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_methods_laptop_configuration_is_that_of_the_reproduction(method, tmp_path):
-    made = command_line.parse(
-        sweep.Sweep, ["--config", str(CONFIGS / "reproduction.yaml")], prog="test"
+    sweep = command_line.parse(
+        planning.Sweep, ["--config", str(CONFIGS / "reproduction.yaml")], prog="test"
     )
-    ours = next(r for r in sweep.all_runs(made) if r.method == method)
+    ours = next(r for r in planning.all_runs(sweep) if r.method == method)
     alone = command_line.parse(
         Config, ["--config", str(CONFIGS / f"{method}-laptop.yaml")], prog="test"
     )
-    found = rundir.differing(
-        command_line.dump(sweep.configuration(ours, tmp_path)), command_line.dump(alone)
+    found = differing(
+        command_line.dump(execution.configuration(ours, tmp_path)), command_line.dump(alone)
     )
     unused = {"preference.iterations", "preference.later_learning_rate"} if method == "dpo" else ()
     assert set(found) - set(unused) == {"output"}
@@ -337,6 +346,8 @@ def test_a_methods_laptop_configuration_is_that_of_the_reproduction(method, tmp_
 
 @pytest.mark.parametrize("name", ["reproduction", "tuning"])
 def test_every_run_of_a_sweep_can_work(name, tmp_path):
-    made = command_line.parse(sweep.Sweep, ["--config", str(CONFIGS / f"{name}.yaml")], prog="test")
-    for run_ in sweep.all_runs(made):
-        sweep.checked(run_, tmp_path)
+    sweep = command_line.parse(
+        planning.Sweep, ["--config", str(CONFIGS / f"{name}.yaml")], prog="test"
+    )
+    for run_ in planning.all_runs(sweep):
+        execution.checked(run_, tmp_path)

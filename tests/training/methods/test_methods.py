@@ -12,14 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 from stepagent.envs.trajectory import Step, Trajectory, read, write
-from stepagent.training import eto, nat, ppo, rft, rollouts, run
-from stepagent.training.dataset import Sample
-from stepagent.training.discriminator import Practised
-from stepagent.training.loop import TrainingDiverged
-from stepagent.training.ppo import token_rewards
-from stepagent.training.rundir import Metrics, RunError
+from stepagent.training import run
+from stepagent.training.data import Sample
+from stepagent.training.methods import eto, inverse, nat, rollouts
+from stepagent.training.methods import practice as practice_module
+from stepagent.training.methods.episode_advantages import token_rewards
+from stepagent.training.methods.practice import Practice, practice_trees
+from stepagent.training.runs.directory import RunError
+from stepagent.training.runs.metrics import Metrics
+from stepagent.training.runs.optimise import TrainingDiverged
 from tests.eval import toy_world
-from tests.training.conftest import watch
 
 LAST = {
     "ppo": "iteration-2",
@@ -43,8 +45,9 @@ def config(config):
     config.evaluation.limit, config.evaluation.every_iteration = 2, False
     config.reflection.batch_size = 8
     config.inverse.discriminator.learning_rate = 1e-2
-    config.inverse.discriminator.batch_size, config.inverse.discriminator.perfect = 16, 1.1
-    config.inverse.discriminator.chance = -1.0  # a discriminator this small may know nothing
+    config.inverse.discriminator.batch_size = 16
+    config.inverse.discriminator.max_accuracy = 1.1
+    config.inverse.discriminator.chance_margin = -1.0  # so small a one may know nothing
     config.ppo.baseline, config.ppo.entropy = "group", 0.01  # moves even who earns nothing
     config.rollouts.samples = 2
     preference = config.preference
@@ -63,7 +66,7 @@ def _after_sft(path):
 
 def _play_as_the_expert(monkeypatch):
     monkeypatch.setattr(
-        rollouts, "play", lambda session, name, samples: [[s.trajectory] for s in samples]
+        rollouts, "play", lambda run, stage, samples: [[s.trajectory] for s in samples]
     )
 
 
@@ -76,7 +79,9 @@ def _lines(out):
 
 
 @pytest.mark.parametrize("method", list(LAST))
-def test_a_stopped_run_ends_with_the_same_weights(config, tmp_path, monkeypatch, method):
+def test_a_stopped_run_ends_with_the_same_weights(
+    config, tmp_path, monkeypatch, watch_updates, method
+):
     config.method = method
     whole = replace(config, output=str(tmp_path / "whole"))
     summary = run.run(whole)
@@ -101,12 +106,12 @@ def test_a_stopped_run_ends_with_the_same_weights(config, tmp_path, monkeypatch,
     monkeypatch.setattr(Metrics, "log", log)
     gc.collect()  # frees the lock on the run's directory, as the end of a process does
     assert not (tmp_path / "stopped/policies" / LAST[method]).exists()
-    made = watch(monkeypatch)
+    updates = watch_updates()
     run.run(stopped)
-    assert made[0] == (LAST[method], 2), "the stage goes on from its checkpoint"
+    assert updates[0] == (LAST[method], 2), "the stage resumes from its checkpoint"
     assert _same(_weights(whole.output), _weights(stopped.output))
     keys = [(line["stage"], line["update"]) for line in _lines(stopped.output)]
-    assert len(set(keys)) == len(keys), "an update stands twice in metrics.jsonl"
+    assert len(set(keys)) == len(keys), "an update is in metrics.jsonl twice"
     assert "loss" in _lines(whole.output)[-1]
 
 
@@ -134,17 +139,17 @@ def test_inverse_logs_its_health(config):
 def test_reward_types(config, monkeypatch, reward):
     config.method, config.inverse.reward = "inverse", reward
     config.reflection.iterations, config.ppo.entropy = 1, 0.0
-    update, play, seen = ppo.update, rollouts.play, []
+    step_policy, play, seen = inverse.step_policy, rollouts.play, []
 
     def half_of_them_succeed(*args):
         return [[replace(t, reward=float(k)) for k, t in enumerate(row)] for row in play(*args)]
 
-    def watched(session, name, actor, items, *rest, **options):
+    def watched(stage, actor, items, *rest):
         seen.extend(items)
-        return update(session, name, actor, items, *rest, **options)
+        return step_policy(stage, actor, items, *rest)
 
     monkeypatch.setattr(rollouts, "play", half_of_them_succeed)
-    monkeypatch.setattr(ppo, "update", watched)
+    monkeypatch.setattr(inverse, "step_policy", watched)
     figures = run.run(config)["figures"]["iteration-1"]
     assert figures["episodes"] == 12
     assert ("reward_gap" in figures) == (reward == "both")
@@ -156,10 +161,11 @@ def test_reward_types(config, monkeypatch, reward):
     assert not _same(_weights(config.output), _after_sft(config.output))
 
 
-@pytest.mark.parametrize(("perfect", "chance"), [(0.0, 0.0), (1.1, 1.0)])
-def test_a_discriminator_that_says_nothing_stops_the_run(config, perfect, chance):
+@pytest.mark.parametrize(("max_accuracy", "chance_margin"), [(0.0, 0.0), (1.1, 1.0)])
+def test_a_discriminator_that_says_nothing_stops_the_run(config, max_accuracy, chance_margin):
     config.method = "inverse"
-    config.inverse.discriminator.perfect, config.inverse.discriminator.chance = perfect, chance
+    judge = config.inverse.discriminator
+    judge.max_accuracy, judge.chance_margin = max_accuracy, chance_margin
     summary = run.run(config)
     assert summary["figures"]["iteration-1"]["stopped"] == 1
     assert "iteration-2" not in summary["figures"]
@@ -231,13 +237,11 @@ def test_ties_alone_leave_the_policy_as_it_is(config, monkeypatch):
 
 
 def test_implicit_with_an_agent_that_is_the_expert_leaves_the_policy(config, monkeypatch):
-    from stepagent.training import inspection
-
     def copies(policy, encoded, *rest):
         return [[encoded.ids[a:b]] * 2 for a, b in encoded.replies]
 
     config.method, config.reflection.iterations = "implicit", 1
-    monkeypatch.setattr(inspection, "draw_replies", copies)
+    monkeypatch.setattr(practice_module, "draw_replies", copies)
     figures = run.run(config)["figures"]["iteration-1"]
     assert (figures["same_as_expert"], figures["pairs"]) == (1, 0)
     assert _same(_weights(config.output), _after_sft(config.output))
@@ -271,10 +275,10 @@ def test_failed_episodes_are_not_played_again(config, monkeypatch):
 def test_an_expert_too_long_for_nats_suffix_is_left_out(config, monkeypatch):
     encode = rollouts.encode
 
-    def tight(session, trajectories, style=None):
-        found, lost = encode(session, trajectories, style)
+    def tight(run, trajectories, style=None):
+        samples, lost = encode(run, trajectories, style)
         own = [t for t in trajectories if t.agent == "expert"]
-        return ([], len(own)) if own and own[0].task_id.endswith("1") else (found, lost)
+        return ([], len(own)) if own and own[0].task_id.endswith("1") else (samples, lost)
 
     monkeypatch.setattr(rollouts, "encode", tight)
     config.method = "nat"
@@ -282,17 +286,13 @@ def test_an_expert_too_long_for_nats_suffix_is_left_out(config, monkeypatch):
 
 
 def test_inverse_with_an_agent_that_is_the_expert_stops(config, monkeypatch):
-    from stepagent.training import inverse
-
-    def copies(policy, samples, config, path, seed, on_trajectory=None):
-        found = inverse.split
+    def copies(stage, policy, samples, config):
         return [
-            (s, part)
+            practice_trees(s.encoded, [[s.encoded.ids[a:b]] for a, b in s.encoded.replies], 9999)
             for s in samples
-            for part in found(s.encoded, [[s.encoded.ids[a:b]] for a, b in s.encoded.replies], 9999)
         ]
 
-    config.method, config.inverse.discriminator.chance = "inverse", 0.01
+    config.method, config.inverse.discriminator.chance_margin = "inverse", 0.01
     monkeypatch.setattr(inverse, "practise", copies)
     figures = run.run(config)["figures"]["iteration-1"]
     assert figures["stopped"] == 1
@@ -314,20 +314,20 @@ def test_a_reference_of_another_architecture_is_refused(config, tmp_path):
 
 def test_every_episode_of_a_task_is_drawn_anew(config, monkeypatch):
     """In an iteration and in the next one; the same again where a run is made again."""
-    kept = {}
+    played = {}
 
-    def play(session, name, samples, **options):
-        kept[name] = real(session, name, samples, **options)
-        return kept[name]
+    def play(run, stage, samples):
+        played[stage.name] = real(run, stage, samples)
+        return played[stage.name]
 
     real = rollouts.play
     monkeypatch.setattr(rollouts, "play", play)
     config.method, config.rollouts.samples, config.reflection.learning_rate = "ppo", 3, 0.0
     run.run(config)
-    assert list(kept) == ["iteration-1", "iteration-2"]
+    assert list(played) == ["iteration-1", "iteration-2"]
     drawn = [
         [tuple(step.action for step in t.steps) for episodes in row for t in episodes]
-        for row in zip(*kept.values(), strict=True)
+        for row in zip(*played.values(), strict=True)
     ]
     assert all(len(row) == 6 for row in drawn)
     assert sum(len(set(row)) for row in drawn) > 4 * len(drawn), drawn
@@ -349,22 +349,22 @@ def _sample(actions, reward, agent="expert"):
 
 def test_eto_pairs():
     expert, worse = _sample("ab", 0.8), _sample("abcdefghij", 0.2, "eto")
-    pair = eto.pair(expert, worse, 5)
+    pair = eto.compare(expert, worse, 5)
     assert pair.chosen is expert
     assert len(pair.rejected.encoded.replies) == len(pair.rejected.trajectory.steps) == 7
     assert pair.rejected.encoded.ids[-1] == 20, "cut at the end of the seventh reply"
     better = _sample("c", 0.9, "eto")
-    swapped = eto.pair(expert, better, 5)
+    swapped = eto.compare(expert, better, 5)
     assert swapped.chosen is better
     assert swapped.rejected.encoded.replies == expert.encoded.replies
-    assert eto.pair(expert, _sample("c", 0.8, "eto"), 5) is None, "ties are skipped"
+    assert eto.compare(expert, _sample("c", 0.8, "eto"), 5) is None, "ties are skipped"
 
 
 def test_rft_keeps_each_sequence_of_actions_once():
-    kept = [_sample("ab", 1.0), _sample("cd", 1.0), _sample("cd", 1.0), _sample("e", 1.0)]
-    assert rft.distinct(kept, expert=_sample("ab", 1.0)) == [kept[1], kept[3]]
-    assert rft.is_success(kept[0].trajectory, 1.0)
-    assert not rft.is_success(_sample("a", 0.99).trajectory, 1.0)
+    samples = [_sample("ab", 1.0), _sample("cd", 1.0), _sample("cd", 1.0), _sample("e", 1.0)]
+    assert rollouts.distinct(samples, expert=_sample("ab", 1.0)) == [samples[1], samples[3]]
+    assert rollouts.is_success(samples[0].trajectory, 1.0)
+    assert not rollouts.is_success(_sample("a", 0.99).trajectory, 1.0)
 
 
 def test_nat_prompts_with_its_positive_suffix(config):
@@ -384,4 +384,4 @@ def test_an_episodes_reward_comes_with_its_last_token():
 
 
 def test_pairs_of_a_practised_item():
-    assert Practised(None, (1.0, 2.0), (3.0, 0.0)).pairs == 3
+    assert Practice(None, (1.0, 2.0), (3.0, 0.0)).pairs == 3

@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from stepagent import command_line
-from stepagent.training import processes, run, sharding
-from stepagent.training.processes import interleave
-from stepagent.training.trainer import common_arguments
+from stepagent.training import run
+from stepagent.training.runs import processes, sharding
+from stepagent.training.runs.processes import interleave
+from stepagent.training.runs.trl_trainer import micro_batches
 from tests.eval import toy_world
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_one_process_is_the_main_one():
@@ -35,7 +36,7 @@ def test_interleave():
         assert interleave([items[r::count] for r in range(count)], 7) == items
 
 
-ACCELERATE = Path(processes.__file__).with_name("configs") / "accelerate"
+ACCELERATE = Path(run.__file__).with_name("configs") / "accelerate"
 
 
 def _command(count, kind):
@@ -51,7 +52,7 @@ def _launch(config, count=1, kind="ddp", die_at=None):
     """Runs the configuration, or until it dies; returns what it printed."""
     path = Path(config.output).with_suffix(".yaml")
     path.write_text(command_line.dump(config))
-    module = "tests.training.fsdp_on_cpu" if kind == "fsdp" else "training.run"
+    module = "tests.training.runs.fsdp_on_cpu" if kind == "fsdp" else "training.run"
     command = [*_command(count, kind), "-m", module, "--config", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"DIE_AT": die_at} if die_at else {})
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
@@ -65,7 +66,7 @@ def _launch(config, count=1, kind="ddp", die_at=None):
 def test_processes_know_of_each_other(tmp_path):
     path = tmp_path / "ask.py"
     path.write_text(
-        "from stepagent.training import processes as p\nprint(p.gather((p.rank(), p.count())))"
+        "from stepagent.training.runs import processes as p\nprint(p.gather((p.rank(), p.count())))"
     )
     command = [*_command(2, "ddp"), str(path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -110,7 +111,7 @@ def test_deepspeed_cannot_take_our_own_loop(monkeypatch):
 def test_a_batch_that_processes_cannot_share_is_refused(config, monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 3)
     with pytest.raises(ValueError, match="4 cannot be shared by 3 processes"):
-        common_arguments(None, config.sft, None, 0)
+        micro_batches(config.sft)
 
 
 def _settings(config, method):
@@ -125,18 +126,19 @@ def _settings(config, method):
     config.ppo.entropy = 0.01  # moves even who earns nothing
     config.sft.learning_rate = 1e-4
     config.preference.learning_rate, config.preference.batch_size = 1e-4, 4
-    config.inverse.discriminator.perfect, config.inverse.discriminator.chance = 1.1, -1.0
+    judge = config.inverse.discriminator
+    judge.max_accuracy, judge.chance_margin = 1.1, -1.0
     return config
 
 
 def _equal(tmp_path):
-    """Both runs made the same updates and end with the same weights, other than SFT's."""
+    """Both runs made the same updates and end with the same weights, which are not SFT's."""
     one, two = ([json.loads(x) for x in (tmp_path / r / "metrics.jsonl").read_text().splitlines()]
                 for r in ("one", "two"))  # fmt: skip
     assert [(x["stage"], x["update"]) for x in one] == [(x["stage"], x["update"]) for x in two]
-    for ours, theirs in zip(one, two, strict=True):
+    for first, second in zip(one, two, strict=True):
         for name in ("loss", "grad_norm"):
-            assert ours[name] == pytest.approx(theirs[name], rel=2e-3, abs=2e-4), (name, ours)
+            assert first[name] == pytest.approx(second[name], rel=2e-3, abs=2e-4), (name, first)
     final = "final/model.safetensors"
     one, two = load_file(tmp_path / "one" / final), load_file(tmp_path / "two" / final)
     sft = load_file(tmp_path / "one" / "policies" / "sft" / "model.safetensors")
@@ -167,14 +169,14 @@ def test_shards_give_what_one_process_gives(config, tmp_path, method):
 
 
 @pytest.mark.slow
-def test_shards_go_on_after_a_kill(config, tmp_path):
+def test_shards_resume_after_a_kill(config, tmp_path):
     config = _settings(config, "implicit")
     _launch(replace(config, output=str(tmp_path / "one")))
     config.checkpoint_seconds = 0.0  # shards are gathered and written after every update
     fsdp = replace(config, output=str(tmp_path / "two"))
     _launch(fsdp, 2, "fsdp", die_at="sft:3")
     out = _launch(fsdp, 2, "fsdp", die_at="iteration-1:2")
-    assert out.split("logs ")[1].startswith("sft:3"), "SFT goes on from its checkpoint"
+    assert out.split("logs ")[1].startswith("sft:3"), "SFT resumes from its checkpoint"
     out = _launch(fsdp, 2, "fsdp")
     assert out.split("logs ")[1].startswith("iteration-1:2")
     _equal(tmp_path)

@@ -9,11 +9,12 @@ import torch
 
 from stepagent.agents.chat import Encoded
 from stepagent.training.config import PolicyConfig, PreferenceConfig
-from stepagent.training.dataset import Sample
+from stepagent.training.data import Sample
+from stepagent.training.methods.preference import Collator, Pair, mask, of_iteration, train
 from stepagent.training.policy import Policy
-from stepagent.training.preference import Collator, Pair, iteration, mask, train
-from stepagent.training.rundir import RunDir
-from stepagent.training.tiny import TinyConfig
+from stepagent.training.runs.directory import RunDirectory
+from stepagent.training.runs.metrics import Metrics
+from stepagent.training.runs.stage import Stage
 
 
 def _sample(ids, replies):
@@ -22,13 +23,6 @@ def _sample(ids, replies):
 
 CHOSEN = _sample([9, 8, 1, 2, 0, 7, 3, 0], [(2, 5), (6, 8)])
 REJECTED = _sample([9, 8, 5, 0, 7, 7], [(2, 4)])
-
-
-@pytest.fixture
-def policy():
-    config = PolicyConfig(model="tiny", max_new_tokens=5, device="cpu", dtype="float32")
-    config.tiny = TinyConfig(hidden_size=32, layers=2, heads=2, vocabulary=300, context=64)
-    return Policy.tiny(config, ["a b c"], seed=0)
 
 
 def test_observations_are_masked_out():
@@ -61,25 +55,21 @@ def _log_prob(model, sample):
 
 
 def test_trls_loss_is_the_logistic_one_over_the_agents_tokens(policy, tmp_path, monkeypatch):
-    from stepagent.training.rundir import Metrics
+    logged, states = [], []
 
-    logged = []
-    monkeypatch.setattr(
-        Metrics, "log", lambda self, stage, update, **figures: logged.append(figures)
-    )
+    def log(self, stage, update, **figures):
+        logged.append(figures)
+        states.append((_log_prob(policy.model, CHOSEN), _log_prob(policy.model, REJECTED)))
+
+    monkeypatch.setattr(Metrics, "log", log)
     with torch.no_grad():
         before = _log_prob(policy.model, CHOSEN), _log_prob(policy.model, REJECTED)
     config = PreferenceConfig(
         learning_rate=1e-2, schedule="constant", warmup_ratio=0.0, batch_size=1, epochs=2, beta=0.3
     )
-    states = []
     forward = type(policy.model).forward
-    train(
-        policy, [Pair(CHOSEN, REJECTED)], config, RunDir(tmp_path, ""), "s", 0, 1e9,
-        lambda done, figures: states.append(
-            (_log_prob(policy.model, CHOSEN), _log_prob(policy.model, REJECTED))
-        ),
-    )  # fmt: skip
+    stage = Stage("s", RunDirectory(tmp_path, ""), checkpoint_seconds=1e9)
+    train(stage, policy, [Pair(CHOSEN, REJECTED)], config)
     assert type(policy.model).forward is forward
     assert "forward" not in vars(policy.model), "TRL's own forward is taken off again"
     assert logged[0]["loss"] == pytest.approx(math.log(2), abs=1e-4), "at the reference"
@@ -98,7 +88,8 @@ def test_adapters_are_as_before(policy, tmp_path):
         learning_rate=1e-2, schedule="constant", warmup_ratio=0.0, batch_size=1, epochs=1
     )
     start = {n: p.clone() for n, p in adapted.model.named_parameters() if p.requires_grad}
-    train(adapted, [Pair(CHOSEN, REJECTED)], settings, RunDir(tmp_path / "r", ""), "s", 0, 1e9)
+    stage = Stage("s", RunDirectory(tmp_path / "r", ""), checkpoint_seconds=1e9)
+    train(stage, adapted, [Pair(CHOSEN, REJECTED)], settings)
     assert list(adapted.model.peft_config) == ["default"]
     trained = {n: p for n, p in adapted.model.named_parameters() if p.requires_grad}
     assert trained.keys() == start.keys()
@@ -107,8 +98,8 @@ def test_adapters_are_as_before(policy, tmp_path):
 
 def test_beta_and_rate_change_after_the_first_iteration():
     config = PreferenceConfig()
-    assert (iteration(config, 1).beta, iteration(config, 1).learning_rate) == (0.1, 1e-6)
-    assert (iteration(config, 3).beta, iteration(config, 3).learning_rate) == (0.5, 5e-7)
+    assert (of_iteration(config, 1).beta, of_iteration(config, 1).learning_rate) == (0.1, 1e-6)
+    assert (of_iteration(config, 3).beta, of_iteration(config, 3).learning_rate) == (0.5, 5e-7)
 
 
 def test_pairs_that_say_the_same_differ_in_nothing():

@@ -6,10 +6,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from stepagent.training import sampling
-from stepagent.training.sampling import practice
-from stepagent.training.tree import Branch, StepTree, pack, score_trees
-from tests.training.test_tree import random_tree, tiny_model
+from stepagent.agents.generation import Decoding
+from stepagent.training.trees import sampling
+from stepagent.training.trees.packing import pack
+from stepagent.training.trees.sampling import Sampling, practice
+from stepagent.training.trees.scoring import score_trees
+from stepagent.training.trees.tree import Branch, StepTree
+from tests.training.toys import random_tree, tiny_model
 
 EOS = 11
 
@@ -33,7 +36,10 @@ def greedy_alone(model: PreTrainedModel, tree: StepTree, longest: int) -> list[l
 
 def draw(model: PreTrainedModel, tree: StepTree, **changes: object) -> list[list[list[int]]]:
     options = {"k": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 12, "eos_ids": {EOS}}
-    return practice(model, tree.ids, tree.replies, **{"seed": 5, **options, **changes})
+    options |= {"seed": 5, **changes}
+    decoding = Decoding(options["temperature"], options["top_p"], options["max_new_tokens"])
+    drawing = Sampling(options["k"], decoding, options["eos_ids"])
+    return practice(model, tree.ids, tree.replies, drawing, options["seed"])
 
 
 def biased(kind: str = "llama", **changes: object) -> PreTrainedModel:
@@ -108,14 +114,16 @@ def test_top_p_keeps_the_likeliest() -> None:
 def test_sampled_replies_are_likelier_than_their_permutations() -> None:
     """Rows must not read each other's tokens: a reply belongs to the state it was drawn in."""
     model, tree = biased(), random_tree(26, 8, [])
-    found = draw(model, tree, k=4)
+    replies = draw(model, tree, k=4)
     own = StepTree(
-        tree.ids, tree.replies, tuple(Branch(i, tuple(r)) for i, rs in enumerate(found) for r in rs)
+        tree.ids,
+        tree.replies,
+        tuple(Branch(i, tuple(r)) for i, rs in enumerate(replies) for r in rs),
     )
     foreign = StepTree(
         tree.ids,
         tree.replies,
-        tuple(Branch((i + 3) % 8, tuple(r)) for i, rs in enumerate(found) for r in rs),
+        tuple(Branch((i + 3) % 8, tuple(r)) for i, rs in enumerate(replies) for r in rs),
     )
     with torch.no_grad():
         sums = [score_trees(model, pack([t])).rejected.mean().item() for t in (own, foreign)]
@@ -139,20 +147,7 @@ def test_bad_settings_are_refused() -> None:
     for changes in ({"k": 0}, {"k": 2, "temperature": 0.0}, {"top_p": 0.0}, {"temperature": -1.0}):
         with pytest.raises(ValueError, match=r"k is|wants"):
             draw(model, tree, **changes)
-    assert (
-        practice(
-            model,
-            tree.ids,
-            [],
-            k=1,
-            temperature=1.0,
-            top_p=1.0,
-            max_new_tokens=3,
-            eos_ids={EOS},
-            seed=0,
-        )
-        == []
-    )
+    assert practice(model, tree.ids, [], Sampling(1, Decoding(1.0, 1.0, 3), {EOS}), seed=0) == []
 
 
 def test_a_model_in_training_is_left_in_training() -> None:
@@ -193,15 +188,5 @@ def test_greedy_equals_generate_on_smollm2() -> None:
             torch.tensor([encoded.ids[:start]]), max_new_tokens=24, do_sample=False
         )
         expected.append([out[0, start:].tolist()])
-    found = practice(
-        model,
-        encoded.ids,
-        encoded.replies,
-        k=1,
-        temperature=0.0,
-        top_p=1.0,
-        max_new_tokens=24,
-        eos_ids={codec.end_of_turn_id},
-        seed=0,
-    )
-    assert found == expected
+    greedy = Sampling(1, Decoding(0.0, 1.0, 24), {codec.end_of_turn_id})
+    assert practice(model, encoded.ids, encoded.replies, greedy, seed=0) == expected

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 from stepagent.training import run
-from stepagent.training.rundir import Metrics
+from stepagent.training.runs.metrics import Metrics
 
 _init = AcceleratorState.__init__
 

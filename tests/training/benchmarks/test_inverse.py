@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from stepagent.training.bench_inverse import measure_side
+from stepagent.training.benchmarks.inverse import measure_side
 from stepagent.training.config import PolicyConfig
 from stepagent.training.policy import Policy
 from stepagent.training.tiny import TinyConfig

@@ -1,13 +1,15 @@
 import pytest
+from trl import SFTConfig
 
 from stepagent.agents.chat import ChatCodec
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Step, Trajectory
-from stepagent.training.dataset import encode, select
-from stepagent.training.policy import Policy
-from stepagent.training.sft import IGNORED, Collator, labels
+from stepagent.training.data import encode, select
+from stepagent.training.methods.sft import IGNORED, Collator, labels
+from stepagent.training.runs.directory import RunDirectory
+from stepagent.training.runs.stage import Stage
+from stepagent.training.runs.trl_trainer import arguments
 from stepagent.training.tiny import TinyConfig, build_model, build_tokenizer
-from stepagent.training.trainer import common_arguments
 
 PROMPT = Prompt("Guess.", (("o", "t", "a"),))
 
@@ -28,8 +30,8 @@ def test_labels_are_the_agents_tokens_alone(tokenizer):
         [_trajectory(["go north", "open door"])], codec, PROMPT, PromptStyle(thoughts=False), 256
     )
     assert left_out == {}
-    found = labels(sample)
-    learned = [i for i, label in zip(sample.encoded.ids, found, strict=True) if label != IGNORED]
+    targets = labels(sample)
+    learned = [i for i, label in zip(sample.encoded.ids, targets, strict=True) if label != IGNORED]
     assert tokenizer.decode(learned) == "go north<|end|>open door<|end|>"
     assert labels(sample, assistant_only_loss=False) == sample.encoded.ids
     batch = Collator(pad_token_id=1)(
@@ -70,11 +72,13 @@ def test_tiny_models_are_made_by_the_seed(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "wanted"), [(10, 8, 5), (12, 8, 6), (7, 4, 1), (8, 8, 8)]
+    ("batch", "micro", "expected"), [(10, 8, 5), (12, 8, 6), (7, 4, 1), (8, 8, 8)]
 )
-def test_an_update_has_as_many_samples_as_asked_for(batch, micro, wanted, config, tmp_path):
+def test_an_update_has_as_many_samples_as_configured(
+    batch, micro, expected, config, policy, tmp_path
+):
     config.sft.batch_size, config.sft.microbatch_size = batch, micro
-    made = Policy.tiny(config.policy, ["add 1 2 3"], 0)
-    given = common_arguments(made, config.sft, tmp_path, 0)
-    assert given["per_device_train_batch_size"] == wanted
-    assert wanted * given["gradient_accumulation_steps"] == batch
+    stage = Stage("s", RunDirectory(tmp_path, ""))
+    settings = arguments(SFTConfig, stage, policy, config.sft)
+    assert settings.per_device_train_batch_size == expected
+    assert expected * settings.gradient_accumulation_steps == batch

@@ -7,12 +7,11 @@ import math
 import pytest
 import torch
 
-from stepagent.training.losses import (
+from stepagent.training.methods.losses import (
     discriminator_loss,
     expert_is_high_reward,
     generalised_advantages,
     ppo_loss,
-    reply_nll,
     step_dpo_loss,
 )
 
@@ -86,14 +85,6 @@ def test_step_dpo_refuses(beta: float, size: int, weights: list[float] | None, s
     given = None if weights is None else torch.tensor(weights)
     with pytest.raises(ValueError, match=says):
         step_dpo_loss(*torch.zeros(4, size), beta=beta, weights=given)
-
-
-def test_reply_nll_by_hand() -> None:
-    # Probabilities 1/2, 1/4 and 1/8: -(ln ½ + ln ¼ + ln ⅛) / 3 = 2 ln 2
-    log_probs = torch.tensor([0.5, 0.25, 0.125]).log()
-    assert reply_nll(log_probs).item() == pytest.approx(2 * math.log(2))
-    with pytest.raises(ValueError, match="no reply token"):
-        reply_nll(torch.zeros(0))
 
 
 def test_discriminator_by_hand() -> None:
