@@ -108,8 +108,8 @@ class ChatCodec:
 
     def _first_special_end(self, text: str) -> int:
         """Where the first special token of a text ends; 0 where there is none."""
-        found = self._special.search(text)
-        return found.end() if found else 0
+        match = self._special.search(text)
+        return match.end() if match else 0
 
     def _as_text(self, text: str) -> str:
         """The text with a space in what would be read as a special token."""
@@ -120,8 +120,10 @@ class ChatCodec:
 
     def _after(self, context: str, text: str) -> list[int]:
         """Tokens of `text` where it follows `context`: at a text's start they may differ."""
-        whole, head = self._raw(context + text), self._raw(context)
-        return whole[len(head) :] if whole[: len(head)] == head else self._raw(text)
+        context_ids, all_ids = self._raw(context), self._raw(context + text)
+        if all_ids[: len(context_ids)] != context_ids:
+            return self._raw(text)
+        return all_ids[len(context_ids) :]
 
     def _encode_state(self, system: str | None, observation: str) -> tuple[int, ...]:
         """From the end of the last reply (or the start) up to where the next reply begins."""

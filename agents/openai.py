@@ -1,8 +1,8 @@
 """The agent behind an OpenAI-compatible chat completions API: OpenAI, vLLM, llama.cpp, …
 
 It is streaming (see `agents.core`): each reply is handed back as soon as it is there, so a slow one
-holds nobody up. Replies can be kept on disk (`agents.replies`), so that a repeated run costs
-nothing; tokens and, where prices are known, dollars are counted (`agents.spending`).
+holds nobody up. Replies can be kept on disk (`agents.reply_cache`), so that a repeated run costs
+nothing; tokens and, where prices are known, dollars are counted (`agents.costs`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 
 import requests
 
-from stepagent.agents import spending
+from stepagent.agents import costs
 from stepagent.agents.completions import ApiError, Completions, TooLong
 from stepagent.agents.core import Agent, Turn
-from stepagent.agents.replies import Completion, ReplyCache
+from stepagent.agents.reply_cache import Completion, ReplyCache
 from stepagent.envs.react import STOP, Message, PromptStyle
 
 __all__ = ["ApiError", "OpenAIAgent", "cut_middle"]
 
 OPENAI = "https://api.openai.com/v1"
-_CUTS = 3
+_MAX_CUTS = 3
 """How often one prompt is cut down after the server has called it too long."""
-_GLANCE = 0.05
+_POLL_SECONDS = 0.05
 """Seconds that `poll` waits for a reply."""
 _COUNTS = (
     "requests",
@@ -62,7 +62,7 @@ class OpenAIAgent(Agent):
     concurrency: requests under way at once; also the batch size.
     requests_per_minute, tokens_per_minute: asked for at most; None: no limit of our own.
     cache: file that replies are kept in; None: nowhere.
-    prices: model → dollars a million tokens, or a YAML file of them (`agents.spending.prices`).
+    prices: model → dollars a million tokens, or a YAML file of them (`agents.costs.prices`).
         Where the model's is known, the statistics have its `cost`.
     instruction, example, thoughts: the prompt's style.
     """
@@ -104,7 +104,7 @@ class OpenAIAgent(Agent):
         if top_p < 1:
             self._parameters["top_p"] = top_p
         self._max_new_tokens = max_new_tokens
-        self._price = spending.prices(prices).get(model)
+        self._price = costs.prices(prices).get(model)
         self._client = Completions(
             model,
             self.base_url,
@@ -113,7 +113,7 @@ class OpenAIAgent(Agent):
             timeout=timeout,
             retries=retries,
             backoff=backoff,
-            limit=spending.RateLimit(requests_per_minute, tokens_per_minute),
+            limit=costs.RateLimit(requests_per_minute, tokens_per_minute),
             count=self._count,
         )
         self._cache = ReplyCache(cache) if cache else None
@@ -123,7 +123,7 @@ class OpenAIAgent(Agent):
         self._budget: int | None = None  # characters that a prompt may have; learnt from refusals
         self._todo: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[tuple[Hashable, str | Exception]] = queue.SimpleQueue()
-        self._servants: list[threading.Thread] = []
+        self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
         self._counts = dict.fromkeys((*_COUNTS, *(["cost"] if self._price else [])), 0.0)
 
@@ -169,25 +169,25 @@ class OpenAIAgent(Agent):
     def submit(self, turns: Sequence[Turn]) -> None:
         """Takes turns to ask for, as many at once as `concurrency` says."""
         for turn in turns:
-            if len(self._servants) < self.batch_size:
-                thread = threading.Thread(target=self._serve, daemon=True, name="openai")
-                self._servants.append(thread)
+            if len(self._threads) < self.batch_size:
+                thread = threading.Thread(target=self._answer_turns, daemon=True, name="openai")
+                self._threads.append(thread)
                 thread.start()
             self._todo.put(turn)
 
     def poll(self) -> list[tuple[Hashable, str | Exception]]:
         """The replies that have come, or why there is none; waits a moment for the first."""
         began = time.perf_counter()
-        found: list[tuple[Hashable, str | Exception]] = []
+        replies: list[tuple[Hashable, str | Exception]] = []
         try:
-            found.append(self._replies.get(timeout=_GLANCE))
+            replies.append(self._replies.get(timeout=_POLL_SECONDS))
             while True:
-                found.append(self._replies.get_nowait())
+                replies.append(self._replies.get_nowait())
         except queue.Empty:
             self._count(seconds=time.perf_counter() - began)
-            return found
+            return replies
 
-    def _serve(self) -> None:
+    def _answer_turns(self) -> None:
         with self._borrowed_session() as session:
             while (turn := self._todo.get()) is not None:
                 try:
@@ -219,21 +219,21 @@ class OpenAIAgent(Agent):
             **body,
             "messages": messages,
         }
-        if self._cache and (known := self._cache.get(request)):
-            self._count(replies_cached=1, tokens_cached=known.tokens)
-            return known.text
-        found = self._answer(body, messages, session, stop)
+        if self._cache and (cached := self._cache.get(request)):
+            self._count(replies_cached=1, tokens_cached=cached.tokens)
+            return cached.text
+        completion = self._complete(body, messages, session, stop)
         if self._cache:
-            self._cache.put(request, found)
+            self._cache.put(request, completion)
         self._count(
-            tokens_read=found.read,
-            tokens_kept=found.kept,
-            tokens_generated=found.generated,
-            **({"cost": spending.cost(found, self._price)} if self._price else {}),
+            tokens_read=completion.read,
+            tokens_kept=completion.cached,
+            tokens_generated=completion.generated,
+            **({"cost": costs.cost(completion, self._price)} if self._price else {}),
         )
-        return found.text
+        return completion.text
 
-    def _answer(
+    def _complete(
         self,
         body: dict[str, Any],
         messages: list[Message],
@@ -245,13 +245,13 @@ class OpenAIAgent(Agent):
         while True:
             fitting = messages if self._budget is None else cut_middle(messages, self._budget)
             try:
-                found = self._client.ask({**body, "messages": fitting}, session, stop)
+                completion = self._client.ask({**body, "messages": fitting}, session, stop)
                 self._count(prompts_cut=fitting != messages)
-                return found
+                return completion
             except TooLong as error:
                 size = sum(len(message["content"]) for message in fitting)
                 cuts += 1
-                if cuts > _CUTS:
+                if cuts > _MAX_CUTS:
                     raise ApiError(
                         f"{self.name} at {self.base_url} calls even a prompt of {size} "
                         f"characters too long: {error}"
@@ -269,9 +269,9 @@ class OpenAIAgent(Agent):
     def close(self) -> None:
         self._stop.set()
         self._closed.set()
-        for _ in self._servants:
+        for _ in self._threads:
             self._todo.put(None)
-        self._servants.clear()
+        self._threads.clear()
         with self._lock:
             for session in self._sessions:
                 session.close()
@@ -297,17 +297,17 @@ def cut_middle(messages: Sequence[Message], budget: int) -> list[Message]:
     Where the latest turn alone is too long still, the longest text loses its middle. The system
     message is never cut.
     """
-    found = [Message(role=m["role"], content=m["content"]) for m in messages]
-    first = 2 if found[0]["role"] == "system" else 1
-    head, tail, dropped = found[:first], found[first:], 0
-    size = sum(len(message["content"]) for message in found)
+    cut = [Message(role=m["role"], content=m["content"]) for m in messages]
+    first = 2 if cut[0]["role"] == "system" else 1
+    head, tail, dropped = cut[:first], cut[first:], 0
+    size = sum(len(message["content"]) for message in cut)
     while size > budget and len(tail) > 2:
         size -= len(tail[0]["content"]) + len(tail[1]["content"])
         tail, dropped = tail[2:], dropped + 1
     if dropped:
         head[-1]["content"] += f"\n\n[{dropped} turns left out]"
-    found = head + tail
-    texts = [message for message in found if message["role"] != "system"]
+    cut = head + tail
+    texts = [message for message in cut if message["role"] != "system"]
     while size > budget and texts:
         longest = max(texts, key=lambda message: len(message["content"]))
         text = longest["content"]
@@ -316,7 +316,7 @@ def cut_middle(messages: Sequence[Message], budget: int) -> list[Message]:
             break
         longest["content"] = f"{text[:keep]} […] {text[-keep:]}"
         size -= len(text) - len(longest["content"])
-    return found
+    return cut
 
 
 def _without_user(url: str) -> str:

@@ -33,11 +33,11 @@ def make_agent(spec: str, **options: Any) -> Agent:
     Raises ValueError that lists what exists for an unknown spec or option, and what the agent's
     class raises.
     """
-    build, first, known = _class_of(spec)
-    unknown = sorted(set(options) - set(known))
+    build, first, accepted = _class_of(spec)
+    unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise ValueError(
-            f"the agent {spec!r} has no option {', '.join(unknown)}: it takes {', '.join(known)}"
+            f"the agent {spec!r} has no option {', '.join(unknown)}: it takes {', '.join(accepted)}"
         )
     return build(*first, **options)
 
@@ -56,9 +56,9 @@ def _class_of(spec: str) -> tuple[Callable[..., Agent], list[str], list[str]]:
         raise ValueError(f"unknown agent {spec!r}: choose one of\n{listed}")
     module, name = _CLASSES[kind]
     build: Callable[..., Agent] = getattr(import_module(module), name)
-    known = [
+    accepted = [
         p.name
         for p in inspect.signature(build).parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     ]
-    return build, [rest] if takes_name else [kind] if kind == "smollm2" else [], known
+    return build, [rest] if takes_name else [kind] if kind == "smollm2" else [], accepted

@@ -19,8 +19,8 @@ import torch
 from stepagent.agents import models
 from stepagent.agents.chat import ChatCodec
 from stepagent.agents.core import Agent, Turn
-from stepagent.agents.generation import Decoding, Generator, Prompt, why_not
-from stepagent.agents.plain import PlainGenerator
+from stepagent.agents.generation import Decoding, Generator, Request, why_uncacheable
+from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.envs.react import STOP, Message, PromptStyle
 
 
@@ -79,8 +79,8 @@ class TransformersAgent(Agent):
             raise ValueError("a loaded model needs its tokenizer beside it")
         self.name = name or f"hf:{getattr(model, 'name_or_path', '') or type(model).__name__}"
         self.model, self.tokenizer, self.codec = model, tokenizer, ChatCodec(tokenizer)
-        known = models.context_length(model)
-        self.context = min(known, context or known)
+        longest = models.context_length(model)
+        self.context = min(longest, context or longest)
         if self.context <= max_new_tokens:
             raise models.ModelError(
                 f"{self.name} has a context of {self.context} tokens, which "
@@ -89,11 +89,11 @@ class TransformersAgent(Agent):
         on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
         self.batch_size = batch_size or (32 if on_cuda else 16)
         ends = models.eos_ids(model, tokenizer) | {self.codec.end_of_turn_id}
-        self.plain_because = self._in_eval(lambda: why_not(model))
+        self.why_uncached = self._in_eval(lambda: why_uncacheable(model))
         """Why conversations are read anew at every turn; "" where their cache is kept."""
-        self._generator: Generator | PlainGenerator
-        if self.plain_because:
-            self._generator = PlainGenerator(model, ends=ends, stops=STOP, tokenizer=tokenizer)
+        self._generator: Generator | NaiveGenerator
+        if self.why_uncached:
+            self._generator = NaiveGenerator(model, ends=ends, stops=STOP, tokenizer=tokenizer)
         else:
             self._generator = Generator(
                 model, ends=ends, stopped=self._stopped, slots=self.batch_size, limit=self.context
@@ -102,44 +102,44 @@ class TransformersAgent(Agent):
         self.streaming = isinstance(self._generator, Generator)
         self._closing: dict[int, bool] = {}
         self._state = self._weights_state()
-        self._prompts, self._cut, self._seconds = 0, 0, 0.0
+        self._prompt_count, self._cut_count, self._seconds = 0, 0, 0.0
 
     # Answering ----------------------------------------------------------------------------------
 
     def act(self, turns: Sequence[Turn]) -> list[str]:
         """One reply a turn. Raises ValueError where even the shortest cut exceeds the context."""
         began = time.perf_counter()
-        prompts = self._prompts_of(turns)
-        ids = self._in_eval(lambda: self._generator.generate(prompts, self.decoding))
+        requests = self._requests(turns)
+        ids = self._in_eval(lambda: self._generator.generate(requests, self.decoding))
         self._seconds += time.perf_counter() - began
         return [self._text(reply) for reply in ids]
 
     def submit(self, turns: Sequence[Turn]) -> None:
         """Takes turns in. Raises ValueError where even the shortest cut exceeds the context."""
-        assert isinstance(self._generator, Generator), self.plain_because
-        self._generator.admit(self._prompts_of(turns))
+        assert isinstance(self._generator, Generator), self.why_uncached
+        self._generator.admit(self._requests(turns))
 
     def poll(self) -> list[tuple[Hashable, str | Exception]]:
         """One token more for all turns under way (or a chunk of their prompts)."""
         generator = self._generator
-        assert isinstance(generator, Generator), self.plain_because
+        assert isinstance(generator, Generator), self.why_uncached
         began = time.perf_counter()
         ended = self._in_eval(lambda: generator.step(self.decoding))
         self._seconds += time.perf_counter() - began
         return [(key, self._text(ids)) for key, ids in ended]
 
-    def _prompts_of(self, turns: Sequence[Turn]) -> list[Prompt]:
+    def _requests(self, turns: Sequence[Turn]) -> list[Request]:
         """The turns in tokens; caches that changed weights have made worthless are dropped."""
         if self._state != (state := self._weights_state()):
             self.reset()
             self._state = state
-        prompts = []
+        requests = []
         for turn in turns:
             number = sum(message["role"] == "assistant" for message in turn.messages)
             rng = np.random.default_rng([turn.seed % 2**63 ^ self._salt, number])
-            prompts.append(Prompt(turn.key, self._encode(turn.messages), rng))
-        self._prompts += len(turns)
-        return prompts
+            requests.append(Request(turn.key, self._encode(turn.messages), rng))
+        self._prompt_count += len(turns)
+        return requests
 
     def check(self, messages: Sequence[Message]) -> None:
         """Raises ValueError unless an episode that opens so fits the context."""
@@ -151,7 +151,7 @@ class TransformersAgent(Agent):
         if len(ids) <= limit:
             return ids
         fitting, _ = self.codec.fit(messages, limit)
-        self._cut += 1
+        self._cut_count += 1
         return self.codec.encode(fitting).ids
 
     def _weights_state(self) -> int:
@@ -211,10 +211,10 @@ class TransformersAgent(Agent):
     def statistics(self) -> dict[str, float]:
         counts = self._generator.counts
         return {
-            "prompts": self._prompts,
-            "prompts_cut": self._cut,
+            "prompts": self._prompt_count,
+            "prompts_cut": self._cut_count,
             "tokens_read": counts.read,
-            "tokens_kept": counts.kept,
+            "tokens_kept": counts.cached,
             "tokens_generated": counts.generated,
             "seconds": self._seconds,
         }

@@ -1,6 +1,6 @@
 """Episodes in parallel: many open environments, one agent that answers whoever is waiting.
 
-Every open environment lives in a thread of its own (`eval.worlds`) and is used for one task after
+Every open environment lives in a thread of its own (`eval.env_workers`) and plays one task after
 another. The agent acts in the caller's turn on the episodes that wait for a reply. One that is
 streaming (a local model, a server) gets each episode as soon as it is ready and gives each reply
 back as soon as it has ended, so that its batch stays full and a slow environment holds nobody up.
@@ -22,7 +22,7 @@ from stepagent.agents.core import Agent, Turn
 from stepagent.envs import react
 from stepagent.envs.core import TextEnv, own_version
 from stepagent.envs.trajectory import Trajectory
-from stepagent.eval.worlds import Caller, Ended, Episode, Stamp, World, describe
+from stepagent.eval.env_workers import Caller, Ended, Episode, Stamp, World, describe
 
 T = TypeVar("T")
 PATIENCE = 0.25
@@ -54,7 +54,7 @@ def run_episodes(
         the task id, so that equal draws do not run through all tasks.
     workers: environments kept open at once; None: the agent's `batch_size`.
     env_kwargs: further arguments of the environment.
-    prompt: opens the conversations instead of the environment's own (`eval.shots` makes some).
+    prompt: opens the conversations instead of the environment's own (`eval.few_shot` makes some).
     time_limit: seconds that the agent may take for a reply, or an environment for a step, before
         the episode counts as failed and what hangs is left behind; None: for ever.
 

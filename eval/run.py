@@ -27,9 +27,9 @@ from stepagent import agents, command_line, envs
 from stepagent.agents.core import Agent
 from stepagent.envs.core import TextEnv, checksum
 from stepagent.eval import report, suite, tables
+from stepagent.eval.few_shot import few_shot_prompt
 from stepagent.eval.results import Identity, ResultsDir, ResultsError
 from stepagent.eval.rollout import fingerprint, run_episodes
-from stepagent.eval.shots import few_shot_prompt
 from stepagent.eval.summary import summarise
 from stepagent.files import cache_folder
 

@@ -27,8 +27,8 @@ import numpy as np
 from stepagent import envs
 from stepagent.agents import models
 from stepagent.agents.core import Turn
-from stepagent.agents.generation import Prompt
-from stepagent.agents.plain import PlainGenerator
+from stepagent.agents.generation import Request
+from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs import react
 from stepagent.envs.core import Outcome, TextEnv, checksum
@@ -179,10 +179,10 @@ class _Plain(_Sides):
             upto = [_before(messages, turn) for messages in whole]
             self._generate(generator, [messages for messages in upto if messages])
 
-    def _generator(self, batch_size: int) -> PlainGenerator:
+    def _generator(self, batch_size: int) -> NaiveGenerator:
         agent = self.agent
         ends = models.eos_ids(agent.model, agent.tokenizer) | {agent.codec.end_of_turn_id}
-        return PlainGenerator(
+        return NaiveGenerator(
             agent.model,
             ends=ends,
             stops=react.STOP,
@@ -191,14 +191,14 @@ class _Plain(_Sides):
         )
 
     def _generate(
-        self, generator: PlainGenerator, conversations: Sequence[list[react.Message]]
+        self, generator: NaiveGenerator, conversations: Sequence[list[react.Message]]
     ) -> list[str]:
         agent, rng = self.agent, np.random.default_rng(0)
         limit = agent.context - agent.decoding.max_new_tokens
         prompts = []
         for i, messages in enumerate(conversations):
             fitting, _ = agent.codec.fit(messages, limit)
-            prompts.append(Prompt(i, agent.codec.encode(fitting).ids, rng))
+            prompts.append(Request(i, agent.codec.encode(fitting).ids, rng))
         found = generator.generate(prompts, agent.decoding)
         return [react.cut(agent.codec.decode(ids).strip()) for ids in found]
 

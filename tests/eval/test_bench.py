@@ -6,8 +6,8 @@ import pytest
 
 from stepagent.eval import bench
 from stepagent.eval.benches import MOST, Options, Row, measure, measure_sides, settings
-from tests.agents.conftest import make_model, make_tokenizer
-from tests.eval.toy_world import ID
+from tests.agents.tiny_models import make_model, make_tokenizer
+from tests.toy_env import ID
 
 
 def test_ratio_says_how_many_times_better_ours_is():

@@ -10,7 +10,7 @@ import pytest
 from stepagent.eval import compare, paper
 from stepagent.eval.comparison import compare as work_out
 from stepagent.eval.runs import read
-from tests.eval.made import FINGERPRINT, episode, run
+from tests.eval.example_results import FINGERPRINT, episode, run
 
 TASKS = [*(f"boil/{i}" for i in range(10)), *(f"melt/{i}" for i in range(10))]
 

@@ -10,7 +10,7 @@ from stepagent.envs import trajectory as files
 from stepagent.eval import replay
 from stepagent.eval.replay import main
 from stepagent.eval.run import evaluate
-from tests.eval.toy_world import ID, Scripted
+from tests.toy_env import ID, ScriptedAgent
 
 TASKS = envs.make(ID, split="test").tasks
 
@@ -18,7 +18,7 @@ TASKS = envs.make(ID, split="test").tasks
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
-    evaluate(ID, Scripted(fail="12"), out, env_args={"size": 9}, seed=3)
+    evaluate(ID, ScriptedAgent(fail="12"), out, env_args={"size": 9}, seed=3)
     return out
 
 

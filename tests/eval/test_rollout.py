@@ -11,13 +11,13 @@ from stepagent.agents.core import Agent
 from stepagent.envs.react import PromptStyle
 from stepagent.eval import rollout
 from stepagent.eval.rollout import run_episodes
-from tests.eval.toy_world import ID, Scripted, ToyEnv
+from tests.toy_env import ID, ScriptedAgent, ToyEnv
 
 TASKS = envs.make(ID, split="test").tasks
 
 
 def play(agent=None, tasks=TASKS, **kwargs):
-    found = list(run_episodes(ID, agent or Scripted(), tasks, **kwargs))
+    found = list(run_episodes(ID, agent or ScriptedAgent(), tasks, **kwargs))
     return {(t.task_id, t.seed): replace(t, seconds=0.0) for t in found}
 
 
@@ -29,7 +29,7 @@ def test_same_trajectories_with_one_worker_and_with_eight():
 
 
 def test_slow_environments_and_slow_agents_change_nothing_either():
-    slow = play(Scripted(delay=0.003), workers=8, env_kwargs={"delay": 0.004})
+    slow = play(ScriptedAgent(delay=0.003), workers=8, env_kwargs={"delay": 0.004})
     for key, trajectory in play(workers=3).items():
         assert slow[key].steps == trajectory.steps
 
@@ -38,13 +38,13 @@ def test_a_seed_a_task():
     found = play(tasks=[TASKS[0]] * 3, seed=[1, 2, 3], workers=2)
     assert set(found) == {(TASKS[0], 1), (TASKS[0], 2), (TASKS[0], 3)}
     with pytest.raises(ValueError, match="2 seeds for 20 tasks"):
-        run_episodes(ID, Scripted(), TASKS, seed=[1, 2])
+        run_episodes(ID, ScriptedAgent(), TASKS, seed=[1, 2])
 
 
 def test_the_agents_seed_depends_on_task_and_seed():
     seen = {}
 
-    class Spy(Scripted):
+    class Spy(ScriptedAgent):
         def act(self, turns):
             seen.update({turn.key: turn.seed for turn in turns})
             return super().act(turns)
@@ -57,7 +57,7 @@ def test_the_agents_seed_depends_on_task_and_seed():
 def test_a_trajectory_writes_the_conversation_that_the_agent_saw(style):
     last = {}
 
-    class Spy(Scripted):
+    class Spy(ScriptedAgent):
         def act(self, turns):
             last.update({turn.key[1]: turn.messages for turn in turns})
             return super().act(turns)
@@ -93,7 +93,7 @@ def test_environment_that_breaks_at_reset_or_step_ends_its_own_episode_only():
 
 
 def test_agent_that_fails_on_one_turn_fails_that_episode_only():
-    agent = Scripted(fail="12")
+    agent = ScriptedAgent(fail="12")
     found = play(agent, workers=4)
     failed = found.pop((TASKS[5], 0))
     assert failed.error == "agent: ValueError: planted in the agent (step 1)"
@@ -139,7 +139,7 @@ def test_hostile_replies_do_not_break_a_run():
 
 
 def test_the_agent_gets_whoever_is_ready_up_to_its_batch_size():
-    agent = Scripted(delay=0.01)
+    agent = ScriptedAgent(delay=0.01)
     play(agent, workers=8)
     assert max(agent.batches) == agent.batch_size
     assert sum(agent.batches) / len(agent.batches) > 3  # of 4: it lingers for full batches
@@ -156,7 +156,7 @@ def test_a_slow_environment_does_not_hold_up_the_others():
             return super().act(action)
 
     envs.registration.gym.register("Test/Gated-v0", entry_point=Gated, disable_env_checker=True)
-    run = run_episodes("Test/Gated-v0", Scripted(), TASKS, workers=3)
+    run = run_episodes("Test/Gated-v0", ScriptedAgent(), TASKS, workers=3)
     order = [next(run).task_id for _ in range(len(TASKS) - 1)]
     assert TASKS[0] not in order
     gate.set()
@@ -164,7 +164,7 @@ def test_a_slow_environment_does_not_hold_up_the_others():
     assert list(run) == []
 
 
-class Streaming(Scripted):
+class Streaming(ScriptedAgent):
     """The same replies, handed out one by one while others are still being thought about."""
 
     streaming = True
@@ -236,7 +236,7 @@ class Stuck:
         return "Reach 12." in str(turn.messages) and len(turn.messages) > 3
 
 
-@pytest.mark.parametrize("kind", [Scripted, Streaming])
+@pytest.mark.parametrize("kind", [ScriptedAgent, Streaming])
 def test_an_agent_that_hangs_on_one_episode_loses_that_one_only(kind):
     stuck = Stuck()
 
@@ -256,7 +256,7 @@ def test_an_agent_that_hangs_on_one_episode_loses_that_one_only(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "where"), [(Scripted, "act"), (Streaming, "poll"), (Streaming, "submit")]
+    ("kind", "where"), [(ScriptedAgent, "act"), (Streaming, "poll"), (Streaming, "submit")]
 )
 def test_an_agent_that_hangs_on_all_is_not_asked_for_each(kind, where):
     """Otherwise nobody hears of it for as many time limits as there are open episodes."""
@@ -303,7 +303,7 @@ def test_an_environment_that_hangs_is_left_behind_and_replaced():
 
     envs.registration.gym.register("Test/Hanging-v0", entry_point=Hanging, disable_env_checker=True)
     try:
-        run = run_episodes("Test/Hanging-v0", Scripted(), TASKS, workers=2, time_limit=2.0)
+        run = run_episodes("Test/Hanging-v0", ScriptedAgent(), TASKS, workers=2, time_limit=2.0)
         found = {t.task_id: t for t in run}
     finally:
         gate.set()
@@ -315,13 +315,13 @@ def test_an_environment_that_hangs_is_left_behind_and_replaced():
 
 def test_a_time_limit_must_be_positive():
     with pytest.raises(ValueError, match="above 0 seconds"):
-        run_episodes(ID, Scripted(), TASKS, time_limit=0)
+        run_episodes(ID, ScriptedAgent(), TASKS, time_limit=0)
 
 
 def test_interrupt_delivers_what_has_ended_and_cleans_up(monkeypatch):
     closed, made = ToyEnv.closed, ToyEnv.made
 
-    class Interrupted(Scripted):
+    class Interrupted(ScriptedAgent):
         def act(self, turns):
             if len(self.batches) == 30:
                 raise KeyboardInterrupt
@@ -339,7 +339,7 @@ def test_interrupt_delivers_what_has_ended_and_cleans_up(monkeypatch):
 
 def test_a_consumer_that_stops_early_closes_the_environments():
     closed, made = ToyEnv.closed, ToyEnv.made
-    run = run_episodes(ID, Scripted(), TASKS, workers=2)
+    run = run_episodes(ID, ScriptedAgent(), TASKS, workers=2)
     next(run)
     run.close()
     assert ToyEnv.closed - closed == ToyEnv.made - made == 2
@@ -347,16 +347,16 @@ def test_a_consumer_that_stops_early_closes_the_environments():
 
 def test_unknown_names_are_refused_before_the_first_episode():
     with pytest.raises(ValueError, match=r"no task 'odd/8' .*such as odd/7"):
-        run_episodes(ID, Scripted(), ["odd/8"])
+        run_episodes(ID, ScriptedAgent(), ["odd/8"])
     with pytest.raises(ValueError, match="train, dev, test"):
-        run_episodes(ID, Scripted(), TASKS, split="tset")
+        run_episodes(ID, ScriptedAgent(), TASKS, split="tset")
     with pytest.raises(ValueError, match="ScienceWorld"):
-        run_episodes("stepagent/Nowhere-v0", Scripted(), TASKS)
+        run_episodes("stepagent/Nowhere-v0", ScriptedAgent(), TASKS)
 
 
 def test_fingerprint_names_environment_agent_prompt_and_version():
-    found = rollout.fingerprint(envs.make(ID), Scripted())
+    found = rollout.fingerprint(envs.make(ID), ScriptedAgent())
     assert found["agent.script"] == "1"
     assert {"stepagent", "gymnasium", "data", "prompt", "arguments"} <= set(found)
-    without = rollout.fingerprint(envs.make(ID), Scripted(style=PromptStyle(example=False)))
+    without = rollout.fingerprint(envs.make(ID), ScriptedAgent(style=PromptStyle(example=False)))
     assert found["prompt"] != without["prompt"]

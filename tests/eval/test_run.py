@@ -17,9 +17,9 @@ from stepagent.envs.react import PromptStyle
 from stepagent.eval import report
 from stepagent.eval.results import ResultsError
 from stepagent.eval.run import Config, choose, evaluate, folder, main
-from tests.eval.toy_world import ID, Scripted, ToyEnv
 from tests.servers import Scripted as Server
 from tests.servers import running
+from tests.toy_env import ID, ScriptedAgent, ToyEnv
 
 TASKS = envs.make(ID, split="test").tasks
 
@@ -36,10 +36,10 @@ def scores(out: Path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
-    return out, evaluate(ID, Scripted(), out)
+    return out, evaluate(ID, ScriptedAgent(), out)
 
 
-class Never(Scripted):
+class Never(ScriptedAgent):
     def act(self, turns):
         raise AssertionError("nothing was left to play")
 
@@ -64,7 +64,7 @@ def test_running_again_plays_nothing(whole):
 def test_resume_from_a_cut_line_gives_the_same_results(whole, tmp_path):
     lines = (whole[0] / "results.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "results.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:50])
-    evaluate(ID, Scripted(), tmp_path)
+    evaluate(ID, ScriptedAgent(), tmp_path)
     assert results(tmp_path) == results(whole[0])
     assert scores(tmp_path) == scores(whole[0])
 
@@ -74,7 +74,7 @@ def test_unreadable_lines_are_kept_aside_and_named(whole, tmp_path):
     old = lines[1].replace(b'"version":1', b'"version":0')
     (tmp_path / "results.jsonl").write_bytes(lines[0] + b"{broken\n" + old + b"".join(lines[2:]))
     console = Console(record=True, width=500, quiet=False, file=open("/dev/null", "w"))
-    evaluate(ID, Scripted(), tmp_path, console=console)
+    evaluate(ID, ScriptedAgent(), tmp_path, console=console)
     assert results(tmp_path) == results(whole[0])
     shown = console.export_text()
     assert "results.jsonl:2: not JSON" in shown
@@ -86,7 +86,7 @@ def test_a_future_version_is_kept_aside_too(whole, tmp_path):
     lines = (whole[0] / "results.jsonl").read_bytes().splitlines(keepends=True)
     future = lines[2].replace(b'"version":1', b'"version":9,"colour":"blue"')
     (tmp_path / "results.jsonl").write_bytes(b"".join([*lines[:2], future, *lines[3:]]))
-    evaluate(ID, Scripted(), tmp_path)
+    evaluate(ID, ScriptedAgent(), tmp_path)
     assert results(tmp_path) == results(whole[0])
     assert (tmp_path / "results.bad.jsonl").read_bytes() == future
 
@@ -134,17 +134,17 @@ def test_no_room_is_told_whatever_could_not_be_written(whole, tmp_path, monkeypa
     else:
         monkeypatch.setattr("stepagent.eval.results.save", full)
     with pytest.raises(ResultsError, match=r"No space left on device.*[Mm]ake room") as error:
-        evaluate(ID, Scripted(), tmp_path)
+        evaluate(ID, ScriptedAgent(), tmp_path)
     assert "kept" in str(error.value) or "as it was" in str(error.value)
     monkeypatch.undo()
     if which == "aside":
         (tmp_path / "results.bad.jsonl").unlink()
-    evaluate(ID, Scripted(), tmp_path)
+    evaluate(ID, ScriptedAgent(), tmp_path)
     assert results(tmp_path) == results(whole[0])
 
 
 def test_what_the_agent_counts_is_the_directorys_own_total(tmp_path):
-    class Counting(Scripted):
+    class Counting(ScriptedAgent):
         told = 0
 
         def act(self, turns):
@@ -166,28 +166,31 @@ def test_what_the_agent_counts_is_the_directorys_own_total(tmp_path):
 
 
 def test_failed_episodes_are_played_again(whole, tmp_path):
-    summary = evaluate(ID, Scripted(fail="12"), tmp_path)
+    summary = evaluate(ID, ScriptedAgent(fail="12"), tmp_path)
     assert summary["failed"] == 1
     assert summary["complete"] is False
     assert results(tmp_path)["even/12"].error
-    summary = evaluate(ID, Scripted(), tmp_path)
+    summary = evaluate(ID, ScriptedAgent(), tmp_path)
     assert summary["failed"] == 0
     assert results(tmp_path) == results(whole[0])
 
 
 def test_other_runs_are_refused_by_what_differs(whole, tmp_path):
     out, _ = whole
-    other = Scripted()
+    other = ScriptedAgent()
     other.name = "another"
     refused = [
         ({"agent": other}, r"agent: scripted → another"),
         ({"seed": 3}, r"seed: 0 → 3"),
         ({"split": "dev"}, r"split: test → dev"),
-        ({"agent": Scripted(style=PromptStyle(example=False))}, r"fingerprint prompt: \w+ → \w+"),
+        (
+            {"agent": ScriptedAgent(style=PromptStyle(example=False))},
+            r"fingerprint prompt: \w+ → \w+",
+        ),
         ({"env_args": {"size": 9}}, r'fingerprint arguments: \{\} → \{"size": 9\}'),
     ]
     for changes, message in refused:
-        arguments = {"agent": Scripted(), **changes}
+        arguments = {"agent": ScriptedAgent(), **changes}
         with pytest.raises(ResultsError, match=message) as error:
             evaluate(ID, arguments.pop("agent"), out, **arguments)
         assert "--overwrite" in str(error.value)
@@ -196,8 +199,8 @@ def test_other_runs_are_refused_by_what_differs(whole, tmp_path):
 
 
 def test_overwrite_starts_afresh(whole, tmp_path):
-    evaluate(ID, Scripted(), tmp_path, limit=5)
-    summary = evaluate(ID, Scripted(), tmp_path, limit=3, seed=1, overwrite=True)
+    evaluate(ID, ScriptedAgent(), tmp_path, limit=5)
+    summary = evaluate(ID, ScriptedAgent(), tmp_path, limit=3, seed=1, overwrite=True)
     assert summary["episodes"] == len(results(tmp_path)) == 3
     assert summary["seeds"] == [1]
 
@@ -209,8 +212,8 @@ def test_a_larger_limit_adds_to_a_smaller_one(tmp_path):
     assert sorted(choose(env, 100, None)) == sorted(TASKS)
     assert choose(env, None, None) == list(TASKS)
     assert few != list(TASKS[:4]), "a sample of the split, not its first type"
-    assert evaluate(ID, Scripted(), tmp_path, limit=4)["episodes"] == 4
-    assert evaluate(ID, Scripted(), tmp_path, limit=9)["episodes"] == 9
+    assert evaluate(ID, ScriptedAgent(), tmp_path, limit=4)["episodes"] == 4
+    assert evaluate(ID, ScriptedAgent(), tmp_path, limit=9)["episodes"] == 9
     assert evaluate(ID, Never(), tmp_path, limit=4)["episodes"] == 4
     assert choose(env, 1, ["odd/9", "odd/7"]) == ["odd/9"]
 
@@ -227,7 +230,7 @@ def test_a_larger_limit_adds_to_a_smaller_one(tmp_path):
 )
 def test_a_choice_of_no_task_is_refused(limit, ids, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        evaluate(ID, Scripted(), tmp_path / "out", limit=limit, task_ids=ids)
+        evaluate(ID, ScriptedAgent(), tmp_path / "out", limit=limit, task_ids=ids)
     assert not (tmp_path / "out").exists()
 
 
@@ -241,7 +244,7 @@ def test_tasks_that_are_listed_twice_are_played_once(limit, tmp_path):
         "Test/Repeating-v0", entry_point=Repeating, disable_env_checker=True
     )
     console = Console(record=True, width=500, file=open("/dev/null", "w"))
-    summary = evaluate("Test/Repeating-v0", Scripted(), tmp_path, limit=limit, console=console)
+    summary = evaluate("Test/Repeating-v0", ScriptedAgent(), tmp_path, limit=limit, console=console)
     assert summary["episodes"] == len(files.read(tmp_path / "results.jsonl")) == 2
     assert summary["complete"] is True
     assert "repeats 1 of its task ids" in console.export_text()
@@ -252,7 +255,7 @@ def test_no_more_environments_are_open_than_workers(tmp_path):
     """A server may have places for these only."""
     before, most = ToyEnv.made - ToyEnv.closed, []
 
-    class Watching(Scripted):
+    class Watching(ScriptedAgent):
         def act(self, turns):
             most.append(ToyEnv.made - ToyEnv.closed - before)
             return super().act(turns)
@@ -263,7 +266,7 @@ def test_no_more_environments_are_open_than_workers(tmp_path):
 
 
 def test_too_many_failures_in_a_row_end_the_run(tmp_path):
-    class Away(Scripted):
+    class Away(ScriptedAgent):
         def act(self, turns):
             raise ConnectionError("the server is away")
 
@@ -271,11 +274,11 @@ def test_too_many_failures_in_a_row_end_the_run(tmp_path):
         evaluate(ID, Away(), tmp_path, max_failures=3)
     assert len(results(tmp_path)) == 3
     assert scores(tmp_path)["complete"] is False
-    assert evaluate(ID, Scripted(), tmp_path)["complete"] is True
+    assert evaluate(ID, ScriptedAgent(), tmp_path)["complete"] is True
 
 
 def test_interrupt_leaves_a_partial_summary(tmp_path):
-    class Interrupted(Scripted):
+    class Interrupted(ScriptedAgent):
         def act(self, turns):
             if len(self.batches) == 30:
                 raise KeyboardInterrupt
@@ -291,7 +294,9 @@ def test_progress_without_a_terminal_is_plain_lines(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "_PLAIN_EVERY", 0.0)
     path = tmp_path / "log"
     with path.open("w") as file:
-        evaluate(ID, Scripted(), tmp_path / "out", limit=3, console=Console(file=file, width=120))
+        evaluate(
+            ID, ScriptedAgent(), tmp_path / "out", limit=3, console=Console(file=file, width=120)
+        )
     lines = path.read_text().splitlines()
     assert len(lines) == 3
     assert lines[-1].startswith(f"scripted on {ID}: 3/3 episodes, score 0.")
@@ -353,7 +358,7 @@ class Counter(Server):
 
 def start(*arguments, **kwargs):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.eval.toy_run", *arguments],
+        [sys.executable, "-m", "tests.eval.run_toy_agent", *arguments],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -389,8 +394,8 @@ def test_stopped_runs_continue_to_the_same_results(how, tmp_path):
         assert 3 <= len(kept) < 20
     else:
         assert code == -signal.SIGKILL
-    evaluate(ID, Scripted(), tmp_path, **arguments)
-    evaluate(ID, Scripted(), tmp_path / "whole", **arguments)
+    evaluate(ID, ScriptedAgent(), tmp_path, **arguments)
+    evaluate(ID, ScriptedAgent(), tmp_path / "whole", **arguments)
     assert results(tmp_path) == results(tmp_path / "whole")
     assert scores(tmp_path) == scores(tmp_path / "whole")
 
@@ -420,7 +425,7 @@ def test_full_disk_loses_nothing(whole, tmp_path):
     assert "Traceback" not in said
     bad: list = []
     assert len(files.read(tmp_path / "out" / "results.jsonl", bad)) >= 2
-    evaluate(ID, Scripted(), tmp_path / "out")
+    evaluate(ID, ScriptedAgent(), tmp_path / "out")
     assert results(tmp_path / "out") == results(whole[0])
 
 
@@ -430,7 +435,7 @@ def test_a_whole_run_from_the_command_line(tmp_path):
     process = start("--config", str(tmp_path / "c.yaml"), "--out", str(out), "--limit", "4")
     shown, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    assert "scripted on tests.eval.toy_world:Test/Toy-v0" in shown
+    assert "scripted on tests.toy_env:Test/Toy-v0" in shown
     assert scores(out)["episodes"] == 4
 
 

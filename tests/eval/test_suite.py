@@ -10,7 +10,7 @@ from stepagent.eval import compare, paper, replay, suite
 from stepagent.eval.run import main
 from stepagent.eval.suite import Entry, load, with_data
 from tests.envs.wikipedia.conftest import hotpot, write_array
-from tests.eval.toy_world import ID
+from tests.toy_env import ID
 
 TOYS = f"""
 limit: 5

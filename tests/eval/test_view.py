@@ -16,8 +16,8 @@ from stepagent.eval.run import evaluate
 from stepagent.eval.view import main
 from stepagent.eval.view.data import outcome
 from stepagent.eval.view.experts import Experts, divergence
-from tests.eval.made import episode, run
-from tests.eval.toy_world import ID, Scripted
+from tests.eval.example_results import episode, run
+from tests.toy_env import ID, ScriptedAgent
 
 TASKS = [*(f"boil/{i}" for i in range(1, 13)), *(f"melt/{i}" for i in range(1, 9))]
 HOSTILE = (
@@ -184,7 +184,7 @@ def test_outcomes():
 
 
 def test_the_expert_can_be_played(tmp_path):
-    evaluate(ID, Scripted(), tmp_path / "a", limit=3, env_args={"size": 5})
+    evaluate(ID, ScriptedAgent(), tmp_path / "a", limit=3, env_args={"size": 5})
     index = unpacked(report(tmp_path, str(tmp_path / "a"), "--expert", "play").read_text())
     episodes = index["episodes"]
     assert sorted(episodes["run"]) == [-1, -1, -1, 0, 0, 0]

@@ -18,7 +18,7 @@ from stepagent.training.discriminator import Practised
 from stepagent.training.loop import TrainingDiverged
 from stepagent.training.ppo import token_rewards
 from stepagent.training.rundir import Metrics, RunError
-from tests.eval import toy_world
+from tests import toy_env
 from tests.training.conftest import watch
 
 LAST = {
@@ -36,7 +36,7 @@ LAST = {
 @pytest.fixture
 def config(config):
     """The run of conftest, on a world of several steps with rewards between 0 and 1."""
-    config.env, config.env_args = toy_world.ID, {"size": 6}
+    config.env, config.env_args = toy_env.ID, {"size": 6}
     config.policy.max_new_tokens = 4
     config.sft.epochs, config.sft.learning_rate = 2, 1e-2
     config.checkpoint_seconds = 0.0

@@ -17,7 +17,7 @@ from stepagent import command_line
 from stepagent.training import processes, run, sharding
 from stepagent.training.processes import interleave
 from stepagent.training.trainer import common_arguments
-from tests.eval import toy_world
+from tests import toy_env
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,7 +114,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(config, monkeypatch):
 
 
 def _settings(config, method):
-    config.method, config.env, config.env_args = method, toy_world.ID, {"size": 6}
+    config.method, config.env, config.env_args = method, toy_env.ID, {"size": 6}
     config.checkpoint_seconds, config.evaluation.limit = 1e9, 2
     config.policy.max_new_tokens, config.evaluation.every_iteration = 4, False
     config.expert.limit = 4  # accelerate fills an epoch's last update up to the processes

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from stepagent.agents.replies import Completion
+from stepagent.agents.reply_cache import Completion
 
 PRICES = Path(__file__).with_name("prices.yaml")
 _KINDS = ("input", "cached", "output")
@@ -54,12 +54,12 @@ class RateLimit:
         while self._spent and now - self._spent[0][0] >= self._window:
             self._spent.popleft()
         delay, count, total = self._until - now, len(self._spent), sum(t for _, t in self._spent)
-        for when, freed in self._spent:
-            enough = self._requests is None or count < self._requests
-            if enough and (self._tokens is None or total + tokens <= self._tokens):
+        for when, used in self._spent:
+            few_requests = self._requests is None or count < self._requests
+            if few_requests and (self._tokens is None or total + tokens <= self._tokens):
                 break
             delay = max(delay, when + self._window - now)
-            count, total = count - 1, total - freed
+            count, total = count - 1, total - used
         return delay
 
     def correct(self, entry: list[float], tokens: int) -> None:
@@ -73,47 +73,47 @@ class RateLimit:
             self._until = max(self._until, time.monotonic() + seconds)
 
 
-def prices(given: str | Path | Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
+def prices(overrides: str | Path | Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
     """Model → dollars for a million tokens of input, cached (as input where left out) and output.
 
-    `given` is such a mapping or a YAML file of it, on top of `prices.yaml`. Raises ValueError.
+    `overrides` is such a mapping or a YAML file of it, on top of `prices.yaml`. Raises ValueError.
     """
-    found = _read(PRICES)
-    if isinstance(given, str | Path):
-        found |= _read(Path(given))
-    elif given:
-        found |= given
-    return {str(model): _price(model, entry) for model, entry in found.items()}
+    table = _read(PRICES)
+    if isinstance(overrides, str | Path):
+        table |= _read(Path(overrides))
+    elif overrides:
+        table |= overrides
+    return {str(model): _price(model, entry) for model, entry in table.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"no prices can be read from {path}: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(table, dict):
         raise ValueError(f"{path} must hold `model: {{input: …, output: …}}`, dollars a million")
-    return found
+    return table
 
 
 def _price(model: Any, entry: Any) -> dict[str, float]:
-    wanted = f"the price of {model!r} must be {{input: …, output: …}}, dollars a million tokens"
+    expected = f"the price of {model!r} must be {{input: …, output: …}}, dollars a million tokens"
     if not isinstance(entry, Mapping) or not {"input", "output"} <= set(entry) <= set(_KINDS):
-        raise ValueError(f"{wanted} (and cached, if it has one), not {entry!r}")
+        raise ValueError(f"{expected} (and cached, if it has one), not {entry!r}")
     try:
         price = {kind: float(entry.get(kind, entry["input"])) for kind in _KINDS}
     except (TypeError, ValueError):
-        raise ValueError(f"{wanted}, not {entry!r}") from None
+        raise ValueError(f"{expected}, not {entry!r}") from None
     if min(price.values()) < 0:
-        raise ValueError(f"{wanted}, not below 0")
+        raise ValueError(f"{expected}, not below 0")
     return price
 
 
-def cost(reply: Completion, price: Mapping[str, float]) -> float:
+def cost(completion: Completion, price: Mapping[str, float]) -> float:
     """Dollars for one reply.
 
     >>> cost(Completion("", read=1000, generated=100), {"input": 10, "cached": 10, "output": 30})
     0.013
     """
-    spent = reply.read * price["input"] + reply.kept * price["cached"]
-    return (spent + reply.generated * price["output"]) / 1e6
+    prompt = completion.read * price["input"] + completion.cached * price["cached"]
+    return (prompt + completion.generated * price["output"]) / 1e6

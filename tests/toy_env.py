@@ -16,7 +16,7 @@ from stepagent.agents.core import Agent, Turn
 from stepagent.envs.core import Outcome, TextEnv
 from stepagent.envs.react import PromptStyle
 
-ID = "tests.eval.toy_world:Test/Toy-v0"
+ID = "tests.toy_env:Test/Toy-v0"
 
 
 class ToyEnv(TextEnv):
@@ -85,10 +85,10 @@ class ToyEnv(TextEnv):
 
 
 if "Test/Toy-v0" not in gym.registry:
-    gym.register("Test/Toy-v0", entry_point="tests.eval.toy_world:ToyEnv", disable_env_checker=True)
+    gym.register("Test/Toy-v0", entry_point="tests.toy_env:ToyEnv", disable_env_checker=True)
 
 
-class Scripted(Agent):
+class ScriptedAgent(Agent):
     """Draws its action from (seed, turn): the same episode whatever the batch."""
 
     name = "scripted"

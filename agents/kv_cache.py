@@ -126,9 +126,9 @@ class SlotCache(Cache):
     def _swap(self, a: int, b: int) -> None:
         n = int(max(self._filled[a], self._filled[b]))
         for tensor in (*self._keys, *self._values):
-            kept = tensor[a, :, :n].clone()
+            saved = tensor[a, :, :n].clone()
             tensor[a, :, :n] = tensor[b, :, :n]
-            tensor[b, :, :n] = kept
+            tensor[b, :, :n] = saved
         self._tokens[[a, b]] = self._tokens[[b, a]]
         self._filled[[a, b]] = self._filled[[b, a]]
         self._owner[a], self._owner[b] = self._owner[b], self._owner[a]

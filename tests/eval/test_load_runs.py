@@ -6,7 +6,7 @@ import pytest
 
 from stepagent.eval import runs
 from stepagent.eval.results import ResultsError
-from tests.eval.made import FINGERPRINT, episode, run
+from tests.eval.example_results import FINGERPRINT, episode, run
 
 
 def read(*paths):

@@ -31,13 +31,13 @@ class Completion:
     text: str
     read: int = 0
     """Prompt tokens at the full price."""
-    kept: int = 0
+    cached: int = 0
     """Prompt tokens that the server had in a cache of its own."""
     generated: int = 0
 
     @property
     def tokens(self) -> int:
-        return self.read + self.kept + self.generated
+        return self.read + self.cached + self.generated
 
 
 class ReplyCache:
@@ -70,15 +70,16 @@ class ReplyCache:
         select = "SELECT text, read, kept, generated FROM replies WHERE request = ?"
         try:
             with self._lock:
-                found = self._file.execute(select, (_key(request),)).fetchone()
+                row = self._file.execute(select, (_key(request),)).fetchone()
         except sqlite3.Error as error:
             self._warn(error)
             return None
-        return Completion(*found) if found else None
+        return Completion(*row) if row else None
 
-    def put(self, request: Mapping[str, Any], reply: Completion) -> None:
+    def put(self, request: Mapping[str, Any], completion: Completion) -> None:
         """Keeps a reply; the first one of a request stays."""
-        row = (_key(request), reply.text, reply.read, reply.kept, reply.generated)
+        c = completion
+        row = (_key(request), c.text, c.read, c.cached, c.generated)
         try:
             with self._lock:
                 self._file.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", row)
