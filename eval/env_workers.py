@@ -1,8 +1,8 @@
 """Episodes on their way, and the threads in which their environments live.
 
-A `World` owns one environment and does what it is told, one order after another; what came of each
-order goes into a queue. An environment that raises ends one episode and is made anew for the next
-one. `Caller` calls an agent so that one that hangs can be left behind.
+An `EnvWorker` owns one environment and carries out one order after another; the outcome of each
+goes into a queue. An environment that raises ends one episode and is made again for the next one.
+`Caller` calls an agent so that one that hangs can be abandoned.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Episode:
     index: int
     task_id: str
     seed: int
-    world: World
-    begun: float = field(default_factory=time.monotonic)
-    handed: float = math.inf
+    worker: EnvWorker
+    started: float = field(default_factory=time.monotonic)
+    waiting_since: float = math.inf
     """Since when it is with its environment or with the agent (monotonic); inf: with neither."""
     messages: list[Message] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    answer: Step | None = None
+    pending_step: Step | None = None
     """The step that the environment is working on; its outcome is not known yet."""
     observation: str = ""
     truncated: bool = False
@@ -60,24 +60,24 @@ class Episode:
 
     def turn(self) -> Turn:
         agent_seed = zlib.crc32(f"{self.seed}/{self.task_id}".encode())
-        assert self.world.env is not None
-        return Turn(self.key, list(self.messages), self.world.env, agent_seed)
+        assert self.worker.env is not None
+        return Turn(self.key, list(self.messages), self.worker.env, agent_seed)
 
-    def take(self, reply: str, style: PromptStyle) -> str:
+    def add_reply(self, reply: str, style: PromptStyle) -> str:
         """Writes the agent's reply into the conversation; returns what the environment gets."""
-        kept = clip(react.cut(reply))
-        parsed = react.parse(kept)
+        text = clip(react.cut(reply))
+        parsed = react.parse(text)
         step = Step(self.observation, parsed.thought, parsed.action)
-        if step.text(style) != kept:
-            step = replace(step, reply=kept or " ")  # "" would stand for the rendered text
-        self.answer = step
+        if step.text(style) != text:
+            step = replace(step, reply=text or " ")  # "" would stand for the rendered text
+        self.pending_step = step
         self.messages.append({"role": "assistant", "content": step.text(style)})
-        return kept
+        return text
 
     def observe(self, observation: str, reward: float, info: dict[str, Any]) -> None:
-        assert self.answer is not None
-        self.steps.append(replace(self.answer, reward=reward, valid=bool(info["valid"])))
-        self.answer, self.observation, self.info = None, observation, info
+        assert self.pending_step is not None
+        self.steps.append(replace(self.pending_step, reward=reward, valid=bool(info["valid"])))
+        self.pending_step, self.observation, self.info = None, observation, info
         self.messages.append({"role": "user", "content": observation})
 
     def where(self) -> str:
@@ -98,7 +98,7 @@ class Episode:
             truncated=self.truncated,
             metrics={name: float(value) for name, value in self.info.get("metrics", {}).items()},
             fingerprint=stamp.fingerprint,
-            seconds=round(time.monotonic() - self.begun, 3),
+            seconds=round(time.monotonic() - self.started, 3),
             error=error,
         )
 
@@ -107,11 +107,11 @@ Ended = tuple[Episode, bool, str]
 """An order was carried out: the episode, whether it is over, what went wrong (or "")."""
 
 
-class World(threading.Thread):
+class EnvWorker(threading.Thread):
     """A thread that owns one environment and does what it is told, one order after another."""
 
     def __init__(self, make: Callable[[], TextEnv], ended: queue.SimpleQueue[Ended]):
-        super().__init__(daemon=True, name="environment")  # a world that hangs must not hold us
+        super().__init__(daemon=True, name="environment")  # a worker that hangs must not hold us
         self.env: TextEnv | None = None
         self._make, self._ended = make, ended
         self._orders: queue.SimpleQueue[Callable[[TextEnv], bool] | None] = queue.SimpleQueue()
@@ -125,7 +125,7 @@ class World(threading.Thread):
             episode.messages = opening(episode.observation)
             return False
 
-        self._episode, episode.handed = episode, time.monotonic()
+        self._episode, episode.waiting_since = episode, time.monotonic()
         self._orders.put(reset)
 
     def step(self, episode: Episode, reply: str) -> None:
@@ -134,7 +134,7 @@ class World(threading.Thread):
             episode.observe(observation, float(reward), info)
             return done or episode.truncated
 
-        episode.handed = time.monotonic()
+        episode.waiting_since = time.monotonic()
         self._orders.put(step)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from stepagent.envs.react import Prompt
 
 Example = tuple[tuple[str, str, str], ...]
 """Turns of observation, thought and action."""
-_TRIED = 4
+_TRIES = 4
 """Training tasks that are played for every example wanted."""
 
 
@@ -35,33 +35,33 @@ def few_shot_prompt(
         return None
     env = envs.make(env_id, **{**(env_args or {}), "split": "train"})
     try:
-        prompt, found = env.prompt, _examples(env, shots - 1)
+        prompt, examples = env.prompt, _examples(env, shots - 1)
     finally:
         env.close()
-    if len(found) < shots - 1:
+    if len(examples) < shots - 1:
         raise ValueError(
-            f"{env_id}: its expert solved {len(found)} of the training tasks tried, and {shots} "
-            f"shots need {shots - 1}: ask for {len(found) + 1} at most"
+            f"{env_id}: its expert solved {len(examples)} of the training tasks tried, and {shots} "
+            f"shots need {shots - 1}: ask for {len(examples) + 1} at most"
         )
-    return replace(prompt, more=tuple(found))
+    return replace(prompt, more=tuple(examples))
 
 
 def _examples(env: TextEnv, count: int) -> list[Example]:
     """The shortest solved tasks, of different types as long as there are some."""
-    played: list[tuple[int, str, Example]] = []
-    for task in sorted(env.tasks, key=checksum)[: _TRIED * count]:
-        if example := _played(env, task):
+    solved: list[tuple[int, str, Example]] = []
+    for task in sorted(env.tasks, key=checksum)[: _TRIES * count]:
+        if example := _play(env, task):
             size = sum(len(text) for turn in example for text in turn)
-            played.append((size, env.task_type, example))
+            solved.append((size, env.task_type, example))
     chosen: list[tuple[int, str, Example]] = []
-    for entry in sorted(played):
+    for entry in sorted(solved):
         if entry[1] not in {kind for _, kind, _ in chosen}:
             chosen.append(entry)
-    chosen += [entry for entry in sorted(played) if entry not in chosen]
+    chosen += [entry for entry in sorted(solved) if entry not in chosen]
     return [example for _, _, example in chosen[:count]]
 
 
-def _played(env: TextEnv, task: str) -> Example | None:
+def _play(env: TextEnv, task: str) -> Example | None:
     """The expert's episode; None where it does not succeed."""
     observation, info = env.reset(seed=0, options={"task_id": task})
     turns = []

@@ -39,16 +39,22 @@ class Identity:
 
     def differences(self, other: Identity) -> list[str]:
         """`name: own value → other's value`, one entry for each thing that differs."""
-        mine, theirs = self._flat(), other._flat()
+        own, others = self._flat(), other._flat()
         return [
-            f"{name}: {mine.get(name, '(none)')} → {theirs.get(name, '(none)')}"
-            for name in sorted({*mine, *theirs})
-            if mine.get(name) != theirs.get(name)
+            f"{name}: {own.get(name, '(none)')} → {others.get(name, '(none)')}"
+            for name in sorted({*own, *others})
+            if own.get(name) != others.get(name)
         ]
 
     def _flat(self) -> dict[str, object]:
-        named = {"env": self.env, "agent": self.agent, "split": self.split, "seed": self.seed}
-        return {**named, **{f"fingerprint {k}": v for k, v in self.fingerprint.items()}}
+        parts = {f"fingerprint {k}": v for k, v in self.fingerprint.items()}
+        return {
+            "env": self.env,
+            "agent": self.agent,
+            "split": self.split,
+            "seed": self.seed,
+            **parts,
+        }
 
 
 class ResultsDir:
@@ -82,31 +88,30 @@ class ResultsDir:
         if not self.results.exists():
             return {}
         bad: list[BadLine] = []
-        found = files.read(self.results, bad)
-        for trajectory in found:
+        trajectories = files.read(self.results, bad)
+        for trajectory in trajectories:
             if different := Identity.of(trajectory).differences(identity):
                 listed = "\n  ".join(different)
                 raise ResultsError(
                     f"{self.results} holds results of another run; there → asked for now:\n  "
                     f"{listed}\nChoose another --out, or start afresh with --overwrite."
                 )
-        done = {t.task_id: t for t in found if not t.error}
+        done = {t.task_id: t for t in trajectories if not t.error}
         if bad:
             self._put_aside(bad)
-        if twice := len(found) - len({t.task_id for t in found}):
+        if repeated := len(trajectories) - len({t.task_id for t in trajectories}):
             self.notes.append(
-                f"{twice} results are of tasks that the file holds already: of each task the last "
-                "result that did not fail counts"
+                f"{repeated} results are of tasks that the file holds already: of each task the "
+                "last result that did not fail counts"
             )
-        if failed := sum(bool(t.error) for t in found):
+        if failed := sum(bool(t.error) for t in trajectories):
             self.notes.append(f"{failed} episodes failed last time and are tried again")
-        if len(done) < len(found) or bad:
+        if len(done) < len(trajectories) or bad:
             try:
                 files.write(self.results, done.values())
             except OSError as error:
                 raise ResultsError(
-                    f"cannot write {self.results}: {error.strerror}. It is as it was: make room "
-                    "and run again."
+                    f"{error.strerror}. The file is as it was: make room and run again."
                 ) from error
         return done
 
@@ -141,8 +146,7 @@ class ResultsDir:
             save(summary, self.summary)
         except OSError as error:
             raise ResultsError(
-                f"cannot write {self.summary}: {error.strerror}. The results are kept: make room "
-                "and run again."
+                f"{error.strerror}. The results are kept: make room and run again."
             ) from error
 
     def chosen(self, tasks: Iterable[str]) -> list[Trajectory]:

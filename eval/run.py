@@ -10,27 +10,21 @@ for wrong options, 130 where it was interrupted.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent import agents, command_line, envs
+from stepagent import agents, command_line
 from stepagent.agents.core import Agent
-from stepagent.envs.core import TextEnv, checksum
 from stepagent.eval import report, suite, tables
-from stepagent.eval.few_shot import few_shot_prompt
-from stepagent.eval.results import Identity, ResultsDir, ResultsError
-from stepagent.eval.rollout import fingerprint, run_episodes
-from stepagent.eval.summary import summarise
+from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.files import cache_folder
 
 
@@ -97,134 +91,10 @@ class Config:
     """Throw away the results that the directory holds."""
 
 
-def evaluate(
-    env_id: str,
-    agent: Agent,
-    out: str | Path,
-    *,
-    split: str = "test",
-    limit: int | None = None,
-    task_ids: Sequence[str] | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    env_args: dict[str, Any] | None = None,
-    shots: int | None = None,
-    time_limit: float | None = None,
-    max_failures: int = 10,
-    overwrite: bool = False,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Plays the tasks that `out` has no result for yet and returns the summary (also written).
-
-    The arguments are those of `Config`; `agent` is a live one (its `style` is used as it stands)
-    and is not closed. Without a `time_limit` it acts in the caller's own thread.
-    Progress goes to `console` (None: nowhere).
-    Raises ValueError for unknown names, ResultsError where the directory cannot be used or too many
-    episodes fail in a row, KeyboardInterrupt after writing the summary of what there is.
-    """
-    console = console or Console(quiet=True)
-    begun, arguments = time.monotonic(), {**(env_args or {}), "split": split}
-    prompt = few_shot_prompt(env_id, shots or 0, env_args)
-    env = envs.make(env_id, **arguments)
-    try:
-        tasks, repeated = choose(env, limit, task_ids), len(env.tasks) - len(set(env.tasks))
-        identity = Identity(env_id, agent.name, split, seed, fingerprint(env, agent, prompt))
-    finally:
-        env.close()  # before the workers' own: a server may have no more places than these need
-    if repeated:
-        told = f"note: {env_id} repeats {repeated} of its task ids: each task is played once"
-        console.print(told, markup=False)
-    with ResultsDir(Path(out), identity, overwrite=overwrite) as results:
-        for note in results.notes:
-            console.print(f"note: {note}", markup=False)
-        before, counted = _earlier(results.summary), agent.statistics()
-        todo = [task for task in tasks if task not in results.done]
-        played = run_episodes(
-            env_id,
-            agent,
-            todo,
-            seed=seed,
-            workers=workers,
-            split=split,
-            env_kwargs=env_args,
-            prompt=prompt,
-            time_limit=time_limit,
-        )
-        score = report.RunningScore(
-            f"{agent.name} on {env_id}", len(tasks), results.chosen(tasks), console=console
-        )
-        row = 0
-        try:
-            with score:
-                for trajectory in played:
-                    results.append(trajectory)
-                    score.add(trajectory)
-                    row = row + 1 if trajectory.error else 0
-                    if row >= max_failures:
-                        raise ResultsError(
-                            f"gave up after {row} failed episodes in a row, the last one with: "
-                            f"{trajectory.error}\nWhat was played is kept: mend it and run "
-                            "again to continue."
-                        )
-        finally:
-            played.close()
-            found = results.chosen(tasks)
-            if found:
-                seconds = _number(before.get("seconds")) + time.monotonic() - begun
-                summary = summarise(found, seconds=seconds)
-                summary["complete"] = len(found) == len(tasks) and not summary["failed"]
-                summary["agent_statistics"] = _total(
-                    before.get("agent_statistics"), counted, agent.statistics()
-                )
-                results.save(summary)
-    return summary
-
-
-def choose(env: TextEnv, limit: int | None, task_ids: Sequence[str] | None) -> list[str]:
-    """The tasks to play, each once; at least one.
-
-    Raises ValueError for a limit below 1, an id that does not exist, and an empty list of ids.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}: it must be at least 1")
-    tasks = dict.fromkeys(env.tasks)
-    if task_ids is None:
-        return list(tasks) if limit is None else sorted(tasks, key=checksum)[:limit]
-    if not task_ids:
-        raise ValueError("task_ids names no task: name at least one, or leave it out to play all")
-    if unknown := [task for task in task_ids if task not in tasks]:
-        raise ValueError(
-            f"unknown task id {unknown[0]!r}: the split {env.split!r} has {len(tasks)}, "
-            f"such as {', '.join([*tasks][:3])}"
-        )
-    return list(dict.fromkeys(task_ids))[:limit]
-
-
-def _earlier(summary: Path) -> dict[str, Any]:
-    """What earlier runs in this directory summed up; nothing where they did not come to it."""
-    try:
-        found = json.loads(summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _total(earlier: Any, before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
-    """An agent's counts of this directory: those of earlier runs, and what has come since."""
-    told = earlier if isinstance(earlier, dict) else {}
-    return {
-        name: _number(told.get(name)) + value - before.get(name, 0.0) for name, value in now.items()
-    }
-
-
 def agent_options(config: Config, spec: str) -> dict[str, Any]:
     """The options that a configuration has for an agent."""
-    named = ("max_new_tokens", "temperature", "instruction", "example", "thoughts")
-    options = {name: getattr(config, name) for name in named}
+    names = ("max_new_tokens", "temperature", "instruction", "example", "thoughts")
+    options = {name: getattr(config, name) for name in names}
     options = {name: value for name, value in options.items() if value is not None}
     if config.shots is not None:
         options["example"] = config.shots > 0
@@ -247,8 +117,8 @@ def folder(config: Config) -> Path:
     if config.suite is not None:
         return Path("runs", suite.folder_of(Path(config.suite).stem))
     name = re.sub(r"-v\d+$", "", str(config.env).rpartition("/")[2])
-    played = suite.folder_of(f"{name}-{config.split}")
-    return Path("runs", suite.folder_of(str(config.agent)), played)
+    tasks = suite.folder_of(f"{name}-{config.split}")
+    return Path("runs", suite.folder_of(str(config.agent)), tasks)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -278,10 +148,11 @@ def _run_one(config: Config, out: Path, console: Console) -> int:
         raise ValueError("--data goes with --suite; an environment takes --env-args.data")
     agent = make_agent(config)
     try:
-        summary = _evaluate(config, agent, str(config.env), out, console)
+        options = evaluation_options(config)
+        summary = _evaluate(agent, str(config.env), out, options, console)
     finally:
         agent.close()
-    Console().print(report.table(summary))
+    Console().print(report.summary_table(summary))
     tables.tell(console, f"The results are in {out}")
     if summary["failed"]:
         console.print(
@@ -292,42 +163,36 @@ def _run_one(config: Config, out: Path, console: Console) -> int:
     return 1 if summary["failed"] else 0
 
 
+def evaluation_options(config: Config) -> EvaluationOptions:
+    """What of a configuration `evaluate` takes."""
+    options = {f.name: getattr(config, f.name) for f in fields(EvaluationOptions)}
+    return EvaluationOptions(**options)
+
+
 def _evaluate(
-    config: Config, agent: Agent, env: str, out: Path, console: Console, **changes: Any
+    agent: Agent, env: str, out: Path, options: EvaluationOptions, console: Console
 ) -> dict[str, Any]:
-    """`evaluate` as the configuration says, but for the changes."""
-    human = agent.name == "human"
-    arguments: dict[str, Any] = {
-        "split": config.split,
-        "limit": config.limit,
-        "task_ids": config.task_ids,
-        "seed": config.seed,
-        "workers": config.workers,
-        "env_args": config.env_args,
-        "shots": config.shots,
-        "time_limit": None if human else config.time_limit,
-        "max_failures": config.max_failures,
-        "overwrite": config.overwrite,
-        "console": None if human else console,
-    }
-    return evaluate(env, agent, out, **{**arguments, **changes})
+    """`evaluate`; a person has no time limit and sees no progress between the observations."""
+    if agent.name == "human":
+        return evaluate(env, agent, out, replace(options, time_limit=None))
+    return evaluate(env, agent, out, options, console=console)
 
 
 # Suites -----------------------------------------------------------------------------------------
 
 
 def _run_suite(config: Config, out: Path, console: Console) -> int:
-    named = config.agent if config.agent is not None else "expert,random"
-    specs = list(dict.fromkeys(spec.strip() for spec in named.split(",") if spec.strip()))
-    options = suite.share({spec: agent_options(config, spec) for spec in specs})
+    names = config.agent if config.agent is not None else "expert,random"
+    specs = list(dict.fromkeys(spec.strip() for spec in names.split(",") if spec.strip()))
+    options = suite.accepted_options({spec: agent_options(config, spec) for spec in specs})
     if config.task_ids is not None or config.split != "test":
         raise ValueError("--task-ids and --split go with --env: a suite says itself what it plays")
-    wanted = suite.load(str(config.suite))
-    if config.data is not None and not any(entry.data for entry in wanted.entries):
-        raise ValueError(f"the suite {wanted.name} plays bundled data only: leave --data out")
+    environments = suite.load(str(config.suite))
+    if config.data is not None and not any(entry.data for entry in environments.entries):
+        raise ValueError(f"the suite {environments.name} plays bundled data only: leave --data out")
     environ = os.environ.get("STEPAGENT_DATA")
     root = config.data or (Path(environ) if environ else None)
-    board = suite.Board(wanted, specs, out)
+    board = suite.Board(environments, specs, out)
     live: dict[str, Agent] = {}
 
     def play(spec: str, entry: suite.Entry, env_args: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -335,8 +200,10 @@ def _run_suite(config: Config, out: Path, console: Console) -> int:
             _close(live)  # one at a time: models take room
             live[spec] = agents.make_agent(spec, **options[spec])
         limit = config.limit if config.limit is not None else entry.limit
-        changes = {"split": entry.split, "limit": limit, "env_args": env_args}
-        return _evaluate(config, live[spec], entry.env, out, console, **changes)
+        evaluation = replace(
+            evaluation_options(config), split=entry.split, limit=limit, env_args=env_args
+        )
+        return _evaluate(live[spec], entry.env, out, evaluation, console)
 
     try:
         board.play(root, config.env_args, play)

@@ -65,11 +65,11 @@ def load(name: str) -> Suite:
         known = ", ".join(names())
         raise ValueError(f"no suite {name!r}: choose one of {known}, or name a YAML file")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        common = {k: v for k, v in found.items() if k != "environments"}
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        common = {k: v for k, v in content.items() if k != "environments"}
         entries = tuple(
             Entry(name=str(key), **{**common, **values})
-            for key, values in found["environments"].items()
+            for key, values in content["environments"].items()
         )
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the suite {path} cannot be read: {error}") from None
@@ -104,16 +104,16 @@ def with_data(entry: Entry, root: Path | None, more: Mapping[str, Any]) -> tuple
     folder = root / entry.data
     if not folder.exists():
         return arguments, f"bundled (no {folder})"
-    found = {**arguments, "data": str(folder)}
+    with_files = {**arguments, "data": str(folder)}
     try:
-        env = envs.make(entry.env, split=entry.split, **found)
+        env = envs.make(entry.env, split=entry.split, **with_files)
         try:
             tasks = len(env.tasks)
         finally:
             env.close()
     except (ValueError, OSError) as error:
         return arguments, f"bundled ({folder} cannot be used: {str(error).splitlines()[0][:200]})"
-    return found, f"files in {folder} ({tasks} {entry.split} tasks)"
+    return with_files, f"files in {folder} ({tasks} {entry.split} tasks)"
 
 
 def folder_of(agent: str) -> str:
@@ -125,23 +125,23 @@ def folder_of(agent: str) -> str:
     return re.sub(r"[^\w.\-]+", "-", agent).strip("-.") or "agent"
 
 
-def share(given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def accepted_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Agent → those of the options meant for it that it takes.
 
     Raises ValueError for an unknown agent, for no agent, and for an option that none of them takes.
     """
-    if not given:
+    if not options:
         raise ValueError("--agent names no agent")
-    known = {spec: set(agents.options_of(spec)) for spec in given}
-    taken = set().union(*known.values())
-    if unknown := sorted({name for options in given.values() for name in options} - taken):
+    accepted = {spec: set(agents.options_of(spec)) for spec in options}
+    by_any = set().union(*accepted.values())
+    if unknown := sorted({name for of_one in options.values() for name in of_one} - by_any):
         raise ValueError(
-            f"none of the agents {', '.join(given)} has an option {', '.join(unknown)}: there are "
-            f"{', '.join(sorted(taken))}"
+            f"none of the agents {', '.join(options)} has an option {', '.join(unknown)}: there "
+            f"are {', '.join(sorted(by_any))}"
         )
     return {
-        spec: {name: value for name, value in options.items() if name in known[spec]}
-        for spec, options in given.items()
+        spec: {name: value for name, value in of_one.items() if name in accepted[spec]}
+        for spec, of_one in options.items()
     }
 
 
@@ -211,11 +211,11 @@ class Board:
 
     def notes(self) -> list[str]:
         """What each column is and which data it comes from; what went wrong; what it cost."""
-        told = []
+        notes = []
         for entry in self.suite.entries:
             settings = ", ".join(f"{k}={v}" for k, v in entry.env_args.items())
             data = self.data.get(entry.name, "not played yet")
-            told.append(
+            notes.append(
                 f"{entry.name}: {entry.measure}, split {entry.split}"
                 + (f" ({settings})" if settings else "")
                 + f"; data: {data}"
@@ -223,21 +223,23 @@ class Board:
         for agent, row in self.cells.items():
             for name, cell in row.items():
                 if "error" in cell:
-                    told.append(f"{agent} on {name}: no figure, {cell['error']}")
+                    notes.append(f"{agent} on {name}: no figure, {cell['error']}")
                 elif cell["failed"]:
-                    told.append(f"{agent} on {name}: {cell['failed']} episodes failed (count as 0)")
+                    notes.append(
+                        f"{agent} on {name}: {cell['failed']} episodes failed (count as 0)"
+                    )
             if cost := sum(_statistic(cell, "cost") for cell in row.values()):
                 tokens = sum(
                     _statistic(cell, f"tokens_{kind}")
                     for cell in row.values()
                     for kind in ("read", "kept", "generated")
                 )
-                told.append(f"{agent}: {cost:.2f} dollars for {tokens:,.0f} tokens")
-        return told
+                notes.append(f"{agent}: {cost:.2f} dollars for {tokens:,.0f} tokens")
+        return notes
 
     def save(self) -> None:
         """Writes `summary.json` and `table.md`. Raises ResultsError where they cannot be."""
-        whole = {
+        summary = {
             "suite": self.suite.name,
             "complete": self.complete,
             "environments": {
@@ -259,13 +261,11 @@ class Board:
             },
         }
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            save(whole, self.out / "summary.json")
+            save(summary, self.out / "summary.json")
             write_text(self.out / "table.md", markdown([self.table()], self.notes()))
         except OSError as error:
             raise ResultsError(
-                f"cannot write {self.out / 'summary.json'}: {error.strerror}. The results are "
-                "kept: make room and run again."
+                f"{error}. The results are kept: make room and run again."
             ) from error
 
 
@@ -295,10 +295,10 @@ def _short(entry: Entry, cell: Mapping[str, Any]) -> dict[str, Any]:
     if "error" in cell:
         return {"error": cell["error"]}
     figure, interval = FIGURES[entry.figure]
-    kept = ("episodes", "failed", "reward_mean", "success_rate", "metrics", "agent_statistics")
+    names = ("episodes", "failed", "reward_mean", "success_rate", "metrics", "agent_statistics")
     return {
         "figure": cell[figure],
         "ci95": cell[interval],
-        **{name: cell[name] for name in kept},
+        **{name: cell[name] for name in names},
         "data_checksum": cell["fingerprint"].get("data", ""),
     }

@@ -39,8 +39,8 @@ def summarise(trajectories: Sequence[Trajectory], *, seconds: float = 0.0) -> di
     if not trajectories:
         raise ValueError("there is no episode to summarise")
     for name in ("env", "agent", "split"):
-        if len(found := sorted({getattr(t, name) for t in trajectories})) > 1:
-            raise ValueError(f"one summary cannot mix several values of {name}: {found}")
+        if len(values := sorted({getattr(t, name) for t in trajectories})) > 1:
+            raise ValueError(f"one summary cannot mix several values of {name}: {values}")
     trajectories = sorted(
         trajectories, key=lambda t: (t.task_id, t.seed)
     )  # whatever order they ended in
@@ -103,13 +103,13 @@ def _success(trajectory: Trajectory) -> bool:
 
 def _means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Success, validity, truncation and length; 0 where nothing was played."""
-    whole = [t for t in trajectories if not t.error]
+    played = [t for t in trajectories if not t.error]
     valid = [step.valid for t in trajectories for step in t.steps]
     return {
         "success_rate": _mean([_success(t) for t in trajectories]),
         "valid_rate": _mean(valid),
-        "truncated_rate": _mean([t.truncated for t in whole]),
-        "steps_mean": _mean([len(t.steps) for t in whole]),
+        "truncated_rate": _mean([t.truncated for t in played]),
+        "steps_mean": _mean([len(t.steps) for t in played]),
     }
 
 

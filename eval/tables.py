@@ -46,16 +46,16 @@ def terminal(tables: Sequence[Table], notes: Sequence[str], console: Console | N
     No figure is ever cut: names fold to 18 characters in a narrow terminal, beyond that lines get
     longer than it, and where there is no terminal they are as long as they like to be.
     """
-    into = console or Console(file=io.StringIO())
+    console = console or Console(file=io.StringIO())
     shown = [_rich(table) for table in tables]
-    endless = into.options.update(width=10_000)
-    needed = [Measurement.get(into, endless, table) for table in shown]
+    endless = console.options.update(width=10_000)
+    needed = [Measurement.get(console, endless, table) for table in shown]
     for table, space in zip(shown, needed, strict=True):
-        into.width = max(space.minimum, into.width) if into.is_terminal else space.maximum
-        into.print(table)
+        console.width = max(space.minimum, console.width) if console.is_terminal else space.maximum
+        console.print(table)
     for note in notes:
-        into.print(plain(note), markup=False, highlight=False, soft_wrap=not into.is_terminal)
-    return into.file.getvalue() if isinstance(into.file, io.StringIO) else ""
+        console.print(plain(note), markup=False, highlight=False, soft_wrap=not console.is_terminal)
+    return console.file.getvalue() if isinstance(console.file, io.StringIO) else ""
 
 
 def _rich(table: Table) -> RichTable:

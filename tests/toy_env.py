@@ -26,13 +26,13 @@ class ToyEnv(TextEnv):
     """
 
     prompt_file = Path(__file__).with_name("toy_prompt.md")
-    made = 0
+    opened = 0
     closed = 0
 
     def __init__(self, *, size: int = 20, delay: float = 0.0, broken: str = "", **kwargs):
         super().__init__(**kwargs)
         self.size, self.delay, self.broken = size, delay, broken
-        type(self).made += 1
+        type(self).opened += 1
 
     def list_tasks(self) -> Sequence[str]:
         return [f"{'even' if goal % 2 == 0 else 'odd'}/{goal}" for goal in range(7, 7 + self.size)]

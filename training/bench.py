@@ -42,7 +42,7 @@ def _trajectories(count: int, steps: int) -> list[Trajectory]:
     env = envs.make(ENV, split="train", **LONG)
     tasks = list(env.tasks)
     env.close()
-    played = run_episodes(ENV, expert, tasks, split="train", workers=2, env_kwargs=LONG)
+    played = run_episodes(ENV, expert, tasks, split="train", workers=2, env_args=LONG)
     try:
         for trajectory in played:
             if len(trajectory.steps) >= steps and not trajectory.error:

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from stepagent import agents, command_line
 from stepagent.envs.trajectory import Trajectory, read, write
+from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.eval.results import ResultsError
-from stepagent.eval.run import evaluate
 
 
 @dataclass
@@ -78,11 +78,9 @@ def collect(
             env,
             player,
             out,
-            split=split,
-            limit=limit,
-            seed=seed,
-            workers=workers,
-            env_args=env_args,
+            EvaluationOptions(
+                split=split, limit=limit, seed=seed, workers=workers, env_args=env_args or {}
+            ),
             console=console,
         )
     finally:

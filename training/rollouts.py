@@ -96,7 +96,7 @@ def _play_once(
                 split=split,
                 seed=[t.seed for t in tasks],
                 workers=config.rollouts.workers,
-                env_kwargs=config.env_args,
+                env_args=config.env_args,
             )
             try:
                 for trajectory in played:

@@ -26,8 +26,8 @@ from stepagent import agents, command_line, envs
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import PromptStyle
 from stepagent.envs.trajectory import read
+from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.eval.paper import LABELS
-from stepagent.eval.run import evaluate
 from stepagent.files import write_atomically, write_text
 from stepagent.training import processes
 from stepagent.training.collect import collect
@@ -294,11 +294,13 @@ class Session:
                 wanted.env or self.config.env,
                 player,
                 out,
-                split=wanted.split,
-                limit=wanted.limit or None,
-                seed=self.config.seed,
-                workers=wanted.workers,
-                env_args=wanted.env_args if wanted.env else self.config.env_args,
+                EvaluationOptions(
+                    split=wanted.split,
+                    limit=wanted.limit or None,
+                    seed=self.config.seed,
+                    workers=wanted.workers,
+                    env_args=wanted.env_args if wanted.env else self.config.env_args,
+                ),
                 console=self.console,
             )
         finally:

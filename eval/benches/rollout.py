@@ -127,7 +127,7 @@ class _Sides:
         self.agent.reset()
         wanted = self.wanted
         run = run_episodes(
-            wanted["env"], self.agent, self.tasks, split=wanted["split"], env_kwargs=self.env_args
+            wanted["env"], self.agent, self.tasks, split=wanted["split"], env_args=self.env_args
         )
         self.played = sorted(run, key=lambda t: self.tasks.index(t.task_id))
         for trajectory in self.played:

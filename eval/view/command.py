@@ -9,9 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from stepagent import command_line
-from stepagent.eval import runs
+from stepagent.eval.load_runs import EvaluationRun, load_runs
 from stepagent.eval.results import ResultsError
-from stepagent.eval.runs import Run
 from stepagent.eval.tables import tell
 from stepagent.eval.view import curves, data, experts, page
 
@@ -38,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     notes: list[str] = []
     try:
-        found = runs.read(config.runs, notes)
-        learned = curves.read(config.runs, notes)
-        if not found and not learned:
+        runs = load_runs(config.runs, notes)
+        training_curves = curves.load(config.runs, notes)
+        if not runs and not training_curves:
             raise ResultsError(f"no evaluation and no metrics stand in {', '.join(config.runs)}")
-        beside = _experts(config.expert, found, notes, console)
-        report = data.build(found, learned, beside, notes, config.title)
+        expert_episodes = _experts(config.expert, runs, notes, console)
+        report = data.build(runs, training_curves, expert_episodes, notes, config.title)
         size = page.write(report, config.out)
     except (ResultsError, OSError) as error:
         tell(console, f"error: {error}")
@@ -54,16 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         for note in notes:
             tell(console, f"note: {note}")
-    episodes = sum(len(run.trajectories) for run in found)
-    tell(Console(), f"{config.out}: {len(found)} runs, {episodes:,} episodes, {size / 1e6:.1f} MB")
+    episodes = sum(len(run.trajectories) for run in runs)
+    tell(Console(), f"{config.out}: {len(runs)} runs, {episodes:,} episodes, {size / 1e6:.1f} MB")
     return 0
 
 
 def _experts(
-    wanted: str | None, found: Sequence[Run], notes: list[str], console: Console
+    source: str | None, runs: Sequence[EvaluationRun], notes: list[str], console: Console
 ) -> experts.Experts:
-    if wanted == "play":
-        return experts.played(found, notes, console)
-    if wanted is not None:
-        return experts.Experts([t for run in runs.read([wanted], notes) for t in run.trajectories])
-    return experts.Experts([t for run in found if run.agent == "expert" for t in run.trajectories])
+    if source == "play":
+        return experts.play(runs, notes, console)
+    if source is not None:
+        return experts.Experts([t for run in load_runs([source], notes) for t in run.trajectories])
+    return experts.Experts([t for run in runs if run.agent == "expert" for t in run.trajectories])

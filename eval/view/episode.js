@@ -43,23 +43,23 @@ function divergenceChip(id) {
 
 // The same task in the other runs: they stand right before or behind it.
 function others(id) {
-  const e = store.index.episodes, found = [];
+  const e = store.index.episodes, sameTask = [];
   const same = (other) => e.task[other] === e.task[id] && e.env[other] === e.env[id];
-  for (let n = id - 1; n >= 0 && same(n); n--) found.unshift(n);
-  for (let n = id + 1; n < e.task.length && same(n); n++) found.push(n);
-  const shown = found.filter((n) => e.run[n] >= 0);
+  for (let n = id - 1; n >= 0 && same(n); n--) sameTask.unshift(n);
+  for (let n = id + 1; n < e.task.length && same(n); n++) sameTask.push(n);
+  const shown = sameTask.filter((n) => e.run[n] >= 0);
   return shown.length ? el("div", { class: "chips others" }, "same task:", shown.map((n) =>
     el("button", { class: "chip", on: { click: () => go(n) } }, swatch(e.run[n]), runName(e.run[n]) + " ", el("b", {}, three(e.score[n]))))) : null;
 }
 
 function step(n, text, other, diverges) {
-  const [own, theirs] = [text.steps[n], other ? other.steps[n] : undefined];
+  const [agentStep, expertStep] = [text.steps[n], other ? other.steps[n] : undefined];
   const here = diverges === n + 1;
-  const same = other && own && theirs && own[2] === theirs[2] && own[0] === theirs[0] && own[1] === theirs[1];
+  const same = other && agentStep && expertStep && agentStep[2] === expertStep[2] && agentStep[0] === expertStep[0] && agentStep[1] === expertStep[1];
   return el("section", { class: "step" + (here ? " first" : "") + (other ? " two" : ""), id: "step-" + (n + 1), tabindex: -1 },
     el("h3", {}, "Step " + (n + 1), here ? el("span", { class: "chip warn" }, "first divergence") : null),
-    own ? turn(own) : el("p", { class: "none" }, "The agent's episode has ended."),
-    !other ? null : same ? el("p", { class: "none" }, "The same as the agent.") : theirs ? turn(theirs, own && own[0] === theirs[0]) : el("p", { class: "none" }, "The expert has finished."));
+    agentStep ? turn(agentStep) : el("p", { class: "none" }, "The agent's episode has ended."),
+    !other ? null : same ? el("p", { class: "none" }, "The same as the agent.") : expertStep ? turn(expertStep, agentStep && agentStep[0] === expertStep[0]) : el("p", { class: "none" }, "The expert has finished."));
 }
 
 function turn([observation, thought, action, reward, valid, reply], sameObservation) {
@@ -76,7 +76,7 @@ function turn([observation, thought, action, reward, valid, reply], sameObservat
 const part = (kind, text) => el("div", { class: "part " + kind }, el("span", { class: "label" }, kind), el("pre", { dir: "auto" }, text));
 
 function more(pre) {
-  const button = el("button", { class: "more", on: { click: () => { button.textContent = pre.classList.toggle("whole") ? "show less" : "show all"; } } }, "show all");
+  const button = el("button", { class: "more", on: { click: () => { button.textContent = pre.classList.toggle("unfolded") ? "show less" : "show all"; } } }, "show all");
   return button;
 }
 

@@ -28,7 +28,7 @@ async function refilter(keep) {
   const mine = ++list.search, e = store.index.episodes, needle = list.filter.text.trim().toLowerCase();
   const candidates = e.task.map((_, id) => id).filter(passes);
   if (!needle) return show(candidates, keep, "");
-  const { starts } = store.index, found = [];
+  const { starts } = store.index, matches = [];
   let drawn = performance.now(), place = 0;
   for (let number = 0; number < starts.length; number++) {
     const end = starts[number + 1] ?? e.task.length;
@@ -37,17 +37,17 @@ async function refilter(keep) {
       if (mine !== list.search) return;
       for (; place < candidates.length && candidates[place] < end; place++) {
         const id = candidates[place];
-        if (e.task[id].toLowerCase().includes(needle) || holds(texts[id - starts[number]], needle)) found.push(id);
+        if (e.task[id].toLowerCase().includes(needle) || holds(texts[id - starts[number]], needle)) matches.push(id);
       }
     }
     if (performance.now() - drawn > 120) {
-      show(found.slice(), keep, " – searching, " + Math.round((100 * number) / starts.length) + " %");
+      show(matches.slice(), keep, " – searching, " + Math.round((100 * number) / starts.length) + " %");
       await new Promise((done) => setTimeout(done)); // let the page breathe
       if (mine !== list.search) return;
       drawn = performance.now();
     }
   }
-  show(found, keep, "");
+  show(matches, keep, "");
 }
 
 function show(ids, keep, progress) {

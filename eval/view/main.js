@@ -24,13 +24,13 @@ const tab = () => TABS.find((t) => !byId(t).hidden);
 
 function route() {
   const [name, id] = location.hash.slice(1).split("/"), { runs, curves: learned, episodes } = store.index;
-  let wanted = TABS.includes(name) ? name : runs.length ? "overview" : "curves";
-  if ((wanted === "curves" && !learned.length) || (wanted === "episodes" && !runs.length)) wanted = "overview";
+  let active = TABS.includes(name) ? name : runs.length ? "overview" : "curves";
+  if ((active === "curves" && !learned.length) || (active === "episodes" && !runs.length)) active = "overview";
   for (const t of TABS) {
-    byId(t).hidden = t !== wanted;
-    byId("tab-" + t).setAttribute("aria-selected", String(t === wanted));
+    byId(t).hidden = t !== active;
+    byId("tab-" + t).setAttribute("aria-selected", String(t === active));
   }
-  if (wanted !== "episodes") return;
+  if (active !== "episodes") return;
   const chosen = /^\d+$/.test(id ?? "") && +id < episodes.task.length ? +id : -1;
   document.body.classList.toggle("reading", chosen >= 0);
   drawRows();

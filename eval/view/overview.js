@@ -24,12 +24,12 @@ function scores(runs, pick) {
       percent(s.valid_rate), percent(s.truncated_rate), s.steps_mean.toFixed(1),
     ];
   });
-  const found = card("Scores", "Mean score from 0 to 1 and success rate in percent, each with its 95 % interval (bootstrap; Wilson). A failed episode counts as 0.",
+  const section = card("Scores", "Mean score from 0 to 1 and success rate in percent, each with its 95 % interval (bootstrap; Wilson). A failed episode counts as 0.",
     table(["run", "environment, split", "score [95 %]", "success, % [95 %]", "episodes", "valid actions", "cut off", "steps"], rows, 4));
   const names = [...new Set(runs.flatMap((r) => Object.keys(r.summary.metrics)))].sort();
-  if (names.length) found.append(el("details", {}, el("summary", {}, "The benchmark's own figures"),
+  if (names.length) section.append(el("details", {}, el("summary", {}, "The benchmark's own figures"),
     table(["figure", ...runs.map((r) => r.name)], names.map((n) => [n, ...runs.map((r) => n in r.summary.metrics ? three(r.summary.metrics[n]) : "–")]), 1)));
-  return found;
+  return section;
 }
 
 function byType(runs, pick) {
@@ -86,11 +86,11 @@ function whatFailed(runs) {
 
 function origins(runs) {
   const names = [...new Set(runs.flatMap((r) => Object.keys(r.summary.fingerprint)))].sort();
-  const found = card("Where the results come from", null);
-  found.append(el("details", {}, el("summary", {}, "Files and fingerprints"),
+  const section = card("Where the results come from", null);
+  section.append(el("details", {}, el("summary", {}, "Files and fingerprints"),
     table(["", ...runs.map((r) => r.name)], [["file", ...runs.map((r) => r.file)], ["agent", ...runs.map((r) => r.summary.agent)],
       ...names.map((n) => [n, ...runs.map((r) => r.summary.fingerprint[n] ?? "–")])], 99)));
-  return found;
+  return section;
 }
 
 function drawCurves() {

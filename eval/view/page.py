@@ -27,9 +27,9 @@ def write(report: Report, out: Path) -> int:
     text = render(report)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, text)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {out}: {error.strerror or error}") from error
+        raise OSError(error.errno, f"cannot write {out}: {error.strerror}") from error
+    write_text(out, text)
     return len(text.encode("utf-8"))
 
 

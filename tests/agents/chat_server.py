@@ -29,8 +29,8 @@ class ChatServer(Scripted):
     def read(self, path: str, body: bytes) -> Any:
         return json.loads(body)
 
-    def answer(self, asked: Any) -> bytes:
-        return completion("Action: " + asked["messages"][-1]["content"])
+    def answer(self, request: Any) -> bytes:
+        return completion("Action: " + request["messages"][-1]["content"])
 
     @property
     def keys(self) -> list[str | None]:

@@ -3,9 +3,9 @@
 import pytest
 
 from stepagent import envs
+from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.eval.few_shot import few_shot_prompt
 from stepagent.eval.rollout import fingerprint
-from stepagent.eval.run import evaluate
 from tests.toy_env import ID, ScriptedAgent
 
 PROMPT = envs.make(ID).prompt
@@ -57,7 +57,7 @@ def test_never_two_worlds_at_a_time(tmp_path, monkeypatch):
         return env
 
     monkeypatch.setattr(envs, "make", make)
-    evaluate(ID, ScriptedAgent(), tmp_path, limit=2, shots=2, workers=1)
+    evaluate(ID, ScriptedAgent(), tmp_path, EvaluationOptions(limit=2, shots=2, workers=1))
     assert len(opened) == 3  # for the examples, for the tasks, to play
 
 
@@ -69,7 +69,7 @@ def test_a_run_says_how_many_and_shows_them(tmp_path):
             seen.extend(turn.messages[0]["content"] for turn in turns)
             return super().act(turns)
 
-    summary = evaluate(ID, Spy(), tmp_path, limit=2, shots=2)
+    summary = evaluate(ID, Spy(), tmp_path, EvaluationOptions(limit=2, shots=2))
     assert summary["fingerprint"]["shots"] == "2"
     assert all(text.count("from beginning to end") == 2 for text in seen)
     one = fingerprint(envs.make(ID), ScriptedAgent())

@@ -17,8 +17,8 @@ TASKS = envs.make(ID, split="test").tasks
 
 
 def play(agent=None, tasks=TASKS, **kwargs):
-    found = list(run_episodes(ID, agent or ScriptedAgent(), tasks, **kwargs))
-    return {(t.task_id, t.seed): replace(t, seconds=0.0) for t in found}
+    trajectories = list(run_episodes(ID, agent or ScriptedAgent(), tasks, **kwargs))
+    return {(t.task_id, t.seed): replace(t, seconds=0.0) for t in trajectories}
 
 
 def test_same_trajectories_with_one_worker_and_with_eight():
@@ -29,14 +29,14 @@ def test_same_trajectories_with_one_worker_and_with_eight():
 
 
 def test_slow_environments_and_slow_agents_change_nothing_either():
-    slow = play(ScriptedAgent(delay=0.003), workers=8, env_kwargs={"delay": 0.004})
+    slow = play(ScriptedAgent(delay=0.003), workers=8, env_args={"delay": 0.004})
     for key, trajectory in play(workers=3).items():
         assert slow[key].steps == trajectory.steps
 
 
 def test_a_seed_a_task():
-    found = play(tasks=[TASKS[0]] * 3, seed=[1, 2, 3], workers=2)
-    assert set(found) == {(TASKS[0], 1), (TASKS[0], 2), (TASKS[0], 3)}
+    episodes = play(tasks=[TASKS[0]] * 3, seed=[1, 2, 3], workers=2)
+    assert set(episodes) == {(TASKS[0], 1), (TASKS[0], 2), (TASKS[0], 3)}
     with pytest.raises(ValueError, match="2 seeds for 20 tasks"):
         run_episodes(ID, ScriptedAgent(), TASKS, seed=[1, 2])
 
@@ -80,25 +80,25 @@ def test_replies_are_kept_only_where_they_differ():
 
 def test_environment_that_breaks_at_reset_or_step_ends_its_own_episode_only():
     for broken, step in ((TASKS[3], "reset"), (TASKS[3] + "!", "step 1")):
-        made, closed = ToyEnv.made, ToyEnv.closed
-        found = play(workers=2, env_kwargs={"broken": broken})
-        assert len(found) == len(TASKS)
-        failed = found.pop((TASKS[3], 0))
+        opened, closed = ToyEnv.opened, ToyEnv.closed
+        episodes = play(workers=2, env_args={"broken": broken})
+        assert len(episodes) == len(TASKS)
+        failed = episodes.pop((TASKS[3], 0))
         assert failed.error.startswith("environment: RuntimeError: planted")
         assert failed.error.endswith(f"({step})")
         assert failed.reward == 0
-        assert not any(t.error for t in found.values())
-        assert ToyEnv.made - made == 3  # two, and one in place of the broken one
+        assert not any(t.error for t in episodes.values())
+        assert ToyEnv.opened - opened == 3  # two, and one in place of the broken one
         assert ToyEnv.closed - closed == 3
 
 
 def test_agent_that_fails_on_one_turn_fails_that_episode_only():
     agent = ScriptedAgent(fail="12")
-    found = play(agent, workers=4)
-    failed = found.pop((TASKS[5], 0))
+    episodes = play(agent, workers=4)
+    failed = episodes.pop((TASKS[5], 0))
     assert failed.error == "agent: ValueError: planted in the agent (step 1)"
-    plain = play(workers=4)
-    assert all(found[key].steps == plain[key].steps for key in found)
+    without_failure = play(workers=4)
+    assert all(episodes[key].steps == without_failure[key].steps for key in episodes)
     assert len(set(agent.forgotten)) == len(TASKS)
 
 
@@ -112,8 +112,8 @@ def test_agent_that_breaks_the_contract_is_told_so(replies, error):
         def act(self, turns):
             return replies
 
-    (found,) = play(Wrong(), tasks=TASKS[:1]).values()
-    assert error in found.error
+    (episode,) = play(Wrong(), tasks=TASKS[:1]).values()
+    assert error in episode.error
 
 
 def test_hostile_replies_do_not_break_a_run():
@@ -132,10 +132,10 @@ def test_hostile_replies_do_not_break_a_run():
         def act(self, turns):
             return [replies[len(turn.messages) // 2 % len(replies)] for turn in turns]
 
-    (found,) = play(Hostile(), tasks=TASKS[:1]).values()
-    assert not found.error
-    assert found.truncated
-    assert type(found).from_json(found.to_json()) == found
+    (episode,) = play(Hostile(), tasks=TASKS[:1]).values()
+    assert not episode.error
+    assert episode.truncated
+    assert type(episode).from_json(episode.to_json()) == episode
 
 
 def test_the_agent_gets_whoever_is_ready_up_to_its_batch_size():
@@ -183,9 +183,9 @@ class Streaming(ScriptedAgent):
         self.batches.append(len(self.under_way))
         time.sleep(self.delay)
         ready = [key for key, (_, left) in self.under_way.items() if left == 1]
-        found = [(key, self._reply_or_why(self.under_way.pop(key)[0])) for key in ready]
+        replies = [(key, self._reply_or_why(self.under_way.pop(key)[0])) for key in ready]
         self.under_way = {key: (turn, left - 1) for key, (turn, left) in self.under_way.items()}
-        return found
+        return replies
 
     def _reply_or_why(self, turn):
         try:
@@ -220,10 +220,10 @@ def test_a_streaming_agent_that_breaks_loses_only_the_turn_that_broke_it():
                 raise RuntimeError("out of memory")
             return super().act(turns)
 
-    found = play(Breaking(), workers=4)
-    assert found.pop((TASKS[5], 0)).error == "agent: RuntimeError: out of memory (step 1)"
-    plain = play(workers=4)
-    assert all(found[key].steps == plain[key].steps for key in found)
+    episodes = play(Breaking(), workers=4)
+    assert episodes.pop((TASKS[5], 0)).error == "agent: RuntimeError: out of memory (step 1)"
+    without_failure = play(workers=4)
+    assert all(episodes[key].steps == without_failure[key].steps for key in episodes)
 
 
 class Stuck:
@@ -246,13 +246,15 @@ def test_an_agent_that_hangs_on_one_episode_loses_that_one_only(kind):
                 stuck.gate.wait(60)
             return super()._reply(turn)
 
-    found = play(Hanging(), workers=4, time_limit=2.0)
+    episodes = play(Hanging(), workers=4, time_limit=2.0)
     stuck.gate.set()
-    failed = found.pop((TASKS[5], 0))
+    failed = episodes.pop((TASKS[5], 0))
     assert failed.error == "agent: TimeoutError: no reply within 2 s (step 2)"
     assert len(failed.steps) == 1
-    plain = play(workers=4)
-    assert {key: t.steps for key, t in found.items()} == {key: plain[key].steps for key in found}
+    without_failure = play(workers=4)
+    assert {key: t.steps for key, t in episodes.items()} == {
+        key: without_failure[key].steps for key in episodes
+    }
 
 
 @pytest.mark.parametrize(
@@ -260,36 +262,36 @@ def test_an_agent_that_hangs_on_one_episode_loses_that_one_only(kind):
 )
 def test_an_agent_that_hangs_on_all_is_not_asked_for_each(kind, where):
     """Otherwise nobody hears of it for as many time limits as there are open episodes."""
-    gate, asked = threading.Event(), []
+    gate, calls = threading.Event(), []
 
     class Hanging(kind):
         batch_size = 8
 
         def act(self, *turns):
-            asked.append(turns)
+            calls.append(turns)
             gate.wait(60)
 
     setattr(Hanging, where, Hanging.act)
     try:
-        found = play(Hanging(), tasks=TASKS[:8], workers=8, time_limit=0.3)
+        episodes = play(Hanging(), tasks=TASKS[:8], workers=8, time_limit=0.3)
     finally:
         gate.set()
-    assert len(found) == 8
-    errors = {t.error for t in found.values()}
+    assert len(episodes) == 8
+    errors = {t.error for t in episodes.values()}
     assert errors == {"agent: TimeoutError: no reply within 0.3 s (step 1)"}
-    assert len(asked) < 8
+    assert len(calls) < 8
 
 
 def test_a_streaming_agent_that_never_answers_one_turn():
     class Silent(Streaming):
         def poll(self):
-            found = super().poll()
+            replies = super().poll()
             time.sleep(0.01)
-            return [(key, reply) for key, reply in found if key[1] != TASKS[5]]
+            return [(key, reply) for key, reply in replies if key[1] != TASKS[5]]
 
-    found = play(Silent(), workers=4, time_limit=2.0)
-    assert "no reply within 2 s (step 1)" in found.pop((TASKS[5], 0)).error
-    assert not any(t.error for t in found.values())
+    episodes = play(Silent(), workers=4, time_limit=2.0)
+    assert "no reply within 2 s (step 1)" in episodes.pop((TASKS[5], 0)).error
+    assert not any(t.error for t in episodes.values())
 
 
 def test_an_environment_that_hangs_is_left_behind_and_replaced():
@@ -304,13 +306,13 @@ def test_an_environment_that_hangs_is_left_behind_and_replaced():
     envs.registration.gym.register("Test/Hanging-v0", entry_point=Hanging, disable_env_checker=True)
     try:
         run = run_episodes("Test/Hanging-v0", ScriptedAgent(), TASKS, workers=2, time_limit=2.0)
-        found = {t.task_id: t for t in run}
+        episodes = {t.task_id: t for t in run}
     finally:
         gate.set()
-    failed = found.pop(TASKS[3])
+    failed = episodes.pop(TASKS[3])
     assert failed.error == "environment: TimeoutError: no answer within 2 s (step 1)"
-    assert len(found) == len(TASKS) - 1
-    assert not any(t.error for t in found.values())
+    assert len(episodes) == len(TASKS) - 1
+    assert not any(t.error for t in episodes.values())
 
 
 def test_a_time_limit_must_be_positive():
@@ -319,7 +321,7 @@ def test_a_time_limit_must_be_positive():
 
 
 def test_interrupt_delivers_what_has_ended_and_cleans_up(monkeypatch):
-    closed, made = ToyEnv.closed, ToyEnv.made
+    closed, opened = ToyEnv.closed, ToyEnv.opened
 
     class Interrupted(ScriptedAgent):
         def act(self, turns):
@@ -327,22 +329,22 @@ def test_interrupt_delivers_what_has_ended_and_cleans_up(monkeypatch):
                 raise KeyboardInterrupt
             return super().act(turns)
 
-    agent, found = Interrupted(), []
+    agent, episodes = Interrupted(), []
     with pytest.raises(KeyboardInterrupt):
-        found.extend(run_episodes(ID, agent, TASKS, workers=4))
-    assert 0 < len(found) < len(TASKS)
-    assert not any(t.error for t in found)
-    assert ToyEnv.closed - closed == ToyEnv.made - made == 4
-    assert len(set(agent.forgotten)) >= len(found) + 1
+        episodes.extend(run_episodes(ID, agent, TASKS, workers=4))
+    assert 0 < len(episodes) < len(TASKS)
+    assert not any(t.error for t in episodes)
+    assert ToyEnv.closed - closed == ToyEnv.opened - opened == 4
+    assert len(set(agent.forgotten)) >= len(episodes) + 1
     assert not [t for t in threading.enumerate() if t.name == "environment"]
 
 
 def test_a_consumer_that_stops_early_closes_the_environments():
-    closed, made = ToyEnv.closed, ToyEnv.made
+    closed, opened = ToyEnv.closed, ToyEnv.opened
     run = run_episodes(ID, ScriptedAgent(), TASKS, workers=2)
     next(run)
     run.close()
-    assert ToyEnv.closed - closed == ToyEnv.made - made == 2
+    assert ToyEnv.closed - closed == ToyEnv.opened - opened == 2
 
 
 def test_unknown_names_are_refused_before_the_first_episode():
@@ -355,8 +357,8 @@ def test_unknown_names_are_refused_before_the_first_episode():
 
 
 def test_fingerprint_names_environment_agent_prompt_and_version():
-    found = rollout.fingerprint(envs.make(ID), ScriptedAgent())
-    assert found["agent.script"] == "1"
-    assert {"stepagent", "gymnasium", "data", "prompt", "arguments"} <= set(found)
+    parts = rollout.fingerprint(envs.make(ID), ScriptedAgent())
+    assert parts["agent.script"] == "1"
+    assert {"stepagent", "gymnasium", "data", "prompt", "arguments"} <= set(parts)
     without = rollout.fingerprint(envs.make(ID), ScriptedAgent(style=PromptStyle(example=False)))
-    assert found["prompt"] != without["prompt"]
+    assert parts["prompt"] != without["prompt"]
