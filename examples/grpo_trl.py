@@ -106,9 +106,9 @@ class Episode:
 
 def opening(env: TextEnv) -> list[dict[str, str]]:
     """The prompt: the environment's instruction, and a user's turn that `reset` fills in."""
-    told = "Call the tool `act` for every action, and nothing else."
+    request = "Call the tool `act` for every action, and nothing else."
     return [
-        {"role": "system", "content": f"{env.prompt.instruction}\n\n{told}"},
+        {"role": "system", "content": f"{env.prompt.instruction}\n\n{request}"},
         {"role": "user", "content": ""},
     ]
 
@@ -184,12 +184,12 @@ def tiny_policy(
 
 def train(config: Config, shape: TinyConfig | None = None) -> list[dict[str, float]]:
     """Trains and saves the policy; returns what was logged at each step."""
-    made: list[TextEnv] = []
+    opened: list[TextEnv] = []
 
     def make() -> TextEnv:
         arguments = {"split": "train", "max_steps": config.turns, **config.env_args}
-        made.append(envs.make(config.env, url=config.url, **arguments))
-        return made[-1]
+        opened.append(envs.make(config.env, url=config.url, **arguments))
+        return opened[-1]
 
     try:
         env = make()
@@ -229,7 +229,7 @@ def train(config: Config, shape: TinyConfig | None = None) -> list[dict[str, flo
         tokenizer.save_pretrained(str(config.output / "final"))
         return [row for row in trainer.state.log_history if "reward" in row]
     finally:
-        for env in made:
+        for env in opened:
             env.close()
 
 

@@ -78,8 +78,8 @@ def measure(
     if repeats >= 3:
         ours()
         baseline()
-    mine, theirs = measure_sides([ours, baseline], repeats)
-    return mine, theirs
+    our_seconds, baseline_seconds = measure_sides([ours, baseline], repeats)
+    return our_seconds, baseline_seconds
 
 
 def measure_sides(sides: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
@@ -88,9 +88,9 @@ def measure_sides(sides: Sequence[Callable[[], Any]], repeats: int) -> list[floa
     for number in range(repeats):
         order = range(len(sides)) if number % 2 == 0 else reversed(range(len(sides)))
         for side in order:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             sides[side]()
-            seconds[side].append(time.perf_counter() - begun)
+            seconds[side].append(time.perf_counter() - start)
     return [statistics.median(times) for times in seconds]
 
 

@@ -63,30 +63,32 @@ def _steps(tasks: int, repeats: int) -> Row:
             for action in actions:
                 env.step(action)
 
-    def plain() -> None:
+    def upstream() -> None:
         for task, actions in plans:
             env.reset(seed=0, options={"task_id": task.id})
             for step, action in zip(task.steps, actions, strict=True):
-                plain_view(step.html, [candidate.node for candidate in step.candidates])
+                upstream_view(step.html, [candidate.node for candidate in step.candidates])
                 env.step(action)
 
     steps = sum(len(actions) for _, actions in plans)
-    mine, theirs = measure(ours, plain, repeats)
+    our_seconds, upstream_seconds = measure(ours, upstream, repeats)
     env.close()
-    return Row.more_is_better("Mind2Web steps", steps / mine, steps / theirs, "steps/s")
+    return Row.more_is_better(
+        "Mind2Web steps", steps / our_seconds, steps / upstream_seconds, "steps/s"
+    )
 
 
 def _pruning(name: str, html: str, candidates: Sequence[Candidate], repeats: int) -> list[Row]:
     """A page seen for the first time, and once more around other candidates."""
     nodes = [candidate.node for candidate in candidates]
-    if Page(html).draw(candidates).text != plain_view(html, nodes):
+    if Page(html).draw(candidates).text != upstream_view(html, nodes):
         raise ValueError(f"{name}: the two ways of pruning do not agree")
-    page, plain = Page(html), lambda: plain_view(html, nodes)
-    first, theirs = measure(lambda: Page(html).draw(candidates), plain, repeats)
-    again, theirs_again = measure(lambda: page.draw(candidates), plain, repeats)
+    page, upstream = Page(html), lambda: upstream_view(html, nodes)
+    first, upstream_first = measure(lambda: Page(html).draw(candidates), upstream, repeats)
+    again, upstream_again = measure(lambda: page.draw(candidates), upstream, repeats)
     return [
-        Row.less_is_better(f"Mind2Web, {name}, first view", first, theirs, "s"),
-        Row.less_is_better(f"Mind2Web, {name}, further views", again, theirs_again, "s"),
+        Row.less_is_better(f"Mind2Web, {name}, first view", first, upstream_first, "s"),
+        Row.less_is_better(f"Mind2Web, {name}, further views", again, upstream_again, "s"),
     ]
 
 
@@ -143,28 +145,28 @@ def _tree(html: str) -> Any:
     return etree.fromstring(html, etree.XMLParser(recover=True))
 
 
-def plain_view(html: str, nodes: Sequence[str]) -> str:
+def upstream_view(html: str, nodes: Sequence[str]) -> str:
     """The page around the candidates, as upstream works it out: everything anew."""
-    tree, kept = _tree(html), set()
+    tree, kept_nodes = _tree(html), set()
     for name in nodes:
-        (found, *_) = tree.xpath(f"//*[@{NODE_ID}='{name}']")
-        kept |= {found, *found.iterancestors(), *_below(found, 5)[:50]}
-        parent = found.getparent()
+        (candidate, *_) = tree.xpath(f"//*[@{NODE_ID}='{name}']")
+        kept_nodes |= {candidate, *candidate.iterancestors(), *_below(candidate, 5)[:50]}
+        parent = candidate.getparent()
         if parent is not None:
-            beside = [x for x in parent if x.tag != "text"]
-            at = beside.index(found)
-            kept |= set(beside[max(0, at - 3) : at + 4])
-    for node in kept:
+            siblings = [x for x in parent if x.tag != "text"]
+            at = siblings.index(candidate)
+            kept_nodes |= set(siblings[max(0, at - 3) : at + 4])
+    for node in kept_nodes:
         node.set("kept", "")
-    pruned, wanted = copy.deepcopy(tree), set(nodes)
+    pruned, candidates = copy.deepcopy(tree), set(nodes)
     numbers: dict[str, int] = {}
     for node in reversed(pruned.xpath("//*")):
         parent = node.getparent()
         if "kept" not in (parent if node.tag == "text" else node).attrib:
             parent.remove(node)
             continue
-        candidate = node.get(NODE_ID) in wanted and node.tag != "text"
-        bare = not candidate and node.tag != "text" and not set(node.attrib) - {NODE_ID, "kept"}
+        is_candidate = node.get(NODE_ID) in candidates and node.tag != "text"
+        bare = not is_candidate and node.tag != "text" and not set(node.attrib) - {NODE_ID, "kept"}
         says = any(child.tag == "text" for child in node)
         if bare and parent is not None and not says and len(node) <= 1:
             for child in list(node):
@@ -176,7 +178,7 @@ def plain_view(html: str, nodes: Sequence[str]) -> str:
             continue
         name, text = node.attrib.pop(NODE_ID, ""), attributes_text(node.attrib)
         node.attrib.clear()
-        if name in wanted:
+        if name in candidates:
             numbers[name] = len(numbers)
             node.set("id", str(numbers[name]))
         if text:
@@ -185,10 +187,10 @@ def plain_view(html: str, nodes: Sequence[str]) -> str:
 
 
 def _below(node: Any, depth: int) -> list[Any]:
-    found = []
+    nodes = []
     for child in node if depth >= 0 else ():
-        found += [child, *_below(child, depth - 1)]
-    return found
+        nodes += [child, *_below(child, depth - 1)]
+    return nodes
 
 
 def _written(text: str) -> str:

@@ -45,7 +45,7 @@ def bench(options: Options) -> Iterator[Row]:
     many (episodes), slots (of them at once), reply_tokens and slow (seconds). With 0 episodes, 0
     many or 0 slow that part is not measured.
     """
-    wanted = settings(
+    args = settings(
         options,
         env="stepagent/ScienceWorld-v0",
         env_args={},
@@ -71,19 +71,19 @@ def bench(options: Options) -> Iterator[Row]:
             name=options.model,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
-            context=wanted["context"],
+            context=args["context"],
         )
 
-    if wanted["episodes"]:
-        few = agent(wanted["batch_size"], wanted["max_new_tokens"])
-        yield from _Plain(few, wanted, wanted["episodes"]).rows(options.repeats)
-    many = agent(wanted["slots"], wanted["reply_tokens"])
-    if wanted["many"]:
-        yield from _Fixed(many, wanted, wanted["many"]).rows(options.repeats)
-    if wanted["many"] and wanted["slow"]:
-        slowed = {**wanted, "env": _slowed(wanted["env"], wanted["slow"])}
-        title = f", a third of the tasks slow by {wanted['slow']:g} s"
-        yield from _Fixed(many, slowed, wanted["many"]).rows(options.repeats, title)
+    if args["episodes"]:
+        few = agent(args["batch_size"], args["max_new_tokens"])
+        yield from _AgainstNaive(few, args, args["episodes"]).rows(options.repeats)
+    many = agent(args["slots"], args["reply_tokens"])
+    if args["many"]:
+        yield from _AgainstFixedBatches(many, args, args["many"]).rows(options.repeats)
+    if args["many"] and args["slow"]:
+        slowed = {**args, "env": _slowed(args["env"], args["slow"])}
+        title = f", a third of the tasks slow by {args['slow']:g} s"
+        yield from _AgainstFixedBatches(many, slowed, args["many"]).rows(options.repeats, title)
     many.close()
 
 
@@ -110,24 +110,24 @@ def _slowed(env_id: str, seconds: float) -> str:
 class _Sides:
     """Ways of playing the same episodes with the same model; ours is one of them."""
 
-    def __init__(self, agent: TransformersAgent, wanted: dict[str, Any], episodes: int):
-        self.agent, self.wanted = agent, wanted
-        self.env_args = {**wanted["env_args"], "max_steps": wanted["turns"]}
+    def __init__(self, agent: TransformersAgent, args: dict[str, Any], episodes: int):
+        self.agent, self.args = agent, args
+        self.env_args = {**args["env_args"], "max_steps": args["turns"]}
         self.env = self.make()
         self.tasks = sorted(self.env.tasks, key=checksum)[:episodes]
         self.played: list[Trajectory] = []
-        self.led: list[Trajectory] = []  # through which the other side was led last
+        self.followed: list[Trajectory] = []  # through which the other side was led last
         self.replies: list[str] = []
         self.unit = f"turns/s ({agent.name}, {str(agent.model.dtype).split('.')[-1]})"
 
     def make(self) -> TextEnv:
-        return envs.make(self.wanted["env"], split=self.wanted["split"], **self.env_args)
+        return envs.make(self.args["env"], split=self.args["split"], **self.env_args)
 
     def ours(self) -> None:
         self.agent.reset()
-        wanted = self.wanted
+        args = self.args
         run = run_episodes(
-            wanted["env"], self.agent, self.tasks, split=wanted["split"], env_args=self.env_args
+            args["env"], self.agent, self.tasks, split=args["split"], env_args=self.env_args
         )
         self.played = sorted(run, key=lambda t: self.tasks.index(t.task_id))
         for trajectory in self.played:
@@ -137,18 +137,18 @@ class _Sides:
     def equal(self, name: str) -> Row:
         """How many of the other side's replies are ours."""
         style = self.agent.style
-        ours = [step.text(style).strip() for t in self.led for step in t.steps]
-        same = sum(mine == theirs for mine, theirs in zip(ours, self.replies, strict=True))
-        return Row(name, same, len(ours), same / len(ours), "replies")
+        replies = [step.text(style).strip() for t in self.followed for step in t.steps]
+        same = sum(a == b for a, b in zip(replies, self.replies, strict=True))
+        return Row(name, same, len(replies), same / len(replies), "replies")
 
 
-class _Plain(_Sides):
+class _AgainstNaive(_Sides):
     """Against `generate` on whole conversations."""
 
     def rows(self, repeats: int) -> list[Row]:
         try:
             self.ours()  # warms up, and makes the conversations that the baselines follow
-            sides = [self.ours, self.plain_loop, self.plain_batches]
+            sides = [self.ours, self.naive_loop, self.naive_batches]
             ours, loop, batched = measure_sides(sides, repeats)
             equal = self.equal("equal greedy replies")
         finally:
@@ -161,22 +161,22 @@ class _Plain(_Sides):
             equal,
         ]
 
-    def plain_loop(self) -> None:
+    def naive_loop(self) -> None:
         """`generate` on one whole conversation after another."""
-        generator, self.replies, self.led = self._generator(1), [], self.played
-        for trajectory in self.led:
+        generator, self.replies, self.followed = self._generator(1), [], self.played
+        for trajectory in self.followed:
             messages = _begin(self.env, trajectory, self.agent)
             for step in trajectory.steps:
                 self.replies += self._generate(generator, [messages])
                 _follow(self.env, messages, step.text(self.agent.style))
 
-    def plain_batches(self) -> None:
+    def naive_batches(self) -> None:
         """`generate` on the whole conversations of all episodes at once, turn by turn."""
         generator = self._generator(self.agent.batch_size)
         # One environment cannot be in all episodes at once: the observations come from the record.
-        whole = [t.messages(self.env.prompt, self.agent.style) for t in self.played]
+        conversations = [t.messages(self.env.prompt, self.agent.style) for t in self.played]
         for turn in range(max(len(t.steps) for t in self.played)):
-            upto = [_before(messages, turn) for messages in whole]
+            upto = [_before(messages, turn) for messages in conversations]
             self._generate(generator, [messages for messages in upto if messages])
 
     def _generator(self, batch_size: int) -> NaiveGenerator:
@@ -195,55 +195,56 @@ class _Plain(_Sides):
     ) -> list[str]:
         agent, rng = self.agent, np.random.default_rng(0)
         limit = agent.context - agent.decoding.max_new_tokens
-        prompts = []
+        requests = []
         for i, messages in enumerate(conversations):
             fitting, _ = agent.codec.fit(messages, limit)
-            prompts.append(Request(i, agent.codec.encode(fitting).ids, rng))
-        found = generator.generate(prompts, agent.decoding)
-        return [react.cut(agent.codec.decode(ids).strip()) for ids in found]
+            requests.append(Request(i, agent.codec.encode(fitting).ids, rng))
+        replies = generator.generate(requests, agent.decoding)
+        return [react.cut(agent.codec.decode(ids).strip()) for ids in replies]
 
 
-class _Fixed(_Sides):
+class _AgainstFixedBatches(_Sides):
     """Against fixed batches with the same kept caches."""
 
     def rows(self, repeats: int, title: str = "") -> list[Row]:
-        worlds = [self.env, *(self.make() for _ in range(self.agent.batch_size - 1))]
+        opened = [self.env, *(self.make() for _ in range(self.agent.batch_size - 1))]
         try:
             self.ours()
-            ours, fixed = measure_sides([self.ours, lambda: self.fixed(worlds)], repeats)
+            ours, fixed = measure_sides([self.ours, lambda: self.fixed(opened)], repeats)
             equal = self.equal(f"equal greedy replies, fixed batches{title}")
         finally:
-            for world in worlds:
-                world.close()
+            for env in opened:
+                env.close()
             self.agent.reset()
         name = f"rollout, continuous against fixed batches of {self.agent.batch_size}{title}"
         turns = equal.baseline
         return [Row.more_is_better(name, turns / ours, turns / fixed, self.unit), equal]
 
-    def fixed(self, worlds: Sequence[TextEnv]) -> None:
+    def fixed(self, opened: Sequence[TextEnv]) -> None:
         """Batch after batch of episodes, each led through the conversations that ours had."""
         self.agent.reset()
-        self.led = self.played
-        said: dict[tuple[str, int], str] = {}
-        with ThreadPoolExecutor(len(worlds)) as threads:
-            for start in range(0, len(self.led), len(worlds)):
-                batch = list(zip(worlds, self.led[start : start + len(worlds)], strict=False))
-                self._batch(batch, said, threads)
-        self.replies = [said[t.task_id, i] for t in self.led for i in range(len(t.steps))]
+        self.followed = self.played
+        replies: dict[tuple[str, int], str] = {}
+        with ThreadPoolExecutor(len(opened)) as threads:
+            for start in range(0, len(self.followed), len(opened)):
+                episodes = self.followed[start : start + len(opened)]
+                batch = list(zip(opened, episodes, strict=False))
+                self._batch(batch, replies, threads)
+        self.replies = [replies[t.task_id, i] for t in self.followed for i in range(len(t.steps))]
 
     def _batch(
         self,
         batch: Sequence[tuple[TextEnv, Trajectory]],
-        said: dict[tuple[str, int], str],
+        replies: dict[tuple[str, int], str],
         threads: ThreadPoolExecutor,
     ) -> None:
-        """Plays a batch in step; `said` gets the agent's own replies by (task, turn)."""
+        """Plays a batch in step; `replies` gets the agent's own replies by (task, turn)."""
         talks = list(threads.map(lambda pair: _begin(pair[0], pair[1], self.agent), batch))
         for number in range(max(len(t.steps) for _, t in batch)):
             going = [i for i, (_, t) in enumerate(batch) if number < len(t.steps)]
             turns = [Turn(batch[i][1].task_id, talks[i], batch[i][0]) for i in going]
             for i, reply in zip(going, self.agent.act(turns), strict=True):
-                said[batch[i][1].task_id, number] = react.cut(reply)
+                replies[batch[i][1].task_id, number] = react.cut(reply)
             texts = [batch[i][1].steps[number].text(self.agent.style) for i in going]
             places = [(batch[i][0], talks[i]) for i in going]
             moves = [(env, talk, text) for (env, talk), text in zip(places, texts, strict=True)]

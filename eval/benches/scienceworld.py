@@ -34,37 +34,37 @@ def bench(options: Options) -> list[Row]:
     Settings: tasks (of the test split, played by both), warm_up (rounds before the first that
     counts: upstream's compiler takes long to be done), environments (at once).
     """
-    wanted = settings(options, tasks=8, warm_up=3, environments=16)
+    args = settings(options, tasks=8, warm_up=3, environments=16)
     env = envs.make(SCIENCEWORLD, split="test")
     assert isinstance(env, ScienceWorldEnv)
     try:
-        plans = [_plan(env, task) for task in sorted(env.tasks, key=checksum)[: wanted["tasks"]]]
+        plans = [_plan(env, task) for task in sorted(env.tasks, key=checksum)[: args["tasks"]]]
         upstream = _Upstream()
         try:
             sides = (_Ours(env), upstream)
-            seconds = play_sides(_timed, sides, plans, options.repeats, wanted["warm_up"])
-            theirs = upstream.gigabytes()
+            seconds = play_sides(_timed, sides, plans, options.repeats, args["warm_up"])
+            upstream_gigabytes = upstream.gigabytes()
         finally:
             upstream.close()
-        n = wanted["environments"]
+        n = args["environments"]
         many, gigabytes = _at_once(max(plans, key=lambda p: len(p.actions)), n, options.repeats)
     finally:
         env.close()
     steps = sum(len(plan.actions) for plan in plans)
-    (our_steps, our_resets), (their_steps, their_resets) = seconds
+    (our_steps, our_resets), (upstream_steps, upstream_resets) = seconds
     one = "steps/s"
     return [
-        Row.more_is_better("ScienceWorld steps", steps / our_steps, steps / their_steps, one),
+        Row.more_is_better("ScienceWorld steps", steps / our_steps, steps / upstream_steps, one),
         Row.less_is_better(
-            "ScienceWorld reset", our_resets / len(plans), their_resets / len(plans), "s"
+            "ScienceWorld reset", our_resets / len(plans), upstream_resets / len(plans), "s"
         ),
         Row.more_is_better(
-            f"ScienceWorld, {n} at once (baseline: one upstream)", many, steps / their_steps, one
+            f"ScienceWorld, {n} at once (baseline: one upstream)", many, steps / upstream_steps, one
         ),
         Row.less_is_better(
             f"ScienceWorld, memory of {n} (baseline: {n} times one upstream)",
             gigabytes,
-            n * theirs,
+            n * upstream_gigabytes,
             "GB",
         ),
     ]
@@ -130,12 +130,12 @@ class _Upstream:
 
 
 def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     side.reset(plan)
     ready = time.perf_counter()
     for action in plan.actions:
         side.step(action)
-    return time.perf_counter() - ready, ready - begun
+    return time.perf_counter() - ready, ready - start
 
 
 def _at_once(plan: _Plan, n: int, repeats: int) -> tuple[float, float]:
@@ -146,9 +146,9 @@ def _at_once(plan: _Plan, n: int, repeats: int) -> tuple[float, float]:
         with ThreadPoolExecutor(n) as threads:
             for _ in range(repeats):
                 list(threads.map(lambda side: side.reset(plan), opened))
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 list(threads.map(lambda side: [side.step(a) for a in plan.actions], opened))
-                rates.append(n * len(plan.actions) / (time.perf_counter() - begun))
+                rates.append(n * len(plan.actions) / (time.perf_counter() - start))
         return statistics.median(rates), _tree_bytes() / 1e9
     finally:
         for side in opened:

@@ -52,19 +52,19 @@ class _Timed:
 
 def bench(options: Options) -> list[Row]:
     """Settings: env, sessions (how many at once), steps (of each session and round)."""
-    wanted = settings(options, env="stepagent/WebShop-v0", sessions=[1, 16, 64, 256], steps=20)
-    env_id, rows = wanted["env"], []
-    with Served(env_id, max_sessions=2 * max(wanted["sessions"])) as server:
+    args = settings(options, env="stepagent/WebShop-v0", sessions=[1, 16, 64, 256], steps=20)
+    env_id, rows = args["env"], []
+    with Served(env_id, max_sessions=2 * max(args["sessions"])) as server:
         first = envs.make(env_id, url=server.url)
         _begin(first, 0)  # what all sessions share is loaded
         first.close()
         empty = server.megabytes()
-        for n in wanted["sessions"]:
-            rows += _of(options, server, env_id, n, wanted["steps"], empty)
+        for n in args["sessions"]:
+            rows += _rows(options, server, env_id, n, args["steps"], empty)
     return rows
 
 
-def _of(
+def _rows(
     options: Options, server: Served, env_id: str, n: int, steps: int, empty: float
 ) -> list[Row]:
     here = [envs.make(env_id, max_steps=_FOREVER) for _ in range(n)]
@@ -145,13 +145,13 @@ def _begin(env: TextEnv, number: int) -> list[str]:
 
 
 def _in_turn(opened: list[TextEnv], plans: list[list[str]], steps: int) -> _Timed:
-    waits, begun = [], time.perf_counter()
+    waits, started = [], time.perf_counter()
     for turn in range(steps):
         for env, plan in zip(opened, plans, strict=True):
-            asked = time.perf_counter()
+            sent = time.perf_counter()
             env.step(plan[turn % len(plan)])
-            waits.append(time.perf_counter() - asked)
-    return _Timed(len(waits), time.perf_counter() - begun, tuple(waits))
+            waits.append(time.perf_counter() - sent)
+    return _Timed(len(waits), time.perf_counter() - started, tuple(waits))
 
 
 def _in_threads(opened: list[TextEnv], plans: list[list[str]], steps: int) -> _Timed:
@@ -162,28 +162,28 @@ def _in_threads(opened: list[TextEnv], plans: list[list[str]], steps: int) -> _T
         env, plan = opened[number], plans[number]
         start.wait()
         for turn in range(steps):
-            asked = time.perf_counter()
+            sent = time.perf_counter()
             env.step(plan[turn % len(plan)])
-            waits[number].append(time.perf_counter() - asked)
+            waits[number].append(time.perf_counter() - sent)
 
     threads = [threading.Thread(target=play, args=(i,)) for i in range(len(opened))]
     for thread in threads:
         thread.start()
     start.wait()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for thread in threads:
         thread.join()
-    seconds = time.perf_counter() - begun
-    found = tuple(wait for mine in waits for wait in mine)
-    if len(found) != steps * len(opened):
-        raise RuntimeError(f"{steps * len(opened) - len(found)} steps failed")
-    return _Timed(len(found), seconds, found)
+    seconds = time.perf_counter() - started
+    all_waits = tuple(wait for of_session in waits for wait in of_session)
+    if len(all_waits) != steps * len(opened):
+        raise RuntimeError(f"{steps * len(opened) - len(all_waits)} steps failed")
+    return _Timed(len(all_waits), seconds, all_waits)
 
 
 def _batched(vector: Any, plans: list[list[str]], steps: int) -> _Timed:
-    waits, begun = [], time.perf_counter()
+    waits, started = [], time.perf_counter()
     for turn in range(steps):
-        asked = time.perf_counter()
+        sent = time.perf_counter()
         vector.step(tuple(plan[turn % len(plan)] for plan in plans))
-        waits.append(time.perf_counter() - asked)
-    return _Timed(steps * len(plans), time.perf_counter() - begun, tuple(waits))
+        waits.append(time.perf_counter() - sent)
+    return _Timed(steps * len(plans), time.perf_counter() - started, tuple(waits))

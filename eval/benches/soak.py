@@ -23,7 +23,7 @@ from stepagent.eval.benches.serving import Served
 def bench(options: Options) -> list[Row]:
     """Settings: env (ids with commas between), minutes, sessions (clients, each with one), pause
     (seconds between steps), idle (seconds after which the server closes an abandoned session)."""
-    wanted = settings(
+    args = settings(
         options,
         env="stepagent/ALFWorld-v0,stepagent/ScienceWorld-v0,stepagent/WebShop-v0",
         minutes=10.0,
@@ -31,20 +31,20 @@ def bench(options: Options) -> list[Row]:
         pause=1.0,
         idle=8.0,
     )
-    env_ids, clients = wanted["env"].split(","), int(wanted["sessions"])
-    seconds = 60.0 * float(wanted["minutes"])
-    happened: Counter[str] = Counter()
-    with Served(*env_ids, idle_seconds=wanted["idle"], max_sessions=4 * clients) as server:
-        _let_loose(server, env_ids, clients, 0.25 * seconds, wanted["pause"], happened)
-        before = _quiet(server, wanted["idle"])
-        _let_loose(server, env_ids, clients, 0.75 * seconds, wanted["pause"], happened)
-        after = _quiet(server, wanted["idle"])
-    print(dict(happened), file=sys.stderr)
+    env_ids, clients = args["env"].split(","), int(args["sessions"])
+    seconds = 60.0 * float(args["minutes"])
+    events: Counter[str] = Counter()
+    with Served(*env_ids, idle_seconds=args["idle"], max_sessions=4 * clients) as server:
+        _run_clients(server, env_ids, clients, 0.25 * seconds, args["pause"], events)
+        before = _figures_when_quiet(server, args["idle"])
+        _run_clients(server, env_ids, clients, 0.75 * seconds, args["pause"], events)
+        after = _figures_when_quiet(server, args["idle"])
+    print(dict(events), file=sys.stderr)
     opened, left = after["stepagent_sessions_opened_total"], after["stepagent_sessions"]
     rows = [
         Row("sessions left (baseline: opened)", left, opened, opened / max(left, 1.0), ""),
-        Row("failed steps (baseline: steps)", happened["failed"], happened["steps"], 0.0, ""),
-        Row("clients that vanished (baseline: opened)", happened["vanished"], opened, 0.0, ""),
+        Row("failed steps (baseline: steps)", events["failed"], events["steps"], 0.0, ""),
+        Row("clients that vanished (baseline: opened)", events["vanished"], opened, 0.0, ""),
     ]
     for name, key, scale, unit in (
         ("threads", "stepagent_threads", 1, ""),
@@ -56,20 +56,20 @@ def bench(options: Options) -> list[Row]:
     return rows
 
 
-def _let_loose(
+def _run_clients(
     server: Served,
     env_ids: list[str],
     clients: int,
     seconds: float,
     pause: float,
-    happened: Counter[str],
+    events: Counter[str],
 ) -> None:
     """The clients, each in a thread, until the time is over."""
     deadline, lock = time.monotonic() + seconds, threading.Lock()
 
     def note(**what: int) -> None:
         with lock:
-            happened.update(what)
+            events.update(what)
 
     def live(number: int) -> None:
         rng, env_id = random.Random(number), env_ids[number % len(env_ids)]
@@ -100,7 +100,7 @@ def _let_loose(
         thread.join(seconds + 120.0)
 
 
-def _quiet(server: Served, idle: float) -> dict[str, float]:
+def _figures_when_quiet(server: Served, idle: float) -> dict[str, float]:
     """The server's figures once the abandoned sessions have died (or should have)."""
     deadline = time.monotonic() + 6 * idle
     while (figures := server.figures())["stepagent_sessions"] and time.monotonic() < deadline:
