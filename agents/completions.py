@@ -1,4 +1,4 @@
-"""One completion from an OpenAI-compatible server: the request, further attempts, the answer."""
+"""One completion from an OpenAI-compatible server: the request, retries, the response."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _TOO_LONG = re.compile(
 
 
 class ApiError(RuntimeError):
-    """The server cannot be used so; the message says which server, why, and what to do."""
+    """The server cannot be used; the message says which server, why, and what to do."""
 
 
 class TooLong(Exception):
-    """The server refused the prompt as longer than its context."""
+    """The server refused the prompt because it exceeds the context."""
 
 
 class _Key(requests.auth.AuthBase):
-    """Sends the key, and keeps requests from taking another one out of ~/.netrc."""
+    """Sends the key, and keeps requests from using one from ~/.netrc."""
 
     def __init__(self, key: str):
         self._key = key
@@ -45,7 +45,7 @@ class _Key(requests.auth.AuthBase):
 
 
 class _Unreadable(Exception):
-    """An answer that is no chat completion."""
+    """A response that is not a chat completion."""
 
 
 class Completions:
@@ -54,10 +54,10 @@ class Completions:
     Parameters
     ----------
     model, base_url, key: what and where; `key` goes into the requests and nowhere else.
-    parameters: of every request. Those that the model refuses by name are left out from then on.
+    parameters: of every request. Those that the model rejects by name are omitted from then on.
     timeout, retries, backoff: as in `agents.openai.OpenAIAgent`.
-    limit: how much may be asked.
-    count: told the number of requests and retries, by name.
+    limit: of requests and tokens.
+    count: called with the number of requests and retries, by name.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Completions:
         self._lock = threading.Lock()
 
     def session(self) -> requests.Session:
-        """For one thread; keeps its connection."""
+        """A session for one thread; keeps its connection open."""
         session = requests.Session()
         session.auth = _Key(self._secret)
         return session
@@ -89,7 +89,7 @@ class Completions:
     def ask(
         self, body: dict[str, Any], session: requests.Session, stop: threading.Event
     ) -> Completion:
-        """One completion, with further attempts; raises TooLong or ApiError."""
+        """One completion, retried if needed; raises TooLong or ApiError."""
         problem, attempt = "", 0
         while not stop.is_set():
             wait = min(60.0, self._backoff * 2**attempt) * random.uniform(0.5, 1.0)
@@ -136,7 +136,7 @@ class Completions:
         raise ApiError(problem or "another request has failed")
 
     def _estimate(self, body: dict[str, Any]) -> int:
-        """About how many tokens a request will take, reply included."""
+        """Roughly how many tokens a request will take, including the reply."""
         characters = sum(len(message["content"]) for message in body["messages"])
         return characters // 4 + int(self._parameters.get("max_tokens") or 0)
 
@@ -147,7 +147,7 @@ class Completions:
             choices, usage = body["choices"], body.get("usage") or {}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise _Unreadable(
-                f"{where} something else than a chat completion: {self._short(answer.text)!r}"
+                f"{where} something other than a chat completion: {self._short(answer.text)!r}"
             ) from None
         try:
             text = choices[0]["message"]["content"] or ""
@@ -161,7 +161,7 @@ class Completions:
         return Completion(text, read, cached, _token_count(usage, "completion_tokens"))
 
     def _problem(self, answer: requests.Response) -> str:
-        """What an error status means; raises where no other attempt can help."""
+        """What an error status means; raises if a retry cannot help."""
         status, message = answer.status_code, self._short(answer.text)
         if status in (401, 403):
             raise ApiError(
@@ -178,7 +178,7 @@ class Completions:
         return f"{self.base_url} answered with status {status}: {message!r}"
 
     def _adapt(self, problem: str, request: dict[str, Any]) -> bool:
-        """Some models refuse a parameter by name: leave it out (or rename it) from now on."""
+        """Some models reject a parameter by name: omit (or rename) it from now on."""
         for name in ("max_tokens", "temperature", "top_p", "stop", "seed"):
             if (
                 name in request
@@ -201,13 +201,13 @@ class Completions:
 
 
 def _token_count(usage: Any, name: str) -> int:
-    """A count that a server reports; 0 where it reports none, or nonsense."""
+    """A count that a server reports; 0 if it reports none, or nonsense."""
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) and count > 0 else 0
 
 
 def _retry_after(answer: requests.Response) -> float | None:
-    """Seconds that the server asks to wait (a number or a date; 120 at most), if it does."""
+    """Seconds that the server asks to wait (from a number or a date; at most 120), if any."""
     header = answer.headers.get("Retry-After", "").strip()
     try:
         return min(120.0, max(0.0, float(header)))

@@ -1,4 +1,4 @@
-"""What a server may be asked for, and what it costs: rate limits and prices."""
+"""Rate limits and prices of a server."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _KINDS = ("input", "cached", "output")
 
 
 class RateLimit:
-    """At most so many requests and tokens within any minute, for all threads together.
+    """Limits requests and tokens within any minute, for all threads together.
 
     Parameters
     ----------
-    requests, tokens: per window; None: no limit. A request that alone exceeds the tokens is let
-        through when nothing else was asked in the window.
-    window: its seconds.
+    requests, tokens: maximum per window; None: no limit. A request that alone exceeds the tokens
+        passes if there was no other in the window.
+    window: in seconds.
     """
 
     def __init__(self, requests: int | None, tokens: int | None, window: float = 60.0):
@@ -36,9 +36,8 @@ class RateLimit:
         self._until = 0.0
 
     def wait(self, tokens: int, stop: threading.Event) -> list[float]:
-        """Waits until a request of about so many tokens may go; its entry, for `correct`.
-
-        Returns at once where `stop` is set meanwhile.
+        """Waits until a request of about `tokens` tokens is allowed; returns its entry, for
+        `correct`. Returns at once if `stop` is set meanwhile.
         """
         while True:
             with self._lock:
@@ -49,7 +48,7 @@ class RateLimit:
             stop.wait(delay)
 
     def _delay(self, tokens: int) -> float:
-        """Seconds until the request fits; 0 where it does now."""
+        """Seconds until the request is allowed; 0 if it is now."""
         now = time.monotonic()
         while self._spent and now - self._spent[0][0] >= self._window:
             self._spent.popleft()
@@ -63,20 +62,21 @@ class RateLimit:
         return delay
 
     def correct(self, entry: list[float], tokens: int) -> None:
-        """The request took so many tokens in truth (where the server says: 0 is not believed)."""
+        """The request actually took `tokens` tokens (0: the server did not say; the estimate
+        stays)."""
         with self._lock:
             entry[1] = float(tokens or entry[1])
 
     def pause(self, seconds: float) -> None:
-        """Nobody asks for so long: the server said so."""
+        """Holds all requests back for so long, because the server asked for it."""
         with self._lock:
             self._until = max(self._until, time.monotonic() + seconds)
 
 
 def prices(overrides: str | Path | Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
-    """Model → dollars for a million tokens of input, cached (as input where left out) and output.
+    """Model → dollars per million tokens of input, cached (default: as input) and output.
 
-    `overrides` is such a mapping or a YAML file of it, on top of `prices.yaml`. Raises ValueError.
+    `overrides` is such a mapping or a YAML file of one, on top of `prices.yaml`. Raises ValueError.
     """
     table = _read(PRICES)
     if isinstance(overrides, str | Path):
@@ -90,16 +90,16 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"no prices can be read from {path}: {error}") from None
+        raise ValueError(f"cannot read prices from {path}: {error}") from None
     if not isinstance(table, dict):
-        raise ValueError(f"{path} must hold `model: {{input: …, output: …}}`, dollars a million")
+        raise ValueError(f"{path} must hold `model: {{input: …, output: …}}`, dollars per million")
     return table
 
 
 def _price(model: Any, entry: Any) -> dict[str, float]:
-    expected = f"the price of {model!r} must be {{input: …, output: …}}, dollars a million tokens"
+    expected = f"the price of {model!r} must be {{input: …, output: …}}, dollars per million tokens"
     if not isinstance(entry, Mapping) or not {"input", "output"} <= set(entry) <= set(_KINDS):
-        raise ValueError(f"{expected} (and cached, if it has one), not {entry!r}")
+        raise ValueError(f"{expected} (cached is optional), not {entry!r}")
     try:
         price = {kind: float(entry.get(kind, entry["input"])) for kind in _KINDS}
     except (TypeError, ValueError):
@@ -110,7 +110,7 @@ def _price(model: Any, entry: Any) -> dict[str, float]:
 
 
 def cost(completion: Completion, price: Mapping[str, float]) -> float:
-    """Dollars for one reply.
+    """Dollars for one completion.
 
     >>> cost(Completion("", read=1000, generated=100), {"input": 10, "cached": 10, "output": 30})
     0.013

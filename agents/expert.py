@@ -9,14 +9,14 @@ from stepagent.envs.react import PromptStyle, render
 
 
 class ExpertAgent(Agent):
-    """Says the n-th pair of `env.expert_plan()` at the n-th turn of an episode.
+    """Replies with the n-th pair of `env.expert_plan()` in the n-th turn of an episode.
 
-    The plan is asked for once an episode. Where it is used up and the episode still goes on, the
-    reply holds no action: nothing is done in the world, the step counts as invalid, and
-    `statistics()["plans_used_up"]` counts the episode, so that a failing plan shows.
+    The plan is made once per episode. If it is exhausted before the episode ends, the reply holds
+    no action: nothing happens in the environment, the step counts as invalid, and
+    `statistics()["plans_used_up"]` counts the episode, so that a failing plan is visible.
 
-    Parameters: batch_size, episodes kept open at once; instruction, example, thoughts, the
-    conversations' style (without thoughts a reply is the bare action).
+    Parameters: batch_size, the episodes kept open at once; instruction, example, thoughts, the
+    style of conversations (without thoughts a reply is the bare action).
     """
 
     name = "expert"

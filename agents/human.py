@@ -15,16 +15,16 @@ from stepagent.envs.react import PromptStyle
 
 HELP = "Type an action. `?` lists the admissible ones (`? door`: those with door), `quit` ends."
 _MAX_LISTED = 200
-"""Admissible actions that are listed at once."""
+"""Admissible actions listed at once."""
 
 
 class HumanAgent(Agent):
     """Shows each observation and reads the action from standard input, terminal or pipe.
 
-    What is typed is the reply as it stands: a bare action, or a whole `Thought: … Action: …`.
+    The line is the reply, unchanged: a bare action, or a full `Thought: … Action: …`.
     `quit` and the end of the input raise KeyboardInterrupt, as Ctrl-C does.
-    Parameters: input and output, for other streams than the standard ones; the rest is the
-    conversations' style.
+    Parameters: input and output, streams in place of the standard ones; the others are the style
+    of conversations.
     """
 
     name = "human"

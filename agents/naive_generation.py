@@ -15,7 +15,7 @@ from stepagent.agents.generation import Counts, Decoding, Request
 
 
 class NaiveGenerator:
-    """Answers prompts by `model.generate`, filled up on the left to one length."""
+    """Answers prompts by `model.generate`, padded on the left to one length."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class NaiveGenerator:
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[int]]:
-        """The ids of each prompt's reply, in order. Sampling goes one prompt at a time."""
+        """The ids of each request's reply, in order. Sampling does one request at a time."""
         size = self.batch_size if decoding.temperature == 0 else 1
         replies: list[list[int]] = []
         for i in range(0, len(requests), size):
@@ -42,7 +42,7 @@ class NaiveGenerator:
     def _batch(self, requests: Sequence[Request], decoding: Decoding) -> list[list[int]]:
         device = self.model.get_input_embeddings().weight.device
         width = max(len(request.ids) for request in requests)
-        pad = min(self.ends)  # what follows a reply that a stop text ended
+        pad = min(self.ends)  # follows a reply that a stop text ended
         ids = torch.full((len(requests), width), pad)
         real = torch.zeros_like(ids)
         for row, request in enumerate(requests):
@@ -82,12 +82,12 @@ class NaiveGenerator:
         return replies
 
     def _trim(self, ids: list[int]) -> list[int]:
-        """The reply up to and with its first ending token; fillers follow it."""
+        """The reply up to and including its first end token; padding follows it."""
         ends = [i for i, token in enumerate(ids) if token in self.ends]
         return ids[: ends[0] + 1] if ends else ids
 
     def forget(self, key: Hashable) -> None:
-        """Nothing is kept."""
+        """Does nothing: there is no cache."""
 
     def clear(self) -> None:
-        """Nothing is kept."""
+        """Does nothing: there is no cache."""

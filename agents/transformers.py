@@ -1,6 +1,6 @@
-"""The agent that runs a local language model, with conversations' caches kept between turns.
+"""The agent that runs a local language model and keeps the conversations' caches between turns.
 
-It is streaming (see `agents.core`): a conversation that comes back while others are being answered
+It is streaming (see `agents.core`): a conversation that returns while others are being answered
 joins them at the next token, so that the batch stays full.
 """
 
@@ -29,21 +29,21 @@ class TransformersAgent(Agent):
 
     Parameters
     ----------
-    model: a name as in `agents.models.load_model`, or a model that is loaded already (a policy in
-        training, say: caches are dropped when its weights have changed in between).
-    tokenizer: goes with a loaded model.
-    name: what reports call the agent.
-    dtype, device: as in `load_model`; "auto" takes bfloat16 where it is fast, CUDA where there is.
+    model: a name as in `agents.models.load_model`, or a loaded model (such as a policy in training:
+        caches are dropped when its weights have changed in between).
+    tokenizer: of a loaded model.
+    name: of the agent in reports.
+    dtype, device: as in `load_model`; "auto" is bfloat16 where that is fast, CUDA if available.
     merge: fold an adapter into the weights; None: only in float32, where nothing is rounded away.
     temperature, top_p: 0 is greedy; else sampling whose noise depends on (seed, turn, salt) alone.
-    salt: agents with different ones draw differently for the same seeds.
-    max_new_tokens: tokens of a reply, thought included; 16 to 512 are usual.
-    context: tokens of a conversation and its reply; None: what the model's positions reach.
+    salt: agents with different salts draw differently for the same seeds.
+    max_new_tokens: tokens of a reply, including the thought; 16 to 512 are usual.
+    context: tokens of a conversation and its reply; None: as far as the model's positions reach.
     batch_size: conversations answered at once, and kept in the cache; None: 16, on CUDA 32.
     instruction, example, thoughts, suffix: the prompt's style (see `envs.react.PromptStyle`).
 
-    Raises ModelError (a ValueError) where the model cannot be loaded, has no chat template, or has
-    a context too short for max_new_tokens.
+    Raises ModelError (a ValueError) if the model cannot be loaded, has no chat template, or has a
+    context too short for max_new_tokens.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TransformersAgent(Agent):
             merge = dtype == torch.float32 if merge is None else merge
             model = models.load_model(model, dtype, device, merge=merge)
         elif tokenizer is None:
-            raise ValueError("a loaded model needs its tokenizer beside it")
+            raise ValueError("a loaded model needs its tokenizer, too")
         self.name = name or f"hf:{getattr(model, 'name_or_path', '') or type(model).__name__}"
         self.model, self.tokenizer, self.codec = model, tokenizer, ChatCodec(tokenizer)
         longest = models.context_length(model)
@@ -84,13 +84,13 @@ class TransformersAgent(Agent):
         if self.context <= max_new_tokens:
             raise models.ModelError(
                 f"{self.name} has a context of {self.context} tokens, which "
-                f"leaves nothing beside max_new_tokens={max_new_tokens}"
+                f"leaves no room beside max_new_tokens={max_new_tokens}"
             )
         on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
         self.batch_size = batch_size or (32 if on_cuda else 16)
         ends = models.eos_ids(model, tokenizer) | {self.codec.end_of_turn_id}
         self.why_uncached = self._in_eval(lambda: why_uncacheable(model))
-        """Why conversations are read anew at every turn; "" where their cache is kept."""
+        """Why conversations are read again in every turn; "" if their cache is kept."""
         self._generator: Generator | NaiveGenerator
         if self.why_uncached:
             self._generator = NaiveGenerator(model, ends=ends, stops=STOP, tokenizer=tokenizer)
@@ -107,7 +107,8 @@ class TransformersAgent(Agent):
     # Answering ----------------------------------------------------------------------------------
 
     def act(self, turns: Sequence[Turn]) -> list[str]:
-        """One reply a turn. Raises ValueError where even the shortest cut exceeds the context."""
+        """One reply per turn. Raises ValueError if a conversation exceeds the context even when
+        shortened."""
         began = time.perf_counter()
         requests = self._requests(turns)
         ids = self._in_eval(lambda: self._generator.generate(requests, self.decoding))
@@ -115,12 +116,13 @@ class TransformersAgent(Agent):
         return [self._text(reply) for reply in ids]
 
     def submit(self, turns: Sequence[Turn]) -> None:
-        """Takes turns in. Raises ValueError where even the shortest cut exceeds the context."""
+        """Takes turns. Raises ValueError if a conversation exceeds the context even when
+        shortened."""
         assert isinstance(self._generator, Generator), self.why_uncached
         self._generator.admit(self._requests(turns))
 
     def poll(self) -> list[tuple[Hashable, str | Exception]]:
-        """One token more for all turns under way (or a chunk of their prompts)."""
+        """Generates one token for each active turn (or reads a chunk of its prompt)."""
         generator = self._generator
         assert isinstance(generator, Generator), self.why_uncached
         began = time.perf_counter()
@@ -129,7 +131,7 @@ class TransformersAgent(Agent):
         return [(key, self._text(ids)) for key, ids in ended]
 
     def _requests(self, turns: Sequence[Turn]) -> list[Request]:
-        """The turns in tokens; caches that changed weights have made worthless are dropped."""
+        """The turns as tokens; drops the caches if the weights have changed."""
         if self._state != (state := self._weights_state()):
             self.reset()
             self._state = state
@@ -142,7 +144,7 @@ class TransformersAgent(Agent):
         return requests
 
     def check(self, messages: Sequence[Message]) -> None:
-        """Raises ValueError unless an episode that opens so fits the context."""
+        """Raises ValueError unless an episode with this opening fits the context."""
         self.codec.fit(messages, self.context - self.decoding.max_new_tokens)
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
@@ -155,14 +157,14 @@ class TransformersAgent(Agent):
         return self.codec.encode(fitting).ids
 
     def _weights_state(self) -> int:
-        """Changes when a weight is written to (optimizer steps, loading) or replaced."""
+        """Changes whenever a weight is written to (optimizer steps, loading) or replaced."""
         return hash(tuple((w.data_ptr(), w._version) for w in self.model.parameters()))
 
     def _text(self, ids: list[int]) -> str:
         return self.codec.decode(ids[:-1] if ids and ids[-1] in self._ends else ids).strip()
 
     def _stopped(self, ids: list[int]) -> bool:
-        """Whether the reply holds a stop text; decoded only after a token that could end one."""
+        """Whether the reply contains a stop text; decoded only after a token that could end one."""
         last = ids[-1]
         if last not in self._closing:
             text = self.codec.decode([last])
@@ -173,7 +175,8 @@ class TransformersAgent(Agent):
         return any(stop in text for stop in STOP)
 
     def _in_eval(self, work: Any) -> Any:
-        """Runs something with the model in evaluation mode; a policy in training is set back."""
+        """Calls `work` with the model in evaluation mode, and restores training mode if it was
+        set."""
         if not self.model.training:
             return work()
         self.model.eval()
@@ -188,8 +191,8 @@ class TransformersAgent(Agent):
         self._generator.forget(key)
 
     def reset(self) -> None:
-        """Drops every kept cache. Needed only where the model changes otherwise than in its weights
-        (an adapter switched off, say), or where memory is short."""
+        """Drops all caches. Needed only if the model changes without its weights changing (an
+        adapter switched off, say), or if memory is short."""
         self._generator.clear()
 
     def close(self) -> None:

@@ -361,7 +361,7 @@ def test_sampled_tokens_follow_their_chances():
     ],
 )
 def test_bad_decoding(llama: Any, tokenizer: Any, options: dict[str, Any]):
-    with pytest.raises(ValueError, match="wants temperature"):
+    with pytest.raises(ValueError, match="needs temperature"):
         TransformersAgent(llama, tokenizer, **options)
 
 
