@@ -1,12 +1,11 @@
-"""Runs side by side: `python -m eval.compare RUN RUN …`.
+"""Compares runs: `python -m eval.compare RUN RUN …`.
 
-Means with 95 % intervals, paired differences on the same tasks with their significance, the same by
-task type, and the rows of the paper's table 2 for the environment, marked as the paper's. What a
-failed episode counts is said in `eval.summary` (0), how a difference is tested in `eval.paired`.
-Runs of another environment, split, prompt, data or version are refused, naming what differs, unless
---force says that this is meant; those of suites (`eval.run --suite`) are compared entry by entry,
-with the tables of each. Ends with exit code 0, 1 where runs were refused or could not be
-read, 2 for wrong options.
+Shows means with 95 % intervals, paired differences on the same tasks with their significance, both
+by task type, and the rows of the paper's table 2 for the environment, marked as the paper's. A
+failed episode counts as 0 (`eval.summary`); `eval.paired` describes the test of a difference. Runs
+that differ in environment, split, prompt, data or version are refused, naming what differs, unless
+--force is given; those of suites (`eval.run --suite`) are compared entry by entry, with the tables
+of each. The exit code is 0, 1 if runs were refused or could not be read, 2 for wrong options.
 """
 
 from __future__ import annotations
@@ -38,21 +37,20 @@ class Config:
     """Compares runs: means with intervals, paired differences, by task type, the paper's rows."""
 
     runs: list[str]
-    """Results files, folders of eval.run, or folders of training.run (all evaluations of it); or
-    folders of whole suites, whose environments are compared one by one. They stand first, without a
-    name: RUN RUN …"""
+    """Results files, folders of eval.run, or folders of training.run (all its evaluations); or
+    folders of entire suites, whose environments are compared one by one. They come first, without
+    an option name: RUN RUN …"""
     format: Format | None = None
-    """How to write it. null: as the ending of --out says (.md, .csv, .tex), else for the
-    terminal."""
+    """Output format. null: by the file name of --out (.md, .csv, .tex), else for the terminal."""
     out: Path | None = None
     """File to write to. null: the terminal."""
     against: str | None = None
     """Name of a run that all others are compared with. null: every pair is compared, and by task
     type all with the first."""
     paper: bool = True
-    """Show the paper's figures for the environment, too."""
+    """Also show the paper's figures for the environment."""
     force: bool = False
-    """Compare even what should not be compared (other split, prompt, data or version)."""
+    """Compare even runs that should not be compared (different split, prompt, data or version)."""
 
 
 def _percent(value: float) -> str:
@@ -69,7 +67,7 @@ def _p(value: float) -> str:
 
 
 def as_tables(*compared: Comparison) -> list[Table]:
-    """The tables that a reader gets, in percent."""
+    """The tables for the reader, in percent."""
     return [
         replace(table, title=f"{c.entry}: {table.title}") if c.entry else table
         for c in compared
@@ -161,7 +159,7 @@ def _types(c: Comparison) -> Table:
 
 
 def legend(*compared: Comparison) -> list[str]:
-    """What the tables mean, and what is to be known about these runs."""
+    """What the tables mean, and the notes on these runs."""
     lines = [
         "Intervals: 95 %, bootstrap over tasks (score, differences), Wilson's (success). A failed "
         "episode counts as 0."
@@ -173,7 +171,7 @@ def legend(*compared: Comparison) -> list[str]:
         )
     if any(c.references for c in compared):
         lines.append(
-            "Paper: the figures that the paper reports in its table 2, on the benchmark's whole "
+            "Paper: the figures that the paper reports in its table 2, on the benchmark's full "
             "official test set. They were not measured here and have no interval."
         )
     notes = [f"{c.entry}: {note}" if c.entry else note for c in compared for note in c.notes]
@@ -186,8 +184,8 @@ COLUMNS = (
     *("valid", "cut_off", "steps", "difference", "difference_low", "difference_high"),
     *("better", "worse", "p", "p_holm", "env"),
 )
-"""Of the CSV: scores, rates and differences in percent; empty where a figure does not apply. `env`
-is the environment, of a suite the name of its entry."""
+"""Columns of the CSV: scores, rates and differences in percent; empty where a figure does not
+apply. `env` is the environment, or in a suite the name of the entry."""
 
 
 def as_csv(*compared: Comparison) -> str:
@@ -261,10 +259,10 @@ RENDERERS: dict[str, Callable[..., str]] = {
 
 
 def _comparisons(config: Config, notes: list[str]) -> list[Comparison]:
-    """One comparison of all runs; where the paths are suites, one for each of their entries."""
+    """One comparison of all runs; if the paths are suites, one for each of their entries."""
     runs = load_runs(config.runs, notes)
     if not runs:
-        raise ResultsError(f"no evaluation stands in {', '.join(config.runs)} yet")
+        raise ResultsError(f"there is no evaluation in {', '.join(config.runs)} yet")
     options: dict[str, Any] = {"force": config.force, "paper_rows": config.paper}
     if not all(is_suite(Path(path)) for path in config.runs):
         return [compare(runs, against=config.against, **options)]

@@ -55,7 +55,7 @@ class Comparison:
     """The paper's rows: name and score in percent"""
     notes: list[str]
     entry: str = ""
-    """The suite's entry whose runs these are, where they are a suite's"""
+    """For runs of a suite: the entry that they belong to"""
 
 
 def compare(
@@ -65,8 +65,8 @@ def compare(
     force: bool = False,
     paper_rows: bool = True,
 ) -> Comparison:
-    """Compares at least one run. Raises ResultsError where they should not be compared (unless
-    `force`), ValueError where `against` is not the name of a run.
+    """Compares at least one run. Raises ResultsError if they should not be compared (unless
+    `force`), ValueError if `against` is not the name of a run.
     """
     names = [run.name for run in runs]
     if against is not None and against not in names:
@@ -108,7 +108,7 @@ def _forced(runs: Sequence[EvaluationRun], force: bool) -> list[str]:
         listed = "\n  ".join(reasons)
         raise ResultsError(
             f"these runs cannot be compared, they differ in\n  {listed}\n--force compares them "
-            "all the same."
+            "anyway."
         )
     return [f"Forced: these runs should not be compared. They differ in {r}" for r in reasons]
 
@@ -160,7 +160,7 @@ def _remarks(runs: Sequence[EvaluationRun]) -> list[str]:
     seeds = [{t.seed for t in run.trajectories} for run in runs]
     if any(s != seeds[0] for s in seeds):
         notes.append(
-            "The runs have different seeds, so what a seed decides within a task differs, too."
+            "The runs have different seeds, so whatever a seed decides within a task differs, too."
         )
     for run in runs:
         if failed := sum(bool(t.error) for t in run.trajectories):

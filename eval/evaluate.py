@@ -36,13 +36,13 @@ class EvaluationOptions:
     """Episodes played at the same time; None: the agent's `batch_size`."""
     env_args: dict[str, Any] = field(default_factory=dict)
     shots: int | None = None
-    """Worked examples in the prompt, where they are more than the environment's own one."""
+    """Worked examples in the prompt, if more than the environment's own one."""
     time_limit: float | None = None
     """Seconds for a reply or a step; None: no limit, and the agent acts in the caller's thread."""
     max_failures: int = 10
-    """Failed episodes in a row after which it gives up."""
+    """Failed episodes in a row after which the evaluation gives up."""
     overwrite: bool = False
-    """Delete the results that the directory holds."""
+    """Delete the results in the directory first."""
 
 
 def evaluate(
@@ -53,11 +53,11 @@ def evaluate(
     *,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Plays the tasks that `out` has no result for yet and returns the summary (also written).
+    """Plays the tasks that have no result in `out` yet; returns the summary, which is also written.
 
     The agent's `style` is used as it is; the agent is not closed. Progress goes to `console` (None:
-    nowhere). Raises ValueError for unknown names, ResultsError where the directory cannot be used
-    or too many episodes fail in a row, KeyboardInterrupt after writing the summary so far.
+    nowhere). Raises ValueError for unknown names, ResultsError if the directory cannot be used or
+    too many episodes fail in a row, KeyboardInterrupt after writing the summary so far.
     """
     options = options or EvaluationOptions()
     console = console or Console(quiet=True)
@@ -69,7 +69,7 @@ def evaluate(
         repeated = len(env.tasks) - len(set(env.tasks))
         parts = fingerprint(env, agent, prompt)
     finally:
-        env.close()  # before the workers' own: a server may have no more places than these need
+        env.close()  # before the workers open theirs: a server may not have room for one more
     if repeated:
         note = f"note: {env_id} repeats {repeated} of its task ids: each task is played once"
         console.print(note, markup=False)
@@ -111,7 +111,7 @@ def evaluate(
 def _collect(
     episodes: Iterable[Trajectory], results: ResultsDir, score: RunningScore, max_failures: int
 ) -> None:
-    """Writes the episodes down as they end."""
+    """Writes the episodes to the results as they end."""
     failures_in_a_row = 0
     for trajectory in episodes:
         results.append(trajectory)
@@ -120,12 +120,12 @@ def _collect(
         if failures_in_a_row >= max_failures:
             raise ResultsError(
                 f"gave up after {failures_in_a_row} failed episodes in a row, the last one with: "
-                f"{trajectory.error}\nWhat was played is kept: mend it and run again to continue."
+                f"{trajectory.error}\nThe results are kept: fix it and run again to continue."
             )
 
 
 def choose(env: TextEnv, limit: int | None, task_ids: Sequence[str] | None) -> list[str]:
-    """The tasks to play, each once; at least one.
+    """The tasks to play: each once, and at least one.
 
     Raises ValueError for a limit below 1, an id that does not exist, and an empty list of ids.
     """
@@ -145,7 +145,7 @@ def choose(env: TextEnv, limit: int | None, task_ids: Sequence[str] | None) -> l
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    """The summary of earlier runs in this directory; {} where there is none."""
+    """The summary of earlier runs in this directory; {} if there is none."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """Few-shot prompts: an environment's own example, and further ones by its expert.
 
-The further examples are tasks of the split train, played by the environment's expert: the shortest
-of a few, of as many types as there are, and the same ones every time.
+The further examples are training tasks, played by the environment's expert: the shortest of a few,
+of as many task types as possible, and the same ones every time.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from stepagent.envs.react import Prompt
 Example = tuple[tuple[str, str, str], ...]
 """Turns of observation, thought and action."""
 _TRIES = 4
-"""Training tasks that are played for every example wanted."""
+"""Training tasks that are played per example."""
 
 
 def few_shot_prompt(
     env_id: str, shots: int, env_args: Mapping[str, Any] | None = None
 ) -> Prompt | None:
-    """The environment's prompt with `shots` worked examples in all, its own one first.
+    """The environment's prompt with `shots` worked examples in total, its own one first.
 
-    None below 2, where the environment's own will do (0 is the agent's affair: its style leaves the
-    example out). Raises ValueError for fewer than 0, and where the expert does not solve enough of
-    the training tasks that are tried.
+    None below 2, where the environment's own prompt serves (for 0, the agent's style leaves out the
+    example). Raises ValueError below 0, and if the expert does not solve enough of the training
+    tasks tried.
     """
     if shots < 0:
         raise ValueError(f"shots is {shots}: it must be at least 0")
@@ -47,7 +47,7 @@ def few_shot_prompt(
 
 
 def _examples(env: TextEnv, count: int) -> list[Example]:
-    """The shortest solved tasks, of different types as long as there are some."""
+    """The shortest solved tasks, of different types as far as possible."""
     solved: list[tuple[int, str, Example]] = []
     for task in sorted(env.tasks, key=checksum)[: _TRIES * count]:
         if example := _play(env, task):
@@ -62,7 +62,7 @@ def _examples(env: TextEnv, count: int) -> list[Example]:
 
 
 def _play(env: TextEnv, task: str) -> Example | None:
-    """The expert's episode; None where it does not succeed."""
+    """The expert's episode; None if it does not succeed."""
     observation, info = env.reset(seed=0, options={"task_id": task})
     turns = []
     for thought, action in env.expert_plan():

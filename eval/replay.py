@@ -1,10 +1,10 @@
-"""Plays recorded actions again and checks what comes of them: `python -m eval.replay RUN …`.
+"""Plays recorded actions again and checks the outcome: `python -m eval.replay RUN …`.
 
-A results file says of every episode its environment with all arguments, its task and its seed, and
-what the agent answered. That is enough to play it again without the agent: every observation has to
-be the same letter for letter, and every reward, every `valid`, the end, the score and the metrics
-the same number; and `summary.json` must say what the results do. The exit status is 0 where all is
-so, 1 where something differs (the first difference is shown), 2 where nothing can be replayed.
+A results file records each episode's environment with all arguments, its task and seed, and the
+agent's replies. That is enough to play it again without the agent: every observation, reward and
+`valid`, the end, the score and the metrics must be identical, and `summary.json` must agree with
+the results. The exit code is 0 if all of that holds, 1 if something differs (the first difference
+is shown), 2 if nothing can be replayed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from stepagent.eval.summary import summarise
 from stepagent.eval.tables import tell
 
 _CONTEXT, _WIDTH = 24, 60
-"""Letters shown before the first one that differs, and in all."""
+"""Letters shown before the first one that differs, and in total."""
 _NOT_REPLAYED = ("stepagent", "prompt", "arguments")
-"""Parts of a fingerprint that the environment's answers do not depend on, or that are handed on."""
+"""Parts of a fingerprint that do not affect the environment, or that are passed to it."""
 
 
 @dataclass
@@ -37,22 +37,22 @@ class Config:
     """Replays the recorded actions of runs and checks every observation and score."""
 
     runs: list[str] = field(default_factory=list)
-    """Results files, folders of eval.run (one run, or a whole suite) or of training.run."""
+    """Results files, folders of eval.run (one run, or an entire suite) or of training.run."""
     env_args: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the environment in place of the recorded ones, such as --env-args.data FOLDER
-    where the data has moved."""
+    """Arguments of the environment that replace the recorded ones, such as --env-args.data FOLDER
+    if the data has moved."""
     limit: int | None = None
-    """Episodes of each run at most. null: all."""
+    """Maximum number of episodes of each run. null: all."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where a replay first left the record."""
+    """The first place where a replay differs from the record."""
 
     task_id: str
     seed: int
     step: int
-    """Steps made before it"""
+    """Steps before it"""
     what: str
     """Such as observation, reward, success"""
     recorded: object
@@ -71,14 +71,14 @@ class Replay:
     differences: list[Difference]
     """One for each episode that differs"""
     changes: list[str]
-    """Versions and data that are not those of the record"""
+    """Versions and data that differ from the record's"""
 
 
 def replay(trajectory: Trajectory, env: TextEnv) -> Difference | None:
-    """Plays the trajectory's actions in an environment of its kind; None where nothing differs.
+    """Plays the trajectory's actions in an environment of its kind; None if nothing differs.
 
-    An episode that failed is followed as far as it was recorded. Raises what the environment
-    raises (ValueError for a task that it does not have, say).
+    An episode that failed is replayed as far as it was recorded. Raises what the environment raises
+    (ValueError for a task that it does not have, say).
     """
     for step, what, recorded, replayed in _compared(trajectory, env):
         if recorded != replayed:
@@ -88,16 +88,17 @@ def replay(trajectory: Trajectory, env: TextEnv) -> Difference | None:
 
 
 def _compared(trajectory: Trajectory, env: TextEnv) -> Iterator[tuple[int, str, object, object]]:
-    """(steps made, name, recorded, replayed) of all that has to be the same."""
+    """(steps so far, name, recorded, replayed) of everything that must be the same."""
     t = trajectory
     if t.error and not t.steps and not t.final_observation:
-        return  # it failed before there was anything to see
+        return  # it failed before its first observation
     observation, info = env.reset(seed=t.seed, options={"task_id": t.task_id})
     ended = truncated = False
     for number, step in enumerate(t.steps):
         yield number, "observation", step.observation, observation
         yield number, "end of the episode", False, ended
-        reply = step.reply or react.render(step.thought, step.action)  # the same to `react.parse`
+        # Whatever the style was, `react.parse` reads the same from it.
+        reply = step.reply or react.render(step.thought, step.action)
         observation, reward, done, truncated, info = env.step(reply)
         ended = done or truncated
         yield number + 1, "reward", float(step.reward), float(reward)
@@ -117,7 +118,7 @@ def replay_run(
 ) -> Replay:
     """Replays a run's episodes.
 
-    Raises ValueError where the environment cannot be made as recorded.
+    Raises ValueError if the environment cannot be made as recorded.
     """
     env = make_env(run, env_args)
     try:
@@ -136,10 +137,10 @@ def replay_run(
 
 
 def summary_errors(run: EvaluationRun) -> list[str]:
-    """What `summary.json` beside the results says otherwise than they do, one text a figure.
+    """Figures of `summary.json` that do not agree with the results beside it, one text each.
 
-    Nothing where there is no such file, or where it sums up another number of episodes (the file
-    may hold more tasks than the last command asked for).
+    None if there is no such file, or if it is about another number of episodes (the results may
+    hold more tasks than the last command played).
     """
     try:
         summary = json.loads(run.path.with_name("summary.json").read_text(encoding="utf-8"))
@@ -148,7 +149,7 @@ def summary_errors(run: EvaluationRun) -> list[str]:
     except (OSError, ValueError) as error:
         return [f"it cannot be read ({error})"]
     if not isinstance(summary, dict):
-        return ["it is no JSON object"]
+        return ["it is not a JSON object"]
     if summary.get("episodes") != len(run.trajectories):
         return []
     recomputed = summarise(run.trajectories)
@@ -170,7 +171,7 @@ def make_env(run: EvaluationRun, env_args: Mapping[str, Any] | None = None) -> T
 
 
 def _side_by_side(recorded: str, replayed: str) -> str:
-    """Both texts from shortly before the first letter that differs, and marks under such letters.
+    """Both texts from shortly before the first letter that differs, with differences marked.
 
     >>> print("differs" + _side_by_side("The door is open.", "The door is shut."))
     differs at letter 13
@@ -191,7 +192,7 @@ def _side_by_side(recorded: str, replayed: str) -> str:
 
 
 def _line(text: str) -> str:
-    """The text on one line, each letter as wide as it was."""
+    """The text on one line, each letter with its width unchanged."""
     return "".join({"\n": "⏎", "\t": "→"}.get(c, c if c.isprintable() else "�") for c in text)
 
 
@@ -222,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for note in notes:
             tell(console, f"note: {note}")
         if not runs:
-            raise ResultsError(f"there is no result in {', '.join(config.runs)}")
+            raise ResultsError(f"there are no results in {', '.join(config.runs)}")
         for run in runs:
             result = replay_run(run, env_args=config.env_args, limit=config.limit)
             errors = summary_errors(run)
@@ -234,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ResultsError, ValueError, TypeError, OSError, ImportError) as error:
         tell(console, f"error: {error}")
         return 2
-    also = f", and {summaries} summaries are not of their results" if summaries else ""
+    also = f", and {summaries} summaries do not agree with their results" if summaries else ""
     tell(Console(), f"{episodes} episodes replayed, {differing} differ{also}")
     return 1 if differing or summaries else 0
 

@@ -14,11 +14,11 @@ from rich.table import Table
 from stepagent.envs.trajectory import Trajectory
 
 _PLAIN_EVERY = 10.0
-"""Seconds between two progress lines where the output is not a terminal."""
+"""Seconds between two progress lines if the output is not a terminal."""
 
 
 class RunningScore:
-    """Progress bar with running mean score and success; plain lines where there is no terminal."""
+    """Progress bar with running mean score and success; plain lines without a terminal."""
 
     def __init__(self, title: str, total: int, done: list[Trajectory], *, console: Console):
         self.title, self.total, self.console = title, total, console
@@ -77,7 +77,7 @@ class RunningScore:
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """The summary as a table: one row a task type, then all of them."""
+    """The summary as a table: one row per task type, then all of them."""
     title = f"{summary['agent']} on {summary['env']}, split {summary['split']}"
     table = Table(title=title, box=box.SIMPLE, show_footer=bool(summary["by_type"]))
     total = ["all", _episodes(summary), f"{summary['reward_mean']:.3f}", *_rates(summary)]

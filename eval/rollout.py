@@ -1,12 +1,12 @@
-"""Episodes in parallel: many open environments, one agent that answers whoever is waiting.
+"""Episodes in parallel: many open environments, one agent that answers those that are waiting.
 
-Every open environment lives in a thread of its own (`eval.env_workers`) and plays one task after
-another. The agent acts in the caller's turn on the episodes that wait for a reply. One that is
-streaming (a local model, a server) gets each episode as soon as it is ready and gives each reply
-back as soon as it has ended, so that its batch stays full and a slow environment holds nobody up.
-Others get batches: the loop waits a moment for a fuller one, but never long compared with the
-agent's own pace (`PATIENCE`). An episode is a function of (task, seed) and the agent alone, so the
-number of workers changes the order in which trajectories arrive and nothing in them but `seconds`.
+Every open environment has its own thread (`eval.env_workers`) and plays one task after another. The
+agent acts in the caller's thread on the episodes that wait for a reply. A streaming agent (a local
+model, a server) gets each episode as soon as it is ready and returns each reply as soon as it has
+ended, so that its batch stays full and a slow environment delays no other. Other agents get
+batches: the loop waits a moment for a fuller one, but never long compared with the agent's own
+speed (`PATIENCE`). An episode is a function of (task, seed) and the agent alone, so the number of
+workers changes the order in which trajectories arrive, and nothing in them but `seconds`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ T = TypeVar("T")
 PATIENCE = 0.25
 """How long a batch that is not full waits for more episodes, as a share of the agent's last act."""
 _CLOSING = 10.0
-"""Seconds that an environment gets to end its last step and close."""
+"""Seconds that an environment has to end its last step and close."""
 _MAX_HANGS = 2
-"""Turns that an agent may hang on, asked one by one, before it counts as hanging on all of them."""
+"""Turns, asked one by one, that an agent may hang on before it counts as hanging on all of them."""
 
 
 def run_episodes(
@@ -45,7 +45,7 @@ def run_episodes(
     prompt: react.Prompt | None = None,
     time_limit: float | None = None,
 ) -> Generator[Trajectory, None, None]:
-    """Plays one episode a task and yields their trajectories as they end.
+    """Plays one episode per task and yields the trajectories as they end.
 
     Parameters
     ----------
@@ -56,25 +56,25 @@ def run_episodes(
     env_args: further arguments of the environment.
     prompt: opens the conversations instead of the environment's own (`eval.few_shot` makes some).
     time_limit: seconds that the agent may take for a reply, or an environment for a step, before
-        the episode counts as failed and what hangs is left behind; None: for ever.
+        the episode counts as failed and whatever hangs is abandoned; None: no limit.
 
     An environment or an agent that fails or hangs ends that episode only: its trajectory says why
-    in `error` and holds the steps made so far, and the environment is made anew. Raises ValueError
-    for an unknown environment, split or task id, and whatever the environment's construction
-    raises; both before the first episode.
+    in `error` and holds the steps so far, and the environment is recreated. Raises ValueError for
+    an unknown environment, split or task id, and whatever the environment's construction raises;
+    both before the first episode.
     """
     kwargs = {**(env_args or {}), "split": split}
     seeds = [seed] * len(tasks) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(tasks):
-        raise ValueError(f"{len(seeds)} seeds for {len(tasks)} tasks: give one, or one a task")
+        raise ValueError(f"{len(seeds)} seeds for {len(tasks)} tasks: give one, or one per task")
     if time_limit is not None and time_limit <= 0:
         raise ValueError(f"time_limit is {time_limit}: it must be above 0 seconds, or None")
     first = envs.make(env_id, **kwargs)
     if unknown := sorted(set(tasks) - set(first.tasks)):
         first.close()
         raise ValueError(
-            f"{env_id}, split {split!r}, has no task {unknown[0]!r} ({len(unknown)} of those asked "
-            f"for are unknown). It has {len(first.tasks)}, such as {', '.join(first.tasks[:3])}"
+            f"{env_id}, split {split!r}, has no task {unknown[0]!r} ({len(unknown)} of the task "
+            f"ids are unknown). It has {len(first.tasks)}, such as {', '.join(first.tasks[:3])}"
         )
     prompt = prompt or first.prompt
     stamp = Stamp(env_id, split, agent.name, fingerprint(first, agent, prompt), prompt, agent.style)
@@ -84,7 +84,7 @@ def run_episodes(
 
 
 def fingerprint(env: TextEnv, agent: Agent, prompt: react.Prompt | None = None) -> dict[str, str]:
-    """What a result depends on beside task and seed: environment, agent, prompt in its style."""
+    """What a result depends on besides task and seed: environment, agent, prompt in its style."""
     agent_parts = {f"agent.{name}": str(value) for name, value in agent.fingerprint().items()}
     prompt = prompt or env.prompt
     shots = {"shots": str(1 + len(prompt.more))} if prompt.more and agent.style.example else {}
@@ -93,7 +93,7 @@ def fingerprint(env: TextEnv, agent: Agent, prompt: react.Prompt | None = None) 
 
 
 class _Rollout:
-    """The loop that brings workers and agent together."""
+    """The loop between workers and agent."""
 
     def __init__(
         self,
@@ -109,11 +109,11 @@ class _Rollout:
         self.ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
         self.waiting: deque[Episode] = deque()
         self.pending: dict[Hashable, Episode] = {}
-        """Episodes that a streaming agent has taken and not answered yet."""
+        """Episodes that a streaming agent has accepted and not answered yet."""
         self.finished: deque[Trajectory] = deque()
         self.open: dict[int, Episode] = {}
         self.pace = 0.0
-        """Seconds that the agent's last act took."""
+        """Seconds that the agent's last `act` took."""
 
     def play(self, first: TextEnv, workers: int) -> Generator[Trajectory, None, None]:
         for _ in range(max(1, min(workers, len(self.tasks)))):
@@ -131,7 +131,7 @@ class _Rollout:
                 yield from self._deliver()
         except KeyboardInterrupt:
             self.tasks.clear()
-            while not self.ended.empty():  # what ended meanwhile is not lost
+            while not self.ended.empty():  # episodes that ended meanwhile are not lost
                 self._record(*self.ended.get())
             yield from self._deliver()
             raise
@@ -167,7 +167,7 @@ class _Rollout:
 
     def _record(self, episode: Episode, done: bool, error: str) -> None:
         if self.open.get(episode.index) is not episode:
-            return  # it took too long and was given up
+            return  # it took too long and was abandoned
         episode.waiting_since = float("inf")
         if done:
             self._finish(episode, f"{error} {episode.where()}" if error else "")
@@ -175,9 +175,9 @@ class _Rollout:
             self.waiting.append(episode)
 
     def _gather(self) -> None:
-        """Waits for an episode that wants a reply or has ended, where the agent has nothing to do.
+        """If the agent has nothing to do, waits for an episode that needs a reply or has ended.
 
-        For an agent that answers whole batches it lingers for a full one.
+        For an agent that answers in batches, waits a little longer for a full one.
         """
         if not (self.waiting or self.pending):
             self._take(self._until_overdue())
@@ -190,7 +190,8 @@ class _Rollout:
         self._give_up()
 
     def _take(self, timeout: float | None) -> bool:
-        """Notes what the next order came to, if one has ended in so many seconds (None: ever)."""
+        """Records the outcome of the next command, if one ends within `timeout` seconds (None: no
+        limit)."""
         try:
             self._record(*self.ended.get(block=timeout != 0, timeout=timeout))
         except queue.Empty:
@@ -205,7 +206,7 @@ class _Rollout:
         return max(0.01, first + self.limit - time.monotonic())
 
     def _give_up(self) -> None:
-        """Ends the episodes that have been with their environment or the agent for too long."""
+        """Ends the episodes on which their environment or the agent has worked for too long."""
         limit, now = self.limit, time.monotonic()
         late = [
             e for e in self.open.values() if limit is not None and now - e.waiting_since > limit
@@ -214,7 +215,7 @@ class _Rollout:
             if self.pending.pop(episode.key, None):
                 self._answer(episode, TimeoutError(f"no reply within {limit:g} s"))
                 continue
-            episode.worker.close()  # once it comes back, if ever
+            episode.worker.close()  # takes effect when its step returns, if ever
             self.workers.remove(episode.worker)
             episode.worker = EnvWorker(self.make, self.ended)
             self.workers.append(episode.worker)
@@ -232,7 +233,7 @@ class _Rollout:
             self._finish(episode, f"agent: {describe(reply)} {episode.where()}")
 
     def _stream(self) -> None:
-        """Hands over whoever waits, lets the agent work for a moment, and takes what it says."""
+        """Submits waiting episodes, lets the agent work for a moment, and takes its replies."""
         room = self.agent.batch_size - len(self.pending)
         taken = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
         for episode, failure in zip(taken, _each(taken, self._submit), strict=True):
@@ -273,14 +274,14 @@ class _Rollout:
             self.pace = time.monotonic() - start
 
     def _ask(self, batch: list[Episode]) -> list[str | Exception]:
-        """A reply for each. Where the batch fails, each is asked alone to find the culprit."""
+        """A reply for each. If the batch fails, each is asked alone to find the culprit."""
         try:
             return list(self._replies([episode.turn() for episode in batch]))
         except Exception as failure:  # an agent may fail in any way
             return [failure] if len(batch) == 1 else self._one_by_one(batch)
 
     def _one_by_one(self, batch: list[Episode]) -> list[str | Exception]:
-        for episode in batch:  # a failed batch may leave caches half written
+        for episode in batch:  # a failed batch may leave caches in a bad state
             self.agent.forget(episode.key)
         return _each(batch, lambda episode: self._ask([episode])[0])
 
@@ -297,8 +298,8 @@ class _Rollout:
 
 
 def _each(batch: Sequence[Episode], ask: Callable[[Episode], T]) -> list[T]:
-    """What comes of asking for one after another. Where that hangs twice it is not their turns but
-    the agent that hangs: the rest are not asked for, and get the same reason.
+    """The result of `ask` for each. If it hangs twice, the cause is not a turn but the agent: the
+    rest are not asked, and get the same error.
     """
     results: list[T] = []
     for episode in batch:

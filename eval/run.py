@@ -1,11 +1,11 @@
 """Scores agents on environments: `python -m eval.run --env ID --agent SPEC [--out DIR]`.
 
-`DIR/results.jsonl` gets a trajectory a line as episodes end, `DIR/summary.json` the scores
-(`eval.summary` says how they are counted). With `--suite paper` in place of `--env` it plays all
+`DIR/results.jsonl` gets one trajectory per line as episodes end, `DIR/summary.json` the scores
+(`eval.summary` says how they are computed). With `--suite paper` instead of `--env` it plays all
 the paper's data sets, with one agent or several, and makes one table of them (`eval.suite`).
-Running the same command again continues where it was left, after Ctrl-C, a kill or a full disk; it
-ends with exit code 0 where all episodes were played, 1 where some failed or it had to give up, 2
-for wrong options, 130 where it was interrupted.
+Running the same command again resumes, after Ctrl-C, a kill or a full disk. The exit code is 0 if
+all episodes were played, 1 if some failed or it had to give up, 2 for wrong options, 130 if it was
+interrupted.
 """
 
 from __future__ import annotations
@@ -34,65 +34,65 @@ class Config:
 
     agent: str | None = None
     """Who acts: expert, random, human, smollm2, hf:PATH or openai:MODEL. For a suite also several,
-    with commas between them: expert,random,smollm2. null: of a suite expert,random."""
+    separated by commas: expert,random,smollm2. null: for a suite expert,random."""
     out: Path | None = None
-    """Directory for results.jsonl and summary.json (of a suite: AGENT/ENVIRONMENT/results.jsonl and
-    one summary.json and table.md for all). One that holds results is continued. null:
-    runs/AGENT/ENVIRONMENT-SPLIT (of a suite: runs/SUITE)."""
+    """Directory for results.jsonl and summary.json (for a suite: AGENT/ENVIRONMENT/results.jsonl,
+    and one summary.json and table.md for all). If it holds results, the run resumes. null:
+    runs/AGENT/ENVIRONMENT-SPLIT (for a suite: runs/SUITE)."""
     env: str | None = None
-    """Environment id, such as stepagent/ScienceWorld-v0, or module:Namespace/Name-v0 for one of
-    your own."""
+    """Environment id, such as stepagent/ScienceWorld-v0, or module:Namespace/Name-v0 for a custom
+    one."""
     suite: str | None = None
-    """In place of env: paper (the seven data sets of its table 2, their test splits and metrics),
-    quick (four short tasks of each, a smoke run), or a YAML file such as eval/suites/paper.yaml."""
+    """Instead of env: paper (the seven data sets of its table 2, their test splits and metrics),
+    quick (four short tasks of each, a smoke test), or a YAML file like eval/suites/paper.yaml."""
     data: Path | None = None
-    """Folder of the benchmarks' own files for the suite paper: webshop, mind2web, alfworld,
-    hotpotqa, 2wikimultihopqa and musique below it. null: $STEPAGENT_DATA. What is missing there is
-    played from the bundled data, and the table says so."""
+    """Folder of the benchmarks' own files for the suite paper, with the subfolders webshop,
+    mind2web, alfworld, hotpotqa, 2wikimultihopqa and musique. null: $STEPAGENT_DATA. What is
+    missing there is played from the bundled data, and the table says so."""
     split: Literal["train", "dev", "test"] = "test"
     """Which tasks."""
     limit: int | None = None
-    """Number of tasks: the first ones of a fixed shuffle of the split, so that a small number sees
-    every kind of task and a larger one adds to it. null: all."""
+    """Number of tasks: the first of a fixed shuffle of the split, so that a small number covers
+    every kind of task and a larger one extends it. null: all."""
     task_ids: list[str] | None = None
-    """Only these tasks, as a list: '[a/1, b/2]'."""
+    """Play only these tasks, a list such as '[a/1, b/2]'."""
     seed: int = 0
-    """Seed of every episode and, with the task id, of the agent's own draws."""
+    """Seed of every episode and, together with the task id, of the agent's own draws."""
     workers: int | None = None
-    """Episodes played at the same time. null: as many as the agent likes to answer at once."""
+    """Episodes played at the same time. null: as many as the agent prefers to answer at once."""
     env_args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the environment (of each one of a suite), such as
+    """Further arguments of the environment (in a suite: of each), such as
     --env-args.max-steps 30."""
     agent_args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the agent (of several: of those that take them), such as
+    """Further arguments of the agent (of several agents: of those that take them), such as
     --agent-args.batch-size 8."""
     max_new_tokens: int | None = None
-    """Length of a reply at most, in tokens (models only). null: the agent's own default."""
+    """Maximum length of a reply, in tokens (models only). null: the agent's own default."""
     temperature: float | None = None
     """Sampling temperature (models only); 0 is greedy. null: the agent's own default."""
     instruction: bool | None = None
-    """Open with the environment's instruction. null: as the agent likes it (most do)."""
+    """Open with the environment's instruction. null: the agent's own default (usually on)."""
     example: bool | None = None
-    """Show the one-shot example. null: as the agent likes it (most do)."""
+    """Show the one-shot example. null: the agent's own default (usually on)."""
     shots: int | None = None
-    """Worked examples in the prompt: 0 none, 1 the environment's own, more: further ones by its
-    expert on training tasks. null: as `example` says."""
+    """Worked examples in the prompt: 0 for none, 1 for the environment's own, more for further ones
+    by its expert on training tasks. null: as `example` says."""
     thoughts: bool | None = None
-    """Replies are a thought and an action; off: the action alone. null: as the agent likes it."""
+    """Replies are a thought and an action; off: only the action. null: the agent's own default."""
     cache: bool = True
-    """Keep the replies of openai: agents in $STEPAGENT_CACHE/replies.sqlite and ask for none twice,
-    so that the same run again costs nothing. Off where one name stands for changing models."""
+    """Cache the replies of openai: agents in $STEPAGENT_CACHE/replies.sqlite, so that repeating a
+    run costs nothing. Switch it off if the model behind a name changes."""
     time_limit: float | None = 1800.0
     """Seconds that the agent may take for a reply, or the environment for a step, before the
-    episode counts as failed (human: any time). null: for ever."""
+    episode counts as failed (human: unlimited). null: no limit."""
     max_failures: int = 10
-    """Give up after so many failed episodes in a row (a server that went away, say)."""
+    """Give up after so many failed episodes in a row (if a server is down, say)."""
     overwrite: bool = False
-    """Throw away the results that the directory holds."""
+    """Delete the results in the directory first."""
 
 
 def agent_options(config: Config, spec: str) -> dict[str, Any]:
-    """The options that a configuration has for an agent."""
+    """The options in a configuration that are for an agent."""
     names = ("max_new_tokens", "temperature", "instruction", "example", "thoughts")
     options = {name: getattr(config, name) for name in names}
     options = {name: value for name, value in options.items() if value is not None}
@@ -104,14 +104,14 @@ def agent_options(config: Config, spec: str) -> dict[str, Any]:
 
 
 def make_agent(config: Config) -> Agent:
-    """The agent that a configuration names, with its decoding and its conversations' style."""
+    """The agent that a configuration names, with its decoding and its style of conversations."""
     if config.agent is None:
         raise ValueError("--env needs --agent: expert, random, human, smollm2, hf:PATH, …")
     return agents.make_agent(config.agent, **agent_options(config, config.agent))
 
 
 def folder(config: Config) -> Path:
-    """Where the results go: `out`, or a folder of its own below `runs` for what is played."""
+    """Where the results go: `out`, or a folder below `runs` named after what is played."""
     if config.out is not None:
         return config.out
     if config.suite is not None:
@@ -164,7 +164,7 @@ def _run_one(config: Config, out: Path, console: Console) -> int:
 
 
 def evaluation_options(config: Config) -> EvaluationOptions:
-    """What of a configuration `evaluate` takes."""
+    """The options in a configuration that are for `evaluate`."""
     options = {f.name: getattr(config, f.name) for f in fields(EvaluationOptions)}
     return EvaluationOptions(**options)
 
@@ -186,7 +186,7 @@ def _run_suite(config: Config, out: Path, console: Console) -> int:
     specs = list(dict.fromkeys(spec.strip() for spec in names.split(",") if spec.strip()))
     options = suite.accepted_options({spec: agent_options(config, spec) for spec in specs})
     if config.task_ids is not None or config.split != "test":
-        raise ValueError("--task-ids and --split go with --env: a suite says itself what it plays")
+        raise ValueError("--task-ids and --split go with --env: a suite decides what it plays")
     environments = suite.load(str(config.suite))
     if config.data is not None and not any(entry.data for entry in environments.entries):
         raise ValueError(f"the suite {environments.name} plays bundled data only: leave --data out")
@@ -197,7 +197,7 @@ def _run_suite(config: Config, out: Path, console: Console) -> int:
 
     def play(spec: str, entry: suite.Entry, env_args: dict[str, Any], out: Path) -> dict[str, Any]:
         if spec not in live:
-            _close(live)  # one at a time: models take room
+            _close(live)  # one at a time: models need memory
             live[spec] = agents.make_agent(spec, **options[spec])
         limit = config.limit if config.limit is not None else entry.limit
         evaluation = replace(
@@ -213,7 +213,7 @@ def _run_suite(config: Config, out: Path, console: Console) -> int:
             tables.terminal([board.table()], board.notes(), Console())
             tables.tell(console, f"The results are in {out}")
     if not board.complete:
-        console.print("Not all is there: the same command tries the rest again.", markup=False)
+        console.print("Incomplete: the same command tries the rest again.", markup=False)
     return 0 if board.complete else 1
 
 

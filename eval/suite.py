@@ -1,10 +1,10 @@
-"""Several environments at once, and one table of them: `python -m eval.run --suite paper`.
+"""Several environments, and one table of them: `python -m eval.run --suite paper`.
 
 A suite is a YAML file (`eval/suites/`): which environments, which of their tasks, and which figure
-of each counts. A run of it is a folder with an evaluation of its own (`eval.run.evaluate`) for each
-agent and environment, `AGENT/ENVIRONMENT/results.jsonl` and `summary.json`, so it goes on where it
-was left, and with `summary.json` and `table.md` for the whole, which are written anew after each
-environment. An environment that fails as a whole costs its own figure and no other.
+of each counts. A run of it is a folder with one evaluation (`eval.evaluate`) per agent and
+environment, `AGENT/ENVIRONMENT/results.jsonl` and `summary.json`, so that it can resume; and with
+`summary.json` and `table.md` for all of them, which are rewritten after each environment. An
+environment that cannot be played at all loses its own figure and no other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stepagent.files import write_text
 
 FOLDER = Path(__file__).with_name("suites")
 FIGURES = {"score": ("reward_mean", "reward_ci95"), "success": ("success_rate", "success_ci95")}
-"""Which figure of a summary, and its interval."""
+"""Figure → its key in a summary, and the key of its interval."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Entry:
     """Its column in the table, and its folder."""
     env: str
     measure: str
-    """What its figure is, in words."""
+    """Describes its figure in words."""
     figure: str = "score"
     """score or success."""
     data: str | None = None
-    """Folder of the benchmark's own files, below the one of all data."""
+    """Folder of the benchmark's own files, below the data folder."""
     split: str = "test"
     limit: int | None = None
     env_args: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Suite:
 
 
 def names() -> list[str]:
-    """The suites that come with us."""
+    """The suites that are included."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -89,10 +89,10 @@ def load(name: str) -> Suite:
 
 
 def with_data(entry: Entry, root: Path | None, more: Mapping[str, Any]) -> tuple[dict, str]:
-    """The environment's arguments with the data that is there, and which data that is, in words.
+    """The environment's arguments with the available data, and a description of that data.
 
-    The benchmark's own files are taken where they lie under `root` and can be read; otherwise what
-    comes bundled, as `gym.make` does without `data`.
+    The benchmark's own files are used if they are below `root` and can be read; otherwise the
+    bundled data, as in `gym.make` without `data`.
     """
     arguments = {**entry.env_args, **more}
     if "data" in arguments:
@@ -117,7 +117,7 @@ def with_data(entry: Entry, root: Path | None, more: Mapping[str, Any]) -> tuple
 
 
 def folder_of(agent: str) -> str:
-    """A folder's name for an agent's.
+    """A folder name for an agent.
 
     >>> folder_of("openai:gpt-4-0125-preview")
     'openai-gpt-4-0125-preview'
@@ -126,9 +126,9 @@ def folder_of(agent: str) -> str:
 
 
 def accepted_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Agent → those of the options meant for it that it takes.
+    """Agent → those of its options that it accepts.
 
-    Raises ValueError for an unknown agent, for no agent, and for an option that none of them takes.
+    Raises ValueError for an unknown agent, for no agent, and for an option that none accepts.
     """
     if not options:
         raise ValueError("--agent names no agent")
@@ -157,7 +157,7 @@ class Board:
     agents: Sequence[str]
     out: Path
     data: dict[str, str] = field(default_factory=dict)
-    """Environment → which data it played."""
+    """Environment → a description of the data that it used."""
     cells: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Agent → environment → its summary, or `{"error": why there is none}`."""
 
@@ -167,9 +167,9 @@ class Board:
             raise ValueError(f"two of the agents would share a folder: {', '.join(self.agents)}")
 
     def play(self, root: Path | None, more: Mapping[str, Any], play: Play) -> None:
-        """Plays everything; what an environment or an agent cannot do at all is told in its cell.
+        """Plays everything; if an agent cannot play an environment at all, its cell says why.
 
-        Raises ResultsError where the table cannot be written, and KeyboardInterrupt.
+        Raises ResultsError if the table cannot be written, and KeyboardInterrupt.
         """
         arguments: dict[str, dict[str, Any]] = {}
         for agent in self.agents:
@@ -196,7 +196,7 @@ class Board:
     # Showing ------------------------------------------------------------------------------------
 
     def table(self) -> Table:
-        """Percent, one row an agent; a second row has the 95 % intervals, a third the counts."""
+        """Percent, one row per agent; a second row has the 95 % intervals, a third the counts."""
         entries = self.suite.entries
         table = Table(f"suite {self.suite.name}, in percent", ["agent", *(e.name for e in entries)])
         for agent in self.agents:
@@ -210,7 +210,7 @@ class Board:
         return table
 
     def notes(self) -> list[str]:
-        """What each column is and which data it comes from; what went wrong; what it cost."""
+        """What each column is and which data it is from; what went wrong; what it cost."""
         notes = []
         for entry in self.suite.entries:
             settings = ", ".join(f"{k}={v}" for k, v in entry.env_args.items())
@@ -238,7 +238,7 @@ class Board:
         return notes
 
     def save(self) -> None:
-        """Writes `summary.json` and `table.md`. Raises ResultsError where they cannot be."""
+        """Writes `summary.json` and `table.md`. Raises ResultsError if that fails."""
         summary = {
             "suite": self.suite.name,
             "complete": self.complete,
@@ -291,7 +291,7 @@ def _statistic(cell: Mapping[str, Any], name: str) -> float:
 
 
 def _short(entry: Entry, cell: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell of `summary.json`; everything else stands in the summary of its own folder."""
+    """A cell of `summary.json`; everything else is in the summary of its own folder."""
     if "error" in cell:
         return {"error": cell["error"]}
     figure, interval = FIGURES[entry.figure]

@@ -74,7 +74,7 @@ function histogram(parts, most, tallest, classOf, label) {
   return plot;
 }
 
-// Means over a window of a tenth of the curve: what the eye follows; the points themselves lie behind.
+// Moving average over a tenth of the curve, to be drawn over the points themselves.
 function smooth(points) {
   const reach = Math.ceil(points.length / 20);
   return points.map(([at], i) => {

@@ -20,19 +20,19 @@ class Config:
     """Writes one self-contained HTML file that shows runs and all their episodes."""
 
     runs: list[str]
-    """Results files, folders of eval.run (one run, or a whole suite), or folders of training.run
-    (its learning curves and all evaluations). They stand first, without a name: RUN RUN …"""
+    """Results files, folders of eval.run (one run, or an entire suite), or folders of training.run
+    (its learning curves and all evaluations). They come first, without an option name: RUN RUN …"""
     out: Path = Path("report.html")
     """The file to write."""
     expert: str | None = None
-    """A run whose episodes stand beside those of the same task, or "play": the expert plays these
-    tasks now. null: the expert's episodes among the runs, if any."""
+    """A run whose episodes are shown beside those of the same task, or "play": the expert plays
+    these tasks now. null: the expert's episodes among the runs, if any."""
     title: str | None = None
     """Title of the page. null: the environments' names."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Ends with 0; 1 where something could not be read or written; 2 for wrong options."""
+    """The exit code is 0, 1 if something could not be read or written, 2 for wrong options."""
     config = command_line.parse(Config, argv, prog="python -m eval.view", positional="runs")
     console = Console(stderr=True)
     notes: list[str] = []
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = load_runs(config.runs, notes)
         training_curves = curves.load(config.runs, notes)
         if not runs and not training_curves:
-            raise ResultsError(f"no evaluation and no metrics stand in {', '.join(config.runs)}")
+            raise ResultsError(f"there is no evaluation and no metric in {', '.join(config.runs)}")
         expert_episodes = _experts(config.expert, runs, notes, console)
         report = data.build(runs, training_curves, expert_episodes, notes, config.title)
         size = page.write(report, config.out)

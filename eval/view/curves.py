@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 POINTS = 200
-"""Of each curve and stage; where there are more, neighbours are averaged."""
+"""Maximum number per curve and stage; of more, neighbours are averaged."""
 _FIRST = ("loss", "accuracy", "margin", "reward", "score", "entropy", "grad_norm")
 """Figures that come first."""
 
 
 def load(paths: Sequence[str | Path], notes: list[str]) -> list[dict[str, Any]]:
     """A dict for each path that is a training run with metrics: `folder`, `name`, `stages` (`name`,
-    `updates`) and `figures`, each a `name` and its `curves`: `stage` (its number), x, y.
+    `updates`) and `figures`, each with a `name` and its `curves`: `stage` (its number), x, y.
 
-    Lines that cannot be read are left out and noted.
+    Lines that cannot be read are left out and reported in `notes`.
     """
     curves = []
     for path in dict.fromkeys(map(Path, paths)):

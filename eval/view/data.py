@@ -1,8 +1,8 @@
 """What the page shows: figures of the runs, a row for each episode, and their texts in chunks.
 
-The rows (who, which task, how it went) are small and loaded at once; the texts are compressed in
-chunks of whole tasks, so that an episode and those it is compared with lie together, and are only
-unpacked when somebody looks at them or searches in them.
+The rows (which run, which task, which outcome) are small and loaded at once; the texts are
+compressed in chunks that never divide a task, so that an episode and those it is compared with are
+together, and are only unpacked when somebody reads or searches them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from stepagent.eval.summary import score, summarise
 from stepagent.eval.view.experts import Experts, divergence
 
 CHUNK = 400_000
-"""Characters of JSON that a chunk has at least before the next one begins."""
+"""Minimum characters of JSON in a chunk before the next one begins."""
 OUTCOMES = ("solved", "partly", "nothing", "cut", "failed")
 """How an episode ended: solved; ended with some reward; with none; cut off at the step limit; with
 an environment or an agent that broke."""
 _MAX_REASONS = 10
-"""Rows of the tables of reasons, for each run."""
+"""Maximum rows per run in the tables of reasons."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page needs, as JSON values."""
+    """Everything that the page needs, as JSON values."""
 
     title: str
     index: dict[str, Any]
@@ -39,7 +39,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Episode:
-    """An episode on its way into the report. `run` is -1 for an expert's that is only compared."""
+    """An episode for the report. `run` is -1 for an expert's that is only compared with."""
 
     run: int
     trajectory: Trajectory
@@ -90,7 +90,7 @@ def build(
 def _with_experts(
     runs: Sequence[EvaluationRun], experts: Experts
 ) -> tuple[list[_Episode], list[int]]:
-    """All episodes, those of a task together, and for each the place of its expert's (or -1)."""
+    """All episodes, grouped by task, and for each the index of the expert's (or -1)."""
     episodes = [_Episode(i, t) for i, run in enumerate(runs) for t in run.trajectories]
     own = {id(e.trajectory) for e in episodes}
     pairs = {id(e.trajectory): experts.find(e.trajectory) for e in episodes}
@@ -109,7 +109,7 @@ def _order(e: _Episode) -> tuple[Any, ...]:
 
 
 def _chunks(episodes: Sequence[_Episode]) -> tuple[list[list[dict[str, Any]]], list[int]]:
-    """The episodes' texts in chunks, and the place of each chunk's first episode."""
+    """The episodes' texts in chunks, and the index of each chunk's first episode."""
     chunks: list[list[dict[str, Any]]] = []
     starts: list[int] = []
     size, before = CHUNK, ("", "")
@@ -173,7 +173,7 @@ def _numbered(values: Sequence[str]) -> list[int]:
 
 
 def _run(run: EvaluationRun, episodes: Sequence[tuple[_Episode, int | None]]) -> dict[str, Any]:
-    """A run's summary and what its charts are drawn from."""
+    """A run's summary and the data of its charts."""
     summary = summarise(run.trajectories)
     del summary["seconds"], summary["seeds"]
     ends = Counter((outcome(t), len(t.steps)) for t in run.trajectories)
@@ -195,7 +195,7 @@ def _reasons(trajectories: Sequence[Trajectory]) -> list[tuple[str, int]]:
 
 
 def _refusals(trajectories: Sequence[Trajectory]) -> list[tuple[str, int]]:
-    """What the environment said to actions that it did not take, the most frequent first."""
+    """The observations after invalid actions, the most frequent first."""
     refusals: Counter[str] = Counter()
     for t in trajectories:
         after = [*(s.observation for s in t.steps[1:]), t.final_observation]
@@ -216,5 +216,5 @@ def _with_scores(curve: dict[str, Any], runs: Sequence[EvaluationRun]) -> dict[s
 
 
 def to_json(value: Any) -> bytes:
-    """ASCII alone, so that even halves of characters that a model invented come through."""
+    """Only ASCII, so that even lone surrogates in a model's reply survive."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")

@@ -1,4 +1,4 @@
-"""The expert's episode of the same task, and where an agent first leaves it."""
+"""The expert's episode of the same task, and where an agent first diverges from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stepagent.eval.rollout import run_episodes
 
 class Experts:
     """Finds the expert's episode for an agent's: same environment, task and seed, or at least the
-    same first observation (a seed that decides nothing within the task).
+    same first observation (where the seed decides nothing within the task).
     """
 
     def __init__(self, trajectories: Iterable[Trajectory]):
@@ -27,7 +27,7 @@ class Experts:
                 self._by_task.setdefault(key, []).append(trajectory)
 
     def find(self, trajectory: Trajectory) -> Trajectory | None:
-        """None where there is none, and for the expert's own episodes."""
+        """None if there is none, and for the expert's own episodes."""
         candidates = self._by_task.get((trajectory.env, trajectory.task_id), [])
         if any(c is trajectory for c in candidates):
             return None
@@ -42,10 +42,10 @@ class Experts:
 
 
 def divergence(trajectory: Trajectory, expert: Trajectory) -> int | None:
-    """Number (from 1) of the first step whose action is another than the expert's; None: none.
+    """Number (from 1) of the first step whose action differs from the expert's; None: none.
 
-    Case and blanks do not count. An episode that goes on or ends where the other does not diverges
-    at that step.
+    Case and white space do not count. If one episode is longer than the other, they diverge at the
+    first step that only one of them has.
     """
     actions = [_normalised(step.action) for step in trajectory.steps]
     expert_actions = [_normalised(step.action) for step in expert.steps]
@@ -61,7 +61,7 @@ def _normalised(action: str) -> str:
 
 def play(runs: Sequence[EvaluationRun], notes: list[str], console: Console) -> Experts:
     """The expert plays every (task, seed) of the runs. Raises ValueError for an environment or a
-    task that is not there (any more).
+    task that does not exist (any more).
     """
     trajectories: list[Trajectory] = []
     episodes_by_env: dict[tuple[str, str, str], dict[tuple[str, int], None]] = {}

@@ -152,7 +152,7 @@ def test_a_summary_that_says_more_than_the_results(recorded_run, tmp_path, capsy
     assert main([str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert f"reward_mean {better['reward_mean']}, where the results give" in shown.err
-    assert "0 differ, and 1 summaries are not of their results" in shown.out
+    assert "0 differ, and 1 summaries do not agree with their results" in shown.out
     (tmp_path / "summary.json").write_text("{cut")
     assert main([str(tmp_path)]) == 1
 

@@ -117,7 +117,7 @@ def test_failed_episodes_are_told(toys, tmp_path, capsys):
         (["--suite", "quick", "--agent", "expert,nobody"], "unknown agent 'nobody'"),
         (["--suite", "quick", "--agent", ","], "names no agent"),
         (["--suite", "quick", "--agent", "expert", "--data", "x"], "plays bundled data only"),
-        (["--suite", "quick", "--agent", "expert", "--split", "dev"], "says itself what it plays"),
+        (["--suite", "quick", "--agent", "expert", "--split", "dev"], "decides what it plays"),
         (["--suite", "quick", "--env", ID, "--agent", "expert"], "either --env or --suite"),
         (["--agent", "expert"], "either --env or --suite"),
         (["--env", ID, "--agent", "expert", "--data", "x"], "--data goes with --suite"),

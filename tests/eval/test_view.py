@@ -28,7 +28,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """An agent, an expert, a training run; the agent leaves the expert at its second step."""
+    """An agent, an expert, a training run; the agent diverges from the expert at step 2."""
     root = tmp_path_factory.mktemp("runs")
     agent = write_run(root / "agent", {t: float(i % 2) for i, t in enumerate(TASKS)}, "agent")
     expert = write_run(root / "expert", dict.fromkeys(TASKS, 1.0), "expert")
@@ -282,7 +282,7 @@ def test_reading_a_report(chromium, folders, tmp_path):
     second = page.locator("#step-2").inner_text()
     assert "first divergence" in second
     assert second.index("open door agent") < second.index("open door expert")
-    assert "The same as the agent." in page.inner_text("#step-1")
+    assert "Same as the agent's." in page.inner_text("#step-1")
     third = page.locator("#step-3 .turn").first
     assert "+1" in third.inner_text()
     assert "invalid" in third.inner_text()
@@ -426,5 +426,5 @@ def test_five_thousand_episodes(chromium, tmp_path):
 def test_without_scripts_it_says_so(chromium, folders, tmp_path):
     page = chromium.new_page(java_script_enabled=False)
     page.goto(report(tmp_path, folders[0]).as_uri())
-    assert "switch scripts on" in page.inner_text("main")
+    assert "needs JavaScript" in page.inner_text("main")
     page.close()
