@@ -1,10 +1,11 @@
 """Benchmarks against the usual way of doing the same: `python -m eval.bench NAME --out FILE`.
 
 Each measures both sides in the same run, in alternating order, and reports medians, so that a busy
-machine disturbs both alike. A new one is a function `(Options) -> Iterable[Row]` (`eval.benches`
-holds both, and what measures two sides) and a line in `BENCHMARKS`. A benchmark is in the layer
-whose code it measures, so their table is above all layers, in this module; it holds names, so that
-only the benchmark that is run gets imported. Rows are shown and written as they come.
+machine disturbs both alike. A new benchmark is a function `(Options) -> Iterable[Row]` (both are in
+`eval.benches`, as is what measures two sides) and a line in `BENCHMARKS`. A benchmark is in the
+layer whose code it measures, so this module, with the table of them, is above all layers; the table
+holds names, so that only the benchmark that runs gets imported. Rows are shown and written as they
+come.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(rows: Sequence[Row], out: Path) -> None:
-    """After every row, so that Ctrl-C loses none that was measured."""
+    """Called after every row, so that Ctrl-C loses no measurement."""
     text = json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
     write_text(out, text + "\n")
 

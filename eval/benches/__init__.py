@@ -1,7 +1,7 @@
 """What benchmarks share: their options, their rows, and how two sides are measured.
 
-Beside it stand the benchmarks of environments and rollouts; those of training live in
-`training.bench`. `eval.bench` is the command.
+This package has the benchmarks of environments, servers and rollouts; those of training are in
+`training`. The command is `stepagent.bench`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stepagent import command_line
 
 @dataclass
 class Options:
-    """Measures a part of StepAgent against the plain way of doing the same."""
+    """Measures a part of StepAgent against the usual way of doing the same."""
 
     name: str
     """Which benchmark: envs, rollout, inspection, reflection, inverse, server or soak."""
@@ -27,24 +27,24 @@ class Options:
     env: str = "stepagent/ScienceWorld-v0"
     """Environment of the benchmark `envs`."""
     repeats: int = 3
-    """How often each side is measured; medians are reported."""
+    """How often each side is measured; the medians are reported."""
     model: str = "smollm2"
     """Language model of the benchmarks that need one: smollm2, or a folder or hub name."""
     device: str = "auto"
     """Where the model runs: auto, cpu or cuda."""
     dtype: str = "auto"
-    """Numbers of the model: auto, float32 or bfloat16."""
+    """Precision of the model: auto, float32 or bfloat16."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further settings of one benchmark, such as --args.episodes 8."""
 
 
 MOST = 1e6
-"""A ratio at most: a side may be 0, and JSON knows no infinity."""
+"""Maximum ratio: a side may be 0, and JSON has no infinity."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. `ratio` says how many times better ours is: above 1, ours wins."""
+    """One comparison. `ratio` is how many times better ours is: above 1, ours wins."""
 
     name: str
     ours: float
@@ -70,10 +70,10 @@ def _ratio(value: float, base: float) -> float:
 def measure(
     ours: Callable[[], Any], baseline: Callable[[], Any], repeats: int
 ) -> tuple[float, float]:
-    """Median seconds of both, called in turn; who comes first alternates.
+    """Median seconds of both, called in turn; which comes first alternates.
 
-    Each is called once beforehand where `repeats` allows it to be afforded (3 or more), so that
-    caches, compilers and processors are warm.
+    If `repeats` is 3 or more, each is called once beforehand, so that caches, compilers and
+    processors are warm.
     """
     if repeats >= 3:
         ours()
@@ -83,7 +83,7 @@ def measure(
 
 
 def measure_sides(sides: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median seconds of each of several sides, called in turn in alternating order, no warm-up."""
+    """Median seconds of each side, called in turn in alternating order, without a warm-up."""
     seconds: list[list[float]] = [[] for _ in sides]
     for number in range(repeats):
         order = range(len(sides)) if number % 2 == 0 else reversed(range(len(sides)))
@@ -120,7 +120,7 @@ def play_sides(
 
 
 def settings(options: Options, **defaults: Any) -> dict[str, Any]:
-    """A benchmark's own settings: its defaults under `options.args`.
+    """A benchmark's own settings: its defaults, overridden by `options.args`.
 
     Raises ValueError for a name that is not among the defaults, listing them.
     """

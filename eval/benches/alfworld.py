@@ -1,10 +1,10 @@
 """ALFWorld: the fast engine against TextWorld's, which is the baseline of every row.
 
-The expert's walks in a few generated games, written as files and played by both. Ours is the whole
-environment (ReAct reply read, other wordings tried, the goal checked); upstream is its PDDL engine
-with the wrappers and infos that its own environment asks for. Both read and reset the same files.
-Memory is what this process grows by when it loads one game after another; upstream's is measured
-over fewer loads and multiplied. Install the baseline with `make textworld`.
+The expert's actions in a few generated games, which are written as files and played by both. Ours
+is the full environment (it parses ReAct replies, tries other wordings, checks the goal); upstream
+is its PDDL engine with the wrappers and infos that its own environment requests. Both read and
+reset the same files. Memory is the growth of this process as it loads one game after another;
+upstream's is measured over fewer loads and multiplied. `make textworld` installs the baseline.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def bench(options: Options) -> list[Row]:
     """Steps, loads and resets, memory, many at once.
 
     Settings: games (of each of the six types), loads (of ours, for the memory), upstream_loads
-    (for its memory), environments (at once). Raises ImportError where TextWorld is missing.
+    (for its memory), environments (at once). Raises ImportError if TextWorld is missing.
     """
     args = settings(options, games=1, loads=2000, upstream_loads=10, environments=64)
     with tempfile.TemporaryDirectory(prefix="stepagent-alfworld-") as folder:
@@ -62,7 +62,7 @@ def bench(options: Options) -> list[Row]:
         ),
         Row.less_is_better(
             f"ALFWorld memory grown in {loads} loads",
-            max(growth * loads, 0.1),  # flat: what is left is noise, of either sign
+            max(growth * loads, 0.1),  # there is no growth, only noise of either sign
             upstream_growth * loads,
             "MB",
         ),
@@ -134,7 +134,7 @@ def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:
 
 
 def _growth(side: _Ours | _Upstream, plans: list[_Plan], loads: int, warm_up: int = 100) -> float:
-    """Megabytes that this process grows by at a load."""
+    """Megabytes by which this process grows per load."""
     process = psutil.Process()
     for number in range(warm_up + loads):
         if number == warm_up:
@@ -146,7 +146,7 @@ def _growth(side: _Ours | _Upstream, plans: list[_Plan], loads: int, warm_up: in
 
 
 def _at_once(folder: str, plans: list[_Plan], n: int, repeats: int) -> float:
-    """Steps a second of n environments stepped in turn (median)."""
+    """Steps per second of n environments stepped in turn (median)."""
     opened = [envs.make(ALFWORLD, data=folder, split="test") for _ in range(n)]
     chosen = [plans[i % len(plans)] for i in range(n)]
     rates = []

@@ -1,10 +1,9 @@
-"""Mind2Web against the plain way: steps a second, and pruning of large pages.
+"""Mind2Web against upstream's way: steps per second, and pruning of large pages.
 
-The plain way is what upstream does at every step: parse the page, search it once for each candidate
-(XPath), copy it, drop what is not kept, and serialise what is left. Ours parses a page once, draws
-any view from the parsed tree, and keeps the views. Both write the same text (checked here). Pages
-are the bundled ones, pages of 2 MB that a generator makes, and, where `STEPAGENT_DATA` names the
-benchmark files, the largest of the real ones.
+In every step, upstream parses the page, searches it once per candidate (XPath), copies it, removes
+what is not needed, and serialises the rest. Ours parses a page once, draws any view from the parsed
+tree, and caches the views. Both write the same text (checked here). The pages are the bundled ones,
+generated ones of 2 MB, and, if `STEPAGENT_DATA` is set, the largest of the real ones.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ MIND2WEB = "stepagent/Mind2Web-v0"
 
 
 def bench(options: Options) -> list[Row]:
-    """Steps of the expert, and seconds of pruning by size of the page.
+    """Steps of the expert, and seconds to prune pages of different size.
 
     Settings: tasks (of the test split), candidates (on large pages), megabytes (of generated ones).
     """
@@ -49,7 +48,7 @@ def bench(options: Options) -> list[Row]:
 
 
 def _steps(tasks: int, repeats: int) -> Row:
-    """The expert's episodes: in our environment, and with the plain pruning at every step."""
+    """The expert's episodes: in our environment, and with upstream's pruning in every step."""
     env = envs.make(MIND2WEB, split="test")
     assert isinstance(env, Mind2WebEnv)
     source, plans = BundledSites("cleaned", Problems()), []
@@ -79,7 +78,7 @@ def _steps(tasks: int, repeats: int) -> Row:
 
 
 def _pruning(name: str, html: str, candidates: Sequence[Candidate], repeats: int) -> list[Row]:
-    """A page seen for the first time, and once more around other candidates."""
+    """A page seen for the first time, and again around other candidates."""
     nodes = [candidate.node for candidate in candidates]
     if Page(html).draw(candidates).text != upstream_view(html, nodes):
         raise ValueError(f"{name}: the two ways of pruning do not agree")
@@ -100,7 +99,7 @@ def _bundled() -> tuple[str, tuple[Candidate, ...]]:
 
 
 def _largest_real(folder: Path) -> tuple[str, tuple[Candidate, ...]]:
-    """The real page with most candidates on it (all are cut to the same size)."""
+    """The real page with the most candidates on it (all are cut to the same size)."""
     source = PlainFile(folder / "mind2web" / "steps_100.jsonl", "cleaned", Problems())
     names = [name for split in ("train", "dev", "test") for name in source.ids(split)]
     steps = [step for name in names for step in source.task(name).steps]
@@ -111,7 +110,7 @@ def _largest_real(folder: Path) -> tuple[str, tuple[Candidate, ...]]:
 
 
 def big_page(megabytes: float, seed: int = 0) -> str:
-    """Cleaned HTML of that size: sections in sections, lists of links, forms."""
+    """Cleaned HTML of that size: nested sections, lists of links, forms."""
     rng, parts, size, number = np.random.default_rng(seed), [], 0, 10
     words = "rooms offers search price date guests next filter city help".split()  # noqa: SIM905
     while size < megabytes * 1e6:
@@ -133,12 +132,12 @@ def big_page(megabytes: float, seed: int = 0) -> str:
 
 
 def _spread(html: str, count: int) -> tuple[Candidate, ...]:
-    """Links of a generated page, at even distances."""
+    """Evenly spaced links of a generated page."""
     links = re.findall(r'<a backend_node_id="(\d+)"', html)
     return tuple(Candidate(node, "a") for node in links[:: max(1, len(links) // count)][:count])
 
 
-# The plain way ----------------------------------------------------------------------------------
+# Upstream's way ---------------------------------------------------------------------------------
 
 
 def _tree(html: str) -> Any:
@@ -146,7 +145,7 @@ def _tree(html: str) -> Any:
 
 
 def upstream_view(html: str, nodes: Sequence[str]) -> str:
-    """The page around the candidates, as upstream works it out: everything anew."""
+    """The page around the candidates, as upstream computes it: from scratch."""
     tree, kept_nodes = _tree(html), set()
     for name in nodes:
         (candidate, *_) = tree.xpath(f"//*[@{NODE_ID}='{name}']")

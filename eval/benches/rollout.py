@@ -1,16 +1,17 @@
-"""Rollouts with a local model: `run_episodes` against a plain loop, on the same conversations.
+"""Rollouts with a local model: `run_episodes` against a naive loop, on the same conversations.
 
-The plain loop is what one writes first: episode by episode, turn by turn, `model.generate` on the
-whole conversation. So that both sides do the same work, it is led through the conversations that
-ours had: at every turn it makes its own greedy reply, which is counted as equal or not, and the
-environment then gets the recorded one. In float32 all replies are equal; in bfloat16 two ways of
-adding up the same numbers may prefer another token here and there. A second baseline also calls
-`generate` on whole conversations, but on all episodes at once, filled up to one length.
+The naive loop goes episode by episode, turn by turn, and calls `model.generate` on the entire
+conversation. So that both sides do the same work, it follows the conversations that ours had: in
+every turn it generates its own greedy reply, which is counted as equal or not, and the environment
+then gets the recorded one. In float32 all replies are equal; in bfloat16 a different order of
+summation may occasionally change a token. A second baseline also calls `generate` on entire
+conversations, but on all episodes at once, padded to one length.
 
-Then continuous batching against fixed batches, both with kept caches: more episodes than the model
-answers at once, and replies of any length. A fixed batch of episodes is played in step (all reply,
-then all environments move at once), and the next batch begins when the last episode has ended. Once
-with the environments as they are, and once with a third of the tasks slow by `slow` seconds a step.
+The second part compares continuous batching with fixed batches, both with kept caches, on more
+episodes than the model answers at once and replies of any length. A fixed batch of episodes is
+played in lockstep (all reply, then all environments step at once), and the next batch begins when
+the last episode has ended. It is measured with the environments as they are, and with a third of
+the tasks slower by `slow` seconds per step.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from stepagent.eval.rollout import run_episodes
 
 
 def bench(options: Options) -> Iterator[Row]:
-    """Turns a second of both sides, and how many greedy replies are equal.
+    """Turns per second of both sides, and how many greedy replies are equal.
 
-    Settings: env, env_args, split, episodes, turns (of an episode, at most), max_new_tokens,
+    Settings: env, env_args, split, episodes, turns (maximum per episode), max_new_tokens,
     batch_size, context (tokens; null: the model's own); for continuous against fixed batches,
-    many (episodes), slots (of them at once), reply_tokens and slow (seconds). With 0 episodes, 0
-    many or 0 slow that part is not measured.
+    many (episodes), slots (of them at once), reply_tokens and slow (seconds). If episodes, many or
+    slow is 0, that part is not measured.
     """
     args = settings(
         options,
@@ -88,7 +89,7 @@ def bench(options: Options) -> Iterator[Row]:
 
 
 def _slowed(env_id: str, seconds: float) -> str:
-    """The id of the same environment with a third of its tasks slow at every step."""
+    """The id of the same environment, with a third of its tasks slow in every step."""
 
     def make(**kwargs: Any) -> TextEnv:
         env = envs.make(env_id, **kwargs)
@@ -116,7 +117,7 @@ class _Sides:
         self.env = self.make()
         self.tasks = sorted(self.env.tasks, key=checksum)[:episodes]
         self.played: list[Trajectory] = []
-        self.followed: list[Trajectory] = []  # through which the other side was led last
+        self.followed: list[Trajectory] = []  # those that the other side followed last
         self.replies: list[str] = []
         self.unit = f"turns/s ({agent.name}, {str(agent.model.dtype).split('.')[-1]})"
 
@@ -135,7 +136,7 @@ class _Sides:
                 raise ValueError(f"{trajectory.task_id} failed: {trajectory.error}")
 
     def equal(self, name: str) -> Row:
-        """How many of the other side's replies are ours."""
+        """How many of the other side's replies equal ours."""
         style = self.agent.style
         replies = [step.text(style).strip() for t in self.followed for step in t.steps]
         same = sum(a == b for a, b in zip(replies, self.replies, strict=True))
@@ -143,11 +144,11 @@ class _Sides:
 
 
 class _AgainstNaive(_Sides):
-    """Against `generate` on whole conversations."""
+    """Against `generate` on entire conversations."""
 
     def rows(self, repeats: int) -> list[Row]:
         try:
-            self.ours()  # warms up, and makes the conversations that the baselines follow
+            self.ours()  # warms up, and produces the conversations that the baselines follow
             sides = [self.ours, self.naive_loop, self.naive_batches]
             ours, loop, batched = measure_sides(sides, repeats)
             equal = self.equal("equal greedy replies")
@@ -162,7 +163,7 @@ class _AgainstNaive(_Sides):
         ]
 
     def naive_loop(self) -> None:
-        """`generate` on one whole conversation after another."""
+        """`generate` on one entire conversation after another."""
         generator, self.replies, self.followed = self._generator(1), [], self.played
         for trajectory in self.followed:
             messages = _begin(self.env, trajectory, self.agent)
@@ -171,9 +172,9 @@ class _AgainstNaive(_Sides):
                 _follow(self.env, messages, step.text(self.agent.style))
 
     def naive_batches(self) -> None:
-        """`generate` on the whole conversations of all episodes at once, turn by turn."""
+        """`generate` on the entire conversations of all episodes at once, turn by turn."""
         generator = self._generator(self.agent.batch_size)
-        # One environment cannot be in all episodes at once: the observations come from the record.
+        # One environment cannot play all episodes at once: the observations are the recorded ones.
         conversations = [t.messages(self.env.prompt, self.agent.style) for t in self.played]
         for turn in range(max(len(t.steps) for t in self.played)):
             upto = [_before(messages, turn) for messages in conversations]
@@ -221,7 +222,7 @@ class _AgainstFixedBatches(_Sides):
         return [Row.more_is_better(name, turns / ours, turns / fixed, self.unit), equal]
 
     def fixed(self, opened: Sequence[TextEnv]) -> None:
-        """Batch after batch of episodes, each led through the conversations that ours had."""
+        """Batch after batch of episodes, each following the conversations that ours had."""
         self.agent.reset()
         self.followed = self.played
         replies: dict[tuple[str, int], str] = {}
@@ -238,7 +239,7 @@ class _AgainstFixedBatches(_Sides):
         replies: dict[tuple[str, int], str],
         threads: ThreadPoolExecutor,
     ) -> None:
-        """Plays a batch in step; `replies` gets the agent's own replies by (task, turn)."""
+        """Plays a batch in lockstep; fills `replies` with the agent's own by (task, turn)."""
         talks = list(threads.map(lambda pair: _begin(pair[0], pair[1], self.agent), batch))
         for number in range(max(len(t.steps) for _, t in batch)):
             going = [i for i, (_, t) in enumerate(batch) if number < len(t.steps)]
@@ -266,6 +267,6 @@ def _follow(env: TextEnv, messages: list[react.Message], reply: str) -> None:
 
 
 def _before(messages: list[react.Message], turn: int) -> list[react.Message]:
-    """The conversation that the turn's reply answers; [] where the episode had ended before it."""
+    """The conversation that the turn's reply answers; [] if the episode ended before it."""
     replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     return messages[: replies[turn]] if turn < len(replies) else []

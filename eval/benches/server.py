@@ -1,15 +1,15 @@
 """Environments on a server against the same environments in this process.
 
-`python -m eval.bench server`: on loopback, for several numbers of sessions, the expert's actions
-(all but those that end the episode) over and over. Two clients: one thread a session, each with a
-request a step, and a vectorised one that steps all sessions with one request. Clients and server
-share the machine, as everybody's figures do who has two cores.
+`python -m eval.bench server`: on loopback, for several numbers of sessions, repeats the expert's
+actions (all but those that end the episode). There are two clients: one thread per session with one
+request per step, and a vectorised one that steps all sessions with one request. Clients and server
+share the machine.
 
 - steps/s: of all sessions together; the baseline steps as many environments here, in turn.
-- overhead a step: seconds per step through the server less seconds per step here. The baseline is
-  the limit that we set ourselves, 2 ms.
-- median and 99th percentile: of what one client waits for its step, with all others at work.
-- memory: what the server and its Java grow by with a session; the baseline is a whole server.
+- overhead per step: seconds per step through the server minus seconds per step here. The baseline
+  is the limit that we set ourselves, 2 ms.
+- median and 99th percentile: of a client's wait for its step, while all others are active.
+- memory: growth of the server and its Java per session; the baseline is an entire server.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from stepagent.eval.benches import Options, Row, settings
 from stepagent.eval.benches.serving import Served
 
 LIMIT = 2.0
-"""Milliseconds of overhead a step that we allow."""
+"""Milliseconds of overhead per step that we allow."""
 _FOREVER = 1_000_000
-"""Steps an episode may have, so that none ends while it is measured."""
+"""Maximum steps of an episode, so that none ends while it is measured."""
 
 
 @dataclass(frozen=True)
 class _Timed:
-    """Seconds that `steps` steps took in all, and what each waited."""
+    """Seconds that `steps` steps took in total, and the wait for each."""
 
     steps: int
     seconds: float
@@ -56,7 +56,7 @@ def bench(options: Options) -> list[Row]:
     env_id, rows = args["env"], []
     with Served(env_id, max_sessions=2 * max(args["sessions"])) as server:
         first = envs.make(env_id, url=server.url)
-        _begin(first, 0)  # what all sessions share is loaded
+        _begin(first, 0)  # loads what all sessions share
         first.close()
         empty = server.megabytes()
         for n in args["sessions"]:
@@ -95,13 +95,13 @@ def _rows(
     local, single, batch = map(_median, rounds)
     what = f"{env_id.rsplit('/')[-1].removesuffix('-v0')}, {n} session{'s' * (n > 1)}"
     return [
-        Row.more_is_better(f"{what}: steps, a request each", single.rate, local.rate, "steps/s"),
+        Row.more_is_better(f"{what}: steps, one request each", single.rate, local.rate, "steps/s"),
         Row.more_is_better(f"{what}: steps, batched", batch.rate, local.rate, "steps/s"),
-        _overhead(f"{what}: overhead a step, a request each", single, local),
-        _overhead(f"{what}: overhead a step, batched", batch, local),
+        _overhead(f"{what}: overhead per step, one request each", single, local),
+        _overhead(f"{what}: overhead per step, batched", batch, local),
         *(
             Row.less_is_better(
-                f"{what}: {name}, a request each",
+                f"{what}: {name}, one request each",
                 single.percentile(share),
                 local.percentile(share),
                 "ms",
@@ -118,7 +118,7 @@ def _rows(
             for name, share in (("median", 50), ("99th percentile", 99))
         ),
         Row.less_is_better(
-            f"{what}: memory a session (baseline: a server)",
+            f"{what}: memory per session (baseline: a server)",
             max((after - before) / n, 0.01),
             empty,
             "MB",
@@ -138,7 +138,7 @@ def _median(rounds: list[_Timed]) -> _Timed:
 
 
 def _begin(env: TextEnv, number: int) -> list[str]:
-    """Starts a task; the expert's actions but the last, which may end it."""
+    """Starts a task; returns the expert's actions except the last, which may end it."""
     tasks = env.tasks
     env.reset(seed=0, options={"task_id": tasks[number % min(len(tasks), 16)]})
     return [action for _, action in env.expert_plan()][:-1] or ["look"]

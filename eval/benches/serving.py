@@ -1,4 +1,4 @@
-"""A server in a process of its own, for benchmarks, and what it says of itself."""
+"""A server in a separate process, for benchmarks, and its own metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import TracebackType
 
 
 class Served:
-    """`with Served("stepagent/WebShop-v0") as server:` runs the command on a free port."""
+    """`with Served("stepagent/WebShop-v0") as server:` starts it on a free port."""
 
     def __init__(self, *env_ids: str, **options: float):
         env_options = [part for env_id in env_ids for part in ("--env", env_id)]
@@ -67,7 +67,7 @@ class Served:
         return figures
 
     def megabytes(self) -> float:
-        """Resident memory of the server and what it started."""
+        """Resident memory of the server and its child processes."""
         figures = self.figures()
         children = figures["stepagent_children_resident_memory_bytes"]
         return (figures["process_resident_memory_bytes"] + children) / 1e6

@@ -1,9 +1,9 @@
-"""Hours of rude clients, in minutes: `python -m eval.bench soak --args.minutes 10`.
+"""A soak test with badly behaved clients: `python -m eval.bench soak --args.minutes 10`.
 
-Sixty-four clients open sessions, play a few steps, and at every other time vanish without closing:
-nothing that they leave may stay. Measured when all is quiet, after a first part (so that caches and
-pools are filled) and at the end: open sessions, threads, file handles and memory of the server and
-its Java. The baseline of every row is the first measurement.
+Sixty-four clients open sessions, play a few steps, and half of the time vanish without closing:
+nothing may be left behind. Open sessions, threads, file handles and memory of the server and its
+Java are measured when the server is idle, after a first part (so that caches and pools are filled)
+and at the end. The baseline of every row is the first measurement.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stepagent.eval.benches.serving import Served
 
 
 def bench(options: Options) -> list[Row]:
-    """Settings: env (ids with commas between), minutes, sessions (clients, each with one), pause
+    """Settings: env (ids separated by commas), minutes, sessions (clients, each with one), pause
     (seconds between steps), idle (seconds after which the server closes an abandoned session)."""
     args = settings(
         options,
@@ -64,7 +64,7 @@ def _run_clients(
     pause: float,
     events: Counter[str],
 ) -> None:
-    """The clients, each in a thread, until the time is over."""
+    """Runs the clients, each in a thread, for so many seconds."""
     deadline, lock = time.monotonic() + seconds, threading.Lock()
 
     def note(**what: int) -> None:
@@ -88,7 +88,7 @@ def _run_clients(
                     env.close()
                     note(closed=1)
                 else:
-                    note(vanished=1)  # says nothing; the server has to find out
+                    note(vanished=1)  # without a word; the server has to find out
             except (RemoteError, RuntimeError) as error:
                 note(failed=1)
                 print(f"client {number}: {type(error).__name__}: {error}", file=sys.stderr)
@@ -101,7 +101,7 @@ def _run_clients(
 
 
 def _figures_when_quiet(server: Served, idle: float) -> dict[str, float]:
-    """The server's figures once the abandoned sessions have died (or should have)."""
+    """The server's figures once the abandoned sessions have expired (or should have)."""
     deadline = time.monotonic() + 6 * idle
     while (figures := server.figures())["stepagent_sessions"] and time.monotonic() < deadline:
         time.sleep(1.0)

@@ -1,11 +1,11 @@
 """WebShop against upstream's way of doing the same: steps, episodes, memory, search.
 
-The baseline of steps and episodes is upstream's way, written by us: the same rules, but every page
-is written as HTML and parsed again with BeautifulSoup, twice a step (for what can be clicked, for
-the text), and every search is computed anew. It spares upstream's Flask and Jinja, and its Java, so
-it flatters upstream, which does 45–59 steps a second with 1,000 products. The baseline of search is
-adding up whole posting lists of the same index densely, as bm25s does; that of building, bm25s.
-The baseline of memory is a shop of its own for every environment or process, as upstream has it.
+The baseline of steps and episodes is our version of upstream's way: the same rules, but every page
+is written as HTML and parsed again with BeautifulSoup, twice per step (for what can be clicked, and
+for the text), and every search is computed again. It omits upstream's Flask, Jinja and Java, so it
+flatters upstream, which does 45–59 steps per second with 1,000 products. The baseline of search
+adds up entire posting lists of the same index densely, as bm25s does; that of building is bm25s.
+The baseline of memory is a separate shop for every environment or process, as in upstream.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def bench(options: Options) -> list[Row]:
     """All rows. Settings: data (a folder of real files; None: the bundled shop), goals, episodes
     (of the test split), environments (at once), processes, products (generated, for search).
 
-    Raises ImportError where BeautifulSoup or bm25s is missing (extra `dev`).
+    Raises ImportError if BeautifulSoup or bm25s is missing (extra `dev`).
     """
     args = settings(
         options,
@@ -97,7 +97,7 @@ def _play(env: WebShopEnv, episodes: Sequence[_Episode]) -> int:
 
 
 class _PlainEnv(WebShopEnv):
-    """The same environment with upstream's way of making pages (see the module's head)."""
+    """The same environment with upstream's way of making pages (see the module's docstring)."""
 
     def begin(self, task_id: str) -> str:
         self.instruction = self.goal(task_id).instruction
@@ -202,14 +202,14 @@ def _clicks(
 
 
 def _uncached_search(env: WebShopEnv, episodes: Sequence[_Episode]) -> tuple[float, float]:
-    """Median milliseconds of a search not met before: in ours, and adding whole lists densely."""
+    """Median milliseconds of a new search: ours, and adding entire lists densely."""
     queries = [action[7:-1] for _, actions in episodes for action in actions if "search[" in action]
     index = env.shop.index
     return _search_ms(index, queries)
 
 
 def _search_ms(index: Index, queries: Sequence[str]) -> tuple[float, float]:
-    """Median milliseconds of a search: ours, and adding whole lists densely."""
+    """Median milliseconds of a search: ours, and adding entire lists densely."""
     return (
         1000 * _median(lambda query: index.search(query, pages.MAX_HITS), queries),
         1000 * _median(lambda query: _dense(index, query), queries),
@@ -226,7 +226,7 @@ def _median(work: Callable[[str], Any], queries: Sequence[str]) -> float:
 
 
 def _dense(index: Index, query: str) -> np.ndarray:
-    """The best 50 as bm25s finds them: all scores of all documents, then a partition."""
+    """The best 50, found as in bm25s: the scores of all documents, then a partition."""
     scores = np.zeros(len(index), np.float32)
     for word in lucene.analyse(query):
         if (number := index._term_number(word)) >= 0:
@@ -239,7 +239,7 @@ def _dense(index: Index, query: str) -> np.ndarray:
 def _at_once(
     arguments: dict[str, Any], episodes: list[_Episode], count: int, repeats: int
 ) -> list[Row]:
-    """`count` environments stepped in turn, against as many of the plain ones."""
+    """`count` environments stepped in turn, against plain ones."""
     ours = [envs.make(WEBSHOP, **arguments) for _ in range(count)]
     plain = [_PlainEnv(**arguments) for _ in range(count)]
 
@@ -302,9 +302,8 @@ def _process(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def _megabytes(processes: Sequence[subprocess.Popen[str]]) -> tuple[float, float]:
-    """(what the processes take together, what they would without sharing), once all have played.
-
-    The first is the sum of their proportional, the second of their resident set sizes. Ends them.
+    """Megabytes of the processes together, and what they would need without sharing, once all have
+    played: the sum of their proportional and of their resident set sizes. Ends them.
     """
     import psutil
 
@@ -321,7 +320,7 @@ def _megabytes(processes: Sequence[subprocess.Popen[str]]) -> tuple[float, float
 
 
 def _memory(arguments: dict[str, Any], environments: int) -> list[Row]:
-    """Memory of a whole process with one and with many environments, after each has played."""
+    """Memory of a process with one and with many environments, after each has played."""
     arguments_json = json.dumps(arguments)
     one, _ = _megabytes([_process(_MEMORY, "1", "shared", arguments_json)])
     many, _ = _megabytes([_process(_MEMORY, str(environments), "shared", arguments_json)])
@@ -334,7 +333,7 @@ def _memory(arguments: dict[str, Any], environments: int) -> list[Row]:
 
 
 def _search(shop: engine.Shop, products: int, processes: int, repeats: int) -> list[Row]:
-    """Building of an index against bm25s; search among many products; processes that share it."""
+    """Building an index against bm25s; search among many products; processes that share it."""
     texts = [product.index_text() for product in shop.catalogue]
     times = iter(range(1_000_000))
     with tempfile.TemporaryDirectory() as folder:

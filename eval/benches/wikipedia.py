@@ -1,15 +1,14 @@
-"""The Wikipedia environments: search in up to a million passages, episodes, and who answers.
+"""The Wikipedia environments: search in up to a million passages, episodes, exact match.
 
-Passages are generated: 60 words each, drawn as often as Zipf's law has it (the commonest are
-English stop words), with titles of three words. Queries are six words of a random passage. Each
-size is built and searched in processes of its own, in a cache of its own that is deleted in the
-end.
+Passages are generated: 60 words each, distributed by Zipf's law (the most frequent are English stop
+words), with titles of three words. Queries are six words of a random passage. Each size is built
+and searched in separate processes, with a separate cache that is deleted at the end.
 
-The baseline is BM25 as one first writes it, and as the package rank-bm25 has it: a dict of counts
-for each passage, scored one passage after another. It is measured up to `plain` passages; above
-that, the baseline column holds what was asked of us: 50 ms a search, 2 GB of memory.
-Memory is resident memory of a process that has opened the corpus and searched, mapped pages
-included; for several processes, the share of each (PSS), summed.
+The baseline is simple BM25, as in the package rank-bm25: a dict of counts for each passage, scored
+one passage after another. It is measured up to `plain` passages; above that, the baseline column
+holds our targets: 50 ms per search, 2 GB of memory. Memory is resident memory of a process that has
+opened the corpus and searched, including mapped pages; for several processes, the sum of their
+proportional shares (PSS).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from stepagent.envs.wikipedia.store import StoredCorpus, open_cached
 from stepagent.eval.benches import Options, Row, settings
 
 TARGET_MS, TARGET_GB = 50.0, 2.0
-"""What a search in a million passages may take at the median, and its process at most."""
+"""Targets for a million passages: median time of a search, and memory of the process."""
 
 
 def bench(options: Options) -> list[Row]:
@@ -74,7 +73,7 @@ def _sized(size: int, plain: bool, searches: int, processes: int) -> list[Row]:
     if plain:
         note, baseline = "", _in_process("", _plain, size, max(3, searches // 40))
     else:
-        note, baseline = " (baseline: what was asked for)", (built, TARGET_MS, TARGET_GB)
+        note, baseline = " (baseline: the target)", (built, TARGET_MS, TARGET_GB)
     rates, shares = zip(*shared, strict=True)
     who, all_of_one = f"{processes} processes, {name}", processes * rss
     less, more = Row.less_is_better, Row.more_is_better
@@ -88,13 +87,13 @@ def _sized(size: int, plain: bool, searches: int, processes: int) -> list[Row]:
 
 
 def _in_process(home: str, work: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of the function, called in a fresh process with that cache folder."""
+    """The result of the function, called in a new process with that cache folder."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _use_cache, (home,)) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def _together(home: str, processes: int, size: int) -> list[tuple[float, float]]:
-    """(searches a second, gigabytes) of each of several processes at the same time."""
+    """(searches per second, gigabytes) of each of several processes at the same time."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         ready = manager.Barrier(processes)
@@ -117,7 +116,7 @@ def _name(size: int) -> str:
 
 
 def _build(size: int) -> float:
-    """Seconds that corpus and index take; the passages are invented beforehand."""
+    """Seconds to build corpus and index; the passages are generated beforehand."""
     invented = list(passages(size))
     start = time.perf_counter()
     assert len(open_cached(_name(size), invented).index) == size
@@ -146,7 +145,7 @@ def _share(size: int, ready: Any, seed: int) -> tuple[float, float]:
         done += 1
     rate = done / (time.perf_counter() - start)
     pss = psutil.Process().memory_full_info().pss / 1e9
-    ready.wait(600)  # none leaves before all have been measured
+    ready.wait(600)  # no process ends before all have been measured
     return rate, pss
 
 
@@ -170,7 +169,7 @@ def _median_ms(search: Callable[[str], Any], texts: Sequence[str]) -> float:
 
 
 class PlainBM25:
-    """BM25 as one first writes it: every passage is scored, one after the other."""
+    """Simple BM25: every passage is scored, one after the other."""
 
     def __init__(self, texts: Sequence[str], k1: float = 0.9, b: float = 0.4):
         self.k1, self.b = k1, b
@@ -194,7 +193,7 @@ class PlainBM25:
 
 
 def passages(count: int, words: int = 60, vocabulary: int = 300_000) -> Iterator[Page]:
-    """Passages of invented words, as often as Zipf's law has it; the same for the same numbers."""
+    """Passages of invented words, distributed by Zipf's law; deterministic in the arguments."""
     rng = np.random.default_rng(0)
     chances = np.cumsum(1 / np.arange(1, vocabulary + 1) ** 1.05)
     chances /= chances[-1]
@@ -228,7 +227,7 @@ def queries(pages: Sequence[Page] | StoredCorpus, count: int, seed: int) -> Iter
 
 
 def _episodes(options: Options, tasks: int) -> list[Row]:
-    """Steps a second of the expert's episodes, and the exact match of oracle and guess."""
+    """Steps per second of the expert's episodes, and the exact match of oracle and guess."""
     env = envs.make(options.env, split="test")
     assert isinstance(env, WikipediaEnv)
     chosen = env.tasks[:tasks]
@@ -255,7 +254,7 @@ def _episodes(options: Options, tasks: int) -> list[Row]:
     name = options.env.split("/")[-1]
     return [
         Row.more_is_better(
-            f"{name} steps (baseline: a plain BM25 search a step)",
+            f"{name} steps (baseline: a plain BM25 search per step)",
             steps / statistics.median(our_seconds),
             steps / statistics.median(plain_seconds),
             "steps/s",
@@ -277,8 +276,8 @@ def _play(env: TextEnv, task: str, plan: Sequence[str]) -> float:
 
 
 def bm25_guess(env: WikipediaEnv, task: str) -> float:
-    """Exact match of plain retrieval: searches the question, opens the first hit, answers with the
-    first name on it that the question does not have (a date or number where one is asked for)."""
+    """Exact match of simple retrieval: searches for the question, opens the first hit, answers with
+    the first name there that is not in the question (or a date or number, if one is asked for)."""
     env.reset(seed=0, options={"task_id": task})
     question = env.question.text
     shown = env.step(f"search[{question[:300]}]")[0]
