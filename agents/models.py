@@ -87,8 +87,11 @@ def load_model(
     Raises ModelError if the name, its weights or its base cannot be found or read.
     """
     name, dtype, target = str(name_or_path), pick_dtype(dtype, device), pick_device(device)
-    if (Path(name) / "adapter_config.json").is_file():
-        return _load_adapter(Path(name), dtype, device, merge, trainable, options)
+    adapter = Path(name)
+    if (adapter / "adapter_config.json").is_file():
+        _require_safetensors(adapter)
+        base = load_model(_base_of(adapter), dtype, device, **options)
+        return _apply_adapter(base, adapter, merge=merge, trainable=trainable)
     from transformers import AutoModelForCausalLM
 
     source = str(_smollm2_files(dtype)) if name == SMOLLM2 else _model_source(name)
@@ -101,20 +104,20 @@ def load_model(
     return model.to(target).eval()
 
 
-def _load_adapter(
-    path: Path, dtype: Any, device: str, merge: bool, trainable: bool, options: dict[str, Any]
-) -> Any:
-    from peft import PeftModel
-
-    if not (path / "adapter_model.safetensors").is_file():
+def _require_safetensors(adapter: Path) -> None:
+    if not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(
-            f"{path} holds an adapter without adapter_model.safetensors: other "
+            f"{adapter} holds an adapter without adapter_model.safetensors: other "
             "formats can contain code and are not read; save it again with "
             "`save_pretrained(path, safe_serialization=True)`"
         )
-    base = load_model(_base_of(path), dtype, device, **options)
-    with quiet(), _named_errors(str(path)):
-        model = PeftModel.from_pretrained(base, str(path), is_trainable=trainable)
+
+
+def _apply_adapter(base: Any, adapter: Path, *, merge: bool, trainable: bool) -> Any:
+    from peft import PeftModel
+
+    with quiet(), _named_errors(str(adapter)):
+        model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable)
         if merge and not trainable:
             model = model.merge_and_unload()
     return model.eval()

@@ -65,17 +65,13 @@ def evaluate(
     prompt = few_shot_prompt(env_id, options.shots or 0, options.env_args)
     env = envs.make(env_id, **{**options.env_args, "split": options.split})
     try:
-        tasks = choose(env, options.limit, options.task_ids)
-        repeated = len(env.tasks) - len(set(env.tasks))
+        tasks, notes = choose(env, options.limit, options.task_ids), _repeated_tasks(env_id, env)
         parts = fingerprint(env, agent, prompt)
     finally:
         env.close()  # before the workers open theirs: a server may not have room for one more
-    if repeated:
-        note = f"note: {env_id} repeats {repeated} of its task ids: each task is played once"
-        console.print(note, markup=False)
     identity = Identity(env_id, agent.name, options.split, options.seed, parts)
     with ResultsDir(Path(out), identity, overwrite=options.overwrite) as results:
-        for note in results.notes:
+        for note in [*notes, *results.notes]:
             console.print(f"note: {note}", markup=False)
         earlier, counts_before = _read_summary(results.summary), agent.statistics()
         episodes = run_episodes(
@@ -99,8 +95,7 @@ def evaluate(
             if trajectories := results.chosen(tasks):
                 seconds = _number(earlier.get("seconds")) + time.monotonic() - start
                 summary = summarise(trajectories, seconds=seconds)
-                complete = len(trajectories) == len(tasks) and not summary["failed"]
-                summary["complete"] = complete
+                summary["complete"] = len(trajectories) == len(tasks) and not summary["failed"]
                 summary["agent_statistics"] = _total(
                     earlier.get("agent_statistics"), counts_before, agent.statistics()
                 )
@@ -122,6 +117,13 @@ def _collect(
                 f"gave up after {failures_in_a_row} failed episodes in a row, the last one with: "
                 f"{trajectory.error}\nThe results are kept: fix it and run again to continue."
             )
+
+
+def _repeated_tasks(env_id: str, env: TextEnv) -> list[str]:
+    repeated = len(env.tasks) - len(set(env.tasks))
+    if not repeated:
+        return []
+    return [f"{env_id} repeats {repeated} of its task ids: each task is played once"]
 
 
 def choose(env: TextEnv, limit: int | None, task_ids: Sequence[str] | None) -> list[str]:

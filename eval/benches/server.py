@@ -60,13 +60,33 @@ def bench(options: Options) -> list[Row]:
         first.close()
         empty = server.megabytes()
         for n in args["sessions"]:
-            rows += _rows(options, server, env_id, n, args["steps"], empty)
+            clients = _measure(server, env_id, n, args["steps"], options.repeats)
+            name = f"{env_id.rsplit('/')[-1].removesuffix('-v0')}, {n} session{'s' * (n > 1)}"
+            rows += _rows(name, n, clients)
+            rows.append(
+                Row.less_is_better(
+                    f"{name}: memory per session (baseline: a server)",
+                    max(clients.megabytes / n, 0.01),
+                    empty,
+                    "MB",
+                )
+            )
     return rows
 
 
-def _rows(
-    options: Options, server: Served, env_id: str, n: int, steps: int, empty: float
-) -> list[Row]:
+@dataclass(frozen=True)
+class _Clients:
+    """The ways of stepping n environments, and the memory that n sessions need."""
+
+    local: _Timed
+    single: _Timed
+    """One request per session and step."""
+    batched: _Timed
+    """One request per step of all sessions."""
+    megabytes: float
+
+
+def _measure(server: Served, env_id: str, n: int, steps: int, repeats: int) -> _Clients:
     here = [envs.make(env_id, max_steps=_FOREVER) for _ in range(n)]
     plans = [_begin(env, i) for i, env in enumerate(here)]
     before = server.megabytes()
@@ -83,7 +103,7 @@ def _rows(
         lambda: _batched(vector, plans, steps),
     )
     rounds: list[list[_Timed]] = [[], [], []]
-    for number in range(-1, options.repeats):  # the first round warms up
+    for number in range(-1, repeats):  # the first round warms up
         order = (0, 1, 2) if number % 2 == 0 else (2, 1, 0)
         for side in order:
             timed = sides[side]()
@@ -92,36 +112,35 @@ def _rows(
     for env in [*here, *alone]:
         env.close()
     vector.close()
-    local, single, batch = map(_median, rounds)
-    what = f"{env_id.rsplit('/')[-1].removesuffix('-v0')}, {n} session{'s' * (n > 1)}"
+    local, single, batched = map(_median, rounds)
+    return _Clients(local, single, batched, after - before)
+
+
+def _rows(name: str, n: int, clients: _Clients) -> list[Row]:
+    local, single, batched = clients.local, clients.single, clients.batched
+    shares = (("median", 50), ("99th percentile", 99))
     return [
-        Row.more_is_better(f"{what}: steps, one request each", single.rate, local.rate, "steps/s"),
-        Row.more_is_better(f"{what}: steps, batched", batch.rate, local.rate, "steps/s"),
-        _overhead(f"{what}: overhead per step, one request each", single, local),
-        _overhead(f"{what}: overhead per step, batched", batch, local),
+        Row.more_is_better(f"{name}: steps, one request each", single.rate, local.rate, "steps/s"),
+        Row.more_is_better(f"{name}: steps, batched", batched.rate, local.rate, "steps/s"),
+        _overhead(f"{name}: overhead per step, one request each", single, local),
+        _overhead(f"{name}: overhead per step, batched", batched, local),
         *(
             Row.less_is_better(
-                f"{what}: {name}, one request each",
+                f"{name}: {figure}, one request each",
                 single.percentile(share),
                 local.percentile(share),
                 "ms",
             )
-            for name, share in (("median", 50), ("99th percentile", 99))
+            for figure, share in shares
         ),
         *(
             Row.less_is_better(
-                f"{what}: {name} of a round, batched",
-                batch.percentile(share),
+                f"{name}: {figure} of a round, batched",
+                batched.percentile(share),
                 n * local.percentile(share),
                 "ms",
             )
-            for name, share in (("median", 50), ("99th percentile", 99))
-        ),
-        Row.less_is_better(
-            f"{what}: memory per session (baseline: a server)",
-            max((after - before) / n, 0.01),
-            empty,
-            "MB",
+            for figure, share in shares
         ),
     ]
 

@@ -31,14 +31,15 @@ def bench(options: Options) -> list[Row]:
         pause=1.0,
         idle=8.0,
     )
-    env_ids, clients = args["env"].split(","), int(args["sessions"])
+    env_ids, n = args["env"].split(","), int(args["sessions"])
+    clients = _Clients(env_ids, n, args["pause"])
     seconds = 60.0 * float(args["minutes"])
-    events: Counter[str] = Counter()
-    with Served(*env_ids, idle_seconds=args["idle"], max_sessions=4 * clients) as server:
-        _run_clients(server, env_ids, clients, 0.25 * seconds, args["pause"], events)
+    with Served(*env_ids, idle_seconds=args["idle"], max_sessions=4 * n) as server:
+        clients.run(server, 0.25 * seconds)
         before = _figures_when_quiet(server, args["idle"])
-        _run_clients(server, env_ids, clients, 0.75 * seconds, args["pause"], events)
+        clients.run(server, 0.75 * seconds)
         after = _figures_when_quiet(server, args["idle"])
+    events = clients.events
     print(dict(events), file=sys.stderr)
     opened, left = after["stepagent_sessions_opened_total"], after["stepagent_sessions"]
     rows = [
@@ -56,48 +57,51 @@ def bench(options: Options) -> list[Row]:
     return rows
 
 
-def _run_clients(
-    server: Served,
-    env_ids: list[str],
-    clients: int,
-    seconds: float,
-    pause: float,
-    events: Counter[str],
-) -> None:
-    """Runs the clients, each in a thread, for so many seconds."""
-    deadline, lock = time.monotonic() + seconds, threading.Lock()
+class _Clients:
+    """Clients that each play sessions one after another, and what happened to them."""
 
-    def note(**what: int) -> None:
-        with lock:
-            events.update(what)
+    def __init__(self, env_ids: list[str], count: int, pause: float):
+        self.env_ids, self.count, self.pause = env_ids, count, pause
+        self.events: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
-    def live(number: int) -> None:
-        rng, env_id = random.Random(number), env_ids[number % len(env_ids)]
+    def run(self, server: Served, seconds: float) -> None:
+        """Runs all clients, each in a thread, for so many seconds."""
+        deadline = time.monotonic() + seconds
+        threads = [
+            threading.Thread(target=self._play, args=(server, number, deadline), daemon=True)
+            for number in range(self.count)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(seconds + 120.0)
+
+    def _play(self, server: Served, number: int, deadline: float) -> None:
+        rng, env_id = random.Random(number), self.env_ids[number % len(self.env_ids)]
         while time.monotonic() < deadline:
             try:
                 env = envs.make(env_id, url=server.url, patience=30.0)
                 env.reset(seed=rng.randrange(1000))
                 actions = env.admissible_actions()
                 for _ in range(rng.randrange(2, 12)):
-                    time.sleep(pause * 2 * rng.random())
+                    time.sleep(self.pause * 2 * rng.random())
                     _, _, terminated, truncated, _ = env.step(rng.choice(actions))
-                    note(steps=1)
+                    self._count("steps")
                     if terminated or truncated:
                         break
                 if rng.random() < 0.5:
                     env.close()
-                    note(closed=1)
+                    self._count("closed")
                 else:
-                    note(vanished=1)  # without a word; the server has to find out
+                    self._count("vanished")  # without a word; the server has to find out
             except (RemoteError, RuntimeError) as error:
-                note(failed=1)
+                self._count("failed")
                 print(f"client {number}: {type(error).__name__}: {error}", file=sys.stderr)
 
-    threads = [threading.Thread(target=live, args=(i,), daemon=True) for i in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(seconds + 120.0)
+    def _count(self, event: str) -> None:
+        with self._lock:
+            self.events[event] += 1
 
 
 def _figures_when_quiet(server: Served, idle: float) -> dict[str, float]:

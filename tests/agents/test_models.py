@@ -128,7 +128,7 @@ def test_adapters_without_a_base(tmp_path: Path, text: str):
 def test_a_cut_weights_file_is_named(saved: Path):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(models.ModelError, match=f"cannot load '{saved}'.*cut or damaged"):
+    with pytest.raises(models.ModelError, match=f"cannot load '{saved}'.*cut off or damaged"):
         models.load_model(saved)
 
 
