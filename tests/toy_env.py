@@ -1,4 +1,4 @@
-"""A world of one number: `add 1` … `add 3` until it is exactly the goal. And agents for it.
+"""An environment of one number: `add 1` … `add 3` until it is exactly the goal. And agents for it.
 
 Faults can be planted: a task that breaks its environment, an agent that fails on one task.
 """
@@ -89,7 +89,7 @@ if "Test/Toy-v0" not in gym.registry:
 
 
 class ScriptedAgent(Agent):
-    """Draws its action from (seed, turn): the same episode whatever the batch."""
+    """Draws its action from (seed, turn): the same episode in any batch."""
 
     name = "scripted"
     batch_size = 4

@@ -18,7 +18,7 @@ collect_ignore = [] if HAVE_TORCH else ["test_transformers.py", "test_models.py"
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Tiny models are slowed down by threads, many times over where the machine is shared."""
+    """Threads slow tiny models down, many times over on a shared machine."""
     if not HAVE_TORCH:
         yield
         return

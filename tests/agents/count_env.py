@@ -1,4 +1,4 @@
-"""An environment of four words, for tests of agents that look behind the text."""
+"""An environment of four words, for tests of agents that use more than the text."""
 
 from __future__ import annotations
 

@@ -52,6 +52,6 @@ def test_it_ranks_in_the_environment(tiny):
     assert observation.count("id=") == 3
 
 
-def test_a_model_that_is_not_there_is_a_clear_error(tmp_path):
+def test_a_missing_model_is_a_clear_error(tmp_path):
     with pytest.raises(ModelError, match="cannot load cross-encoder"):
         CrossEncoder(str(tmp_path))

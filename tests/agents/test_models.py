@@ -106,7 +106,7 @@ def test_only_safetensors_are_read(saved: Path):
         models.load_model(target)
 
 
-def test_names_that_lead_nowhere(tmp_path: Path):
+def test_names_of_no_model(tmp_path: Path):
     for name in ("nowhere", "/no/such/place", "./a/b"):
         with pytest.raises(models.ModelError, match="no model at"):
             models.load_model(name)

@@ -264,7 +264,7 @@ def drain(agent: OpenAIAgent, count: int) -> dict[Any, Any]:
     return replies
 
 
-def test_a_slow_reply_holds_nobody_up(server: ChatServer):
+def test_a_slow_reply_delays_no_other(server: ChatServer):
     server.plan(200, completion("slow"), wait=3.0)
     agent = agent_for(server, concurrency=3, timeout=60.0)
     assert agent.streaming
@@ -348,7 +348,7 @@ def test_refusals_and_cut_prompts_do_not_hide_the_cache(server: ChatServer, tmp_
     assert len(server.seen) == 3
 
 
-def test_failures_are_not_kept(server: ChatServer, tmp_path: Path):
+def test_failures_are_not_cached(server: ChatServer, tmp_path: Path):
     path = tmp_path / "replies.sqlite"
     server.plan(400, "no")
     with pytest.raises(ApiError):
@@ -381,7 +381,7 @@ def test_two_processes_use_one_cache(tmp_path: Path):
     assert cache.get({"n": 40}) is None
 
 
-def test_a_file_that_is_no_cache_is_named(tmp_path: Path):
+def test_a_file_that_is_not_a_cache_is_named(tmp_path: Path):
     path = tmp_path / "replies.sqlite"
     path.write_text("something else, and long enough to be taken for a database" * 10)
     with pytest.raises(ValueError, match=r"replies.sqlite cannot be used .*delete it"):
@@ -438,7 +438,7 @@ def test_nonsense_about_tokens_costs_no_reply(server: ChatServer, usage: Any):
     assert agent.statistics()["tokens_read"] == 0
 
 
-def test_requests_and_tokens_a_minute():
+def test_requests_and_tokens_per_minute():
     never = threading.Event()
 
     def times(limit: RateLimit, tokens: list[int]) -> list[float]:

@@ -40,7 +40,7 @@ def test_unknown_options_list_what_exists(spec: str):
         make_agent(spec, colour=1)
 
 
-def test_a_model_that_is_nowhere():
+def test_a_model_that_does_not_exist():
     pytest.importorskip("torch")
     with pytest.raises(ValueError, match=r"no model at .*nowhere"):
         make_agent("hf:nowhere")

@@ -75,7 +75,7 @@ def play(agent: TransformersAgent, episodes: int = 6, seed: int = 3) -> dict[int
         ("gpt2", {}),
     ],
 )
-def test_same_replies_as_plain_generate(kind: str, changes: dict[str, Any], tokenizer: Any):
+def test_same_replies_as_naive_generation(kind: str, changes: dict[str, Any], tokenizer: Any):
     model = make_model(kind, len(tokenizer), **changes)
     agent, naive = agent_for(model, tokenizer), naive_for(model, tokenizer)
     assert not agent.why_uncached
@@ -239,7 +239,7 @@ def test_an_interrupted_act_leaves_a_sound_cache(
 
 
 @pytest.mark.parametrize("change", ["optimizer", "loading"])
-def test_caches_go_when_the_weights_change(tokenizer: Any, change: str):
+def test_caches_are_dropped_when_the_weights_change(tokenizer: Any, change: str):
     model = make_model("llama", len(tokenizer))
     agent = agent_for(model, tokenizer)
     turns = [turn("a", say("Look.", system=SYSTEM))]
@@ -273,7 +273,7 @@ def test_a_policy_in_training_stays_in_training(tokenizer: Any):
 
 
 class Parrot:
-    """Lets a model say a given text, whatever it is asked: only its logits are replaced."""
+    """Makes a model generate a fixed text, whatever the prompt: only its logits are replaced."""
 
     def __init__(self, agent: TransformersAgent, text: str, monkeypatch: pytest.MonkeyPatch):
         ids = agent.codec.reply_ids(text)
@@ -322,7 +322,7 @@ def test_sampling_depends_on_seed_and_turn_alone(llama: Any, tokenizer: Any):
     assert agent_for(llama, tokenizer).act(turns[:1]) == agent_for(llama, tokenizer).act(turns[3:4])
 
 
-def test_agents_of_other_salts_draw_differently(llama: Any, tokenizer: Any):
+def test_agents_with_different_salts_draw_differently(llama: Any, tokenizer: Any):
     turns = [turn(key, say("Number 1.", system=SYSTEM), seed=key) for key in range(3)]
     agents = [agent_for(llama, tokenizer, temperature=1.5, salt=salt) for salt in ("a", "b")]
     one, two = (agent.act(turns) for agent in agents)
@@ -335,7 +335,7 @@ def test_agents_of_other_salts_draw_differently(llama: Any, tokenizer: Any):
     assert [replies[t.key] for t in turns] == two, "streamed or not"
 
 
-def test_sampled_tokens_follow_their_chances():
+def test_sampled_tokens_follow_their_probabilities():
     chances = torch.tensor([0.5, 0.2, 0.0, 0.3])
     logits = chances.log().repeat(20000, 1)
     draws = torch.rand(20000, generator=torch.Generator().manual_seed(0)).tolist()
@@ -383,7 +383,7 @@ def test_long_conversations_are_cut_and_counted(llama: Any, tokenizer: Any):
     assert agent._generator.cache.get_seq_length() <= 600
 
 
-def test_a_context_too_short_is_said_at_once(llama: Any, tokenizer: Any):
+def test_a_context_that_is_too_short_is_reported_at_once(llama: Any, tokenizer: Any):
     opening = say("Look.", system=SYSTEM)
     agent = agent_for(llama, tokenizer, context=60)
     with pytest.raises(ValueError, match="system message alone"):
@@ -398,7 +398,7 @@ def test_a_context_too_short_is_said_at_once(llama: Any, tokenizer: Any):
 # Models that are not attention alone ------------------------------------------------------------
 
 
-def test_other_kinds_of_models_go_the_plain_way(tokenizer: Any):
+def test_other_kinds_of_models_use_naive_generation(tokenizer: Any):
     model = make_model("mamba", len(tokenizer))
     agent = agent_for(model, tokenizer)
     assert "linear_attention" in agent.why_uncached

@@ -1,4 +1,4 @@
-"""The benchmarks' frame, and the rollout benchmark with a tiny model (its count, not its speed)."""
+"""What benchmarks share, and the rollout benchmark with a tiny model (its count, not its speed)."""
 
 import json
 

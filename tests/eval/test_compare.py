@@ -88,7 +88,7 @@ def test_formats_by_name_and_into_files(two, tmp_path, capsys, kind):
         assert words in out.read_text()
 
 
-def test_the_ending_of_the_file_says_the_format(two, tmp_path):
+def test_the_file_name_determines_the_format(two, tmp_path):
     starts = {"t.md": "### ", "t.tex": "% \\usepackage", "t.csv": "table,source,"}
     for name, start in starts.items():
         assert compare.main([*two, "--out", str(tmp_path / name)]) == 0
@@ -209,7 +209,7 @@ def test_suites_side_by_side_and_against(suite_folder, tmp_path, capsys):
     assert "no run is called 'nobody'" in capsys.readouterr().err
 
 
-def test_what_is_no_suite_or_not_comparable_within_one_is_refused(suite_folder, tmp_path, capsys):
+def test_runs_of_no_suite_or_not_comparable_within_one_are_refused(suite_folder, tmp_path, capsys):
     assert compare.main([str(suite_folder / "expert")]) == 1
     assert "they differ in environment" in " ".join(capsys.readouterr().err.split())
     other = write_run(tmp_path / "one", dict.fromkeys(TASKS, 0.5), "other")
@@ -225,7 +225,7 @@ def test_what_is_no_suite_or_not_comparable_within_one_is_refused(suite_folder, 
     )
 
 
-def test_bad_lines_are_told_and_the_rest_compared(two, tmp_path, capsys):
+def test_bad_lines_are_reported_and_the_rest_compared(two, tmp_path, capsys):
     with open(f"{two[0]}/results.jsonl", "a") as file:
         file.write(episode("boil/0", 1.0, "base").to_json() + "\n")
         file.write('{"version": 2, "env": "x"}\n{"cut')

@@ -48,7 +48,7 @@ def test_resume_from_a_cut_line_gives_the_same_results(complete_run, tmp_path):
     assert read_summary(tmp_path) == read_summary(complete_run[0])
 
 
-def test_unreadable_lines_are_kept_aside_and_named(complete_run, tmp_path):
+def test_unreadable_lines_are_set_aside_and_reported(complete_run, tmp_path):
     lines = (complete_run[0] / "results.jsonl").read_bytes().splitlines(keepends=True)
     old = lines[1].replace(b'"version":1', b'"version":0')
     (tmp_path / "results.jsonl").write_bytes(lines[0] + b"{broken\n" + old + b"".join(lines[2:]))
@@ -61,7 +61,7 @@ def test_unreadable_lines_are_kept_aside_and_named(complete_run, tmp_path):
     assert (tmp_path / "results.bad.jsonl").read_bytes() == b"{broken\n" + old
 
 
-def test_a_future_version_is_kept_aside_too(complete_run, tmp_path):
+def test_a_future_version_is_set_aside_too(complete_run, tmp_path):
     lines = (complete_run[0] / "results.jsonl").read_bytes().splitlines(keepends=True)
     future = lines[2].replace(b'"version":1', b'"version":9,"colour":"blue"')
     (tmp_path / "results.jsonl").write_bytes(b"".join([*lines[:2], future, *lines[3:]]))
@@ -70,7 +70,7 @@ def test_a_future_version_is_kept_aside_too(complete_run, tmp_path):
     assert (tmp_path / "results.bad.jsonl").read_bytes() == future
 
 
-def test_of_results_that_are_there_twice_the_last_good_one_counts(complete_run, tmp_path):
+def test_of_repeated_results_the_last_good_one_counts(complete_run, tmp_path):
     trajectories = files.read(complete_run[0] / "results.jsonl")
     other = replace(trajectories[0], seconds=99.0)
     failed = replace(trajectories[1], error="agent: x")
@@ -96,7 +96,7 @@ def test_results_of_several_runs_in_one_file_are_refused(complete_run, tmp_path)
 
 
 @pytest.mark.parametrize("which", ["append", "rewrite", "aside", "summary"])
-def test_no_room_is_told_whatever_could_not_be_written(complete_run, tmp_path, monkeypatch, which):
+def test_a_full_disk_is_reported_for_every_file(complete_run, tmp_path, monkeypatch, which):
     def full(*arguments, **kwargs):
         raise OSError(28, "No space left on device")
 
@@ -122,7 +122,7 @@ def test_no_room_is_told_whatever_could_not_be_written(complete_run, tmp_path, m
     assert read_results(tmp_path) == read_results(complete_run[0])
 
 
-def test_what_the_agent_counts_is_the_directorys_own_total(tmp_path):
+def test_agent_statistics_are_totals_of_the_directory(tmp_path):
     class Counting(ScriptedAgent):
         answered = 0
 
@@ -178,7 +178,7 @@ def test_other_runs_are_refused_by_what_differs(complete_run, tmp_path):
     assert len(read_results(out)) == 20
 
 
-def test_overwrite_starts_afresh(complete_run, tmp_path):
+def test_overwrite_starts_over(complete_run, tmp_path):
     evaluate(ID, ScriptedAgent(), tmp_path, EvaluationOptions(limit=5))
     summary = evaluate(
         ID, ScriptedAgent(), tmp_path, EvaluationOptions(limit=3, seed=1, overwrite=True)
@@ -187,7 +187,7 @@ def test_overwrite_starts_afresh(complete_run, tmp_path):
     assert summary["seeds"] == [1]
 
 
-def test_a_larger_limit_adds_to_a_smaller_one(tmp_path):
+def test_a_larger_limit_extends_a_smaller_one(tmp_path):
     env = envs.make(ID, split="test")
     few, more = choose(env, 4, None), choose(env, 9, None)
     assert more[:4] == few
@@ -242,7 +242,7 @@ def test_tasks_that_are_listed_twice_are_played_once(limit, tmp_path):
 
 
 def test_no_more_environments_are_open_than_workers(tmp_path):
-    """A server may have places for these only."""
+    """A server may have room for no more."""
     before, most = ToyEnv.opened - ToyEnv.closed, []
 
     class Watching(ScriptedAgent):

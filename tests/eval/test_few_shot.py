@@ -39,8 +39,8 @@ def test_more_than_there_are():
         few_shot_prompt(ID, 9, {"size": 3})
 
 
-def test_never_two_worlds_at_a_time(tmp_path, monkeypatch):
-    """A server may have a single place."""
+def test_never_two_environments_at_a_time(tmp_path, monkeypatch):
+    """A server may have room for one only."""
     real, opened = envs.make, []
 
     def make(*args, **options):
@@ -61,7 +61,7 @@ def test_never_two_worlds_at_a_time(tmp_path, monkeypatch):
     assert len(opened) == 3  # for the examples, for the tasks, to play
 
 
-def test_a_run_says_how_many_and_shows_them(tmp_path):
+def test_a_run_shows_its_examples_and_records_how_many(tmp_path):
     seen = []
 
     class Spy(ScriptedAgent):

@@ -1,4 +1,4 @@
-"""Reading runs: folders of both commands, and every kind of damage."""
+"""Loading runs: folders of both commands, and every kind of damage."""
 
 from dataclasses import replace
 
@@ -57,7 +57,7 @@ def test_a_suite_gives_all_its_runs(tmp_path):
     assert not load_runs.is_suite(folder / "nowhere")
 
 
-def test_what_a_suite_has_just_begun_is_no_run_yet(tmp_path):
+def test_what_a_suite_has_just_started_is_not_a_run_yet(tmp_path):
     folder = suite(tmp_path / "s")
     just_started = folder / "random" / "B" / "results.jsonl"
     just_started.write_text("")
@@ -71,6 +71,14 @@ def test_what_a_suite_has_just_begun_is_no_run_yet(tmp_path):
 def test_a_training_run_without_an_evaluation_gives_none(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     assert read(tmp_path) == ([], [])
+
+
+def test_everything_includes_the_experts_episodes_of_a_training_run(tmp_path):
+    write_run(tmp_path / "eval" / "sft", {"x/1": 0.0}, "sft")
+    write_run(tmp_path / "expert", {"x/1": 1.0}, "expert")
+    assert [r.name for r in read(tmp_path)[0]] == ["sft"]
+    runs = load_runs.load_runs([tmp_path], [], everything=True)
+    assert [r.name for r in runs] == ["sft", "expert"]
 
 
 def test_names_are_never_shared(tmp_path):

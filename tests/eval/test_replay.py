@@ -121,7 +121,7 @@ def test_a_folder_of_runs_a_file_and_wrong_paths(recorded_run, tmp_path, capsys)
         assert "error:" in capsys.readouterr().err
 
 
-def test_cut_and_future_lines_are_told_and_the_rest_replayed(recorded_run, tmp_path, capsys):
+def test_cut_and_future_lines_are_reported_and_the_rest_replayed(recorded_run, tmp_path, capsys):
     lines = (recorded_run / "results.jsonl").read_bytes().splitlines(keepends=True)
     future = lines[1].replace(b'"version":1', b'"version":7')
     text = lines[0] + future + b"".join(lines[2:8]) + lines[8][:40]
@@ -142,7 +142,7 @@ def test_other_arguments_and_missing_environments(recorded_run, tmp_path, capsys
     assert "no environment 'stepagent/Gone-v0'" in capsys.readouterr().err
 
 
-def test_a_summary_that_says_more_than_the_results(recorded_run, tmp_path, capsys):
+def test_a_summary_that_disagrees_with_the_results(recorded_run, tmp_path, capsys):
     for name in ("results.jsonl", "summary.json"):
         (tmp_path / name).write_bytes((recorded_run / name).read_bytes())
     assert main([str(tmp_path)]) == 0
@@ -157,7 +157,7 @@ def test_a_summary_that_says_more_than_the_results(recorded_run, tmp_path, capsy
     assert main([str(tmp_path)]) == 1
 
 
-def test_changed_versions_are_told(recorded_run, tmp_path, capsys):
+def test_changed_versions_are_reported(recorded_run, tmp_path, capsys):
     old = [
         replace(t, fingerprint={**t.fingerprint, "gymnasium": "0.1"})
         for t in files.read(recorded_run / "results.jsonl")

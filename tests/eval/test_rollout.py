@@ -34,7 +34,7 @@ def test_slow_environments_and_slow_agents_change_nothing_either():
         assert slow[key].steps == trajectory.steps
 
 
-def test_a_seed_a_task():
+def test_one_seed_per_task():
     episodes = play(tasks=[TASKS[0]] * 3, seed=[1, 2, 3], workers=2)
     assert set(episodes) == {(TASKS[0], 1), (TASKS[0], 2), (TASKS[0], 3)}
     with pytest.raises(ValueError, match="2 seeds for 20 tasks"):
@@ -72,7 +72,7 @@ def test_a_trajectory_writes_the_conversation_that_the_agent_saw(style):
         assert trajectory.fingerprint["prompt"] == prompt.checksum(style)
 
 
-def test_replies_are_kept_only_where_they_differ():
+def test_replies_are_recorded_only_where_they_differ():
     steps = [s for t in play().values() for s in t.steps]
     assert {s.reply for s in steps} == {"", " ", "**Action:** add 3", "I do not know"}
     assert {s.action for s in steps if not s.reply} == {"add 1", "add 2"}
@@ -105,7 +105,7 @@ def test_agent_that_fails_on_one_turn_fails_that_episode_only():
 @pytest.mark.parametrize(
     ("replies", "error"), [([], "0 replies to 1 turns"), ([7], "a reply is a str, not int")]
 )
-def test_agent_that_breaks_the_contract_is_told_so(replies, error):
+def test_agent_that_breaks_the_contract_fails_its_episode(replies, error):
     class Wrong(Agent):
         name = "wrong"
 
@@ -142,10 +142,10 @@ def test_the_agent_gets_whoever_is_ready_up_to_its_batch_size():
     agent = ScriptedAgent(delay=0.01)
     play(agent, workers=8)
     assert max(agent.batches) == agent.batch_size
-    assert sum(agent.batches) / len(agent.batches) > 3  # of 4: it lingers for full batches
+    assert sum(agent.batches) / len(agent.batches) > 3  # of 4: it waits for full batches
 
 
-def test_a_slow_environment_does_not_hold_up_the_others():
+def test_a_slow_environment_does_not_delay_the_others():
     """The slow one sleeps through one of its own steps; meanwhile all others finish."""
     gate = threading.Event()
 
@@ -165,7 +165,7 @@ def test_a_slow_environment_does_not_hold_up_the_others():
 
 
 class Streaming(ScriptedAgent):
-    """The same replies, handed out one by one while others are still being thought about."""
+    """The same replies, returned one by one while others are still being generated."""
 
     streaming = True
 
@@ -261,7 +261,7 @@ def test_an_agent_that_hangs_on_one_episode_loses_that_one_only(kind):
     ("kind", "where"), [(ScriptedAgent, "act"), (Streaming, "poll"), (Streaming, "submit")]
 )
 def test_an_agent_that_hangs_on_all_is_not_asked_for_each(kind, where):
-    """Otherwise nobody hears of it for as many time limits as there are open episodes."""
+    """Otherwise it takes a time limit per open episode before anything is reported."""
     gate, calls = threading.Event(), []
 
     class Hanging(kind):
@@ -294,7 +294,7 @@ def test_a_streaming_agent_that_never_answers_one_turn():
     assert not any(t.error for t in episodes.values())
 
 
-def test_an_environment_that_hangs_is_left_behind_and_replaced():
+def test_an_environment_that_hangs_is_abandoned_and_replaced():
     gate = threading.Event()
 
     class Hanging(ToyEnv):

@@ -179,7 +179,7 @@ def test_without_out_the_results_are_named_after_what_is_played(tmp_path, monkey
     assert folder(Config(env=ID, agent="expert", out=tmp_path)) == tmp_path
 
 
-def test_without_an_agent_it_says_which_there_are(tmp_path, capsys):
+def test_without_an_agent_it_lists_them(tmp_path, capsys):
     assert main(["--env", ID, "--out", str(tmp_path / "out")]) == 2
     assert "--env needs --agent: expert, random" in " ".join(capsys.readouterr().err.split())
 

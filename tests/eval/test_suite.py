@@ -101,7 +101,7 @@ def test_an_environment_that_cannot_be_made_costs_its_own_figure(toys, tmp_path,
     assert "error" in summary["agents"]["expert"]["Gone"]
 
 
-def test_failed_episodes_are_told(toys, tmp_path, capsys):
+def test_failed_episodes_are_reported(toys, tmp_path, capsys):
     toys.write_text(
         f'environments: {{Toy: {{env: "{ID}", measure: x, env_args: {{broken: odd/7}}}}}}'
     )
@@ -164,7 +164,7 @@ def test_broken_suites_are_named(text, message, tmp_path):
         load(str(path))
 
 
-def test_data_that_is_there_is_played_and_other_is_told(tmp_path):
+def test_available_data_is_played_and_missing_data_reported(tmp_path):
     entry = Entry("HotpotQA", "stepagent/HotpotQA-v0", "exact match", data="hotpotqa")
     assert with_data(entry, None, {}) == ({}, "bundled (no --data, no STEPAGENT_DATA)")
     folder = tmp_path / "hotpotqa"
@@ -181,7 +181,7 @@ def test_data_that_is_there_is_played_and_other_is_told(tmp_path):
     assert own == ({"data": "elsewhere"}, "files in elsewhere")
 
 
-def test_a_full_disk_is_told_and_the_results_stay(toys, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_reported_and_the_results_stay(toys, tmp_path, monkeypatch, capsys):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -195,7 +195,7 @@ def test_a_full_disk_is_told_and_the_results_stay(toys, tmp_path, monkeypatch, c
 
 
 def test_the_quick_suite_with_the_expert(tmp_path, capsys):
-    """Every environment's expert solves its quick tasks, and the whole run replays."""
+    """Every environment's expert solves its quick tasks, and the entire run replays."""
     out = tmp_path / "out"
     assert main(["--suite", "quick", "--agent", "expert", "--limit", "2", "--out", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_text())

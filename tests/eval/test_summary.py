@@ -86,7 +86,7 @@ def test_wilson_by_hand():
     assert wilson(10, 10)[1] == pytest.approx(1.0)
 
 
-def test_save_is_whole_or_not_at_all(tmp_path):
+def test_save_is_atomic(tmp_path):
     path = tmp_path / "summary.json"
     save({"a": 1}, path)
     with pytest.raises(TypeError):

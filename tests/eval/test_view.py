@@ -113,7 +113,7 @@ def test_learning_curves(folders, tmp_path, capsys):
     assert "2 lines cannot be read (line 1001)" in " ".join(capsys.readouterr().err.split())
 
 
-def test_texts_lie_in_chunks_of_whole_tasks(folders, tmp_path, monkeypatch):
+def test_chunks_of_texts_do_not_divide_tasks(folders, tmp_path, monkeypatch):
     monkeypatch.setattr("stepagent.eval.view.data.CHUNK", 500)
     page = report(tmp_path, *folders[:2]).read_text()
     index = unpacked(page)
