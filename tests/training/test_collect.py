@@ -9,14 +9,14 @@ import pytest
 from stepagent import envs
 from stepagent.envs.trajectory import read
 from stepagent.training import collect
-from tests.agents.test_openai import KEY, Stub, completion
+from tests.agents.chat_server import KEY, ChatServer, completion
 from tests.servers import running
 
 ID = "stepagent/HotpotQA-v0"
 SIZES = [12, 6, 6]
 
 
-class Knowing(Stub):
+class Knowing(ChatServer):
     """Plays the expert's plan on every other task, and guesses on the rest."""
 
     def __init__(self) -> None:

@@ -47,7 +47,7 @@ def long_trajectories(count: int, steps: int) -> list[Trajectory]:
     env = envs.make(ENV, split="train", **LONG)
     tasks = list(env.tasks)
     env.close()
-    episodes = run_episodes(ENV, expert, tasks, split="train", workers=2, env_kwargs=LONG)
+    episodes = run_episodes(ENV, expert, tasks, split="train", workers=2, env_args=LONG)
     try:
         for trajectory in episodes:
             if len(trajectory.steps) >= steps and not trajectory.error:

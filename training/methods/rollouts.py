@@ -98,7 +98,7 @@ def _play_once(run: TrainingRun, stage: Stage, samples: Sequence[Sample], path: 
                 split=split,
                 seed=[t.seed for t in tasks],
                 workers=config.rollouts.workers,
-                env_kwargs=config.env_args,
+                env_args=config.env_args,
             )
             try:
                 for trajectory in episodes:

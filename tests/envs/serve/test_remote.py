@@ -15,7 +15,7 @@ from stepagent.eval import run as eval_run
 from tests.envs.guess import GuessEnv
 from tests.envs.serve.faulty import ID as FAULTY
 from tests.envs.serve.servers import Running
-from tests.eval.toy_world import ID as TOY
+from tests.toy_env import ID as TOY
 
 GUESS = "tests.envs.guess:tests/Guess-v0"
 

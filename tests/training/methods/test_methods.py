@@ -21,7 +21,7 @@ from stepagent.training.methods.practice import Practice, practice_trees
 from stepagent.training.runs.directory import RunError
 from stepagent.training.runs.metrics import Metrics
 from stepagent.training.runs.optimise import TrainingDiverged
-from tests.eval import toy_world
+from tests import toy_env
 
 LAST = {
     "ppo": "iteration-2",
@@ -38,7 +38,7 @@ LAST = {
 @pytest.fixture
 def config(config):
     """The run of conftest, on a world of several steps with rewards between 0 and 1."""
-    config.env, config.env_args = toy_world.ID, {"size": 6}
+    config.env, config.env_args = toy_env.ID, {"size": 6}
     config.policy.max_new_tokens = 4
     config.sft.epochs, config.sft.learning_rate = 2, 1e-2
     config.checkpoint_seconds = 0.0

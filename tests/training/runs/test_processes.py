@@ -18,7 +18,7 @@ from stepagent.training import run
 from stepagent.training.runs import processes, sharding
 from stepagent.training.runs.processes import interleave
 from stepagent.training.runs.trl_trainer import micro_batches
-from tests.eval import toy_world
+from tests import toy_env
 
 ROOT = Path(__file__).parents[3]
 
@@ -115,7 +115,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(config, monkeypatch):
 
 
 def _settings(config, method):
-    config.method, config.env, config.env_args = method, toy_world.ID, {"size": 6}
+    config.method, config.env, config.env_args = method, toy_env.ID, {"size": 6}
     config.checkpoint_seconds, config.evaluation.limit = 1e9, 2
     config.policy.max_new_tokens, config.evaluation.every_iteration = 4, False
     config.expert.limit = 4  # accelerate fills an epoch's last update up to the processes

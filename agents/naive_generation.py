@@ -1,7 +1,7 @@
-"""The plain way: `generate` on the whole conversation at every turn.
+"""The naive way: `generate` on the entire conversation at every turn.
 
-For models whose cache cannot be kept in slots (`agents.generation.why_not`), and the yardstick that
-the kept cache is tested and measured against.
+For models whose cache cannot be kept in slots (`agents.generation.why_uncacheable`), and as the
+reference that the key-value cache is tested and measured against.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from stepagent.agents.generation import Counts, Decoding, Prompt
+from stepagent.agents.generation import Counts, Decoding, Request
 
 
-class PlainGenerator:
-    """Answers prompts by `model.generate`, filled up on the left to one length."""
+class NaiveGenerator:
+    """Answers prompts by `model.generate`, padded on the left to one length."""
 
     def __init__(
         self,
@@ -31,23 +31,23 @@ class PlainGenerator:
         self.counts = Counts()
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
-        """The ids of each prompt's reply, in order. Sampling goes one prompt at a time."""
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[int]]:
+        """The ids of each request's reply, in order. Sampling does one request at a time."""
         size = self.batch_size if decoding.temperature == 0 else 1
         replies: list[list[int]] = []
-        for i in range(0, len(prompts), size):
-            replies += self._batch(prompts[i : i + size], decoding)
+        for i in range(0, len(requests), size):
+            replies += self._batch(requests[i : i + size], decoding)
         return replies
 
-    def _batch(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
+    def _batch(self, requests: Sequence[Request], decoding: Decoding) -> list[list[int]]:
         device = self.model.get_input_embeddings().weight.device
-        width = max(len(prompt.ids) for prompt in prompts)
-        pad = min(self.ends)  # what follows a reply that a stop text ended
-        ids = torch.full((len(prompts), width), pad)
+        width = max(len(request.ids) for request in requests)
+        pad = min(self.ends)  # follows a reply that a stop text ended
+        ids = torch.full((len(requests), width), pad)
         real = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
-            real[row, width - len(prompt.ids) :] = 1
+        for row, request in enumerate(requests):
+            ids[row, width - len(request.ids) :] = torch.tensor(request.ids)
+            real[row, width - len(request.ids) :] = 1
         sampling: dict[str, Any] = {
             "do_sample": False,
             "temperature": None,
@@ -63,7 +63,7 @@ class PlainGenerator:
             }
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             if decoding.temperature:
-                torch.manual_seed(int(prompts[0].rng.integers(2**62)))
+                torch.manual_seed(int(requests[0].rng.integers(2**62)))
             out = self.model.generate(
                 input_ids=ids.to(device),
                 attention_mask=real.to(device),
@@ -77,17 +77,17 @@ class PlainGenerator:
                 **sampling,
             )
         replies = [self._trim(row) for row in out[:, width:].tolist()]
-        self.counts.read += sum(len(prompt.ids) for prompt in prompts)
+        self.counts.read += sum(len(request.ids) for request in requests)
         self.counts.generated += sum(map(len, replies))
         return replies
 
     def _trim(self, ids: list[int]) -> list[int]:
-        """The reply up to and with its first ending token; fillers follow it."""
+        """The reply up to and including its first end token; padding follows it."""
         ends = [i for i, token in enumerate(ids) if token in self.ends]
         return ids[: ends[0] + 1] if ends else ids
 
     def forget(self, key: Hashable) -> None:
-        """Nothing is kept."""
+        """Does nothing: there is no cache."""
 
     def clear(self) -> None:
-        """Nothing is kept."""
+        """Does nothing: there is no cache."""

@@ -1,10 +1,9 @@
-"""Replies of a server kept on disk, so that asking the same again costs nothing.
+"""Replies of a server, cached on disk, so that repeating a request costs nothing.
 
-One SQLite file that several processes may use at once. A reply is found by the checksum of what
-decides it, the request: the server's address (without a user's name), model, messages and
-parameters (the seed too, where there is one). Neither the request's text nor any key or address
-stands in the file. A server that changes behind one and the same address and model name cannot be
-noticed: use another file for it, or none.
+One SQLite file that several processes may use at once. A reply is stored under the checksum of its
+request: the server's address (without a user's name), model, messages and parameters (including the
+seed, if any). The file contains neither the request's text nor any key or address. A model that
+changes behind the same address and name cannot be noticed: use another file for it, or none.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 _WAIT = 30.0
-"""Seconds to wait for another process that is writing."""
+"""Seconds to wait while another process is writing."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +30,20 @@ class Completion:
     text: str
     read: int = 0
     """Prompt tokens at the full price."""
-    kept: int = 0
-    """Prompt tokens that the server had in a cache of its own."""
+    cached: int = 0
+    """Prompt tokens that the server had cached itself."""
     generated: int = 0
 
     @property
     def tokens(self) -> int:
-        return self.read + self.kept + self.generated
+        return self.read + self.cached + self.generated
 
 
 class ReplyCache:
-    """Completions by request. Raises ValueError where the file cannot be opened or is no cache.
+    """Completions by request. Raises ValueError if the file cannot be opened or is not a cache.
 
-    Later trouble (a full disk, say) costs the replies that could not be kept, and is logged once.
+    Later failures (a full disk, say) lose only the replies that could not be stored, and are logged
+    once.
     """
 
     def __init__(self, path: str | Path):
@@ -62,23 +62,24 @@ class ReplyCache:
         except (OSError, sqlite3.Error) as error:
             raise ValueError(
                 f"the reply cache {self.path} cannot be used ({error}): delete it, name another "
-                "file, or go without (--no-cache)"
+                "file, or use none (--no-cache)"
             ) from None
 
     def get(self, request: Mapping[str, Any]) -> Completion | None:
-        """What was answered to this request, if it is known."""
+        """The stored completion of this request, if any."""
         select = "SELECT text, read, kept, generated FROM replies WHERE request = ?"
         try:
             with self._lock:
-                found = self._file.execute(select, (_key(request),)).fetchone()
+                row = self._file.execute(select, (_key(request),)).fetchone()
         except sqlite3.Error as error:
             self._warn(error)
             return None
-        return Completion(*found) if found else None
+        return Completion(*row) if row else None
 
-    def put(self, request: Mapping[str, Any], reply: Completion) -> None:
-        """Keeps a reply; the first one of a request stays."""
-        row = (_key(request), reply.text, reply.read, reply.kept, reply.generated)
+    def put(self, request: Mapping[str, Any], completion: Completion) -> None:
+        """Stores a completion; the first one of a request stays."""
+        c = completion
+        row = (_key(request), c.text, c.read, c.cached, c.generated)
         try:
             with self._lock:
                 self._file.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", row)
@@ -87,7 +88,7 @@ class ReplyCache:
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
-            log.warning("the reply cache %s fails (%s): going on without it", self.path, error)
+            log.warning("the reply cache %s fails (%s): continuing without it", self.path, error)
         self._warned = True
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Episodes on their way, and the threads in which their environments live.
+"""Open episodes, and the threads that run their environments.
 
-A `World` owns one environment and does what it is told, one order after another; what came of each
-order goes into a queue. An environment that raises ends one episode and is made anew for the next
-one. `Caller` calls an agent so that one that hangs can be left behind.
+An `EnvWorker` owns one environment and carries out one command after another; the outcome of each
+goes into a queue. An environment that raises ends one episode and is recreated for the next one.
+`Caller` calls an agent in such a way that one that hangs can be abandoned.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class Stamp:
 
 @dataclass
 class Episode:
-    """One episode on its way."""
+    """An open episode."""
 
     index: int
     task_id: str
     seed: int
-    world: World
-    begun: float = field(default_factory=time.monotonic)
-    handed: float = math.inf
-    """Since when it is with its environment or with the agent (monotonic); inf: with neither."""
+    worker: EnvWorker
+    started: float = field(default_factory=time.monotonic)
+    waiting_since: float = math.inf
+    """Since when its environment or the agent has been working on it (monotonic); inf: neither."""
     messages: list[Message] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    answer: Step | None = None
+    pending_step: Step | None = None
     """The step that the environment is working on; its outcome is not known yet."""
     observation: str = ""
     truncated: bool = False
@@ -60,28 +60,28 @@ class Episode:
 
     def turn(self) -> Turn:
         agent_seed = zlib.crc32(f"{self.seed}/{self.task_id}".encode())
-        assert self.world.env is not None
-        return Turn(self.key, list(self.messages), self.world.env, agent_seed)
+        assert self.worker.env is not None
+        return Turn(self.key, list(self.messages), self.worker.env, agent_seed)
 
-    def take(self, reply: str, style: PromptStyle) -> str:
-        """Writes the agent's reply into the conversation; returns what the environment gets."""
-        kept = clip(react.cut(reply))
-        parsed = react.parse(kept)
+    def add_reply(self, reply: str, style: PromptStyle) -> str:
+        """Appends the agent's reply to the conversation; returns the text for the environment."""
+        text = clip(react.cut(reply))
+        parsed = react.parse(text)
         step = Step(self.observation, parsed.thought, parsed.action)
-        if step.text(style) != kept:
-            step = replace(step, reply=kept or " ")  # "" would stand for the rendered text
-        self.answer = step
+        if step.text(style) != text:
+            step = replace(step, reply=text or " ")  # "" would stand for the rendered text
+        self.pending_step = step
         self.messages.append({"role": "assistant", "content": step.text(style)})
-        return kept
+        return text
 
     def observe(self, observation: str, reward: float, info: dict[str, Any]) -> None:
-        assert self.answer is not None
-        self.steps.append(replace(self.answer, reward=reward, valid=bool(info["valid"])))
-        self.answer, self.observation, self.info = None, observation, info
+        assert self.pending_step is not None
+        self.steps.append(replace(self.pending_step, reward=reward, valid=bool(info["valid"])))
+        self.pending_step, self.observation, self.info = None, observation, info
         self.messages.append({"role": "user", "content": observation})
 
     def where(self) -> str:
-        """The step that is being made, in words."""
+        """The current step, in words."""
         return f"(step {len(self.steps) + 1})" if self.messages else "(reset)"
 
     def trajectory(self, stamp: Stamp, error: str = "") -> Trajectory:
@@ -98,23 +98,23 @@ class Episode:
             truncated=self.truncated,
             metrics={name: float(value) for name, value in self.info.get("metrics", {}).items()},
             fingerprint=stamp.fingerprint,
-            seconds=round(time.monotonic() - self.begun, 3),
+            seconds=round(time.monotonic() - self.started, 3),
             error=error,
         )
 
 
 Ended = tuple[Episode, bool, str]
-"""An order was carried out: the episode, whether it is over, what went wrong (or "")."""
+"""A command was carried out: the episode, whether it is over, what went wrong (or "")."""
 
 
-class World(threading.Thread):
-    """A thread that owns one environment and does what it is told, one order after another."""
+class EnvWorker(threading.Thread):
+    """A thread that owns one environment and carries out one command after another."""
 
     def __init__(self, make: Callable[[], TextEnv], ended: queue.SimpleQueue[Ended]):
-        super().__init__(daemon=True, name="environment")  # a world that hangs must not hold us
+        super().__init__(daemon=True, name="environment")  # one that hangs must not keep us alive
         self.env: TextEnv | None = None
         self._make, self._ended = make, ended
-        self._orders: queue.SimpleQueue[Callable[[TextEnv], bool] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Callable[[TextEnv], bool] | None] = queue.SimpleQueue()
         self._episode: Episode | None = None
         self._closing = False
 
@@ -125,8 +125,8 @@ class World(threading.Thread):
             episode.messages = opening(episode.observation)
             return False
 
-        self._episode, episode.handed = episode, time.monotonic()
-        self._orders.put(reset)
+        self._episode, episode.waiting_since = episode, time.monotonic()
+        self._commands.put(reset)
 
     def step(self, episode: Episode, reply: str) -> None:
         def step(env: TextEnv) -> bool:
@@ -134,22 +134,22 @@ class World(threading.Thread):
             episode.observe(observation, float(reward), info)
             return done or episode.truncated
 
-        episode.handed = time.monotonic()
-        self._orders.put(step)
+        episode.waiting_since = time.monotonic()
+        self._commands.put(step)
 
     def close(self) -> None:
-        """Ends the thread after the order in hand; orders behind it are left undone."""
+        """Ends the thread after the current command; further commands are dropped."""
         self._closing = True
-        self._orders.put(None)
+        self._commands.put(None)
 
     def run(self) -> None:
-        while (order := self._orders.get()) is not None and not self._closing:
+        while (command := self._commands.get()) is not None and not self._closing:
             assert self._episode is not None
             try:
                 if self.env is None:
                     self.env = self._make()
-                done, error = order(self.env), ""
-            except Exception as failure:  # anything an environment can do wrong ends one episode
+                done, error = command(self.env), ""
+            except Exception as failure:  # whatever goes wrong in an environment ends one episode
                 done, error = True, f"environment: {describe(failure)}"
                 self._drop()
             self._ended.put((self._episode, done, error))
@@ -160,31 +160,31 @@ class World(threading.Thread):
         try:
             if env is not None:
                 env.close()
-        except Exception:  # it is given up; why it failed has been told already
+        except Exception:  # it is abandoned anyway; why it failed has been reported already
             pass
 
 
 class Caller:
-    """Calls functions one at a time and waits `limit` seconds at most for each (None: for ever).
+    """Calls functions one at a time and waits at most `limit` seconds for each (None: no limit).
 
-    With a limit they run in a thread of their own. One that exceeds it is left behind there (there
-    is no way to stop it), TimeoutError is raised, and the next call gets a new thread.
+    With a limit they run in a separate thread. A function that exceeds it is abandoned there (it
+    cannot be stopped), TimeoutError is raised, and the next call gets a new thread.
     """
 
     def __init__(self, limit: float | None):
         self.limit = limit
-        self._orders: queue.SimpleQueue[Any] | None = None
+        self._commands: queue.SimpleQueue[Any] | None = None
         self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         """What the function returns or raises, or TimeoutError."""
         if self.limit is None:
             return function(*args)
-        if self._orders is None:
-            self._orders, self._results = queue.SimpleQueue(), queue.SimpleQueue()
-            queues = self._orders, self._results
+        if self._commands is None:
+            self._commands, self._results = queue.SimpleQueue(), queue.SimpleQueue()
+            queues = self._commands, self._results
             threading.Thread(target=_serve, args=queues, daemon=True, name="agent").start()
-        self._orders.put((function, args))
+        self._commands.put((function, args))
         try:
             result, error = self._results.get(timeout=self.limit)
         except queue.Empty:
@@ -195,21 +195,21 @@ class Caller:
         return result
 
     def close(self) -> None:
-        """Ends the thread as soon as it has nothing to do."""
-        if self._orders is not None:
-            self._orders.put(None)
-            self._orders = None
+        """Ends the thread as soon as it is idle."""
+        if self._commands is not None:
+            self._commands.put(None)
+            self._commands = None
 
 
-def _serve(orders: queue.SimpleQueue[Any], results: queue.SimpleQueue[Any]) -> None:
-    while (order := orders.get()) is not None:
-        function, args = order
+def _serve(commands: queue.SimpleQueue[Any], results: queue.SimpleQueue[Any]) -> None:
+    while (command := commands.get()) is not None:
+        function, args = command
         try:
             results.put((function(*args), None))
-        except BaseException as error:  # a Ctrl-C that an agent raises is the caller's, too
+        except BaseException as error:  # also a KeyboardInterrupt that an agent raises
             results.put((None, error))
 
 
 def describe(failure: Exception) -> str:
-    """An exception in one short text."""
+    """An exception as a short text."""
     return f"{type(failure).__name__}: {failure}"[:2000]

@@ -1,4 +1,4 @@
-"""A world of one number: `add 1` … `add 3` until it is exactly the goal. And agents for it.
+"""An environment of one number: `add 1` … `add 3` until it is exactly the goal. And agents for it.
 
 Faults can be planted: a task that breaks its environment, an agent that fails on one task.
 """
@@ -16,7 +16,7 @@ from stepagent.agents.core import Agent, Turn
 from stepagent.envs.core import Outcome, TextEnv
 from stepagent.envs.react import PromptStyle
 
-ID = "tests.eval.toy_world:Test/Toy-v0"
+ID = "tests.toy_env:Test/Toy-v0"
 
 
 class ToyEnv(TextEnv):
@@ -26,13 +26,13 @@ class ToyEnv(TextEnv):
     """
 
     prompt_file = Path(__file__).with_name("toy_prompt.md")
-    made = 0
+    opened = 0
     closed = 0
 
     def __init__(self, *, size: int = 20, delay: float = 0.0, broken: str = "", **kwargs):
         super().__init__(**kwargs)
         self.size, self.delay, self.broken = size, delay, broken
-        type(self).made += 1
+        type(self).opened += 1
 
     def list_tasks(self) -> Sequence[str]:
         return [f"{'even' if goal % 2 == 0 else 'odd'}/{goal}" for goal in range(7, 7 + self.size)]
@@ -85,11 +85,11 @@ class ToyEnv(TextEnv):
 
 
 if "Test/Toy-v0" not in gym.registry:
-    gym.register("Test/Toy-v0", entry_point="tests.eval.toy_world:ToyEnv", disable_env_checker=True)
+    gym.register("Test/Toy-v0", entry_point="tests.toy_env:ToyEnv", disable_env_checker=True)
 
 
-class Scripted(Agent):
-    """Draws its action from (seed, turn): the same episode whatever the batch."""
+class ScriptedAgent(Agent):
+    """Draws its action from (seed, turn): the same episode in any batch."""
 
     name = "scripted"
     batch_size = 4

@@ -4,11 +4,11 @@ import resource
 import sys
 
 from stepagent.eval import run
-from tests.eval.toy_world import Scripted
+from tests.toy_env import ScriptedAgent
 
 if __name__ == "__main__":
     if sys.argv[1] == "--full-disk":  # files may grow to 6 kB and no further
         resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
         del sys.argv[1]
-    run.make_agent = lambda config: Scripted()
+    run.make_agent = lambda config: ScriptedAgent()
     sys.exit(run.main())

@@ -3,10 +3,10 @@
 import pytest
 
 from stepagent import envs
+from stepagent.eval.evaluate import EvaluationOptions, evaluate
+from stepagent.eval.few_shot import few_shot_prompt
 from stepagent.eval.rollout import fingerprint
-from stepagent.eval.run import evaluate
-from stepagent.eval.shots import few_shot_prompt
-from tests.eval.toy_world import ID, Scripted
+from tests.toy_env import ID, ScriptedAgent
 
 PROMPT = envs.make(ID).prompt
 
@@ -39,8 +39,8 @@ def test_more_than_there_are():
         few_shot_prompt(ID, 9, {"size": 3})
 
 
-def test_never_two_worlds_at_a_time(tmp_path, monkeypatch):
-    """A server may have a single place."""
+def test_never_two_environments_at_a_time(tmp_path, monkeypatch):
+    """A server may have room for one only."""
     real, opened = envs.make, []
 
     def make(*args, **options):
@@ -57,21 +57,21 @@ def test_never_two_worlds_at_a_time(tmp_path, monkeypatch):
         return env
 
     monkeypatch.setattr(envs, "make", make)
-    evaluate(ID, Scripted(), tmp_path, limit=2, shots=2, workers=1)
+    evaluate(ID, ScriptedAgent(), tmp_path, EvaluationOptions(limit=2, shots=2, workers=1))
     assert len(opened) == 3  # for the examples, for the tasks, to play
 
 
-def test_a_run_says_how_many_and_shows_them(tmp_path):
+def test_a_run_shows_its_examples_and_records_how_many(tmp_path):
     seen = []
 
-    class Spy(Scripted):
+    class Spy(ScriptedAgent):
         def act(self, turns):
             seen.extend(turn.messages[0]["content"] for turn in turns)
             return super().act(turns)
 
-    summary = evaluate(ID, Spy(), tmp_path, limit=2, shots=2)
+    summary = evaluate(ID, Spy(), tmp_path, EvaluationOptions(limit=2, shots=2))
     assert summary["fingerprint"]["shots"] == "2"
     assert all(text.count("from beginning to end") == 2 for text in seen)
-    one = fingerprint(envs.make(ID), Scripted())
+    one = fingerprint(envs.make(ID), ScriptedAgent())
     assert "shots" not in one
     assert summary["fingerprint"]["prompt"] != one["prompt"]

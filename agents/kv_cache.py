@@ -1,10 +1,10 @@
-"""A key-value cache with one slot a conversation, kept from turn to turn.
+"""A key-value cache with one slot per conversation, kept from turn to turn.
 
-Per layer there is one tensor of keys and one of values, [slots, heads, length, head size], which
-grows by doubling. A forward pass over some slots writes each row's new keys at that row's own
-offset, and reads slots that lie side by side as a view, so that decoding copies nothing. Beside the
-tensors stand the token ids that each slot holds: whoever brings a prompt learns how much of it is
-there already, in the conversation's own slot or (a shared system message) in another's.
+Each layer has one tensor of keys and one of values, [slots, heads, length, head size], which grow
+by doubling. A forward pass over some slots writes each row's new keys at that row's own offset, and
+reads adjacent slots as a view, so that decoding copies nothing. The cache also records the token
+ids that each slot holds, so that a new prompt can find how much of it is cached already: in the
+conversation's own slot or (a shared system message) in another's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from transformers.cache_utils import Cache
 
 _BLOCK = 64
-"""Lengths are allocated, and read, in blocks of so many tokens."""
+"""Tokens per block: lengths are allocated and read in blocks."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class _Pass:
 class SlotCache(Cache):
     """Slots for at most `max_slots` conversations of at most `max_length` tokens.
 
-    A free slot keeps its tokens until it is taken again, so that a new conversation may find its
+    A free slot keeps its tokens until it is reused, so that a new conversation may find its
     beginning there.
     """
 
@@ -56,10 +56,10 @@ class SlotCache(Cache):
     # Slots and their tokens ---------------------------------------------------------------------
 
     def acquire(self, key: Hashable, ids: Sequence[int], busy: Collection[Hashable]) -> int:
-        """The conversation's slot: its own, else a free one, else the one unused for longest.
+        """The conversation's slot: its own, else a free one, else the least recently used one.
 
-        Of free slots the one that shares most of `ids` is taken: nothing has to be copied then.
-        Slots of the conversations in `busy` stay theirs.
+        Among free slots, the one that shares most of `ids` is taken, so that nothing is copied.
+        Conversations in `busy` keep their slots.
         """
         self._clock += 1
         if key in self._owner:
@@ -79,7 +79,7 @@ class SlotCache(Cache):
         return slot
 
     def slot(self, key: Hashable) -> int:
-        """The conversation's slot. Raises ValueError where it has none."""
+        """The conversation's slot. Raises ValueError if it has none."""
         return self._owner.index(key)
 
     def release(self, key: Hashable) -> None:
@@ -88,7 +88,7 @@ class SlotCache(Cache):
             self._owner[self._owner.index(key)] = None
 
     def clear(self) -> None:
-        """Forgets everything and gives the memory back."""
+        """Drops everything and frees the memory."""
         self.__init__(self.max_slots, self.max_length, self.device)  # type: ignore[misc]
 
     def filled(self, slot: int) -> int:
@@ -105,7 +105,7 @@ class SlotCache(Cache):
         return np.minimum(same, self._filled)
 
     def copy_prefix(self, source: int, target: int, n: int) -> None:
-        """Lets the target slot hold the first n tokens of the source slot, and nothing else."""
+        """Makes the target slot hold the first n tokens of the source slot, and nothing else."""
         if source != target:
             for tensor in (*self._keys, *self._values):
                 tensor[target, :, :n] = tensor[source, :, :n]
@@ -113,7 +113,8 @@ class SlotCache(Cache):
         self._filled[target] = n
 
     def gather(self, slots: Sequence[int]) -> list[int]:
-        """Moves these slots to the front, side by side; gives their new numbers, in order."""
+        """Moves these slots to the front, next to each other; returns their new numbers, in
+        order."""
         holes = [i for i in range(len(slots)) if i not in slots]
         at = []
         for slot in slots:
@@ -126,16 +127,16 @@ class SlotCache(Cache):
     def _swap(self, a: int, b: int) -> None:
         n = int(max(self._filled[a], self._filled[b]))
         for tensor in (*self._keys, *self._values):
-            kept = tensor[a, :, :n].clone()
+            saved = tensor[a, :, :n].clone()
             tensor[a, :, :n] = tensor[b, :, :n]
-            tensor[b, :, :n] = kept
+            tensor[b, :, :n] = saved
         self._tokens[[a, b]] = self._tokens[[b, a]]
         self._filled[[a, b]] = self._filled[[b, a]]
         self._owner[a], self._owner[b] = self._owner[b], self._owner[a]
         self._used[a], self._used[b] = self._used[b], self._used[a]
 
     def _grow(self, slots: int, length: int) -> None:
-        """Room for so many slots of so many tokens: at least doubled where it has to grow."""
+        """Makes room for `slots` slots of `length` tokens; what has to grow is at least doubled."""
         old_slots, old_length = self._tokens.shape
         if slots <= old_slots and length <= old_length:
             return
@@ -162,7 +163,7 @@ class SlotCache(Cache):
     ) -> dict[str, torch.Tensor]:
         """Prepares a pass in which row i appends the tokens `new[i]` to slot `slots[i]`.
 
-        Rows are filled up on the left, so that the last column is every row's last token. Returns
+        Rows are padded on the left, so that the last column is every row's last token. Returns
         `input_ids` and `position_ids` (rows, width) and the boolean `mask` (rows, 1, width, read
         length), where True may be attended to; with `window`, only so many tokens back. `commit`
         must follow the pass.
@@ -171,7 +172,7 @@ class SlotCache(Cache):
         start = self._filled[list(slots)]
         self._grow(0, int(max(start + [len(tokens) for tokens in new])))
         ids = np.zeros((len(slots), width), np.int64)
-        place = np.zeros((len(slots), width), np.int64)  # fillers look at token 0, and are dropped
+        place = np.zeros((len(slots), width), np.int64)  # padding attends to token 0; it is dropped
         real = np.zeros((len(slots), width), bool)
         for row, tokens in enumerate(new):
             if tokens:
@@ -205,13 +206,13 @@ class SlotCache(Cache):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes a layer's new keys and values; gives back what its attention reads.
+        """Writes a layer's new keys and values; returns what its attention reads.
 
         Shapes: new (rows, heads, width, head size); read (rows, heads, read length, head size).
         """
         now = self._pass
         assert now is not None, "SlotCache.begin comes before a forward pass"
-        if layer_idx == len(self._keys):  # a layer's first pass: now its shapes are known
+        if layer_idx == len(self._keys):  # a layer's first pass: its shapes are known now
             shape = self._tokens.shape
             for tensors, states in ((self._keys, key_states), (self._values, value_states)):
                 heads, size = states.shape[1], states.shape[3]
@@ -222,14 +223,14 @@ class SlotCache(Cache):
         return keys[now.read, :, : now.length], values[now.read, :, : now.length]
 
     def commit(self) -> None:
-        """The pass is over: its tokens count as held from now on."""
+        """The pass is over: its tokens count as cached from now on."""
         slot, position, tokens = self._new
         self._tokens[slot, position] = tokens
         np.maximum.at(self._filled, slot, position + 1)
         self._pass = None
 
-    # What models may ask of a cache; positions and mask are explicit, so the answers only have to
-    # be sound.
+    # Models may call these; as positions and mask are explicit, the values only have to be
+    # consistent.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return int(self._filled.max(initial=0))

@@ -1,13 +1,21 @@
-"""The benchmarks' frame, and the rollout benchmark with a tiny model (its count, not its speed)."""
+"""What benchmarks share, and the rollout benchmark with a tiny model (its count, not its speed)."""
 
 import json
 
 import pytest
 
-from stepagent.eval import bench
-from stepagent.eval.benches import MOST, Options, Row, measure, measure_sides, settings
-from tests.agents.conftest import make_model, make_tokenizer
-from tests.eval.toy_world import ID
+from stepagent.eval.benches import (
+    MOST,
+    Options,
+    Row,
+    envs,
+    measure,
+    measure_sides,
+    rollout,
+    settings,
+)
+from tests.agents.tiny_models import make_model, make_tokenizer
+from tests.toy_env import ID
 
 
 def test_ratio_says_how_many_times_better_ours_is():
@@ -40,23 +48,8 @@ def test_settings_of_one_benchmark():
         settings(options, turns=2)
 
 
-def test_command_writes_rows_and_names_what_exists(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(bench.BENCHES, "mine", f"{__name__}:mine")
-    out = tmp_path / "a" / "rows.json"
-    assert bench.main(["mine", "--out", str(out), "--repeats", "7"]) == 0
-    row = {"name": "thing", "ours": 7.0, "baseline": 3.5, "ratio": 2.0, "unit": "x/s"}
-    assert json.loads(out.read_text()) == [row]
-    assert "2.00" in capsys.readouterr().out
-    assert bench.main(["yours"]) == 2
-    assert "choose envs, rollout" in " ".join(capsys.readouterr().err.split())
-
-
-def mine(options: Options) -> list[Row]:
-    return [Row.more_is_better("thing", float(options.repeats), 3.5, "x/s")]
-
-
 @pytest.fixture
-def tiny(tmp_path):
+def tiny_model(tmp_path):
     """A random model, saved as any other."""
     tokenizer = make_tokenizer()
     make_model("llama", len(tokenizer)).save_pretrained(tmp_path / "tiny")
@@ -64,13 +57,11 @@ def tiny(tmp_path):
     return tmp_path / "tiny"
 
 
-def test_rollout_benchmark_compares_equal_replies(tiny):
-    module, function = bench.BENCHES["rollout"].split(":")
-    run = getattr(__import__(module, fromlist=[function]), function)
+def test_rollout_benchmark_compares_equal_replies(tiny_model):
     args = {"env": ID, "episodes": 2, "turns": 3, "max_new_tokens": 8}
     args |= {"many": 3, "slots": 2, "reply_tokens": 8, "slow": 0.01}
-    options = Options("rollout", repeats=1, model=str(tiny), dtype="float32", args=args)
-    rows = {row.name: row for row in run(options)}
+    options = Options("rollout", repeats=1, model=str(tiny_model), dtype="float32", args=args)
+    rows = {row.name: row for row in rollout.bench(options)}
     equal = rows.pop("equal greedy replies")
     assert (equal.ours, equal.baseline, equal.ratio) == (6, 6, 1.0)
     slow = ", a third of the tasks slow by 0.01 s"
@@ -83,10 +74,8 @@ def test_rollout_benchmark_compares_equal_replies(tiny):
 
 @pytest.mark.slow
 def test_environments_benchmark_against_upstream():
-    from stepagent.eval.benches.envs import bench as run
-
     options = Options("envs", repeats=1, args={"tasks": 1, "environments": 2, "warm_up": 0})
-    steps, reset, many, memory = run(options)
+    steps, reset, many, memory = envs.bench(options)
     assert steps.ratio > 1
     assert memory.unit == "GB"
     for row in (steps, reset, many, memory):
