@@ -24,7 +24,7 @@ def _state() -> Any:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    # On a machine without accelerators, accelerate has to be told so, or each process is on its own.
+    # Without `cpu` on a machine that has no accelerator, each process would be a run by itself.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=cpu, timeout=_TIMEOUT)
 

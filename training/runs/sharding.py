@@ -98,7 +98,7 @@ def check_launch(device: str) -> None:
             f'"no", not {os.environ["ACCELERATE_MIXED_PRECISION"]!r}'
         )
     if is_fsdp() and os.environ.get("FSDP_VERSION") != "2":
-        raise ValueError("of FSDP, version 2 is supported: fsdp_config.fsdp_version: 2")
+        raise ValueError("only version 2 of FSDP is supported: fsdp_config.fsdp_version: 2")
     if is_fsdp() and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         raise ValueError(
             "fsdp_config.fsdp_cpu_ram_efficient_loading must be false: every process practises "

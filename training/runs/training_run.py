@@ -179,7 +179,7 @@ class TrainingRun:
         return any(figures.get("stopped") for figures in self.state.figures.values())
 
     def entering(self) -> Path:
-        """The policy as it entered the method (after SFT), kept until the run ends."""
+        """The policy as it entered the method (after SFT), saved once and never replaced."""
         path = self.directory.path / "entering"
         with processes.main_first():
             if not path.is_dir():

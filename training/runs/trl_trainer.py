@@ -30,7 +30,7 @@ def arguments(
     config: SftConfig | PreferenceConfig,
     **options: Any,
 ) -> Any:
-    """TRL's arguments of the given kind: those common to all trainers, and `options`.
+    """TRL's arguments, an instance of `kind`: those common to all trainers, and `options`.
 
     `batch_size` is that of an update, shared by all processes (where an epoch's last update has too
     few samples for them, accelerate fills it up from the epoch's beginning). A process has one GPU,
@@ -117,7 +117,7 @@ def train(stage: Stage, policy: Policy, make_trainer: Callable[..., Any]) -> Non
         twin.hand_back()
     finally:
         policy.model.eval()
-        # TRL puts a forward of its own on the model, and each trainer another around it.
+        # TRL replaces the model's forward, and each trainer wraps it once more.
         vars(unwrap(policy.model)).pop("forward", None)
 
 
@@ -183,4 +183,4 @@ _LOGGED = {
     "rewards/chosen": "chosen_reward",
     "rewards/rejected": "rejected_reward",
 }
-"""The trainer's names of figures → ours."""
+"""The trainer's name of a figure → its name in `metrics.jsonl`."""
