@@ -244,7 +244,7 @@ class EvaluationConfig:
     split: Literal["train", "dev", "test"] = "test"
     """Split to score on."""
     limit: int = 0
-    """Tasks, drawn by the seed; 0: the whole split."""
+    """Tasks, drawn by the seed; 0: the entire split."""
     agents: list[str] = field(default_factory=list)
     """Agents scored on the same tasks as the policy, such as random and expert."""
     every_iteration: bool = True
