@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepagent.envs.react import PromptStyle
-from stepagent.training.tiny import TinyConfig
 
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
 
@@ -197,6 +196,22 @@ class LoraSettings:
     """Dropout before the adapter, in SFT only: other stages compare log-probabilities."""
     target_modules: str = "all-linear"
     """Layers with an adapter: "all-linear", or a comma list such as q_proj,v_proj."""
+
+
+@dataclass
+class TinyConfig:
+    """Shape of the small Llama that is trained from scratch (`training/tiny.py`)."""
+
+    hidden_size: int = 256
+    """Width of the model. Usual range 64 to 512."""
+    layers: int = 4
+    """Decoder layers."""
+    heads: int = 8
+    """Attention heads; divides hidden_size into an even number."""
+    vocabulary: int = 2048
+    """Tokens of the byte-pair tokenizer that is trained on the trajectories."""
+    context: int = 4096
+    """Longest sequence, in tokens."""
 
 
 @dataclass
