@@ -1,15 +1,16 @@
-"""Filtered behaviour cloning as a training method of your own.
+"""Filtered behaviour cloning: an example of a custom training method.
 
 After SFT, in each iteration, the agent plays the expert's tasks, and the policy is fine-tuned on
-its best episodes, the share `SHARE` with the highest rewards, each weighed alike:
+its best episodes, the share `SHARE` with the highest rewards:
 
     L = -E[ Σ_k log π(w_k | w_<k) · 1(w_k belongs to an action) ]   over the best episodes
 
 Run it from the folder of this file:
 
-    python -m stepagent.training.run --config demo.yaml --method filtered_cloning:METHOD
+    python -m stepagent.training.run --config ../training/configs/demo.yaml \\
+      --method filtered_cloning:METHOD --output runs/cloning
 
-The number of iterations is `reflection.iterations`, the optimiser that of `sft`.
+`reflection.iterations` is the number of iterations; `sft` has the optimiser's options.
 """
 
 from __future__ import annotations

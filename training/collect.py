@@ -50,7 +50,7 @@ class Config:
 
 
 def collect(config: Config, console: Console | None = None) -> Path:
-    """Plays and keeps; returns the path of the trajectories kept.
+    """Plays the episodes; returns the path of the trajectories that were kept.
 
     Raises ValueError where nothing was worth keeping, with the best score.
     """

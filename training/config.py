@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepagent.envs.react import PromptStyle
-from stepagent.training.tiny import TinyConfig
 
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
 
@@ -200,6 +199,22 @@ class LoraSettings:
 
 
 @dataclass
+class TinyConfig:
+    """Shape of the small Llama that is trained from scratch (`training/tiny.py`)."""
+
+    hidden_size: int = 256
+    """Width of the model. Usual range 64 to 512."""
+    layers: int = 4
+    """Decoder layers."""
+    heads: int = 8
+    """Attention heads; divides hidden_size into an even number."""
+    vocabulary: int = 2048
+    """Tokens of the byte-pair tokenizer that is trained on the trajectories."""
+    context: int = 4096
+    """Longest sequence, in tokens."""
+
+
+@dataclass
 class PolicyConfig:
     """The language model that is trained."""
 
@@ -244,7 +259,7 @@ class EvaluationConfig:
     split: Literal["train", "dev", "test"] = "test"
     """Split to score on."""
     limit: int = 0
-    """Tasks, drawn by the seed; 0: the whole split."""
+    """Tasks, drawn by the seed; 0: the entire split."""
     agents: list[str] = field(default_factory=list)
     """Agents scored on the same tasks as the policy, such as random and expert."""
     every_iteration: bool = True

@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 
 from stepagent.envs.react import PromptStyle
 from stepagent.training import methods, run
-from stepagent.training.config import Config
+from stepagent.training.config import Config, TinyConfig
 from stepagent.training.runs.metrics import Metrics
-from stepagent.training.tiny import TinyConfig
 from tests import toy_env
 
 ROOT = Path(__file__).parents[2]

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from stepagent.envs.react import PromptStyle
-from stepagent.training.config import Config, PolicyConfig
+from stepagent.training.config import Config, PolicyConfig, TinyConfig
 from stepagent.training.policy import Policy
 from stepagent.training.runs.metrics import Metrics
-from stepagent.training.tiny import TinyConfig
 from tests.training.toys import GUESS
 
 

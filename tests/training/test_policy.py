@@ -10,10 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from stepagent.agents.generation import Decoding
 from stepagent.agents.models import ModelError
-from stepagent.training.config import LoraSettings, PolicyConfig, ReflectionConfig
+from stepagent.training.config import LoraSettings, PolicyConfig, ReflectionConfig, TinyConfig
 from stepagent.training.policy import Policy
 from stepagent.training.runs.validation import check_step_trees
-from stepagent.training.tiny import TinyConfig
 from stepagent.training.trees.packing import pack
 from stepagent.training.trees.sampling import Sampling, practice
 from stepagent.training.trees.scoring import score_trees

@@ -1,4 +1,4 @@
-"""Training methods, one per file: each declares a `Method`, by which a run is made.
+"""Training methods, one per file, each declared by a `Method`.
 
 `METHODS` registers those of the paper. A custom one is named `module:NAME` in the configuration.
 """

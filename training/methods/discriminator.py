@@ -7,7 +7,7 @@ with a second adapter, or a separate model with its own tokens. All actions of a
 expert's and the agent's, are read in one forward pass over its step tree.
 
 **Sign.** Eq. 11 takes D to 1 on the agent and to 0 on the expert, as GAIL does. A high logit says
-"the agent's", and is named so everywhere: `logit_agent_is_high`.
+"the agent's", and its name says so everywhere: `logit_agent_is_high`.
 """
 
 from __future__ import annotations

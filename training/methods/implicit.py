@@ -7,8 +7,8 @@ moves from its own actions a_i towards the expert's â_i. The reference is the p
 the iteration; its log-probabilities are written down, so that no second model is needed. All pairs
 of a trajectory share one forward and backward pass (`trees`).
 
-By config (`reflection.sft_weight`, 0 as the paper has it) the expert's action is also made likelier
-as such: eq. 6 only widens a gap, and in small models may do so by making both actions unlikely.
+Optionally (`reflection.sft_weight`, 0 in the paper) the expert's action is made likelier by itself:
+eq. 6 only widens a gap, and in small models may do so by making both actions unlikely.
 
     L' = L - sft_weight E[ log π_θ(â_i|ŝ_i) ]          (Pang et al., 2024, without their 1/|â|)
 

@@ -108,7 +108,7 @@ class Collator:
 
 
 class _Trainer(SFTTrainer):
-    """Groups trajectories by length over the whole batch, whatever the number of processes."""
+    """Groups trajectories by length over the batch of all processes."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset

@@ -64,9 +64,7 @@ def _check_split(path: Path, trajectories: Sequence[Trajectory], config: Config)
         )
 
 
-def _check_prompt(
-    path: Path, trajectories: Sequence[Trajectory], env: str, prompt: Prompt
-) -> None:
+def _check_prompt(path: Path, trajectories: Sequence[Trajectory], env: str, prompt: Prompt) -> None:
     """Raises RunError for trajectories that were made under another prompt of the environment.
 
     Which parts of the prompt a conversation shows is the configuration's choice, so any of them

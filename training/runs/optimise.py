@@ -1,4 +1,4 @@
-"""Gradient descent over a schedule of updates: the loop behind every method that TRL does not train.
+"""Gradient descent over a schedule of updates: the loop of every method that TRL does not train.
 
 A method says what an update consists of (a list of items) and what an item's loss is; this file
 owns devices and processes (accelerate), learning rate, clipping, checkpoints, resume and logging.

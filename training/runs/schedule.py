@@ -36,8 +36,8 @@ def shuffled(
     seed: int,
     salt: Sequence[int] = (),
 ) -> Schedule[Item]:
-    """Every item once per epoch, each epoch in a new order, at least `config.batch_size` samples per
-    update (the last of an epoch may have fewer). `salt` gives other orders for the same seed."""
+    """Every item once per epoch, each epoch in a new order, in updates of `config.batch_size`
+    samples or a little more (`batches`). `salt` gives other orders for the same seed."""
     updates = []
     for epoch in range(config.epochs):
         order = np.random.default_rng([seed, epoch, *salt]).permutation(len(items))

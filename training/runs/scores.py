@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.eval.paper import LABELS
-from stepagent.eval.run import evaluate
 from stepagent.training.config import Config
 
 
@@ -33,11 +33,13 @@ class Scores:
                 evaluation.env or self.config.env,
                 player,
                 self.path / name,
-                split=evaluation.split,
-                limit=evaluation.limit or None,
-                seed=self.config.seed,
-                workers=evaluation.workers,
-                env_args=evaluation.env_args if evaluation.env else self.config.env_args,
+                EvaluationOptions(
+                    split=evaluation.split,
+                    limit=evaluation.limit or None,
+                    seed=self.config.seed,
+                    workers=evaluation.workers,
+                    env_args=evaluation.env_args if evaluation.env else self.config.env_args,
+                ),
                 console=self.console,
             )
         finally:

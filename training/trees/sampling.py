@@ -161,7 +161,7 @@ def _decode(
                 input_ids=newest,
                 position_ids=(pattern.prefix + pattern.length)[None],
                 # The pattern decides who sees what; a mask of four dimensions keeps the model from
-                # making one of its own.
+                # building another.
                 attention_mask=everyone,
                 use_cache=False,
                 step_tree=pattern,

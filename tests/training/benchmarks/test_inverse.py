@@ -7,9 +7,8 @@ import json
 import pytest
 
 from stepagent.training.benchmarks.inverse import measure_side
-from stepagent.training.config import PolicyConfig
+from stepagent.training.config import PolicyConfig, TinyConfig
 from stepagent.training.policy import Policy
-from stepagent.training.tiny import TinyConfig
 
 
 def test_both_sides_take_the_same_losses(tmp_path):

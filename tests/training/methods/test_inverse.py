@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from stepagent.agents.chat import Encoded
-from stepagent.training.config import Config, PolicyConfig, PpoConfig
+from stepagent.training.config import Config, PolicyConfig, PpoConfig, TinyConfig
 from stepagent.training.methods import actor_critic, discriminator, inverse
 from stepagent.training.methods.actor_critic import ActorCritic
 from stepagent.training.methods.discriminator import Discriminator, attach
 from stepagent.training.methods.practice import Practice, practice_trees
 from stepagent.training.policy import Policy
-from stepagent.training.tiny import TinyConfig
 from stepagent.training.trees.packing import pack
 from stepagent.training.trees.tree import Branch, StepTree
 from tests.training.toys import TREES, actions, plain_scores, tiny_model

@@ -4,12 +4,13 @@ from trl import SFTConfig
 from stepagent.agents.chat import ChatCodec
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Step, Trajectory
+from stepagent.training.config import TinyConfig
 from stepagent.training.data import encode, select
 from stepagent.training.methods.sft import IGNORED, Collator, labels
 from stepagent.training.runs.directory import RunDirectory
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.trl_trainer import arguments
-from stepagent.training.tiny import TinyConfig, build_model, build_tokenizer
+from stepagent.training.tiny import build_model, build_tokenizer
 
 PROMPT = Prompt("Guess.", (("o", "t", "a"),))
 

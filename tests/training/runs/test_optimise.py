@@ -70,7 +70,8 @@ def test_resumes_from_a_checkpoint_with_the_same_weights(tmp_path):
 
 
 def test_a_schedule_may_end_early(tmp_path):
-    stage, schedule = _stage(tmp_path), _schedule(*[[(1.0, 1)]] * 5, until=lambda done, _: done == 2)
+    stage = _stage(tmp_path)
+    schedule = _schedule(*[[(1.0, 1)]] * 5, until=lambda done, figures: done == 2)
     optimise(stage, _model(), schedule, _loss, CONFIG)
     assert _logged(stage) == 2
 
