@@ -27,9 +27,9 @@ def _thought(key: str, goal: str, aim: str, actions: Sequence[str], following: s
     action = actions[-1]
     reasons = _special(goal, actions) + (_SEARCH if following == _LOOKING else ()) + _REASONS
     for pattern, sentences in reasons:
-        found = re.fullmatch(pattern, action)
-        if found:
-            words = {name: _the(thing) for name, thing in found.groupdict().items()}
+        match = re.fullmatch(pattern, action)
+        if match:
+            words = {name: _the(thing) for name, thing in match.groupdict().items()}
             sentence = sentences[zlib.crc32(key.encode()) % len(sentences)]
             text = sentence.format(aim=aim, next=following, **words)
             return (text[0].upper() + text[1:]).replace("in outside", "outside")
@@ -38,10 +38,10 @@ def _thought(key: str, goal: str, aim: str, actions: Sequence[str], following: s
 
 def _aim(goal: str) -> str:
     """What the task is for, as it says itself: `find a plant`, `boil water`, …"""
-    found = re.search(r"[Yy]our task is to (?:use chemistry to )?(.+?)(?:\.|,| from | by |$)", goal)
-    if not found:
+    match = re.search(r"[Yy]our task is to (?:use chemistry to )?(.+?)(?:\.|,| from | by |$)", goal)
+    if not match:
         return "do the task"
-    aim = found[1].strip().replace("a(n)", "a").replace("'", "")
+    aim = match[1].strip().replace("a(n)", "a").replace("'", "")
     return re.sub(r"\ba (?=[aeio])", "an ", aim)
 
 
@@ -56,9 +56,9 @@ def _next(actions: Sequence[str]) -> str:
     """What is done next: `naming the frog egg`, `waiting`, …"""
     for action in actions:
         for pattern, phrase in _DOING:
-            found = re.fullmatch(pattern, action)
-            if found:
-                return phrase.format(**{k: _the(v) for k, v in found.groupdict().items()})
+            match = re.fullmatch(pattern, action)
+            if match:
+                return phrase.format(**{k: _the(v) for k, v in match.groupdict().items()})
     return "the rest of the work"
 
 
