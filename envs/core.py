@@ -153,8 +153,6 @@ class TextEnv(gym.Env[str, str], ABC):
     max_steps: actions an episode may take before it is truncated; None: the benchmark's own limit
         (`step_limit`).
     render_mode: None or "ansi" (`render()` gives the last observation).
-    url: of a server (`python -m envs.serve`): the environment there, made with the other arguments
-        (`envs.remote.RemoteEnv` says what else belongs to it). A list: the next that has a place.
 
     Raises ValueError for an unknown split, task id or a limit below 1, naming what exists.
     """
@@ -164,14 +162,6 @@ class TextEnv(gym.Env[str, str], ABC):
     """The environment's `prompt.md` (see `envs.react.Prompt.load`)."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions whose version can change results; they go into the fingerprint."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """With `url`, the same environment on a server (`envs.remote`), whatever the class."""
-        if kwargs.get("url") is None or cls.__module__ == "stepagent.envs.remote":
-            return super().__new__(cls)
-        from stepagent.envs import remote
-
-        return remote.RemoteEnv(remote.id_of(cls), **kwargs)
 
     def __init__(
         self, *, split: str = "train", max_steps: int | None = None, render_mode: str | None = None

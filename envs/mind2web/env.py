@@ -46,12 +46,6 @@ PAGE_BUDGETS = (300, 800)
 
 def make(*, live: bool = False, **kwargs: Any) -> TextEnv:
     """The environment; with `live`, the one in a real browser. Arguments as `Mind2WebEnv`."""
-    if kwargs.get("url") is not None:
-        from stepagent.envs.remote import RemoteEnv
-
-        if live:
-            kwargs["live"] = True
-        return RemoteEnv("stepagent/Mind2Web-v0", **kwargs)
     if live:
         from stepagent.envs.mind2web.live import LiveMind2WebEnv
 

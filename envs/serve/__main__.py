@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stepagent import command_line, envs
 from stepagent.envs.core import TextEnv
-from stepagent.envs.remote_http import TOKEN_VARIABLE
+from stepagent.envs.remote.client import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from stepagent.envs.serve.terms import Offer

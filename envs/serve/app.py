@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp
 
 from stepagent.envs.core import MAX_TEXT, TextEnv, own_version
-from stepagent.envs.remote_http import PROTOCOL
+from stepagent.envs.remote.client import PROTOCOL
 from stepagent.envs.serve import openenv
 from stepagent.envs.serve.guard import Guard
 from stepagent.envs.serve.metrics import CONTENT_TYPE, Metrics

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stepagent.envs.remote_http import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE
+from stepagent.envs.remote.client import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE
 from stepagent.envs.serve.metrics import Metrics
 from stepagent.envs.serve.terms import Refusal, encode
 

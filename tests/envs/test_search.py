@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepagent.envs import indexing, lucene, search
-from stepagent.envs.search import Index
+from stepagent.envs.search import Index, analyse, build
+from stepagent.envs.search.index import VERSION
 
 
 @pytest.fixture(autouse=True)
@@ -29,18 +29,18 @@ def _corpus(size, seed=0, longest=30):
 
 def _plain(documents, query, k):
     """BM25 by its formula, document by document, in Lucene's lengths."""
-    terms = [lucene.analyse(text) for text in documents]
+    terms = [analyse(text) for text in documents]
     mean = sum(map(len, terms)) / len(terms)
     frequency = Counter(word for words in terms for word in set(words))
     scores = []
     for number, words in enumerate(terms):
         counts = Counter(words)
-        length = indexing._decoded_length(indexing._encoded_length(len(words)))
+        length = build._decoded_length(build._encoded_length(len(words)))
         norm = 0.9 * (0.6 + 0.4 * length / mean)
         score = sum(
             np.log(1 + (len(terms) - frequency[w] + 0.5) / (frequency[w] + 0.5))
             * (counts[w] / (counts[w] + norm))
-            for w in lucene.analyse(query)
+            for w in analyse(query)
             if counts[w]
         )
         if score > 0:
@@ -63,11 +63,11 @@ def _plain(documents, query, k):
     ],
 )  # fmt: skip
 def test_analysis_is_lucenes(text, terms):
-    assert lucene.analyse(text) == terms
+    assert analyse(text) == terms
 
 
 def test_long_tokens_are_cut():
-    assert [len(term) for term in lucene.analyse("x" * 600)] == [255, 255, 90]
+    assert [len(term) for term in analyse("x" * 600)] == [255, 255, 90]
     assert len(Index.build(["x" * 600, "y"], "long").search("x" * 255, 5)) == 1
 
 
@@ -88,9 +88,9 @@ def test_scores_are_those_of_bm25s():
     documents = _corpus(300, seed=1, longest=39)  # lengths below 40 are exact in Lucene's byte
     index = Index.build(documents, "bm25s")
     other = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
-    other.index([lucene.analyse(text) for text in documents], show_progress=False)
+    other.index([analyse(text) for text in documents], show_progress=False)
     for query in ("word1 word7", "word100 word3 word2"):
-        scores = other.get_scores(lucene.analyse(query))
+        scores = other.get_scores(analyse(query))
         for number, score in index.search(query, 300):
             assert score == pytest.approx(float(scores[number]), rel=1e-5)
 
@@ -165,7 +165,7 @@ def test_two_processes_make_one_index(cache):
     outputs = {process.communicate(timeout=120)[0] for process in started}
     assert len(outputs) == 1
     assert b"(3," in outputs.pop()
-    assert [p.name for p in cache.iterdir() if p.is_dir()] == [f"both.k0.9-b0.4.v{search.VERSION}"]
+    assert [p.name for p in cache.iterdir() if p.is_dir()] == [f"both.k0.9-b0.4.v{VERSION}"]
 
 
 @pytest.mark.real_data

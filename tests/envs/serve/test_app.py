@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from stepagent.envs import remote, remote_http
+from stepagent.envs import remote
 from stepagent.envs.serve.app import MAX_BATCH
 from tests.envs.serve.faulty import ID as FAULTY
 from tests.envs.serve.faulty import FaultyEnv
@@ -179,18 +179,18 @@ def test_pages_of_other_sites_are_kept_out(server):
 
 
 def test_the_token_may_come_from_the_environment(monkeypatch):
-    monkeypatch.setenv(remote_http.TOKEN_VARIABLE, "secret")
+    monkeypatch.setenv(remote.TOKEN_VARIABLE, "secret")
     with Running(GUESS, token="secret") as server:
         remote.RemoteEnv(GUESS, url=server.url).close()
 
 
 def test_other_versions_are_refused_on_both_sides(server, monkeypatch):
-    answer = server.ask("GET", "/v1/info", **{remote_http.PROTOCOL_HEADER: "99"})
+    answer = server.ask("GET", "/v1/info", **{remote.client.PROTOCOL_HEADER: "99"})
     assert code(answer) == (400, "version")
-    monkeypatch.setattr(remote, "own_version", lambda: "0.0.1")
+    monkeypatch.setattr(remote.env, "own_version", lambda: "0.0.1")
     with pytest.raises(remote.WrongVersion, match=r"here it is 0\.0\.1"):
         remote.RemoteEnv(GUESS, url=server.url)
-    monkeypatch.setattr(remote, "own_version", lambda: "source")
+    monkeypatch.setattr(remote.env, "own_version", lambda: "source")
     remote.RemoteEnv(GUESS, url=server.url).close()
 
 

@@ -14,10 +14,10 @@ import pytest
 import urllib3
 
 from stepagent import envs
-from stepagent.envs import remote_vector
 from stepagent.envs.remote import (
     EnvironmentFailed,
     RemoteError,
+    RemoteVectorEnv,
     Server,
     ServerFull,
     ServerGone,
@@ -25,7 +25,7 @@ from stepagent.envs.remote import (
     StepTimeout,
     WrongVersion,
 )
-from stepagent.envs.remote_vector import RemoteVectorEnv
+from stepagent.envs.remote import vector as remote_vector
 from stepagent.envs.serve import __main__ as command
 from tests.envs.serve import faulty
 from tests.envs.serve.faulty import ID as FAULTY

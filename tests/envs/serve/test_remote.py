@@ -1,16 +1,18 @@
 """An environment on a server is the environment: same texts, rewards, infos, results, contract."""
 
+import copy
 import json
 import os
+import pickle
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
+import stepagent
 from stepagent import envs
 from stepagent.envs import check
-from stepagent.envs.remote import RemoteEnv, ServerFull, ServerGone, id_of
-from stepagent.envs.remote_vector import RemoteVectorEnv
+from stepagent.envs.remote import RemoteEnv, RemoteError, RemoteVectorEnv, ServerFull, ServerGone
 from stepagent.eval import run as eval_run
 from tests.envs.guess import GuessEnv
 from tests.envs.serve.faulty import ID as FAULTY
@@ -74,10 +76,40 @@ def test_arguments_are_part_of_the_environment_and_where_it_runs_is_not(server):
     there.close()
 
 
-def test_a_class_is_known_by_its_one_id():
-    assert id_of(GuessEnv) == "tests/Guess-v0"
-    with pytest.raises(ValueError, match="no id"):
-        id_of(type("Another", (GuessEnv,), {}))
+def test_the_server_knows_an_environment_by_the_id_it_was_registered_under(server):
+    stepagent.register("tests/GuessAgain-v0", GuessEnv)  # the same class, which this server lacks
+    try:
+        with pytest.raises(RemoteError, match=r"no environment 'tests/GuessAgain-v0' here"):
+            gym.make("tests/GuessAgain-v0", url=server.url)
+    finally:
+        del gym.registry["tests/GuessAgain-v0"]
+
+
+def test_a_copied_or_pickled_spec_makes_the_environment_here_and_there(server):
+    original = gym.spec("tests/Guess-v0")
+    for spec in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        assert spec == original
+        here, there = gym.make(spec), gym.make(spec, url=server.url)
+        assert isinstance(there.unwrapped, RemoteEnv)
+        assert there.reset(seed=2) == here.reset(seed=2)
+        again = gym.make(there.spec)  # as made: on the server
+        assert again.reset(seed=2) == here.reset(seed=2)
+        for env in (there, again):
+            env.close()
+
+
+def test_only_stepagents_own_register_gives_an_environment_a_url(server):
+    gym.register("tests/Plain-v0", entry_point=GuessEnv, disable_env_checker=True)
+    try:
+        assert envs.make("tests/Plain-v0").reset(seed=0)
+        with pytest.raises(
+            TypeError, match="takes split, .*register it by stepagent"
+        ):
+            envs.make("tests/Plain-v0", url=server.url)
+    finally:
+        del gym.registry["tests/Plain-v0"]
+    with pytest.raises(TypeError, match="'url'"):
+        GuessEnv(url=server.url)
 
 
 @pytest.mark.parametrize("env_id", [GUESS, *envs.ENTRY_POINTS])

@@ -23,16 +23,13 @@ import gymnasium as gym
 
 from stepagent.envs import react
 from stepagent.envs.core import Outcome, TextEnv, clip, own_version
-from stepagent.envs.remote_http import (
+from stepagent.envs.remote.client import (
     PROTOCOL,
-    EnvironmentFailed,
     RemoteError,
-    Server,
     ServerFull,
     ServerGone,
     SessionLost,
     StepTimeout,
-    WrongToken,
     WrongVersion,
     raise_refusal,
     servers,
@@ -41,21 +38,6 @@ from stepagent.envs.remote_http import (
 _turn = itertools.count()
 _facts: dict[tuple[str, ...], Any] = {}
 """What all environments of equal arguments on one run of a server share, such as task lists."""
-
-
-def id_of(kind: type[TextEnv]) -> str:
-    """The id under which a class of environments is registered with Gymnasium.
-
-    Raises ValueError unless there is exactly one.
-    """
-    name = f"{kind.__module__}:{kind.__qualname__}"
-    found = [spec.id for spec in gym.registry.values() if spec.entry_point in (kind, name)]
-    if len(found) != 1:
-        raise ValueError(
-            f"{name} is registered under {found or 'no id'}; with url= it needs exactly one, by "
-            "which the server knows it"
-        )
-    return found[0]
 
 
 class RemoteEnv(TextEnv):
@@ -292,18 +274,3 @@ class RemoteEnv(TextEnv):
 
     def act(self, action: str) -> Outcome:
         raise RuntimeError("the rules of the episode are on the server: call step()")
-
-
-__all__ = [
-    "EnvironmentFailed",
-    "RemoteEnv",
-    "RemoteError",
-    "Server",
-    "ServerFull",
-    "ServerGone",
-    "SessionLost",
-    "StepTimeout",
-    "WrongToken",
-    "WrongVersion",
-    "id_of",
-]

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from stepagent.envs.remote import RemoteEnv
-from stepagent.envs.remote_http import LOST, Server, ServerGone, servers
+from stepagent.envs.remote.client import LOST, Server, ServerGone, servers
+from stepagent.envs.remote.env import RemoteEnv
 
 BATCH = 1024
 """Calls that one request may hold."""

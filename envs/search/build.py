@@ -1,4 +1,4 @@
-"""Making of a search index (`envs.search`) in a stream: documents pass through one batch at a time.
+"""Builds a search index (`index.Index`) in a stream: documents pass through one batch at a time.
 
 First pass: each batch's (term, document, times) triples go to a spool file, while document
 frequencies and lengths are counted. Second pass: every posting goes to its place in files sorted by
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stepagent.envs import lucene
+from stepagent.envs.search import analysis
 
 ARRAYS = ("terms", "offsets", "starts", "documents", "scores", "best")
 """Files of an index: the sorted vocabulary as bytes, where each word begins in it, where each
@@ -91,7 +91,7 @@ class _Counted:
         sizes = []
         for text in batch:
             before = len(terms)
-            for token in lucene.tokens(text):
+            for token in analysis.tokens(text):
                 number = self._numbers.get(token)
                 if number is None:
                     number = self._learn(token, terms)
@@ -114,13 +114,13 @@ class _Counted:
 
     def _learn(self, token: str, terms: list[int]) -> int:
         """The number of a token that was not met yet; −1 for what is not indexed."""
-        if len(token) > lucene.MAX_TOKEN:  # rare: cut into pieces, all but the last counted here
-            for start in range(0, len(token) - lucene.MAX_TOKEN, lucene.MAX_TOKEN):
-                piece = self._learn(token[start : start + lucene.MAX_TOKEN], terms)
+        if len(token) > analysis.MAX_TOKEN:  # rare: cut into pieces, all but the last counted here
+            for start in range(0, len(token) - analysis.MAX_TOKEN, analysis.MAX_TOKEN):
+                piece = self._learn(token[start : start + analysis.MAX_TOKEN], terms)
                 if piece >= 0:
                     terms.append(piece)
-            return self._learn(token[start + lucene.MAX_TOKEN :], terms)
-        word = lucene.term(token)
+            return self._learn(token[start + analysis.MAX_TOKEN :], terms)
+        word = analysis.term(token)
         number = self.vocabulary.setdefault(word, len(self.vocabulary)) if word else -1
         if len(self._numbers) >= 500_000:  # numbers, names, typos: keep memory bounded
             self._numbers.clear()

@@ -2,8 +2,8 @@
 
 The scores are those of Lucene's `BM25Similarity` as Pyserini sets it (k1 = 0.9, b = 0.4), lengths
 in Lucene's lossy one-byte form; ties come in the order of the documents (Pyserini sorts them by the
-documents' names, so whoever wants its order indexes in that order). `envs.lucene` does the
-analysis. As in bm25s (Lù, 2024) the index holds finished scores, so a search only adds; beyond it,
+documents' names, so whoever wants its order indexes in that order). `analysis` analyses the
+texts. As in bm25s (Lù, 2024) the index holds finished scores, so a search only adds; beyond it,
 
 - it is built in a stream (a million documents in about a gigabyte), and lies in files that are
   memory-mapped, the vocabulary too: what is resident are the pages that searches touch, once for
@@ -24,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stepagent.envs import indexing, lucene
+from stepagent.envs.search import build
+from stepagent.envs.search.analysis import analyse
 from stepagent.files import build_once, cache_folder
 
 VERSION = 1
@@ -49,9 +50,7 @@ class Index:
         self.folder, self.key = folder, str(meta["key"])
         self._size = int(meta["documents"])
         # As plain views of the mapped files: slicing a memmap object takes ten times as long.
-        arrays = {
-            n: np.asarray(np.load(folder / f"{n}.npy", mmap_mode="r")) for n in indexing.ARRAYS
-        }
+        arrays = {n: np.asarray(np.load(folder / f"{n}.npy", mmap_mode="r")) for n in build.ARRAYS}
         if {name: len(array) for name, array in arrays.items()} != meta["lengths"]:
             raise ValueError(f"{folder}: the index's files do not belong together")
         self._terms, self._offsets = arrays["terms"].data, arrays["offsets"].data
@@ -77,7 +76,7 @@ class Index:
         folder = cache_folder() / "search" / f"{key}.k{k1:g}-b{b:g}.v{VERSION}"
 
         def make(made: Path) -> None:
-            indexing.write(made, texts() if callable(texts) else texts, key, k1, b, VERSION)
+            build.write(made, texts() if callable(texts) else texts, key, k1, b, VERSION)
 
         if (found := _open(cls, folder, key)) is None:
             build_once(folder, make, lambda: _open(cls, folder, key) is not None)
@@ -94,7 +93,7 @@ class Index:
         Documents that share no term with the query are not among them; a query without known words
         finds nothing.
         """
-        counts = Counter(lucene.analyse(query)[:_MAX_QUERY])
+        counts = Counter(analyse(query)[:_MAX_QUERY])
         known = ((self._term_number(word), times) for word, times in counts.items())
         # Rarest first, by the most that a term can add; as Lucene, sums are 64-bit, scores 32.
         lists = sorted((-times * self._best[n], n, times) for n, times in known if n >= 0)
