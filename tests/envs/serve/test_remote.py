@@ -102,9 +102,7 @@ def test_only_stepagents_own_register_gives_an_environment_a_url(server):
     gym.register("tests/Plain-v0", entry_point=GuessEnv, disable_env_checker=True)
     try:
         assert envs.make("tests/Plain-v0").reset(seed=0)
-        with pytest.raises(
-            TypeError, match="takes split, .*register it by stepagent"
-        ):
+        with pytest.raises(TypeError, match=r"takes split, .*register it by stepagent"):
             envs.make("tests/Plain-v0", url=server.url)
     finally:
         del gym.registry["tests/Plain-v0"]
