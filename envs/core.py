@@ -236,8 +236,8 @@ class TextEnv(gym.Env[str, str], ABC):
 
     @property
     def task_type(self) -> str:
-        """Group of the current task in reports: by default what stands before the first `/`."""
-        return (self.task_id or "").split("/", 1)[0]
+        """Group of the current task in reports; "" where the tasks have no types."""
+        return default_task_type(self.task_id or "")
 
     def fingerprint(self) -> dict[str, str]:
         """What a result depends on beside task and seed: versions, data, arguments, prompt."""
@@ -327,6 +327,16 @@ class TextEnv(gym.Env[str, str], ABC):
 
 def _replace(outcome: Outcome, **changes: Any) -> Outcome:
     return Outcome(**{**outcome.__dict__, **changes})
+
+
+def default_task_type(task_id: str) -> str:
+    """What stands before the first `/` of a task id; "" where there is none.
+
+    >>> default_task_type("find-animal/17"), default_task_type("5a8b57f25542995d1e6f1371")
+    ('find-animal', '')
+    """
+    before, slash, _ = task_id.partition("/")
+    return before if slash else ""
 
 
 def clip(text: str, limit: int = MAX_TEXT) -> str:

@@ -74,6 +74,7 @@ def play(
     return Trajectory(
         env=env_id,
         task_id=info["task_id"],
+        task_type=env.task_type,
         split=env.split,
         agent="human",
         seed=seed,

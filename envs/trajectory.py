@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.envs import react
+from stepagent.envs.core import default_task_type
 from stepagent.files import write_atomically
 
 VERSION = 1
@@ -57,7 +58,13 @@ class Trajectory:
     seconds: float = 0.0
     error: str = ""
     """Why the episode could not be finished (an environment or agent that failed); else empty."""
+    task_type: str = ""
+    """`TextEnv.task_type`; where it is missing, as in older files, what the task id begins with."""
     version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if not self.task_type:
+            object.__setattr__(self, "task_type", default_task_type(str(self.task_id)))
 
     def messages(self, prompt: react.Prompt, style: react.PromptStyle) -> list[react.Message]:
         """The whole conversation: system message, then observations and replies in turn."""
@@ -130,8 +137,9 @@ _WORDS: dict[Any, str] = {
     dict: "an object",
     _NUMBER: "a number",
 }
+_TEXTS = ("env", "task_id", "split", "agent", "final_observation", "error", "task_type")
 _KINDS: tuple[tuple[str, Any], ...] = (
-    *((name, str) for name in ("env", "task_id", "split", "agent", "final_observation", "error")),
+    *((name, str) for name in _TEXTS),
     *((name, bool) for name in ("success", "truncated")),
     *((name, dict) for name in ("metrics", "fingerprint")),
     *((name, _NUMBER) for name in ("reward", "seconds")),

@@ -133,7 +133,7 @@ def _scores(run: Run, task_type: str) -> dict[str, float]:
     """Task id → score; the mean where a task was played with several seeds."""
     found: dict[str, list[float]] = defaultdict(list)
     for trajectory in run.trajectories:
-        if not task_type or trajectory.task_id.startswith(f"{task_type}/"):
+        if not task_type or trajectory.task_type == task_type:
             found[trajectory.task_id].append(score(trajectory))
     return {task: sum(scores) / len(scores) for task, scores in found.items()}
 

@@ -103,6 +103,7 @@ class Visitor:
         return Trajectory(
             env=ENV,
             task_id=self.info["task_id"],
+            task_type=self.env.task_type,
             split=self.env.split,
             agent="human",
             seed=self.seed,

@@ -154,6 +154,7 @@ def _columns(
     return {
         "run": [e.run for e in episodes],
         "task": [t.task_id for t in all_of],
+        "type": [t.task_type for t in all_of],
         "env": _numbered([t.env for t in all_of]),
         "seed": [t.seed for t in all_of],
         "score": [_short(score(t)) for t in all_of],

@@ -1,6 +1,7 @@
 """Evaluations: results, resume, refusals, and being stopped in every way a process can be."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from stepagent import envs
 from stepagent.envs import trajectory as files
+from stepagent.envs.alfworld.data import TYPES
 from stepagent.envs.react import PromptStyle
 from stepagent.eval import report
 from stepagent.eval.results import ResultsError
@@ -485,3 +487,18 @@ def test_help_explains_every_option(capsys):
     assert "--max-new-tokens" in shown
     assert "in tokens (models only)" in shown
     assert "fixed shuffle" in shown
+
+
+@pytest.mark.real_data
+def test_real_games_of_alfworld_are_summarised_by_their_six_types(tmp_path):
+    folder = os.environ.get("STEPAGENT_DATA")
+    if not folder:
+        pytest.skip("STEPAGENT_DATA is not set: no real ALFWorld games to play")
+    arguments = {"data": f"{folder}/alfworld", "max_steps": 1}
+    options = ["--agent", "random", "--limit", "24", "--out", str(tmp_path)]
+    assert (
+        main(["--env", "stepagent/ALFWorld-v0", "--env-args", json.dumps(arguments), *options]) == 0
+    )
+    by_type = scores(tmp_path)["by_type"]
+    assert set(by_type) == set(TYPES)
+    assert all(group["episodes"] == 4 for group in by_type.values())
