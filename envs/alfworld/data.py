@@ -63,9 +63,9 @@ def open_source(data: str | os.PathLike[str] | None) -> Source:
     Raises FileNotFoundError, or ValueError for what is neither a folder nor a `.tar.zst`.
     """
     if data is None:
-        from stepagent.envs.alfworld.generated import Generated
+        from stepagent.envs.alfworld.generate import GeneratedGames
 
-        return Generated()
+        return GeneratedGames()
     path = Path(data).expanduser()
     try:
         if path.is_dir():

@@ -1,7 +1,7 @@
 """The fast engine: plays `game.tw-pddl` letter for letter as TextWorld's PDDL engine does.
 
 The reference translates the problem twice with Fast Downward and, at every step, instantiates every
-action and derives every command. Here a game is read into indexed facts (`World`); a command is
+action and derives every command. Here a game is read into indexed facts (`FactStore`); a command is
 matched against the templates of its actions, its precondition is looked up, its effects are made,
 and one text is derived. What follows from the translator, and is reproduced:
 
@@ -23,7 +23,7 @@ from typing import Any
 
 from stepagent.envs.alfworld import grammar as twl2
 from stepagent.envs.alfworld import pddl
-from stepagent.envs.alfworld.facts import Binding, Facts, World
+from stepagent.envs.alfworld.fact_store import Binding, Facts, FactStore
 from stepagent.envs.alfworld.grammar import Each, Entity, Grammar, Symbol, Text, Wording
 from stepagent.envs.alfworld.pddl import Action, Clause, Domain, Fact, GameError, Problem
 from stepagent.envs.alfworld.text import Writer
@@ -61,7 +61,7 @@ class Game:
     domain: Domain
     problem: Problem
     grammar: Grammar
-    world: World
+    facts: FactStore
     entities: dict[str, Entity]
     by_name: dict[str, str] = field(default_factory=dict)
     """Name in the text → id."""
@@ -81,14 +81,14 @@ def load(data: Mapping[str, Any]) -> Game:
     problem = pddl.read_problem(data["pddl_problem"])
     members = _members(domain, problem)
     fluents = domain.fluents | {f"not_{name}" for name in domain.fluents}
-    world = World(
+    facts = FactStore(
         Facts(f for f in problem.init if f[0] not in fluents),
         Facts(f for f in problem.init if f[0] in fluents),
         fluents,
         members,
     )
     entities = name_entities(problem)
-    game = Game(domain, problem, grammar, world, entities)
+    game = Game(domain, problem, grammar, facts, entities)
     game.by_name = {entity.name: name for name, entity in entities.items()}
     game.verbs = tuple(_verb(action, grammar) for action in domain.actions)
     return game
@@ -173,23 +173,23 @@ class Play:
     """One episode of a game. The first text is `intro()`; then `step(command)`."""
 
     def __init__(self, game: Game):
-        self.game, self.world = game, game.world.copy()
+        self.game, self.facts = game, game.facts.copy()
         self.writer = Writer(game.grammar, game.entities)
         self._understood: tuple[str, Command | None] | None = None
 
     def copy(self) -> Play:
         twin = Play.__new__(Play)
-        twin.game, twin.world, twin.writer = self.game, self.world.copy(), self.writer
+        twin.game, twin.facts, twin.writer = self.game, self.facts.copy(), self.writer
         twin._understood = self._understood
         return twin
 
     def intro(self) -> str:
-        return self.writer.derive(twl2.symbols("#intro#"), self.world, {})
+        return self.writer.derive(twl2.symbols("#intro#"), self.facts, {})
 
     def won(self) -> bool:
         goal = self.game.problem.goal
         for clause in goal:
-            if next(self.world.solve(clause, dict(clause.types), {}), None) is not None:
+            if next(self.facts.solve(clause, dict(clause.types), {}), None) is not None:
                 return True
         return False
 
@@ -242,18 +242,18 @@ class Play:
         return [command.text for command in self.commands()]
 
     def _commands(self, verb: Verb, partial: Binding) -> Iterator[Command]:
-        world, seen = self.world, set()
+        facts, seen = self.facts, set()
         parameters = [variable for variable, _ in verb.action.parameters]
         for kinds, clause in zip(verb.types, verb.action.clauses, strict=True):
-            if not all(world.is_a(v, kinds.get(k, "object")) for k, v in partial.items()):
+            if not all(facts.is_a(v, kinds.get(k, "object")) for k, v in partial.items()):
                 continue
-            for binding in world.solve(clause, kinds, partial):
+            for binding in facts.solve(clause, kinds, partial):
                 key = tuple(binding[p] for p in parameters)
                 if key in seen or not _changes(verb.action, clause, binding):
                     continue
                 seen.add(key)
                 scope = self._scope(verb.action, binding)
-                text = self.writer.derive(verb.wording.template, world, scope)
+                text = self.writer.derive(verb.wording.template, facts, scope)
                 yield Command(text, verb, binding, clause)
 
     def _scope(self, action: Action, binding: Binding) -> dict[tuple[str, str], str]:
@@ -262,23 +262,23 @@ class Play:
     def do(self, command: Command) -> str:
         """Makes the command's effects; returns the feedback."""
         self._understood = None
-        world, binding, changes = self.world, command.binding, []
+        facts, binding, changes = self.facts, command.binding, []
         for effect in command.action.action.effects:
             if not effect.when or any(
-                next(world.solve(c, dict(c.types), dict(binding)), None) is not None
+                next(facts.solve(c, dict(c.types), dict(binding)), None) is not None
                 for c in effect.when
             ):
                 changes.append((_ground(effect.literal, binding), effect.literal.positive))
         added = {fact for fact, positive in changes if positive}
         for fact, positive in changes:
             if not positive and fact not in added:
-                world.fluent.discard(fact)
-                world.fluent.add((f"not_{fact[0]}", *fact[1:]))
+                facts.fluent.discard(fact)
+                facts.fluent.add((f"not_{fact[0]}", *fact[1:]))
         for fact in added:
-            world.fluent.discard((f"not_{fact[0]}", *fact[1:]))
-            world.fluent.add(fact)
+            facts.fluent.discard((f"not_{fact[0]}", *fact[1:]))
+            facts.fluent.add(fact)
         scope = self._scope(command.action.action, binding)
-        return self.writer.derive(command.action.wording.feedback, world, scope)
+        return self.writer.derive(command.action.wording.feedback, facts, scope)
 
 
 def _ground(literal: pddl.Literal, binding: Binding) -> Fact:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from stepagent.envs.alfworld.engine import Game
 from stepagent.envs.alfworld.explorer import Explorer
-from stepagent.envs.alfworld.house import Goal, read_goal
+from stepagent.envs.alfworld.household import HouseholdGoal, read_goal
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.alfworld.planner import Move
 from stepagent.envs.alfworld.planner import plan as shortest
@@ -67,7 +67,7 @@ _STATES = {"isclean": "clean", "ishot": "hot", "iscool": "cool", "": ""}
 _DEEDS = {"isclean": "clean", "ishot": "heat", "iscool": "cool down"}
 
 
-def _thought(game: Game, goal: Goal, moves: Sequence[Move], i: int) -> str:
+def _thought(game: Game, goal: HouseholdGoal, moves: Sequence[Move], i: int) -> str:
     """Why this move comes now. The same for the same game, in every process."""
     move = moves[i]
     seed = zlib.crc32(f"{game.start().intro()}/{i}".encode()) if i else 0
@@ -94,7 +94,7 @@ def _thought(game: Game, goal: Goal, moves: Sequence[Move], i: int) -> str:
     return reasons[seed % len(reasons)].format(**words)
 
 
-def _in_words(goal: Goal) -> str:
+def _in_words(goal: HouseholdGoal) -> str:
     kind = goal.object_type.removesuffix("type")
     if goal.lamp_type:
         return f"look at a {kind} in the light of a {goal.lamp_type.removesuffix('type')}"
@@ -103,7 +103,7 @@ def _in_words(goal: Goal) -> str:
     return f"have {' '.join(what.split())} in or on a {place}"
 
 
-def _then(goal: Goal) -> str:
+def _then(goal: HouseholdGoal) -> str:
     if goal.lamp_type:
         return "take it to the light"
     if goal.state:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 
 from stepagent.envs.alfworld.engine import Play
-from stepagent.envs.alfworld.house import TOOLS, House
+from stepagent.envs.alfworld.household import TOOLS, Household
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.alfworld.planner import Move
 
@@ -63,7 +63,7 @@ class Explorer:
     """One exploration of a house from its present state. `moves` is what it did."""
 
     def __init__(self, play: Play, attempt: int = 0, seed: int = 0, limit: int = 1000):
-        self.house = House(play.copy())
+        self.house = Household(play.copy())
         self.moves: list[Move] = []
         self.seen: dict[str, list[str]] = {}
         self.limit = limit
@@ -119,7 +119,7 @@ class Explorer:
             self._note(target)
 
     def _wanted(self, thing: str) -> bool:
-        return self.house.suits(thing) and ("pickupable", thing) in self.house.play.world
+        return self.house.suits(thing) and ("pickupable", thing) in self.house.play.facts
 
     def _is_lamp(self, thing: str) -> bool:
         return self.house.kinds.get(thing) == self.house.goal.lamp_type

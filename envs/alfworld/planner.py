@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from stepagent.envs.alfworld.engine import Play
-from stepagent.envs.alfworld.house import TOOLS, House
+from stepagent.envs.alfworld.household import TOOLS, Household
 from stepagent.envs.alfworld.pddl import GameError
 
 
@@ -46,7 +46,7 @@ def plan(play: Play) -> list[Move]:
     """
     if play.won():
         return []
-    house = House(play.copy())
+    house = Household(play.copy())
     start, shut = house.location, {r for r in house.receptacles if house.shut(r)}
     places, best, cost = house.receptacles, None, 1 << 30
     for route in _routes(house):
@@ -66,7 +66,7 @@ def plan(play: Play) -> list[Move]:
     return moves
 
 
-def _carried_out(house: House, route: list[Stop]) -> Iterator[Move]:
+def _carried_out(house: Household, route: list[Stop]) -> Iterator[Move]:
     for stop in route:
         r, thing = stop.receptacle, stop.thing
         purpose = _PURPOSES.get(stop.action, "tool")
@@ -81,7 +81,7 @@ def _carried_out(house: House, route: list[Stop]) -> Iterator[Move]:
 _PURPOSES = {"pickupobject": "fetch", "putobject": "target", "toggleobject": "lamp", "": "lamp"}
 
 
-def _move(house: House, purpose: str, what: str, action: str, thing: str, r: str) -> Move:
+def _move(house: Household, purpose: str, what: str, action: str, thing: str, r: str) -> Move:
     things = {"r": r} if what in ("go", "open") else {"o": thing, "r": r}
     command = house.do(action, **things)
     if command is None:
@@ -89,7 +89,7 @@ def _move(house: House, purpose: str, what: str, action: str, thing: str, r: str
     return Move(f"{purpose}-{what}", thing, r, command)
 
 
-def _routes(house: House) -> Iterator[list[Stop]]:
+def _routes(house: Household) -> Iterator[list[Stop]]:
     goal, held = house.goal, house.held
     things = [t for t in house.of_type(goal.object_type) if house.suits(t)]
     if goal.lamp_type:
@@ -97,7 +97,7 @@ def _routes(house: House) -> Iterator[list[Stop]]:
             for fetch in _fetches(house, thing, held):
                 for lamp in house.of_type(goal.lamp_type):
                     if place := house.place_of(lamp):
-                        lit = ("istoggled", lamp) in house.play.world
+                        lit = ("istoggled", lamp) in house.play.facts
                         action = "" if lit else "toggleobject"
                         yield [*fetch, Stop(place, action, lamp)]
         return
@@ -111,7 +111,7 @@ def _routes(house: House) -> Iterator[list[Stop]]:
 
 
 def _deliveries(
-    house: House, things: tuple[str, ...], target: str, held: str | None
+    house: Household, things: tuple[str, ...], target: str, held: str | None
 ) -> Iterator[list[Stop]]:
     """Ways to bring the things, one after the other, to the target."""
     if not things:
@@ -126,13 +126,13 @@ def _deliveries(
                 yield [*way, *further]
 
 
-def _fetches(house: House, thing: str, held: str | None) -> Iterator[list[Stop]]:
+def _fetches(house: Household, thing: str, held: str | None) -> Iterator[list[Stop]]:
     """Ways to come to hold the thing."""
     if held == thing:
         yield []
         return
     place = house.place_of(thing)
-    if place is None or ("pickupable", thing) not in house.play.world:
+    if place is None or ("pickupable", thing) not in house.play.facts:
         return
     take = Stop(place, "pickupobject", thing, opens=True)
     if held is None:
@@ -145,7 +145,7 @@ def _fetches(house: House, thing: str, held: str | None) -> Iterator[list[Stop]]
         yield [Stop(r, "putobject", held, opens=True), take]
 
 
-def _tools(house: House, thing: str) -> Iterator[list[Stop]]:
+def _tools(house: Household, thing: str) -> Iterator[list[Stop]]:
     """Ways to make the thing what the goal wants."""
     if house.ready(thing):
         yield []

@@ -21,7 +21,7 @@ from stepagent.envs.core import TextEnv
 from stepagent.envs.remote.client import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
-    from stepagent.envs.serve.terms import Offer
+    from stepagent.envs.serve.limits import Offer
 
 HARMLESS = ["split", "max_steps"]
 """Arguments that clients nobody knows may set: none that names a file or code."""
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from stepagent.envs.serve.app import create_app
         from stepagent.envs.serve.guard import JsonLines
-        from stepagent.envs.serve.terms import Limits, offers
+        from stepagent.envs.serve.limits import Limits, offers
     except ImportError as error:
         print(f"envs.serve: {error}. Servers need: pip install 'stepagent[serve]'", file=sys.stderr)
         return 2

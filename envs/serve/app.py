@@ -21,9 +21,9 @@ from stepagent.envs.core import MAX_TEXT, TextEnv, own_version
 from stepagent.envs.remote.client import PROTOCOL
 from stepagent.envs.serve import openenv
 from stepagent.envs.serve.guard import Guard
+from stepagent.envs.serve.limits import Limits, Offer, Refusal, encode
 from stepagent.envs.serve.metrics import CONTENT_TYPE, Metrics
 from stepagent.envs.serve.sessions import Session, Sessions
-from stepagent.envs.serve.terms import Limits, Offer, Refusal, encode
 
 MAX_BATCH = 1024
 """Calls in one batch."""

@@ -13,8 +13,8 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stepagent.envs.remote.client import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE
+from stepagent.envs.serve.limits import Refusal, encode
 from stepagent.envs.serve.metrics import Metrics
-from stepagent.envs.serve.terms import Refusal, encode
 
 log = logging.getLogger("stepagent.serve")
 OPEN = ("/healthz", "/readyz", "/health")

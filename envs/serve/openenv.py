@@ -22,8 +22,8 @@ from typing import Any
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
 from stepagent.envs.core import TextEnv
+from stepagent.envs.serve.limits import Refusal, encode
 from stepagent.envs.serve.sessions import Session, Sessions
-from stepagent.envs.serve.terms import Refusal, encode
 
 _CODES = {
     "json": "INVALID_JSON",

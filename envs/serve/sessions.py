@@ -19,8 +19,8 @@ from typing import Any
 
 from stepagent import envs
 from stepagent.envs.core import TextEnv
+from stepagent.envs.serve.limits import Limits, Offer, Refusal, encode, failure
 from stepagent.envs.serve.metrics import Metrics
-from stepagent.envs.serve.terms import Limits, Offer, Refusal, encode, failure
 from stepagent.envs.serve.worker import Worker
 
 log = logging.getLogger("stepagent.serve")

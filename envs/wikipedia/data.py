@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.envs.core import SPLITS, checksum
-from stepagent.envs.wikipedia import formats
+from stepagent.envs.wikipedia import encyclopedia, formats
 from stepagent.envs.wikipedia.corpus import Page
+from stepagent.envs.wikipedia.encyclopedia import questions as bundled
 from stepagent.envs.wikipedia.questions import Question
 from stepagent.envs.wikipedia.sources import SourceError, file_checksum, records
-from stepagent.envs.wikipedia.world import questions as world
 from stepagent.files import cache_folder
 
 SIZES = (5000, 500, 500)
@@ -91,7 +91,7 @@ def located(dataset: str, source: str | Path) -> Path:
 def source_checksum(dataset: str, source: str | Path | None) -> str:
     """Changes when the questions' files (or the bundled world) do."""
     if source is None:
-        return checksum(_world_code(), str(WORLD_SEED))
+        return checksum(encyclopedia.CHECKSUM, str(WORLD_SEED))
     return checksum(*(file_checksum(path) for path in _files(dataset, source)))
 
 
@@ -105,7 +105,7 @@ def _load(
     seed: int,
 ) -> tuple[Question, ...]:
     """Reads the split from the cache; draws all three splits first where it is not there."""
-    name = checksum(dataset, str(_VERSION), _world_code(), *sums, str(sizes), str(seed))
+    name = checksum(dataset, str(_VERSION), encyclopedia.CHECKSUM, *sums, str(sizes), str(seed))
     paths = {s: cache_folder() / "wikipedia" / f"questions-{name}-{s}.jsonl" for s in SPLITS}
     if not all(path.is_file() for path in paths.values()):
         splits = _draw(dataset, files, sizes, seed) if files else _bundled(dataset, sizes)
@@ -132,25 +132,18 @@ def _write(path: Path, questions: Iterable[Question]) -> None:
 
 
 def _bundled(dataset: str, sizes: tuple[int, int, int]) -> dict[str, list[Question]]:
-    splits = world.generate(dataset, WORLD_SEED)
+    splits = bundled.generate(dataset, WORLD_SEED)
     return {split: splits[split][:size] for split, size in zip(SPLITS, sizes, strict=True)}
 
 
 def world_name() -> str:
     """Names the bundled world in the cache."""
-    return f"world-{checksum(_world_code(), str(WORLD_SEED))}"
+    return f"world-{checksum(encyclopedia.CHECKSUM, str(WORLD_SEED))}"
 
 
 def world_pages() -> Iterator[Page]:
     """All pages of the bundled world."""
-    yield from world.pages(WORLD_SEED)
-
-
-@lru_cache(maxsize=1)
-def _world_code() -> str:
-    """A checksum of the code that makes the world: another code, another world."""
-    files = sorted(Path(world.__file__).parent.glob("*.py"))
-    return checksum(*(path.read_bytes() for path in files))
+    yield from bundled.pages(WORLD_SEED)
 
 
 # Files --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from stepagent import envs
-from stepagent.envs.alfworld import data, export, generated
+from stepagent.envs.alfworld import data, export, generate
 
 ID = "stepagent/ALFWorld-v0"
 IDS = ("pick_and_place_simple/test-0000", "look_at_obj_in_light/test-0000")
@@ -176,25 +176,25 @@ def test_data_that_may_not_be_read(folder, monkeypatch):
 
 def test_generated_splits_share_no_room_and_are_the_same_for_ever():
     rooms = {split: set() for split in ("train", "dev", "test")}
-    source = generated.Generated()
+    source = generate.GeneratedGames()
     for split, numbers in rooms.items():
         tasks = source.tasks(split)
-        assert len(tasks) == 6 * generated.SIZES[split]
+        assert len(tasks) == 6 * generate.SIZES[split]
         for task_id in tasks[:: len(tasks) // 24]:
             game = source.load(task_id)
             numbers.add(game["task"]["room"])
             assert game["solvable"]
-            assert 0 < len(game["walkthrough"]) <= generated.MAX_PLAN
+            assert 0 < len(game["walkthrough"]) <= generate.MAX_PLAN
             assert source.load(task_id) == game
-    assert rooms["test"] <= set(generated.TEST_ROOMS)
+    assert rooms["test"] <= set(generate.TEST_ROOMS)
     assert not rooms["test"] & (rooms["train"] | rooms["dev"])
     with pytest.raises(ValueError, match="test-0001"):
-        generated.make("pick_flowers/test-0001")
+        generate.make("pick_flowers/test-0001")
 
 
 def test_wordings_of_goals_vary():
     said = {
-        generated.make(f"pick_and_place_simple/train-{n:04d}")["task"]["words"] for n in range(9)
+        generate.make(f"pick_and_place_simple/train-{n:04d}")["task"]["words"] for n in range(9)
     }
     assert len({words.split()[0] for words in said}) > 2
 

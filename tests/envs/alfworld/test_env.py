@@ -6,7 +6,7 @@ import pytest
 
 from stepagent import envs
 from stepagent.envs import check
-from stepagent.envs.alfworld import generated, house, pddl, planner, wording
+from stepagent.envs.alfworld import generate, household, pddl, planner, wording
 
 ID = "stepagent/ALFWorld-v0"
 
@@ -16,7 +16,7 @@ def test_contract(promise):
     promise(lambda **more: envs.make(ID, **more))
 
 
-@pytest.mark.parametrize("kind", generated.TYPES)
+@pytest.mark.parametrize("kind", generate.TYPES)
 @pytest.mark.parametrize("expert", ["explorer", "planner"])
 def test_the_experts_win_every_type(kind, expert):
     env = envs.make(ID, split="test", expert=expert)
@@ -139,7 +139,7 @@ def test_admissible_actions_can_be_done():
 
 
 def test_tasks_restricts_every_split():
-    for split, count in generated.SIZES.items():
+    for split, count in generate.SIZES.items():
         wanted = "look_at_obj_in_light, pick_two_obj_and_place"
         tasks = envs.make(ID, split=split, tasks=wanted).unwrapped.tasks
         assert len(tasks) == 2 * count
@@ -226,11 +226,11 @@ def test_hostile_commands(count):
 def test_the_planner_knows_when_it_is_hopeless(make_game):
     game = make_game("pick_heat_then_place_in_recep/test-0000")
     play = game.start()
-    for fact in play.world.find("inreceptacle", None, None):
-        play.world.fluent.discard(fact)
+    for fact in play.facts.find("inreceptacle", None, None):
+        play.facts.fluent.discard(fact)
     with pytest.raises(pddl.GameError, match="cannot be reached"):
         planner.plan(play)
-    assert house.read_goal(game).state == "ishot"
+    assert household.read_goal(game).state == "ishot"
 
 
 def test_the_reference_engine_or_how_to_get_it():

@@ -1,10 +1,12 @@
 import importlib.util
+import json
 import os
 import shutil
 
 import pytest
 
 from stepagent import envs
+from stepagent.envs.core import checksum
 from stepagent.envs.mind2web import sites
 from stepagent.envs.mind2web.records import Problems
 from stepagent.envs.mind2web.sites.base import Move
@@ -134,3 +136,14 @@ def test_live_mode_without_a_browser_says_what_to_do():
     with pytest.raises(RuntimeError, match=says):
         env.reset(seed=0)
     env.close()
+
+
+def test_the_bundled_tasks_are_those_that_their_checksum_stands_for():
+    """Where this fails on purpose: record the tasks' new checksum, and renew CHECKSUM."""
+    ids = [
+        f"{name}/{number}"
+        for name, (_, split) in sites.sites().items()
+        for number in range(sites.TASKS_PER_SITE[split])
+    ]
+    tasks = checksum(*(json.dumps(sites.record(task_id)) for task_id in ids))
+    assert (tasks, sites.CHECKSUM) == ("2e4ce3f651d799a7", "5bf660630f465981")

@@ -18,7 +18,7 @@ import urllib3
 import uvicorn
 
 from stepagent.envs.serve.app import create_app
-from stepagent.envs.serve.terms import Limits, offers
+from stepagent.envs.serve.limits import Limits, offers
 
 ROOT = Path(__file__).parents[3]
 

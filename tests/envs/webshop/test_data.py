@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from stepagent import envs
+from stepagent.envs.core import checksum
 from stepagent.envs.webshop import catalogue, data, engine, generate, sources
 from tests.envs.webshop.conftest import goal, product, raw_item, write_shop
 
@@ -267,3 +268,9 @@ def test_a_product_survives_its_file():
     found = catalogue.make("one-way", [product(reviews=({"title": "Good"},))])
     assert found.product(0) == product(reviews=({"title": "Good"},))
     assert found.id_of(0) == "B0TEST0001"
+
+
+def test_the_bundled_products_are_those_that_their_checksum_stands_for():
+    """Where this fails on purpose: record the products' new checksum, and renew CHECKSUM."""
+    products = checksum(*(repr(product) for product in generate.products()))
+    assert (products, generate.CHECKSUM) == ("eb30e7d0fb1552b6", "b1673d8640b6e6e2")

@@ -17,10 +17,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from stepagent.envs.wikipedia.corpus import Page, pool
-from stepagent.envs.wikipedia.questions import Hop, Question
-from stepagent.envs.wikipedia.world import facts, names, wording
-from stepagent.envs.wikipedia.world.facts import Entity, World
-from stepagent.envs.wikipedia.world.links import (
+from stepagent.envs.wikipedia.encyclopedia import facts, names, wording
+from stepagent.envs.wikipedia.encyclopedia.facts import Encyclopedia, Entity
+from stepagent.envs.wikipedia.encyclopedia.links import (
     COMPARED,
     INFERENCES,
     LINKS,
@@ -29,7 +28,8 @@ from stepagent.envs.wikipedia.world.links import (
     SHARED,
     Link,
 )
-from stepagent.envs.wikipedia.world.wording import Written
+from stepagent.envs.wikipedia.encyclopedia.wording import Written
+from stepagent.envs.wikipedia.questions import Hop, Question
 
 _SIZES = {"train": 1500, "dev": 150, "test": 300}
 """Questions of each split and data set."""
@@ -45,10 +45,10 @@ def pages(seed: int) -> list[Page]:
 
 def generate(dataset: str, seed: int) -> dict[str, list[Question]]:
     """The questions of each split (no text is in two of them)."""
-    world = facts.generate(seed)
-    written = wording.write(world, seed)
+    entities = facts.generate(seed)
+    written = wording.write(entities, seed)
     rng = random.Random(f"questions {dataset} {seed}")
-    asker = _Asker(dataset, world, written, rng)
+    asker = _Asker(dataset, entities, written, rng)
     draws, weights = zip(*_KINDS[dataset], strict=True)
     found: dict[str, Question] = {}
     while len(found) < sum(_SIZES.values()):
@@ -65,12 +65,14 @@ def generate(dataset: str, seed: int) -> dict[str, list[Question]]:
 class _Asker:
     """Draws questions; each `ask_…` returns None where the draw came to nothing."""
 
-    def __init__(self, dataset: str, world: World, written: dict[str, Written], rng: random.Random):
-        self.dataset, self.world, self.written, self.rng = dataset, world, written, rng
+    def __init__(
+        self, dataset: str, entities: Encyclopedia, written: dict[str, Written], rng: random.Random
+    ):
+        self.dataset, self.entities, self.written, self.rng = dataset, entities, written, rng
         self.of: dict[str, list[Entity]] = {}
-        for entity in world.values():
+        for entity in entities.values():
             self.of.setdefault(entity.kind, []).append(entity)
-        self.titles = list(world)
+        self.titles = list(entities)
         self.count = 0
 
     # Parts of questions ---------------------------------------------------------------------------
@@ -84,7 +86,7 @@ class _Asker:
 
     def called(self, value: str) -> str:
         """An answer: a page's subject by its name, another value as it is."""
-        return self.world[value].name if value in self.world else value
+        return self.entities[value].name if value in self.entities else value
 
     def hop(self, entity: Entity, relation: str) -> Hop:
         written, value = self.written[entity.title], entity.facts[relation]
@@ -107,7 +109,7 @@ class _Asker:
                 for relation in LINKS[entity.kind]
                 if relation in entity.facts
                 and entity.facts[relation] not in seen
-                and (last or entity.facts[relation] in self.world)
+                and (last or entity.facts[relation] in self.entities)
                 # That a director is a film director needs no looking up.
                 and (relation != "occupation" or not steps or steps[-1][1] in _KIN)
             ]
@@ -117,7 +119,7 @@ class _Asker:
             steps.append((entity, relation))
             seen.add(value := entity.facts[relation])
             if not last:
-                entity = self.world[value]
+                entity = self.entities[value]
         return steps
 
     def phrase(self, steps: Sequence[tuple[Entity, str]]) -> str:
@@ -129,7 +131,7 @@ class _Asker:
 
     def question(self, kind: str, text: str, answer: str, hops: Sequence[Hop]) -> Question:
         self.count += 1
-        entity = self.world.get(answer)
+        entity = self.entities.get(answer)
         spoken = entity.name if entity else answer
         aliases = () if entity else _date_aliases(answer)
         number = f"{self.count:05d}"
@@ -165,7 +167,7 @@ class _Asker:
         """A relative whom no page names as such."""
         relative, (first, second) = self.rng.choice(list(INFERENCES.items()))
         person = self.rng.choice(self.of["person"])
-        middle = self.world.get(person.facts.get(first, ""))
+        middle = self.entities.get(person.facts.get(first, ""))
         if middle is None or second not in middle.facts:
             return None
         text = self.rng.choice(("Who was the {} of {}?", "Who is {1}'s {0}?"))
@@ -198,7 +200,7 @@ class _Asker:
         for entity in pair:
             for relation in path:
                 hops.append(self.hop(entity, relation))
-                entity = self.world[entity.facts[relation]]
+                entity = self.entities[entity.facts[relation]]
             ends.append(entity)
         return None if ends[0] is ends[1] else (ends, hops)
 
@@ -254,7 +256,7 @@ class _Asker:
 
     def _end(self, entity: Entity, path: Sequence[str]) -> Entity:
         for relation in path:
-            entity = self.world[entity.facts[relation]]
+            entity = self.entities[entity.facts[relation]]
         return entity
 
 

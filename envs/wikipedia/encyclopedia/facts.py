@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from stepagent.envs.wikipedia.world import names
+from stepagent.envs.wikipedia.encyclopedia import names
 
 NOW = 2015
 """Nothing in the world happens later."""
@@ -38,23 +38,23 @@ class Entity:
         return int(self.facts[relation].split()[-1])
 
 
-World = dict[str, Entity]
+Encyclopedia = dict[str, Entity]
 
 
-def generate(seed: int) -> World:
+def generate(seed: int) -> Encyclopedia:
     """Title → entity, in the order in which they were drawn."""
-    return _Maker(random.Random(f"stepagent world {seed}")).world()
+    return _Maker(random.Random(f"stepagent world {seed}")).encyclopedia()
 
 
 class _Maker:
     def __init__(self, rng: random.Random):
         self.rng = rng
-        self.all: World = {}
+        self.all: Encyclopedia = {}
         self.kinds: dict[str, list[Entity]] = {}
         self.used: set[tuple[str, str]] = set()
         """(name, kind) of the works so far."""
 
-    def world(self) -> World:
+    def encyclopedia(self) -> Encyclopedia:
         self._places()
         self._people()
         self._marriages()

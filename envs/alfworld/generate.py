@@ -1,4 +1,4 @@
-"""Generated games: new households in the rooms of `envs.alfworld.rooms`.
+"""Generated games: new households in the rooms of `envs.alfworld.layouts`.
 
 A game is made from its id alone, when it is asked for: the seed draws a room, fills it, and picks a
 goal that the room can meet; the planner proves that it can be won. Test games play in rooms that
@@ -14,8 +14,8 @@ from typing import Any
 
 from stepagent.envs.alfworld import engine, planner
 from stepagent.envs.alfworld.data import TYPES
+from stepagent.envs.alfworld.layouts import LAMPS, ROOMS, TEST_ROOMS, Room, catalogue, room
 from stepagent.envs.alfworld.pddl import GameError
-from stepagent.envs.alfworld.rooms import LAMPS, ROOMS, TEST_ROOMS, Room, catalogue, room
 from stepagent.envs.core import checksum
 
 VERSION = 1
@@ -36,7 +36,7 @@ _TOOL = {
 _STATE = {"Cleanable": "isClean", "Heatable": "isHot", "Coolable": "isCool"}
 
 
-class Generated:
+class GeneratedGames:
     """The source of generated games. Ids: `<type>/<split>-<number>`."""
 
     def tasks(self, split: str) -> tuple[str, ...]:

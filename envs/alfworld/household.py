@@ -21,7 +21,7 @@ TOOLS = {
 
 
 @dataclass(frozen=True)
-class Goal:
+class HouseholdGoal:
     """What the game wants: `count` things of a type in one place, or one looked at in light."""
 
     object_type: str
@@ -34,7 +34,7 @@ class Goal:
     count: int = 1
 
 
-def read_goal(game: Game) -> Goal:
+def read_goal(game: Game) -> HouseholdGoal:
     """Raises GameError for a goal of none of ALFWorld's six kinds."""
     if len(game.problem.goal) != 1:
         raise GameError("the goal has alternatives: none of ALFWorld's six kinds")
@@ -45,16 +45,16 @@ def read_goal(game: Game) -> Goal:
     if "istoggled" in named and "holds" in named:
         thing, lamp = named["holds"][1], named["istoggled"][0]
         if thing in types and lamp in types:
-            return Goal(types[thing], lamp_type=types[lamp])
+            return HouseholdGoal(types[thing], lamp_type=types[lamp])
     things = list(dict.fromkeys(a.terms[0] for a in atoms if a.predicate == "inreceptacle"))
     if things and places and all(types.get(v) == types.get(things[0], "") for v in things):
         state = next((name for name in TOOLS if name in named), "")
         able = tuple(n for n in ("cleanable", "heatable", "coolable") if n in named)
-        return Goal(types[things[0]], places[0], state, able, count=len(things))
+        return HouseholdGoal(types[things[0]], places[0], state, able, count=len(things))
     raise GameError("the goal is none of ALFWorld's six kinds")
 
 
-class House:
+class Household:
     """A game being played, as the experts look at it."""
 
     def __init__(self, play: Play):
@@ -66,15 +66,15 @@ class House:
     @cached_property
     def receptacles(self) -> dict[str, str]:
         """Receptacle → its location. In the order of the names in the text."""
-        found = {f[1]: f[2] for f in self.play.world.find("receptacleatlocation", None, None)}
+        found = {f[1]: f[2] for f in self.play.facts.find("receptacleatlocation", None, None)}
         return dict(sorted(found.items(), key=lambda item: natural(self.name(item[0]))))
 
     @cached_property
     def kinds(self) -> dict[str, str]:
         """Thing or receptacle → its type, such as appletype."""
-        world = self.play.world
-        found = {f[1]: f[2] for f in world.find("objecttype", None, None)}
-        return found | {f[1]: f[2] for f in world.find("receptacletype", None, None)}
+        facts = self.play.facts
+        found = {f[1]: f[2] for f in facts.find("objecttype", None, None)}
+        return found | {f[1]: f[2] for f in facts.find("receptacletype", None, None)}
 
     def name(self, thing: str) -> str:
         return self.game.entities[thing].name
@@ -88,41 +88,41 @@ class House:
 
     def can_hold(self, receptacle: str, thing: str) -> bool:
         kinds = self.kinds
-        return thing in kinds and ("cancontain", kinds[receptacle], kinds[thing]) in self.play.world
+        return thing in kinds and ("cancontain", kinds[receptacle], kinds[thing]) in self.play.facts
 
     def suits(self, thing: str) -> bool:
         """Whether the thing is of the goal's type, and can become what the goal wants."""
-        world, goal = self.play.world, self.goal
+        facts, goal = self.play.facts, self.goal
         return self.kinds.get(thing) == goal.object_type and all(
-            (able, thing) in world for able in goal.able
+            (able, thing) in facts for able in goal.able
         )
 
     # What changes -----------------------------------------------------------------------------
 
     @property
     def location(self) -> str:
-        return self.play.world.find("atlocation", None, None)[0][2]
+        return self.play.facts.find("atlocation", None, None)[0][2]
 
     @property
     def held(self) -> str | None:
-        found = self.play.world.find("holds", None, None)
+        found = self.play.facts.find("holds", None, None)
         return found[0][2] if found else None
 
     def shut(self, receptacle: str) -> bool:
-        world = self.play.world
-        return ("openable", receptacle) in world and ("opened", receptacle) not in world
+        facts = self.play.facts
+        return ("openable", receptacle) in facts and ("opened", receptacle) not in facts
 
     def inside(self, receptacle: str) -> list[str]:
-        found = self.play.world.find("inreceptacle", None, receptacle)
+        found = self.play.facts.find("inreceptacle", None, receptacle)
         return sorted((f[1] for f in found), key=self._number)
 
     def place_of(self, thing: str) -> str | None:
-        found = self.play.world.find("inreceptacle", thing, None)
+        found = self.play.facts.find("inreceptacle", thing, None)
         return found[0][2] if found else None
 
     def ready(self, thing: str) -> bool:
         """Whether the thing is what the goal wants it to be (clean, hot, cool)."""
-        return not self.goal.state or (self.goal.state, thing) in self.play.world
+        return not self.goal.state or (self.goal.state, thing) in self.play.facts
 
     # Doing ------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What is true in a game: ground atoms, indexed so that conditions are matched without searching.
 
-`Facts` is a set of atoms with an index by (predicate, position, argument). `World` lays the facts
-that never change under those that do, so that a reset copies only the latter.
+`Facts` is a set of atoms with an index by (predicate, position, argument). `FactStore` keeps
+those that never change apart from those that do, so that a reset copies only the latter.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Facts:
         return best
 
 
-class World:
+class FactStore:
     """Facts that never change (`static`) under those that do (`fluent`)."""
 
     def __init__(
@@ -75,8 +75,8 @@ class World:
     ):
         self.static, self.fluent, self.fluents, self.members = static, fluent, fluents, members
 
-    def copy(self) -> World:
-        return World(self.static, self.fluent.copy(), self.fluents, self.members)
+    def copy(self) -> FactStore:
+        return FactStore(self.static, self.fluent.copy(), self.fluents, self.members)
 
     def layer(self, predicate: str) -> Facts:
         return self.fluent if predicate in self.fluents else self.static
