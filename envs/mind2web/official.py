@@ -11,7 +11,6 @@ encrypted lies there in plain.
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import logging
 import zipfile
@@ -23,15 +22,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from stepagent.envs.core import checksum
+from stepagent.envs.json_stream import JSONError, JSONStream
 from stepagent.envs.mind2web.records import Problems, Task, task_from_official
 from stepagent.files import build_once, cache_folder
 
 log = logging.getLogger(__name__)
 
 SETS = ("train", "test_task", "test_website", "test_domain")
-MAX_OBJECT = 400_000_000
-"""Characters that one task may take in a file."""
-_CHUNK = 1 << 24
 _FORMAT = "1"
 
 
@@ -96,8 +93,8 @@ class OfficialFolder:
         ids: dict[str, str] = {}
         other = "raw_html" if self.html == "cleaned" else "cleaned_html"
         for member in members:
-            with member.open() as stream:
-                for record in objects(stream, str(member)):
+            with member.open() as file:
+                for record in objects(file, str(member)):
                     task = task_from_official(record, self.html, problems)
                     if task is None or task.id in ids:
                         continue
@@ -105,8 +102,8 @@ class OfficialFolder:
                         if isinstance(action, dict):
                             action.pop(other, None)
                     path = folder / f"{len(ids)}.json.gz"
-                    with gzip.open(path, "wt", encoding="utf-8", compresslevel=4) as file:
-                        json.dump(record, file)
+                    with gzip.open(path, "wt", encoding="utf-8", compresslevel=4) as packed:
+                        json.dump(record, packed)
                     ids[task.id] = path.name
         if not ids:
             raise ValueError(
@@ -127,20 +124,19 @@ class _Member:
         return f"{self.path}" + (f"[{self.inside}]" if self.inside else "")
 
     @contextmanager
-    def open(self) -> Iterator[IO[str]]:
-        """The file as text. Raises ValueError where the password is missing or wrong."""
+    def open(self) -> Iterator[IO[bytes]]:
+        """The file. Raises ValueError where the password is missing or wrong."""
         if self.inside is None:
-            with self.path.open(encoding="utf-8", errors="replace") as stream:
-                yield stream
+            with self.path.open("rb") as file:
+                yield file
             return
         password = self.password.encode() if self.password else None
         try:
             with (
                 zipfile.ZipFile(self.path) as archive,
-                archive.open(self.inside, pwd=password) as raw,
-                io.TextIOWrapper(raw, encoding="utf-8", errors="replace") as stream,
+                archive.open(self.inside, pwd=password) as file,
             ):
-                yield stream
+                yield file
         except NotImplementedError as error:
             raise ValueError(
                 f"{self}: {error}: unpack the archive by hand (7z, unzip) and name the folder"
@@ -184,27 +180,12 @@ def _named(path: str) -> bool:
     return any(_belongs(Path(path), name) for name in SETS)
 
 
-def objects(stream: IO[str], name: str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON array (or one after another) without holding more than a few at once.
+def objects(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON array (or one after another), read one by one.
 
-    Raises ValueError where the text is not JSON, or an object exceeds `MAX_OBJECT` characters.
+    Raises ValueError where the text is not JSON.
     """
-    decoder, text, position, ended = json.JSONDecoder(), "", 0, False
-    while True:
-        while position < len(text) and text[position] in " \t\r\n,[]":
-            position += 1
-        if position < len(text):
-            try:
-                found, position = decoder.raw_decode(text, position)
-            except (json.JSONDecodeError, RecursionError) as error:
-                if ended or len(text) - position > MAX_OBJECT:
-                    raise ValueError(f"{name} is not JSON of Mind2Web: {error}") from None
-            else:
-                if isinstance(found, dict):
-                    yield found
-                continue
-        if ended:
-            return
-        chunk = stream.read(max(_CHUNK, len(text) - position))  # twice as much each time
-        ended = not chunk
-        text, position = text[position:] + chunk, 0
+    try:
+        yield from (item for item in JSONStream(file) if isinstance(item, dict))
+    except JSONError as error:
+        raise ValueError(f"{name} is not JSON of Mind2Web: {error}") from None

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.envs.core import checksum
+from stepagent.envs.json_stream import JSONError, JSONStream
 from stepagent.envs.webshop import catalogue, generate
 from stepagent.envs.webshop.catalogue import Catalogue, product_from
 from stepagent.envs.webshop.data import Product
-from stepagent.files import cache_folder
+from stepagent.files import cache_folder, write_text
 
 log = logging.getLogger(__name__)
-_CHUNK = 1 << 20
-_MAX_RECORD = 64 << 20
 CATALOGUES = ("items_shuffle*.json", "documents*.jsonl")
 _LISTED = "it needs a catalogue (items_shuffle*.json or documents*.jsonl), its items_ins_v2*.json "
 
@@ -107,12 +106,9 @@ def _digest(path: Path) -> str:
     if remembered.is_file():
         return remembered.read_text()
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    remembered.parent.mkdir(parents=True, exist_ok=True)
-    partial = remembered.with_suffix(".partial")
-    partial.write_text(found)
-    partial.replace(remembered)
-    return found
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    write_text(remembered, digest)
+    return digest
 
 
 def _items(path: Path) -> Iterator[Any]:
@@ -154,56 +150,15 @@ def _entries(path: Path | None) -> Iterator[tuple[str, Any]]:
 
 
 def stream(path: Path) -> Iterator[Any]:
-    """The elements of a JSON array, or the (key, value) pairs of an object, read piece by piece.
+    """The elements of a JSON array, or the (key, value) pairs of an object, read one by one.
 
-    Raises ValueError that names the file and the place where it is cut or is no such JSON.
+    Raises ValueError that names the file where it is cut or is no such JSON.
     """
-    decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8", errors="replace") as file:
-        text, at, done = file.read(_CHUNK).lstrip("\ufeff \t\r\n"), 0, 0
-        if text[:1] not in ("[", "{"):
+    with path.open("rb") as file:
+        source = JSONStream(file)
+        if source.first not in ("[", "{"):
             raise ValueError(f"{path}: a JSON array or object was expected")
-        pairs, close = text[0] == "{", "]" if text[0] == "[" else "}"
-        at = 1
-
-        def value(at: int) -> tuple[Any, int]:
-            nonlocal text
-            while True:
-                try:
-                    found, end = decoder.raw_decode(text, at)
-                    if end < len(text) or text[end - 1] in '}]"':  # a number might go on
-                        return found, end
-                except json.JSONDecodeError:
-                    pass
-                more = file.read(max(_CHUNK, len(text) - at))
-                if not more or len(text) - at > _MAX_RECORD:
-                    raise ValueError(
-                        f"{path}: cut or damaged at character {done + at} of its JSON text"
-                    ) from None
-                text += more
-
-        def skip(at: int, characters: str) -> int:
-            nonlocal text
-            while True:
-                while at < len(text) and text[at] in characters:
-                    at += 1
-                if at < len(text):
-                    return at
-                more = file.read(_CHUNK)
-                if not more:
-                    raise ValueError(f"{path}: cut at its end, character {done + at}")
-                text += more
-
-        while True:
-            at = skip(at, " \t\r\n,")
-            if text[at] == close:
-                return
-            if at > _CHUNK:
-                text, at, done = text[at:], 0, done + at
-            found, at = value(at)
-            if pairs:
-                at = skip(at, " \t\r\n:")
-                entry, at = value(at)
-                yield found, entry
-            else:
-                yield found
+        try:
+            yield from source.members() if source.first == "{" else source
+        except JSONError as error:
+            raise ValueError(f"{path}: {error}") from None

@@ -10,7 +10,8 @@ import zlib
 import pytest
 
 from stepagent import envs
-from stepagent.envs.mind2web import official as module
+from stepagent.envs import json_stream
+from stepagent.envs.mind2web import official as packing
 from stepagent.envs.mind2web import records
 from stepagent.envs.mind2web.data import PlainFile, open_source, read_ranks, split_by_website
 from stepagent.envs.mind2web.records import Problems, make_step, tasks_from_rows
@@ -54,7 +55,7 @@ def test_raw_pages_show_the_same_candidates(official):
 
 def test_it_is_packed_once(official, monkeypatch):
     first = open_source(official, Problems()).ids("train")
-    monkeypatch.setattr(module, "objects", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(packing, "objects", lambda *_: pytest.fail("read again"))
     assert open_source(official, Problems()).ids("train") == first
 
 
@@ -141,15 +142,19 @@ def test_what_a_folder_lacks_is_named(official):
         envs.make(ID, data=official, split="test").tasks  # noqa: B018
 
 
+def _file(text):
+    return io.BytesIO(text.encode())
+
+
 def test_streams_of_objects(monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK", 7)
-    found = [{"a": 1, "b": "x]},{"}, {"c": [1, {"d": "é"}]}, {}]
-    assert list(module.objects(io.StringIO(json.dumps(found, indent=1)), "f")) == found
-    lines = "\n".join(map(json.dumps, found))
-    assert list(module.objects(io.StringIO(lines), "f")) == found
-    assert list(module.objects(io.StringIO("[]"), "f")) == []
+    monkeypatch.setattr(json_stream, "_CHUNK", 7)
+    records = [{"a": 1, "b": "x]},{"}, {"c": [1, {"d": "é"}]}, {}]
+    assert list(packing.objects(_file(json.dumps(records, indent=1)), "f")) == records
+    lines = "\n".join(map(json.dumps, records))
+    assert list(packing.objects(_file(lines), "f")) == records
+    assert list(packing.objects(_file("[]"), "f")) == []
     with pytest.raises(ValueError, match="f is not JSON"):
-        list(module.objects(io.StringIO('[{"a": 1}, {"b": '), "f"))
+        list(packing.objects(_file('[{"a": 1}, {"b": '), "f"))
 
 
 @pytest.mark.real_data

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from stepagent import envs
+from stepagent.envs import json_stream
 from stepagent.envs.core import checksum
 from stepagent.envs.webshop import catalogue, data, engine, generate, sources
 from tests.envs.webshop.conftest import goal, product, raw_item, write_shop
@@ -136,7 +137,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 
 
 def test_streamed_json_is_json(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_CHUNK", 7)
+    monkeypatch.setattr(json_stream, "_CHUNK", 7)
     for value in ([], [1, "a,]}", {"b": [None, 2.5]}], {"x": {"y": "]"}, "é": [[]]}, {}):
         file = tmp_path / "some.json"
         file.write_text(json.dumps(value, indent=3))
@@ -245,6 +246,7 @@ def test_the_bundled_splits_share_no_product():
 
 GOALS = """
 from stepagent import envs
+from stepagent.envs import json_stream
 for kind in ("human", "synthetic"):
     env = envs.make("stepagent/WebShop-v0", split="test", goals=kind)
     for task in env.tasks[:40]:
