@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import struct
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from stepagent import command_line
+from stepagent.files import write_text
 
 MAX_PICKLE = 2_000_000_000
 """Bytes of a pickle that are read."""
@@ -128,16 +127,11 @@ def convert(source: Path, out: Path, top_k: int = 50) -> int:
         data = load(source.read_bytes())
         if not isinstance(data, dict) or not isinstance(data.get("ranks"), dict):
             raise ValueError("it holds no dict 'ranks'")
-        found = best(data["ranks"], top_k)
+        ranks = best(data["ranks"], top_k)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=out.parent, prefix=out.name, suffix=".partial", delete=False, encoding="utf-8"
-    ) as file:
-        json.dump(found, file)
-    os.replace(file.name, out)
-    return len(found)
+    write_text(out, json.dumps(ranks))
+    return len(ranks)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

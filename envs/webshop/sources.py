@@ -21,7 +21,7 @@ from stepagent.envs.json_stream import JSONError, JSONStream
 from stepagent.envs.webshop import catalogue, generate
 from stepagent.envs.webshop.catalogue import Catalogue, product_from
 from stepagent.envs.webshop.data import Product
-from stepagent.files import cache_folder, write_text
+from stepagent.files import cache_folder, write_shared_text
 
 log = logging.getLogger(__name__)
 CATALOGUES = ("items_shuffle*.json", "documents*.jsonl")
@@ -107,7 +107,7 @@ def _digest(path: Path) -> str:
         return remembered.read_text()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    write_text(remembered, digest)
+    write_shared_text(remembered, digest)
     return digest
 
 

@@ -18,8 +18,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +29,7 @@ from stepagent.envs.wikipedia.corpus import Page
 from stepagent.envs.wikipedia.encyclopedia import questions as bundled
 from stepagent.envs.wikipedia.questions import Question
 from stepagent.envs.wikipedia.sources import SourceError, file_checksum, records
-from stepagent.files import cache_folder
+from stepagent.files import cache_folder, write_shared_text
 
 SIZES = (5000, 500, 500)
 """Questions of the train, dev and test splits that the paper draws."""
@@ -110,22 +108,10 @@ def _load(
     if not all(path.is_file() for path in paths.values()):
         splits = _draw(dataset, files, sizes, seed) if files else _bundled(dataset, sizes)
         for which, path in paths.items():
-            _write(path, splits[which])
+            records = (json.dumps(q.to_dict(), ensure_ascii=False) for q in splits[which])
+            write_shared_text(path, "".join(f"{record}\n" for record in records))
     with paths[split].open(encoding="utf-8") as file:
         return tuple(Question.from_dict(json.loads(line)) for line in file)
-
-
-def _write(path: Path, questions: Iterable[Question]) -> None:
-    """The file is complete or not there at all; several processes may write it at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix="questions-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            for question in questions:
-                file.write(json.dumps(question.to_dict(), ensure_ascii=False) + "\n")
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
 
 
 # The bundled world --------------------------------------------------------------------------------

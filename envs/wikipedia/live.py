@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +21,7 @@ from typing import Any
 import requests
 
 from stepagent.envs.wikipedia.corpus import SIMILAR, Corpus, Page, is_slip, key, page
-from stepagent.files import cache_folder
+from stepagent.files import cache_folder, write_shared_text
 
 WIKIPEDIA = "https://en.wikipedia.org/w/api.php"
 MAX_BYTES = 8 << 20
@@ -122,18 +121,14 @@ class LiveCorpus(Corpus):
         query = {"action": "query", "format": "json", "formatversion": "2", **parameters}
         kept = self._kept(query)
         try:
-            found = json.loads(kept.read_text(encoding="utf-8"))
-            if isinstance(found, dict):
-                return found
+            answer = json.loads(kept.read_text(encoding="utf-8"))
+            if isinstance(answer, dict):
+                return answer
         except (OSError, ValueError):  # not asked yet, or a damaged file: ask (again)
             pass
-        found = self._request(query)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix="answer-", dir=kept.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            json.dump(found, file)
-        os.replace(partial, kept)
-        return found
+        answer = self._request(query)
+        write_shared_text(kept, json.dumps(answer))
+        return answer
 
     def _kept(self, query: dict[str, str]) -> Path:
         asked = json.dumps([self.url, query], sort_keys=True).encode("utf-8", "replace")

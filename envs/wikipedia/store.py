@@ -18,8 +18,6 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +36,7 @@ from stepagent.envs.wikipedia.corpus import (
     is_slip,
     key,
 )
-from stepagent.files import cache_folder
+from stepagent.files import build_once, cache_folder, write_text
 
 VERSION = 1
 _META = "corpus.json"
@@ -142,24 +140,16 @@ def is_store(folder: Path) -> bool:
 
 
 def open_cached(name: str, pages: Iterable[Page]) -> StoredCorpus:
-    """The corpus of that name (a checksum of its source) in the cache; built where it is not there.
+    """The corpus of that name (a checksum of its source) in the cache; built where missing."""
 
-    Several processes may do so at once: each builds its own, the first one to be done counts.
-    """
+    def build(partial: Path) -> None:
+        with contextlib.closing(Writer(partial)) as writer:
+            for page in pages:
+                writer.add(page)
+            writer.finish()
+
     folder = cache_folder() / "wikipedia" / f"corpus-{name}-{VERSION}"
-    if not is_store(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="corpus-", dir=folder.parent))
-        try:
-            writer = Writer(partial)
-            with contextlib.closing(writer):
-                for page in pages:
-                    writer.add(page)
-                writer.finish()
-            with contextlib.suppress(OSError):  # another process was first
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    build_once(folder, build, lambda: is_store(folder))
     return StoredCorpus(folder)
 
 
@@ -240,6 +230,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".new")
-    partial.write_text(json.dumps(data), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(data))

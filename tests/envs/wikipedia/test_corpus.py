@@ -186,4 +186,4 @@ def test_processes_build_and_share_one_corpus(cache):
     assert len({r.stdout for r in results}) == 1
     assert results[0].stdout.startswith("Text number 77 of many words. ['Title 123'")
     assert not list((cache / "wikipedia").glob("corpus-[!t]*"))
-    assert len(list((cache / "wikipedia").glob("corpus-together-*"))) == 1
+    assert X
