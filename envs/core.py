@@ -241,18 +241,18 @@ class TextEnv(gym.Env[str, str], ABC):
 
     def fingerprint(self) -> dict[str, str]:
         """What a result depends on beside task and seed: versions, data, arguments, prompt."""
-        found = {"gymnasium": gym.__version__, "data": self.data_checksum()}
+        fingerprint = {"gymnasium": gym.__version__, "data": self.data_checksum()}
         for package in self.packages:
             try:
-                found[package] = version(package)
+                fingerprint[package] = version(package)
             except PackageNotFoundError:
-                found[package] = "missing"
-        found["prompt"] = self.prompt.checksum()
+                fingerprint[package] = "missing"
+        fingerprint["prompt"] = self.prompt.checksum()
         kwargs = dict(self.spec.kwargs) if self.spec else {}
         kwargs.pop("split", None)
         kwargs.pop("render_mode", None)
-        found["arguments"] = json.dumps(kwargs, sort_keys=True, default=str)
-        return found
+        fingerprint["arguments"] = json.dumps(kwargs, sort_keys=True, default=str)
+        return fingerprint
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -44,7 +44,7 @@ def play(
     env_id: str, env: TextEnv, task_id: str | None, seed: int, ask: Callable[[], str], say: Console
 ) -> Trajectory:
     """One episode with actions from `ask` (EOFError or `/quit` ends it)."""
-    begun = time.monotonic()
+    start = time.monotonic()
     options = {"task_id": task_id} if task_id else {}
     observation, info = env.reset(seed=seed, options=options)
     _show(say, f"{env_id}, split {env.split}, task {info['task_id']}", "bold")
@@ -85,7 +85,7 @@ def play(
         truncated=truncated,
         metrics=info["metrics"],
         fingerprint=env.fingerprint(),
-        seconds=round(time.monotonic() - begun, 3),
+        seconds=round(time.monotonic() - start, 3),
         error="" if done or truncated else "left before the end",
     )
 
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _show(errors, f"error: {error}")
         return 2
     try:
-        found = play(config.env, env, config.task_id, config.seed, lambda: input("> "), say)
+        trajectory = play(config.env, env, config.task_id, config.seed, lambda: input("> "), say)
     except KeyboardInterrupt:
         return 130
     except ValueError as error:  # an unknown task id
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         env.close()
     if config.out:
         with Writer(config.out) as file:
-            file.write(found)
+            file.write(trajectory)
         _show(say, f"Recorded in {config.out}", "dim")
     return 0
 

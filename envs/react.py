@@ -85,7 +85,7 @@ def parse(reply: str) -> Reply:
     text = reply.replace("\r\n", "\n").replace("\r", "\n")
     thoughts: list[str] = []
     if "<" in text:
-        thoughts += [found.strip() for found in _THINK.findall(text)]
+        thoughts += [match.strip() for match in _THINK.findall(text)]
         text = _SPECIAL.sub("\n", _THINK.sub("\n", text))
     if "```" in text:
         text = _FENCE.sub("", text)
@@ -95,7 +95,7 @@ def parse(reply: str) -> Reply:
         return _split_inline(thoughts, head) or Reply(_join(thoughts), _bare(head))
     thoughts.append(head)
     inline: Reply | None = None  # counts only where no action of its own line follows
-    ends = [found.start() for found in labels[1:]] + [len(text)]
+    ends = [match.start() for match in labels[1:]] + [len(text)]
     for label, end in zip(labels, ends, strict=True):
         name, body = label.group(1).lower(), text[label.end() : end].strip()
         if name == "thought":
@@ -120,11 +120,11 @@ def _split_inline(thoughts: list[str], text: str, number: str = "") -> Reply | N
     numbered one (`Action 2:`) only behind the thought of that number.
     """
     opened = at = 0
-    for found in _INLINE_ACTION.finditer(text):
-        opened += text.count("[", at, found.start()) - text.count("]", at, found.start())
-        at = found.start()
-        if opened <= 0 and found.group(1) in ("", number):
-            return Reply(_join([*thoughts, text[:at].strip()]), _bare(text[found.end() :]))
+    for match in _INLINE_ACTION.finditer(text):
+        opened += text.count("[", at, match.start()) - text.count("]", at, match.start())
+        at = match.start()
+        if opened <= 0 and match.group(1) in ("", number):
+            return Reply(_join([*thoughts, text[:at].strip()]), _bare(text[match.end() :]))
     return None
 
 
@@ -186,18 +186,20 @@ class Prompt:
         """
         text = path.read_text(encoding="utf-8")
         sections = re.split(r"^# (Instruction|Example)[ \t]*$", text, flags=re.MULTILINE)
-        named = dict(zip(sections[1::2], sections[2::2], strict=True))
-        if set(named) != {"Instruction", "Example"}:
+        by_heading = dict(zip(sections[1::2], sections[2::2], strict=True))
+        if set(by_heading) != {"Instruction", "Example"}:
             raise ValueError(f"{path}: wants the headings '# Instruction' and '# Example'")
         parts = re.split(
-            r"^(Observation|Thought|Action):[ \t]*", named["Example"].strip(), flags=re.MULTILINE
+            r"^(Observation|Thought|Action):[ \t]*",
+            by_heading["Example"].strip(),
+            flags=re.MULTILINE,
         )
         names, bodies = parts[1::2], [body.strip() for body in parts[2::2]]
         turns = len(names) // 3
         if not turns or names != ["Observation", "Thought", "Action"] * turns:
             raise ValueError(f"{path}: the example must repeat Observation, Thought, Action")
         example = tuple((bodies[i], bodies[i + 1], bodies[i + 2]) for i in range(0, len(bodies), 3))
-        return Prompt(named["Instruction"].strip(), example)
+        return Prompt(by_heading["Instruction"].strip(), example)
 
     def system(self, style: PromptStyle = PromptStyle()) -> str:
         """The system message in a style; "" where the style leaves everything out."""

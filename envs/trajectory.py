@@ -170,23 +170,23 @@ def read(path: str | Path, bad: list[BadLine] | None = None) -> list[Trajectory]
     Bad lines are appended to `bad`; where that is None, they raise ValueError that lists them.
     Raises FileNotFoundError with the path looked for.
     """
-    path, found, broken = Path(path), [], []
+    path, trajectories, broken = Path(path), [], []
     if not path.is_file():
         raise FileNotFoundError(f"no trajectory file at {path.absolute()}")
     for number, line in _lines(path):
         try:
-            found.append(Trajectory.from_json(line))
+            trajectories.append(Trajectory.from_json(line))
         except ValueError as error:
             broken.append(BadLine(path, number, str(error)))
     if broken and bad is None:
-        listed = "\n".join(f"  {b}" for b in broken[:10])
+        lines = "\n".join(f"  {b}" for b in broken[:10])
         raise ValueError(
-            f"{len(broken)} of {len(broken) + len(found)} lines cannot be read (a cut last line is "
-            f"what a killed run leaves; delete the lines named to go on):\n{listed}"
+            f"{len(broken)} of {len(broken) + len(trajectories)} lines cannot be read (a cut last "
+            f"line is what a killed run leaves; to go on, delete the lines named):\n{lines}"
         )
     if bad is not None:
         bad.extend(broken)
-    return found
+    return trajectories
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -108,22 +108,22 @@ class Folder:
 
     @cached_property
     def _checksum(self) -> str:
-        listed = []
+        sizes = []
         for name in FOLDERS.values():
             folder = self.path / name
             if folder.is_dir():
                 games = _files(folder)
-                listed += [
+                sizes += [
                     f"{g.relative_to(self.path).as_posix()} {g.stat().st_size}" for g in games
                 ]
-        return checksum(*sorted(listed))
+        return checksum(*sorted(sizes))
 
 
 @lru_cache(maxsize=64)
-def _playable(folder: Path, split: str, given: str, _changed: int) -> tuple[str, ...]:
+def _playable(folder: Path, split: str, source: str, _changed: int) -> tuple[str, ...]:
     """Ids of a folder's playable games. Many environments of one process look only once."""
     skipped: Counter[str] = Counter()
-    found = []
+    ids = []
     try:
         for game in _files(folder):
             where = game.parent.relative_to(folder).as_posix()
@@ -133,12 +133,12 @@ def _playable(folder: Path, split: str, given: str, _changed: int) -> tuple[str,
             if reason:
                 skipped[reason] += 1
             else:
-                found.append(where)
+                ids.append(where)
     except OSError as error:
         _unreadable(folder, error)
-    if not found:
-        _no_games(split, f"{folder} (from data={given!r})", skipped)
-    return tuple(sorted(found))
+    if not ids:
+        _no_games(split, f"{folder} (from data={source!r})", skipped)
+    return tuple(sorted(ids))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -219,10 +219,10 @@ class Archive:
 
     def tasks(self, split: str) -> tuple[str, ...]:
         index = self.index()
-        found = sorted(index["splits"].get(split, {}))
-        if not found:
+        ids = sorted(index["splits"].get(split, {}))
+        if not ids:
             _no_games(split, f"{FOLDERS[split]} of {self.path}", Counter(index["skipped"]))
-        return tuple(found)
+        return tuple(ids)
 
     def load(self, task_id: str) -> dict[str, Any]:
         splits = self.index()["splits"]

@@ -106,14 +106,14 @@ def parse(text: str | bytes) -> dict[str, Any]:
 
 
 def _members(domain: Domain, problem: Problem) -> dict[str, frozenset[str]]:
-    found: dict[str, set[str]] = {"object": set(problem.types)}
+    members: dict[str, set[str]] = {"object": set(problem.types)}
     for name, kind in problem.types.items():
         for _ in range(20):
-            found.setdefault(kind, set()).add(name)
+            members.setdefault(kind, set()).add(name)
             if kind == "object" or domain.parents.get(kind, kind) == kind:
                 break
             kind = domain.parents[kind]
-    return {kind: frozenset(names) for kind, names in found.items()}
+    return {kind: frozenset(names) for kind, names in members.items()}
 
 
 def name_entities(problem: Problem) -> dict[str, Entity]:
@@ -217,9 +217,9 @@ class Play:
         for verb in self.game.verbs:
             if verb.pattern is None:
                 partial: Binding = {}
-            elif found := verb.pattern.fullmatch(text):
+            elif match := verb.pattern.fullmatch(text):
                 by_name = self.game.by_name
-                partial = {f"?{n}": by_name.get(v, "") for n, v in found.groupdict().items()}
+                partial = {f"?{n}": by_name.get(v, "") for n, v in match.groupdict().items()}
                 if "" in partial.values():
                     continue
             else:
@@ -231,11 +231,11 @@ class Play:
 
     def commands(self) -> list[Command]:
         """Everything that can be done now, one command for each text, sorted."""
-        found: dict[str, Command] = {}
+        commands_by_text: dict[str, Command] = {}
         for verb in self.game.verbs:
             for command in self._commands(verb, {}):
-                found.setdefault(command.text, command)
-        return [found[text] for text in sorted(found)]
+                commands_by_text.setdefault(command.text, command)
+        return [commands_by_text[text] for text in sorted(commands_by_text)]
 
     def admissible(self) -> list[str]:
         """Upstream's admissible commands: sorted, each once."""

@@ -154,8 +154,8 @@ class ALFWorldEnv(TextEnv):
         text = self._play.intro()
         if text.startswith(_BANNER):
             text = text.partition("\n\n")[2]
-        found = _TASK.search(text)
-        self.instruction = found[0].strip() if found else text.strip()
+        match = _TASK.search(text)
+        self.instruction = match[0].strip() if match else text.strip()
         return text
 
     def _start(self, task_id: str) -> Any:

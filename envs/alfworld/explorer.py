@@ -135,8 +135,8 @@ class Explorer:
         house = self.house
         return house.kinds[place] == house.goal.receptacle_type and house.ready(thing)
 
-    def _take(self, found: tuple[str, str]) -> None:
-        thing, place = found
+    def _take(self, thing_and_place: tuple[str, str]) -> None:
+        thing, place = thing_and_place
         self._go("fetch", thing, place)
         self._do("fetch", "pickupobject", thing, place)
         self._note(place)
@@ -164,11 +164,11 @@ class Explorer:
 
     # Looking ----------------------------------------------------------------------------------
 
-    def _look_for(self, kind: str, wanted: Callable[[str], bool]) -> tuple[str, str]:
+    def _look_for(self, kind: str, suits: Callable[[str], bool]) -> tuple[str, str]:
         """A wanted thing that has been seen, and where; looks around until there is one."""
         for place, things in self.seen.items():
             for thing in things:
-                if wanted(thing):
+                if suits(thing):
                     return thing, place
         likely = _LIKELY.get(kind.removesuffix("type"), {})
         kinds = self.house.kinds
@@ -177,7 +177,7 @@ class Explorer:
         for place in left:
             self._visit(place, kind)
             for thing in self.seen[place]:
-                if wanted(thing):
+                if suits(thing):
                     return thing, place
         raise GameError(f"no {kind.removesuffix('type')} was found anywhere")
 

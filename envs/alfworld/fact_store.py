@@ -39,25 +39,25 @@ class Facts:
 
     def copy(self) -> Facts:
         twin = Facts()
-        twin._index = {key: set(found) for key, found in self._index.items()}
+        twin._index = {key: set(facts) for key, facts in self._index.items()}
         return twin
 
     def __contains__(self, fact: Fact) -> bool:
         return fact in self._index.get(fact[0], _NONE)
 
     def __iter__(self) -> Iterator[Fact]:
-        for key, found in self._index.items():
+        for key, facts in self._index.items():
             if isinstance(key, str):
-                yield from found
+                yield from facts
 
     def matching(self, predicate: str, terms: Iterable[str | None]) -> Collection[Fact]:
         """Facts that can match (a superset): `terms` are the arguments, None where unknown."""
         index, best = self._index, self._index.get(predicate, _NONE)
         for i, term in enumerate(terms, start=1):
             if term is not None:
-                found = index.get((predicate, i, term), _NONE)
-                if len(found) < len(best):
-                    best = found
+                candidates = index.get((predicate, i, term), _NONE)
+                if len(candidates) < len(best):
+                    best = candidates
                     if not best:
                         break
         return best
@@ -86,9 +86,9 @@ class FactStore:
 
     def find(self, predicate: str, *terms: str | None) -> list[Fact]:
         """Facts with these arguments (None: any), sorted."""
-        found = self.layer(predicate).matching(predicate, terms)
+        facts = self.layer(predicate).matching(predicate, terms)
         return sorted(
-            f for f in found if all(t is None or t == f[i] for i, t in enumerate(terms, start=1))
+            f for f in facts if all(t is None or t == f[i] for i, t in enumerate(terms, start=1))
         )
 
     def solve(
@@ -107,10 +107,10 @@ class FactStore:
         chosen = left[0]
         for atom in left:
             terms = [binding.get(t) if t[0] == "?" else t for t in atom.terms]
-            found = self.layer(atom.predicate).matching(atom.predicate, terms)
-            if best is None or len(found) < len(best):
-                best, chosen = found, atom
-                if len(found) <= 1:
+            candidates = self.layer(atom.predicate).matching(atom.predicate, terms)
+            if best is None or len(candidates) < len(best):
+                best, chosen = candidates, atom
+                if len(candidates) <= 1:
                     break
         rest = [atom for atom in left if atom is not chosen]
         for fact in sorted(best or ()) if len(best or ()) > 1 else list(best or ()):

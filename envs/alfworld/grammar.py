@@ -119,21 +119,21 @@ def read(text: str) -> Grammar:
     """Raises GameError for what is no grammar, or uses what this reader does not know."""
     if not isinstance(text, str) or len(text) > 1_000_000:
         raise GameError("the grammar is not a text of at most 1,000,000 characters")
-    found: dict[str, Any] = {}
+    items_by_rule: dict[str, Any] = {}
     actions: dict[str, Wording] = {}
     for block in _BLOCK.finditer(text):
         if block["grammar"] is not None:
-            found |= _rules(block["text"])
+            items_by_rule |= _rules(block["text"])
             continue
         template, feedback = _TEMPLATE.search(block["body"]), _FEEDBACK.search(block["body"])
         if not template or not feedback:
             raise GameError(f"the grammar's action {block['name']} lacks a template or a feedback")
         if own := _OWN_GRAMMAR.search(block["body"]):
             lines = own[1].split("\n")
-            found |= _rules("\n".join(x for x in lines if not x.lstrip().startswith("#")))
+            items_by_rule |= _rules("\n".join(x for x in lines if not x.lstrip().startswith("#")))
         actions[block["name"].lower()] = Wording(symbols(template[1]), symbols(feedback[1]))
     try:
-        rules = {name: tuple(map(_production, items)) for name, items in found.items()}
+        rules = {name: tuple(map(_production, items)) for name, items in items_by_rule.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise GameError(f"the grammar has a rule that is none: {error!r}") from None
     if "intro" not in rules or not actions:
@@ -143,24 +143,24 @@ def read(text: str) -> Grammar:
 
 def _rules(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(textwrap.dedent(text))
+        rules = json.loads(textwrap.dedent(text))
     except json.JSONDecodeError as error:
         raise GameError(f"a block of the grammar is no JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(rules, dict):
         raise GameError("a block of the grammar is no JSON object")
-    return found
+    return rules
 
 
 def _production(item: dict[str, Any]) -> Production:
-    given = item.get("condition", "")
-    return Production(query(given) if given else None, symbols(item["rhs"]))
+    condition = item.get("condition", "")
+    return Production(query(condition) if condition else None, symbols(item["rhs"]))
 
 
 @lru_cache(maxsize=2048)
 def symbols(text: str) -> tuple[Symbol, ...]:
     """A production's right side. As upstream's parser does, it stops at what it cannot read, and
     leaves out white space at the beginning (which that parser takes for an empty comment)."""
-    found: list[Symbol] = []
+    parts: list[Symbol] = []
     text = text.lstrip()
     at = 0
     while at < len(text):
@@ -169,28 +169,28 @@ def symbols(text: str) -> tuple[Symbol, ...]:
             end = part.end()
             if listed and text[end : end + 1] != "]":
                 break
-            found.append(_each(part, listed))
+            parts.append(_each(part, listed))
             at = end + listed
         elif part := _TAG.match(text, at):
-            found.append(Ref(part[1]))
+            parts.append(Ref(part[1]))
             at = part.end()
         elif part := _LITERAL.match(text, at):
-            found.append(Text(part[0].replace("\\n", "\n")))
+            parts.append(Text(part[0].replace("\\n", "\n")))
             at = part.end()
         elif part := _QUOTED.match(text, at):
-            found.append(Text(part[1].replace("\\n", "\n")))
+            parts.append(Text(part[1].replace("\\n", "\n")))
             at = part.end()
         else:
             break
-    return tuple(found)
+    return tuple(parts)
 
 
 def _each(part: re.Match[str], listed: bool) -> Each:
-    given = query(part["given"]) if part["given"] else None
+    given_query = query(part["given"]) if part["given"] else None
     if part["tag"] is not None:
-        return Each(Ref(part["tag"]), given, listed)
+        return Each(Ref(part["tag"]), given_query, listed)
     evaluate, names = expression(part["code"])
-    return Each(evaluate, given, listed, names)
+    return Each(evaluate, given_query, listed, names)
 
 
 @lru_cache(maxsize=1024)
@@ -198,11 +198,11 @@ def query(text: str) -> Query:
     """`p(a:t) & q(a:t, b:u)` taken apart."""
     atoms = []
     for part in text.split("&"):
-        found = _PREDICATE.fullmatch(part)
-        terms = [_TYPED.fullmatch(t) for t in found[2].split(",")] if found and found[2] else []
-        if not found or not all(terms):
+        match = _PREDICATE.fullmatch(part)
+        terms = [_TYPED.fullmatch(t) for t in match[2].split(",")] if match and match[2] else []
+        if not match or not all(terms):
             raise GameError(f"the grammar has a condition that this engine cannot read: {text!r}")
-        atoms.append((found[1], tuple((t[1], t[2]) for t in terms if t)))
+        atoms.append((match[1], tuple((t[1], t[2]) for t in terms if t)))
     return tuple(atoms)
 
 

@@ -41,15 +41,15 @@ def read_goal(game: Game) -> HouseholdGoal:
     atoms = game.problem.goal[0].atoms
     types = {a.terms[0]: a.terms[1] for a in atoms if a.predicate == "objecttype"}
     places = [a.terms[1] for a in atoms if a.predicate == "receptacletype"]
-    named = {a.predicate: a.terms for a in atoms}
-    if "istoggled" in named and "holds" in named:
-        thing, lamp = named["holds"][1], named["istoggled"][0]
+    terms = {a.predicate: a.terms for a in atoms}
+    if "istoggled" in terms and "holds" in terms:
+        thing, lamp = terms["holds"][1], terms["istoggled"][0]
         if thing in types and lamp in types:
             return HouseholdGoal(types[thing], lamp_type=types[lamp])
     things = list(dict.fromkeys(a.terms[0] for a in atoms if a.predicate == "inreceptacle"))
     if things and places and all(types.get(v) == types.get(things[0], "") for v in things):
-        state = next((name for name in TOOLS if name in named), "")
-        able = tuple(n for n in ("cleanable", "heatable", "coolable") if n in named)
+        state = next((name for name in TOOLS if name in terms), "")
+        able = tuple(n for n in ("cleanable", "heatable", "coolable") if n in terms)
         return HouseholdGoal(types[things[0]], places[0], state, able, count=len(things))
     raise GameError("the goal is none of ALFWorld's six kinds")
 
@@ -66,15 +66,15 @@ class Household:
     @cached_property
     def receptacles(self) -> dict[str, str]:
         """Receptacle → its location. In the order of the names in the text."""
-        found = {f[1]: f[2] for f in self.play.facts.find("receptacleatlocation", None, None)}
-        return dict(sorted(found.items(), key=lambda item: natural(self.name(item[0]))))
+        locations = {f[1]: f[2] for f in self.play.facts.find("receptacleatlocation", None, None)}
+        return dict(sorted(locations.items(), key=lambda item: natural(self.name(item[0]))))
 
     @cached_property
     def kinds(self) -> dict[str, str]:
         """Thing or receptacle → its type, such as appletype."""
         facts = self.play.facts
-        found = {f[1]: f[2] for f in facts.find("objecttype", None, None)}
-        return found | {f[1]: f[2] for f in facts.find("receptacletype", None, None)}
+        thing_types = {f[1]: f[2] for f in facts.find("objecttype", None, None)}
+        return thing_types | {f[1]: f[2] for f in facts.find("receptacletype", None, None)}
 
     def name(self, thing: str) -> str:
         return self.game.entities[thing].name
@@ -105,20 +105,20 @@ class Household:
 
     @property
     def held(self) -> str | None:
-        found = self.play.facts.find("holds", None, None)
-        return found[0][2] if found else None
+        holding = self.play.facts.find("holds", None, None)
+        return holding[0][2] if holding else None
 
     def shut(self, receptacle: str) -> bool:
         facts = self.play.facts
         return ("openable", receptacle) in facts and ("opened", receptacle) not in facts
 
     def inside(self, receptacle: str) -> list[str]:
-        found = self.play.facts.find("inreceptacle", None, receptacle)
-        return sorted((f[1] for f in found), key=self._number)
+        contents = self.play.facts.find("inreceptacle", None, receptacle)
+        return sorted((f[1] for f in contents), key=self._number)
 
     def place_of(self, thing: str) -> str | None:
-        found = self.play.facts.find("inreceptacle", thing, None)
-        return found[0][2] if found else None
+        places = self.play.facts.find("inreceptacle", thing, None)
+        return places[0][2] if places else None
 
     def ready(self, thing: str) -> bool:
         """Whether the thing is what the goal wants it to be (clean, hot, cool)."""

@@ -52,14 +52,14 @@ class Room:
 
 def package() -> Path:
     """The folder of the installed alfworld package. Raises ImportError that says how to get it."""
-    found = importlib.util.find_spec("alfworld")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("alfworld")
+    if spec is None or not spec.submodule_search_locations:
         raise ImportError(
             "generated ALFWorld games need the room layouts of the package alfworld: "
             "`pip install --no-deps alfworld==0.4.2` (its dependencies are not needed), "
             "or point data= to ALFWorld's own games"
         )
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 @lru_cache(maxsize=1)

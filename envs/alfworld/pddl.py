@@ -182,19 +182,19 @@ def _typed(tokens: Sequence[Any]) -> list[tuple[str, str]]:
     `(exists (?l - location, ?r - receptacle) …)` in `examineObject`; there is no type `location,`,
     hence nothing that merely lies about can be examined, only what is held.
     """
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     names: list[str] = []
     tokens = [t for t in tokens if isinstance(t, str)]
     i = 0
     while i < len(tokens):
         if tokens[i] == "-":
             kind = tokens[i + 1] if i + 1 < len(tokens) else "object"
-            found += [(name, kind) for name in names]
+            pairs += [(name, kind) for name in names]
             names, i = [], i + 2
         else:
             names.append(tokens[i])
             i += 1
-    return found + [(name, "object") for name in names]
+    return pairs + [(name, "object") for name in names]
 
 
 def _action(part: list[Any]) -> Action:

@@ -47,9 +47,9 @@ class Writer:
             parts = [self._inner(symbol, facts, scope, variables)]
         else:
             parts = []
-            for found in answers(facts, symbol.query, scope):
-                inner = {name: self.entities[value] for (name, _), value in found.items()}
-                parts.append(self._inner(symbol, facts, found, {**variables, **inner}))
+            for answer in answers(facts, symbol.query, scope):
+                inner = {name: self.entities[value] for (name, _), value in answer.items()}
+                parts.append(self._inner(symbol, facts, answer, {**variables, **inner}))
         if not symbol.listed:
             return "".join(parts)
         if not parts:

@@ -29,11 +29,11 @@ def readings(action: str) -> Iterator[str]:
     plain = _BLANKS.sub(" ", action.lower()).rstrip(" .!")
     if plain != action:
         yield plain
-    if found := _PUT.fullmatch(plain) or _MOVE.fullmatch(plain):
-        yield f"move {found[1]} to {found[2]}"
-        yield f"put {found[1]} in/on {found[2]}"
-    elif found := _SWITCH.fullmatch(plain):
-        yield f"use {found[1]}"
+    if match := _PUT.fullmatch(plain) or _MOVE.fullmatch(plain):
+        yield f"move {match[1]} to {match[2]}"
+        yield f"put {match[1]} in/on {match[2]}"
+    elif match := _SWITCH.fullmatch(plain):
+        yield f"use {match[1]}"
 
 
 def spoken(command: str, wording: str) -> str:
@@ -44,11 +44,11 @@ def spoken(command: str, wording: str) -> str:
     >>> spoken("put mug 1 in/on desk 2", "new"), spoken("look", "new")
     ('move mug 1 to desk 2', 'look')
     """
-    if found := _PUT.fullmatch(command) or _MOVE.fullmatch(command):
+    if match := _PUT.fullmatch(command) or _MOVE.fullmatch(command):
         form = "put {} in/on {}" if wording == "old" else "move {} to {}"
-        return form.format(found[1], found[2])
-    if found := _SWITCH.fullmatch(command):
-        return f"toggle {found[1]}" if wording == "old" else f"use {found[1]}"
+        return form.format(match[1], match[2])
+    if match := _SWITCH.fullmatch(command):
+        return f"toggle {match[1]}" if wording == "old" else f"use {match[1]}"
     return command
 
 

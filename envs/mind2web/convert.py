@@ -81,12 +81,12 @@ class PlainUnpickler(pickle.Unpickler):
     """Reads plain data from a pickle. No global is ever looked up; see the module's head."""
 
     def find_class(self, module: str, name: str) -> Any:
-        found = _STAND_INS.get((module, name))
-        if found is None:
+        stand_in = _STAND_INS.get((module, name))
+        if stand_in is None:
             raise pickle.UnpicklingError(
                 f"it names {module}.{name}, and plain data names no code: refused"
             )
-        return found
+        return stand_in
 
     def persistent_load(self, pid: object) -> NoReturn:
         raise pickle.UnpicklingError("it refers to objects outside the file: refused")
@@ -106,15 +106,15 @@ def best(ranks: Mapping[Any, Any], top_k: int) -> dict[str, list[str]]:
 
     Raises ValueError where the ranks are of another form.
     """
-    found = {}
+    best_nodes = {}
     for name, by_node in ranks.items():
         if not isinstance(by_node, dict) or not all(
             isinstance(rank, int | float) for rank in by_node.values()
         ):
             raise ValueError(f"the ranks of {str(name)[:80]!r} are no dict of node id → rank")
         order = sorted(by_node, key=lambda node: (by_node[node], str(node)))
-        found[str(name)] = [str(node) for node in order[:top_k]]
-    return found
+        best_nodes[str(name)] = [str(node) for node in order[:top_k]]
+    return best_nodes
 
 
 def convert(source: Path, out: Path, top_k: int = 50) -> int:

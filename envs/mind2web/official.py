@@ -66,8 +66,8 @@ class OfficialFolder:
 
     @cached_property
     def _listing(self) -> list[tuple[str, int, int]]:
-        found = [p for p in self.folder.rglob("*") if p.suffix in (".json", ".zip") and p.is_file()]
-        stats = [(str(p.relative_to(self.folder)), p.stat()) for p in sorted(found)]
+        paths = [p for p in self.folder.rglob("*") if p.suffix in (".json", ".zip") and p.is_file()]
+        stats = [(str(p.relative_to(self.folder)), p.stat()) for p in sorted(paths)]
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
     def _packed(self, name: str) -> Path:
@@ -109,8 +109,8 @@ class OfficialFolder:
             raise ValueError(
                 f"no task of Mind2Web in {', '.join(map(str, members))}: {problems.counts()}"
             )
-        found = {kind: sorted(places) for kind, places in problems.items()}
-        text = json.dumps({"ids": list(ids), "problems": found})
+        problem_places = {kind: sorted(places) for kind, places in problems.items()}
+        text = json.dumps({"ids": list(ids), "problems": problem_places})
         (folder / "index.json").write_text(text, encoding="utf-8")
 
 
@@ -144,9 +144,9 @@ class _Member:
         except (RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             # The check of this old encryption is one byte: a wrong password may also show later,
             # as data that cannot be unpacked.
-            given = "the password given is wrong" if self.password else "give its password"
+            advice = "the password given is wrong" if self.password else "give its password"
             raise ValueError(
-                f"{self} cannot be unpacked ({error}). If it is encrypted: {given} "
+                f"{self} cannot be unpacked ({error}). If it is encrypted: {advice} "
                 "(argument `password`; the benchmark's authors publish it beside the file)"
             ) from None
 
@@ -168,7 +168,9 @@ def _members(
         except zipfile.BadZipFile as error:
             raise ValueError(f"{folder / file} is not a zip archive ({error})") from None
         for path in inside:
-            if _belongs(Path(path), name) or (_belongs(Path(file), name) and not _named(path)):
+            if _belongs(Path(path), name) or (
+                _belongs(Path(file), name) and not _names_a_set(path)
+            ):
                 yield _Member(folder / file, path, password)
 
 
@@ -176,7 +178,7 @@ def _belongs(path: Path, name: str) -> bool:
     return any(part == name or part.startswith((f"{name}_", f"{name}.")) for part in path.parts)
 
 
-def _named(path: str) -> bool:
+def _names_a_set(path: str) -> bool:
     return any(_belongs(Path(path), name) for name in SETS)
 
 

@@ -63,15 +63,15 @@ class Question(ABC):
 
     def admissible(self) -> list[str]:
         """An answer for each element shown: its usual operation; each option of a select."""
-        found = []
+        answers = []
         for number, tag in enumerate(self.view.tags):
             options = self.view.options.get(number, ())
             if options:
-                found += [self._write(number, "SELECT", option) for option in options]
+                answers += [self._write(number, "SELECT", option) for option in options]
             else:
                 typed = tag in ("input", "textarea") and "checkbox" not in self.view.labels[number]
-                found.append(self._write(number, "TYPE" if typed else "CLICK", ""))
-        return found
+                answers.append(self._write(number, "TYPE" if typed else "CLICK", ""))
+        return answers
 
     @abstractmethod
     def _write(self, number: int, op: str, value: str) -> str: ...

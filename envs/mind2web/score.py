@@ -46,10 +46,10 @@ def operation_f1(answered: str, gold: str) -> float:
     >>> operation_f1("CLICK", "CLICK"), operation_f1("SELECT", "CLICK"), operation_f1("", "")
     (1.0, 0.0, 1.0)
     """
-    mine, theirs = set(answered.split()), set(gold.split())
-    if not mine or not theirs:
-        return float(mine == theirs)
-    return 2 * len(mine & theirs) / (len(mine) + len(theirs))
+    answer_words, gold_words = set(answered.split()), set(gold.split())
+    if not answer_words or not gold_words:
+        return float(answer_words == gold_words)
+    return 2 * len(answer_words & gold_words) / (len(answer_words) + len(gold_words))
 
 
 def operation_text(op: str, value: str) -> str:
@@ -84,9 +84,9 @@ def task_metrics(scores: Sequence[StepScore], steps: int) -> dict[str, float]:
 
     `steps` is the task's number of steps (at least 1); it is among the metrics, as `task_steps`.
     """
-    found = {name: sum(getattr(s, name) for s in scores) / steps for name in STEP_METRICS}
+    metrics = {name: sum(getattr(s, name) for s in scores) / steps for name in STEP_METRICS}
     done = len(scores) == steps and all(s.step_success for s in scores)
-    return {**found, "task_success": float(done), "task_steps": float(steps)}
+    return {**metrics, "task_success": float(done), "task_steps": float(steps)}
 
 
 class _Episode(Protocol):
@@ -123,5 +123,5 @@ def _weighed(trajectories: Sequence[_Episode], weights: Sequence[float]) -> dict
         raise ValueError(
             f"{len(strange)} trajectories lack the metric 'task_steps': they are not of Mind2Web"
         )
-    found = {name: fmean([row.get(name, 0.0) for row in rows], weights) for name in STEP_METRICS}
-    return {**found, "task_success": fmean([row.get("task_success", 0.0) for row in rows])}
+    means = {name: fmean([row.get(name, 0.0) for row in rows], weights) for name in STEP_METRICS}
+    return {**means, "task_success": fmean([row.get("task_success", 0.0) for row in rows])}

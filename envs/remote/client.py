@@ -114,9 +114,9 @@ class Server:
             raise ValueError(f"url is {url!r}: it must be such as http://127.0.0.1:8001")
         self.url = url.rstrip("/")
         self._path = (parsed.path or "").rstrip("/")
-        self.answer_within = 300.0 + _SLACK
+        self.read_timeout = 300.0 + _SLACK
         """Seconds that an answer may take; a server's own limits replace it."""
-        self.largest = 1 << 20
+        self.max_body = 1 << 20
         """Bytes that a request may have; the server's own limit replaces it."""
         self._headers = {"Content-Type": "application/json", PROTOCOL_HEADER: str(PROTOCOL)}
         token = token or os.environ.get(TOKEN_VARIABLE)
@@ -124,10 +124,10 @@ class Server:
             self._headers["Authorization"] = f"Bearer {token}"
         self._pool = urllib3.connection_from_url(self.url, maxsize=256, block=False, retries=False)
 
-    def heed(self, limits: dict[str, Any]) -> None:
+    def adopt_limits(self, limits: dict[str, Any]) -> None:
         """Takes over the limits that the server states when it opens a session."""
         longest = max(float(limits["step_seconds"]), float(limits["start_seconds"]))
-        self.answer_within, self.largest = longest + _SLACK, int(limits["max_body"])
+        self.read_timeout, self.max_body = longest + _SLACK, int(limits["max_body"])
 
     def call(self, method: str, path: str, body: Any = None, *, patience: float = 0.0) -> Any:
         """The answer to a request, as it was read from JSON.
@@ -148,7 +148,7 @@ class Server:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _once(self, method: str, path: str, body: bytes | None) -> Any:
-        within = _GOODBYE if method == "DELETE" else self.answer_within
+        within = _GOODBYE if method == "DELETE" else self.read_timeout
         timeout = urllib3.Timeout(connect=_CONNECT, read=within)
         try:
             answer = self._pool.urlopen(
@@ -168,15 +168,15 @@ class Server:
         try:
             content = json.loads(answer.data)
             refused = content["error"] if answer.status >= 400 else None
-            ours = refused is None or isinstance(refused["code"], str)
+            is_ours = refused is None or isinstance(refused["code"], str)
         except (ValueError, KeyError, TypeError):
-            ours = False
-        if not ours and answer.status in _GATEWAY:
+            is_ours = False
+        if not is_ours and answer.status in _GATEWAY:
             raise ServerGone(
                 f"{self.url} answered {method} {path} with status {answer.status} and "
                 f"{answer.data[:80]!r}, as a gateway does. Is the server behind it running?"
             )
-        if not ours:
+        if not is_ours:
             raise WrongVersion(
                 f"{self.url} is no StepAgent server that speaks protocol {PROTOCOL}: it answered "
                 f"{method} {path} with status {answer.status} and {answer.data[:80]!r}"
@@ -196,9 +196,9 @@ def servers(url: str | list[str] | tuple[str, ...], token: str | None = None) ->
 
     Raises ValueError where there is none, or one of them is no URL.
     """
-    named = url.split(",") if isinstance(url, str) else list(url)
-    named = [name.strip() if isinstance(name, str) else name for name in named]
-    if not named:
+    urls = url.split(",") if isinstance(url, str) else list(url)
+    urls = [one.strip() if isinstance(one, str) else one for one in urls]
+    if not urls:
         raise ValueError("url names no server")
     token = token or os.environ.get(TOKEN_VARIABLE)
-    return [_server(os.getpid(), name, token) for name in named]  # a child makes its own pool
+    return [_server(os.getpid(), one, token) for one in urls]  # a child makes its own pool

@@ -105,15 +105,13 @@ class RemoteEnv(TextEnv):
             time.sleep(min(0.25, self.patience))
 
     def _enter(self, opened: dict[str, Any]) -> None:
-        theirs, ours = opened.get("version"), own_version()
-        if opened.get("protocol") != PROTOCOL or (
-            theirs != ours and "source" not in (theirs, ours)
-        ):
+        there, here = opened.get("version"), own_version()
+        if opened.get("protocol") != PROTOCOL or (there != here and "source" not in (there, here)):
             raise WrongVersion(
-                f"{self.server.url} runs StepAgent {theirs} (protocol {opened.get('protocol')}), "
-                f"here it is {ours} (protocol {PROTOCOL}): install the same version on both sides"
+                f"{self.server.url} runs StepAgent {there} (protocol {opened.get('protocol')}), "
+                f"here it is {here} (protocol {PROTOCOL}): install the same version on both sides"
             )
-        self.server.heed(opened["limits"])
+        self.server.adopt_limits(opened["limits"])
         self.session, self._number, self._pid = opened["session"], 0, os.getpid()
         self.split, self.max_steps = opened["split"], opened["max_steps"]
         self._key = (self.server.url, opened["boot"], self.env_id, self._arguments)
@@ -157,8 +155,8 @@ class RemoteEnv(TextEnv):
 
     @property
     def prompt(self) -> react.Prompt:
-        told = self._fact("prompt")
-        return react.Prompt(told["instruction"], tuple(map(tuple, told["example"])))
+        prompt = self._fact("prompt")
+        return react.Prompt(prompt["instruction"], tuple(map(tuple, prompt["example"])))
 
     @property
     def task_type(self) -> str:
@@ -187,9 +185,7 @@ class RemoteEnv(TextEnv):
     def admissible_actions(self) -> list[str]:
         return list(self._call("GET", "/actions")["actions"])
 
-    def asked_to_reset(
-        self, seed: int | None, options: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def reset_call(self, seed: int | None, options: dict[str, Any] | None = None) -> dict[str, Any]:
         """The call that resets, with its number; opens a session where there is none."""
         if not self.session or self._pid != os.getpid():
             self._open()
@@ -197,7 +193,7 @@ class RemoteEnv(TextEnv):
             seed = int(self.np_random.integers(2**31)) if seed is None else seed
         return {"call": "reset", "number": self._number + 1, "seed": seed, "options": options or {}}
 
-    def asked_to_step(self, action: str) -> dict[str, Any]:
+    def step_call(self, action: str) -> dict[str, Any]:
         """The call that steps, with its number. Raises as `step` does before anything is sent."""
         if self._ended:
             raise gym.error.ResetNeeded("the episode has ended: call reset() first")
@@ -207,7 +203,7 @@ class RemoteEnv(TextEnv):
             raise SessionLost("no session is open: call reset()")
         return {"call": "step", "number": self._number + 1, "action": clip(action)}
 
-    def expect(self, answer: dict[str, Any]) -> None:
+    def receive(self, answer: dict[str, Any]) -> None:
         """Hands over what the server said to a call that was sent in a batch: it is taken by the
         `reset` or `step` that the call stands for."""
         self._answers.append(answer)
@@ -232,7 +228,7 @@ class RemoteEnv(TextEnv):
             raise
         return answer
 
-    def _expected(self) -> dict[str, Any]:
+    def _received(self) -> dict[str, Any]:
         answer = self._answers.pop()
         if "error" in answer:
             raise_refusal(answer["error"], self.server.url)
@@ -243,12 +239,12 @@ class RemoteEnv(TextEnv):
     ) -> tuple[str, dict[str, Any]]:
         gym.Env.reset(self, seed=seed)
         if self._answers:
-            answer = self._expected()
+            answer = self._received()
         else:
             try:
-                answer = self._ask(self.asked_to_reset(seed, options))
+                answer = self._ask(self.reset_call(seed, options))
             except SessionLost:  # it idled away, or the server was restarted: nothing is lost yet
-                answer = self._ask(self.asked_to_reset(seed, options))
+                answer = self._ask(self.reset_call(seed, options))
         info = answer["info"]
         self.task_id, self.instruction = info["task_id"], info["instruction"]
         self._task_type, self._ended = answer["task_type"], False
@@ -256,9 +252,9 @@ class RemoteEnv(TextEnv):
         return answer["observation"], info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        request = None if self._answers else self.asked_to_step(action)
+        request = None if self._answers else self.step_call(action)
         self._ended = True  # whatever breaks from here on: the episode is over
-        answer = self._expected() if request is None else self._ask(request)
+        answer = self._received() if request is None else self._ask(request)
         self._ended = answer["terminated"] or answer["truncated"]
         self._outcome = Outcome(answer["observation"], answer["info"]["score"])
         return (

@@ -46,11 +46,11 @@ class RemoteVectorEnv(SyncVectorEnv):
     ):
         with ThreadPoolExecutor(16) as opening:
             make = partial(RemoteEnv, env_id, url=url, **arguments)
-            made = [opening.submit(make) for _ in range(num_envs)]
+            futures = [opening.submit(make) for _ in range(num_envs)]
         try:
-            opened = [future.result() for future in made]
+            opened = [future.result() for future in futures]
         except BaseException:
-            for future in made:
+            for future in futures:
                 if future.exception() is None:
                     future.result().close()
             raise
@@ -73,8 +73,8 @@ class RemoteVectorEnv(SyncVectorEnv):
             else (seed or [None] * self.num_envs)
         )
         if len(seeds) == self.num_envs and not (options and "reset_mask" in options):
-            asked = zip(self._remote, seeds, strict=True)
-            self._send([(env, env.asked_to_reset(one, options)) for env, one in asked], again=True)
+            pairs = zip(self._remote, seeds, strict=True)
+            self._send([(env, env.reset_call(one, options)) for env, one in pairs], again=True)
         return super().reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -83,7 +83,7 @@ class RemoteVectorEnv(SyncVectorEnv):
             raise ValueError(f"{len(actions)} actions for {self.num_envs} environments")
         by_itself = self.autoreset_mode == AutoresetMode.NEXT_STEP
         calls = [
-            env.asked_to_reset(None) if by_itself and ended else env.asked_to_step(action)
+            env.reset_call(None) if by_itself and ended else env.step_call(action)
             for env, ended, action in zip(self._remote, self._autoreset_envs, actions, strict=True)
         ]
         try:
@@ -102,7 +102,9 @@ class RemoteVectorEnv(SyncVectorEnv):
         by_server: dict[Server, list[tuple[RemoteEnv, dict[str, Any]]]] = {}
         for env, call in calls:
             by_server.setdefault(env.server, []).append((env, call))
-        work = [(s, part) for s, theirs in by_server.items() for part in _parts(s, theirs)]
+        work = [
+            (s, part) for s, server_calls in by_server.items() for part in _parts(s, server_calls)
+        ]
         sent = [(part, self._senders.submit(_batch, server, part)) for server, part in work]
         unheard = {env for env, _ in calls}
         failed: Exception | None = None
@@ -121,7 +123,7 @@ class RemoteVectorEnv(SyncVectorEnv):
                     if again and answer.get("error", {}).get("code") in LOST:
                         env.session = ""
                     else:
-                        env.expect(answer)
+                        env.receive(answer)
         finally:  # after Ctrl-C, too: whether these calls were carried out nobody knows
             for _, sending in sent:
                 sending.cancel()
@@ -147,7 +149,7 @@ def _parts(
     size = 0
     for env, call in calls:
         bytes_ = 200 + 4 * len(call.get("action", ""))
-        if part and (len(part) == BATCH or size + bytes_ > server.largest):
+        if part and (len(part) == BATCH or size + bytes_ > server.max_body):
             yield part
             part, size = [], 0
         part.append((env, call))
@@ -159,6 +161,6 @@ def _parts(
 def _batch(server: Server, calls: list[tuple[RemoteEnv, dict[str, Any]]]) -> list[dict[str, Any]]:
     body = {"calls": [{**call, "session": env.session} for env, call in calls]}
     patience = max(env.patience for env, _ in calls)
-    said = server.call("POST", "/v1/batch", body, patience=patience)
-    answers: list[dict[str, Any]] = said["answers"]
+    response = server.call("POST", "/v1/batch", body, patience=patience)
+    answers: list[dict[str, Any]] = response["answers"]
     return answers

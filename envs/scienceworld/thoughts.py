@@ -64,7 +64,7 @@ def _next(actions: Sequence[str]) -> str:
 
 def _special(goal: str, actions: Sequence[str]) -> _Reasons:
     """Reasons that hold in one kind of task."""
-    named = sum(action.startswith("focus on") for action in actions)
+    count = sum(action.startswith("focus on") for action in actions)
     if kind := re.search(r"find a\(n\) (.+?)\.", goal):
         fits = f"{{x}} is the first {kind[1]} that I see here, so I choose it."
         if kind[1] == "non-living thing":
@@ -75,13 +75,13 @@ def _special(goal: str, actions: Sequence[str]) -> _Reasons:
             (r"teleport to greenhouse", ("Plants grow in the greenhouse, so I look there.",)),
         )
     if "life span" in goal:
-        span = "longest" if "longest" in goal and named == 1 else "shortest"
+        span = "longest" if "longest" in goal and count == 1 else "shortest"
         return (
             (_FOCUS, (f"Of the animals that I see, {{x}} is of the kind with the {span} life.",)),
         )
     if "life stages" in goal:
-        order = "{x} comes first in the order of life." if named == 1 else "{x} is the next stage."
-        looks = ("I look at what has become of the animal.",) if named else _LOOK
+        order = "{x} comes first in the order of life." if count == 1 else "{x} is the next stage."
+        looks = ("I look at what has become of the animal.",) if count else _LOOK
         return ((_FOCUS, (order,)), (r"wait\d*", _GROWING), (r"look around", looks))
     if "grow a" in goal and any(action.startswith("wait") for action in actions):
         looks = ("I check whether there is any fruit yet.",)

@@ -82,12 +82,12 @@ def analyse(text: str) -> list[str]:
     >>> analyse("The men's t-shirts, 3.5mm & easily assembled!")
     ['men', 't', 'shirt', '3.5mm', 'easili', 'assembl']
     """
-    found = []
+    terms = []
     for token in tokens(text):
         for start in range(0, len(token), MAX_TOKEN):
             if word := _cached_term(token[start : start + MAX_TOKEN]):
-                found.append(word)
-    return found
+                terms.append(word)
+    return terms
 
 
 @lru_cache(maxsize=1)

@@ -105,9 +105,9 @@ class _Counted:
         owner = np.repeat(np.arange(len(batch)), sizes)
         pairs, times = np.unique(np.asarray(terms, np.int64) * _BATCH + owner, return_counts=True)
         numbers = pairs // _BATCH
-        found = np.bincount(numbers, minlength=len(self.vocabulary))
-        found[: len(self.frequency)] += self.frequency
-        self.frequency = found
+        frequency = np.bincount(numbers, minlength=len(self.vocabulary))
+        frequency[: len(self.frequency)] += self.frequency
+        self.frequency = frequency
         self.batches.append(len(pairs))
         for column in (numbers, pairs % _BATCH + first, times):
             spool.write(column.astype(np.int32).tobytes())

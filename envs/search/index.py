@@ -56,7 +56,7 @@ class Index:
         self._terms, self._offsets = arrays["terms"].data, arrays["offsets"].data
         self._starts, self._best = arrays["starts"].data, arrays["best"].data
         self._documents, self._scores = arrays["documents"], arrays["scores"]
-        self._term_number = lru_cache(maxsize=65_536)(self._found)
+        self._term_number = lru_cache(maxsize=65_536)(self._bisect)
 
     @classmethod
     def build(cls, texts: Texts, key: str, *, k1: float = 0.9, b: float = 0.4) -> Index:
@@ -75,13 +75,13 @@ class Index:
             raise ValueError(f"key {key!r}: 1 to 120 letters, digits, - or _ are allowed")
         folder = cache_folder() / "search" / f"{key}.k{k1:g}-b{b:g}.v{VERSION}"
 
-        def make(made: Path) -> None:
-            build.write(made, texts() if callable(texts) else texts, key, k1, b, VERSION)
+        def make(partial: Path) -> None:
+            build.write(partial, texts() if callable(texts) else texts, key, k1, b, VERSION)
 
-        if (found := _open(cls, folder, key)) is None:
+        if (index := _open(cls, folder, key)) is None:
             build_once(folder, make, lambda: _open(cls, folder, key) is not None)
-            found = cls(folder)
-        return found
+            index = cls(folder)
+        return index
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -99,10 +99,10 @@ class Index:
         lists = sorted((-times * self._best[n], n, times) for n, times in known if n >= 0)
         if not lists or k < 1:
             return []
-        found, total = self._candidates([(n, t, -bound) for bound, n, t in lists], k)
+        documents, total = self._candidates([(n, t, -bound) for bound, n, t in lists], k)
         total = total.astype(np.float32)
-        first = np.lexsort((found, -total))[:k]
-        return list(zip(found[first].tolist(), total[first].tolist(), strict=True))
+        first = np.lexsort((documents, -total))[:k]
+        return list(zip(documents[first].tolist(), total[first].tolist(), strict=True))
 
     def _candidates(
         self, lists: list[tuple[int, int, float]], k: int
@@ -116,9 +116,9 @@ class Index:
         for i, (number, times, _) in enumerate(lists):
             documents, scores = self._postings(number)
             if count >= k and len(documents) > 1000:
-                found = np.concatenate(seen)
-                if rest[i] < _kth(sums[found], k):  # none but the seen can come in any more
-                    return self._narrowed(np.sort(found), sums, lists[i:], rest[i:], k)
+                candidates = np.concatenate(seen)
+                if rest[i] < _kth(sums[candidates], k):  # none but the seen can come in any more
+                    return self._narrowed(np.sort(candidates), sums, lists[i:], rest[i:], k)
             before = sums[documents]
             sums[documents] = before + times * scores
             seen.append(documents[before == 0])
@@ -127,22 +127,22 @@ class Index:
 
     def _narrowed(
         self,
-        found: np.ndarray,
+        candidates: np.ndarray,
         sums: np.ndarray,
         lists: list[tuple[int, int, float]],
         rest: list[float],
         k: int,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The found that the terms left can still lift to the first k, with their sums."""
-        total = sums[found]
+        total = sums[candidates]
         for i in range(len(lists) + 1):
-            if len(found) > k:
+            if len(candidates) > k:
                 keep = total >= _kth(total, k) - rest[i]
-                found, total = found[keep], total[keep]
+                candidates, total = candidates[keep], total[keep]
             if i < len(lists):
                 number, times, _ = lists[i]
-                total = total + times * self._look_up(number, found)
-        return found, total
+                total = total + times * self._look_up(number, candidates)
+        return candidates, total
 
     def _postings(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         span = slice(self._starts[number], self._starts[number + 1])
@@ -154,25 +154,25 @@ class Index:
         at = np.minimum(np.searchsorted(documents, candidates), len(documents) - 1)
         return np.where(documents[at] == candidates, scores[at], np.float32(0))
 
-    def _found(self, word: str) -> int:
+    def _bisect(self, word: str) -> int:
         """The term's number, by bisection in the sorted vocabulary; −1 where it is unknown."""
-        wanted, low, high = word.encode("utf-8", "replace"), 0, len(self._offsets) - 1
+        target, low, high = word.encode("utf-8", "replace"), 0, len(self._offsets) - 1
         while low < high:
             middle = (low + high) // 2
             here = bytes(self._terms[self._offsets[middle] : self._offsets[middle + 1]])
-            if here == wanted:
+            if here == target:
                 return middle
-            low, high = (middle + 1, high) if here < wanted else (low, middle)
+            low, high = (middle + 1, high) if here < target else (low, middle)
         return -1
 
 
 def _open(kind: type[Index], folder: Path, key: str) -> Index | None:
     """The cached index; None where it is missing, damaged or another corpus's: it is made again."""
     try:
-        found = kind(folder)
+        index = kind(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if found.key == key else None
+    return index if index.key == key else None
 
 
 def _kth(scores: np.ndarray, k: int) -> float:

@@ -71,16 +71,16 @@ class Config:
 
 def _gathered(argv: Sequence[str]) -> list[str]:
     """`--env A --env B` as the list that the option is."""
-    named, rest = [], []
+    env_ids, rest = [], []
     arguments = iter(argv)
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name == "--env":
             value = value if equals else next(arguments, "")
-            named += [v.strip(" '\"") for v in value.strip("[] ").split(",") if v.strip()]
+            env_ids += [v.strip(" '\"") for v in value.strip("[] ").split(",") if v.strip()]
         else:
             rest.append(argument)
-    return [*rest, f"--env=[{','.join(named)}]"] if named else rest
+    return [*rest, f"--env=[{','.join(env_ids)}]"] if env_ids else rest
 
 
 def _loopback(host: str) -> bool:
@@ -122,8 +122,8 @@ def _warm(offered: list[Offer]) -> Iterator[TextEnv]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if argv is None else argv)
-    config = command_line.parse(Config, _gathered(given), prog="python -m envs.serve")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    config = command_line.parse(Config, _gathered(arguments), prog="python -m envs.serve")
     token = os.environ.get(TOKEN_VARIABLE) or None
     if wrong := problem(config, token):
         print(f"envs.serve: {wrong}", file=sys.stderr)
@@ -149,14 +149,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     allowed = config.client_args
     if allowed is None and not token and not _loopback(config.host):
         allowed = HARMLESS
-    kept: list[TextEnv] = []
+    probes: list[TextEnv] = []
     try:
         offered = offers(config.env, config.env_args, allowed)
         for env in _warm(offered):
-            kept.append(env)
+            probes.append(env)
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         print(f"envs.serve: {error}", file=sys.stderr)
-        for env in kept:
+        for env in probes:
             env.close()
         return 2
     limits = Limits(
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         server.run()
     finally:
-        for env in kept:
+        for env in probes:
             env.close()
     return 0 if server.started else 1
 

@@ -44,7 +44,7 @@ class Guard:
                 await receive()
                 return await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)})
             return await self.app(scope, receive, send)
-        begun, status, size = time.perf_counter(), 0, 0
+        start, status, size = time.perf_counter(), 0, 0
 
         async def counted() -> Message:
             nonlocal size
@@ -69,23 +69,25 @@ class Guard:
                 await self._drain(receive)
             await answer_refusal(refused, noted)
         finally:
-            self._note(scope, status, time.perf_counter() - begun)
+            self._note(scope, status, time.perf_counter() - start)
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> Refusal | None:
         if self._token is not None and path not in OPEN and not self._knows(headers):
-            told = "the token is wrong" if b"authorization" in headers else "a token is needed"
+            message = "the token is wrong" if b"authorization" in headers else "a token is needed"
             return Refusal(
-                401, "unauthorized", f"{told}: send the server's (set {TOKEN_VARIABLE}, or token=…)"
+                401,
+                "unauthorized",
+                f"{message}: send the server's (set {TOKEN_VARIABLE}, or token=…)",
             )
         if b"origin" in headers and not self._own_page(headers):
-            told = "web pages may not use this server, but for its own (/docs)"
-            return Refusal(403, "origin", told)
-        theirs = headers.get(_VERSION)
-        if theirs is not None and theirs != str(PROTOCOL).encode():
+            message = "web pages may not use this server, but for its own (/docs)"
+            return Refusal(403, "origin", message)
+        client = headers.get(_VERSION)
+        if client is not None and client != str(PROTOCOL).encode():
             return Refusal(
                 400,
                 "version",
-                f"this server speaks protocol {PROTOCOL}, the client {theirs.decode('latin-1')!r}: "
+                f"this server speaks protocol {PROTOCOL}, the client {client.decode('latin-1')!r}: "
                 "install the same version of StepAgent on both sides",
             )
         length = headers.get(b"content-length", b"0")
@@ -114,8 +116,8 @@ class Guard:
         """
         host = headers.get(b"host", b"")
         known = host.rpartition(b":")[0] or host
-        ours = self._token is not None or known in (b"127.0.0.1", b"localhost", b"[::1]")
-        return ours and headers[b"origin"].partition(b"://")[2] == host
+        is_trusted = self._token is not None or known in (b"127.0.0.1", b"localhost", b"[::1]")
+        return is_trusted and headers[b"origin"].partition(b"://")[2] == host
 
     def _too_large(self) -> Refusal:
         return Refusal(

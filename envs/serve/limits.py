@@ -45,9 +45,9 @@ class Offer:
         """The id without the module that registers it."""
         return self.env_id.rsplit(":", 1)[-1]
 
-    def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+    def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The client's arguments and the server's. Refuses those a client may not set."""
-        for name, value in given.items():
+        for name, value in arguments.items():
             if name in self.args and value != self.args[name]:
                 why = f"the server fixes it to {self.args[name]!r}"
             elif name not in self.args and self.allowed is not None and name not in self.allowed:
@@ -55,7 +55,7 @@ class Offer:
             else:
                 continue
             raise Refusal(403, "argument", f"{self.name}: clients may not set {name!r} here: {why}")
-        return {**given, **self.args}
+        return {**arguments, **self.args}
 
 
 def failure(error: BaseException) -> Refusal:
@@ -82,11 +82,11 @@ def offers(
     env_ids: list[str], env_args: dict[str, Any], client_args: list[str] | None
 ) -> list[Offer]:
     """What a server offers, from its options. Raises ValueError for arguments of no environment."""
-    named = {env_id.rsplit(":", 1)[-1]: env_id for env_id in env_ids}
+    id_by_name = {env_id.rsplit(":", 1)[-1]: env_id for env_id in env_ids}
     fixed = {name.rsplit(":", 1)[-1]: args for name, args in env_args.items()}
     for name, args in fixed.items():
-        if name not in named:
-            raise ValueError("--env-args: " + command_line.unknown_key(name, named))
+        if name not in id_by_name:
+            raise ValueError("--env-args: " + command_line.unknown_key(name, id_by_name))
         if not isinstance(args, dict):
             raise ValueError(f"--env-args: {name} needs an object of arguments, not {args!r}")
-    return [Offer(env_id, fixed.get(name, {}), client_args) for name, env_id in named.items()]
+    return [Offer(env_id, fixed.get(name, {}), client_args) for name, env_id in id_by_name.items()]

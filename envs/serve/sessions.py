@@ -120,7 +120,7 @@ class Sessions:
     async def _start(self, offer: Offer, arguments: dict[str, Any], key: str) -> Session:
         session_id = secrets.token_hex(4) + secrets.token_urlsafe(16)
         worker = Worker(f"session-{session_id[:8]}")
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             making = worker.call(lambda: envs.make(offer.env_id, **arguments))
             env = await self._within(making, self.limits.start_seconds, offer, "make")
@@ -138,7 +138,7 @@ class Sessions:
         while len(self._keys) > _REMEMBERED:
             self._keys.popitem(last=False)
         self.metrics.opened.labels(offer.name).inc()
-        seconds = round(time.perf_counter() - begun, 4)
+        seconds = round(time.perf_counter() - start, 4)
         log.info("session opened", extra=_of(session, args=arguments, seconds=seconds))
         return session
 
@@ -262,11 +262,11 @@ class Sessions:
         self, future: asyncio.Future[Any], seconds: float, offer: Offer, name: str
     ) -> Any:
         """The future's result; TimeoutError where it takes too long. Counts and times it."""
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             return await asyncio.wait_for(asyncio.shield(future), seconds)
         finally:
-            self.metrics.calls.labels(offer.name, name).observe(time.perf_counter() - begun)
+            self.metrics.calls.labels(offer.name, name).observe(time.perf_counter() - start)
 
     def _wait_for_stuck(
         self, working: asyncio.Future[Any], worker: Worker, env: TextEnv | None
@@ -278,8 +278,8 @@ class Sessions:
         def free(done: asyncio.Future[Any]) -> None:
             self.stuck -= 1
             self.metrics.stuck.set(self.stuck)
-            made = None if done.cancelled() or done.exception() else done.result()
-            left = env if env is not None else made
+            late_env = None if done.cancelled() or done.exception() else done.result()
+            left = env if env is not None else late_env
             if isinstance(left, TextEnv):
                 worker.call(lambda: _close_quietly(left))
             worker.end()

@@ -60,9 +60,9 @@ class Catalogue:
 
     def number_of(self, asin: str) -> int:
         """The product's number. Raises KeyError for an id that is not there."""
-        wanted = asin.encode("utf-8", "replace")[:_ID_BYTES]
-        at = int(np.searchsorted(self._ids, np.bytes_(wanted)))
-        if at == len(self._ids) or self._ids[at] != wanted:
+        key = asin.encode("utf-8", "replace")[:_ID_BYTES]
+        at = int(np.searchsorted(self._ids, np.bytes_(key)))
+        if at == len(self._ids) or self._ids[at] != key:
             raise KeyError(asin)
         return at
 
@@ -98,7 +98,7 @@ def make(
     folder = cache_folder() / "webshop" / f"{key}.v{VERSION}"
     build_once(
         folder,
-        lambda made: _write(made, products, {} if skipped is None else skipped, key),
+        lambda partial: _write(partial, products, {} if skipped is None else skipped, key),
         lambda: _complete(folder),
     )
     return Catalogue(folder)
@@ -143,9 +143,9 @@ def _write(
     np.save(folder / "ids.npy", names[order])
     np.save(folder / "places.npy", np.frombuffer(places, np.int64).reshape(-1, 2)[order])
     for kind in GOALS:
-        found = np.frombuffer(counts[kind], np.int32)[order]
-        firsts = np.repeat(np.cumsum(found) - found, found)
-        rows = np.repeat(np.arange(len(order)), found)
+        goals_per_product = np.frombuffer(counts[kind], np.int32)[order]
+        firsts = np.repeat(np.cumsum(goals_per_product) - goals_per_product, goals_per_product)
+        rows = np.repeat(np.arange(len(order)), goals_per_product)
         pairs = np.stack([rows, np.arange(len(rows)) - firsts], axis=1).astype(np.int32)
         np.save(folder / f"goals-{kind}.npy", pairs)
     meta = {
@@ -267,27 +267,27 @@ def _pricing(value: Any) -> tuple[float, ...]:
     parts = value.split("$")[1:] if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
         parts = [] if parts is None else [parts]
-    found = []
+    prices = []
     for part in parts:
         try:
-            found.append(float(_DOLLARS.sub("", part) if isinstance(part, str) else part))
+            prices.append(float(_DOLLARS.sub("", part) if isinstance(part, str) else part))
         except (TypeError, ValueError, OverflowError):
             continue
-    return tuple(found[:2]) or (NO_PRICE,)
+    return tuple(prices[:2]) or (NO_PRICE,)
 
 
 def _options(item: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Option name → values, in lower case, `/` written as ` | `."""
     if isinstance(item.get("options"), Mapping):  # already loaded
         return {str(k): tuple(_texts(v)) for k, v in item["options"].items()}
-    raw, found = item.get("customization_options"), {}
+    raw, options = item.get("customization_options"), {}
     for name, contents in raw.items() if isinstance(raw, Mapping) else ():
         if isinstance(contents, list):
             values = [c["value"] for c in contents if isinstance(c, Mapping) and c.get("value")]
-            found[str(name).lower()] = tuple(
+            options[str(name).lower()] = tuple(
                 str(value).strip().replace("/", " | ").lower() for value in values
             )
-    return found
+    return options
 
 
 def _wishes(wishes: Iterable[Any], skipped: Counter[str]) -> Iterator[dict[str, Any]]:

@@ -105,20 +105,20 @@ def _choice(product: Product, goal: Goal) -> Iterator[tuple[str, str]]:
     """(name, value) of the options to click: for every wanted one the value that fits best."""
     taken: set[str] = set()
     pairs = goal.option_texts()
-    for wanted in pairs:
-        value = wanted if isinstance(wanted, str) else wanted[1]
-        name = "" if isinstance(wanted, str) else wanted[0]
-        found = max(
+    for pair in pairs:
+        value = pair if isinstance(pair, str) else pair[1]
+        name = "" if isinstance(pair, str) else pair[0]
+        best = max(
             (
-                (_fit(own_name, own, name, value, wanted), -order, own_name, own)
+                (_fit(own_name, own, name, value, pair), -order, own_name, own)
                 for order, (own_name, own) in enumerate(_values(product))
                 if own_name not in taken
             ),
             default=(0, 0, "", ""),
         )
-        if found[0] > 0:
-            taken.add(found[2])
-            yield found[2], found[3]
+        if best[0] > 0:
+            taken.add(best[2])
+            yield best[2], best[3]
 
 
 def _values(product: Product) -> Iterator[tuple[str, str]]:
@@ -131,14 +131,14 @@ def _values(product: Product) -> Iterator[tuple[str, str]]:
 
 
 def _fit(
-    name: str, value: str, wanted_name: str, wanted: str, option: str | tuple[str, str]
+    name: str, value: str, goal_name: str, goal_value: str, option: str | tuple[str, str]
 ) -> int:
     """How well an option's value fits a wanted one: 0 not at all, 4 exactly."""
-    if value == wanted.lower():
-        return 4 if not wanted_name or name == wanted_name else 3
+    if value == goal_value.lower():
+        return 4 if not goal_name or name == goal_name else 3
     if not reward.similar(reward.colour_of(value), reward.colour_of(option)):
         return 0
-    return 2 if wanted.lower() in value or value in wanted.lower() else 1
+    return 2 if goal_value.lower() in value or value in goal_value.lower() else 1
 
 
 def _written(shop: Shop, goal: Goal, offer: _Offer) -> Plan:
@@ -156,7 +156,7 @@ def _written(shop: Shop, goal: Goal, offer: _Offer) -> Plan:
     do(say.open(offer), f"click[{offer.product.asin.lower()}]")
     if offer.reads:
         do(say.read(), "click[features]")
-        do(say.found(), "click[< prev]")
+        do(say.results(), "click[< prev]")
     for name, value in offer.options:
         do(say.choose(name, value), f"click[{value}]")
     do(say.buy(offer), "click[buy now]")
@@ -177,10 +177,10 @@ class _Voice:
 
     def search(self) -> str:
         options = _listed(self.goal.option_values())
-        wanted = f" in {options}" if options else ""
+        details = f" in {options}" if options else ""
         return self._one(
-            f"I am asked for {self.thing} with {self.wishes}{wanted}. I search for these words.",
-            f"What counts is {self.wishes}{wanted}, and that it is {self.thing}. Let me search.",
+            f"I am asked for {self.thing} with {self.wishes}{details}. I search for these words.",
+            f"What counts is {self.wishes}{details}, and that it is {self.thing}. Let me search.",
         )
 
     def turn(self, page: int) -> str:
@@ -197,7 +197,7 @@ class _Voice:
     def read(self) -> str:
         return f"The title does not speak of {self.wishes}. The features may."
 
-    def found(self) -> str:
+    def results(self) -> str:
         return "That agrees with what I am looking for. Back to the product."
 
     def choose(self, name: str, value: str) -> str:

@@ -55,13 +55,13 @@ class _Kind:
 def _table() -> tuple[tuple[_Kind, ...], tuple[str, ...]]:
     """The kinds of product, category by category, and the brands."""
     table = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
-    found = []
+    kinds = []
     for category, records in table["kinds"].items():
         for record in records:
             record["attributes"] = tuple(record["attributes"])
             record["options"] = {name: tuple(v) for name, v in record["options"].items()}
-            found.append(_Kind(category=category, **record))
-    return tuple(found), tuple(table["brands"])
+            kinds.append(_Kind(category=category, **record))
+    return tuple(kinds), tuple(table["brands"])
 
 
 CHECKSUM = "b1673d8640b6e6e2"
@@ -128,7 +128,7 @@ def _pricing(dollars: tuple[int, int], rng: random.Random) -> tuple[float, ...]:
 def _wish(
     kind: _Kind, attributes: Sequence[str], options: dict[str, tuple[str, ...]], rng: random.Random
 ) -> dict[str, object]:
-    wanted = rng.sample(list(attributes), rng.randint(2, 3))
+    named_attributes = rng.sample(list(attributes), rng.randint(2, 3))
     names = sorted(rng.sample(sorted(options), rng.choice((1, 2, 2))), key=list(options).index)
     chosen = {name: rng.choice(options[name]) for name in names}
     clauses = {
@@ -144,17 +144,17 @@ def _wish(
         is_="are" if many else "is",
         it="they" if many else "it",
         use=kind.use,
-        attributes=_listed(wanted),
+        attributes=_listed(named_attributes),
         options=clause.format(*chosen.values(), **{f"n{i}": name for i, name in enumerate(chosen)}),
     )
-    return {"instruction": text, "attributes": wanted, "options": list(chosen.values())}
+    return {"instruction": text, "attributes": named_attributes, "options": list(chosen.values())}
 
 
 def _template(kind: _Kind, attributes: Sequence[str], rng: random.Random) -> dict[str, object]:
-    wanted = rng.sample(list(attributes), 2)
+    pair = rng.sample(list(attributes), 2)
     return {
-        "instruction": f"Find me {wanted[0]} {kind.noun.lower()} with {wanted[1]}",
-        "attributes": wanted,
+        "instruction": f"Find me {pair[0]} {kind.noun.lower()} with {pair[1]}",
+        "attributes": pair,
     }
 
 

@@ -105,21 +105,21 @@ def stand_in(title: str) -> tuple[str, ...]:
     >>> stand_in("Men's Long Sleeve Cotton T-Shirt, Pack of 3, machine washable")
     ('men', 'long', 'sleeve', 'cotton', 't', 'shirt', 'pack', 'machine')
     """
-    found = []
+    words = []
     for match in _WORD.finditer(title[:MAX_TITLE]):
         word, unit = match.group(), match.group("unit")
         low = word.lower()
         if unit is not None:  # a number: spaCy cuts a unit off and calls it a noun
             if unit.lower() in _UNITS:
-                found.append(unit.lower())
+                words.append(unit.lower())
             continue
         adjective = low in _ADJECTIVES or (len(low) > 5 and low.endswith(_ENDINGS))
         if low in _FUNCTION_WORDS and not (low == "t" and word == "T"):
             continue
         if adjective and not word[0].isupper():  # in Title Case it is tagged as part of a name
             continue
-        found.append(low)
-    return tuple(found)
+        words.append(low)
+    return tuple(words)
 
 
 _UNITS_TEXT = """

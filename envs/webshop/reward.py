@@ -119,8 +119,10 @@ def type_score(
     """
     query_match = product.query == goal.query
     category_match = len(_categories(product) & _categories(goal)) >= 2
-    wanted = nouns(goal.name)
-    title = len(set(nouns(product.title)) & set(wanted)) / len(wanted) if wanted else 0.2
+    goal_nouns = nouns(goal.name)
+    title = (
+        len(set(nouns(product.title)) & set(goal_nouns)) / len(goal_nouns) if goal_nouns else 0.2
+    )
     r_type = 1.0 if query_match or category_match or title > 0.2 else 0.5
     if title < 0.1:
         r_type = 0.1
@@ -133,20 +135,20 @@ def _categories(of: Product | Goal) -> set[str]:
     return {name.strip() for name in of.product_category.split("›")}
 
 
-def attributes_met(product: Product, wanted: Sequence[str]) -> int:
+def attributes_met(product: Product, attributes: Sequence[str]) -> int:
     """How many of the wanted attributes the product has, by its attributes or its texts."""
     texts = (product.title.lower(), " ".join(product.bullets).lower(), product.description.lower())
     return sum(
         any(similar(own, attribute) for own in product.attributes)
         or any(attribute in text for text in texts)
-        for attribute in wanted
+        for attribute in attributes
     )
 
 
-def options_met(wanted: Sequence[str | tuple[str, str]], chosen: Sequence[str]) -> int:
+def options_met(options: Sequence[str | tuple[str, str]], chosen: Sequence[str]) -> int:
     """How many of the wanted options resemble a chosen value."""
     values = [colour_of(value) for value in chosen]
-    return sum(any(similar(value, colour_of(option)) for value in values) for option in wanted)
+    return sum(any(similar(value, colour_of(option)) for value in values) for option in options)
 
 
 def colour_of(option: str | tuple[str, str]) -> str:

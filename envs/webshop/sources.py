@@ -46,21 +46,21 @@ def from_files(path: str | Path) -> Catalogue:
 
     def products() -> Iterator[Product | None]:
         known = _attributes(attributes)
-        asked = dict(_entries(wishes))
+        wishes_by_product = dict(_entries(wishes))
         for item in _items(main):
             asin = item.get("asin") if isinstance(item, dict) else None
-            wanted = asked.pop(asin, ()) if isinstance(asin, str) else ()
+            human = wishes_by_product.pop(asin, ()) if isinstance(asin, str) else ()
             entry = json.loads(known.pop(asin, b"{}")) if isinstance(asin, str) else {}
-            yield product_from(item, entry, wanted if isinstance(wanted, list) else (), skipped)
-        gone = sum(len(left) for left in asked.values() if isinstance(left, list))
+            yield product_from(item, entry, human if isinstance(human, list) else (), skipped)
+        gone = sum(len(left) for left in wishes_by_product.values() if isinstance(left, list))
         if gone:
             skipped["human instructions whose product is not in the catalogue"] += gone
 
-    made = catalogue.make(key, products(), skipped)
-    if made.skipped:
-        left = ", ".join(f"{count} {reason}" for reason, count in made.skipped.items())
+    shop = catalogue.make(key, products(), skipped)
+    if shop.skipped:
+        left = ", ".join(f"{count} {reason}" for reason, count in shop.skipped.items())
         log.warning("%s: left out %s", main, left)
-    return made
+    return shop
 
 
 def _files(path: Path) -> tuple[Path, Path | None, Path | None]:
@@ -68,16 +68,16 @@ def _files(path: Path) -> tuple[Path, Path | None, Path | None]:
     if path.is_file():
         main, folder = path, path.parent
     elif path.is_dir():
-        found = sorted(chain.from_iterable(path.glob(pattern) for pattern in CATALOGUES))
-        if not found:
+        catalogues = sorted(chain.from_iterable(path.glob(pattern) for pattern in CATALOGUES))
+        if not catalogues:
             raise FileNotFoundError(
                 f"{path.absolute()} holds no catalogue: {_LISTED}and items_human_ins*.json"
             )
-        full = [file for file in found if file.name == "items_shuffle.json"]
-        if len(found) > 1 and not full:
-            names = ", ".join(file.name for file in found)
+        full = [file for file in catalogues if file.name == "items_shuffle.json"]
+        if len(catalogues) > 1 and not full:
+            names = ", ".join(file.name for file in catalogues)
             raise ValueError(f"{path.absolute()} holds several catalogues ({names}): name one file")
-        main, folder = (full or found)[0], path
+        main, folder = (full or catalogues)[0], path
     else:
         raise FileNotFoundError(f"no catalogue at {path.absolute()}: {_LISTED}beside it")
     suffix = main.stem.removeprefix("items_shuffle").removeprefix("documents")
@@ -94,8 +94,8 @@ def _files(path: Path) -> tuple[Path, Path | None, Path | None]:
 def _companion(folder: Path, name: str, suffix: str) -> Path | None:
     if (exact := folder / f"{name}{suffix}.json").is_file():
         return exact
-    found = sorted(folder.glob(f"{name}*.json"))
-    return found[0] if len(found) == 1 else None
+    files = sorted(folder.glob(f"{name}*.json"))
+    return files[0] if len(files) == 1 else None
 
 
 def _digest(path: Path) -> str:
@@ -132,13 +132,13 @@ def _items(path: Path) -> Iterator[Any]:
 
 def _attributes(path: Path | None) -> dict[str, bytes]:
     """Product id → its attributes and instruction as JSON: a million of them must fit in memory."""
-    wanted = ("attributes", "instruction", "instruction_attributes")
-    found = {}
+    fields = ("attributes", "instruction", "instruction_attributes")
+    entries = {}
     for asin, entry in _entries(path):
         if isinstance(entry, dict):
-            kept = {name: entry[name] for name in wanted if entry.get(name) is not None}
-            found[asin] = json.dumps(kept).encode()
-    return found
+            values = {name: entry[name] for name in fields if entry.get(name) is not None}
+            entries[asin] = json.dumps(values).encode()
+    return entries
 
 
 def _entries(path: Path | None) -> Iterator[tuple[str, Any]]:

@@ -74,8 +74,8 @@ def _pooled(dataset: str, questions: Collection[Question]) -> StoredCorpus:
             f"these {dataset} questions come without paragraphs: give a corpus, such as "
             "corpus='live' or a file of pages"
         )
-    found = pooled_pages(list(questions))
-    parts = (part for page in found for part in (page.title, page.text))
+    pooled = pooled_pages(list(questions))
+    parts = (part for page in pooled for part in (page.title, page.text))
     return open_cached(checksum(*parts), pool(pooled_pages(list(questions))))
 
 

@@ -69,12 +69,12 @@ def load(
 
 def checked_sizes(sizes: Any) -> tuple[int, int, int]:
     """The three splits' sizes. Raises ValueError for anything but three numbers of at least 1."""
-    found = tuple(sizes) if isinstance(sizes, Iterable) else ()
-    if len(found) != 3 or not all(isinstance(size, int) and size >= 1 for size in found):
+    numbers = tuple(sizes) if isinstance(sizes, Iterable) else ()
+    if len(numbers) != 3 or not all(isinstance(size, int) and size >= 1 for size in numbers):
         raise ValueError(
             f"sizes is {sizes!r}: three numbers are wanted, train, dev and test, each at least 1"
         )
-    train, dev, test = found
+    train, dev, test = numbers
     return train, dev, test
 
 
@@ -146,15 +146,15 @@ def _files(dataset: str, source: str | Path) -> Iterator[Path]:
     if all(pair):
         yield from (path for path in pair if path)
         return
-    found = [path for path in sorted(source.iterdir()) if path.name.endswith(_ENDINGS)]
-    found = [path for path in found if formats.has_contexts(dataset, path)]
-    if not found:
-        wanted = " and ".join(names[0] for names in OFFICIAL[dataset])
+    paths = [path for path in sorted(source.iterdir()) if path.name.endswith(_ENDINGS)]
+    paths = [path for path in paths if formats.has_contexts(dataset, path)]
+    if not paths:
+        names = " and ".join(first for first, *_ in OFFICIAL[dataset])
         raise SourceError(
-            f"{source.absolute()} holds no {dataset} questions: {wanted} are expected there, or "
+            f"{source.absolute()} holds no {dataset} questions: {names} are expected there, or "
             "other files of that format with their paragraphs"
         )
-    yield from found
+    yield from paths
 
 
 def _draw(
@@ -172,11 +172,13 @@ def _draw(
             raise SourceError(f"{files[1]} holds too few questions for a dev and a test split")
         share = min(test, max(1, len(second) * test // (dev + test)))
         return {"train": first, "test": second[:share], "dev": second[share:][:dev]}
-    found = _smallest(dataset, files, sum(sizes), seed)
-    if len(found) < 3:
-        raise SourceError(f"{files[0]} holds {len(found)} questions: three splits need at least 3")
-    a, b = min(test, max(1, len(found) // 5)), min(dev, max(1, len(found) // 10))
-    return {"test": found[:a], "dev": found[a : a + b], "train": found[a + b :][:train]}
+    smallest = _smallest(dataset, files, sum(sizes), seed)
+    if len(smallest) < 3:
+        raise SourceError(
+            f"{files[0]} holds {len(smallest)} questions: three splits need at least 3"
+        )
+    a, b = min(test, max(1, len(smallest) // 5)), min(dev, max(1, len(smallest) // 10))
+    return {"test": smallest[:a], "dev": smallest[a : a + b], "train": smallest[a + b :][:train]}
 
 
 def _smallest(

@@ -77,17 +77,17 @@ class LiveCorpus(Corpus):
         self._lock, self._sessions = threading.Lock(), threading.local()
 
     def find(self, entity: str) -> Page | list[str]:
-        if not _NO_TITLE & set(entity) and (found := self._page(entity)):
-            return found
+        if not _NO_TITLE & set(entity) and (result := self._page(entity)):
+            return result
         hits = self._ask(
             list="search", srsearch=entity[:MAX_SEARCH], srlimit=str(SIMILAR), srprop=""
         )
         titles = [str(hit["title"]) for hit in hits.get("search", ()) if "title" in hit]
-        asked = key(entity)
+        query = key(entity)
         for title in titles:
-            near = key(title) == asked or is_slip(asked, key(title))
-            if near and (found := self._page(title)):
-                return found
+            near = key(title) == query or is_slip(query, key(title))
+            if near and (result := self._page(title)):
+                return result
         return titles[:SIMILAR]
 
     def has(self, title: str) -> bool:
@@ -107,11 +107,11 @@ class LiveCorpus(Corpus):
             redirects="1",
             titles=title,
         )
-        for found in answer.get("pages", ()):
-            extract = found.get("extract") or ""
-            if "disambiguation" not in found.get("pageprops", {}) and extract.strip():
+        for record in answer.get("pages", ()):
+            extract = record.get("extract") or ""
+            if "disambiguation" not in record.get("pageprops", {}) and extract.strip():
                 lines = [line for line in extract.split("\n") if line.strip()]
-                return page(found["title"], [x for x in lines if not x.startswith("==")])
+                return page(record["title"], [x for x in lines if not x.startswith("==")])
         return None
 
     # Asking ---------------------------------------------------------------------------------------
@@ -119,20 +119,20 @@ class LiveCorpus(Corpus):
     def _ask(self, **parameters: str) -> dict[str, Any]:
         """The `query` part of the API's answer, from the cache where it is there."""
         query = {"action": "query", "format": "json", "formatversion": "2", **parameters}
-        kept = self._kept(query)
+        path = self._cache_path(query)
         try:
-            answer = json.loads(kept.read_text(encoding="utf-8"))
+            answer = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(answer, dict):
                 return answer
         except (OSError, ValueError):  # not asked yet, or a damaged file: ask (again)
             pass
         answer = self._request(query)
-        write_shared_text(kept, json.dumps(answer))
+        write_shared_text(path, json.dumps(answer))
         return answer
 
-    def _kept(self, query: dict[str, str]) -> Path:
-        asked = json.dumps([self.url, query], sort_keys=True).encode("utf-8", "replace")
-        name = hashlib.sha256(asked).hexdigest()[:32]
+    def _cache_path(self, query: dict[str, str]) -> Path:
+        request = json.dumps([self.url, query], sort_keys=True).encode("utf-8", "replace")
+        name = hashlib.sha256(request).hexdigest()[:32]
         return cache_folder() / "wikipedia" / "live" / name[:2] / f"{name}.json"
 
     def _request(self, query: dict[str, str]) -> dict[str, Any]:
@@ -182,8 +182,8 @@ class LiveCorpus(Corpus):
             raise _Later(f"{code}: {error.get('info', '')}", wait)
         if code:
             raise LiveError(f"The encyclopedia refuses the request ({code}).")
-        found = answer.get("query", {})
-        return found if isinstance(found, dict) else {}
+        result = answer.get("query", {})
+        return result if isinstance(result, dict) else {}
 
     def _take_turn(self, wait: float) -> None:
         """Sleeps until the rate (and the back-off) allows another request."""

@@ -65,12 +65,12 @@ def f1(prediction: str, gold: str, rules: Rules) -> float:
     >>> f1("yes it is", "yes", RULES["hotpotqa"]), f1("yes it is", "yes", RULES["musique"])
     (0.0, 0.5)
     """
-    mine, wanted = normalize(prediction), normalize(gold)
-    if mine != wanted and (mine in rules.whole_words or wanted in rules.whole_words):
+    answer, gold_text = normalize(prediction), normalize(gold)
+    if answer != gold_text and (answer in rules.whole_words or gold_text in rules.whole_words):
         return 0.0
-    if not mine and not wanted:
+    if not answer and not gold_text:
         return rules.empty_f1
-    my_words, gold_words = mine.split(), wanted.split()
+    my_words, gold_words = answer.split(), gold_text.split()
     shared = sum((Counter(my_words) & Counter(gold_words)).values())
     if not shared:
         return 0.0

@@ -41,8 +41,8 @@ def file_checksum(path: Path) -> str:
     """16 hex digits of the SHA-256 of a file; read once a process unless the file changes."""
     if not path.is_file():
         raise SourceError(f"no file at {path.absolute()}")
-    found = path.stat()
-    return _file_checksum(path, found.st_size, found.st_mtime_ns)
+    status = path.stat()
+    return _file_checksum(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
@@ -99,8 +99,8 @@ def pages(path: Path) -> Iterator[Page]:
     Raises SourceError that names the record without a title or a text.
     """
     names = path.name.removesuffix(".gz").removesuffix(".bz2")
-    found = _rows(path) if names.endswith(".tsv") else records(path)
-    for number, record in enumerate(found, 1):
+    rows = _rows(path) if names.endswith(".tsv") else records(path)
+    for number, record in enumerate(rows, 1):
         try:
             yield _page(record)
         except (KeyError, TypeError, ValueError):

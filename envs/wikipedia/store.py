@@ -200,17 +200,17 @@ class StoredCorpus(Corpus):
         return [int(row) for row in self._rows[first : min(last, first + 1000)]]
 
     def find(self, entity: str) -> Page | list[str]:
-        asked = key(entity)
-        rows = self._with_key(b"k", asked)
-        if not rows and len(of_base := self._with_key(b"b", asked)) == 1:
+        query = key(entity)
+        rows = self._with_key(b"k", query)
+        if not rows and len(of_base := self._with_key(b"b", query)) == 1:
             rows = of_base
         if rows:
-            found = {self[row].title: row for row in reversed(rows)}
-            return self[found[choose(entity, list(found))]]
+            by_title = {self[row].title: row for row in reversed(rows)}
+            return self[by_title[choose(entity, list(by_title))]]
         hits = self.index.search(entity, CANDIDATES)
         similar = list(dict.fromkeys(self[row].title for row, _ in hits))
         for row, _ in hits:
-            if is_slip(asked, key(self[row].title)):
+            if is_slip(query, key(self[row].title)):
                 return self[row]
         return similar[:SIMILAR]
 
@@ -223,10 +223,10 @@ class StoredCorpus(Corpus):
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return data if isinstance(data, dict) else {}
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

@@ -76,11 +76,11 @@ def test_scores_are_bm25_by_its_formula():
     index = Index.build(documents, "formula")
     assert len(index) == 400
     for query in ("word3", "word0 word1 word250", "word5 word5 word40 the", "word1 word2 word0"):
-        found, every = index.search(query, 25), dict(_plain(documents, query, 400))
-        assert [score for _, score in found] == pytest.approx(
+        hits, every = index.search(query, 25), dict(_plain(documents, query, 400))
+        assert [score for _, score in hits] == pytest.approx(
             sorted(every.values(), reverse=True)[:25], rel=1e-4
         )
-        assert [every[n] for n, _ in found] == pytest.approx([s for _, s in found], rel=1e-5)
+        assert [every[n] for n, _ in hits] == pytest.approx([s for _, s in hits], rel=1e-5)
 
 
 def test_scores_are_those_of_bm25s():
@@ -104,12 +104,12 @@ def test_skipping_common_terms_changes_nothing():
         words = rng.sample(list(numbers), rng.randint(1, 8))
         dense = np.zeros(len(index))
         for word in words:
-            found, scores = index._postings(numbers[word])
-            dense[found] += scores
+            numbers_found, scores = index._postings(numbers[word])
+            dense[numbers_found] += scores
         dense = dense.astype(np.float32)
         best = np.lexsort((np.arange(len(dense)), -dense))[:50]
-        wanted = [int(n) for n in best if dense[n] > 0]
-        assert [n for n, _ in index.search(" ".join(words), 50)] == wanted
+        expected = [int(n) for n in best if dense[n] > 0]
+        assert [n for n, _ in index.search(" ".join(words), 50)] == expected
 
 
 def test_nothing_known_finds_nothing():
@@ -180,10 +180,10 @@ def test_hits_are_lucenes():
     recorded = json.loads((shop / "upstream" / "lucene_top50.json").read_text(encoding="utf-8"))
     equal = 0
     for query in recorded:
-        found = [(documents[n][0], score) for n, score in index.search(query["q"], 50)]
-        theirs = [name for name, _ in query["hits"]]
-        assert found[0][1] == pytest.approx(query["hits"][0][1], rel=1e-3)
-        equal += [name for name, _ in found] == theirs
+        hits = [(documents[n][0], score) for n, score in index.search(query["q"], 50)]
+        lucenes = [name for name, _ in query["hits"]]
+        assert hits[0][1] == pytest.approx(query["hits"][0][1], rel=1e-3)
+        equal += [name for name, _ in hits] == lucenes
     assert equal >= 98, f"only {equal} of {len(recorded)} lists of 50 are Lucene's"
 
 
@@ -192,5 +192,5 @@ def test_an_index_of_another_corpus_is_made_again(cache):
     other = Index.build(["blue whale", "grey seal"], "other").folder
     shutil.rmtree(mine)
     shutil.copytree(other, mine)
-    found = Index.build(["red fox"], "mine")
-    assert (found.key, len(found), found.search("fox", 1)[0][0]) == ("mine", 1, 0)
+    index = Index.build(["red fox"], "mine")
+    assert (index.key, len(index), index.search("fox", 1)[0][0]) == ("mine", 1, 0)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.envs.mind2web.records import Problems, Task, task_from_official
-from stepagent.envs.mind2web.sites.base import Goal, Site
+from stepagent.envs.mind2web.sites.base import Site, SiteGoal
 from stepagent.envs.mind2web.sites.kinds import KINDS
 from stepagent.envs.mind2web.sites.pages import slug
 
@@ -35,23 +35,23 @@ def _themes() -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def sites() -> dict[str, tuple[Site, str]]:
     """Name (`kind/site`) → (site, split)."""
-    found: dict[str, tuple[Site, str]] = {}
+    by_name: dict[str, tuple[Site, str]] = {}
     for kind, splits in _themes().items():
         for split, themes in splits.items():
             for theme in themes:
                 for brand in theme["brands"]:
-                    found[f"{kind}/{slug(brand)}"] = (KINDS[kind](theme, brand), split)
-    return found
+                    by_name[f"{kind}/{slug(brand)}"] = (KINDS[kind](theme, brand), split)
+    return by_name
 
 
 @lru_cache(maxsize=256)
-def goals(name: str) -> tuple[Goal, ...]:
+def goals(name: str) -> tuple[SiteGoal, ...]:
     """The tasks of a site."""
     site, split = sites()[name]
     return tuple(site.goals(TASKS_PER_SITE[split]))
 
 
-def goal_of(task_id: str) -> tuple[Site, Goal]:
+def goal_of(task_id: str) -> tuple[Site, SiteGoal]:
     """Site and goal of a bundled task."""
     name, _, number = task_id.rpartition("/")
     return sites()[name][0], goals(name)[int(number)]
@@ -81,10 +81,8 @@ def record(task_id: str) -> dict[str, Any]:
         )
         reprs.append(describe(browser.find(move.element), move.op, move.value))
         browser.do(move)
-    if browser.session.get("done") != goal.done:
-        raise AssertionError(
-            f"{task_id}: the gold steps lead to {browser.session}, not {goal.done}"
-        )
+    if browser.state.get("done") != goal.done:
+        raise AssertionError(f"{task_id}: the gold steps lead to {browser.state}, not {goal.done}")
     return {
         "annotation_id": task_id,
         "website": site.name,

@@ -67,9 +67,9 @@ def _take(play: Playthrough, thing: str, liquid: bool) -> str:
         play.do("dunk metal pot into fountain")
         play.do("focus on water in metal pot", "focus on substance in metal pot")
         return "metal pot"
-    listed = rf"(?:called |containing |[:,] (?:an? )?)({thing})(?=[,.)\n])"
+    pattern = rf"(?:called |containing |[:,] (?:an? )?)({thing})(?=[,.)\n])"
     seen = play.look()
-    if not re.search(listed, seen):
+    if not re.search(pattern, seen):
         play.go("workshop")
         seen = play.look()
     if liquid:

@@ -72,8 +72,8 @@ class _Maker:
         return entity
 
     def _of(self, kind: str, test: Callable[[Entity], bool] | None = None) -> list[Entity]:
-        found = self.kinds.get(kind, [])
-        return found if test is None else [entity for entity in found if test(entity)]
+        entities = self.kinds.get(kind, [])
+        return entities if test is None else [entity for entity in entities if test(entity)]
 
     def _fresh(self, draw: Callable[[], str]) -> str:
         """A title that is not taken yet."""
@@ -138,9 +138,11 @@ class _Maker:
         self, born: int, gender: str, parents: tuple[Entity, Entity] | None = None
     ) -> Entity:
         rng = self.rng
-        given = names.MEN if gender == "man" else names.WOMEN
+        first_names = names.MEN if gender == "man" else names.WOMEN
         family = parents[0].title.split()[-1] if parents else None
-        title = self._fresh(lambda: f"{rng.choice(given)} {family or rng.choice(names.FAMILIES)}")
+        title = self._fresh(
+            lambda: f"{rng.choice(first_names)} {family or rng.choice(names.FAMILIES)}"
+        )
         kinds, weights = zip(*names.OCCUPATIONS, strict=True)
         person = self._add(
             "person",

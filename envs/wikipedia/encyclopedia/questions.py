@@ -50,12 +50,12 @@ def generate(dataset: str, seed: int) -> dict[str, list[Question]]:
     rng = random.Random(f"questions {dataset} {seed}")
     asker = _Asker(dataset, entities, written, rng)
     draws, weights = zip(*_KINDS[dataset], strict=True)
-    found: dict[str, Question] = {}
-    while len(found) < sum(_SIZES.values()):
+    by_text: dict[str, Question] = {}
+    while len(by_text) < sum(_SIZES.values()):
         question = rng.choices(draws, weights)[0](asker)
         if question is not None:
-            found.setdefault(question.text, question)
-    questions, splits, begin = list(found.values()), {}, 0
+            by_text.setdefault(question.text, question)
+    questions, splits, begin = list(by_text.values()), {}, 0
     for split, size in _SIZES.items():
         splits[split] = questions[begin : begin + size]
         begin += size
@@ -80,7 +80,7 @@ class _Asker:
     def link(self, entity: Entity, relation: str) -> Link:
         return LINKS[entity.kind][relation]
 
-    def named(self, entity: Entity) -> str:
+    def name_of(self, entity: Entity) -> str:
         """How a question names a page's subject."""
         return NAMED.get(entity.kind, "{}").format(entity.name)
 
@@ -93,7 +93,7 @@ class _Asker:
         return Hop(
             title=entity.title,
             facts=(written.page.sentences[written.sentences[relation]],),
-            question=self.link(entity, relation).asked[0].format(self.named(entity)),
+            question=self.link(entity, relation).question_forms[0].format(self.name_of(entity)),
             answer=self.called(value),
             text=written.page.text,
         )
@@ -124,7 +124,7 @@ class _Asker:
 
     def phrase(self, steps: Sequence[tuple[Entity, str]]) -> str:
         """A noun phrase for where the chain leads."""
-        phrase = self.named(steps[0][0])
+        phrase = self.name_of(steps[0][0])
         for entity, relation in steps:
             phrase = self.rng.choice(self.link(entity, relation).phrases).format(phrase)
         return phrase
@@ -156,8 +156,8 @@ class _Asker:
         if steps is None:
             return None
         *before, (entity, relation) = steps
-        asked = self.rng.choice(self.link(entity, relation).asked)
-        text = asked.format(self.phrase(before))
+        form = self.rng.choice(self.link(entity, relation).question_forms)
+        text = form.format(self.phrase(before))
         answer = entity.facts[relation]
         if self.called(answer).lower() in text.lower():
             return None
@@ -212,10 +212,10 @@ class _Asker:
         forms: Sequence[tuple[str, bool]],
         pair: Sequence[Entity],
     ) -> Question | None:
-        found = self._ends(pair, path)
-        if found is None:
+        ends_and_hops = self._ends(pair, path)
+        if ends_and_hops is None:
             return None
-        ends, hops = found
+        ends, hops = ends_and_hops
         one, two = (_number(end.facts[relation]) for end in ends)
         if one == two:
             return None
@@ -228,19 +228,19 @@ class _Asker:
     def _same(self, question_kind: str, path: Sequence[str], kind: str) -> Question | None:
         """Whether two people come from the same town (yes as often as no)."""
         relation, form = "birthplace", self.rng.choice(SHARED)
-        wanted = self.rng.random() < 0.5
+        same = self.rng.random() < 0.5
         for first in self.rng.sample(self.of[kind], 50):
-            if other := self._matching(first, path, relation, wanted):
+            if other := self._matching(first, path, relation, same):
                 break
-        found = self._ends([first, other], path) if other else None
-        if other is None or found is None:
+        ends_and_hops = self._ends([first, other], path) if other else None
+        if other is None or ends_and_hops is None:
             return None
-        ends, hops = found
+        ends, hops = ends_and_hops
         subjects = [
             self.phrase([(entity, path[0])]) if path else entity.name for entity in (first, other)
         ]
         hops = _in_turn(hops, [self.hop(end, relation) for end in ends])
-        return self.question(question_kind, form.format(*subjects), "yes" if wanted else "no", hops)
+        return self.question(question_kind, form.format(*subjects), "yes" if same else "no", hops)
 
     def _matching(
         self, first: Entity, path: Sequence[str], relation: str, same: bool

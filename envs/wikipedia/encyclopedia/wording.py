@@ -52,24 +52,24 @@ def _write(entity: Entity, entities: Encyclopedia, rng: random.Random) -> Writte
     opening, *others = _WORDINGS[entity.kind]
     rng.shuffle(others)
     sentences: list[str] = []
-    told: dict[str, int] = {}
+    sentence_of: dict[str, int] = {}
     for needed, wordings in (opening, *others):
         # The opening may be said with fewer facts: each of its wordings needs what it names.
         fitting = [w for w in wordings if all(r in entity.facts for r in _relations(w))]
         if not fitting or not all(relation in entity.facts for relation in needed):
             continue
         wording = rng.choice(fitting)
-        told |= dict.fromkeys(_relations(wording), len(sentences))
+        sentence_of |= dict.fromkeys(_relations(wording), len(sentences))
         sentences.append(_capital(wording.format(**values)))
     if len(sentences) < 5 and rng.random() < 0.35 and entity.kind in _ASIDES:
         sentences.append(rng.choice(_ASIDES[entity.kind]).format(**values))
-    return Written(Page(entity.title, "\n".join(sentences)), told)
+    return Written(Page(entity.title, "\n".join(sentences)), sentence_of)
 
 
 def _relations(wording: str) -> list[str]:
     """The facts that a wording tells."""
-    found = [part.split("}")[0].replace("_", " ") for part in wording.split("{")[1:]]
-    return [_TOLD_AS.get(name, name) for name in found if name not in _WORDS]
+    relations = [part.split("}")[0].replace("_", " ") for part in wording.split("{")[1:]]
+    return [_TOLD_AS.get(name, name) for name in relations if name not in _WORDS]
 
 
 _WORDS = {"n", "s", "he", "his", "child", "was", "year", "people"}

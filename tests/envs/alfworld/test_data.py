@@ -90,9 +90,9 @@ def test_two_processes_on_the_same_archive(archive):
         subprocess.Popen([sys.executable, "-c", code, str(archive)], stdout=subprocess.PIPE)
         for _ in range(2)
     ]
-    said = {process.communicate(timeout=120)[0] for process in running}
-    assert len(said) == 1
-    assert len(said.pop()) > 200
+    outputs = {process.communicate(timeout=120)[0] for process in running}
+    assert len(outputs) == 1
+    assert len(outputs.pop()) > 200
     assert sorted(p.name for p in archive.parent.iterdir()) == ["cache", "games", "games.tar.zst"]
 
 
@@ -133,23 +133,23 @@ def test_movable_things_and_other_types_are_left_out(folder):
 def test_broken_files_are_named(folder):
     env = envs.make(ID, data=folder, split="test")
     path = folder / data.ROOT / "valid_unseen" / env.tasks[0] / data.GAME
-    whole = path.read_text()
+    text = path.read_text()
     for broken, reason in (
-        (whole[:5000], "no JSON, or cut off"),
+        (text[:5000], "no JSON, or cut off"),
         ("[]", "JSON object"),
-        (whole.replace("(:goal", "(:gaol"), r"no \(:goal"),
-        (whole.replace("(:init", "(:init ("), "brackets"),
-        (whole.replace('"grammar"', '"grandma"'), "'grammar'"),
-        (whole.replace("exists", "forall"), "forall"),
-        (whole.replace(r"{o.name}", r"{o.__class__}"), "expression"),
-        (whole.replace("GotoLocation {", "Goto {"), "gotolocation"),
+        (text.replace("(:goal", "(:gaol"), r"no \(:goal"),
+        (text.replace("(:init", "(:init ("), "brackets"),
+        (text.replace('"grammar"', '"grandma"'), "'grammar'"),
+        (text.replace("exists", "forall"), "forall"),
+        (text.replace(r"{o.name}", r"{o.__class__}"), "expression"),
+        (text.replace("GotoLocation {", "Goto {"), "gotolocation"),
     ):
         path.write_text(broken)
         with pytest.raises(ValueError, match=reason) as caught:
             env.reset(options={"task_id": env.tasks[0]})
         assert env.tasks[0] in str(caught.value)
         env.close()
-    path.write_text(whole[:5000])
+    path.write_text(text[:5000])
     os.utime(path.parent.parent.parent)
     with pytest.raises(ValueError, match=data.GAME):
         _ = envs.make(ID, data=folder, split="test").tasks
@@ -193,10 +193,10 @@ def test_generated_splits_share_no_room_and_are_the_same_for_ever():
 
 
 def test_wordings_of_goals_vary():
-    said = {
+    wordings = {
         generate.make(f"pick_and_place_simple/train-{n:04d}")["task"]["words"] for n in range(9)
     }
-    assert len({words.split()[0] for words in said}) > 2
+    assert len({words.split()[0] for words in wordings}) > 2
 
 
 @pytest.mark.slow

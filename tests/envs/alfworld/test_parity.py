@@ -21,14 +21,9 @@ from tests.envs.alfworld.memo import memoised
 RECORDED = Path(__file__).with_name("digests.json")
 
 
-def plans(game):
-    """Both experts' walks."""
-    return [[action for _, action in expert.plan(game, name)] for name in expert.EXPERTS]
-
-
 def all_walks(game):
     """Both experts' walks, and three random ones."""
-    return plans(game) + [walks.random_commands(game, seed) for seed in walks.SEEDS]
+    return walks.of_experts(game) + [walks.random_commands(game, seed) for seed in walks.SEEDS]
 
 
 def compared(data, reference):
@@ -76,8 +71,8 @@ def test_the_recorded_words_of_textworld_in_all_games(real_games):
 
 def check_recorded(path, recorded):
     game = engine.load(walks.read(path))
-    said = [walks.digest(game.start(), walks.random_commands(game, s)) for s in walks.SEEDS]
-    assert walks.combined(said) == recorded[path.parent.name], path
+    digests = [walks.digest(game.start(), walks.random_commands(game, s)) for s in walks.SEEDS]
+    assert walks.combined(digests) == recorded[path.parent.name], path
 
 
 @pytest.mark.slow

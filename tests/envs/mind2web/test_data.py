@@ -15,8 +15,7 @@ from stepagent.envs.mind2web import official as packing
 from stepagent.envs.mind2web import records
 from stepagent.envs.mind2web.data import PlainFile, open_source, read_ranks, split_by_website
 from stepagent.envs.mind2web.records import Problems, make_step, tasks_from_rows
-
-from .conftest import make_step_record, record
+from tests.envs.mind2web.records import make_step_record, record
 
 ID = "stepagent/Mind2Web-v0"
 
@@ -273,14 +272,14 @@ def test_rendered_elements_are_read_attribute_by_attribute():
 
 @pytest.mark.parametrize("run", [" ", "\n", "... [HTML truncated", "] ...", "]"])
 def test_long_runs_in_a_page_take_linear_time(run):
-    begun = time.process_time()
+    start = time.process_time()
     make_step("u", "x" + run * (200_000 // len(run)) + "x", {}, [], [], Problems())
     row = {"annotation_id": "a", "confirmed_task": "Go"}
     rendered = "<a " + "a-" * 100_000 + " " + run * 10_000
     tasks_from_rows(
         [{**row, "candidates": [{"backend_node_id": "1", "rendered": rendered}]}], Problems()
     )
-    assert time.process_time() - begun < 1
+    assert time.process_time() - start < 1
 
 
 def test_ranks(tmp_path):

@@ -43,7 +43,7 @@ def test_gold_steps_lead_to_the_goal_and_others_do_not(name):
     for move in goal.moves:
         if move.op != "SELECT":  # a task that leaves the lists as they are is not done
             browser.do(move)
-    assert browser.session.get("done") != goal.done
+    assert browser.state.get("done") != goal.done
 
 
 def test_tasks_of_a_site_differ():

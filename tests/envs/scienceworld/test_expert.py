@@ -105,8 +105,8 @@ def test_the_first_animal_that_is_listed_is_chosen(splits):
         assert [action for _, action in plan[:2]] == ["teleport to outside", "look around"]
         env.step("teleport to outside")
         seen = env.step("look around")[0]
-        listed = re.findall(r"\ta (.* egg|(?:baby|juvenile|adult) (?!bee).*)\n", seen)
-        assert plan[2][1] == f"focus on {listed[0]}"
+        animals = re.findall(r"\ta (.* egg|(?:baby|juvenile|adult) (?!bee).*)\n", seen)
+        assert plan[2][1] == f"focus on {animals[0]}"
 
 
 def test_a_plan_is_the_same_every_time_and_without_teleporting_too():

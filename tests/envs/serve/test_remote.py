@@ -119,12 +119,12 @@ def test_the_contract_holds_through_a_server(server, env_id):
 
 def results(out, env_id, limit, env_args):
     """What `eval.run` writes, but for the seconds: lines in the order of tasks, and the summary."""
-    given = ["--env", env_id, "--env-args", json.dumps(env_args), "--limit", str(limit)]
-    assert eval_run.main([*given, "--agent", "random", "--workers", "3", "--out", str(out)]) == 0
+    options = ["--env", env_id, "--env-args", json.dumps(env_args), "--limit", str(limit)]
+    assert eval_run.main([*options, "--agent", "random", "--workers", "3", "--out", str(out)]) == 0
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     summary = json.loads((out / "summary.json").read_text())
-    for kept in (*lines, summary):
-        kept.pop("seconds")
+    for result in (*lines, summary):
+        result.pop("seconds")
     return sorted(lines, key=lambda line: line["task_id"]), summary
 
 
@@ -188,12 +188,12 @@ def test_gymnasiums_own_vectors_take_a_url(server, mode):
 def test_the_next_server_with_a_place_is_taken(second):
     with Running(GUESS, max_sessions=1) as small:
         both = [small.url, second.url]
-        made = [envs.make(GUESS, url=both, patience=0) for _ in range(4)]
-        at = [env.server.url for env in made]
+        opened = [envs.make(GUESS, url=both, patience=0) for _ in range(4)]
+        at = [env.server.url for env in opened]
         assert at.count(small.url) == 1
         with pytest.raises(ServerFull, match=r"all 1 sessions are taken \(--max-sessions\)"):
             envs.make(GUESS, url=small.url, patience=0)
-        for env in made:
+        for env in opened:
             env.close()
         assert envs.make(GUESS, url=small.url, patience=2).reset(seed=0)
 

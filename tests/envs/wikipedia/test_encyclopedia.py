@@ -20,7 +20,7 @@ def entities():
 
 
 @pytest.fixture(scope="module")
-def asked():
+def splits_by_dataset():
     return {dataset: questions.generate(dataset, 0) for dataset in DATASETS}
 
 
@@ -66,7 +66,7 @@ def test_facts_agree(entities):
 def test_pages_tell_their_facts_briefly(entities, written):
     openings = set()
     for title, entity in entities.items():
-        page, told = written[title].page, written[title].sentences
+        page, sentence_of = written[title].page, written[title].sentences
         assert 1 <= len(page.sentences) <= 5
         assert len(page.text.split()) <= 80
         assert "{" not in page.text
@@ -74,14 +74,14 @@ def test_pages_tell_their_facts_briefly(entities, written):
             if relation in entity.facts:
                 value = entity.facts[relation]
                 value = entities[value].name if value in entities else value
-                assert value in page.sentences[told[relation]], (title, relation)
+                assert value in page.sentences[sentence_of[relation]], (title, relation)
         openings.add(page.sentences[0].replace(entity.name, "X")[:12])
     assert len(openings) > 100  # varied wording
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_answers_follow_from_the_pages(dataset, entities, written, asked):
-    splits = asked[dataset]
+def test_answers_follow_from_the_pages(dataset, entities, written, splits_by_dataset):
+    splits = splits_by_dataset[dataset]
     texts = [q.text for qs in splits.values() for q in qs]
     assert len(set(texts)) == len(texts) == 1950
     ids = [q.task_id for qs in splits.values() for q in qs]
@@ -108,22 +108,22 @@ def test_answers_follow_from_the_pages(dataset, entities, written, asked):
             assert last.answer.lower() not in question.text.lower()
 
 
-def test_kinds_are_those_of_the_data_sets(asked):
-    kinds = {d: Counter(q.kind for q in asked[d]["train"]) for d in DATASETS}
+def test_kinds_are_those_of_the_data_sets(splits_by_dataset):
+    kinds = {d: Counter(q.kind for q in splits_by_dataset[d]["train"]) for d in DATASETS}
     assert set(kinds["hotpotqa"]) == {"bridge", "comparison"}
-    wanted = {"compositional", "inference", "comparison", "bridge_comparison"}
-    assert set(kinds["2wikimultihopqa"]) == wanted
+    expected = {"compositional", "inference", "comparison", "bridge_comparison"}
+    assert set(kinds["2wikimultihopqa"]) == expected
     assert set(kinds["musique"]) == {"2hop", "3hop1", "4hop1"}
-    for dataset, found in kinds.items():
-        assert min(found.values()) >= 90, (dataset, found)
+    for dataset, counts in kinds.items():
+        assert min(counts.values()) >= 90, (dataset, counts)
     for dataset in DATASETS[:2]:
-        answers = Counter(q.answers[0] for q in asked[dataset]["train"])
+        answers = Counter(q.answers[0] for q in splits_by_dataset[dataset]["train"])
         assert 0.6 < answers["yes"] / answers["no"] < 1.6
         assert answers.most_common(3)[2][1] < 60  # no answer but these two is worth guessing
 
 
-def test_inferences_are_named_after_their_links(entities, asked):
-    for question in asked["2wikimultihopqa"]["train"]:
+def test_inferences_are_named_after_their_links(entities, splits_by_dataset):
+    for question in splits_by_dataset["2wikimultihopqa"]["train"]:
         if question.kind != "inference":
             continue
         relative = next(r for r in INFERENCES if r in question.text)
@@ -160,9 +160,11 @@ def test_sizes_and_checksum():
     assert data.source_checksum("musique", None) == data.source_checksum("hotpotqa", None)
 
 
-def test_pages_and_questions_are_those_that_their_checksum_stands_for(asked):
+def test_pages_and_questions_are_those_that_their_checksum_stands_for(splits_by_dataset):
     """Where this fails on purpose: record the new checksum of the texts, and renew CHECKSUM."""
     pages = (page.title + page.text for page in questions.pages(0))
-    drawn = (repr(q) for splits in asked.values() for split in splits.values() for q in split)
+    drawn = (
+        repr(q) for splits in splits_by_dataset.values() for split in splits.values() for q in split
+    )
     texts = checksum(*pages, *drawn)
     assert (texts, encyclopedia.CHECKSUM) == ("62ff1ef1adcb6728", "ec9201d5f3f572fc")
