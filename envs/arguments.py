@@ -35,7 +35,7 @@ def names(entry_point: str | Callable[..., Any], refused_by: str) -> list[str]:
 
 
 def _constructors(kind: type) -> Iterator[Callable[..., Any]]:
-    """The class's constructor, and those above it as long as arguments are handed on."""
+    """The class's constructor, and those above it as long as they pass arguments on."""
     for base in kind.__mro__:
         if init := vars(base).get("__init__"):
             yield init

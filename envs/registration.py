@@ -20,7 +20,7 @@ ENTRY_POINTS = {
     "stepagent/2WikiMultihopQA-v0": "stepagent.envs.wikipedia.env:TwoWikiMultihopQAEnv",
     "stepagent/MuSiQue-v0": "stepagent.envs.wikipedia.env:MuSiQueEnv",
 }
-"""Environment id → `module:class`. The one place where an environment is named."""
+"""Environment id → `module:class`. The only place where an environment is named."""
 
 EntryPoint = str | Callable[..., gym.Env]
 """`module:attribute`, or what it names: a class of environments, or a function that makes one."""
@@ -47,16 +47,16 @@ def register(env_id: str, entry_point: EntryPoint, **options: Any) -> None:
 
     `gym.make(env_id, url="http://host:8001", …)` then gives the environment that a server there
     (`python -m envs.serve`) has under this id, made with the other arguments; `RemoteEnv` has the
-    arguments that go with `url`. An environment registered by `gym.register` itself works
-    everywhere but for `url`.
+    further arguments that go with `url`. An environment registered with `gym.register` itself
+    works everywhere, except with `url`.
 
     Parameters
     ----------
     env_id: such as "mine/Vault-v0". Commands are given "vault:mine/Vault-v0", where importing the
         module `vault` registers it.
     entry_point: a subclass of `TextEnv`, or a function that makes one, or its `module:name`.
-    options: further ones of `gym.register`. Gymnasium's own checking wrapper is off by default:
-        `TextEnv` refuses steps before a reset and texts of the wrong type, and `envs.check` is
+    options: further ones of `gym.register`. Gymnasium's checking wrapper is off by default:
+        `TextEnv` rejects steps before a reset and texts of the wrong type, and `envs.check` is
         stricter.
     """
     options = {"disable_env_checker": True, **options}
@@ -104,6 +104,6 @@ def make(env_id: str, **kwargs: Any) -> TextEnv:
 def _no_environment(env_id: str, why: object) -> ValueError:
     known = ", ".join(sorted(ENTRY_POINTS))
     return ValueError(
-        f"no environment {env_id!r} ({why}). Ours: {known}. One of your own is named "
+        f"no environment {env_id!r} ({why}). Ours: {known}. A custom one is named "
         "'module:Namespace/Name-v0', where importing module registers it."
     )

@@ -1,4 +1,4 @@
-"""Trajectories: what an agent saw and did in one episode, as one JSON object a line.
+"""Trajectories: what an agent saw and did in one episode, as one JSON object per line.
 
 The same file serves supervised fine-tuning, inspection, every baseline, evaluation, resume, replay
 and the viewer. Lines are appended and flushed one by one, so a killed process loses at most the
@@ -24,7 +24,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Step:
-    """One turn: what was observed, what was answered, what it earned."""
+    """One turn: the observation, the reply and its reward."""
 
     observation: str
     thought: str
@@ -32,10 +32,10 @@ class Step:
     reward: float = 0.0
     valid: bool = True
     reply: str = ""
-    """The agent's own words where they differ from `react.render(thought, action)`."""
+    """The agent's own words, if they differ from `react.render(thought, action)`."""
 
     def text(self, style: react.PromptStyle) -> str:
-        """The reply as it stands in a conversation of that style."""
+        """The reply as it appears in a conversation of that style."""
         return self.reply or react.render(self.thought, self.action, style)
 
 
@@ -57,9 +57,9 @@ class Trajectory:
     fingerprint: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
-    """Why the episode could not be finished (an environment or agent that failed); else empty."""
+    """Why the episode could not be finished (the environment or agent failed); else empty."""
     task_type: str = ""
-    """`TextEnv.task_type`; where it is missing, as in older files, what the task id begins with."""
+    """`TextEnv.task_type`; if it is missing, as in older files, the start of the task id."""
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Trajectory:
             object.__setattr__(self, "task_type", default_task_type(str(self.task_id)))
 
     def messages(self, prompt: react.Prompt, style: react.PromptStyle) -> list[react.Message]:
-        """The whole conversation: system message, then observations and replies in turn."""
+        """The complete conversation: system message, then observations and replies in turn."""
         messages = react.opening(prompt, self.steps[0].observation if self.steps else "", style)
         for i, step in enumerate(self.steps):
             if i:
@@ -76,7 +76,7 @@ class Trajectory:
         return messages
 
     def to_json(self) -> str:
-        """One line of JSON; `from_json` gives the same trajectory back."""
+        """One line of JSON; `from_json` returns the same trajectory."""
         return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
@@ -89,7 +89,7 @@ class Trajectory:
             if data.get("version") != VERSION:
                 raise ValueError(
                     f"schema version {data.get('version')!r}, but this StepAgent reads {VERSION}: "
-                    "make the file again, or install the version that wrote it"
+                    "regenerate the file, or install the version that wrote it"
                 )
             steps = tuple(Step(**_known(Step, step)) for step in data.pop("steps"))
             return _typed(Trajectory(steps=steps, **_known(Trajectory, data)))
@@ -109,7 +109,7 @@ def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(trajectory: Trajectory) -> Trajectory:
-    """Raises TypeError where a field holds another kind of value than it is declared with."""
+    """Raises TypeError if the type of a value is not the one that its field declares."""
     for holder, kinds in (
         (trajectory, _KINDS),
         *((step, _STEP_KINDS) for step in trajectory.steps),
@@ -154,7 +154,7 @@ _STEP_KINDS: tuple[tuple[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line of a file that could not be read, and why."""
+    """A line of a file that cannot be read, and why."""
 
     path: Path
     number: int
@@ -167,8 +167,8 @@ class BadLine:
 def read(path: str | Path, bad: list[BadLine] | None = None) -> list[Trajectory]:
     """All good trajectories of a JSON-lines file, in order.
 
-    Bad lines are appended to `bad`; where that is None, they raise ValueError that lists them.
-    Raises FileNotFoundError with the path looked for.
+    Bad lines are appended to `bad`; if that is None, they raise a ValueError that lists them.
+    Raises FileNotFoundError that names the path.
     """
     path, trajectories, broken = Path(path), [], []
     if not path.is_file():
@@ -197,7 +197,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 class Writer:
-    """Appends trajectories to a file, each flushed whole. A cut last line is ended first."""
+    """Appends trajectories to a file, flushing each. A truncated last line is ended first."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -228,7 +228,7 @@ class Writer:
 
 
 def write(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
-    """Writes a new file in one go: complete, or not there at all."""
+    """Writes a new file: complete, or not there at all."""
 
     def save(partial: Path) -> None:
         with partial.open("w", encoding="utf-8", errors="replace") as file:

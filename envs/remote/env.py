@@ -1,9 +1,9 @@
 """An environment that lives on a server, with the contract of any other.
 
 `gym.make("stepagent/WebShop-v0", url="http://host:8001")` gives a `RemoteEnv`: the same texts,
-rewards and infos as the environment itself, made by `python -m envs.serve` on that host. The server
-keeps the rules; this side keeps the session, and sends an episode's calls with a number each, so
-that one that is sent again after a broken connection is not applied again.
+rewards and infos as the environment itself, which `python -m envs.serve` makes on that host. The
+server has the rules; the client has the session and numbers an episode's calls, so that a call sent
+again after a broken connection is not applied twice.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from stepagent.envs.remote.client import (
 
 _turn = itertools.count()
 _facts: dict[tuple[str, ...], Any] = {}
-"""What all environments of equal arguments on one run of a server share, such as task lists."""
+"""What environments with equal arguments on one run of a server share, such as task lists."""
 
 
 class RemoteEnv(TextEnv):
@@ -46,12 +46,12 @@ class RemoteEnv(TextEnv):
     Parameters
     ----------
     env_id: the environment's id.
-    url: of the server; several, as a list or with commas between: the next that has a place.
+    url: of the server; several, as a list or separated by commas: the next one with a free place.
     token: the server's token; None: the variable STEPAGENT_TOKEN.
-    patience: seconds for which a call keeps trying while no server can be reached or has a place.
+    patience: seconds for which a call keeps trying while no server is reachable or has a place.
     render_mode, and arguments: the environment's own.
 
-    Raises what the environment's constructor raises, and a `RemoteError`: `ServerGone`,
+    Raises what the environment's constructor raises, or a `RemoteError`: `ServerGone`,
     `ServerFull`, `WrongVersion`, `WrongToken`; from `reset` and `step` also `SessionLost` and
     `StepTimeout`. After any of these, and after Ctrl-C, the next `reset` opens a new session.
     """
@@ -86,7 +86,7 @@ class RemoteEnv(TextEnv):
     # The session ------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Opens a session on the next server that has a place, within `patience`."""
+        """Opens a session on the next server with a free place, within `patience`."""
         request = {
             "env": self.env_id,
             "args": json.loads(self._arguments),
@@ -117,7 +117,7 @@ class RemoteEnv(TextEnv):
         self._key = (self.server.url, opened["boot"], self.env_id, self._arguments)
 
     def _call(self, method: str, what: str, body: Any = None) -> Any:
-        """One call in the session. Where there is no session (any more): `SessionLost`."""
+        """One call in the session. Raises `SessionLost` if there is no session (any more)."""
         if not self.session or self._pid != os.getpid():
             raise SessionLost("no session is open: call reset()")
         path = f"/v1/sessions/{self.session}{what}"
@@ -128,13 +128,13 @@ class RemoteEnv(TextEnv):
             raise
 
     def _fact(self, name: str) -> Any:
-        """What depends on the environment's arguments alone; asked for once."""
+        """What depends only on the environment's arguments; requested once."""
         if (*self._key, name) not in _facts:
             if not self.session or self._pid != os.getpid():
                 self._open()
             try:
                 answer = self._call("GET", f"/{name}")
-            except SessionLost:  # it idled away; the question needs no episode
+            except SessionLost:  # it expired; the question needs no episode
                 self._open()
                 answer = self._call("GET", f"/{name}")
             while len(_facts) > 256:
@@ -143,7 +143,8 @@ class RemoteEnv(TextEnv):
         return _facts[*self._key, name]
 
     def close(self) -> None:
-        """Closes the session. Never raises: one that cannot be told dies of idling."""
+        """Closes the session. Never raises: if the server cannot be reached, the session
+        expires."""
         session, self.session, self._ended = self.session, "", True
         if session and self._pid == os.getpid():
             try:
@@ -170,7 +171,7 @@ class RemoteEnv(TextEnv):
         return self.tasks
 
     def fingerprint(self) -> dict[str, str]:
-        """That of the environment on the server: where it runs is no part of a result."""
+        """That of the environment on the server: where it runs does not affect results."""
         return dict(self._fact("fingerprint"))
 
     def data_checksum(self) -> str:
@@ -186,10 +187,10 @@ class RemoteEnv(TextEnv):
         return list(self._call("GET", "/actions")["actions"])
 
     def reset_call(self, seed: int | None, options: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The call that resets, with its number; opens a session where there is none."""
+        """The call that resets, with its number; opens a session if there is none."""
         if not self.session or self._pid != os.getpid():
             self._open()
-            # The server's generator went with the old session: ours takes its place.
+            # The server's generator is gone with the old session: ours replaces it.
             seed = int(self.np_random.integers(2**31)) if seed is None else seed
         return {"call": "reset", "number": self._number + 1, "seed": seed, "options": options or {}}
 
@@ -204,8 +205,8 @@ class RemoteEnv(TextEnv):
         return {"call": "step", "number": self._number + 1, "action": clip(action)}
 
     def receive(self, answer: dict[str, Any]) -> None:
-        """Hands over what the server said to a call that was sent in a batch: it is taken by the
-        `reset` or `step` that the call stands for."""
+        """Takes the server's answer to a call that was sent in a batch, for the `reset` or `step`
+        that the call stands for."""
         self._answers.append(answer)
         if "error" not in answer or answer["error"].get("code") == "environment":
             self._number += 1  # it was carried out
@@ -213,7 +214,7 @@ class RemoteEnv(TextEnv):
             self.close()
 
     def forget(self) -> None:
-        """Drops answers that no `reset` or `step` came for."""
+        """Drops answers that no `reset` or `step` has taken."""
         self._answers.clear()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +224,7 @@ class RemoteEnv(TextEnv):
         except BaseException as error:
             if isinstance(error, Exception) and not isinstance(error, RemoteError):
                 self._number = request["number"]  # the environment's own: it was carried out
-            else:  # was it? nobody knows
+            else:  # whether it was carried out is unknown
                 self.close()
             raise
         return answer
@@ -243,7 +244,7 @@ class RemoteEnv(TextEnv):
         else:
             try:
                 answer = self._ask(self.reset_call(seed, options))
-            except SessionLost:  # it idled away, or the server was restarted: nothing is lost yet
+            except SessionLost:  # it expired, or the server was restarted: nothing is lost yet
                 answer = self._ask(self.reset_call(seed, options))
         info = answer["info"]
         self.task_id, self.instruction = info["task_id"], info["instruction"]
@@ -253,7 +254,7 @@ class RemoteEnv(TextEnv):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         request = None if self._answers else self.step_call(action)
-        self._ended = True  # whatever breaks from here on: the episode is over
+        self._ended = True  # if anything fails from here on, the episode is over
         answer = self._received() if request is None else self._ask(request)
         self._ended = answer["terminated"] or answer["truncated"]
         self._outcome = Outcome(answer["observation"], answer["info"]["score"])

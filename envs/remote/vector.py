@@ -1,8 +1,8 @@
-"""Many environments on one server or several, stepped with one request a server.
+"""Many environments on one or several servers, stepped with one request per server.
 
-A `SyncVectorEnv` whose environments are remote: before each round the calls of all of them go out
-in one batch a server, to all servers at once; then Gymnasium's own loop runs, and every environment
-already has its answer. So observations, infos and autoreset are Gymnasium's to the letter.
+A `SyncVectorEnv` whose environments are remote: before each round, all their calls go out in
+one batch per server, to all servers at once; then Gymnasium's own loop runs, and every environment
+already has its answer. So observations, infos and autoreset are exactly Gymnasium's.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from stepagent.envs.remote.client import LOST, Server, ServerGone, servers
 from stepagent.envs.remote.env import RemoteEnv
 
 BATCH = 1024
-"""Calls that one request may hold."""
+"""Calls that one request may contain."""
 
 
 class RemoteVectorEnv(SyncVectorEnv):
-    """`num_envs` environments on the servers of `url`, in turn.
+    """`num_envs` environments, distributed over the servers of `url`.
 
     Parameters
     ----------
     env_id: the environment's id.
-    num_envs: how many; they are opened at the same time.
-    url: of a server; several, as a list or with commas between, share the environments.
+    num_envs: how many; they are opened concurrently.
+    url: of a server; several (a list, or separated by commas) share the environments.
     autoreset_mode: as in Gymnasium's vector environments.
     arguments: `token`, `patience` and the environment's own, as for `RemoteEnv`.
 
-    Raises what `RemoteEnv` raises; then `reset` begins anew, on the servers that answer.
+    Raises what `RemoteEnv` raises; `reset` then starts again on the servers that answer.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class RemoteVectorEnv(SyncVectorEnv):
                 env.forget()
 
     def _send(self, calls: list[tuple[RemoteEnv, dict[str, Any]]], again: bool = False) -> None:
-        """Sends calls, and hands every answer that comes to its environment.
+        """Sends calls, and passes each answer to its environment.
 
-        An environment that gets none loses its session. With `again` it is left to ask for itself,
-        in a new one; otherwise what went wrong is raised once all servers have been heard.
+        An environment that gets none loses its session. With `again` it asks for itself later, in a
+        new one; otherwise the error is raised once all servers have answered or failed.
         """
         by_server: dict[Server, list[tuple[RemoteEnv, dict[str, Any]]]] = {}
         for env, call in calls:
@@ -114,7 +114,7 @@ class RemoteVectorEnv(SyncVectorEnv):
                     answers = sending.result()
                 except Exception as error:
                     failed = failed or error
-                    if isinstance(error, ServerGone):  # nobody there to close them
+                    if isinstance(error, ServerGone):  # no server to close them on
                         for env, _ in part:
                             env.session = ""
                     continue
@@ -124,7 +124,7 @@ class RemoteVectorEnv(SyncVectorEnv):
                         env.session = ""
                     else:
                         env.receive(answer)
-        finally:  # after Ctrl-C, too: whether these calls were carried out nobody knows
+        finally:  # after Ctrl-C, too: whether these calls were carried out is unknown
             for _, sending in sent:
                 sending.cancel()
             for env in unheard:
@@ -144,7 +144,7 @@ def _itself(env: RemoteEnv) -> RemoteEnv:
 def _parts(
     server: Server, calls: list[tuple[RemoteEnv, dict[str, Any]]]
 ) -> Iterable[list[tuple[RemoteEnv, dict[str, Any]]]]:
-    """Batches that a server takes: by number of calls and by bytes."""
+    """Batches that a server accepts, by number of calls and by bytes."""
     part: list[tuple[RemoteEnv, dict[str, Any]]] = []
     size = 0
     for env, call in calls:

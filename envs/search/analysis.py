@@ -50,7 +50,7 @@ _TOKEN = re.compile(
     f"|(?<={_LETTER})[{_MID_LETTER}](?={_LETTER})|(?<=\\d)[{_MID_DIGIT}](?=\\d))+"
     f"|[{_PICTOGRAPHS}][\ufe0f\U0001f3fb-\U0001f3ff]*(?:\u200d[{_PICTOGRAPHS}]\ufe0f?)*"
 )
-# The same for plain ASCII, where most texts lie: far fewer classes to try.
+# The same for plain ASCII, which most texts are: far fewer classes to try.
 _ASCII_TOKEN = re.compile(
     r"(?:[a-z0-9_]|(?<=[a-z])[:.'](?=[a-z])|(?<=[0-9])[.,;'](?=[0-9]))+", re.ASCII
 )
@@ -98,7 +98,7 @@ def _stemmer() -> Any:
 
 
 def _stem(word: str) -> str:
-    """Lucene's Porter stem (see the module's head for what it does beyond Snowball's)."""
+    """Lucene's Porter stem (the module's docstring says how it differs from Snowball's)."""
     if len(word) <= 2:
         return word
     stem = _stemmer().stemWord(word)

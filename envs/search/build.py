@@ -2,7 +2,8 @@
 
 First pass: each batch's (term, document, times) triples go to a spool file, while document
 frequencies and lengths are counted. Second pass: every posting goes to its place in files sorted by
-term, with its finished BM25 score. In memory at once: the vocabulary, a byte a document, a batch.
+term, with its finished BM25 score. In memory at once: the vocabulary, a byte per document, and a
+batch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _BATCH = 8192
 
 
 def write(folder: Path, texts: Iterable[str], key: str, k1: float, b: float, version: int) -> None:
-    """Makes an index's files in an empty folder. Raises ValueError where there is no document."""
+    """Writes an index's files to an empty folder. Raises ValueError if there is no document."""
     spool = folder / "postings.tmp"
     counted = _Counted()
     with spool.open("wb") as file:
@@ -70,7 +71,7 @@ def _created(path: Path, kind: Any, size: int) -> np.ndarray:
 
 
 class _Counted:
-    """What the first pass over the documents finds."""
+    """What the first pass over the documents counts."""
 
     def __init__(self) -> None:
         self.vocabulary: dict[str, int] = {}
@@ -113,7 +114,7 @@ class _Counted:
             spool.write(column.astype(np.int32).tobytes())
 
     def _learn(self, token: str, terms: list[int]) -> int:
-        """The number of a token that was not met yet; −1 for what is not indexed."""
+        """The number of a new token; −1 for what is not indexed."""
         if len(token) > analysis.MAX_TOKEN:  # rare: cut into pieces, all but the last counted here
             for start in range(0, len(token) - analysis.MAX_TOKEN, analysis.MAX_TOKEN):
                 piece = self._learn(token[start : start + analysis.MAX_TOKEN], terms)

@@ -1,15 +1,14 @@
-"""The project's one search: BM25 as Lucene computes it, over an index that processes share.
+"""The project's search: BM25 as Lucene computes it, over an index that processes share.
 
 The scores are those of Lucene's `BM25Similarity` as Pyserini sets it (k1 = 0.9, b = 0.4), lengths
 in Lucene's lossy one-byte form; ties come in the order of the documents (Pyserini sorts them by the
-documents' names, so whoever wants its order indexes in that order). `analysis` analyses the
-texts. As in bm25s (Lù, 2024) the index holds finished scores, so a search only adds; beyond it,
+documents' names, so index in that order to get its order). `analysis` prepares the texts. As in
+bm25s (Lù, 2024) the index holds finished scores, so a search only adds. In addition,
 
-- it is built in a stream (a million documents in about a gigabyte), and lies in files that are
-  memory-mapped, the vocabulary too: what is resident are the pages that searches touch, once for
-  all processes;
+- it is built in a stream (a million documents in about a gigabyte) and memory-mapped, including
+  the vocabulary: only the pages that searches touch are resident, once for all processes;
 - a search reads the lists of rare terms first and only looks candidates up in those of common ones,
-  as soon as no other document can reach the first k (MaxScore; Turtle and Flood, 1995). The result
+  once no other document can reach the first k (MaxScore; Turtle and Flood, 1995). The result
   is exact.
 """
 
@@ -30,17 +29,17 @@ from stepagent.files import build_once, cache_folder
 
 VERSION = 1
 _MAX_QUERY = 1000
-"""Terms of a query that are looked at (Lucene allows 1,024 clauses)."""
+"""Terms of a query that are used (Lucene allows 1,024 clauses)."""
 Texts = Iterable[str] | Callable[[], Iterable[str]]
 
 
 class Index:
-    """A memory-mapped BM25 index. `Index.build` opens or makes one.
+    """A memory-mapped BM25 index. `Index.build` opens or builds one.
 
     Attributes
     ----------
     key: the checksum of the corpus, as the caller gave it.
-    folder: where its files lie.
+    folder: where its files are.
     """
 
     def __init__(self, folder: Path):
@@ -60,16 +59,16 @@ class Index:
 
     @classmethod
     def build(cls, texts: Texts, key: str, *, k1: float = 0.9, b: float = 0.4) -> Index:
-        """The index of a corpus: opened where it is cached, made (once, by one process) where not.
+        """The index of a corpus: opened if it is cached, else built (once, by one process).
 
         Parameters
         ----------
-        texts: the documents in order, or a function that gives them; read only to make the index.
+        texts: the documents in order, or a function that gives them; read only to build the index.
         key: a checksum of the corpus (letters, digits, `-`, `_`); another corpus needs another key.
         k1, b: BM25's saturation of repeated words and its discount of long documents.
 
-        Raises ValueError for a key that cannot name a folder or a corpus without documents, and
-        OSError where the cache cannot be written.
+        Raises ValueError for a key that cannot name a folder or for a corpus without documents, and
+        OSError if the cache cannot be written.
         """
         if not re.fullmatch(r"[\w-]{1,120}", key, re.ASCII):
             raise ValueError(f"key {key!r}: 1 to 120 letters, digits, - or _ are allowed")
@@ -95,7 +94,7 @@ class Index:
         """
         counts = Counter(analyse(query)[:_MAX_QUERY])
         known = ((self._term_number(word), times) for word, times in counts.items())
-        # Rarest first, by the most that a term can add; as Lucene, sums are 64-bit, scores 32.
+        # Rarest first, by the most that a term can add; as in Lucene, sums are 64-bit, scores 32.
         lists = sorted((-times * self._best[n], n, times) for n, times in known if n >= 0)
         if not lists or k < 1:
             return []
@@ -117,7 +116,7 @@ class Index:
             documents, scores = self._postings(number)
             if count >= k and len(documents) > 1000:
                 candidates = np.concatenate(seen)
-                if rest[i] < _kth(sums[candidates], k):  # none but the seen can come in any more
+                if rest[i] < _kth(sums[candidates], k):  # no unseen document can get in any more
                     return self._narrowed(np.sort(candidates), sums, lists[i:], rest[i:], k)
             before = sums[documents]
             sums[documents] = before + times * scores
@@ -133,7 +132,8 @@ class Index:
         rest: list[float],
         k: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The found that the terms left can still lift to the first k, with their sums."""
+        """The candidates that the remaining terms can still lift to the first k, with their
+        sums."""
         total = sums[candidates]
         for i in range(len(lists) + 1):
             if len(candidates) > k:
@@ -149,13 +149,13 @@ class Index:
         return self._documents[span], self._scores[span]
 
     def _look_up(self, number: int, candidates: np.ndarray) -> np.ndarray:
-        """The term's score in each of the (sorted) candidates; 0 where it does not occur."""
+        """The term's score in each of the (sorted) candidates; 0 if it does not occur."""
         documents, scores = self._postings(number)
         at = np.minimum(np.searchsorted(documents, candidates), len(documents) - 1)
         return np.where(documents[at] == candidates, scores[at], np.float32(0))
 
     def _bisect(self, word: str) -> int:
-        """The term's number, by bisection in the sorted vocabulary; −1 where it is unknown."""
+        """The term's number, by bisection in the sorted vocabulary; −1 if it is unknown."""
         target, low, high = word.encode("utf-8", "replace"), 0, len(self._offsets) - 1
         while low < high:
             middle = (low + high) // 2
@@ -167,7 +167,7 @@ class Index:
 
 
 def _open(kind: type[Index], folder: Path, key: str) -> Index | None:
-    """The cached index; None where it is missing, damaged or another corpus's: it is made again."""
+    """The cached index; None if it is missing, damaged or another corpus's: it is rebuilt."""
     try:
         index = kind(folder)
     except (OSError, ValueError, KeyError, TypeError):
@@ -176,5 +176,5 @@ def _open(kind: type[Index], folder: Path, key: str) -> Index | None:
 
 
 def _kth(scores: np.ndarray, k: int) -> float:
-    """The k-th highest score, a little lowered against rounding."""
+    """The k-th highest score, slightly lowered to allow for rounding."""
     return float(np.partition(scores, len(scores) - k)[len(scores) - k]) * (1 - 1e-5)

@@ -1,8 +1,8 @@
-"""What a server answers: its routes, their documentation, and how it starts and ends.
+"""The server's routes and their documentation, and how it starts and stops.
 
-Bodies are read and validated by hand, not by FastAPI's parameters: a step is then two thirds
-faster, a broken body gets our error, and the size is checked while it arrives. The documentation
-(`/docs`, `/openapi.json`) is made from the same models.
+Bodies are read and validated by hand, not by FastAPI's parameters: this makes a step two thirds
+faster, gives our errors for malformed bodies, and checks the size while a body arrives. The
+documentation (`/docs`, `/openapi.json`) is made from the same models.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _MODELS: dict[str, type[BaseModel]] = {"reset": ResetCall, "step": StepCall}
 
 
 def _parse(model: type[M], data: Any) -> M:
-    """The model from bytes of JSON or a plain object; a Refusal that says what is wrong."""
+    """The model from JSON bytes or a plain object. Raises a Refusal that says what is wrong."""
     try:
         if isinstance(data, bytes):
             return model.model_validate_json(data or b"{}")
@@ -122,7 +122,7 @@ _FACTS: dict[str, Callable[[TextEnv], Any]] = {
     "plan": lambda env: env.expert_plan(),
     "actions": lambda env: env.admissible_actions(),
 }
-"""What may be asked of a session's environment → how it is found."""
+"""What clients may ask about a session's environment → how to get it."""
 
 
 async def _answer_call(
@@ -222,7 +222,7 @@ def _session_info(session: Session, sessions: Sessions) -> dict[str, Any]:
 
 
 def _body(model: type[BaseModel]) -> dict[str, Any]:
-    """Documentation of a body that the route reads by itself."""
+    """Documentation of a body that the route reads itself."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     example = {
         name: field.examples[0] for name, field in model.model_fields.items() if field.examples
@@ -232,7 +232,7 @@ def _body(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _shows(example: Any) -> dict[int | str, dict[str, Any]]:
-    """Documentation of an answer by an example."""
+    """Documentation of an answer, by an example."""
     return {200: {"content": {"application/json": {"example": example}}}}
 
 
@@ -329,7 +329,7 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
     async def close(session: str) -> Response:
         try:
             sessions.close(sessions.find(session), "closed: by its client")
-        except Refusal as refusal:  # closed already: what was wanted
+        except Refusal as refusal:  # closed already
             if refusal.status != 410:
                 raise
         return _answer({"closed": True})

@@ -1,4 +1,4 @@
-"""What stands before every request: the token, the limit of its size, counters and log lines."""
+"""Checks before every request (token, size), counters and log lines."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from stepagent.envs.serve.metrics import Metrics
 
 log = logging.getLogger("stepagent.serve")
 OPEN = ("/healthz", "/readyz", "/health")
-"""Paths that need no token: whoever watches over the server has none."""
+"""Paths that need no token: monitoring has none."""
 _SLOW = 10.0
-"""Seconds from which on a request is logged though it went well."""
+"""Seconds after which a request is logged even if it succeeded."""
 _DRAINED = 256 << 20
-"""Bytes of a request too large that are read (and thrown away) before the answer, so that a client
-that sends before it reads gets to see the answer. Beyond, the connection is cut."""
+"""Bytes of an oversized request that are read and discarded before the answer, so that a client
+that sends before it reads can see the answer. Beyond that, the connection is cut."""
 _VERSION = PROTOCOL_HEADER.lower().encode()
 
 
 class Guard:
-    """ASGI middleware; `token` None lets everybody in."""
+    """ASGI middleware; without a `token` everybody is let in."""
 
     def __init__(self, app: ASGIApp, token: str | None, max_body: int, metrics: Metrics):
         self.app, self.max_body, self.metrics = app, max_body, metrics
@@ -96,7 +96,7 @@ class Guard:
         return None
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
-        """Bearer, or Basic with the token as the password, which a URL can hold."""
+        """Bearer, or Basic with the token as the password, which a URL can contain."""
         assert self._token is not None
         scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"basic":
@@ -109,10 +109,10 @@ class Guard:
         return hmac.compare_digest(value.strip(), self._token)
 
     def _own_page(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether the web page that a browser asks for is ours.
+        """Whether the web page that a browser's request comes from is ours.
 
-        A page of another site could otherwise use a server on the machine of whoever reads it; and
-        without a token even a name of its own is not to be trusted, which may point anywhere.
+        A page of another site could otherwise use a server on its reader's machine; and without a
+        token, not even a host name can be trusted, as it may point anywhere.
         """
         host = headers.get(b"host", b"")
         known = host.rpartition(b":")[0] or host
@@ -151,7 +151,7 @@ class Guard:
 
 
 def _without_secret(path: str) -> str:
-    """A path as it may be logged: session ids are cut to the part that is no secret."""
+    """A path for the log: session ids are cut to the part that is not secret."""
     parts = path.split("/")
     if parts[1:3] == ["v1", "sessions"] and len(parts) > 3:
         parts[3] = parts[3][:8]
@@ -173,7 +173,7 @@ async def answer_refusal(refusal: Refusal, send: Send) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, event, and what the event came with."""
+    """One JSON object per line: time (UTC), level, event and its fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
