@@ -214,7 +214,7 @@ class TextEnv(gym.Env[str, str], ABC):
         raise NotImplementedError(f"{type(self).__name__} has no step limit of its own")
 
     def data_checksum(self) -> str:
-        """A checksum of the data the tasks come from ("" where the package versions determine
+        """A checksum of the data the tasks come from ("" if the package versions determine
         it)."""
         return ""
 
@@ -239,7 +239,7 @@ class TextEnv(gym.Env[str, str], ABC):
 
     @property
     def task_type(self) -> str:
-        """Group of the current task in reports; "" where the tasks have no types."""
+        """Group of the current task in reports; "" if the tasks have no types."""
         return default_task_type(self.task_id or "")
 
     def fingerprint(self) -> dict[str, str]:
@@ -333,7 +333,7 @@ def _replace(outcome: Outcome, **changes: Any) -> Outcome:
 
 
 def default_task_type(task_id: str) -> str:
-    """What stands before the first `/` of a task id; "" where there is none.
+    """What stands before the first `/` of a task id; "" if there is none.
 
     >>> default_task_type("find-animal/17"), default_task_type("5a8b57f25542995d1e6f1371")
     ('find-animal', '')

@@ -1,12 +1,12 @@
-"""The fast engine: plays `game.tw-pddl` letter for letter as TextWorld's PDDL engine does.
+"""The fast engine: plays `game.tw-pddl` exactly as TextWorld's PDDL engine does.
 
 The reference translates the problem twice with Fast Downward and, at every step, instantiates every
 action and derives every command. Here a game is read into indexed facts (`FactStore`); a command is
-matched against the templates of its actions, its precondition is looked up, its effects are made,
-and one text is derived. What follows from the translator, and is reproduced:
+matched against the templates of its actions, its precondition is looked up, its effects are
+applied, and one text is derived. Consequences of the translator that are reproduced:
 
-- an action that would change nothing (going where one stands already) does not exist;
-- a fact that an effect takes away is from then on known to be false: `not_p(…)` holds for the text;
+- an action that would change nothing (going to the current place) does not exist;
+- a fact that an effect deletes is known to be false from then on: `not_p(…)` holds for the text;
 - names are numbered from the sorted ids downwards (upstream's demangler without shuffling).
 
 `engine="textworld"` is the reference itself (`envs.alfworld.reference`).
@@ -34,7 +34,7 @@ _MARKS = (("_bar_", "|"), ("_minus_", "-"), ("_plus_", "+"), ("_dot_", "."), ("_
 
 @dataclass(frozen=True)
 class Command:
-    """An action that can be done now, and what to type for it."""
+    """An action that is possible now, and the command for it."""
 
     text: str
     action: Verb
@@ -49,14 +49,14 @@ class Verb:
     action: Action
     wording: Wording
     pattern: re.Pattern[str] | None
-    """Command with its parameters as groups; None: commands have to be derived and compared."""
+    """The command with its parameters as groups; None: commands must be derived and compared."""
     types: tuple[dict[str, str], ...]
     """For each clause of the precondition: every variable → its type."""
 
 
 @dataclass
 class Game:
-    """A game as read: what never changes. `start()` plays it."""
+    """A loaded game: what never changes. `start()` plays it."""
 
     domain: Domain
     problem: Problem
@@ -95,7 +95,7 @@ def load(data: Mapping[str, Any]) -> Game:
 
 
 def parse(text: str | bytes) -> dict[str, Any]:
-    """The JSON of a game file. Raises GameError where it is none."""
+    """The JSON of a game file. Raises GameError if it is none."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -132,7 +132,7 @@ def name_entities(problem: Problem) -> dict[str, Entity]:
 
 
 def _kind(identifier: str) -> str:
-    """`apple_bar_…` → apple; "" for what has no place in the room (the agent, types)."""
+    """`apple_bar_…` → apple; "" for what is not in the room (the agent, types)."""
     head, bar, _ = identifier.partition("_bar_")
     return (head + "basin" if "basin" in identifier else head) if bar else ""
 
@@ -194,21 +194,21 @@ class Play:
         return False
 
     def knows(self, text: str) -> bool:
-        """Whether the text is a command that can be done now."""
+        """Whether the text is a command that is possible now."""
         return self.understand(text) is not None
 
     def step(self, text: str) -> str | None:
-        """Does what the command says and returns the feedback; None: it is no command now."""
+        """Carries out the command and returns the feedback; None if it is not possible now."""
         command = self.understand(text)
         return None if command is None else self.do(command)
 
     def find(self, action: str, partial: Binding) -> Command | None:
-        """The first command of an action with these parameters that can be done now."""
+        """The first command of an action with these parameters that is possible now."""
         verb = next((v for v in self.game.verbs if v.action.name == action), None)
         return None if verb is None else next(self._commands(verb, partial), None)
 
     def understand(self, text: str) -> Command | None:
-        """The action that the command stands for, if it can be done now."""
+        """The action of the command, if it is possible now."""
         if self._understood is None or self._understood[0] != text:
             self._understood = (text, self._matched(text))
         return self._understood[1]
@@ -230,7 +230,7 @@ class Play:
         return None
 
     def commands(self) -> list[Command]:
-        """Everything that can be done now, one command for each text, sorted."""
+        """Everything that is possible now, one command for each text, sorted."""
         commands_by_text: dict[str, Command] = {}
         for verb in self.game.verbs:
             for command in self._commands(verb, {}):
@@ -260,7 +260,7 @@ class Play:
         return {(v[1:], kind): binding[v] for v, kind in action.parameters}
 
     def do(self, command: Command) -> str:
-        """Makes the command's effects; returns the feedback."""
+        """Applies the command's effects; returns the feedback."""
         self._understood = None
         facts, binding, changes = self.facts, command.binding, []
         for effect in command.action.action.effects:
@@ -286,7 +286,7 @@ def _ground(literal: pddl.Literal, binding: Binding) -> Fact:
 
 
 def _changes(action: Action, clause: Clause, binding: Binding) -> bool:
-    """Whether the action does anything beyond what its own precondition says already."""
+    """Whether the action does anything beyond its own precondition."""
     effects = [(_ground(e.literal, binding), e.literal.positive, e.when) for e in action.effects]
     added = {fact for fact, positive, _ in effects if positive}
     held = {_ground(atom, binding) for atom in clause.atoms}

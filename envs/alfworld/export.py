@@ -24,11 +24,11 @@ class Config:
     """Writes generated ALFWorld games as files that upstream's loader reads."""
 
     out: Path
-    """Folder to write into; it is made."""
+    """Folder to write to; it is created."""
     split: Literal["train", "dev", "test"] = "test"
     """Which split's games."""
     limit: int = 20
-    """How many, from the split's first on."""
+    """How many, starting with the split's first."""
 
 
 def write(folder: Path, task_ids: Sequence[str]) -> list[Path]:

@@ -51,7 +51,7 @@ class Facts:
                 yield from facts
 
     def matching(self, predicate: str, terms: Iterable[str | None]) -> Collection[Fact]:
-        """Facts that can match (a superset): `terms` are the arguments, None where unknown."""
+        """Facts that can match (a superset): `terms` are the arguments, None if unknown."""
         index, best = self._index, self._index.get(predicate, _NONE)
         for i, term in enumerate(terms, start=1):
             if term is not None:
@@ -64,7 +64,7 @@ class Facts:
 
 
 class FactStore:
-    """Facts that never change (`static`) under those that do (`fluent`)."""
+    """Facts that never change (`static`) and those that do (`fluent`)."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Reads `.twl2`, the half of an ALFWorld game that says how it is played in words.
+"""Reads `.twl2`, the part of an ALFWorld game that defines its texts.
 
-It holds, for each action, a command template and a feedback rule, and a context-sensitive grammar:
-rule → productions, of which the first applies whose condition holds. What stands in a production:
+It has, for each action, a command template and a feedback rule, and a context-sensitive grammar:
+rule → productions, of which the first whose condition holds applies. In a production:
 
 | text                | becomes                                                              |
 |---------------------|----------------------------------------------------------------------|
@@ -10,8 +10,8 @@ rule → productions, of which the first applies whose condition holds. What sta
 | `{x \\| query}`     | x once for every answer of the query, in sorted order                |
 | `[{x \\| query}]`   | the same as a list: `a`, `a, and b`, `a, b, and c`; `nothing`        |
 
-Upstream hands the expressions to Python's `eval`; here they are taken apart, so that a game file
-can run no code.
+Upstream passes the expressions to Python's `eval`; here they are parsed, so that a game file cannot
+run code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ATTRIBUTES = ("id", "type", "name", "definite", "indefinite")
 
 @dataclass(frozen=True)
 class Entity:
-    """A thing as the text names it."""
+    """A thing and its names in the text."""
 
     id: str
     type: str
@@ -83,7 +83,7 @@ class Production:
 
 @dataclass(frozen=True)
 class Wording:
-    """How an action is typed and answered."""
+    """An action's command and the answer to it."""
 
     template: tuple[Symbol, ...]
     feedback: tuple[Symbol, ...]
@@ -116,7 +116,8 @@ _TYPED = re.compile(r"\s*([\w']+)\s*:\s*([\w']+)\s*")
 
 
 def read(text: str) -> Grammar:
-    """Raises GameError for what is no grammar, or uses what this reader does not know."""
+    """Raises GameError for text that is not a grammar or uses features that this reader does not
+    know."""
     if not isinstance(text, str) or len(text) > 1_000_000:
         raise GameError("the grammar is not a text of at most 1,000,000 characters")
     items_by_rule: dict[str, Any] = {}
@@ -158,8 +159,8 @@ def _production(item: dict[str, Any]) -> Production:
 
 @lru_cache(maxsize=2048)
 def symbols(text: str) -> tuple[Symbol, ...]:
-    """A production's right side. As upstream's parser does, it stops at what it cannot read, and
-    leaves out white space at the beginning (which that parser takes for an empty comment)."""
+    """A production's right side. Like upstream's parser, it stops at what it cannot read, and
+    drops white space at the start (which that parser takes for an empty comment)."""
     parts: list[Symbol] = []
     text = text.lstrip()
     at = 0
@@ -195,7 +196,7 @@ def _each(part: re.Match[str], listed: bool) -> Each:
 
 @lru_cache(maxsize=1024)
 def query(text: str) -> Query:
-    """`p(a:t) & q(a:t, b:u)` taken apart."""
+    """Parses `p(a:t) & q(a:t, b:u)`."""
     atoms = []
     for part in text.split("&"):
         match = _PREDICATE.fullmatch(part)
@@ -238,7 +239,7 @@ def _compiled(node: ast.expr, code: str) -> Evaluate:
 
 
 def _checked(grammar: Grammar) -> Grammar:
-    """Raises GameError where a rule in use is missing, has no default, or leads to itself."""
+    """Raises GameError if a rule in use is missing, has no default, or leads to itself."""
     done: set[str] = set()
 
     def visit(rule: str, path: tuple[str, ...]) -> None:

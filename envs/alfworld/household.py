@@ -1,7 +1,7 @@
 """What the experts know of a household: its goal, its places, and how to do a thing in it.
 
-The engine (`envs.alfworld.engine`) plays any game of the kind; here ALFWorld's own predicates and
-actions are named.
+The engine (`envs.alfworld.engine`) plays any game of the kind; this module knows ALFWorld's own
+predicates and actions.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ TOOLS = {
     "ishot": ("heatobject", "microwavetype"),
     "iscool": ("coolobject", "fridgetype"),
 }
-"""What a thing has to be → the action that makes it so, and the type of place to do it at."""
+"""Required state of a thing → the action that achieves it, and the type of place for it."""
 
 
 @dataclass(frozen=True)
 class HouseholdGoal:
-    """What the game wants: `count` things of a type in one place, or one looked at in light."""
+    """The game's goal: `count` things of a type in one place, or one looked at in light."""
 
     object_type: str
     receptacle_type: str = ""
     state: str = ""
-    """"", or what the thing has to be: isclean, ishot, iscool."""
+    """"", or the required state: isclean, ishot, iscool."""
     able: tuple[str, ...] = ()
-    """What the thing has to be able to be: cleanable, …"""
+    """Required abilities of the thing: cleanable, …"""
     lamp_type: str = ""
     count: int = 1
 
 
 def read_goal(game: Game) -> HouseholdGoal:
-    """Raises GameError for a goal of none of ALFWorld's six kinds."""
+    """Raises GameError for a goal that is not one of ALFWorld's six kinds."""
     if len(game.problem.goal) != 1:
         raise GameError("the goal has alternatives: none of ALFWorld's six kinds")
     atoms = game.problem.goal[0].atoms
@@ -65,7 +65,7 @@ class Household:
 
     @cached_property
     def receptacles(self) -> dict[str, str]:
-        """Receptacle → its location. In the order of the names in the text."""
+        """Receptacle → its location, in the order of the names in the text."""
         locations = {f[1]: f[2] for f in self.play.facts.find("receptacleatlocation", None, None)}
         return dict(sorted(locations.items(), key=lambda item: natural(self.name(item[0]))))
 
@@ -91,7 +91,7 @@ class Household:
         return thing in kinds and ("cancontain", kinds[receptacle], kinds[thing]) in self.play.facts
 
     def suits(self, thing: str) -> bool:
-        """Whether the thing is of the goal's type, and can become what the goal wants."""
+        """Whether the thing is of the goal's type and can get into the required state."""
         facts, goal = self.play.facts, self.goal
         return self.kinds.get(thing) == goal.object_type and all(
             (able, thing) in facts for able in goal.able
@@ -121,13 +121,14 @@ class Household:
         return places[0][2] if places else None
 
     def ready(self, thing: str) -> bool:
-        """Whether the thing is what the goal wants it to be (clean, hot, cool)."""
+        """Whether the thing is in the required state (clean, hot, cool)."""
         return not self.goal.state or (self.goal.state, thing) in self.play.facts
 
     # Doing ------------------------------------------------------------------------------------
 
     def do(self, action: str, **things: str) -> str | None:
-        """Does an action with these parameters (o=…, r=…); what was typed, None if impossible."""
+        """Carries out an action with these parameters (o=…, r=…); returns the command, None if
+        impossible."""
         command = self._find(action, things)
         if command is None:
             return None

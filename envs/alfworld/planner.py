@@ -1,9 +1,9 @@
-"""The planner: a shortest way to the goal from any state, with full knowledge of the house.
+"""The planner: a shortest path to the goal from any state, with full knowledge of the house.
 
 A plan is a few stops: where a thing is taken, where it is cleaned, heated or cooled, where it is
-put down (or looked at). Going anywhere costs one action, opening one, doing one, so every choice of
-things and places is tried and the cheapest taken. Not searched is only the choice of where to leave
-something useless that is held in the beginning (the few nearest places are tried).
+put down (or looked at). Going, opening and acting cost one action each, so every choice of things
+and places is tried and the cheapest is taken. The only choice not searched exhaustively is where to
+put something useless that is held at the start (the few nearest places are tried).
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from stepagent.envs.alfworld.pddl import GameError
 
 @dataclass(frozen=True)
 class Stop:
-    """One thing done at a receptacle; an empty action: only being there."""
+    """One action at a receptacle; an empty action: only being there."""
 
     receptacle: str
     action: str = ""
     thing: str = ""
     opens: bool = False
-    """The receptacle has to be open for it."""
+    """The receptacle must be open for it."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """One command of a plan and what it is for."""
+    """One command of a plan and its purpose."""
 
     purpose: str
-    """search, fetch, tool, target, lamp or drop, then what is done: go, open, take, put, …"""
+    """search, fetch, tool, target, lamp or drop, then the action: go, open, take, put, …"""
     thing: str
     receptacle: str
     command: str
 
 
 def plan(play: Play) -> list[Move]:
-    """Moves that win from the play's state, which is left as it is.
+    """Moves that win from the play's state, which is not changed.
 
-    Raises GameError where the goal cannot be reached.
+    Raises GameError if the goal cannot be reached.
     """
     if play.won():
         return []
@@ -113,7 +113,7 @@ def _routes(house: Household) -> Iterator[list[Stop]]:
 def _deliveries(
     house: Household, things: tuple[str, ...], target: str, held: str | None
 ) -> Iterator[list[Stop]]:
-    """Ways to bring the things, one after the other, to the target."""
+    """Ways to bring the things to the target, one after the other."""
     if not things:
         if held is None:
             yield []
@@ -127,7 +127,7 @@ def _deliveries(
 
 
 def _fetches(house: Household, thing: str, held: str | None) -> Iterator[list[Stop]]:
-    """Ways to come to hold the thing."""
+    """Ways to get hold of the thing."""
     if held == thing:
         yield []
         return
@@ -146,7 +146,7 @@ def _fetches(house: Household, thing: str, held: str | None) -> Iterator[list[St
 
 
 def _tools(house: Household, thing: str) -> Iterator[list[Stop]]:
-    """Ways to make the thing what the goal wants."""
+    """Ways to get the thing into the required state."""
     if house.ready(thing):
         yield []
         return

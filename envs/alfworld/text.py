@@ -1,8 +1,8 @@
 """Derives a game's text from its grammar and its facts, as TextWorld's PDDL engine does.
 
-There is no chance in it: the first production whose condition holds is taken, and answers of a
-query come in the order of the facts' sorted arguments. A query's new variables stand for things
-that no other variable stands for.
+It is deterministic: the first production whose condition holds is taken, and answers of a query
+come in the order of the facts' sorted arguments. A query's new variables stand for things that no
+other variable stands for.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Writer:
         for production in self.rules[rule]:
             if production.condition is None or any(answers(facts, production.condition, scope)):
                 return self._derive(production.symbols, facts, scope, variables)
-        raise AssertionError(f"rule {rule} has no default")  # `grammar.read` saw to that
+        raise AssertionError(f"rule {rule} has no default")  # `grammar.read` ensures this
 
 
 def answers(facts: FactStore, query: Query, scope: Scope) -> Iterator[Scope]:

@@ -1,8 +1,9 @@
-"""The two wordings of ALFWorld's commands, and what is read out of what an agent types.
+"""The two wordings of ALFWorld's commands, and how an agent's actions are read.
 
 Upstream's version 0.4 renamed `put X in/on Y` to `move X to Y`; older games keep the old name. The
-paper's prompt, like ETO's, says `put` and, for a lamp's switch, `toggle`, which no game knows (it
-is `use`). Both wordings are understood in every game; the prompt and the expert speak one of them.
+paper's prompt, like ETO's, says `put` and, for a lamp's switch, `toggle`, which no game knows
+(there it is `use`). Both wordings are understood in every game; the prompt and the expert use one
+of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 
 WORDINGS = ("old", "new")
 MAX_ACTION = 200
-"""Characters that an action may have; the longest that means anything has about 60."""
+"""Characters that an action may have; the longest meaningful one has about 60."""
 
 _PUT = re.compile(r"(?:put|place) (.+?) (?:in/on|in|on|into|onto|inside) (?:the )?(\S+(?: \d+)?)")
 _MOVE = re.compile(r"move (.+?) to (?:the )?(\S+(?: \d+)?)")
@@ -21,7 +22,7 @@ _BLANKS = re.compile(r"\s+")
 
 
 def readings(action: str) -> Iterator[str]:
-    """What an action may mean, as commands: itself, then plainly written, then in other words."""
+    """What an action may mean, as commands: itself, then normalised, then in the other wording."""
     action = action.strip()
     if len(action) > MAX_ACTION:
         return
@@ -37,7 +38,7 @@ def readings(action: str) -> Iterator[str]:
 
 
 def spoken(command: str, wording: str) -> str:
-    """The command in a wording.
+    """The command in the given wording.
 
     >>> spoken("move mug 1 to desk 2", "old"), spoken("use desklamp 1", "old")
     ('put mug 1 in/on desk 2', 'toggle desklamp 1')
@@ -53,7 +54,7 @@ def spoken(command: str, wording: str) -> str:
 
 
 def spoken_prompt(text: str, wording: str) -> str:
-    """A prompt that is written in the new wording, in the one asked for."""
+    """A prompt written in the new wording, in the given one."""
     if wording == "new":
         return text
     text = text.replace("move OBJ to RECEP", "put OBJ in/on RECEP")

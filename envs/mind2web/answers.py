@@ -49,7 +49,7 @@ class Answer:
 
 
 def read_direct(text: str) -> Answer | None:
-    """The answer in a direct action; None where there is none.
+    """The answer in a direct action; None if there is none.
 
     >>> read_direct("TYPE [5] [new york]")
     Answer(number=5, op='TYPE', value='new york')
@@ -63,7 +63,7 @@ def read_direct(text: str) -> Answer | None:
 
 
 def read_choice(text: str) -> Answer | None:
-    """The answer in a choice: B is number 0. None where it cannot be read.
+    """The answer in a choice: B is number 0. None if it cannot be read.
 
     >>> read_choice("C. SELECT [2 guests]")
     Answer(number=1, op='SELECT', value='2 guests')

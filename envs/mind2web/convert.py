@@ -78,7 +78,7 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads plain data from a pickle. No global is ever looked up; see the module's head."""
+    """Reads plain data from a pickle. No global is ever looked up; see the module's docstring."""
 
     def find_class(self, module: str, name: str) -> Any:
         stand_in = _STAND_INS.get((module, name))
@@ -104,7 +104,7 @@ def load(raw: bytes) -> Any:
 def best(ranks: Mapping[Any, Any], top_k: int) -> dict[str, list[str]]:
     """Step → ids of its best candidates, from step → (node id → rank, 0 being the best).
 
-    Raises ValueError where the ranks are of another form.
+    Raises ValueError if the ranks are of another form.
     """
     best_nodes = {}
     for name, by_node in ranks.items():

@@ -53,9 +53,9 @@ def open_source(
     html: str = "cleaned",
     password: str | None = None,
 ) -> Source:
-    """The tasks of `data` (see the module's head).
+    """The tasks of `data` (see the module's docstring).
 
-    Raises ValueError where the path does not exist, cannot be read, or holds no task.
+    Raises ValueError if the path does not exist, cannot be read, or holds no task.
     """
     if test_set not in TEST_SETS:
         raise ValueError(f"unknown test_set {test_set!r}: choose one of {', '.join(TEST_SETS)}")
@@ -162,7 +162,7 @@ def read_ranks(path: Path) -> Mapping[str, Sequence[str]]:
     """Candidate ranks: `{annotation_id}_{action_uid}` → node ids, best first.
 
     The JSON file may also hold node id → rank instead of a list (`envs.mind2web.convert` makes one
-    of the official pickle). Raises ValueError where it is no such file.
+    of the official pickle). Raises ValueError if it is no such file.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -54,7 +54,7 @@ def make(*, live: bool = False, **kwargs: Any) -> TextEnv:
 
 
 class Mind2WebEnv(TextEnv):
-    """Mind2Web as a text environment; see the module's head for the rules.
+    """Mind2Web as a text environment; the module's docstring has the rules.
 
     Parameters
     ----------

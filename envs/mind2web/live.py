@@ -53,7 +53,7 @@ _MARK = """() => {
 
 
 class LiveMind2WebEnv(Mind2WebEnv):
-    """Mind2Web's bundled tasks in Chromium; see the module's head for the rules.
+    """Mind2Web's bundled tasks in Chromium; the module's docstring has the rules.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
     timeout: seconds that the browser may take for one action.
     Others as in `Mind2WebEnv`; `data` must be None.
 
-    Raises ValueError for other data, and RuntimeError from `reset` where there is no browser.
+    Raises ValueError for other data, and RuntimeError from `reset` if there is no browser.
     """
 
     packages: ClassVar[tuple[str, ...]] = (*Mind2WebEnv.packages, "playwright")
@@ -144,7 +144,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
         return make_step("live", cleaned, {}, [], candidates, problems, self._history)
 
     def _carry_out(self, decision: Decision) -> str:
-        """Does it in the browser; returns what was wrong ("" where nothing was)."""
+        """Does it in the browser; returns what was wrong ("" if nothing was)."""
         (element,) = self._snapshot.xpath("//*[@backend_node_id=$node]", node=decision.node)
         wrong = self._chromium.do(str(decision.node), decision.op, decision.value)
         if not wrong:
@@ -263,7 +263,7 @@ class _Chromium:
         return self._call(lambda: self._page.evaluate(_MARK))
 
     def do(self, node: str, op: str, value: str) -> str:
-        """Carries out one action; returns what was wrong ("" where nothing was)."""
+        """Carries out one action; returns what was wrong ("" if nothing was)."""
 
         def work() -> str:
             from playwright.sync_api import Error

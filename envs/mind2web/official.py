@@ -33,7 +33,7 @@ _FORMAT = "1"
 
 
 class OfficialFolder:
-    """The official files of a folder as tasks. See the module's head."""
+    """The official files of a folder as tasks. See the module's docstring."""
 
     def __init__(
         self, folder: Path, test_set: str, html: str, password: str | None, problems: Problems
@@ -125,7 +125,7 @@ class _Member:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The file. Raises ValueError where the password is missing or wrong."""
+        """The file. Raises ValueError if the password is missing or wrong."""
         if self.inside is None:
             with self.path.open("rb") as file:
                 yield file
@@ -185,7 +185,7 @@ def _names_a_set(path: str) -> bool:
 def objects(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
     """The objects of a JSON array (or one after another), read one by one.
 
-    Raises ValueError where the text is not JSON.
+    Raises ValueError if the text is not JSON.
     """
     try:
         yield from (item for item in JSONStream(file) if isinstance(item, dict))

@@ -109,7 +109,7 @@ class Page:
     """A parsed page, which can be shown around any set of candidates.
 
     `html` is the benchmark's cleaned HTML, or raw HTML whose elements carry `backend_node_id`.
-    `problem` says what is wrong with it ("" where nothing is); nothing raises.
+    `problem` says what is wrong with it ("" if nothing is); nothing raises.
     """
 
     def __init__(self, html: str):

@@ -51,7 +51,7 @@ class Question(ABC):
 
     @abstractmethod
     def answer(self, action: str) -> tuple[Decision | None, str]:
-        """Takes an answer: (decision, or None where the question goes on; what was wrong)."""
+        """Takes an answer: (decision, or None if the question goes on; what was wrong)."""
 
     @abstractmethod
     def turns(self) -> int:
@@ -77,7 +77,7 @@ class Question(ABC):
     def _write(self, number: int, op: str, value: str) -> str: ...
 
     def _wrong(self, answer: Answer | None, expected: str, value_of: str = "") -> str:
-        """What is wrong with an answer; "" where nothing is. `value_of`: a value taken as given."""
+        """What is wrong with an answer; "" if nothing is. `value_of`: a value taken as given."""
         if answer is None:
             return (
                 f"That answer was not understood. Operations are {', '.join(OPERATIONS)}; write "

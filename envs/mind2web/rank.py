@@ -100,7 +100,7 @@ def _stemmer() -> Any:
 def make_ranker(ranker: str | Ranker, args: Mapping[str, Any] | None = None) -> Ranker:
     """The ranker of a name: "bm25", or `module:Class` of a subclass of `Ranker`.
 
-    Raises ValueError where there is none of that name, or where `args` do not fit.
+    Raises ValueError if there is none of that name, or where `args` do not fit.
     """
     if isinstance(ranker, Ranker):
         return ranker

@@ -56,7 +56,7 @@ class RecordedStep:
     history: tuple[str, ...]
     """The recorded actions before it, such as `[button]  Search -> CLICK`."""
     target: str = ""
-    """The recorded action in words; "" where the data do not tell."""
+    """The recorded action in words; "" if the data do not tell."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Task:
 
 
 def task_from_official(record: Mapping[str, Any], html: str, problems: Problems) -> Task | None:
-    """A task of the official format; None (and counted) where it lacks an id, a text or actions."""
+    """A task of the official format; None (and counted) if it lacks an id, a text or actions."""
     name = str(record.get("annotation_id") or "")
     instruction = " ".join(str(record.get("confirmed_task") or "").split())
     actions = record.get("actions")

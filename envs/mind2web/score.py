@@ -68,8 +68,8 @@ def score_step(
 
     Parameters
     ----------
-    node: id of the element chosen; None where no element was.
-    operation, gold: operation texts of the answer ("" where there was none) and of the record.
+    node: id of the element chosen; None if no element was.
+    operation, gold: operation texts of the answer ("" if there was none) and of the record.
     positives: ids of all elements that count as right.
     shown: ids of the ranked candidates (the best 50, as a rule).
     """
@@ -98,7 +98,7 @@ class _Episode(Protocol):
 
 
 def macro(trajectories: Sequence[_Episode]) -> dict[str, float]:
-    """Means over tasks. Failed episodes count as 0. Raises ValueError where there is none."""
+    """Means over tasks. Failed episodes count as 0. Raises ValueError if there is none."""
     return _weighed(trajectories, [1.0] * len(trajectories))
 
 
@@ -106,7 +106,7 @@ def micro(trajectories: Sequence[_Episode]) -> dict[str, float]:
     """Means over the steps of all tasks (task success stays a mean over tasks).
 
     `trajectories` are `envs.Trajectory`s of this environment. Failed episodes count as 0, with the
-    mean number of steps where they do not tell theirs. Raises ValueError where there is none, or
+    mean number of steps where they do not tell theirs. Raises ValueError if there is none, or
     where they are of another environment.
     """
     known = [t.metrics["task_steps"] for t in trajectories if "task_steps" in t.metrics]

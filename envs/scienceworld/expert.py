@@ -51,7 +51,7 @@ _PLANS: dict[str, tuple[Plan, ...]] = {
 def plan(task_id: str, simplifications: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """(thought, action) pairs that solve the task from its beginning.
 
-    Raises SimulatorError where the Java process fails.
+    Raises SimulatorError if the Java process fails.
     """
     task, number = task_id.rsplit("/", 1)
     variation, limit = int(number), data.step_limit(task)

@@ -80,7 +80,7 @@ Plan = Callable[[Playthrough], None]
 
 
 def read(pattern: str, text: str) -> tuple[str, ...]:
-    """The groups of a pattern; raises PlanEnded where the text does not match."""
+    """The groups of a pattern; raises PlanEnded if the text does not match."""
     match = re.search(pattern, text)
     if not match:
         raise PlanEnded

@@ -63,7 +63,7 @@ def tokens(text: str) -> list[str]:
 
 
 def term(token: str) -> str:
-    """What a raw token is indexed as; "" where it is left out (a stop word, underscores)."""
+    """What a raw token is indexed as; "" if it is left out (a stop word, underscores)."""
     if token[-2:] in ("'s", "\u2019s", "\uff07s"):
         token = token[:-2]
     if token in STOP_WORDS or not token.strip("_"):

@@ -1,10 +1,10 @@
 """The expert: a shopper who knows what the goal means, and buys through the pages like anyone else.
 
 It searches for the goal's own words, goes through the results page by page, opens the first product
-that meets every wish, reads its features where the title is silent, chooses the options, looks at
-the price and buys. That a product meets the wishes it may know from the goal; where it stands, and
-what can be clicked, it learns from the page. Where no product meets them all within the steps there
-are, it takes the one that meets most.
+that meets every wish, reads its features if the title does not tell, chooses the options, checks
+the price and buys. It may know from the goal that a product meets the wishes; where the product is
+and what can be clicked, it learns from the page. If no product meets them all within the steps, it
+takes the one that meets most.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _TALK = frozenset(_TALK_TEXT.split())
 
 @dataclass(frozen=True)
 class _Offer:
-    """A product as it was found: where, with which of its options, and what that would earn."""
+    """A product in the results: its place, options to choose, and the reward of buying it."""
 
     query: str
     place: int
-    """Its number among the hits, from 0."""
+    """Its index among the hits, from 0."""
     product: Product
     options: tuple[tuple[str, str], ...]
     reward: float
     reads: bool
-    """Whether its features have to be read, as no wish stands in the title."""
+    """Whether its features have to be read, because no wish is in the title."""
 
     @property
     def steps(self) -> int:
@@ -57,7 +57,7 @@ def keywords(goal: Goal) -> list[str]:
 
 
 def _queries(goal: Goal) -> Iterator[str]:
-    """What to search for, in the order of trying: from the wishes to the very name."""
+    """Queries in the order in which they are tried: from the wishes to the exact name."""
     yield " ".join(keywords(goal))
     wish = goal.instruction.split(", and price lower than")[0].lower()
     yield " ".join(word for word in _WORD.findall(wish) if word not in _TALK)
@@ -67,9 +67,9 @@ def _queries(goal: Goal) -> Iterator[str]:
 
 
 def plan(shop: Shop, goal: Goal, limit: int) -> Plan:
-    """(thought, action) pairs that reach the goal, or come closest to it, in at most `limit` steps.
+    """(thought, action) pairs that reach the goal, or come closest, in at most `limit` steps.
 
-    Raises ValueError where no search finds anything that could be bought in so few steps.
+    Raises ValueError if no search finds anything that could be bought in so few steps.
     """
     best: _Offer | None = None
     for query in filter(None, map(str.strip, _queries(goal))):
@@ -84,7 +84,7 @@ def plan(shop: Shop, goal: Goal, limit: int) -> Plan:
 
 
 def _offers(shop: Shop, goal: Goal, query: str, limit: int) -> Iterator[_Offer]:
-    """What a query finds, in order, until something meets every wish."""
+    """The results of a query, in order, until one meets every wish."""
     for place, number in enumerate(shop.search(query)[:MAX_HITS]):
         product = shop.catalogue.product(number)
         options = tuple(_choice(product, goal))
@@ -102,7 +102,7 @@ def _offers(shop: Shop, goal: Goal, query: str, limit: int) -> Iterator[_Offer]:
 
 
 def _choice(product: Product, goal: Goal) -> Iterator[tuple[str, str]]:
-    """(name, value) of the options to click: for every wanted one the value that fits best."""
+    """(name, value) of the options to click: for every wish the value that fits best."""
     taken: set[str] = set()
     pairs = goal.option_texts()
     for pair in pairs:
@@ -133,7 +133,7 @@ def _values(product: Product) -> Iterator[tuple[str, str]]:
 def _fit(
     name: str, value: str, goal_name: str, goal_value: str, option: str | tuple[str, str]
 ) -> int:
-    """How well an option's value fits a wanted one: 0 not at all, 4 exactly."""
+    """How well an option's value fits a wish: 0 not at all, 4 exactly."""
     if value == goal_value.lower():
         return 4 if not goal_name or name == goal_name else 3
     if not reward.similar(reward.colour_of(value), reward.colour_of(option)):
@@ -142,7 +142,7 @@ def _fit(
 
 
 def _written(shop: Shop, goal: Goal, offer: _Offer) -> Plan:
-    """The offer as steps with thoughts, played through so that every click is on its page."""
+    """The offer as steps with thoughts, played through, so that every click exists on its page."""
     say = _Voice(goal)
     visit, steps = Visit(shop, goal), Plan()
 

@@ -1,8 +1,8 @@
-"""The bundled shop: products and wishes made by a seeded generator, in WebShop's shape.
+"""The bundled shop: products and wishes from a seeded generator, in WebShop's format.
 
 Sixty kinds of product in the original's five categories, forty products of each by default. Every
-kind draws attributes from a pool of its own, so for each wish there are dozens of near misses: the
-right kind with one attribute too few, in the wrong colours, or too dear. Texts are short, because
+kind draws attributes from its own pool, so for each wish there are dozens of near misses: the right
+kind with one attribute too few, in the wrong colours, or too expensive. Texts are short, because
 small policies have to read them; the ids name the kind, such as `BSH017`.
 """
 
@@ -117,7 +117,7 @@ def _some(values: Sequence[str], rng: random.Random, at_least: int) -> tuple[str
 
 
 def _pricing(dollars: tuple[int, int], rng: random.Random) -> tuple[float, ...]:
-    """A price, or (one in five) the two ends of a range; skewed to the cheap side."""
+    """A price, or (one in five) the two ends of a range; skewed towards low prices."""
     low, high = dollars
     price = round(low + (high - low) * rng.random() ** 1.6 - 0.01, 2)
     if rng.random() < 0.2:

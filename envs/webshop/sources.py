@@ -1,7 +1,7 @@
 """Where a shop's products come from: WebShop's own files, the 1,000-product files, or our own.
 
 A folder is searched for a catalogue (`items_shuffle*.json` as WebShop downloads it, or
-`documents*.jsonl` as it makes for its index), the attributes and instructions that go with it
+`documents*.jsonl` as it makes them for its index), the attributes and instructions that go with it
 (`items_ins_v2*.json`) and human instructions (`items_human_ins*.json`). Files are read as streams.
 """
 
@@ -38,7 +38,7 @@ def bundled() -> Catalogue:
 def from_files(path: str | Path) -> Catalogue:
     """The catalogue in a folder, or of one catalogue file with its companions beside it.
 
-    Raises FileNotFoundError or ValueError that name what is missing, cut or ambiguous.
+    Raises FileNotFoundError or ValueError that name what is missing, damaged or ambiguous.
     """
     main, attributes, wishes = _files(Path(path))
     key = checksum(*(_digest(file) for file in (main, attributes, wishes) if file))
@@ -99,7 +99,7 @@ def _companion(folder: Path, name: str, suffix: str) -> Path | None:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of the file's content; remembered for a file of the same size and time of change."""
+    """SHA-256 of the file's content; cached for a file of the same size and modification time."""
     state = path.stat()
     place = checksum(str(path.resolve()), str(state.st_size), str(state.st_mtime_ns))
     remembered = cache_folder() / "webshop" / "digests" / place
@@ -142,7 +142,7 @@ def _attributes(path: Path | None) -> dict[str, bytes]:
 
 
 def _entries(path: Path | None) -> Iterator[tuple[str, Any]]:
-    """The (product id, entry) pairs of a companion file, none where there is none."""
+    """The (product id, entry) pairs of a companion file, none if there is no file."""
     for entry in stream(path) if path else ():
         if not isinstance(entry, tuple) or not isinstance(entry[0], str):
             raise ValueError(f"{path}: a JSON object, product id → entry, was expected")
@@ -152,7 +152,7 @@ def _entries(path: Path | None) -> Iterator[tuple[str, Any]]:
 def stream(path: Path) -> Iterator[Any]:
     """The elements of a JSON array, or the (key, value) pairs of an object, read one by one.
 
-    Raises ValueError that names the file where it is cut or is no such JSON.
+    Raises ValueError that names the file if it is cut or is no such JSON.
     """
     with path.open("rb") as file:
         source = JSONStream(file)

@@ -16,7 +16,7 @@ from stepagent.envs.wikipedia.store import StoredCorpus, is_store, open_cached
 
 
 def check_name(name: str) -> None:
-    """Raises SourceError where `open_corpus` has no corpus of that name. Reads no file."""
+    """Raises SourceError if `open_corpus` has no corpus of that name. Reads no file."""
     kind, _, url = name.partition(":")
     if name == "pooled":
         return

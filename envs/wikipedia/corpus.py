@@ -110,7 +110,7 @@ def key(title: str) -> str:
 
 
 def base_key(title: str) -> str | None:
-    """The key without a bracketed addition; None where there is none.
+    """The key without a bracketed addition; None if there is none.
 
     >>> base_key("Kiss and Tell (1945 film)")
     'kiss and tell'
@@ -189,7 +189,7 @@ class Corpus(ABC):
 
     @abstractmethod
     def checksum(self) -> str:
-        """Changes when what it holds changes ("" where that cannot be known)."""
+        """Changes when what it holds changes ("" if that cannot be known)."""
 
 
 def choose(query: str, titles: Sequence[str]) -> str:

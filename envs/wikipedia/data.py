@@ -79,7 +79,7 @@ def checked_sizes(sizes: Any) -> tuple[int, int, int]:
 
 
 def located(dataset: str, source: str | Path) -> Path:
-    """The questions' file or folder. Raises SourceError where there is none; reads nothing."""
+    """The questions' file or folder. Raises SourceError if there is none; reads nothing."""
     path = Path(source).expanduser()
     if not path.is_file() and not path.is_dir():
         raise SourceError(f"no folder or file of {dataset} questions at {path.absolute()}")

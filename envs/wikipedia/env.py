@@ -47,7 +47,7 @@ _NAME = re.compile(r"[^\W_a-z][\w'’.-]*(?:,? (?:(?:of|the|and|de|in) )*[^\W_a-
 
 
 class WikipediaEnv(TextEnv):
-    """Multi-hop questions over a corpus of pages; see the module's head for the rules.
+    """Multi-hop questions over a corpus of pages; the module's docstring has the rules.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class WikipediaEnv(TextEnv):
 
     @cached_property
     def shared_corpus(self) -> Corpus | None:
-        """The corpus of all tasks; None where each question has its own."""
+        """The corpus of all tasks; None if each question has its own."""
         if self.corpus_name == "distractor":
             return None
         return open_corpus(self.corpus_name, self.dataset, self.data, self.questions.values())
@@ -257,7 +257,7 @@ class MuSiQueEnv(WikipediaEnv):
 
 
 def read_action(action: str) -> tuple[str, str]:
-    """(name, argument) of an action; the name is "" where it is none.
+    """(name, argument) of an action; the name is "" if it is none.
 
     The argument ends at the bracket that closes the first one; where none does, at the last closing
     bracket, or at the end. What follows is left out.

@@ -31,7 +31,7 @@ ALIASES_FILE = "id_aliases.json"
 def has_contexts(dataset: str, path: Path) -> bool:
     """Whether the file's first record is a question of the data set, with its paragraphs.
 
-    Raises SourceError where the file cannot be read: no data is left out silently.
+    Raises SourceError if the file cannot be read: no data is left out silently.
     """
     first = next(records(path), None)
     return isinstance(first, dict) and {"question", _CONTEXT[dataset]} <= set(first)

@@ -98,7 +98,7 @@ class LiveCorpus(Corpus):
         return ""
 
     def _page(self, title: str) -> Page | None:
-        """The page of a title or redirect; None where there is none, or none with a text."""
+        """The page of a title or redirect; None if there is none, or none with a text."""
         answer = self._ask(
             prop="extracts|pageprops",
             ppprop="disambiguation",
@@ -152,7 +152,7 @@ class LiveCorpus(Corpus):
         )
 
     def _once(self, query: dict[str, str], wait: float) -> dict[str, Any]:
-        """One request. Raises _Later where another may succeed, LiveError where none will."""
+        """One request. Raises _Later if another may succeed, LiveError where none will."""
         self._take_turn(wait)
         deadline = time.monotonic() + self.timeout
         with self._session().get(

@@ -55,7 +55,7 @@ def prepare(
 ) -> StoredCorpus:
     """Makes (or completes) the corpus folder `out`; returns it opened.
 
-    Raises SourceError where the source is missing, cut off or of no known kind, or where `out` was
+    Raises SourceError if the source is missing, cut off or of no known kind, or where `out` was
     begun with another source.
     """
     console = console or Console(quiet=True)

@@ -53,7 +53,7 @@ def normalize(answer: str) -> str:
 
 
 def exact_match(prediction: str, gold: str) -> float:
-    """1.0 where both are the same after normalisation, else 0.0."""
+    """1.0 if both are the same after normalisation, else 0.0."""
     return float(normalize(prediction) == normalize(gold))
 
 
@@ -81,7 +81,7 @@ def f1(prediction: str, gold: str, rules: Rules) -> float:
 def score(dataset: str, prediction: str, golds: Iterable[str]) -> dict[str, float]:
     """`{"em": …, "f1": …}`, each the best over the gold answers.
 
-    Raises ValueError for an unknown data set or where there is no gold answer.
+    Raises ValueError for an unknown data set or if there is no gold answer.
     """
     if dataset not in RULES:
         raise ValueError(f"unknown data set {dataset!r}: choose one of {', '.join(RULES)}")

@@ -57,7 +57,7 @@ def _file_checksum(path: Path, size: int, changed: int) -> str:
 def records(path: Path) -> Iterator[Any]:
     """The records of a JSON array, of JSON lines, or the [key, value] pairs of one JSON object.
 
-    Raises SourceError where the file is empty, cut off or not JSON.
+    Raises SourceError if the file is empty, cut off or not JSON.
     """
     try:
         with open_binary(path) as file:

@@ -95,7 +95,7 @@ class Writer:
         )
 
     def finish(self) -> None:
-        """Sorts the titles and completes the folder. Raises ValueError where no page was added."""
+        """Sorts the titles and completes the folder. Raises ValueError if no page was added."""
         if not self.count:
             raise ValueError("there is no page: nothing to make a corpus of")
         for file in self._files.values():
@@ -154,7 +154,7 @@ def open_cached(name: str, pages: Iterable[Page]) -> StoredCorpus:
 
 
 class StoredCorpus(Corpus):
-    """A corpus folder, opened. Raises ValueError where it is none or of another version."""
+    """A corpus folder, opened. Raises ValueError if it is none or of another version."""
 
     def __init__(self, folder: Path):
         meta = _read_json(folder / _META)

@@ -33,14 +33,14 @@ class Browser:
         self.page = lxml_html.document_fromstring(self.site.page(parts.path, query, self.state))
 
     def find(self, element: str) -> Any:
-        """The element of an HTML id. Raises LookupError where the page has none."""
+        """The element of an HTML id. Raises LookupError if the page has none."""
         node = self.page.get_element_by_id(element, None)
         if node is None:
             raise LookupError(f"{self.site.name}: the page has no element {element!r}")
         return node
 
     def do(self, move: Move) -> None:
-        """Carries out one move. Raises LookupError where the page does not allow it."""
+        """Carries out one move. Raises LookupError if the page does not allow it."""
         element = self.find(move.element)
         if move.op == "TYPE":
             element.set("value", move.value)

@@ -131,7 +131,7 @@ def circuit(play: Playthrough) -> None:
 
 
 def _wires(seen: str, number: int) -> list[str]:
-    """The first wires that are seen; raises PlanEnded where there are fewer than `number`."""
+    """The first wires that are seen; raises PlanEnded if there are fewer than `number`."""
     wires = re.findall(r"a (\w+ wire)[,.\n]", seen)[:number]
     if len(wires) < number:
         raise PlanEnded

@@ -63,7 +63,7 @@ def generate(dataset: str, seed: int) -> dict[str, list[Question]]:
 
 
 class _Asker:
-    """Draws questions; each `ask_…` returns None where the draw came to nothing."""
+    """Draws questions; each `ask_…` returns None if the draw came to nothing."""
 
     def __init__(
         self, dataset: str, entities: Encyclopedia, written: dict[str, Written], rng: random.Random
@@ -195,7 +195,7 @@ class _Asker:
     def _ends(
         self, pair: Sequence[Entity], path: Sequence[str]
     ) -> tuple[list[Entity], list[Hop]] | None:
-        """Where the path leads from both, and the hops on the way; None where they meet."""
+        """Where the path leads from both, and the hops on the way; None if they meet."""
         hops, ends = [], []
         for entity in pair:
             for relation in path:
