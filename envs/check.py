@@ -262,7 +262,7 @@ class Config:
     """Checks that an environment keeps the contract."""
 
     env: str
-    """Environment id; one of your own is named module:Namespace/Name-v0."""
+    """Environment id; a custom one is named module:Namespace/Name-v0."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment."""
 

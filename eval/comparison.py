@@ -142,7 +142,7 @@ def _scores(run: EvaluationRun, task_type: str) -> dict[str, float]:
     """Task id → score; the mean where a task was played with several seeds."""
     scores: dict[str, list[float]] = defaultdict(list)
     for trajectory in run.trajectories:
-        if not task_type or trajectory.task_id.startswith(f"{task_type}/"):
+        if not task_type or trajectory.task_type == task_type:
             scores[trajectory.task_id].append(score(trajectory))
     return {task: sum(of_task) / len(of_task) for task, of_task in scores.items()}
 

@@ -51,6 +51,7 @@ class Episode:
     pending_step: Step | None = None
     """The step that the environment is working on; its outcome is not known yet."""
     observation: str = ""
+    task_type: str = ""
     truncated: bool = False
     info: dict[str, Any] = field(default_factory=dict)
 
@@ -88,6 +89,7 @@ class Episode:
         return Trajectory(
             env=stamp.env,
             task_id=self.task_id,
+            task_type=self.task_type,
             split=stamp.split,
             agent=stamp.agent,
             seed=self.seed,
@@ -121,7 +123,11 @@ class EnvWorker(threading.Thread):
     def begin(self, episode: Episode, opening: Callable[[str], list[Message]]) -> None:
         def reset(env: TextEnv) -> bool:
             options = {"task_id": episode.task_id}
-            episode.observation, episode.info = env.reset(seed=episode.seed, options=options)
+            try:
+                episode.observation, episode.info = env.reset(seed=episode.seed, options=options)
+            finally:
+                if env.task_id == episode.task_id:  # else it failed before it took up the task
+                    episode.task_type = env.task_type
             episode.messages = opening(episode.observation)
             return False
 

@@ -143,12 +143,11 @@ def _by_type(trajectories: Sequence[Trajectory]) -> dict[str, dict[str, Any]]:
 
 
 def by_type(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
-    """The episodes of each task type, which is what stands before the `/` of a task id."""
+    """The episodes of each task type; those without a type are left out."""
     groups: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
-        task_type, slash, _ = trajectory.task_id.partition("/")
-        if slash:
-            groups[task_type].append(trajectory)
+        if trajectory.task_type:
+            groups[trajectory.task_type].append(trajectory)
     return groups
 
 

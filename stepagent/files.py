@@ -58,6 +58,12 @@ def write_text(path: Path, text: str) -> None:
     )
 
 
+def write_shared_text(path: Path, text: str) -> None:
+    """`write_text` of a file that several processes may write at once, such as one in the cache."""
+    with Lock(path.parent / "write.lock", wait=True):
+        write_text(path, text)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

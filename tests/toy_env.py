@@ -12,6 +12,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
+from stepagent import register
 from stepagent.agents.core import Agent, Turn
 from stepagent.envs.core import Outcome, TextEnv
 from stepagent.envs.react import PromptStyle
@@ -85,7 +86,7 @@ class ToyEnv(TextEnv):
 
 
 if "Test/Toy-v0" not in gym.registry:
-    gym.register("Test/Toy-v0", entry_point="tests.toy_env:ToyEnv", disable_env_checker=True)
+    register("Test/Toy-v0", "tests.toy_env:ToyEnv")
 
 
 class ScriptedAgent(Agent):

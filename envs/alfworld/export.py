@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stepagent import command_line
-from stepagent.envs.alfworld import generated
+from stepagent.envs.alfworld import generate
 from stepagent.envs.alfworld.data import FOLDERS, GAME, ROOT, TRAJECTORY
 
 
@@ -24,18 +24,18 @@ class Config:
     """Writes generated ALFWorld games as files that upstream's loader reads."""
 
     out: Path
-    """Folder to write into; it is made."""
+    """Folder to write to; it is created."""
     split: Literal["train", "dev", "test"] = "test"
     """Which split's games."""
     limit: int = 20
-    """How many, from the split's first on."""
+    """How many, starting with the split's first."""
 
 
 def write(folder: Path, task_ids: Sequence[str]) -> list[Path]:
     """Writes the games; returns the folders of the trials. Raises ValueError for unknown ids."""
     trials = []
     for task_id in task_ids:
-        game = generated.make(task_id)
+        game = generate.make(task_id)
         task = game.pop("task")
         kind, _, rest = task_id.partition("/")
         split, _, number = rest.partition("-")
@@ -68,7 +68,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     config = command_line.parse(Config, argv, prog="python -m envs.alfworld.export")
-    trials = write(config.out, generated.Generated().tasks(config.split)[: config.limit])
+    trials = write(config.out, generate.GeneratedGames().tasks(config.split)[: config.limit])
     print(f"{len(trials)} games in {config.out / ROOT / FOLDERS[config.split]}")
     return 0
 

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import struct
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from stepagent import command_line
+from stepagent.files import write_text
 
 MAX_PICKLE = 2_000_000_000
 """Bytes of a pickle that are read."""
@@ -79,15 +78,15 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads plain data from a pickle. No global is ever looked up; see the module's head."""
+    """Reads plain data from a pickle. No global is ever looked up; see the module's docstring."""
 
     def find_class(self, module: str, name: str) -> Any:
-        found = _STAND_INS.get((module, name))
-        if found is None:
+        stand_in = _STAND_INS.get((module, name))
+        if stand_in is None:
             raise pickle.UnpicklingError(
                 f"it names {module}.{name}, and plain data names no code: refused"
             )
-        return found
+        return stand_in
 
     def persistent_load(self, pid: object) -> NoReturn:
         raise pickle.UnpicklingError("it refers to objects outside the file: refused")
@@ -105,17 +104,17 @@ def load(raw: bytes) -> Any:
 def best(ranks: Mapping[Any, Any], top_k: int) -> dict[str, list[str]]:
     """Step → ids of its best candidates, from step → (node id → rank, 0 being the best).
 
-    Raises ValueError where the ranks are of another form.
+    Raises ValueError if the ranks are of another form.
     """
-    found = {}
+    best_nodes = {}
     for name, by_node in ranks.items():
         if not isinstance(by_node, dict) or not all(
             isinstance(rank, int | float) for rank in by_node.values()
         ):
             raise ValueError(f"the ranks of {str(name)[:80]!r} are no dict of node id → rank")
         order = sorted(by_node, key=lambda node: (by_node[node], str(node)))
-        found[str(name)] = [str(node) for node in order[:top_k]]
-    return found
+        best_nodes[str(name)] = [str(node) for node in order[:top_k]]
+    return best_nodes
 
 
 def convert(source: Path, out: Path, top_k: int = 50) -> int:
@@ -128,16 +127,11 @@ def convert(source: Path, out: Path, top_k: int = 50) -> int:
         data = load(source.read_bytes())
         if not isinstance(data, dict) or not isinstance(data.get("ranks"), dict):
             raise ValueError("it holds no dict 'ranks'")
-        found = best(data["ranks"], top_k)
+        ranks = best(data["ranks"], top_k)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=out.parent, prefix=out.name, suffix=".partial", delete=False, encoding="utf-8"
-    ) as file:
-        json.dump(found, file)
-    os.replace(file.name, out)
-    return len(found)
+    write_text(out, json.dumps(ranks))
+    return len(ranks)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

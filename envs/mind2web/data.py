@@ -53,9 +53,9 @@ def open_source(
     html: str = "cleaned",
     password: str | None = None,
 ) -> Source:
-    """The tasks of `data` (see the module's head).
+    """The tasks of `data` (see the module's docstring).
 
-    Raises ValueError where the path does not exist, cannot be read, or holds no task.
+    Raises ValueError if the path does not exist, cannot be read, or holds no task.
     """
     if test_set not in TEST_SETS:
         raise ValueError(f"unknown test_set {test_set!r}: choose one of {', '.join(TEST_SETS)}")
@@ -139,10 +139,10 @@ def _records(path: Path, raw: bytes, problems: Problems) -> list[dict[str, Any]]
     text = raw.decode("utf-8", "replace")
     if path.suffix != ".jsonl":
         try:
-            found = json.loads(text)
+            data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from None
-        records = found if isinstance(found, list) else [found]
+        records = data if isinstance(data, list) else [data]
     else:
         records = []
         for number, line in enumerate(text.split("\n"), 1):
@@ -162,20 +162,20 @@ def read_ranks(path: Path) -> Mapping[str, Sequence[str]]:
     """Candidate ranks: `{annotation_id}_{action_uid}` → node ids, best first.
 
     The JSON file may also hold node id → rank instead of a list (`envs.mind2web.convert` makes one
-    of the official pickle). Raises ValueError where it is no such file.
+    of the official pickle). Raises ValueError if it is no such file.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"ranks: {path.absolute()} cannot be read ({error.strerror})") from None
     except ValueError as error:
         pickled = path.suffix in (".pkl", ".pickle")
         hint = f": run `python -m envs.mind2web.convert {path} ranks.json`" if pickled else ""
         raise ValueError(f"ranks: {path} is not JSON ({error}){hint}") from None
-    if not isinstance(found, dict):
+    if not isinstance(data, dict):
         raise ValueError(f"ranks: {path} must hold an object of lists, by annotation and action")
     ranks = {}
-    for name, order in found.items():
+    for name, order in data.items():
         if isinstance(order, dict) and all(isinstance(n, int | float) for n in order.values()):
             order = sorted(order, key=order.__getitem__)
         if not isinstance(order, list):

@@ -35,7 +35,7 @@ from stepagent.envs.mind2web.library import Library, open_library
 from stepagent.envs.mind2web.prune import Candidate
 from stepagent.envs.mind2web.questions import ANSWERS, Decision, Direct, Question, Rounds
 from stepagent.envs.mind2web.rank import HISTORY, Ranker
-from stepagent.envs.mind2web.records import Step, Task
+from stepagent.envs.mind2web.records import RecordedStep, Task
 from stepagent.envs.mind2web.score import StepScore, operation_text, score_step, task_metrics
 
 EPISODE_BUDGET = 3200
@@ -46,12 +46,6 @@ PAGE_BUDGETS = (300, 800)
 
 def make(*, live: bool = False, **kwargs: Any) -> TextEnv:
     """The environment; with `live`, the one in a real browser. Arguments as `Mind2WebEnv`."""
-    if kwargs.get("url") is not None:
-        from stepagent.envs.remote import RemoteEnv
-
-        if live:
-            kwargs["live"] = True
-        return RemoteEnv("stepagent/Mind2Web-v0", **kwargs)
     if live:
         from stepagent.envs.mind2web.live import LiveMind2WebEnv
 
@@ -60,7 +54,7 @@ def make(*, live: bool = False, **kwargs: Any) -> TextEnv:
 
 
 class Mind2WebEnv(TextEnv):
-    """Mind2Web as a text environment; see the module's head for the rules.
+    """Mind2Web as a text environment; the module's docstring has the rules.
 
     Parameters
     ----------
@@ -148,10 +142,10 @@ class Mind2WebEnv(TextEnv):
         return checksum(self._library.checksum())
 
     def fingerprint(self) -> dict[str, str]:
-        found = super().fingerprint()
-        arguments = json.loads(found["arguments"])
+        fingerprint = super().fingerprint()
+        arguments = json.loads(fingerprint["arguments"])
         arguments.pop("password", None)  # it decides about access alone, and is not to be told
-        return {**found, "arguments": json.dumps(arguments, sort_keys=True)}
+        return {**fingerprint, "arguments": json.dumps(arguments, sort_keys=True)}
 
     @property
     def problems(self) -> dict[str, int]:
@@ -221,7 +215,9 @@ class Mind2WebEnv(TextEnv):
         order = np.random.default_rng([self._orders, number]).permutation(len(candidates))
         return Rounds([candidates[i] for i in order], draw, value)
 
-    def _check_shown(self, step: Step, question: Question, candidates: Sequence[Candidate]) -> None:
+    def _check_shown(
+        self, step: RecordedStep, question: Question, candidates: Sequence[Candidate]
+    ) -> None:
         ranked = {c.node for c in candidates} & set(step.positives)
         if ranked and not ranked & set(question.view.nodes):
             self._library.problems.add("positive left out by the token budget", step.uid)

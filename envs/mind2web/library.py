@@ -119,8 +119,8 @@ def _stamp(path: str | Path | None) -> tuple[Any, ...]:
     if path is None:
         return ()
     top = Path(path).expanduser()
-    found = [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file())[:1000]
-    return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found)
+    files = [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file())[:1000]
+    return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
 
 
 @lru_cache(maxsize=8)
@@ -137,7 +137,7 @@ def _open(
     top_k: int,
 ) -> Library:
     problems = Problems()
-    made = rank.make_ranker(ranker, json.loads(ranker_args))
+    ranker_object = rank.make_ranker(ranker, json.loads(ranker_args))
     order = None if ranks is None else read_ranks(Path(ranks).expanduser())
     source = open_source(data, problems, test_set=test_set, html=html, password=password)
-    return Library(source, problems, order, made, top_k)
+    return Library(source, problems, order, ranker_object, top_k)

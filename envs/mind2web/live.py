@@ -29,8 +29,8 @@ from stepagent.envs.mind2web.env import Mind2WebEnv, describe
 from stepagent.envs.mind2web.prune import Page
 from stepagent.envs.mind2web.questions import Decision, Direct, Question, Rounds
 from stepagent.envs.mind2web.rank import ranked
-from stepagent.envs.mind2web.records import Problems, Step, make_step, parse_candidates
-from stepagent.envs.mind2web.sites.base import Goal, Session, Site
+from stepagent.envs.mind2web.records import Problems, RecordedStep, make_step, parse_candidates
+from stepagent.envs.mind2web.sites.base import Site, SiteGoal, SiteState
 
 T = TypeVar("T")
 MAX_BODY = 65_536
@@ -53,7 +53,7 @@ _MARK = """() => {
 
 
 class LiveMind2WebEnv(Mind2WebEnv):
-    """Mind2Web's bundled tasks in Chromium; see the module's head for the rules.
+    """Mind2Web's bundled tasks in Chromium; the module's docstring has the rules.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
     timeout: seconds that the browser may take for one action.
     Others as in `Mind2WebEnv`; `data` must be None.
 
-    Raises ValueError for other data, and RuntimeError from `reset` where there is no browser.
+    Raises ValueError for other data, and RuntimeError from `reset` if there is no browser.
     """
 
     packages: ClassVar[tuple[str, ...]] = (*Mind2WebEnv.packages, "playwright")
@@ -74,7 +74,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
         super().__init__(**kwargs)
         self._chromium = _Chromium(browser, timeout)
         self._server: _Server | None = None
-        self._goal: Goal | None = None
+        self._goal: SiteGoal | None = None
         self._history: list[str] = []
         self._snapshot: Any = None
 
@@ -103,7 +103,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
             if decision.node is not None and not wrong:
                 wrong = self._carry_out(decision)
             self._question = self._look()
-        done = self._server.session.get("done") == self._goal.done
+        done = self._server.state.get("done") == self._goal.done
         text = describe(self.instruction, self._history, self._question.text())
         text = "The task is done." if done else text
         return Outcome(
@@ -123,9 +123,9 @@ class LiveMind2WebEnv(Mind2WebEnv):
 
         assert self._task is not None
         self._snapshot = lxml_html.document_fromstring(self._chromium.page())
-        _, cleaned, found, _ = snapshot(self._snapshot)
+        _, cleaned, candidate_records, _ = snapshot(self._snapshot)
         page = Page(cleaned)
-        step = self._step_of(cleaned, found)
+        step = self._step_of(cleaned, candidate_records)
         ranker = self._library.ranker
         candidates = ranked(step, page, self.instruction, ranker)[: self.top_k]
 
@@ -138,13 +138,13 @@ class LiveMind2WebEnv(Mind2WebEnv):
         order = np.random.default_rng(number).permutation(len(candidates))
         return Rounds([candidates[i] for i in order], draw, "")
 
-    def _step_of(self, cleaned: str, found: list[dict[str, str]]) -> Step:
+    def _step_of(self, cleaned: str, candidate_records: list[dict[str, str]]) -> RecordedStep:
         problems = Problems()
-        candidates = parse_candidates(found, "live", problems)
+        candidates = parse_candidates(candidate_records, "live", problems)
         return make_step("live", cleaned, {}, [], candidates, problems, self._history)
 
     def _carry_out(self, decision: Decision) -> str:
-        """Does it in the browser; returns what was wrong ("" where nothing was)."""
+        """Does it in the browser; returns what was wrong ("" if nothing was)."""
         (element,) = self._snapshot.xpath("//*[@backend_node_id=$node]", node=decision.node)
         wrong = self._chromium.do(str(decision.node), decision.op, decision.value)
         if not wrong:
@@ -164,7 +164,7 @@ class _Server:
 
     def __init__(self) -> None:
         self.site: Site | None = None
-        self.session: Session = {}
+        self.state: SiteState = {}
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -172,13 +172,13 @@ class _Server:
                 parts = urlsplit(self.path)
                 query = dict(parse_qsl(parts.query))
                 assert outer.site is not None
-                self._answer(200, outer.site.page(parts.path, query, outer.session))
+                self._answer(200, outer.site.page(parts.path, query, outer.state))
 
             def do_POST(self) -> None:
                 size = min(int(self.headers.get("Content-Length") or 0), MAX_BODY)
                 fields = dict(parse_qsl(self.rfile.read(size).decode("utf-8", "replace")))
                 assert outer.site is not None
-                path = outer.site.submit(urlsplit(self.path).path, fields, outer.session)
+                path = outer.site.submit(urlsplit(self.path).path, fields, outer.state)
                 self._answer(303, "", {"Location": path})
 
             def _answer(self, status: int, html: str, more: Mapping[str, str] = {}) -> None:
@@ -200,7 +200,7 @@ class _Server:
 
     def show(self, site: Site) -> None:
         """From now on this site, to a visitor it does not know."""
-        self.site, self.session = site, {}
+        self.site, self.state = site, {}
 
     def close(self) -> None:
         self._http.shutdown()
@@ -263,7 +263,7 @@ class _Chromium:
         return self._call(lambda: self._page.evaluate(_MARK))
 
     def do(self, node: str, op: str, value: str) -> str:
-        """Carries out one action; returns what was wrong ("" where nothing was)."""
+        """Carries out one action; returns what was wrong ("" if nothing was)."""
 
         def work() -> str:
             from playwright.sync_api import Error

@@ -109,7 +109,7 @@ class Page:
     """A parsed page, which can be shown around any set of candidates.
 
     `html` is the benchmark's cleaned HTML, or raw HTML whose elements carry `backend_node_id`.
-    `problem` says what is wrong with it ("" where nothing is); nothing raises.
+    `problem` says what is wrong with it ("" if nothing is); nothing raises.
     """
 
     def __init__(self, html: str):
@@ -136,9 +136,9 @@ class Page:
     def words(self, node_id: str, limit: int = 30) -> str:
         """What an element says: its attributes' values and the texts in it."""
         node = self._nodes[node_id]
-        found = [attributes_text(node.attrib, limit)]
-        found += _texts(node, limit)
-        return " ".join(" ".join(found).split()[:limit])
+        texts = [attributes_text(node.attrib, limit)]
+        texts += _texts(node, limit)
+        return " ".join(" ".join(texts).split()[:limit])
 
     def around(self, node_id: str, limit: int = 12) -> str:
         """The texts of the element's parent, without the element's own (a label, a heading)."""
@@ -146,19 +146,19 @@ class Page:
         parent = node.getparent()
         if parent is None:
             return ""
-        found: list[str] = [parent.text or ""]
+        texts: list[str] = [parent.text or ""]
         for child in parent:
             if child is not node and isinstance(child.tag, str):
-                found += _texts(child, limit)
-        return " ".join(" ".join(found).split()[:limit])
+                texts += _texts(child, limit)
+        return " ".join(" ".join(texts).split()[:limit])
 
     def options(self, node_id: str) -> tuple[str, ...]:
         """The texts of a select element's options, in order; () for any other element."""
         node = self._nodes.get(node_id)
         if node is None or node.tag != "select":
             return ()
-        found = (" ".join(" ".join(_texts(option, 50)).split()) for option in node.iter("option"))
-        return tuple(text for text in found if text)
+        texts = (" ".join(" ".join(_texts(option, 50)).split()) for option in node.iter("option"))
+        return tuple(text for text in texts if text)
 
     def view(self, candidates: Sequence[Candidate], budget: int | None = None) -> View:
         """The page around the candidates (best first), in at most `budget` tokens (None: any).
@@ -177,51 +177,51 @@ class Page:
 
     def draw(self, candidates: Iterable[Candidate], detail: Detail = MINDACT) -> View:
         """The page around the candidates, in one detail."""
-        wanted = {c.node: c for c in candidates}
-        chosen = {name for name in wanted if name in self._nodes}
+        by_node = {c.node: c for c in candidates}
+        chosen = {name for name in by_node if name in self._nodes}
         writer = _Writer(chosen, detail)
         if chosen and detail.flat:
             order = sorted(chosen, key=self._order.__getitem__)
             text = "\n".join(writer.line(self._nodes[name]) for name in order)
         elif chosen:
-            text = " ".join(writer.tree(self._root, self._kept(chosen, detail)).split())
+            text = " ".join(writer.tree(self._root, self._visible(chosen, detail)).split())
         else:
             text = ""
         unseen = sorted(chosen - writer.numbers.keys(), key=self._order.__getitem__)
-        absent = sorted(wanted.keys() - chosen, key=scattered)
-        listed = [writer.line(self._nodes[name]) for name in unseen]
-        listed += [writer.missing(wanted[name]) for name in absent]
+        absent = sorted(by_node.keys() - chosen, key=scattered)
+        unseen_lines = [writer.line(self._nodes[name]) for name in unseen]
+        unseen_lines += [writer.missing(by_node[name]) for name in absent]
         nodes = tuple(writer.numbers)
         labels = [
-            writer.label(self._nodes[n]) if n in chosen else writer.missing(wanted[n])
+            writer.label(self._nodes[n]) if n in chosen else writer.missing(by_node[n])
             for n in nodes
         ]
         return View(
-            "\n".join(part for part in (text, *listed) if part),
+            "\n".join(part for part in (text, *unseen_lines) if part),
             nodes,
             tuple(labels),
-            {i: found for i, n in enumerate(nodes) if (found := self.options(n))},
-            tuple(self._nodes[n].tag if n in chosen else wanted[n].tag for n in nodes),
+            {i: options for i, n in enumerate(nodes) if (options := self.options(n))},
+            tuple(self._nodes[n].tag if n in chosen else by_node[n].tag for n in nodes),
         )
 
-    def _kept(self, chosen: set[str], detail: Detail) -> set[Any]:
+    def _visible(self, chosen: set[str], detail: Detail) -> set[Any]:
         """Candidates, ancestors, descendants and siblings (elements other than `text` nodes)."""
-        kept: set[Any] = set()
+        visible: set[Any] = set()
         for name in chosen:
             node = self._nodes[name]
-            kept.add(node)
+            visible.add(node)
             for above in node.iterancestors():
-                if above in kept:
+                if above in visible:
                     break  # and with it, all above it
-                kept.add(above)
-            kept.update(islice(_descendants(node, detail.depth), detail.descendants))
+                visible.add(above)
+            visible.update(islice(_descendants(node, detail.depth), detail.descendants))
             parent = node.getparent()
             if parent is not None and detail.siblings:
                 elements = (x for x in parent if isinstance(x.tag, str))
                 beside = [x for x in elements if x.tag != "text" or x is node]
                 at = beside.index(node)
-                kept.update(beside[max(0, at - detail.siblings) : at + detail.siblings + 1])
-        return kept
+                visible.update(beside[max(0, at - detail.siblings) : at + detail.siblings + 1])
+        return visible
 
 
 class _Writer:
@@ -231,7 +231,7 @@ class _Writer:
         self.chosen, self.detail = chosen, detail
         self.numbers: dict[str, int] = {}
 
-    def tree(self, node: Any, kept: set[Any]) -> str:
+    def tree(self, node: Any, visible: set[Any]) -> str:
         """An element that is kept, with what is kept below it."""
         name = node.get(NODE_ID, "")
         candidate = name in self.chosen
@@ -243,8 +243,8 @@ class _Writer:
                 if child.tag == "text":
                     parts.append(_cut(child.text, self.detail.words))
                     texts += 1
-                elif child in kept and child.tag not in _UNSEEN:
-                    parts.append(self.tree(child, kept))
+                elif child in visible and child.tag not in _UNSEEN:
+                    parts.append(self.tree(child, visible))
             parts.append(_cut(child.tail, self.detail.words))
         parts = [part for part in parts if part]
         own = len(node.attrib) - (NODE_ID in node.attrib)
@@ -269,8 +269,9 @@ class _Writer:
         head.numbers = self.numbers
         limit = self.detail.descendants if node.tag == "select" else words
         before = node.getprevious()
-        named = before is not None and before.tag == "label"  # it stands for the label in the tree
-        label = _texts(before, shorter.words) if named else []
+        # It stands for the label in the tree.
+        has_label = before is not None and before.tag == "label"
+        label = _texts(before, shorter.words) if has_label else []
         return f"<{' '.join([head.head(node), *label, *_texts(node, limit)])}>"
 
     def missing(self, candidate: Candidate) -> str:
@@ -325,7 +326,7 @@ def attributes_text(attributes: Mapping[str, str], words: int = 20) -> str:
     'text where to?'
     """
     known = {name.replace("-", "_"): value for name, value in attributes.items()}
-    found: dict[str, None] = {}
+    values: dict[str, None] = {}
     for name in ATTRIBUTES:
         value = known.get(name)
         if not value:
@@ -335,8 +336,8 @@ def attributes_text(attributes: Mapping[str, str], words: int = 20) -> str:
             continue
         value = " ".join([word for word in value.split() if len(word) < 15][:5])
         if value:
-            found[value] = None
-    return " ".join(" ".join(found).split()[:words])
+            values[value] = None
+    return " ".join(" ".join(values).split()[:words])
 
 
 def _descendants(node: Any, depth: int) -> Iterator[Any]:
@@ -349,14 +350,14 @@ def _descendants(node: Any, depth: int) -> Iterator[Any]:
 
 def _texts(node: Any, limit: int) -> list[str]:
     """The texts in an element, up to about `limit` words."""
-    found: list[str] = []
+    texts: list[str] = []
     for text in node.itertext():
         words = text.split()
         if words:
-            found += words[: limit - len(found)]
-            if len(found) >= limit:
+            texts += words[: limit - len(texts)]
+            if len(texts) >= limit:
                 break
-    return [" ".join(found)] if found else []
+    return [" ".join(texts)] if texts else []
 
 
 def _cut(text: str | None, words: int) -> str:

@@ -51,7 +51,7 @@ class Question(ABC):
 
     @abstractmethod
     def answer(self, action: str) -> tuple[Decision | None, str]:
-        """Takes an answer: (decision, or None where the question goes on; what was wrong)."""
+        """Takes an answer: (decision, or None if the question goes on; what was wrong)."""
 
     @abstractmethod
     def turns(self) -> int:
@@ -63,21 +63,21 @@ class Question(ABC):
 
     def admissible(self) -> list[str]:
         """An answer for each element shown: its usual operation; each option of a select."""
-        found = []
+        answers = []
         for number, tag in enumerate(self.view.tags):
             options = self.view.options.get(number, ())
             if options:
-                found += [self._write(number, "SELECT", option) for option in options]
+                answers += [self._write(number, "SELECT", option) for option in options]
             else:
                 typed = tag in ("input", "textarea") and "checkbox" not in self.view.labels[number]
-                found.append(self._write(number, "TYPE" if typed else "CLICK", ""))
-        return found
+                answers.append(self._write(number, "TYPE" if typed else "CLICK", ""))
+        return answers
 
     @abstractmethod
     def _write(self, number: int, op: str, value: str) -> str: ...
 
     def _wrong(self, answer: Answer | None, expected: str, value_of: str = "") -> str:
-        """What is wrong with an answer; "" where nothing is. `value_of`: a value taken as given."""
+        """What is wrong with an answer; "" if nothing is. `value_of`: a value taken as given."""
         if answer is None:
             return (
                 f"That answer was not understood. Operations are {', '.join(OPERATIONS)}; write "

@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Any
 
 from stepagent.envs.mind2web.prune import Candidate, Page, attributes_text
-from stepagent.envs.mind2web.records import Step
+from stepagent.envs.mind2web.records import RecordedStep
 
 HISTORY = 5
 """Actions of the history that are shown and that ranking sees."""
@@ -60,11 +60,11 @@ class BM25(Ranker):
         documents = [Counter(terms(text)) for text in texts]
         lengths = [sum(document.values()) for document in documents]
         mean = sum(lengths) / max(1, len(lengths)) or 1.0
-        asked = Counter(terms(query))
-        found = Counter(term for document in documents for term in document if term in asked)
+        counts = Counter(terms(query))
+        frequency = Counter(term for document in documents for term in document if term in counts)
         weights = {
-            term: math.log(1 + (len(texts) - n + 0.5) / (n + 0.5)) * min(asked[term], 2)
-            for term, n in found.items()
+            term: math.log(1 + (len(texts) - n + 0.5) / (n + 0.5)) * min(counts[term], 2)
+            for term, n in frequency.items()
         }
         return [
             sum(
@@ -100,7 +100,7 @@ def _stemmer() -> Any:
 def make_ranker(ranker: str | Ranker, args: Mapping[str, Any] | None = None) -> Ranker:
     """The ranker of a name: "bm25", or `module:Class` of a subclass of `Ranker`.
 
-    Raises ValueError where there is none of that name, or where `args` do not fit.
+    Raises ValueError if there is none of that name, or where `args` do not fit.
     """
     if isinstance(ranker, Ranker):
         return ranker
@@ -137,7 +137,7 @@ def text_of(candidate: Candidate, page: Page) -> str:
     return f"{candidate.tag} {own} {page.around(candidate.node)}" if len(own) < 80 else own
 
 
-def ranked(step: Step, page: Page, instruction: str, ranker: Ranker) -> list[Candidate]:
+def ranked(step: RecordedStep, page: Page, instruction: str, ranker: Ranker) -> list[Candidate]:
     """The step's candidates, best first."""
     texts = [text_of(candidate, page) for candidate in step.candidates]
     scores = ranker.scores(query(instruction, step.history), texts)

@@ -25,23 +25,23 @@ class Problems:
     """What is wrong with the data: kind → the steps it was found in, each counted once."""
 
     def __init__(self) -> None:
-        self._found: dict[str, set[str]] = {}
+        self._places: dict[str, set[str]] = {}
 
     def add(self, kind: str, where: str) -> None:
-        self._found.setdefault(kind, set()).add(where)
+        self._places.setdefault(kind, set()).add(where)
 
     def counts(self) -> dict[str, int]:
-        return {kind: len(places) for kind, places in sorted(self._found.items())}
+        return {kind: len(places) for kind, places in sorted(self._places.items())}
 
     def items(self) -> Iterable[tuple[str, set[str]]]:
-        return self._found.items()
+        return self._places.items()
 
     def __repr__(self) -> str:
         return f"Problems({self.counts()})"
 
 
 @dataclass(frozen=True)
-class Step:
+class RecordedStep:
     """One recorded action and the page before it."""
 
     uid: str
@@ -56,7 +56,7 @@ class Step:
     history: tuple[str, ...]
     """The recorded actions before it, such as `[button]  Search -> CLICK`."""
     target: str = ""
-    """The recorded action in words; "" where the data do not tell."""
+    """The recorded action in words; "" if the data do not tell."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Task:
     domain: str
     subdomain: str
     instruction: str
-    steps: tuple[Step, ...]
+    steps: tuple[RecordedStep, ...]
 
 
 def task_from_official(record: Mapping[str, Any], html: str, problems: Problems) -> Task | None:
-    """A task of the official format; None (and counted) where it lacks an id, a text or actions."""
+    """A task of the official format; None (and counted) if it lacks an id, a text or actions."""
     name = str(record.get("annotation_id") or "")
     instruction = " ".join(str(record.get("confirmed_task") or "").split())
     actions = record.get("actions")
@@ -98,15 +98,15 @@ def task_from_official(record: Mapping[str, Any], html: str, problems: Problems)
     )
 
 
-def _with(step: Step, **changes: Any) -> Step:
-    return Step(**{**step.__dict__, **changes})
+def _with(step: RecordedStep, **changes: Any) -> RecordedStep:
+    return RecordedStep(**{**step.__dict__, **changes})
 
 
-def _step(action: Mapping[str, Any], uid: str, html: str, problems: Problems) -> Step:
+def _step(action: Mapping[str, Any], uid: str, html: str, problems: Problems) -> RecordedStep:
     positives = parse_candidates(action.get("pos_candidates"), uid, problems)
     negatives = parse_candidates(action.get("neg_candidates"), uid, problems)
-    wanted = "cleaned_html" if html == "cleaned" else "raw_html"
-    page = action.get(wanted)
+    page_key = "cleaned_html" if html == "cleaned" else "raw_html"
+    page = action.get(page_key)
     return make_step(
         uid,
         page if isinstance(page, str) else "",
@@ -125,7 +125,7 @@ def make_step(
     candidates: Iterable[Candidate],
     problems: Problems,
     history: Iterable[str] = (),
-) -> Step:
+) -> RecordedStep:
     """A step, with what is wrong with it counted."""
     operation = _object(operation)
     op = str(operation.get("op") or "").upper()
@@ -140,7 +140,7 @@ def make_step(
     right = tuple(dict.fromkeys(positives))
     if not right:
         problems.add("no positive candidate", uid)
-    return Step(
+    return RecordedStep(
         uid,
         _without_note(html),
         op,
@@ -163,10 +163,10 @@ def _without_note(html: str) -> str:
     return html
 
 
-def parse_candidates(found: Any, uid: str, problems: Problems) -> list[Candidate]:
+def parse_candidates(items: Any, uid: str, problems: Problems) -> list[Candidate]:
     """The candidates of a list in the official form."""
     candidates = []
-    for item in found if isinstance(found, list) else ():
+    for item in items if isinstance(items, list) else ():
         item = _object(item)
         node = str(item.get("backend_node_id") or "")
         if not node:
@@ -189,10 +189,10 @@ def _object(value: Any) -> dict[str, Any]:
 
 def _list(record: Mapping[str, Any], name: str, where: str, problems: Problems) -> list[Any]:
     """The list in a field; [] where there is none (counted where there is something else)."""
-    found = record.get(name)
-    if found and not isinstance(found, list):
+    values = record.get(name)
+    if values and not isinstance(values, list):
         problems.add(f"{name} that is not a list", where)
-    return found if isinstance(found, list) else []
+    return values if isinstance(values, list) else []
 
 
 def _shown(attributes: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -205,8 +205,11 @@ def tasks_from_rows(rows: Sequence[Mapping[str, Any]], problems: Problems) -> li
     """Tasks of rows of single steps (`data.PlainFile` says what a row holds)."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for number, row in enumerate(rows):
-        name, asked = str(row.get("annotation_id") or ""), str(row.get("confirmed_task") or "")
-        if not name or not asked.strip():
+        name, text = (
+            str(row.get("annotation_id") or ""),
+            str(row.get("confirmed_task") or ""),
+        )
+        if not name or not text.strip():
             problems.add("row without annotation_id or confirmed_task", str(number))
             continue
         groups.setdefault(name, []).append(row)

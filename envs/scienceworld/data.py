@@ -155,14 +155,14 @@ def task_ids(
                 f"unknown tasks {unknown} in task_set {task_set!r}, which has: {', '.join(names)}"
             )
         names = [name for name in names if name in only]
-    found = []
+    ids = []
     for name in names:
         variations: Sequence[int] = TASKS[name].of(split)
         if task_set == "paper":
             size = min(_PAPER_SIZES[split], len(variations))
             variations = variations[:size] if split == "test" else _spread(variations, size)
-        found += [f"{name}/{variation}" for variation in variations]
-    return tuple(found)
+        ids += [f"{name}/{variation}" for variation in variations]
+    return tuple(ids)
 
 
 def _spread(numbers: Sequence[int], size: int) -> list[int]:

@@ -16,7 +16,7 @@ from stepagent.envs.wikipedia.store import StoredCorpus, is_store, open_cached
 
 
 def check_name(name: str) -> None:
-    """Raises SourceError where `open_corpus` has no corpus of that name. Reads no file."""
+    """Raises SourceError if `open_corpus` has no corpus of that name. Reads no file."""
     kind, _, url = name.partition(":")
     if name == "pooled":
         return
@@ -74,8 +74,8 @@ def _pooled(dataset: str, questions: Collection[Question]) -> StoredCorpus:
             f"these {dataset} questions come without paragraphs: give a corpus, such as "
             "corpus='live' or a file of pages"
         )
-    found = pooled_pages(list(questions))
-    parts = (part for page in found for part in (page.title, page.text))
+    pooled = pooled_pages(list(questions))
+    parts = (part for page in pooled for part in (page.title, page.text))
     return open_cached(checksum(*parts), pool(pooled_pages(list(questions))))
 
 

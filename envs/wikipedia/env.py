@@ -47,7 +47,7 @@ _NAME = re.compile(r"[^\W_a-z][\w'’.-]*(?:,? (?:(?:of|the|and|de|in) )*[^\W_a-
 
 
 class WikipediaEnv(TextEnv):
-    """Multi-hop questions over a corpus of pages; see the module's head for the rules.
+    """Multi-hop questions over a corpus of pages; the module's docstring has the rules.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class WikipediaEnv(TextEnv):
         self.page: Page | None = None
         """The page that the last successful search opened."""
         self._question: Question | None = None
-        self._found: tuple[str, list[str], int] = ("", [], 0)
+        self._matches: tuple[str, list[str], int] = ("", [], 0)
         self._last = ""
 
     @property
@@ -113,12 +113,12 @@ class WikipediaEnv(TextEnv):
     @cached_property
     def questions(self) -> dict[str, Question]:
         """Task id → question, of this split."""
-        found = data.load(self.dataset, self.split, self.data, self.sizes, self.seed_of_sample)
-        return {question.task_id: question for question in found}
+        questions = data.load(self.dataset, self.split, self.data, self.sizes, self.seed_of_sample)
+        return {question.task_id: question for question in questions}
 
     @cached_property
     def shared_corpus(self) -> Corpus | None:
-        """The corpus of all tasks; None where each question has its own."""
+        """The corpus of all tasks; None if each question has its own."""
         if self.corpus_name == "distractor":
             return None
         return open_corpus(self.corpus_name, self.dataset, self.data, self.questions.values())
@@ -146,7 +146,7 @@ class WikipediaEnv(TextEnv):
     def begin(self, task_id: str) -> str:
         self._question = self.questions[task_id]
         self.corpus = self.shared_corpus or SmallCorpus(self._question.passages)
-        self.page, self._found = None, ("", [], 0)
+        self.page, self._matches = None, ("", [], 0)
         self.instruction = self._question.text
         self._last = f"Question: {self._question.text}"
         return self._last
@@ -169,13 +169,13 @@ class WikipediaEnv(TextEnv):
 
     def _search(self, entity: str) -> Outcome:
         try:
-            found = self.corpus.find(entity)
+            result = self.corpus.find(entity)
         except LiveError as error:
             return self._refuse(f"{error} Try again, or another action.")
-        if isinstance(found, Page):
-            self.page, self._found = found, ("", [], 0)
-            return self._outcome_of(self.shown(found))
-        return self._outcome_of(f"Could not find {entity}. Similar: {found}.")
+        if isinstance(result, Page):
+            self.page, self._matches = result, ("", [], 0)
+            return self._outcome_of(self.shown(result))
+        return self._outcome_of(f"Could not find {entity}. Similar: {result}.")
 
     def shown(self, page: Page) -> str:
         """What `search` shows of a page."""
@@ -188,11 +188,11 @@ class WikipediaEnv(TextEnv):
     def _look_up(self, keyword: str) -> Outcome:
         if self.page is None:
             return self._refuse("No page is open to look anything up in: search[entity] first.")
-        asked, lines, at = self._found
-        if asked != keyword:
+        last_keyword, lines, at = self._matches
+        if last_keyword != keyword:
             lines = [s for s in self.page.sentences if keyword.lower() in s.lower()]
             at = 0
-        self._found = (keyword, lines, at + 1)
+        self._matches = (keyword, lines, at + 1)
         if at >= len(lines):
             return self._outcome_of("No more results.")
         return self._outcome_of(f"(Result {at + 1} / {len(lines)}) {lines[at]}")
@@ -257,7 +257,7 @@ class MuSiQueEnv(WikipediaEnv):
 
 
 def read_action(action: str) -> tuple[str, str]:
-    """(name, argument) of an action; the name is "" where it is none.
+    """(name, argument) of an action; the name is "" if it is none.
 
     The argument ends at the bracket that closes the first one; where none does, at the last closing
     bracket, or at the end. What follows is left out.
@@ -267,10 +267,10 @@ def read_action(action: str) -> tuple[str, str]:
     >>> read_action("think[hard]")
     ('', '')
     """
-    found = _ACTION.fullmatch(action)
-    if not found or not found.group(2):
-        return (found.group(1).lower(), "") if found else ("", "")
-    name, rest = found.group(1).lower(), found.group(2)[1:]
+    match = _ACTION.fullmatch(action)
+    if not match or not match.group(2):
+        return (match.group(1).lower(), "") if match else ("", "")
+    name, rest = match.group(1).lower(), match.group(2)[1:]
     depth = 1
     for at, character in enumerate(rest):
         depth += (character == "[") - (character == "]")

@@ -24,7 +24,7 @@ def plan(
     question: Question, corpus: Corpus, show: Show, *, lookup: bool, steps: int
 ) -> list[tuple[str, str]]:
     """(thought, action) pairs that end with the gold answer within `steps` actions."""
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     known = ""  # what the page before has told, in words
     opened = ""
     hops = _reachable(question.hops, steps - 1)
@@ -33,22 +33,22 @@ def plan(
         title, page = _target(corpus, hop)
         if title != opened:
             goal = _goal(question, hop, number, rng)
-            found.append((_sentence(known, goal, rng.searching(title)), f"search[{title}]"))
+            pairs.append((_sentence(known, goal, rng.searching(title)), f"search[{title}]"))
             opened = title
         else:
             known = _sentence(known, _goal(question, hop, number, rng))
         read = show(page) if page else ""
         shown = [fact for fact in hop.facts if fact in read]
-        room = steps - 1 - len(found) - (len(hops) - number - 1)
+        room = steps - 1 - len(pairs) - (len(hops) - number - 1)
         if lookup and page and hop.facts and not shown and room > 0:
             word = _keyword(hop, page)
-            found.append((rng.looking(known, title, word), f"lookup[{word}]"))
+            pairs.append((rng.looking(known, title, word), f"lookup[{word}]"))
             shown = [fact for fact in hop.facts if word.lower() in fact.lower()][:1]
         known = _learnt(hop, title, shown, bool(page), rng)
     rng = _Choice(question.task_id)
     answer = question.answers[0]
-    found.append((_sentence(known, rng.closing(answer)), f"finish[{answer}]"))
-    return found
+    pairs.append((_sentence(known, rng.closing(answer)), f"finish[{answer}]"))
+    return pairs
 
 
 def _reachable(hops: Sequence[Hop], searches: int) -> Sequence[Hop]:
@@ -62,14 +62,14 @@ def _target(corpus: Corpus, hop: Hop) -> tuple[str, Page | None]:
     for number in range(1, _PARTS + 1):
         title = part_title(hop.title, number)
         try:
-            found = corpus.find(title) if number == 1 or corpus.has(title) else None
+            result = corpus.find(title) if number == 1 or corpus.has(title) else None
         except LiveError:  # the plan does without; the episode will say so
-            found = None
-        if not isinstance(found, Page):
+            result = None
+        if not isinstance(result, Page):
             break
-        first = first or found
-        if not hop.text or found.text == hop.text:
-            return title, found
+        first = first or result
+        if not hop.text or result.text == hop.text:
+            return title, result
     return hop.title, first
 
 
@@ -87,11 +87,11 @@ def _keyword(hop: Hop, page: Page) -> str:
 
 def _goal(question: Question, hop: Hop, number: int, rng: _Choice) -> str:
     if hop.question:
-        asked = hop.question[:1].upper() + hop.question[1:].rstrip("?. ") + "?"
+        sub_question = hop.question[:1].upper() + hop.question[1:].rstrip("?. ") + "?"
         opening = _OPENINGS if number == 0 else _NEXT
-        return rng.one(opening).format(asked)
-    named = f" {key(hop.title)} " in f" {key(question.text)} "
-    return rng.one(_NAMED if named else _LED_TO).format(hop.title)
+        return rng.one(opening).format(sub_question)
+    is_named = f" {key(hop.title)} " in f" {key(question.text)} "
+    return rng.one(_NAMED if is_named else _LED_TO).format(hop.title)
 
 
 def _learnt(hop: Hop, title: str, shown: Sequence[str], there: bool, rng: _Choice) -> str:
@@ -100,10 +100,10 @@ def _learnt(hop: Hop, title: str, shown: Sequence[str], there: bool, rng: _Choic
         return f"There is no page {title} here."
     if not shown:
         return rng.one(_NOT_TOLD).format(title)
-    said = rng.one(_SAID).format(" ".join(shown))
-    if hop.answer and key(hop.answer) in key(said):
-        return _sentence(said, rng.one(_SO).format(hop.answer))
-    return said
+    sentence = rng.one(_SAID).format(" ".join(shown))
+    if hop.answer and key(hop.answer) in key(sentence):
+        return _sentence(sentence, rng.one(_SO).format(hop.answer))
+    return sentence
 
 
 class _Choice:

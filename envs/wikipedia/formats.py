@@ -31,7 +31,7 @@ ALIASES_FILE = "id_aliases.json"
 def has_contexts(dataset: str, path: Path) -> bool:
     """Whether the file's first record is a question of the data set, with its paragraphs.
 
-    Raises SourceError where the file cannot be read: no data is left out silently.
+    Raises SourceError if the file cannot be read: no data is left out silently.
     """
     first = next(records(path), None)
     return isinstance(first, dict) and {"question", _CONTEXT[dataset]} <= set(first)
@@ -78,17 +78,17 @@ def wikidata_aliases(
     dataset: str, files: Iterable[Path], chosen: Sequence[Any]
 ) -> dict[str, list[str]]:
     """Answer id → aliases and demonyms, for the questions chosen."""
-    wanted = {str(r["answer_id"]) for r in chosen if isinstance(r, dict) and r.get("answer_id")}
-    found: dict[str, list[str]] = {}
-    if dataset != "2wikimultihopqa" or not wanted:
-        return found
+    answer_ids = {str(r["answer_id"]) for r in chosen if isinstance(r, dict) and r.get("answer_id")}
+    aliases: dict[str, list[str]] = {}
+    if dataset != "2wikimultihopqa" or not answer_ids:
+        return aliases
     for folder in dict.fromkeys(path.parent for path in files):
         if (folder / ALIASES_FILE).is_file():
             for record in records(folder / ALIASES_FILE):
-                if record.get("Q_id") in wanted:
+                if record.get("Q_id") in answer_ids:
                     names = [*record.get("aliases", ()), *record.get("demonyms", ())]
-                    found[record["Q_id"]] = names
-    return found
+                    aliases[record["Q_id"]] = names
+    return aliases
 
 
 # HotpotQA and 2WikiMultihopQA ---------------------------------------------------------------------
@@ -106,9 +106,9 @@ def _hotpot(record: dict[str, Any]) -> tuple[str, list[Page], list[Hop]]:
     for title in _reasoning_order(list(supported), by_title, record):
         sentences = raw.get(title, [])
         facts = [" ".join(sentences[n].split()) for n in supported[title] if n < len(sentences)]
-        asked, answer = _triple_of(title, triples)
+        relation, answer = _triple_of(title, triples)
         text = by_title[title].text if title in by_title else ""
-        hops.append(Hop(title, tuple(fact for fact in facts if fact), asked, answer, text))
+        hops.append(Hop(title, tuple(fact for fact in facts if fact), relation, answer, text))
     return str(record.get("type") or "question"), passages, hops
 
 
@@ -128,9 +128,9 @@ def _reasoning_order(
     question, left, ordered = key(record["question"]), list(titles), list[str]()
     seen = question
     while left:
-        named = [title for title in left if _mentions(seen, title)]
+        mentioned = [title for title in left if _mentions(seen, title)]
         # Of those named, the one named first; a page that only others lead to waits.
-        chosen = min(named, key=lambda t: _place(seen, t)) if named else _first(left, pages)
+        chosen = min(mentioned, key=lambda t: _place(seen, t)) if mentioned else _first(left, pages)
         ordered.append(chosen)
         left.remove(chosen)
         if chosen in pages and record.get("type") != "comparison":
@@ -160,21 +160,21 @@ def _place(text: str, title: str) -> int:
 
 
 def _musique(record: dict[str, Any]) -> tuple[str, list[Page], list[Hop]]:
-    given = record.get("paragraphs", ())
-    passages = [page(p["title"], [p["paragraph_text"]]) for p in given]
-    numbers = {p.get("idx", i): i for i, p in enumerate(given)}
+    paragraphs = record.get("paragraphs", ())
+    passages = [page(p["title"], [p["paragraph_text"]]) for p in paragraphs]
+    numbers = {p.get("idx", i): i for i, p in enumerate(paragraphs)}
     hops: list[Hop] = []
     answers: list[str] = []
     for step in record.get("question_decomposition", ()):
         support = passages[numbers[step["paragraph_support_idx"]]]
-        asked = re.sub(
+        sub_question = re.sub(
             r"#(\d+)",
             lambda m: answers[int(m[1]) - 1] if 0 < int(m[1]) <= len(answers) else m[0],
             _as_question(step["question"]),
         )
         answers.append(str(step["answer"]))
         facts = [s for s in support.sentences if key(answers[-1]) in key(s)][:1]
-        hops.append(Hop(support.title, tuple(facts), asked, answers[-1], support.text))
+        hops.append(Hop(support.title, tuple(facts), sub_question, answers[-1], support.text))
     return str(record.get("id", "question")).split("__")[0], passages, hops
 
 

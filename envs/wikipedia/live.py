@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +21,7 @@ from typing import Any
 import requests
 
 from stepagent.envs.wikipedia.corpus import SIMILAR, Corpus, Page, is_slip, key, page
-from stepagent.files import cache_folder
+from stepagent.files import cache_folder, write_shared_text
 
 WIKIPEDIA = "https://en.wikipedia.org/w/api.php"
 MAX_BYTES = 8 << 20
@@ -78,17 +77,17 @@ class LiveCorpus(Corpus):
         self._lock, self._sessions = threading.Lock(), threading.local()
 
     def find(self, entity: str) -> Page | list[str]:
-        if not _NO_TITLE & set(entity) and (found := self._page(entity)):
-            return found
+        if not _NO_TITLE & set(entity) and (result := self._page(entity)):
+            return result
         hits = self._ask(
             list="search", srsearch=entity[:MAX_SEARCH], srlimit=str(SIMILAR), srprop=""
         )
         titles = [str(hit["title"]) for hit in hits.get("search", ()) if "title" in hit]
-        asked = key(entity)
+        query = key(entity)
         for title in titles:
-            near = key(title) == asked or is_slip(asked, key(title))
-            if near and (found := self._page(title)):
-                return found
+            near = key(title) == query or is_slip(query, key(title))
+            if near and (result := self._page(title)):
+                return result
         return titles[:SIMILAR]
 
     def has(self, title: str) -> bool:
@@ -99,7 +98,7 @@ class LiveCorpus(Corpus):
         return ""
 
     def _page(self, title: str) -> Page | None:
-        """The page of a title or redirect; None where there is none, or none with a text."""
+        """The page of a title or redirect; None if there is none, or none with a text."""
         answer = self._ask(
             prop="extracts|pageprops",
             ppprop="disambiguation",
@@ -108,11 +107,11 @@ class LiveCorpus(Corpus):
             redirects="1",
             titles=title,
         )
-        for found in answer.get("pages", ()):
-            extract = found.get("extract") or ""
-            if "disambiguation" not in found.get("pageprops", {}) and extract.strip():
+        for record in answer.get("pages", ()):
+            extract = record.get("extract") or ""
+            if "disambiguation" not in record.get("pageprops", {}) and extract.strip():
                 lines = [line for line in extract.split("\n") if line.strip()]
-                return page(found["title"], [x for x in lines if not x.startswith("==")])
+                return page(record["title"], [x for x in lines if not x.startswith("==")])
         return None
 
     # Asking ---------------------------------------------------------------------------------------
@@ -120,24 +119,20 @@ class LiveCorpus(Corpus):
     def _ask(self, **parameters: str) -> dict[str, Any]:
         """The `query` part of the API's answer, from the cache where it is there."""
         query = {"action": "query", "format": "json", "formatversion": "2", **parameters}
-        kept = self._kept(query)
+        path = self._cache_path(query)
         try:
-            found = json.loads(kept.read_text(encoding="utf-8"))
-            if isinstance(found, dict):
-                return found
+            answer = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(answer, dict):
+                return answer
         except (OSError, ValueError):  # not asked yet, or a damaged file: ask (again)
             pass
-        found = self._request(query)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix="answer-", dir=kept.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            json.dump(found, file)
-        os.replace(partial, kept)
-        return found
+        answer = self._request(query)
+        write_shared_text(path, json.dumps(answer))
+        return answer
 
-    def _kept(self, query: dict[str, str]) -> Path:
-        asked = json.dumps([self.url, query], sort_keys=True).encode("utf-8", "replace")
-        name = hashlib.sha256(asked).hexdigest()[:32]
+    def _cache_path(self, query: dict[str, str]) -> Path:
+        request = json.dumps([self.url, query], sort_keys=True).encode("utf-8", "replace")
+        name = hashlib.sha256(request).hexdigest()[:32]
         return cache_folder() / "wikipedia" / "live" / name[:2] / f"{name}.json"
 
     def _request(self, query: dict[str, str]) -> dict[str, Any]:
@@ -157,7 +152,7 @@ class LiveCorpus(Corpus):
         )
 
     def _once(self, query: dict[str, str], wait: float) -> dict[str, Any]:
-        """One request. Raises _Later where another may succeed, LiveError where none will."""
+        """One request. Raises _Later if another may succeed, LiveError where none will."""
         self._take_turn(wait)
         deadline = time.monotonic() + self.timeout
         with self._session().get(
@@ -187,8 +182,8 @@ class LiveCorpus(Corpus):
             raise _Later(f"{code}: {error.get('info', '')}", wait)
         if code:
             raise LiveError(f"The encyclopedia refuses the request ({code}).")
-        found = answer.get("query", {})
-        return found if isinstance(found, dict) else {}
+        result = answer.get("query", {})
+        return result if isinstance(result, dict) else {}
 
     def _take_turn(self, wait: float) -> None:
         """Sleeps until the rate (and the back-off) allows another request."""

@@ -55,7 +55,7 @@ def prepare(
 ) -> StoredCorpus:
     """Makes (or completes) the corpus folder `out`; returns it opened.
 
-    Raises SourceError where the source is missing, cut off or of no known kind, or where `out` was
+    Raises SourceError if the source is missing, cut off or of no known kind, or where `out` was
     begun with another source.
     """
     console = console or Console(quiet=True)
@@ -64,9 +64,9 @@ def prepare(
     corpus = StoredCorpus(out)
     if index:
         console.print(f"building the search index of {len(corpus):,} pages …")
-        begun = time.monotonic()
+        start = time.monotonic()
         assert len(corpus.index) == len(corpus)
-        console.print(f"index ready after {time.monotonic() - begun:.0f} s")
+        console.print(f"index ready after {time.monotonic() - start:.0f} s")
     return corpus
 
 
@@ -81,7 +81,7 @@ def _write(source: Path, out: Path, limit: int | None, console: Console) -> None
             )
         if done:
             console.print(f"going on after {done:,} records, {writer.count:,} pages")
-        begun, number = time.monotonic(), done
+        start, number = time.monotonic(), done
         for number, item in enumerate(_items(source, done, limit), done + 1):
             if isinstance(item, Redirect):
                 writer.redirect(item.title, item.target)
@@ -89,7 +89,7 @@ def _write(source: Path, out: Path, limit: int | None, console: Console) -> None
                 writer.add(item)
             if number % SAVE_EVERY == 0:
                 writer.save(records=number, **mark)
-                rate = (number - done) / max(time.monotonic() - begun, 1e-9)
+                rate = (number - done) / max(time.monotonic() - start, 1e-9)
                 console.print(f"{number:,} records, {writer.count:,} pages, {rate:,.0f} records/s")
         console.print(f"{number:,} records read, {writer.count:,} pages kept")
         writer.save(records=number, **mark)
@@ -100,8 +100,8 @@ def _items(source: Path, skip: int, limit: int | None) -> Iterator[Page | Redire
     """The source's records from number `skip` on, one item each; repeated titles become parts."""
     names = source.name.removesuffix(".gz").removesuffix(".bz2")
     is_dump = names.endswith(".xml")
-    found = dump(source, skip) if is_dump else _numbered(sources.pages(source))
-    return islice(found, skip, limit)
+    items = dump(source, skip) if is_dump else _numbered(sources.pages(source))
+    return islice(items, skip, limit)
 
 
 def _numbered(pages: Iterator[Page]) -> Iterator[Page]:

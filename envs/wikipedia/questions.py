@@ -21,9 +21,9 @@ class Hop:
     facts: tuple[str, ...] = ()
     """The supporting sentences on it, where the data set names them."""
     question: str = ""
-    """The sub-question; "" where the data set has no decomposition."""
+    """The sub-question; "" if the data set has no decomposition."""
     answer: str = ""
-    """Its answer; "" where the data set has no decomposition."""
+    """Its answer; "" if the data set has no decomposition."""
     text: str = ""
     """The page's text in the data set (several of its passages may share a title)."""
 

@@ -53,7 +53,7 @@ def normalize(answer: str) -> str:
 
 
 def exact_match(prediction: str, gold: str) -> float:
-    """1.0 where both are the same after normalisation, else 0.0."""
+    """1.0 if both are the same after normalisation, else 0.0."""
     return float(normalize(prediction) == normalize(gold))
 
 
@@ -65,12 +65,12 @@ def f1(prediction: str, gold: str, rules: Rules) -> float:
     >>> f1("yes it is", "yes", RULES["hotpotqa"]), f1("yes it is", "yes", RULES["musique"])
     (0.0, 0.5)
     """
-    mine, wanted = normalize(prediction), normalize(gold)
-    if mine != wanted and (mine in rules.whole_words or wanted in rules.whole_words):
+    answer, gold_text = normalize(prediction), normalize(gold)
+    if answer != gold_text and (answer in rules.whole_words or gold_text in rules.whole_words):
         return 0.0
-    if not mine and not wanted:
+    if not answer and not gold_text:
         return rules.empty_f1
-    my_words, gold_words = mine.split(), wanted.split()
+    my_words, gold_words = answer.split(), gold_text.split()
     shared = sum((Counter(my_words) & Counter(gold_words)).values())
     if not shared:
         return 0.0
@@ -81,7 +81,7 @@ def f1(prediction: str, gold: str, rules: Rules) -> float:
 def score(dataset: str, prediction: str, golds: Iterable[str]) -> dict[str, float]:
     """`{"em": …, "f1": …}`, each the best over the gold answers.
 
-    Raises ValueError for an unknown data set or where there is no gold answer.
+    Raises ValueError for an unknown data set or if there is no gold answer.
     """
     if dataset not in RULES:
         raise ValueError(f"unknown data set {dataset!r}: choose one of {', '.join(RULES)}")

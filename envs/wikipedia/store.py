@@ -18,8 +18,6 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +36,7 @@ from stepagent.envs.wikipedia.corpus import (
     is_slip,
     key,
 )
-from stepagent.files import cache_folder
+from stepagent.files import build_once, cache_folder, write_text
 
 VERSION = 1
 _META = "corpus.json"
@@ -97,7 +95,7 @@ class Writer:
         )
 
     def finish(self) -> None:
-        """Sorts the titles and completes the folder. Raises ValueError where no page was added."""
+        """Sorts the titles and completes the folder. Raises ValueError if no page was added."""
         if not self.count:
             raise ValueError("there is no page: nothing to make a corpus of")
         for file in self._files.values():
@@ -142,29 +140,21 @@ def is_store(folder: Path) -> bool:
 
 
 def open_cached(name: str, pages: Iterable[Page]) -> StoredCorpus:
-    """The corpus of that name (a checksum of its source) in the cache; built where it is not there.
+    """The corpus of that name (a checksum of its source) in the cache; built where missing."""
 
-    Several processes may do so at once: each builds its own, the first one to be done counts.
-    """
+    def build(partial: Path) -> None:
+        with contextlib.closing(Writer(partial)) as writer:
+            for page in pages:
+                writer.add(page)
+            writer.finish()
+
     folder = cache_folder() / "wikipedia" / f"corpus-{name}-{VERSION}"
-    if not is_store(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="corpus-", dir=folder.parent))
-        try:
-            writer = Writer(partial)
-            with contextlib.closing(writer):
-                for page in pages:
-                    writer.add(page)
-                writer.finish()
-            with contextlib.suppress(OSError):  # another process was first
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    build_once(folder, build, lambda: is_store(folder))
     return StoredCorpus(folder)
 
 
 class StoredCorpus(Corpus):
-    """A corpus folder, opened. Raises ValueError where it is none or of another version."""
+    """A corpus folder, opened. Raises ValueError if it is none or of another version."""
 
     def __init__(self, folder: Path):
         meta = _read_json(folder / _META)
@@ -210,17 +200,17 @@ class StoredCorpus(Corpus):
         return [int(row) for row in self._rows[first : min(last, first + 1000)]]
 
     def find(self, entity: str) -> Page | list[str]:
-        asked = key(entity)
-        rows = self._with_key(b"k", asked)
-        if not rows and len(of_base := self._with_key(b"b", asked)) == 1:
+        query = key(entity)
+        rows = self._with_key(b"k", query)
+        if not rows and len(of_base := self._with_key(b"b", query)) == 1:
             rows = of_base
         if rows:
-            found = {self[row].title: row for row in reversed(rows)}
-            return self[found[choose(entity, list(found))]]
+            by_title = {self[row].title: row for row in reversed(rows)}
+            return self[by_title[choose(entity, list(by_title))]]
         hits = self.index.search(entity, CANDIDATES)
         similar = list(dict.fromkeys(self[row].title for row, _ in hits))
         for row, _ in hits:
-            if is_slip(asked, key(self[row].title)):
+            if is_slip(query, key(self[row].title)):
                 return self[row]
         return similar[:SIMILAR]
 
@@ -233,13 +223,11 @@ class StoredCorpus(Corpus):
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return data if isinstance(data, dict) else {}
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".new")
-    partial.write_text(json.dumps(data), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(data))

@@ -124,31 +124,31 @@ def _is_prose(line: str) -> bool:
 
 def _without_nested(text: str, opening: str, closing: str) -> str:
     """The text without anything between these marks, which may be nested. Linear in its length."""
-    kept, depth, begin = [], 0, 0
-    for found in re.finditer(f"{re.escape(opening)}|{re.escape(closing)}", text):
-        if found.group() == opening:
+    parts, depth, begin = [], 0, 0
+    for match in re.finditer(f"{re.escape(opening)}|{re.escape(closing)}", text):
+        if match.group() == opening:
             if depth == 0:
-                kept.append(text[begin : found.start()])
+                parts.append(text[begin : match.start()])
             depth += 1
         elif depth:
             depth -= 1
-            begin = found.end()
+            begin = match.end()
     if depth == 0:
-        kept.append(text[begin:])
-    return "".join(kept)
+        parts.append(text[begin:])
+    return "".join(parts)
 
 
 def _without_files(text: str) -> str:
     """The text without pictures, whose captions may hold links, and categories."""
-    kept, begin = [], 0
-    for found in _FILE.finditer(text):
-        if found.start() < begin:
+    parts, begin = [], 0
+    for match in _FILE.finditer(text):
+        if match.start() < begin:
             continue
-        kept.append(text[begin : found.start()])
+        parts.append(text[begin : match.start()])
         depth, begin = 0, len(text)
-        for mark in re.finditer(r"\[\[|\]\]", text[found.start() :]):
+        for mark in re.finditer(r"\[\[|\]\]", text[match.start() :]):
             depth += 1 if mark.group() == "[[" else -1
             if depth == 0:
-                begin = found.start() + mark.end()
+                begin = match.start() + mark.end()
                 break
-    return "".join([*kept, text[begin:]])
+    return "".join([*parts, text[begin:]])

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from stepagent import envs
-from stepagent.envs.alfworld import export, generated
+from stepagent.envs.alfworld import export, generate
 from stepagent.envs.alfworld.data import GAME
 from stepagent.envs.core import TextEnv
 from stepagent.eval.benches import Options, Row, play_sides, settings
@@ -38,7 +38,7 @@ def bench(options: Options) -> list[Row]:
     """
     args = settings(options, games=1, loads=2000, upstream_loads=10, environments=64)
     with tempfile.TemporaryDirectory(prefix="stepagent-alfworld-") as folder:
-        tasks = generated.Generated().tasks("test")[: 6 * args["games"]]
+        tasks = generate.GeneratedGames().tasks("test")[: 6 * args["games"]]
         export.write(Path(folder), tasks)
         env = envs.make(ALFWORLD, data=folder, split="test")
         plans = [_plan(env, Path(folder), task_id) for task_id in env.tasks]

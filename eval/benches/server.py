@@ -24,7 +24,7 @@ import numpy as np
 
 from stepagent import envs
 from stepagent.envs.core import TextEnv
-from stepagent.envs.remote_vector import RemoteVectorEnv
+from stepagent.envs.remote import RemoteVectorEnv
 from stepagent.eval.benches import Options, Row, settings
 from stepagent.eval.benches.serving import Served
 

@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from stepagent import envs
-from stepagent.envs import lucene
-from stepagent.envs.search import Index
+from stepagent.envs.search import Index, analyse
 from stepagent.envs.webshop import catalogue, engine, generate, pages
 from stepagent.envs.webshop.env import WebShopEnv
 from stepagent.eval.benches import Options, Row, measure, settings
@@ -228,7 +227,7 @@ def _median(work: Callable[[str], Any], queries: Sequence[str]) -> float:
 def _dense(index: Index, query: str) -> np.ndarray:
     """The best 50, found as in bm25s: the scores of all documents, then a partition."""
     scores = np.zeros(len(index), np.float32)
-    for word in lucene.analyse(query):
+    for word in analyse(query):
         if (number := index._term_number(word)) >= 0:
             documents, weights = index._postings(number)
             np.add.at(scores, documents, weights)
@@ -339,9 +338,9 @@ def _search(shop: engine.Shop, products: int, processes: int, repeats: int) -> l
     with tempfile.TemporaryDirectory() as folder:
 
         def ours() -> None:
-            from stepagent.envs import indexing
+            from stepagent.envs.search import build
 
-            indexing.write(_new_folder(folder, next(times)), texts, "bench", 0.9, 0.4, 1)
+            build.write(_new_folder(folder, next(times)), texts, "bench", 0.9, 0.4, 1)
 
         built = measure(ours, lambda: _bm25s(texts), repeats)
     key = f"bench-{generate.CHECKSUM}-{products}"
@@ -374,4 +373,4 @@ def _bm25s(texts: Sequence[str]) -> None:
     import bm25s
 
     index = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
-    index.index([lucene.analyse(text) for text in texts], show_progress=False)
+    index.index([analyse(text) for text in texts], show_progress=False)

@@ -29,8 +29,8 @@ import numpy as np
 import psutil
 
 from stepagent import envs
-from stepagent.envs import lucene
 from stepagent.envs.core import TextEnv
+from stepagent.envs.search import analysis
 from stepagent.envs.wikipedia.corpus import Page
 from stepagent.envs.wikipedia.env import WikipediaEnv
 from stepagent.envs.wikipedia.store import StoredCorpus, open_cached
@@ -173,7 +173,7 @@ class PlainBM25:
 
     def __init__(self, texts: Sequence[str], k1: float = 0.9, b: float = 0.4):
         self.k1, self.b = k1, b
-        self.counts = [Counter(lucene.analyse(text)) for text in texts]
+        self.counts = [Counter(analysis.analyse(text)) for text in texts]
         self.lengths = np.array([sum(count.values()) for count in self.counts], np.float64)
         self.occurs = Counter(word for count in self.counts for word in count)
 
@@ -181,7 +181,7 @@ class PlainBM25:
         """Numbers of the best k passages."""
         scores = np.zeros(len(self.counts))
         norms = self.k1 * (1 - self.b + self.b * self.lengths / self.lengths.mean())
-        for word in lucene.analyse(query):
+        for word in analysis.analyse(query):
             times = np.array([count.get(word, 0) for count in self.counts])
             passages = self.occurs.get(word, 0)
             idf = math.log(1 + (len(self.counts) - passages + 0.5) / (passages + 0.5))
@@ -201,7 +201,7 @@ def passages(count: int, words: int = 60, vocabulary: int = 300_000) -> Iterator
     lengths = 3 + np.minimum(9, np.log2(np.arange(1, vocabulary + 1)) / 2).astype(int)
     drawn = letters[rng.integers(0, len(letters), size=(vocabulary, 12))]
     known = ["".join(row[:length]) for row, length in zip(drawn, lengths, strict=True)]
-    known[: len(lucene.STOP_WORDS)] = sorted(lucene.STOP_WORDS)
+    known[: len(analysis.STOP_WORDS)] = sorted(analysis.STOP_WORDS)
     names = np.array(known, dtype=object)
     for start in range(0, count, 1000):
         size = min(1000, count - start)

@@ -34,8 +34,3 @@ async function textOf(id) {
   return (await chunk(number))[id - store.index.starts[number]];
 }
 
-// What stands before the slash of a task id: its type, as in the summaries.
-const typeOf = (id) => {
-  const task = store.index.episodes.task[id], slash = task.indexOf("/");
-  return slash < 0 ? "" : task.slice(0, slash);
-};

@@ -155,6 +155,7 @@ def _columns(
     return {
         "run": [e.run for e in episodes],
         "task": [t.task_id for t in trajectories],
+        "type": [t.task_type for t in trajectories],
         "env": _numbered([t.env for t in trajectories]),
         "seed": [t.seed for t in trajectories],
         "score": [_short(score(t)) for t in trajectories],

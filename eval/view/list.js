@@ -14,7 +14,7 @@ const SORTS = {
 
 function passes(id) {
   const e = store.index.episodes, f = list.filter;
-  return e.run[id] >= 0 && (f.run < 0 || e.run[id] === f.run) && (f.type === "" || typeOf(id) === f.type)
+  return e.run[id] >= 0 && (f.run < 0 || e.run[id] === f.run) && (f.type === "" || e.type[id] === f.type)
     && (f.outcome < 0 || e.outcome[id] === f.outcome) && (!f.invalid || e.invalid[id] > 0) && (!f.diverging || e.diverges[id] > 0);
 }
 
@@ -111,7 +111,7 @@ function setUpList() {
   const { runs, outcomes, episodes } = store.index;
   const option = (value, name) => el("option", { value }, name);
   byId("by-run").append(option(-1, "all runs"), ...runs.map((r, i) => option(i, r.name)));
-  const types = [...new Set(episodes.task.map((_, id) => typeOf(id)))].filter(Boolean).sort();
+  const types = [...new Set(episodes.type)].filter(Boolean).sort();
   byId("by-type").append(option("", "all task types"), ...types.map((t) => option(t, t)));
   byId("by-outcome").append(option(-1, "all outcomes"), ...outcomes.map((o, i) => option(i, OUTCOME_WORDS[o])));
   byId("sort").append(...Object.entries(SORTS).map(([key, [name]]) => option(key, name)));

@@ -32,19 +32,19 @@ def played(*lines):
 def test_an_episode_to_its_end():
     env = envs.make(toy_env.ID, split="train")
     env.reset(seed=0, options={"task_id": TASKS[0]})
-    found, shown = played(*[f"Thought: {t}\nAction: {a}" for t, a in env.expert_plan()])
-    assert found.success
-    assert found.reward == 1
-    assert found.error == ""
-    assert [(s.thought, s.action) for s in found.steps] == env.expert_plan()
+    episode, shown = played(*[f"Thought: {t}\nAction: {a}" for t, a in env.expert_plan()])
+    assert episode.success
+    assert episode.reward == 1
+    assert episode.error == ""
+    assert [(s.thought, s.action) for s in episode.steps] == env.expert_plan()
     assert "Reach 7." in shown
     assert "The episode is solved: score 1.00" in shown
 
 
 def test_asides_cost_no_step():
-    found, shown = played("/actions", "/expert", "/help", "add 1", "/quit", "add 1")
-    assert [s.action for s in found.steps] == ["add 1"]
-    assert found.error == "left before the end"
+    episode, shown = played("/actions", "/expert", "/help", "add 1", "/quit", "add 1")
+    assert [s.action for s in episode.steps] == ["add 1"]
+    assert episode.error == "left before the end"
     for text in ("add 2\nadd 3", "are left.)", "there are /actions, /expert, /quit", "is left: "):
         assert text in shown
 
@@ -68,8 +68,8 @@ def test_the_command_records_only_when_asked(tmp_path):
     assert not out.exists()
     done = subprocess.run([*command, "--out", str(out)], **run)
     assert done.returncode == 0, done.stderr
-    (found,) = files.read(out)
-    assert [s.action for s in found.steps] == ["add 1", "add 2"]
+    (recorded,) = files.read(out)
+    assert [s.action for s in recorded.steps] == ["add 1", "add 2"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from stepagent import envs
+from stepagent import envs, register
 from stepagent.agents.core import Agent
 from stepagent.envs.react import PromptStyle
 from stepagent.eval import rollout
@@ -90,6 +90,20 @@ def test_environment_that_breaks_at_reset_or_step_ends_its_own_episode_only():
         assert not any(t.error for t in episodes.values())
         assert ToyEnv.opened - opened == 3  # two, and one in place of the broken one
         assert ToyEnv.closed - closed == 3
+
+
+class TypedEnv(ToyEnv):
+    @property
+    def task_type(self):
+        return f"by {self.task_id[-1]}"
+
+
+def test_trajectories_carry_the_task_type_even_of_episodes_that_fail():
+    register("Test/Typed-v0", TypedEnv)
+    options = {"env_kwargs": {"broken": TASKS[3]}, "workers": 2}
+    episodes = list(run_episodes("Test/Typed-v0", Scripted(), TASKS, **options))
+    assert [t.task_id for t in episodes if t.error] == [TASKS[3]]
+    assert all(t.task_type == f"by {t.task_id[-1]}" for t in episodes)
 
 
 def test_agent_that_fails_on_one_turn_fails_that_episode_only():

@@ -1,6 +1,7 @@
 """The command `eval.run`: options, its process being stopped, and a server that answers."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stepagent.envs import trajectory as files
+from stepagent.envs.alfworld.data import TYPES
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.eval.run import Config, folder, main
 from tests.eval.example_results import read_results, read_summary
@@ -201,3 +203,18 @@ def test_help_explains_every_option(capsys):
     assert "--max-new-tokens" in shown
     assert "in tokens (models only)" in shown
     assert "fixed shuffle" in shown
+
+
+@pytest.mark.real_data
+def test_real_games_of_alfworld_are_summarised_by_their_six_types(tmp_path):
+    folder = os.environ.get("STEPAGENT_DATA")
+    if not folder:
+        pytest.skip("STEPAGENT_DATA is not set: no real ALFWorld games to play")
+    arguments = {"data": f"{folder}/alfworld", "max_steps": 1}
+    options = ["--agent", "random", "--limit", "24", "--out", str(tmp_path)]
+    assert (
+        main(["--env", "stepagent/ALFWorld-v0", "--env-args", json.dumps(arguments), *options]) == 0
+    )
+    by_type = read_summary(tmp_path)["by_type"]
+    assert set(by_type) == set(TYPES)
+    assert all(group["episodes"] == 4 for group in by_type.values())

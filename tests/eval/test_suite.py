@@ -9,7 +9,7 @@ from stepagent.envs import trajectory as files
 from stepagent.eval import compare, paper, replay, suite
 from stepagent.eval.run import main
 from stepagent.eval.suite import Entry, load, with_data
-from tests.envs.wikipedia.conftest import hotpot, write_array
+from tests.envs.wikipedia.records import hotpot, write_array
 from tests.toy_env import ID
 
 TOYS = f"""

@@ -41,6 +41,17 @@ def test_counts_by_hand():
     assert (melt["episodes"], melt["failed"], melt["reward_mean"]) == (2, 1, 0.0)
 
 
+def test_groups_are_the_task_types_that_the_environment_gave():
+    ids = ("look_at-Book/trial_1", "look_at-Pen/trial_2", "heat-Egg/trial_3")
+    typed = [episode(task, 1.0, task_type=task.split("-")[0]) for task in ids]
+    summary = summarise(typed)
+    assert {name: group["episodes"] for name, group in summary["by_type"].items()} == {
+        "look_at": 2,
+        "heat": 1,
+    }
+    assert summarise([episode("5a8b57", 1.0)])["by_type"] == {}
+
+
 def test_keys_promised_to_users():
     promised = {"env", "agent", "split", "episodes", "reward_mean", "reward_ci95", "success_rate"}
     promised |= {"valid_rate", "truncated_rate", "steps_mean", "metrics", "seconds", "fingerprint"}

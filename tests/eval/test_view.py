@@ -76,6 +76,7 @@ def test_the_index(folders, tmp_path):
     assert len(episodes["task"]) == 80
     assert episodes["task"][:8:4] == ["boil/1", "boil/2"]
     assert episodes["task"][36] == "boil/10"  # counted, not spelled
+    assert episodes["type"] == [task.split("/")[0] for task in episodes["task"]]
     for i, (of, expert, diverges) in enumerate(
         zip(episodes["run"], episodes["expert"], episodes["diverges"], strict=True)
     ):

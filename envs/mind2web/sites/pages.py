@@ -66,8 +66,8 @@ class Skin:
 
     def shuffled(self, items: Iterable[Any]) -> list[Any]:
         """The items in this site's own order."""
-        listed = list(items)
-        return [listed[i] for i in sorted(range(len(listed)), key=lambda i: self.order[i % 12])]
+        every = list(items)
+        return [every[i] for i in sorted(range(len(every)), key=lambda i: self.order[i % 12])]
 
     def _labelled(self, name: str, label: str) -> tuple[str, str]:
         """(markup before the control, attribute of the control)."""
@@ -85,11 +85,11 @@ class Skin:
 
     def select(self, name: str, label: str, options: Sequence[str], chosen: str = "") -> str:
         before, attribute = self._labelled(name, label)
-        listed = "".join(
+        options_html = "".join(
             f"<option{' selected' if option == chosen else ''}>{escape(option)}</option>"
             for option in options
         )
-        return f'{before}<select id="{name}" name="{name}"{attribute}>{listed}</select>'
+        return f'{before}<select id="{name}" name="{name}"{attribute}>{options_html}</select>'
 
     def check(self, name: str, label: str, checked: bool = False) -> str:
         ticked = " checked" if checked else ""

@@ -218,7 +218,9 @@ def test_ten_thousand_hostile_actions():
     env = envs.make(ID, split="train", tasks=SHORT)
     env.reset(seed=0)
     for action in check.hostile_actions(10_000, seed=1):
-        *_, terminated, truncated, _ = env.step(action)
+        observation, _, terminated, truncated, info = env.step(action)
+        assert observation in env.observation_space
+        assert 0 <= info["score"] <= 1
         if terminated or truncated:
             env.reset()
     env.close()

@@ -1,4 +1,4 @@
-"""What a server offers, what it grants, and how it refuses."""
+"""What a server offers, its limits, and its refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stepagent import command_line
 
 
 class Refusal(Exception):
-    """An answer that is an error: HTTP status, code and words (`docs/servers.md` lists them)."""
+    """An error as an answer: HTTP status, code and message (`docs/servers.md` lists them)."""
 
     def __init__(self, status: int, code: str, message: str, kind: str = "", retry_after: int = 0):
         super().__init__(message)
@@ -20,23 +20,23 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server grants. Seconds, bytes, numbers of sessions."""
+    """A server's limits: seconds, bytes, numbers of sessions."""
 
     max_sessions: int = 256
     idle_seconds: float = 1800.0
     step_seconds: float = 120.0
     start_seconds: float = 300.0
-    """Of making an environment and of a reset, which may have to load a world first."""
+    """For making an environment, and for a reset, which may have to load data first."""
     max_body: int = 4 << 20
 
 
 @dataclass
 class Offer:
-    """One environment that a server has to offer."""
+    """One environment that a server offers."""
 
     env_id: str
     args: dict[str, Any] = field(default_factory=dict)
-    """Arguments that the server fixes, such as where its data lie."""
+    """Arguments that the server fixes, such as the location of its data."""
     allowed: list[str] | None = None
     """Arguments that clients may set. None: any but the fixed ones."""
 
@@ -45,9 +45,9 @@ class Offer:
         """The id without the module that registers it."""
         return self.env_id.rsplit(":", 1)[-1]
 
-    def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The client's arguments and the server's. Refuses those a client may not set."""
-        for name, value in given.items():
+    def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The client's and the server's arguments. Refuses those that a client may not set."""
+        for name, value in arguments.items():
             if name in self.args and value != self.args[name]:
                 why = f"the server fixes it to {self.args[name]!r}"
             elif name not in self.args and self.allowed is not None and name not in self.allowed:
@@ -55,11 +55,11 @@ class Offer:
             else:
                 continue
             raise Refusal(403, "argument", f"{self.name}: clients may not set {name!r} here: {why}")
-        return {**given, **self.args}
+        return {**arguments, **self.args}
 
 
 def failure(error: BaseException) -> Refusal:
-    """The answer to what an environment raised; a Refusal stays what it is."""
+    """The Refusal for what an environment raised; a Refusal is returned as it is."""
     if isinstance(error, Refusal):
         return error
     kind = type(error).__name__
@@ -70,7 +70,7 @@ def failure(error: BaseException) -> Refusal:
 
 
 def encode(answer: Any) -> bytes:
-    """An answer as JSON; numbers of numpy become plain ones."""
+    """An answer as JSON; numpy's numbers become plain ones."""
     return json.dumps(answer, ensure_ascii=False, default=_plain).encode("utf-8", "replace")
 
 
@@ -81,12 +81,13 @@ def _plain(value: Any) -> Any:
 def offers(
     env_ids: list[str], env_args: dict[str, Any], client_args: list[str] | None
 ) -> list[Offer]:
-    """What a server offers, from its options. Raises ValueError for arguments of no environment."""
-    named = {env_id.rsplit(":", 1)[-1]: env_id for env_id in env_ids}
+    """What a server offers, from its options. Raises ValueError for arguments of an unknown
+    environment."""
+    id_by_name = {env_id.rsplit(":", 1)[-1]: env_id for env_id in env_ids}
     fixed = {name.rsplit(":", 1)[-1]: args for name, args in env_args.items()}
     for name, args in fixed.items():
-        if name not in named:
-            raise ValueError("--env-args: " + command_line.unknown_key(name, named))
+        if name not in id_by_name:
+            raise ValueError("--env-args: " + command_line.unknown_key(name, id_by_name))
         if not isinstance(args, dict):
             raise ValueError(f"--env-args: {name} needs an object of arguments, not {args!r}")
-    return [Offer(env_id, fixed.get(name, {}), client_args) for name, env_id in named.items()]
+    return [Offer(env_id, fixed.get(name, {}), client_args) for name, env_id in id_by_name.items()]

@@ -17,10 +17,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from stepagent.envs.wikipedia.corpus import Page, pool
-from stepagent.envs.wikipedia.questions import Hop, Question
-from stepagent.envs.wikipedia.world import facts, names, wording
-from stepagent.envs.wikipedia.world.facts import Entity, World
-from stepagent.envs.wikipedia.world.links import (
+from stepagent.envs.wikipedia.encyclopedia import facts, names, wording
+from stepagent.envs.wikipedia.encyclopedia.facts import Encyclopedia, Entity
+from stepagent.envs.wikipedia.encyclopedia.links import (
     COMPARED,
     INFERENCES,
     LINKS,
@@ -29,7 +28,8 @@ from stepagent.envs.wikipedia.world.links import (
     SHARED,
     Link,
 )
-from stepagent.envs.wikipedia.world.wording import Written
+from stepagent.envs.wikipedia.encyclopedia.wording import Written
+from stepagent.envs.wikipedia.questions import Hop, Question
 
 _SIZES = {"train": 1500, "dev": 150, "test": 300}
 """Questions of each split and data set."""
@@ -45,17 +45,17 @@ def pages(seed: int) -> list[Page]:
 
 def generate(dataset: str, seed: int) -> dict[str, list[Question]]:
     """The questions of each split (no text is in two of them)."""
-    world = facts.generate(seed)
-    written = wording.write(world, seed)
+    entities = facts.generate(seed)
+    written = wording.write(entities, seed)
     rng = random.Random(f"questions {dataset} {seed}")
-    asker = _Asker(dataset, world, written, rng)
+    asker = _Asker(dataset, entities, written, rng)
     draws, weights = zip(*_KINDS[dataset], strict=True)
-    found: dict[str, Question] = {}
-    while len(found) < sum(_SIZES.values()):
+    by_text: dict[str, Question] = {}
+    while len(by_text) < sum(_SIZES.values()):
         question = rng.choices(draws, weights)[0](asker)
         if question is not None:
-            found.setdefault(question.text, question)
-    questions, splits, begin = list(found.values()), {}, 0
+            by_text.setdefault(question.text, question)
+    questions, splits, begin = list(by_text.values()), {}, 0
     for split, size in _SIZES.items():
         splits[split] = questions[begin : begin + size]
         begin += size
@@ -63,14 +63,16 @@ def generate(dataset: str, seed: int) -> dict[str, list[Question]]:
 
 
 class _Asker:
-    """Draws questions; each `ask_…` returns None where the draw came to nothing."""
+    """Draws questions; each `ask_…` returns None if the draw came to nothing."""
 
-    def __init__(self, dataset: str, world: World, written: dict[str, Written], rng: random.Random):
-        self.dataset, self.world, self.written, self.rng = dataset, world, written, rng
+    def __init__(
+        self, dataset: str, entities: Encyclopedia, written: dict[str, Written], rng: random.Random
+    ):
+        self.dataset, self.entities, self.written, self.rng = dataset, entities, written, rng
         self.of: dict[str, list[Entity]] = {}
-        for entity in world.values():
+        for entity in entities.values():
             self.of.setdefault(entity.kind, []).append(entity)
-        self.titles = list(world)
+        self.titles = list(entities)
         self.count = 0
 
     # Parts of questions ---------------------------------------------------------------------------
@@ -78,20 +80,20 @@ class _Asker:
     def link(self, entity: Entity, relation: str) -> Link:
         return LINKS[entity.kind][relation]
 
-    def named(self, entity: Entity) -> str:
+    def name_of(self, entity: Entity) -> str:
         """How a question names a page's subject."""
         return NAMED.get(entity.kind, "{}").format(entity.name)
 
     def called(self, value: str) -> str:
         """An answer: a page's subject by its name, another value as it is."""
-        return self.world[value].name if value in self.world else value
+        return self.entities[value].name if value in self.entities else value
 
     def hop(self, entity: Entity, relation: str) -> Hop:
         written, value = self.written[entity.title], entity.facts[relation]
         return Hop(
             title=entity.title,
             facts=(written.page.sentences[written.sentences[relation]],),
-            question=self.link(entity, relation).asked[0].format(self.named(entity)),
+            question=self.link(entity, relation).question_forms[0].format(self.name_of(entity)),
             answer=self.called(value),
             text=written.page.text,
         )
@@ -107,7 +109,7 @@ class _Asker:
                 for relation in LINKS[entity.kind]
                 if relation in entity.facts
                 and entity.facts[relation] not in seen
-                and (last or entity.facts[relation] in self.world)
+                and (last or entity.facts[relation] in self.entities)
                 # That a director is a film director needs no looking up.
                 and (relation != "occupation" or not steps or steps[-1][1] in _KIN)
             ]
@@ -117,19 +119,19 @@ class _Asker:
             steps.append((entity, relation))
             seen.add(value := entity.facts[relation])
             if not last:
-                entity = self.world[value]
+                entity = self.entities[value]
         return steps
 
     def phrase(self, steps: Sequence[tuple[Entity, str]]) -> str:
         """A noun phrase for where the chain leads."""
-        phrase = self.named(steps[0][0])
+        phrase = self.name_of(steps[0][0])
         for entity, relation in steps:
             phrase = self.rng.choice(self.link(entity, relation).phrases).format(phrase)
         return phrase
 
     def question(self, kind: str, text: str, answer: str, hops: Sequence[Hop]) -> Question:
         self.count += 1
-        entity = self.world.get(answer)
+        entity = self.entities.get(answer)
         spoken = entity.name if entity else answer
         aliases = () if entity else _date_aliases(answer)
         number = f"{self.count:05d}"
@@ -154,8 +156,8 @@ class _Asker:
         if steps is None:
             return None
         *before, (entity, relation) = steps
-        asked = self.rng.choice(self.link(entity, relation).asked)
-        text = asked.format(self.phrase(before))
+        form = self.rng.choice(self.link(entity, relation).question_forms)
+        text = form.format(self.phrase(before))
         answer = entity.facts[relation]
         if self.called(answer).lower() in text.lower():
             return None
@@ -165,7 +167,7 @@ class _Asker:
         """A relative whom no page names as such."""
         relative, (first, second) = self.rng.choice(list(INFERENCES.items()))
         person = self.rng.choice(self.of["person"])
-        middle = self.world.get(person.facts.get(first, ""))
+        middle = self.entities.get(person.facts.get(first, ""))
         if middle is None or second not in middle.facts:
             return None
         text = self.rng.choice(("Who was the {} of {}?", "Who is {1}'s {0}?"))
@@ -193,12 +195,12 @@ class _Asker:
     def _ends(
         self, pair: Sequence[Entity], path: Sequence[str]
     ) -> tuple[list[Entity], list[Hop]] | None:
-        """Where the path leads from both, and the hops on the way; None where they meet."""
+        """Where the path leads from both, and the hops on the way; None if they meet."""
         hops, ends = [], []
         for entity in pair:
             for relation in path:
                 hops.append(self.hop(entity, relation))
-                entity = self.world[entity.facts[relation]]
+                entity = self.entities[entity.facts[relation]]
             ends.append(entity)
         return None if ends[0] is ends[1] else (ends, hops)
 
@@ -210,10 +212,10 @@ class _Asker:
         forms: Sequence[tuple[str, bool]],
         pair: Sequence[Entity],
     ) -> Question | None:
-        found = self._ends(pair, path)
-        if found is None:
+        ends_and_hops = self._ends(pair, path)
+        if ends_and_hops is None:
             return None
-        ends, hops = found
+        ends, hops = ends_and_hops
         one, two = (_number(end.facts[relation]) for end in ends)
         if one == two:
             return None
@@ -226,19 +228,19 @@ class _Asker:
     def _same(self, question_kind: str, path: Sequence[str], kind: str) -> Question | None:
         """Whether two people come from the same town (yes as often as no)."""
         relation, form = "birthplace", self.rng.choice(SHARED)
-        wanted = self.rng.random() < 0.5
+        same = self.rng.random() < 0.5
         for first in self.rng.sample(self.of[kind], 50):
-            if other := self._matching(first, path, relation, wanted):
+            if other := self._matching(first, path, relation, same):
                 break
-        found = self._ends([first, other], path) if other else None
-        if other is None or found is None:
+        ends_and_hops = self._ends([first, other], path) if other else None
+        if other is None or ends_and_hops is None:
             return None
-        ends, hops = found
+        ends, hops = ends_and_hops
         subjects = [
             self.phrase([(entity, path[0])]) if path else entity.name for entity in (first, other)
         ]
         hops = _in_turn(hops, [self.hop(end, relation) for end in ends])
-        return self.question(question_kind, form.format(*subjects), "yes" if wanted else "no", hops)
+        return self.question(question_kind, form.format(*subjects), "yes" if same else "no", hops)
 
     def _matching(
         self, first: Entity, path: Sequence[str], relation: str, same: bool
@@ -254,7 +256,7 @@ class _Asker:
 
     def _end(self, entity: Entity, path: Sequence[str]) -> Entity:
         for relation in path:
-            entity = self.world[entity.facts[relation]]
+            entity = self.entities[entity.facts[relation]]
         return entity
 
 

@@ -1,7 +1,7 @@
 """What is true in a game: ground atoms, indexed so that conditions are matched without searching.
 
-`Facts` is a set of atoms with an index by (predicate, position, argument). `World` lays the facts
-that never change under those that do, so that a reset copies only the latter.
+`Facts` is a set of atoms with an index by (predicate, position, argument). `FactStore` keeps
+those that never change apart from those that do, so that a reset copies only the latter.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ class Facts:
 
     def copy(self) -> Facts:
         twin = Facts()
-        twin._index = {key: set(found) for key, found in self._index.items()}
+        twin._index = {key: set(facts) for key, facts in self._index.items()}
         return twin
 
     def __contains__(self, fact: Fact) -> bool:
         return fact in self._index.get(fact[0], _NONE)
 
     def __iter__(self) -> Iterator[Fact]:
-        for key, found in self._index.items():
+        for key, facts in self._index.items():
             if isinstance(key, str):
-                yield from found
+                yield from facts
 
     def matching(self, predicate: str, terms: Iterable[str | None]) -> Collection[Fact]:
-        """Facts that can match (a superset): `terms` are the arguments, None where unknown."""
+        """Facts that can match (a superset): `terms` are the arguments, None if unknown."""
         index, best = self._index, self._index.get(predicate, _NONE)
         for i, term in enumerate(terms, start=1):
             if term is not None:
-                found = index.get((predicate, i, term), _NONE)
-                if len(found) < len(best):
-                    best = found
+                candidates = index.get((predicate, i, term), _NONE)
+                if len(candidates) < len(best):
+                    best = candidates
                     if not best:
                         break
         return best
 
 
-class World:
-    """Facts that never change (`static`) under those that do (`fluent`)."""
+class FactStore:
+    """Facts that never change (`static`) and those that do (`fluent`)."""
 
     def __init__(
         self,
@@ -75,8 +75,8 @@ class World:
     ):
         self.static, self.fluent, self.fluents, self.members = static, fluent, fluents, members
 
-    def copy(self) -> World:
-        return World(self.static, self.fluent.copy(), self.fluents, self.members)
+    def copy(self) -> FactStore:
+        return FactStore(self.static, self.fluent.copy(), self.fluents, self.members)
 
     def layer(self, predicate: str) -> Facts:
         return self.fluent if predicate in self.fluents else self.static
@@ -86,9 +86,9 @@ class World:
 
     def find(self, predicate: str, *terms: str | None) -> list[Fact]:
         """Facts with these arguments (None: any), sorted."""
-        found = self.layer(predicate).matching(predicate, terms)
+        facts = self.layer(predicate).matching(predicate, terms)
         return sorted(
-            f for f in found if all(t is None or t == f[i] for i, t in enumerate(terms, start=1))
+            f for f in facts if all(t is None or t == f[i] for i, t in enumerate(terms, start=1))
         )
 
     def solve(
@@ -107,10 +107,10 @@ class World:
         chosen = left[0]
         for atom in left:
             terms = [binding.get(t) if t[0] == "?" else t for t in atom.terms]
-            found = self.layer(atom.predicate).matching(atom.predicate, terms)
-            if best is None or len(found) < len(best):
-                best, chosen = found, atom
-                if len(found) <= 1:
+            candidates = self.layer(atom.predicate).matching(atom.predicate, terms)
+            if best is None or len(candidates) < len(best):
+                best, chosen = candidates, atom
+                if len(candidates) <= 1:
                     break
         rest = [atom for atom in left if atom is not chosen]
         for fact in sorted(best or ()) if len(best or ()) > 1 else list(best or ()):

@@ -4,3 +4,6 @@
 their pages, `questions.py` asks about them in the ways of the three data sets, `names.py` has the
 words. All of it follows from one seed: the same pages and questions in every process.
 """
+
+CHECKSUM = "ec9201d5f3f572fc"
+"""Stands for pages and questions in fingerprints and in the cache; a test says when to renew it."""

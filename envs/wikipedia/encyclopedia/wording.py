@@ -10,8 +10,8 @@ import random
 from dataclasses import dataclass
 
 from stepagent.envs.wikipedia.corpus import Page
-from stepagent.envs.wikipedia.world import names
-from stepagent.envs.wikipedia.world.facts import Entity, World
+from stepagent.envs.wikipedia.encyclopedia import names
+from stepagent.envs.wikipedia.encyclopedia.facts import Encyclopedia, Entity
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,18 @@ class Written:
     """Relation → index of the sentence."""
 
 
-def write(world: World, seed: int) -> dict[str, Written]:
+def write(entities: Encyclopedia, seed: int) -> dict[str, Written]:
     """Title → page, for the whole world."""
     return {
-        e.title: _write(e, world, random.Random(f"page {seed} {e.title}")) for e in world.values()
+        e.title: _write(e, entities, random.Random(f"page {seed} {e.title}"))
+        for e in entities.values()
     }
 
 
-def _write(entity: Entity, world: World, rng: random.Random) -> Written:
+def _write(entity: Entity, entities: Encyclopedia, rng: random.Random) -> Written:
     values = {
-        relation.replace(" ", "_"): _name(value, world) for relation, value in entity.facts.items()
+        relation.replace(" ", "_"): _name(value, entities)
+        for relation, value in entity.facts.items()
     }
     values |= {"n": entity.name, "a_genre": _article(entity.facts.get("genre", ""))}
     if entity.kind == "person":
@@ -50,33 +52,33 @@ def _write(entity: Entity, world: World, rng: random.Random) -> Written:
     opening, *others = _WORDINGS[entity.kind]
     rng.shuffle(others)
     sentences: list[str] = []
-    told: dict[str, int] = {}
+    sentence_of: dict[str, int] = {}
     for needed, wordings in (opening, *others):
         # The opening may be said with fewer facts: each of its wordings needs what it names.
         fitting = [w for w in wordings if all(r in entity.facts for r in _relations(w))]
         if not fitting or not all(relation in entity.facts for relation in needed):
             continue
         wording = rng.choice(fitting)
-        told |= dict.fromkeys(_relations(wording), len(sentences))
+        sentence_of |= dict.fromkeys(_relations(wording), len(sentences))
         sentences.append(_capital(wording.format(**values)))
     if len(sentences) < 5 and rng.random() < 0.35 and entity.kind in _ASIDES:
         sentences.append(rng.choice(_ASIDES[entity.kind]).format(**values))
-    return Written(Page(entity.title, "\n".join(sentences)), told)
+    return Written(Page(entity.title, "\n".join(sentences)), sentence_of)
 
 
 def _relations(wording: str) -> list[str]:
     """The facts that a wording tells."""
-    found = [part.split("}")[0].replace("_", " ") for part in wording.split("{")[1:]]
-    return [_TOLD_AS.get(name, name) for name in found if name not in _WORDS]
+    relations = [part.split("}")[0].replace("_", " ") for part in wording.split("{")[1:]]
+    return [_TOLD_AS.get(name, name) for name in relations if name not in _WORDS]
 
 
 _WORDS = {"n", "s", "he", "his", "child", "was", "year", "people"}
 _TOLD_AS = {"a genre": "genre", "an occupation": "occupation"}
 
 
-def _name(value: str, world: World) -> str:
+def _name(value: str, entities: Encyclopedia) -> str:
     """A page is called by its name, any other value says itself."""
-    return world[value].name if value in world else value
+    return entities[value].name if value in entities else value
 
 
 def _article(noun: str) -> str:

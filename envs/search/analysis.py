@@ -50,7 +50,7 @@ _TOKEN = re.compile(
     f"|(?<={_LETTER})[{_MID_LETTER}](?={_LETTER})|(?<=\\d)[{_MID_DIGIT}](?=\\d))+"
     f"|[{_PICTOGRAPHS}][\ufe0f\U0001f3fb-\U0001f3ff]*(?:\u200d[{_PICTOGRAPHS}]\ufe0f?)*"
 )
-# The same for plain ASCII, where most texts lie: far fewer classes to try.
+# The same for plain ASCII, which most texts are: far fewer classes to try.
 _ASCII_TOKEN = re.compile(
     r"(?:[a-z0-9_]|(?<=[a-z])[:.'](?=[a-z])|(?<=[0-9])[.,;'](?=[0-9]))+", re.ASCII
 )
@@ -63,7 +63,7 @@ def tokens(text: str) -> list[str]:
 
 
 def term(token: str) -> str:
-    """What a raw token is indexed as; "" where it is left out (a stop word, underscores)."""
+    """What a raw token is indexed as; "" if it is left out (a stop word, underscores)."""
     if token[-2:] in ("'s", "\u2019s", "\uff07s"):
         token = token[:-2]
     if token in STOP_WORDS or not token.strip("_"):
@@ -82,12 +82,12 @@ def analyse(text: str) -> list[str]:
     >>> analyse("The men's t-shirts, 3.5mm & easily assembled!")
     ['men', 't', 'shirt', '3.5mm', 'easili', 'assembl']
     """
-    found = []
+    terms = []
     for token in tokens(text):
         for start in range(0, len(token), MAX_TOKEN):
             if word := _cached_term(token[start : start + MAX_TOKEN]):
-                found.append(word)
-    return found
+                terms.append(word)
+    return terms
 
 
 @lru_cache(maxsize=1)
@@ -98,7 +98,7 @@ def _stemmer() -> Any:
 
 
 def _stem(word: str) -> str:
-    """Lucene's Porter stem (see the module's head for what it does beyond Snowball's)."""
+    """Lucene's Porter stem (the module's docstring says how it differs from Snowball's)."""
     if len(word) <= 2:
         return word
     stem = _stemmer().stemWord(word)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 
-from stepagent.envs.scienceworld.attempt import Attempt, Misread, Plan
+from stepagent.envs.scienceworld.playthrough import Plan, Playthrough, UnknownAction
 
 _WALK = re.compile(r"(?:go to|open door to) (?P<place>.+)")
 _NOTHING = re.compile(r"pour (.+) into \1")
@@ -29,15 +29,15 @@ def plans(path: Sequence[str], switches: Sequence[str]) -> Iterator[Plan]:
 
 
 def replay(path: Sequence[str]) -> Plan:
-    def play(attempt: Attempt) -> None:
+    def plan(play: Playthrough) -> None:
         for action, answer in zip_longest(path, path[1:], fillvalue=""):
             if action.isdigit():
                 continue  # the answer to a question, given with it
             number = int(answer) if answer.isdigit() else 0
-            with suppress(Misread):
-                attempt.do(action, *_other_names(action), number=number)
+            with suppress(UnknownAction):
+                play.do(action, *_other_names(action), number=number)
 
-    return play
+    return plan
 
 
 def _other_names(action: str) -> list[str]:
@@ -58,29 +58,29 @@ def without_measuring(actions: Sequence[str]) -> list[str]:
 
 def without_searching(actions: Sequence[str]) -> list[str]:
     """The path without rooms that are only looked into on the way to another."""
-    found: list[str] = []
+    path: list[str] = []
     for action in actions:
         if action.startswith("teleport to"):
-            while found and (found[-1].startswith("teleport to") or found[-1] == "look around"):
-                found.pop()
-        if action == "look around" and found and found[-1] == action:
+            while path and (path[-1].startswith("teleport to") or path[-1] == "look around"):
+                path.pop()
+        if action == "look around" and path and path[-1] == action:
             continue
-        found.append(action)
-    return found
+        path.append(action)
+    return path
 
 
 def teleporting(gold: Sequence[str]) -> list[str]:
     """The path with every walk through doors as one `teleport to`, and nothing opened: where one
     may teleport, the prompt's promise holds that all is open."""
-    found: list[str] = []
+    path: list[str] = []
     place = ""
     for action in [*gold, ""]:
         if walk := _WALK.fullmatch(action):
             place = walk["place"] if action.startswith("go") else place
             continue
         if place:
-            found.append(f"teleport to {place}")
+            path.append(f"teleport to {place}")
             place = ""
         if not action.startswith("open ") and not _NOTHING.fullmatch(action):
-            found.append(action)
-    return found[:-1]
+            path.append(action)
+    return path[:-1]

@@ -1,7 +1,7 @@
-"""One play of a ScienceWorld task by the expert, and how what is seen is read.
+"""One play of a ScienceWorld task by the expert, and how its observations are read.
 
-The expert's plans (`biology`, `laboratory`, `gold`) are functions that play a task through an
-`Attempt`. They see what a player sees, and always choose the same in the same situation.
+The expert's plans (`plans`) are functions that play a task through a `Playthrough`. They see what a
+player sees, and always choose the same in the same situation.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ _UNKNOWN = ("No known action matches", "Unknown action")
 _QUESTION = "Ambiguous request"
 
 
-class Over(Exception):
-    """The episode has ended, its steps are used up, or the plan does not fit the task."""
+class PlanEnded(Exception):
+    """The episode is over, its steps are used up, or the plan does not fit the task."""
 
 
-class Misread(Over):
+class UnknownAction(PlanEnded):
     """The parser does not know the action: what it names is not there."""
 
 
-class Attempt:
+class Playthrough:
     """One play of a task from its beginning.
 
-    `do` raises Over when there is nothing left to do, Misread where it did nothing; SimulatorError
-    where the Java process fails.
+    `do` raises PlanEnded when there is nothing left to do, UnknownAction where it did nothing, and
+    SimulatorError where the Java process fails.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Attempt:
         self.score, self._needed = 0.0, 0
         self._actions: list[str] = []
         self._room = ""
-        self.misread = 0
+        self.unknown_actions = 0
         """Actions tried that the parser does not know, which `actions` leaves out."""
 
     @property
@@ -48,21 +48,21 @@ class Attempt:
         return tuple(self._actions[: self._needed])
 
     def do(self, action: str, *other_names: str, number: int = 0) -> str:
-        """Takes an action, or the first of its other names that the parser knows; tells what is
-        seen. A question is answered with `number`."""
+        """Takes an action, or the first of its other names that the parser knows; returns
+        what is seen. A question is answered with `number`."""
         if len(self._actions) >= self._limit:
-            raise Over
+            raise PlanEnded
         observation, score, over = self._simulator.step(action)
         if observation.startswith(_UNKNOWN):
-            self.misread += 1
+            self.unknown_actions += 1
             if not other_names:
-                raise Misread(action)
+                raise UnknownAction(action)
             return self.do(*other_names, number=number)
         self._actions.append(action)
         if score > self.score:
             self.score, self._needed = score, len(self._actions)
         if over or score < 0:
-            raise Over
+            raise PlanEnded
         return self.do(str(number)) if observation.startswith(_QUESTION) else observation
 
     def go(self, room: str) -> None:
@@ -75,13 +75,13 @@ class Attempt:
         return self.do("look around")
 
 
-Plan = Callable[[Attempt], None]
-"""Plays a task as far as it can; Over may be raised at any time."""
+Plan = Callable[[Playthrough], None]
+"""Plays a task as far as it can; PlanEnded may be raised at any time."""
 
 
 def read(pattern: str, text: str) -> tuple[str, ...]:
-    """The groups of a pattern; raises Over where the text is not of the kind the plan is for."""
-    found = re.search(pattern, text)
-    if not found:
-        raise Over
-    return found.groups()
+    """The groups of a pattern; raises PlanEnded if the text does not match."""
+    match = re.search(pattern, text)
+    if not match:
+        raise PlanEnded
+    return match.groups()

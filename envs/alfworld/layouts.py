@@ -1,8 +1,8 @@
-"""The 120 AI2-THOR rooms whose layouts alfworld ships, and what it says of things in general.
+"""The 120 AI2-THOR rooms whose layouts alfworld ships, and what it says about things in general.
 
-The package (MIT; `pip install --no-deps alfworld`) holds, for every room, which things occur in it
-and where its receptacles stand, and the rules of the world (`alfred.pddl`, `alfred.twl2`, what fits
-where). They are read from there; nothing of it is copied here.
+The package (MIT; `pip install --no-deps alfworld`) has, for every room, the things in it and the
+places of its receptacles, and the rules of the game (`alfred.pddl`, `alfred.twl2`, what fits
+where). They are read from there; nothing is copied here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TEST_ROOMS = tuple(room for room in ROOMS if room % 100 > 25)
 LAMPS = ("DeskLamp", "FloorLamp")
 
 _STEM = {"SinkBasin": "Sink", "BathtubBasin": "Bathtub"}
-"""A basin is named after what it is in: `Sink|x|y|z|SinkBasin`."""
+"""A basin is named after what contains it: `Sink|x|y|z|SinkBasin`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Catalogue:
     """Cleanable, Heatable, Coolable, Toggleable, Sliceable → types of things."""
     openable: frozenset[str]
     movable: frozenset[str]
-    """Receptacles that one carries about, such as bowls: things, for the text engine."""
+    """Portable receptacles such as bowls: things, for the text engine."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,26 @@ class Room:
 
     number: int
     receptacles: tuple[tuple[str, str, tuple[int, ...]], ...]
-    """(type, name such as `Cabinet|+00.68|+00.50|-02.20`, where one stands to use it)."""
+    """(type, name such as `Cabinet|+00.68|+00.50|-02.20`, where the agent stands to use it)."""
     things: tuple[str, ...]
 
 
 def package() -> Path:
     """The folder of the installed alfworld package. Raises ImportError that says how to get it."""
-    found = importlib.util.find_spec("alfworld")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("alfworld")
+    if spec is None or not spec.submodule_search_locations:
         raise ImportError(
             "generated ALFWorld games need the room layouts of the package alfworld: "
             "`pip install --no-deps alfworld==0.4.2` (its dependencies are not needed), "
             "or point data= to ALFWorld's own games"
         )
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 @lru_cache(maxsize=1)
 def catalogue() -> Catalogue:
     folder = package()
-    # Read as a file of its own: importing the package would import TextWorld.
+    # Loaded as a single file: importing the package would import TextWorld.
     spec = importlib.util.spec_from_file_location(
         "stepagent_alfworld_constants", folder / "gen" / "constants.py"
     )
@@ -100,7 +100,7 @@ def room(number: int) -> Room:
             receptacles.append((kind, name, stand))
     placed = {kind for kind, _, _ in receptacles}
     rng = random.Random(number)
-    for kind in kinds:  # the layouts leave out where burners, bins and the like stand
+    for kind in kinds:  # the layouts leave out the places of burners, bins and the like
         if kind in known.fits and kind not in known.movable and kind not in placed:
             for _ in range(rng.randint(2, 4) if kind == "StoveBurner" else 1):
                 x, z = rng.uniform(-3, 3), rng.uniform(-3, 3)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from stepagent.envs.wikipedia.world import names
+from stepagent.envs.wikipedia.encyclopedia import names
 
 NOW = 2015
 """Nothing in the world happens later."""
@@ -38,23 +38,23 @@ class Entity:
         return int(self.facts[relation].split()[-1])
 
 
-World = dict[str, Entity]
+Encyclopedia = dict[str, Entity]
 
 
-def generate(seed: int) -> World:
+def generate(seed: int) -> Encyclopedia:
     """Title → entity, in the order in which they were drawn."""
-    return _Maker(random.Random(f"stepagent world {seed}")).world()
+    return _Maker(random.Random(f"stepagent world {seed}")).encyclopedia()
 
 
 class _Maker:
     def __init__(self, rng: random.Random):
         self.rng = rng
-        self.all: World = {}
+        self.all: Encyclopedia = {}
         self.kinds: dict[str, list[Entity]] = {}
         self.used: set[tuple[str, str]] = set()
         """(name, kind) of the works so far."""
 
-    def world(self) -> World:
+    def encyclopedia(self) -> Encyclopedia:
         self._places()
         self._people()
         self._marriages()
@@ -72,8 +72,8 @@ class _Maker:
         return entity
 
     def _of(self, kind: str, test: Callable[[Entity], bool] | None = None) -> list[Entity]:
-        found = self.kinds.get(kind, [])
-        return found if test is None else [entity for entity in found if test(entity)]
+        entities = self.kinds.get(kind, [])
+        return entities if test is None else [entity for entity in entities if test(entity)]
 
     def _fresh(self, draw: Callable[[], str]) -> str:
         """A title that is not taken yet."""
@@ -138,9 +138,11 @@ class _Maker:
         self, born: int, gender: str, parents: tuple[Entity, Entity] | None = None
     ) -> Entity:
         rng = self.rng
-        given = names.MEN if gender == "man" else names.WOMEN
+        first_names = names.MEN if gender == "man" else names.WOMEN
         family = parents[0].title.split()[-1] if parents else None
-        title = self._fresh(lambda: f"{rng.choice(given)} {family or rng.choice(names.FAMILIES)}")
+        title = self._fresh(
+            lambda: f"{rng.choice(first_names)} {family or rng.choice(names.FAMILIES)}"
+        )
         kinds, weights = zip(*names.OCCUPATIONS, strict=True)
         person = self._add(
             "person",

@@ -1,8 +1,9 @@
-"""Making of a search index (`envs.search`) in a stream: documents pass through one batch at a time.
+"""Builds a search index (`index.Index`) in a stream: documents pass through one batch at a time.
 
 First pass: each batch's (term, document, times) triples go to a spool file, while document
 frequencies and lengths are counted. Second pass: every posting goes to its place in files sorted by
-term, with its finished BM25 score. In memory at once: the vocabulary, a byte a document, a batch.
+term, with its finished BM25 score. In memory at once: the vocabulary, a byte per document, and a
+batch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stepagent.envs import lucene
+from stepagent.envs.search import analysis
 
 ARRAYS = ("terms", "offsets", "starts", "documents", "scores", "best")
 """Files of an index: the sorted vocabulary as bytes, where each word begins in it, where each
@@ -24,7 +25,7 @@ _BATCH = 8192
 
 
 def write(folder: Path, texts: Iterable[str], key: str, k1: float, b: float, version: int) -> None:
-    """Makes an index's files in an empty folder. Raises ValueError where there is no document."""
+    """Writes an index's files to an empty folder. Raises ValueError if there is no document."""
     spool = folder / "postings.tmp"
     counted = _Counted()
     with spool.open("wb") as file:
@@ -70,7 +71,7 @@ def _created(path: Path, kind: Any, size: int) -> np.ndarray:
 
 
 class _Counted:
-    """What the first pass over the documents finds."""
+    """What the first pass over the documents counts."""
 
     def __init__(self) -> None:
         self.vocabulary: dict[str, int] = {}
@@ -91,7 +92,7 @@ class _Counted:
         sizes = []
         for text in batch:
             before = len(terms)
-            for token in lucene.tokens(text):
+            for token in analysis.tokens(text):
                 number = self._numbers.get(token)
                 if number is None:
                     number = self._learn(token, terms)
@@ -105,22 +106,22 @@ class _Counted:
         owner = np.repeat(np.arange(len(batch)), sizes)
         pairs, times = np.unique(np.asarray(terms, np.int64) * _BATCH + owner, return_counts=True)
         numbers = pairs // _BATCH
-        found = np.bincount(numbers, minlength=len(self.vocabulary))
-        found[: len(self.frequency)] += self.frequency
-        self.frequency = found
+        frequency = np.bincount(numbers, minlength=len(self.vocabulary))
+        frequency[: len(self.frequency)] += self.frequency
+        self.frequency = frequency
         self.batches.append(len(pairs))
         for column in (numbers, pairs % _BATCH + first, times):
             spool.write(column.astype(np.int32).tobytes())
 
     def _learn(self, token: str, terms: list[int]) -> int:
-        """The number of a token that was not met yet; −1 for what is not indexed."""
-        if len(token) > lucene.MAX_TOKEN:  # rare: cut into pieces, all but the last counted here
-            for start in range(0, len(token) - lucene.MAX_TOKEN, lucene.MAX_TOKEN):
-                piece = self._learn(token[start : start + lucene.MAX_TOKEN], terms)
+        """The number of a new token; −1 for what is not indexed."""
+        if len(token) > analysis.MAX_TOKEN:  # rare: cut into pieces, all but the last counted here
+            for start in range(0, len(token) - analysis.MAX_TOKEN, analysis.MAX_TOKEN):
+                piece = self._learn(token[start : start + analysis.MAX_TOKEN], terms)
                 if piece >= 0:
                     terms.append(piece)
-            return self._learn(token[start + lucene.MAX_TOKEN :], terms)
-        word = lucene.term(token)
+            return self._learn(token[start + analysis.MAX_TOKEN :], terms)
+        word = analysis.term(token)
         number = self.vocabulary.setdefault(word, len(self.vocabulary)) if word else -1
         if len(self._numbers) >= 500_000:  # numbers, names, typos: keep memory bounded
             self._numbers.clear()

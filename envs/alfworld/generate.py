@@ -1,7 +1,7 @@
-"""Generated games: new households in the rooms of `envs.alfworld.rooms`.
+"""Generated games: new households in the rooms of `envs.alfworld.layouts`.
 
-A game is made from its id alone, when it is asked for: the seed draws a room, fills it, and picks a
-goal that the room can meet; the planner proves that it can be won. Test games play in rooms that
+A game is generated from its id when it is needed: the seed draws a room, fills it, and picks a goal
+that the room allows; the planner proves that it can be won. Test games play in rooms that
 train and dev never see (the last five of each kind: kitchens, living rooms, bedrooms, bathrooms).
 `python -m envs.alfworld.export` writes them in upstream's own layout.
 """
@@ -14,12 +14,12 @@ from typing import Any
 
 from stepagent.envs.alfworld import engine, planner
 from stepagent.envs.alfworld.data import TYPES
+from stepagent.envs.alfworld.layouts import LAMPS, ROOMS, TEST_ROOMS, Room, catalogue, room
 from stepagent.envs.alfworld.pddl import GameError
-from stepagent.envs.alfworld.rooms import LAMPS, ROOMS, TEST_ROOMS, Room, catalogue, room
 from stepagent.envs.core import checksum
 
 VERSION = 1
-"""Of the generator: raised whenever the same id would give another game."""
+"""Version of the generator: increased whenever the same id would give another game."""
 SIZES = {"train": 500, "dev": 40, "test": 40}
 """Games of each of the six types, by split."""
 MAX_PLAN = 20
@@ -36,7 +36,7 @@ _TOOL = {
 _STATE = {"Cleanable": "isClean", "Heatable": "isHot", "Coolable": "isCool"}
 
 
-class Generated:
+class GeneratedGames:
     """The source of generated games. Ids: `<type>/<split>-<number>`."""
 
     def tasks(self, split: str) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ class _Draft:
         """Thing → (type, receptacle)."""
 
     def draw(self, task_id: str) -> dict[str, Any] | None:
-        """The game, or None where the room does not allow this type of task."""
+        """The game, or None if the room does not allow this type of task."""
         goal = self._goal()
         if goal is None:
             return None
@@ -129,7 +129,7 @@ class _Draft:
         return self.rng.choice(choices) if choices else None
 
     def _homes(self, kind: str) -> list[str]:
-        """Types of the room's receptacles where a thing of the type can lie."""
+        """Types of the room's receptacles where a thing of the type can be."""
         if kind in LAMPS:
             return [home for home in _LAMP_PLACES if home in self.by_type]
         return sorted(home for home in self.by_type if kind in self.known.fits[home])

@@ -14,7 +14,7 @@ class Link:
 
     phrases: tuple[str, ...]
     """Noun phrases for its value; none where the value is no page."""
-    asked: tuple[str, ...]
+    question_forms: tuple[str, ...]
     """Questions for its value."""
 
 

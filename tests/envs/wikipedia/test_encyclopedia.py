@@ -6,81 +6,82 @@ from collections import Counter
 
 import pytest
 
-from stepagent.envs.wikipedia import data
-from stepagent.envs.wikipedia.world import facts, questions, wording
-from stepagent.envs.wikipedia.world.links import INFERENCES, LINKS
+from stepagent.envs.core import checksum
+from stepagent.envs.wikipedia import data, encyclopedia
+from stepagent.envs.wikipedia.encyclopedia import facts, questions, wording
+from stepagent.envs.wikipedia.encyclopedia.links import INFERENCES, LINKS
 
 DATASETS = ("hotpotqa", "2wikimultihopqa", "musique")
 
 
 @pytest.fixture(scope="module")
-def world():
+def entities():
     return facts.generate(0)
 
 
 @pytest.fixture(scope="module")
-def asked():
+def splits_by_dataset():
     return {dataset: questions.generate(dataset, 0) for dataset in DATASETS}
 
 
 @pytest.fixture(scope="module")
-def written(world):
-    return wording.write(world, 0)
+def written(entities):
+    return wording.write(entities, 0)
 
 
-def test_facts_agree(world):
-    assert len(world) >= 2000
-    kinds = Counter(entity.kind for entity in world.values())
+def test_facts_agree(entities):
+    assert len(entities) >= 2000
+    kinds = Counter(entity.kind for entity in entities.values())
     assert {"person", "town", "film", "novel", "album", "company", "event"} <= set(kinds)
-    for title, entity in world.items():
+    for title, entity in entities.items():
         assert entity.title == title
         known = entity.facts
         if entity.kind == "person":
             for parent in ("father", "mother"):
                 if parent in known:
-                    age = entity.year("born") - world[known[parent]].year("born")
+                    age = entity.year("born") - entities[known[parent]].year("born")
                     assert 18 <= age <= 60, (title, parent, age)
             if "father" in known:
-                assert world[known["father"]].facts["spouse"] == known["mother"]
+                assert entities[known["father"]].facts["spouse"] == known["mother"]
                 assert title.split()[-1] == known["father"].split()[-1]
             if "spouse" in known:
-                assert world[known["spouse"]].facts["spouse"] == title
+                assert entities[known["spouse"]].facts["spouse"] == title
             if "died" in known:
                 assert 40 < entity.year("died") - entity.year("born") < 100
         for role in ("director", "star", "composer", "author", "performer"):
             if role in known:
-                maker, year = world[known[role]], entity.year("released")
+                maker, year = entities[known[role]], entity.year("released")
                 assert maker.year("born") + 20 <= year
                 assert "died" not in maker.facts or year <= maker.year("died")
         for maker in ("studio", "publisher", "label"):
             if maker in known:
-                assert world[known[maker]].year("founded") < entity.year("released")
+                assert entities[known[maker]].year("founded") < entity.year("released")
         if entity.kind == "region":
-            assert world[known["seat"]].facts["region"] == title
+            assert entities[known["seat"]].facts["region"] == title
         if entity.kind == "country":
-            region = world[world[known["capital"]].facts["region"]]
+            region = entities[entities[known["capital"]].facts["region"]]
             assert region.facts["country"] == title
 
 
-def test_pages_tell_their_facts_briefly(world, written):
+def test_pages_tell_their_facts_briefly(entities, written):
     openings = set()
-    for title, entity in world.items():
-        page, told = written[title].page, written[title].sentences
+    for title, entity in entities.items():
+        page, sentence_of = written[title].page, written[title].sentences
         assert 1 <= len(page.sentences) <= 5
         assert len(page.text.split()) <= 80
         assert "{" not in page.text
         for relation in LINKS[entity.kind]:
             if relation in entity.facts:
                 value = entity.facts[relation]
-                value = world[value].name if value in world else value
-                assert value in page.sentences[told[relation]], (title, relation)
+                value = entities[value].name if value in entities else value
+                assert value in page.sentences[sentence_of[relation]], (title, relation)
         openings.add(page.sentences[0].replace(entity.name, "X")[:12])
     assert len(openings) > 100  # varied wording
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_answers_follow_from_the_pages(dataset, world, written, asked):
-    splits = asked[dataset]
+def test_answers_follow_from_the_pages(dataset, entities, written, splits_by_dataset):
+    splits = splits_by_dataset[dataset]
     texts = [q.text for qs in splits.values() for q in qs]
     assert len(set(texts)) == len(texts) == 1950
     ids = [q.task_id for qs in splits.values() for q in qs]
@@ -93,7 +94,7 @@ def test_answers_follow_from_the_pages(dataset, world, written, asked):
         assert {hop.title for hop in question.hops} <= set(titles)
         last = question.hops[-1]
         if question.kind in ("comparison", "bridge_comparison"):
-            names = [world[hop.title].name for hop in question.hops]
+            names = [entities[hop.title].name for hop in question.hops]
             assert question.answers[0] in [*names, "yes", "no"]
             if question.answers[0] in ("yes", "no"):
                 half = len(question.hops) // 2
@@ -101,43 +102,43 @@ def test_answers_follow_from_the_pages(dataset, world, written, asked):
                 assert question.answers[0] == ("yes" if same else "no")
         else:
             assert question.answers[0] == last.answer
-            assert world[question.hops[0].title].name in question.text
+            assert entities[question.hops[0].title].name in question.text
             for before, after in zip(question.hops, question.hops[1:], strict=False):
-                assert world[after.title].name == before.answer
+                assert entities[after.title].name == before.answer
             assert last.answer.lower() not in question.text.lower()
 
 
-def test_kinds_are_those_of_the_data_sets(asked):
-    kinds = {d: Counter(q.kind for q in asked[d]["train"]) for d in DATASETS}
+def test_kinds_are_those_of_the_data_sets(splits_by_dataset):
+    kinds = {d: Counter(q.kind for q in splits_by_dataset[d]["train"]) for d in DATASETS}
     assert set(kinds["hotpotqa"]) == {"bridge", "comparison"}
-    wanted = {"compositional", "inference", "comparison", "bridge_comparison"}
-    assert set(kinds["2wikimultihopqa"]) == wanted
+    expected = {"compositional", "inference", "comparison", "bridge_comparison"}
+    assert set(kinds["2wikimultihopqa"]) == expected
     assert set(kinds["musique"]) == {"2hop", "3hop1", "4hop1"}
-    for dataset, found in kinds.items():
-        assert min(found.values()) >= 90, (dataset, found)
+    for dataset, counts in kinds.items():
+        assert min(counts.values()) >= 90, (dataset, counts)
     for dataset in DATASETS[:2]:
-        answers = Counter(q.answers[0] for q in asked[dataset]["train"])
+        answers = Counter(q.answers[0] for q in splits_by_dataset[dataset]["train"])
         assert 0.6 < answers["yes"] / answers["no"] < 1.6
         assert answers.most_common(3)[2][1] < 60  # no answer but these two is worth guessing
 
 
-def test_inferences_are_named_after_their_links(world, asked):
-    for question in asked["2wikimultihopqa"]["train"]:
+def test_inferences_are_named_after_their_links(entities, splits_by_dataset):
+    for question in splits_by_dataset["2wikimultihopqa"]["train"]:
         if question.kind != "inference":
             continue
         relative = next(r for r in INFERENCES if r in question.text)
         first, second = INFERENCES[relative]
-        person = world[question.hops[0].title]
-        assert world[person.facts[first]].facts[second] == question.answers[0]
+        person = entities[question.hops[0].title]
+        assert entities[person.facts[first]].facts[second] == question.answers[0]
 
 
-def test_another_seed_makes_another_world(world):
-    assert set(facts.generate(1)) != set(world)
+def test_another_seed_makes_another_world(entities):
+    assert set(facts.generate(1)) != set(entities)
 
 
 SHOW = """
 from stepagent.envs.core import checksum
-from stepagent.envs.wikipedia.world import questions
+from stepagent.envs.wikipedia.encyclopedia import questions
 print(checksum(*(p.title + p.text for p in questions.pages(0))))
 print(checksum(*(str(q) for d in ("hotpotqa", "musique") for qs in
       questions.generate(d, 0).values() for q in qs)))
@@ -157,3 +158,13 @@ def test_sizes_and_checksum():
     assert len(data.load("musique", "test")) == 300
     assert len(data.load("musique", "test", sizes=(10, 10, 10))) == 10
     assert data.source_checksum("musique", None) == data.source_checksum("hotpotqa", None)
+
+
+def test_pages_and_questions_are_those_that_their_checksum_stands_for(splits_by_dataset):
+    """Where this fails on purpose: record the new checksum of the texts, and renew CHECKSUM."""
+    pages = (page.title + page.text for page in questions.pages(0))
+    drawn = (
+        repr(q) for splits in splits_by_dataset.values() for split in splits.values() for q in split
+    )
+    texts = checksum(*pages, *drawn)
+    assert (texts, encyclopedia.CHECKSUM) == ("62ff1ef1adcb6728", "ec9201d5f3f572fc")

@@ -1,9 +1,9 @@
 """An environment that lives on a server, with the contract of any other.
 
 `gym.make("stepagent/WebShop-v0", url="http://host:8001")` gives a `RemoteEnv`: the same texts,
-rewards and infos as the environment itself, made by `python -m envs.serve` on that host. The server
-keeps the rules; this side keeps the session, and sends an episode's calls with a number each, so
-that one that is sent again after a broken connection is not applied again.
+rewards and infos as the environment itself, which `python -m envs.serve` makes on that host. The
+server has the rules; the client has the session and numbers an episode's calls, so that a call sent
+again after a broken connection is not applied twice.
 """
 
 from __future__ import annotations
@@ -23,16 +23,13 @@ import gymnasium as gym
 
 from stepagent.envs import react
 from stepagent.envs.core import Outcome, TextEnv, clip, own_version
-from stepagent.envs.remote_http import (
+from stepagent.envs.remote.client import (
     PROTOCOL,
-    EnvironmentFailed,
     RemoteError,
-    Server,
     ServerFull,
     ServerGone,
     SessionLost,
     StepTimeout,
-    WrongToken,
     WrongVersion,
     raise_refusal,
     servers,
@@ -40,22 +37,7 @@ from stepagent.envs.remote_http import (
 
 _turn = itertools.count()
 _facts: dict[tuple[str, ...], Any] = {}
-"""What all environments of equal arguments on one run of a server share, such as task lists."""
-
-
-def id_of(kind: type[TextEnv]) -> str:
-    """The id under which a class of environments is registered with Gymnasium.
-
-    Raises ValueError unless there is exactly one.
-    """
-    name = f"{kind.__module__}:{kind.__qualname__}"
-    found = [spec.id for spec in gym.registry.values() if spec.entry_point in (kind, name)]
-    if len(found) != 1:
-        raise ValueError(
-            f"{name} is registered under {found or 'no id'}; with url= it needs exactly one, by "
-            "which the server knows it"
-        )
-    return found[0]
+"""What environments with equal arguments on one run of a server share, such as task lists."""
 
 
 class RemoteEnv(TextEnv):
@@ -64,12 +46,12 @@ class RemoteEnv(TextEnv):
     Parameters
     ----------
     env_id: the environment's id.
-    url: of the server; several, as a list or with commas between: the next that has a place.
+    url: of the server; several, as a list or separated by commas: the next one with a free place.
     token: the server's token; None: the variable STEPAGENT_TOKEN.
-    patience: seconds for which a call keeps trying while no server can be reached or has a place.
+    patience: seconds for which a call keeps trying while no server is reachable or has a place.
     render_mode, and arguments: the environment's own.
 
-    Raises what the environment's constructor raises, and a `RemoteError`: `ServerGone`,
+    Raises what the environment's constructor raises, or a `RemoteError`: `ServerGone`,
     `ServerFull`, `WrongVersion`, `WrongToken`; from `reset` and `step` also `SessionLost` and
     `StepTimeout`. After any of these, and after Ctrl-C, the next `reset` opens a new session.
     """
@@ -104,7 +86,7 @@ class RemoteEnv(TextEnv):
     # The session ------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Opens a session on the next server that has a place, within `patience`."""
+        """Opens a session on the next server with a free place, within `patience`."""
         request = {
             "env": self.env_id,
             "args": json.loads(self._arguments),
@@ -123,21 +105,19 @@ class RemoteEnv(TextEnv):
             time.sleep(min(0.25, self.patience))
 
     def _enter(self, opened: dict[str, Any]) -> None:
-        theirs, ours = opened.get("version"), own_version()
-        if opened.get("protocol") != PROTOCOL or (
-            theirs != ours and "source" not in (theirs, ours)
-        ):
+        there, here = opened.get("version"), own_version()
+        if opened.get("protocol") != PROTOCOL or (there != here and "source" not in (there, here)):
             raise WrongVersion(
-                f"{self.server.url} runs StepAgent {theirs} (protocol {opened.get('protocol')}), "
-                f"here it is {ours} (protocol {PROTOCOL}): install the same version on both sides"
+                f"{self.server.url} runs StepAgent {there} (protocol {opened.get('protocol')}), "
+                f"here it is {here} (protocol {PROTOCOL}): install the same version on both sides"
             )
-        self.server.heed(opened["limits"])
+        self.server.adopt_limits(opened["limits"])
         self.session, self._number, self._pid = opened["session"], 0, os.getpid()
         self.split, self.max_steps = opened["split"], opened["max_steps"]
         self._key = (self.server.url, opened["boot"], self.env_id, self._arguments)
 
     def _call(self, method: str, what: str, body: Any = None) -> Any:
-        """One call in the session. Where there is no session (any more): `SessionLost`."""
+        """One call in the session. Raises `SessionLost` if there is no session (any more)."""
         if not self.session or self._pid != os.getpid():
             raise SessionLost("no session is open: call reset()")
         path = f"/v1/sessions/{self.session}{what}"
@@ -148,13 +128,13 @@ class RemoteEnv(TextEnv):
             raise
 
     def _fact(self, name: str) -> Any:
-        """What depends on the environment's arguments alone; asked for once."""
+        """What depends only on the environment's arguments; requested once."""
         if (*self._key, name) not in _facts:
             if not self.session or self._pid != os.getpid():
                 self._open()
             try:
                 answer = self._call("GET", f"/{name}")
-            except SessionLost:  # it idled away; the question needs no episode
+            except SessionLost:  # it expired; the question needs no episode
                 self._open()
                 answer = self._call("GET", f"/{name}")
             while len(_facts) > 256:
@@ -163,7 +143,8 @@ class RemoteEnv(TextEnv):
         return _facts[*self._key, name]
 
     def close(self) -> None:
-        """Closes the session. Never raises: one that cannot be told dies of idling."""
+        """Closes the session. Never raises: if the server cannot be reached, the session
+        expires."""
         session, self.session, self._ended = self.session, "", True
         if session and self._pid == os.getpid():
             try:
@@ -175,8 +156,8 @@ class RemoteEnv(TextEnv):
 
     @property
     def prompt(self) -> react.Prompt:
-        told = self._fact("prompt")
-        return react.Prompt(told["instruction"], tuple(map(tuple, told["example"])))
+        prompt = self._fact("prompt")
+        return react.Prompt(prompt["instruction"], tuple(map(tuple, prompt["example"])))
 
     @property
     def task_type(self) -> str:
@@ -190,7 +171,7 @@ class RemoteEnv(TextEnv):
         return self.tasks
 
     def fingerprint(self) -> dict[str, str]:
-        """That of the environment on the server: where it runs is no part of a result."""
+        """That of the environment on the server: where it runs does not affect results."""
         return dict(self._fact("fingerprint"))
 
     def data_checksum(self) -> str:
@@ -205,17 +186,15 @@ class RemoteEnv(TextEnv):
     def admissible_actions(self) -> list[str]:
         return list(self._call("GET", "/actions")["actions"])
 
-    def asked_to_reset(
-        self, seed: int | None, options: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """The call that resets, with its number; opens a session where there is none."""
+    def reset_call(self, seed: int | None, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The call that resets, with its number; opens a session if there is none."""
         if not self.session or self._pid != os.getpid():
             self._open()
-            # The server's generator went with the old session: ours takes its place.
+            # The server's generator is gone with the old session: ours replaces it.
             seed = int(self.np_random.integers(2**31)) if seed is None else seed
         return {"call": "reset", "number": self._number + 1, "seed": seed, "options": options or {}}
 
-    def asked_to_step(self, action: str) -> dict[str, Any]:
+    def step_call(self, action: str) -> dict[str, Any]:
         """The call that steps, with its number. Raises as `step` does before anything is sent."""
         if self._ended:
             raise gym.error.ResetNeeded("the episode has ended: call reset() first")
@@ -225,9 +204,9 @@ class RemoteEnv(TextEnv):
             raise SessionLost("no session is open: call reset()")
         return {"call": "step", "number": self._number + 1, "action": clip(action)}
 
-    def expect(self, answer: dict[str, Any]) -> None:
-        """Hands over what the server said to a call that was sent in a batch: it is taken by the
-        `reset` or `step` that the call stands for."""
+    def receive(self, answer: dict[str, Any]) -> None:
+        """Takes the server's answer to a call that was sent in a batch, for the `reset` or `step`
+        that the call stands for."""
         self._answers.append(answer)
         if "error" not in answer or answer["error"].get("code") == "environment":
             self._number += 1  # it was carried out
@@ -235,7 +214,7 @@ class RemoteEnv(TextEnv):
             self.close()
 
     def forget(self) -> None:
-        """Drops answers that no `reset` or `step` came for."""
+        """Drops answers that no `reset` or `step` has taken."""
         self._answers.clear()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -245,12 +224,12 @@ class RemoteEnv(TextEnv):
         except BaseException as error:
             if isinstance(error, Exception) and not isinstance(error, RemoteError):
                 self._number = request["number"]  # the environment's own: it was carried out
-            else:  # was it? nobody knows
+            else:  # whether it was carried out is unknown
                 self.close()
             raise
         return answer
 
-    def _expected(self) -> dict[str, Any]:
+    def _received(self) -> dict[str, Any]:
         answer = self._answers.pop()
         if "error" in answer:
             raise_refusal(answer["error"], self.server.url)
@@ -261,12 +240,12 @@ class RemoteEnv(TextEnv):
     ) -> tuple[str, dict[str, Any]]:
         gym.Env.reset(self, seed=seed)
         if self._answers:
-            answer = self._expected()
+            answer = self._received()
         else:
             try:
-                answer = self._ask(self.asked_to_reset(seed, options))
-            except SessionLost:  # it idled away, or the server was restarted: nothing is lost yet
-                answer = self._ask(self.asked_to_reset(seed, options))
+                answer = self._ask(self.reset_call(seed, options))
+            except SessionLost:  # it expired, or the server was restarted: nothing is lost yet
+                answer = self._ask(self.reset_call(seed, options))
         info = answer["info"]
         self.task_id, self.instruction = info["task_id"], info["instruction"]
         self._task_type, self._ended = answer["task_type"], False
@@ -274,9 +253,9 @@ class RemoteEnv(TextEnv):
         return answer["observation"], info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        request = None if self._answers else self.asked_to_step(action)
-        self._ended = True  # whatever breaks from here on: the episode is over
-        answer = self._expected() if request is None else self._ask(request)
+        request = None if self._answers else self.step_call(action)
+        self._ended = True  # if anything fails from here on, the episode is over
+        answer = self._received() if request is None else self._ask(request)
         self._ended = answer["terminated"] or answer["truncated"]
         self._outcome = Outcome(answer["observation"], answer["info"]["score"])
         return (
@@ -292,18 +271,3 @@ class RemoteEnv(TextEnv):
 
     def act(self, action: str) -> Outcome:
         raise RuntimeError("the rules of the episode are on the server: call step()")
-
-
-__all__ = [
-    "EnvironmentFailed",
-    "RemoteEnv",
-    "RemoteError",
-    "Server",
-    "ServerFull",
-    "ServerGone",
-    "SessionLost",
-    "StepTimeout",
-    "WrongToken",
-    "WrongVersion",
-    "id_of",
-]

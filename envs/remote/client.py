@@ -1,8 +1,8 @@
-"""How a client talks to a server of environments: one connection pool a server, retries, errors.
+"""How a client talks to an environment server: one connection pool per server, retries, errors.
 
-Every request may be sent twice without harm: a session is opened under a key of the client's own,
-calls in a session are numbered, and the server answers a repeated key or number from what it kept.
-So whatever a connection does, a request is simply sent again until `patience` runs out.
+Every request can safely be sent twice: a session is opened under a key that the client chooses,
+calls in a session are numbered, and the server repeats its answer to a repeated key or number. So
+whatever happens to a connection, a request is sent again until `patience` runs out.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ import gymnasium as gym
 import urllib3
 
 PROTOCOL = 1
-"""Version of what is said over the wire. Both sides must speak the same."""
+"""Version of the protocol. Both sides must have the same."""
 PROTOCOL_HEADER = "X-StepAgent-Protocol"
 TOKEN_VARIABLE = "STEPAGENT_TOKEN"
-"""Environment variable that both sides read the token from."""
+"""Environment variable from which both sides read the token."""
 _CONNECT = 5.0
 """Seconds to wait for a connection."""
 _SLACK = 15.0
-"""Seconds beyond the server's own limits after which an answer is given up."""
+"""Seconds beyond the server's own limits after which the client gives up."""
 _GOODBYE = 5.0
-"""Seconds to wait for the answer to a session's end, which waits for no environment."""
+"""Seconds to wait for the answer when a session is closed, which waits for no environment."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-"""Seconds between two tries: doubled from the first to the longest."""
+"""Seconds between two attempts: doubled from the first to the longest."""
 
 
 class RemoteError(ConnectionError):
-    """Something between this process and the environment went wrong; the message says what."""
+    """Something between this process and the environment failed; the message says what."""
 
 
 class ServerGone(RemoteError):
-    """The server, or the one behind a gateway, cannot be reached, or is shutting down."""
+    """The server (or the one behind a gateway) cannot be reached or is shutting down."""
 
 
 class ServerFull(RemoteError):
-    """The server has no place for another session."""
+    """The server has no room for another session."""
 
 
 class WrongVersion(RemoteError):
@@ -49,13 +49,13 @@ class WrongVersion(RemoteError):
 
 
 class WrongToken(RemoteError):
-    """The server wants a token, or another one."""
+    """The server requires a token, or another one."""
 
 
 class SessionLost(RemoteError):
     """The server does not know the session (any more): expired, closed, or it was restarted.
 
-    The episode in hand is lost; `reset()` opens a new session by itself.
+    The current episode is lost; `reset()` opens a new session by itself.
     """
 
 
@@ -64,7 +64,7 @@ class StepTimeout(RemoteError):
 
 
 class EnvironmentFailed(RuntimeError):
-    """The environment raised, on the server, something that has no equal here."""
+    """The environment raised, on the server, an exception with no equivalent here."""
 
 
 _KINDS: dict[str, type[RemoteError]] = {
@@ -76,11 +76,11 @@ _KINDS: dict[str, type[RemoteError]] = {
     "expired": SessionLost,
     "timeout": StepTimeout,
 }
-"""Code of a server's refusal → what it is raised as."""
+"""Code of a server's refusal → exception raised for it."""
 LOST = tuple(code for code, kind in _KINDS.items() if kind is SessionLost)
 """Codes of a session that is over."""
 _GATEWAY = (502, 503, 504)
-"""Statuses by which a gateway says that it got no answer from the server behind it."""
+"""Statuses of a gateway that got no answer from the server behind it."""
 _BUILTIN = ("ValueError", "TypeError", "KeyError", "RuntimeError", "NotImplementedError", "OSError")
 
 
@@ -98,14 +98,14 @@ def raise_refusal(error: dict[str, Any], url: str) -> NoReturn:
 
 
 class Server:
-    """One server as clients of this process see it; threads share it (and its connections).
+    """One server, as this process's clients see it; threads share it and its connections.
 
     Parameters
     ----------
-    url: such as http://127.0.0.1:8001, with a path in front where a proxy wants one.
+    url: such as http://127.0.0.1:8001, with a path if a proxy needs one.
     token: what the server was started with; None: the variable STEPAGENT_TOKEN, if set.
 
-    Raises ValueError for a URL that is none.
+    Raises ValueError for an invalid URL.
     """
 
     def __init__(self, url: str, token: str | None = None):
@@ -114,25 +114,25 @@ class Server:
             raise ValueError(f"url is {url!r}: it must be such as http://127.0.0.1:8001")
         self.url = url.rstrip("/")
         self._path = (parsed.path or "").rstrip("/")
-        self.answer_within = 300.0 + _SLACK
-        """Seconds that an answer may take; a server's own limits replace it."""
-        self.largest = 1 << 20
-        """Bytes that a request may have; the server's own limit replaces it."""
+        self.read_timeout = 300.0 + _SLACK
+        """Seconds that an answer may take; replaced by the server's own limit."""
+        self.max_body = 1 << 20
+        """Bytes that a request may have; replaced by the server's own limit."""
         self._headers = {"Content-Type": "application/json", PROTOCOL_HEADER: str(PROTOCOL)}
         token = token or os.environ.get(TOKEN_VARIABLE)
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._pool = urllib3.connection_from_url(self.url, maxsize=256, block=False, retries=False)
 
-    def heed(self, limits: dict[str, Any]) -> None:
-        """Takes over the limits that the server states when it opens a session."""
+    def adopt_limits(self, limits: dict[str, Any]) -> None:
+        """Adopts the limits that the server states when it opens a session."""
         longest = max(float(limits["step_seconds"]), float(limits["start_seconds"]))
-        self.answer_within, self.largest = longest + _SLACK, int(limits["max_body"])
+        self.read_timeout, self.max_body = longest + _SLACK, int(limits["max_body"])
 
     def call(self, method: str, path: str, body: Any = None, *, patience: float = 0.0) -> Any:
-        """The answer to a request, as it was read from JSON.
+        """The answer to a request, decoded from JSON.
 
-        Sends it again, for up to `patience` seconds (but once where 0), while the server cannot be
+        Sends it again for up to `patience` seconds (once if 0), while the server cannot be
         reached, is shutting down or is full. Raises a `RemoteError`, or what the environment
         raised; see `raise_refusal`.
         """
@@ -148,7 +148,7 @@ class Server:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _once(self, method: str, path: str, body: bytes | None) -> Any:
-        within = _GOODBYE if method == "DELETE" else self.answer_within
+        within = _GOODBYE if method == "DELETE" else self.read_timeout
         timeout = urllib3.Timeout(connect=_CONNECT, read=within)
         try:
             answer = self._pool.urlopen(
@@ -168,15 +168,15 @@ class Server:
         try:
             content = json.loads(answer.data)
             refused = content["error"] if answer.status >= 400 else None
-            ours = refused is None or isinstance(refused["code"], str)
+            is_ours = refused is None or isinstance(refused["code"], str)
         except (ValueError, KeyError, TypeError):
-            ours = False
-        if not ours and answer.status in _GATEWAY:
+            is_ours = False
+        if not is_ours and answer.status in _GATEWAY:
             raise ServerGone(
                 f"{self.url} answered {method} {path} with status {answer.status} and "
                 f"{answer.data[:80]!r}, as a gateway does. Is the server behind it running?"
             )
-        if not ours:
+        if not is_ours:
             raise WrongVersion(
                 f"{self.url} is no StepAgent server that speaks protocol {PROTOCOL}: it answered "
                 f"{method} {path} with status {answer.status} and {answer.data[:80]!r}"
@@ -192,13 +192,13 @@ def _server(process: int, url: str, token: str | None) -> Server:
 
 
 def servers(url: str | list[str] | tuple[str, ...], token: str | None = None) -> list[Server]:
-    """The servers that `url` names: a URL, several with commas between, or a list of them.
+    """The servers that `url` names: a URL, several separated by commas, or a list of them.
 
-    Raises ValueError where there is none, or one of them is no URL.
+    Raises ValueError if there is none, or one of them is not a URL.
     """
-    named = url.split(",") if isinstance(url, str) else list(url)
-    named = [name.strip() if isinstance(name, str) else name for name in named]
-    if not named:
+    urls = url.split(",") if isinstance(url, str) else list(url)
+    urls = [one.strip() if isinstance(one, str) else one for one in urls]
+    if not urls:
         raise ValueError("url names no server")
     token = token or os.environ.get(TOKEN_VARIABLE)
-    return [_server(os.getpid(), name, token) for name in named]  # a child makes its own pool
+    return [_server(os.getpid(), one, token) for one in urls]  # a forked child makes its own pool

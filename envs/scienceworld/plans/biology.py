@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from stepagent.envs.scienceworld.attempt import Attempt, Over, read
+from stepagent.envs.scienceworld.playthrough import PlanEnded, Playthrough, read
 
 LONGEST_LIVED = (
     "giant tortoise", "parrot", "elephant", "crocodile", "brown bear", "beaver", "wolf", "chipmunk",
@@ -20,52 +20,52 @@ _ANIMAL = r"\ta ((?:baby|juvenile|hatchling|adult) (?!bee)[\w ]+|[\w ]+ egg)\n"
 _POTTED = r"\ta (flower pot \d+) \(containing a (\w+ (?:tree|plant)) in"
 
 
-def find(attempt: Attempt) -> None:
+def find(play: Playthrough) -> None:
     """The first animal outside, plant in the greenhouse or picture beside the box, into the box."""
-    kind, box, room = read(r"find a\(n\) (.+?)\. .* to the (.+ box) in the (.+)\.", attempt.goal)
+    kind, box, room = read(r"find a\(n\) (.+?)\. .* to the (.+ box) in the (.+)\.", play.goal)
     if kind == "non-living thing":
-        attempt.go(room)
-        (thing,) = read(r"\b((?:finger )?painting|picture|drawing|battery)\b", attempt.look())
-        attempt.do(f"focus on {thing}")
-        attempt.do(f"move {thing} to {box}")
+        play.go(room)
+        (thing,) = read(r"\b((?:finger )?painting|picture|drawing|battery)\b", play.look())
+        play.do(f"focus on {thing}")
+        play.do(f"move {thing} to {box}")
         return
     if kind == "plant":
-        attempt.go("greenhouse")
-        carried, thing = read(_POTTED, attempt.look())
-        attempt.do(f"focus on {thing} in {carried}")
+        play.go("greenhouse")
+        carried, thing = read(_POTTED, play.look())
+        play.do(f"focus on {thing} in {carried}")
     else:
-        attempt.go("outside")
-        (carried,) = read(_ANIMAL, attempt.look())
-        attempt.do(f"focus on {carried}")
-    attempt.do(f"pick up {carried}")
-    attempt.go(room)
-    attempt.do(f"move {carried} to {box}")
+        play.go("outside")
+        (carried,) = read(_ANIMAL, play.look())
+        play.do(f"focus on {carried}")
+    play.do(f"pick up {carried}")
+    play.go(room)
+    play.do(f"move {carried} to {box}")
 
 
-def lifespan(attempt: Attempt) -> None:
+def lifespan(play: Playthrough) -> None:
     """The animal outside with the longest, or the shortest, or the longest and shortest life."""
-    attempt.go("outside")
-    names = re.findall(_ANIMAL, attempt.look())
+    play.go("outside")
+    names = re.findall(_ANIMAL, play.look())
     animals = [name for kind in LONGEST_LIVED for name in names if re.search(rf"\b{kind}\b", name)]
     if not animals:
-        raise Over
-    if "longest" in attempt.goal:
-        attempt.do(f"focus on {animals[0]}")
-    if "shortest" in attempt.goal:
-        attempt.do(f"focus on {animals[-1]}")
+        raise PlanEnded
+    if "longest" in play.goal:
+        play.do(f"focus on {animals[0]}")
+    if "shortest" in play.goal:
+        play.do(f"focus on {animals[-1]}")
 
 
-def animal_stages(attempt: Attempt) -> None:
+def animal_stages(play: Playthrough) -> None:
     """A life stage lasts as long as two waits: name the animal, wait, look what it has become."""
-    (kind,) = read(r"life stages of the (.+),", attempt.goal)
-    attempt.go("outside")
-    seen = attempt.look()
+    (kind,) = read(r"life stages of the (.+),", play.goal)
+    play.go("outside")
+    seen = play.look()
     for name in _stages(kind):
         if f" {name}\n" not in seen:
-            attempt.do("wait")
-            attempt.do("wait")
-            seen = attempt.look()
-        attempt.do(f"focus on {name}")
+            play.do("wait")
+            play.do("wait")
+            seen = play.look()
+        play.do(f"focus on {name}")
 
 
 def _stages(kind: str) -> list[str]:
@@ -80,65 +80,65 @@ def _stages(kind: str) -> list[str]:
     return [*born, f"juvenile {kind}", f"adult {kind}"]
 
 
-def plant_stages(attempt: Attempt) -> None:
+def plant_stages(play: Playthrough) -> None:
     """The plants stand in pots outside, one in each stage; which one may change while we name."""
-    (kind,) = read(r"life stages of the (\w+) plant", attempt.goal)
-    attempt.go("outside")
-    seen = attempt.look()
+    (kind,) = read(r"life stages of the (\w+) plant", play.goal)
+    play.go("outside")
+    seen = play.look()
     for stage in ("seed", "seedling", "adult", "reproducing"):
         shown = f"{kind} seed" if stage == "seed" else f"{kind} tree in the {stage} stage"
         (pot,) = read(rf"a ([\w ]*flower pot \d+) \(containing a {shown}", seen)
-        attempt.do(f"focus on {shown} in {pot}", f"focus on {kind} seed in the seed stage in {pot}")
+        play.do(f"focus on {shown} in {pot}", f"focus on {kind} seed in the seed stage in {pot}")
 
 
 # Growing --------------------------------------------------------------------------------------
 
 
-def grow(attempt: Attempt, keep_bees: bool = True) -> None:
+def grow(play: Playthrough, keep_bees: bool = True) -> None:
     """Seeds into pots with soil; pots water themselves. Fruit needs two plants, bees and time.
 
     `keep_bees`: shut the doors so that the bees stay in the greenhouse, if any is there.
     """
-    kind, room = read(r"grow a (\w+)\b.*found in the ([\w ]+)\.", attempt.goal)
-    fruit = "crosspollinated" in attempt.goal
-    attempt.go(room)
-    attempt.do("pick up seed jar")
-    attempt.go("greenhouse")
-    seen = attempt.look()
+    kind, room = read(r"grow a (\w+)\b.*found in the ([\w ]+)\.", play.goal)
+    fruit = "crosspollinated" in play.goal
+    play.go(room)
+    play.do("pick up seed jar")
+    play.go("greenhouse")
+    seen = play.look()
     if fruit and keep_bees:
-        attempt.do("close door to hallway")
-        attempt.do("close door to outside")
+        play.do("close door to hallway")
+        play.do("close door to outside")
     pots = re.findall(r"\ta (flower pot \d+) \(", seen)[: 2 if fruit else 1]
     if not pots:
-        raise Over
+        raise PlanEnded
     if "containing soil" not in seen:
-        _fetch_soil(attempt, seen, len(pots))
+        _fetch_soil(play, seen, len(pots))
         for pot in pots:
-            attempt.do(f"move soil in inventory to {pot}")
+            play.do(f"move soil in inventory to {pot}")
     for pot in pots:
-        attempt.do(f"move {kind} seed in seed jar to {pot}")
+        play.do(f"move {kind} seed in seed jar to {pot}")
     if not fruit:
-        attempt.do(f"focus on {kind} seed in {pots[0]}")
+        play.do(f"focus on {kind} seed in {pots[0]}")
         while True:
-            attempt.do("wait")
+            play.do("wait")
     for _ in range(3):
-        attempt.do("wait")
-    while not re.search(rf"you see: [^()]*\b{kind}\b", attempt.look()):
-        attempt.do("wait")
-    attempt.do(f"focus on {kind} in {kind} tree")
+        play.do("wait")
+    while not re.search(rf"you see: [^()]*\b{kind}\b", play.look()):
+        play.do("wait")
+    play.do(f"focus on {kind} in {kind} tree")
 
 
-def _fetch_soil(attempt: Attempt, greenhouse: str, pots: int) -> None:
+def _fetch_soil(play: Playthrough, greenhouse: str, pots: int) -> None:
     """Soil for so many pots: what lies in the greenhouse, then out of the ground outside."""
     if "\tsoil\n" in greenhouse:
-        attempt.do("pick up soil")
+        play.do("pick up soil")
         pots -= 1
     if not pots:
         return
     if "\ta shovel\n" in greenhouse:
-        attempt.do("pick up shovel")
-    attempt.go("outside")
+        play.do("pick up shovel")
+    play.go("outside")
     for _ in range(pots):
-        attempt.do("use shovel on ground")
-        attempt.do("pick up soil in outside")
-    attempt.go("greenhouse")
+        play.do("use shovel on ground")
+        play.do("pick up soil in outside")
+    play.go("greenhouse")

@@ -1,8 +1,8 @@
-"""Many environments on one server or several, stepped with one request a server.
+"""Many environments on one or several servers, stepped with one request per server.
 
-A `SyncVectorEnv` whose environments are remote: before each round the calls of all of them go out
-in one batch a server, to all servers at once; then Gymnasium's own loop runs, and every environment
-already has its answer. So observations, infos and autoreset are Gymnasium's to the letter.
+A `SyncVectorEnv` whose environments are remote: before each round, all their calls go out in
+one batch per server, to all servers at once; then Gymnasium's own loop runs, and every environment
+already has its answer. So observations, infos and autoreset are exactly Gymnasium's.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any, cast
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from stepagent.envs.remote import RemoteEnv
-from stepagent.envs.remote_http import LOST, Server, ServerGone, servers
+from stepagent.envs.remote.client import LOST, Server, ServerGone, servers
+from stepagent.envs.remote.env import RemoteEnv
 
 BATCH = 1024
-"""Calls that one request may hold."""
+"""Calls that one request may contain."""
 
 
 class RemoteVectorEnv(SyncVectorEnv):
-    """`num_envs` environments on the servers of `url`, in turn.
+    """`num_envs` environments, distributed over the servers of `url`.
 
     Parameters
     ----------
     env_id: the environment's id.
-    num_envs: how many; they are opened at the same time.
-    url: of a server; several, as a list or with commas between, share the environments.
+    num_envs: how many; they are opened concurrently.
+    url: of a server; several (a list, or separated by commas) share the environments.
     autoreset_mode: as in Gymnasium's vector environments.
     arguments: `token`, `patience` and the environment's own, as for `RemoteEnv`.
 
-    Raises what `RemoteEnv` raises; then `reset` begins anew, on the servers that answer.
+    Raises what `RemoteEnv` raises; `reset` then starts again on the servers that answer.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class RemoteVectorEnv(SyncVectorEnv):
     ):
         with ThreadPoolExecutor(16) as opening:
             make = partial(RemoteEnv, env_id, url=url, **arguments)
-            made = [opening.submit(make) for _ in range(num_envs)]
+            futures = [opening.submit(make) for _ in range(num_envs)]
         try:
-            opened = [future.result() for future in made]
+            opened = [future.result() for future in futures]
         except BaseException:
-            for future in made:
+            for future in futures:
                 if future.exception() is None:
                     future.result().close()
             raise
@@ -73,8 +73,8 @@ class RemoteVectorEnv(SyncVectorEnv):
             else (seed or [None] * self.num_envs)
         )
         if len(seeds) == self.num_envs and not (options and "reset_mask" in options):
-            asked = zip(self._remote, seeds, strict=True)
-            self._send([(env, env.asked_to_reset(one, options)) for env, one in asked], again=True)
+            pairs = zip(self._remote, seeds, strict=True)
+            self._send([(env, env.reset_call(one, options)) for env, one in pairs], again=True)
         return super().reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -83,7 +83,7 @@ class RemoteVectorEnv(SyncVectorEnv):
             raise ValueError(f"{len(actions)} actions for {self.num_envs} environments")
         by_itself = self.autoreset_mode == AutoresetMode.NEXT_STEP
         calls = [
-            env.asked_to_reset(None) if by_itself and ended else env.asked_to_step(action)
+            env.reset_call(None) if by_itself and ended else env.step_call(action)
             for env, ended, action in zip(self._remote, self._autoreset_envs, actions, strict=True)
         ]
         try:
@@ -94,15 +94,17 @@ class RemoteVectorEnv(SyncVectorEnv):
                 env.forget()
 
     def _send(self, calls: list[tuple[RemoteEnv, dict[str, Any]]], again: bool = False) -> None:
-        """Sends calls, and hands every answer that comes to its environment.
+        """Sends calls, and passes each answer to its environment.
 
-        An environment that gets none loses its session. With `again` it is left to ask for itself,
-        in a new one; otherwise what went wrong is raised once all servers have been heard.
+        An environment that gets none loses its session. With `again` it asks for itself later, in a
+        new one; otherwise the error is raised once all servers have answered or failed.
         """
         by_server: dict[Server, list[tuple[RemoteEnv, dict[str, Any]]]] = {}
         for env, call in calls:
             by_server.setdefault(env.server, []).append((env, call))
-        work = [(s, part) for s, theirs in by_server.items() for part in _parts(s, theirs)]
+        work = [
+            (s, part) for s, server_calls in by_server.items() for part in _parts(s, server_calls)
+        ]
         sent = [(part, self._senders.submit(_batch, server, part)) for server, part in work]
         unheard = {env for env, _ in calls}
         failed: Exception | None = None
@@ -112,7 +114,7 @@ class RemoteVectorEnv(SyncVectorEnv):
                     answers = sending.result()
                 except Exception as error:
                     failed = failed or error
-                    if isinstance(error, ServerGone):  # nobody there to close them
+                    if isinstance(error, ServerGone):  # no server to close them on
                         for env, _ in part:
                             env.session = ""
                     continue
@@ -121,8 +123,8 @@ class RemoteVectorEnv(SyncVectorEnv):
                     if again and answer.get("error", {}).get("code") in LOST:
                         env.session = ""
                     else:
-                        env.expect(answer)
-        finally:  # after Ctrl-C, too: whether these calls were carried out nobody knows
+                        env.receive(answer)
+        finally:  # after Ctrl-C, too: whether these calls were carried out is unknown
             for _, sending in sent:
                 sending.cancel()
             for env in unheard:
@@ -142,12 +144,12 @@ def _itself(env: RemoteEnv) -> RemoteEnv:
 def _parts(
     server: Server, calls: list[tuple[RemoteEnv, dict[str, Any]]]
 ) -> Iterable[list[tuple[RemoteEnv, dict[str, Any]]]]:
-    """Batches that a server takes: by number of calls and by bytes."""
+    """Batches that a server accepts, by number of calls and by bytes."""
     part: list[tuple[RemoteEnv, dict[str, Any]]] = []
     size = 0
     for env, call in calls:
         bytes_ = 200 + 4 * len(call.get("action", ""))
-        if part and (len(part) == BATCH or size + bytes_ > server.largest):
+        if part and (len(part) == BATCH or size + bytes_ > server.max_body):
             yield part
             part, size = [], 0
         part.append((env, call))
@@ -159,6 +161,6 @@ def _parts(
 def _batch(server: Server, calls: list[tuple[RemoteEnv, dict[str, Any]]]) -> list[dict[str, Any]]:
     body = {"calls": [{**call, "session": env.session} for env, call in calls]}
     patience = max(env.patience for env, _ in calls)
-    said = server.call("POST", "/v1/batch", body, patience=patience)
-    answers: list[dict[str, Any]] = said["answers"]
+    response = server.call("POST", "/v1/batch", body, patience=patience)
+    answers: list[dict[str, Any]] = response["answers"]
     return answers
