@@ -100,8 +100,8 @@ class TypedEnv(ToyEnv):
 
 def test_trajectories_carry_the_task_type_even_of_episodes_that_fail():
     register("Test/Typed-v0", TypedEnv)
-    options = {"env_kwargs": {"broken": TASKS[3]}, "workers": 2}
-    episodes = list(run_episodes("Test/Typed-v0", Scripted(), TASKS, **options))
+    options = {"env_args": {"broken": TASKS[3]}, "workers": 2}
+    episodes = list(run_episodes("Test/Typed-v0", ScriptedAgent(), TASKS, **options))
     assert [t.task_id for t in episodes if t.error] == [TASKS[3]]
     assert all(t.task_type == f"by {t.task_id[-1]}" for t in episodes)
 
