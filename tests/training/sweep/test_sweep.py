@@ -151,22 +151,22 @@ def test_an_sft_of_before_an_option_existed_is_inherited(tmp_path):
     assert (Path(second.output) / "policies/sft").is_dir()
 
 
-def test_a_stopped_sweep_stops_its_runs_and_goes_on_another_time(tmp_path):
+def test_a_stopped_sweep_stops_its_runs_and_resumes_another_time(tmp_path):
     path = _sweep(tmp_path, workers=2)
-    command = [sys.executable, "-m", "training.sweep", "--config", str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    arguments = [sys.executable, "-m", "training.sweep", "--config", str(path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         logs = tmp_path / "sweep" / "logs"
-        while len(begun := psutil.Process(process.pid).children()) < 2:
+        while len(children := psutil.Process(process.pid).children()) < 2:
             assert process.poll() is None
             time.sleep(0.05)
         process.terminate()
-        out, said = process.communicate(timeout=120)
+        out, errors = process.communicate(timeout=120)
         assert process.returncode == 130
-    assert b"resumes from here" in said
+    assert b"resumes from here" in errors
     assert b"failed" not in out
-    psutil.wait_procs(begun, timeout=10)
-    assert not [child for child in begun if child.is_running()]
-    assert len(list(logs.glob("*.log"))) == 2, "no run is begun any more"
+    psutil.wait_procs(children, timeout=10)
+    assert not [child for child in children if child.is_running()]
+    assert len(list(logs.glob("*.log"))) == 2, "no run is started any more"
     assert command.main(["--config", str(path)]) == 0
 
 
@@ -254,7 +254,7 @@ def test_intervals():
     assert found.half_width == pytest.approx(4.969, abs=1e-3)
     one = statistics.estimate([50.0])
     assert one is not None
-    assert math.isnan(one.half)
+    assert math.isnan(one.half_width)
     assert str(one) == "50.0 (n=1)"
     assert statistics.estimate([]) is None
 
