@@ -27,8 +27,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from stepagent.envs.scienceworld.classfile import CHANGES, write_patch
+from stepagent.envs.scienceworld import patches
 from stepagent.envs.scienceworld.gateway import Connection, JavaError, Reference, SimulatorError
+from stepagent.envs.scienceworld.taskmaker import TURNS
 
 FLAGS = (
     "-Xms32m",
@@ -93,7 +94,7 @@ class JavaProcess:
         jar = _file_of("scienceworld", "scienceworld.jar")
         folder = Path(tempfile.mkdtemp(prefix="stepagent-scienceworld-"))
         try:
-            write_patch(jar, folder / "patch.jar")
+            patches.write_patch(jar, folder / "patch.jar", patches.CHANGES)
             self._errors = tempfile.TemporaryFile()
             path = os.pathsep.join(map(str, [_gateway_jar(), folder / "patch.jar", jar]))
             self.process = subprocess.Popen(
@@ -129,7 +130,7 @@ class JavaProcess:
         control = self.connect(START_TIMEOUT)
         nothing = control.call("java.io.OutputStream", "nullOutputStream")
         control.call("java.lang.System", "setOut", control.new("java.io.PrintStream", nothing))
-        for name in CHANGES:
+        for name in patches.CHANGES:
             control.release(control.call("java.lang.Class", "forName", name.replace("/", ".")))
         control.close()
         out.close()
@@ -231,16 +232,19 @@ class Simulator:
         self._world: Reference = self._guard(self._connection.new, _INTERFACE)
 
     def _settle(self) -> Reference:
-        """Gives this connection's Java thread its own random numbers, counter, simplifications."""
+        """Gives this connection's Java thread its own random numbers, counter and so on."""
         java = self._connection
-        random = java.new("java.util.Random")
-        simplifications = java.new("scala.collection.mutable.ArrayBuffer")
+        items: list[Reference | int | None] = [None] * patches.TABLE_SIZE
+        items[patches.RANDOM] = java.new("java.util.Random")
+        items[patches.COUNTER] = 0
+        items[patches.SIMPLIFICATIONS] = java.new("scala.collection.mutable.ArrayBuffer")
+        for place in (patches.WORDS, patches.PLAIN_WORDS, patches.NAMES, patches.PLAIN_NAMES):
+            items[place] = java.new("java.util.HashMap")
         table = java.call("java.lang.System", "getProperties")
         thread = java.call("java.lang.Thread", "currentThread")
-        names, self._words = java.new("java.util.HashMap"), java.new("java.util.HashMap")
-        items = java.new_array(random, 0, simplifications, names, self._words)
-        java.call(table, "put", thread, items)
-        java.release(random, simplifications, names, items, table)
+        array = java.new_array(items)
+        java.call(table, "put", thread, array)
+        java.release(array, table, *(item for item in items if isinstance(item, Reference)))
         assert isinstance(thread, Reference)
         return thread
 
@@ -284,33 +288,40 @@ class Simulator:
         Raises ValueError where the simulator refuses the task, or a simplification is not in force
         (upstream ignores a list it does not like, and says so only at the first step).
         """
-        self._guard(self._connection.call, self._words, "clear")  # else it grows for ever
-        error = self._call("load", task, variation, ",".join(simplifications), gold)
+        turn = TURNS[task]
+        made_from = turn.class_name, turn.mode, turn.ids, turn.seed(variation)
+        switches = ",".join(simplifications)
+        answer = self._call("load$all", *made_from, task, variation, switches, gold)
+        error, used, self._description = answer.split(patches.SEPARATOR)
         if error:
             raise ValueError(f"ScienceWorld cannot load {task}/{variation}: {error}")
-        used = set(filter(None, re.split(r",\s*", self._call("getSimplificationsUsed"))))
-        if used != set(simplifications):
+        if set(filter(None, re.split(r",\s*", used))) != set(simplifications):
             possible = self._call("getPossibleSimplifications")
             raise ValueError(
-                f"the simplifications in force are {sorted(used)}, not the ones asked for, "
-                f"{sorted(simplifications)}. Possible ones: {possible}"
+                f"the simplifications in force are {used!r}, not the requested {switches!r}. "
+                f"Possible ones: {possible}"
             )
+
+    def start(
+        self, task: str, variation: int, simplifications: Sequence[str]
+    ) -> tuple[str, float, bool]:
+        """Loads a task and takes the first move of upstream's `reset`, a `look around`, which takes
+        time and can score. Returns what `step` returns."""
+        self.load(task, variation, simplifications)
+        return self.step("look around")
 
     def step(self, action: str) -> tuple[str, float, bool]:
         """One action: (observation, raw score in -1…1, whether the task is over)."""
-        observation = self._call("step", action)
-        return observation, float(self._call("getScore")), bool(self._call("getCompleted"))
-
-    def look(self) -> str:
-        """What `look around` shows, without spending a move."""
-        return str(self._call("freeActionLook"))
+        score, over, observation = self._call("step$all", action).split(patches.SEPARATOR, 2)
+        return observation, float(score), over == "true"
 
     def inventory(self) -> str:
         """What `inventory` shows, without spending a move."""
         return str(self._call("freeActionInventory"))
 
     def task_description(self) -> str:
-        return str(self._call("getTaskDescription"))
+        """Of the loaded task (a sentence or more)."""
+        return self._description
 
     def goal_progress(self) -> str:
         """Upstream's own account of the goals reached so far, for people."""
@@ -325,7 +336,14 @@ class Simulator:
         return self._strings("getGoldActionSequence")
 
     def task_names(self) -> list[str]:
-        return self._strings("getTaskNames")
+        """Names of all tasks (takes long: upstream makes all their variations)."""
+        java = self._connection
+        maker = self._guard(java.new, "scienceworld.tasks.TaskMaker1")
+        self._guard(java.call, maker, "registerTasks$all")
+        names = self._guard(java.call, maker, "getTaskList")
+        joined = self._guard(java.call, "java.lang.String", "join", "\n", names)
+        self._guard(java.release, maker, names)
+        return str(joined).split("\n")
 
     def variations(self, split: Literal["train", "dev", "test"]) -> list[int]:
         """Variations of the loaded task in upstream's own split."""
@@ -349,7 +367,7 @@ class Simulator:
                 java = self._connection
                 table = java.call("java.lang.System", "getProperties")
                 java.call(table, "remove", self._thread)
-                java.release(table, self._thread, self._world, self._words)
+                java.release(table, self._thread, self._world)
         except SimulatorError:
             pass
         finally:
