@@ -32,8 +32,8 @@ _PLAIN = {
 }  # fmt: skip
 _VARIABLE = {"iload": 0x15, "lload": 0x16, "aload": 0x19, "istore": 0x36, "astore": 0x3A}
 _BRANCH = {
-    "ifeq": 0x99, "ifne": 0x9A, "if_icmplt": 0xA1, "if_icmpge": 0xA2, "goto": 0xA7,
-    "ifnull": 0xC6, "ifnonnull": 0xC7,
+    "ifeq": 0x99, "ifne": 0x9A, "if_icmplt": 0xA1, "if_icmpge": 0xA2, "if_icmpgt": 0xA3,
+    "goto": 0xA7, "ifnull": 0xC6, "ifnonnull": 0xC7,
 }  # fmt: skip
 _ON_CLASS = {"new": 0xBB, "anewarray": 0xBD, "checkcast": 0xC0, "instanceof": 0xC1, "ldc_class": 0x13}
 _MEMBER = {

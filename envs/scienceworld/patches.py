@@ -138,9 +138,121 @@ def _keep_contents(cls: ClassFile) -> None:
             cls.redirect(method, arguments[method], old, new, calls)
 
 
+def _collect_once(cls: ClassFile) -> None:
+    """`getContainedObjectsAndPortalsRecursive` collects into one set, not one per object.
+
+    Four elements or fewer are listed in the order they were added, so that these sets come from the
+    method as it was; larger sets are in the order of their hash codes.
+    """
+    name, set_ = "getContainedObjectsAndPortalsRecursive", "scala/collection/mutable/HashSet"
+    cls.rename(name, f"(ZZ)L{_SET};", f"{name}$plain")
+    flags = {"hidden": "int", "connections": "int"}
+    text = f"""
+            new {set_}
+            dup
+            invokespecial {set_}.<init> ()V
+            astore set
+            aload this
+            iload hidden
+            iload connections
+            aload set
+            invokevirtual {_OBJECT}.collect (ZZL{set_};)V
+            aload set
+            invokevirtual {set_}.size ()I
+            iconst 4
+            if_icmpgt many
+            aload this
+            iload hidden
+            iload connections
+            invokevirtual {_OBJECT}.{name}$plain (ZZ)L{_SET};
+            areturn
+        many: set
+            aload set
+            invokevirtual {set_}.toSet ()L{_SET};
+            areturn
+    """
+    cls.add_method(name, f"(ZZ)L{_SET};", {"this": _OBJECT, **flags, "set": set_}, text)
+    iterator = "scala/collection/Iterator"
+    variables = {
+        "this": _OBJECT,
+        **flags,
+        "set": set_,
+        "iterator": iterator,
+        "object": _OBJECT,
+        "portal": _PORTAL,
+    }
+    text = f"""
+            aload this
+            iconst 1
+            invokevirtual {_OBJECT}.getContainedObjects (Z)L{_SET};
+            invokeinterface {_SET}.iterator ()L{iterator};
+            astore iterator
+        objects: this hidden connections set iterator
+            aload iterator
+            invokeinterface {iterator}.hasNext ()Z
+            ifeq portals
+            aload iterator
+            invokeinterface {iterator}.next ()Ljava/lang/Object;
+            checkcast {_OBJECT}
+            astore object
+            iload hidden
+            ifne collect
+            aload object
+            invokevirtual {_OBJECT}.isHidden ()Z
+            ifne objects
+        collect: this hidden connections set iterator object
+            aload set
+            aload object
+            invokevirtual {set_}.add (Ljava/lang/Object;)Z
+            pop
+            aload object
+            iload hidden
+            iload connections
+            aload set
+            invokevirtual {_OBJECT}.collect (ZZL{set_};)V
+            goto objects
+        portals: this hidden connections set
+            aload this
+            iconst 1
+            invokevirtual {_OBJECT}.getPortals (Z)L{_SET};
+            invokeinterface {_SET}.iterator ()L{iterator};
+            astore iterator
+        doors: this hidden connections set iterator
+            aload iterator
+            invokeinterface {iterator}.hasNext ()Z
+            ifeq done
+            aload iterator
+            invokeinterface {iterator}.next ()Ljava/lang/Object;
+            checkcast {_PORTAL}
+            astore portal
+            iload hidden
+            ifne door
+            aload portal
+            invokevirtual {_PORTAL}.isHidden ()Z
+            ifne doors
+        door: this hidden connections set iterator portal
+            aload set
+            aload portal
+            invokevirtual {set_}.add (Ljava/lang/Object;)Z
+            pop
+            iload connections
+            ifeq doors
+            aload set
+            aload portal
+            invokevirtual {_PORTAL}.getConnectionPoints ()L{_SET};
+            invokevirtual {set_}.$plus$plus$eq (Lscala/collection/TraversableOnce;)Lscala/collection/generic/Growable;
+            pop
+            goto doors
+        done: this
+            return
+    """
+    cls.add_method("collect", f"(ZZL{set_};)V", variables, text)
+
+
 def _change_objects(cls: ClassFile) -> None:
     hash_by_uuid(cls)
     _keep_contents(cls)
+    _collect_once(cls)
 
 
 def _own_random(cls: ClassFile) -> None:
