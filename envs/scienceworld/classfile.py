@@ -35,7 +35,13 @@ _BRANCH = {
     "ifeq": 0x99, "ifne": 0x9A, "if_icmplt": 0xA1, "if_icmpge": 0xA2, "if_icmpgt": 0xA3,
     "goto": 0xA7, "ifnull": 0xC6, "ifnonnull": 0xC7,
 }  # fmt: skip
-_ON_CLASS = {"new": 0xBB, "anewarray": 0xBD, "checkcast": 0xC0, "instanceof": 0xC1, "ldc_class": 0x13}
+_ON_CLASS = {
+    "new": 0xBB,
+    "anewarray": 0xBD,
+    "checkcast": 0xC0,
+    "instanceof": 0xC1,
+    "ldc_class": 0x13,
+}
 _MEMBER = {
     "getstatic": (0xB2, _FIELD), "getfield": (0xB4, _FIELD), "putfield": (0xB5, _FIELD),
     "invokevirtual": (0xB6, _METHOD), "invokespecial": (0xB7, _METHOD),
@@ -160,7 +166,9 @@ class ClassFile:
         for line in filter(None, (line.split("#")[0].strip() for line in text.splitlines())):
             if match := _LABEL.fullmatch(line):
                 labels[match["label"]] = len(code)
-                alive = {v: kind for v, kind in variables.items() if v in match["variables"].split()}
+                alive = {
+                    v: kind for v, kind in variables.items() if v in match["variables"].split()
+                }
                 frames += self._frame(len(code) - previous - 1, variables, alive)
                 previous = len(code)
                 continue

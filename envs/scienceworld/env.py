@@ -27,7 +27,7 @@ from typing import ClassVar
 from stepagent.envs.core import Outcome, TextEnv, checksum, split_names
 from stepagent.envs.scienceworld import data, expert
 from stepagent.envs.scienceworld.gateway import JavaError, SimulatorError
-from stepagent.envs.scienceworld.jvm import CALL_TIMEOUT, Simulator
+from stepagent.envs.scienceworld.jvm import CALL_TIMEOUT, Simulator, Start
 
 RULES = "starts after upstream's first look around"
 """What an episode's rules are, for fingerprints: changed with every change of scores or texts, so
@@ -122,21 +122,18 @@ class ScienceWorldEnv(TextEnv):
         switches = self.simplifications(task)
         self._asked = False
         try:
-            simulator, look = self._start(task, int(variation), switches)
+            start = self._start(task, int(variation), switches)
         except SimulatorError:  # it died since the last episode: once more, with a fresh one
             self._simulator = None
-            simulator, look = self._start(task, int(variation), switches)
-        self.instruction = simulator.task_description()
-        parts = (self.instruction, look, simulator.inventory())
+            start = self._start(task, int(variation), switches)
+        self.instruction, self._best = start.description, start.score
+        parts = (start.description, start.observation, start.inventory)
         return "\n\n".join(part.strip() for part in parts)
 
-    def _start(
-        self, task: str, variation: int, switches: tuple[str, ...]
-    ) -> tuple[Simulator, str]:
+    def _start(self, task: str, variation: int, switches: tuple[str, ...]) -> Start:
         if self._simulator is None or not self._simulator.alive:
             self._simulator = Simulator(self.timeout)
-        look, self._best, _ = self._simulator.start(task, variation, switches)
-        return self._simulator, look
+        return self._simulator.start(task, variation, switches)
 
     def act(self, action: str) -> Outcome:
         assert self._simulator is not None

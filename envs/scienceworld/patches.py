@@ -40,7 +40,7 @@ from stepagent.envs.scienceworld import taskmaker
 from stepagent.envs.scienceworld.classfile import ClassFile
 
 SEPARATOR = "\x1f"
-"""Between the parts of what `load$all` and `step$all` return."""
+"""Between the parts of what `load$all`, `step$all` and `start$all` return."""
 
 RANDOM, COUNTER, SIMPLIFICATIONS, WORDS, PLAIN_WORDS, NAMES, PLAIN_NAMES = range(7)
 MAKER, MODE, IDS, SEED = range(7, 11)
@@ -95,7 +95,10 @@ def _keep_contents(cls: ClassFile) -> None:
         "addPortal": f"(L{_PORTAL};)V",
         "removePortal": f"(L{_PORTAL};)Z",
     }
-    for contents, getter in (("containedObjects", "getContainedObjects"), ("portals", "getPortals")):
+    for contents, getter in (
+        ("containedObjects", "getContainedObjects"),
+        ("portals", "getPortals"),
+    ):
         copy, variables = f"{contents}$copy", {"this": _OBJECT, "hidden": "int", "copy": _SET}
         cls.add_field(copy, f"L{_SET};")
         cls.rename(getter, f"(Z)L{_SET};", f"{getter}$plain")
@@ -619,30 +622,25 @@ def _step_in_one_call(cls: ClassFile) -> None:
     cls.add_method("step$all", step, variables, text)
 
 
+_TURN = {"maker": _STRING, "mode": _STRING, "ids": "long", "seed": "long"}
+_TASK = {"task": _STRING, "variation": "int", "simplifications": _STRING}
+_TURN_AND_TASK = f"L{_STRING};L{_STRING};JJL{_STRING};IL{_STRING};"
+
+
 def _load_in_one_call(cls: ClassFile) -> None:
     """`load$all(maker, mode, ids, seed, task, variation, simplifications, gold)`: error ("": none),
     simplifications in force and task description."""
-    turn = {"maker": _STRING, "mode": _STRING, "ids": "long", "seed": "long"}
-    variables = {
-        "this": _INTERFACE,
-        **turn,
-        "task": _STRING,
-        "variation": "int",
-        "simplifications": _STRING,
-        "gold": "int",
-        "error": _STRING,
-    }
+    kind = f"L{_STRING};"
     box = "invokestatic java/lang/Long.valueOf (J)Ljava/lang/Long;"
     store = "".join(
         f"{_TABLE}\niconst {place}\n"
-        + (f"lload {name}\n{box}\naastore\n" if turn[name] == "long" else f"aload {name}\naastore\n")
-        for name, place in zip(turn, (MAKER, MODE, IDS, SEED), strict=True)
+        + (f"lload {name}\n{box}" if _TURN[name] == "long" else f"aload {name}")
+        + "\naastore\n"
+        for name, place in zip(_TURN, (MAKER, MODE, IDS, SEED), strict=True)
     )
     clear = "".join(
         f"{_own(place, _MAP)}\ninvokevirtual {_MAP}.clear ()V\n" for place in (WORDS, PLAIN_WORDS)
     )
-    load = f"(L{_STRING};IL{_STRING};Z)L{_STRING};"
-    kind = f"L{_STRING};"
     values = (
         ("aload error", kind),
         (_call("getSimplificationsUsed", kind), kind),
@@ -656,18 +654,39 @@ def _load_in_one_call(cls: ClassFile) -> None:
         iload variation
         aload simplifications
         iload gold
-        invokevirtual {_INTERFACE}.load {load}
+        invokevirtual {_INTERFACE}.load ({kind}I{kind}Z){kind}
         astore error
         {_joined(*values)}
         areturn
     """
-    descriptor = f"(L{_STRING};L{_STRING};JJL{_STRING};IL{_STRING};Z)L{_STRING};"
-    cls.add_method("load$all", descriptor, variables, text)
+    variables = {"this": _INTERFACE, **_TURN, **_TASK, "gold": "int", "error": _STRING}
+    cls.add_method("load$all", f"({_TURN_AND_TASK}Z){kind}", variables, text)
+
+
+def _start_in_one_call(cls: ClassFile) -> None:
+    """`start$all(…)`, with the arguments of `load$all` but for `gold`: what that returns, what
+    `step$all` returns for the first look around, and the inventory."""
+    kind = f"L{_STRING};"
+    variables = {"this": _INTERFACE, **_TURN, **_TASK}
+    load = [
+        f"{'lload' if type_ == 'long' else 'iload' if type_ == 'int' else 'aload'} {name}"
+        for name, type_ in variables.items()
+    ]
+    load += ["iconst 0", f"invokevirtual {_INTERFACE}.load$all ({_TURN_AND_TASK}Z){kind}"]
+    look = f'aload this\nldc "look around"\ninvokevirtual {_INTERFACE}.step$all ({kind}){kind}'
+    values = (
+        ("\n".join(load), kind),
+        (look, kind),
+        (_call("freeActionInventory", kind), kind),
+    )
+    text = f"{_joined(*values)}\nareturn"
+    cls.add_method("start$all", f"({_TURN_AND_TASK}){kind}", variables, text)
 
 
 def _change_interface(cls: ClassFile) -> None:
     _step_in_one_call(cls)
     _load_in_one_call(cls)
+    _start_in_one_call(cls)
 
 
 CHANGES: dict[str, Callable[[ClassFile], None]] = {

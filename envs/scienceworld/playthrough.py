@@ -33,10 +33,9 @@ class Playthrough:
     def __init__(
         self, simulator: Simulator, task: str, variation: int, switches: Sequence[str], limit: int
     ):
-        _, self.score, _ = simulator.start(task, variation, switches)
+        start = simulator.start(task, variation, switches)
         self._simulator, self._limit = simulator, limit
-        self.goal = simulator.task_description()
-        self._needed = 0
+        self.goal, self.score, self._needed = start.description, start.score, 0
         self._actions: list[str] = []
         self._room = ""
         self.unknown_actions = 0
