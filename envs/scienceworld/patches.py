@@ -46,8 +46,11 @@ RANDOM, COUNTER, SIMPLIFICATIONS, WORDS, PLAIN_WORDS, NAMES, PLAIN_NAMES = range
 MAKER, MODE, IDS, SEED = range(7, 11)
 TABLE_SIZE = 11
 """Places in a simulator thread's `Object[]`. `WORDS` and `PLAIN_WORDS`: from a text to its words,
-as an array and joined, without articles, kept for an episode. `NAMES` and `PLAIN_NAMES`: from an
+as an array and joined, without articles, kept until there are `MOST_WORDS`. `NAMES` and `PLAIN_NAMES`: from an
 object to its names, kept for an action. The last four are a `taskmaker.Turn`."""
+
+MOST_WORDS = 2000
+"""Texts in one of these maps; the paper's tasks have some hundreds each."""
 
 _OBJECT = "scienceworld/struct/EnvObject"
 _PORTAL = "scienceworld/objects/portal/Portal"
@@ -638,8 +641,18 @@ def _load_in_one_call(cls: ClassFile) -> None:
         + "\naastore\n"
         for name, place in zip(_TURN, (MAKER, MODE, IDS, SEED), strict=True)
     )
+    arguments = {"this": _INTERFACE, **_TURN, **_TASK, "gold": "int"}
     clear = "".join(
-        f"{_own(place, _MAP)}\ninvokevirtual {_MAP}.clear ()V\n" for place in (WORDS, PLAIN_WORDS)
+        f"""
+            {_own(place, _MAP)}
+            invokevirtual {_MAP}.size ()I
+            iconst {MOST_WORDS}
+            if_icmplt few{place}
+            {_own(place, _MAP)}
+            invokevirtual {_MAP}.clear ()V
+        few{place}: {" ".join(arguments)}
+        """
+        for place in (WORDS, PLAIN_WORDS)
     )
     values = (
         ("aload error", kind),
@@ -659,7 +672,7 @@ def _load_in_one_call(cls: ClassFile) -> None:
         {_joined(*values)}
         areturn
     """
-    variables = {"this": _INTERFACE, **_TURN, **_TASK, "gold": "int", "error": _STRING}
+    variables = {**arguments, "error": _STRING}
     cls.add_method("load$all", f"({_TURN_AND_TASK}Z){kind}", variables, text)
 
 
