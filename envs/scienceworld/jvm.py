@@ -382,13 +382,12 @@ class Simulator:
 
     def task_names(self) -> list[str]:
         """Names of all tasks (takes long: upstream makes all their variations)."""
-        java = self._connection
-        maker = self._guard(java.new, "scienceworld.tasks.TaskMaker1")
-        self._guard(java.call, maker, "registerTasks$all")
-        names = self._guard(java.call, maker, "getTaskList")
-        joined = self._guard(java.call, "java.lang.String", "join", "\n", names)
-        self._guard(java.release, maker, names)
-        return str(joined).split("\n")
+        world = self._guard(self._connection.new, _INTERFACE)
+        maker = self._guard(self._connection.call, world, "taskMaker")
+        self._guard(self._connection.call, maker, "registerTasks$all")
+        names = self._strings("getTaskNames", world)
+        self._guard(self._connection.release, world, maker)
+        return names
 
     def variations(self, split: Literal["train", "dev", "test"]) -> list[int]:
         """Variations of the loaded task in upstream's own split."""
@@ -398,9 +397,9 @@ class Simulator:
         self._guard(self._connection.release, numbers)
         return found
 
-    def _strings(self, method: str) -> list[str]:
+    def _strings(self, method: str, world: Reference | None = None) -> list[str]:
         """A Java list of strings, fetched in one call (none of them holds a line break)."""
-        values = self._call(method)
+        values = self._guard(self._connection.call, world or self._world, method)
         joined = self._guard(self._connection.call, "java.lang.String", "join", "\n", values)
         self._guard(self._connection.release, values)
         return joined.split("\n") if joined else []
