@@ -33,10 +33,9 @@ class Playthrough:
     def __init__(
         self, simulator: Simulator, task: str, variation: int, switches: Sequence[str], limit: int
     ):
-        simulator.load(task, variation, switches)
+        start = simulator.start(task, variation, switches)
         self._simulator, self._limit = simulator, limit
-        self.goal = simulator.task_description()
-        self.score, self._needed = 0.0, 0
+        self.goal, self.score, self._needed = start.description, start.score, 0
         self._actions: list[str] = []
         self._room = ""
         self.unknown_actions = 0
