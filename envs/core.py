@@ -153,7 +153,7 @@ class TextEnv(gym.Env[str, str], ABC):
     max_steps: actions an episode may take before it is truncated; None: the benchmark's own limit
         (`step_limit`).
     render_mode: None or "ansi" (`render()` gives the last observation).
-    url: of a server (`python -m envs.serve`): the environment there, made with the other arguments
+    url: of a server (`stepagent serve`): the environment there, made with the other arguments
         (`envs.remote.RemoteEnv` says what else belongs to it). A list: the next that has a place.
 
     Raises ValueError for an unknown split, task id or a limit below 1, naming what exists.

@@ -1,7 +1,7 @@
 """An environment that lives on a server, with the contract of any other.
 
 `gym.make("stepagent/WebShop-v0", url="http://host:8001")` gives a `RemoteEnv`: the same texts,
-rewards and infos as the environment itself, made by `python -m envs.serve` on that host. The server
+rewards and infos as the environment itself, made by `stepagent serve` on that host. The server
 keeps the rules; this side keeps the session, and sends an episode's calls with a number each, so
 that one that is sent again after a broken connection is not applied again.
 """

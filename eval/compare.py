@@ -1,4 +1,4 @@
-"""Runs side by side: `python -m eval.compare RUN RUN …`.
+"""Runs side by side: `stepagent compare RUN RUN …`.
 
 Means with 95 % intervals, paired differences on the same tasks with their significance, the same by
 task type, and the rows of the paper's table 2 for the environment, marked as the paper's. What a
@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent import command_line
+from stepagent.command_line import Command
 from stepagent.eval import runs, tables
 from stepagent.eval.comparison import Comparison, Difference, Row, compare
 from stepagent.eval.results import ResultsError
@@ -284,8 +284,7 @@ def _compared(config: Config, notes: list[str]) -> list[Comparison]:
     return several
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m eval.compare", positional="runs")
+def run(config: Config) -> int:
     errors = Console(stderr=True)
     notes: list[str] = []
     kind = config.format or SUFFIXES.get(config.out.suffix if config.out else "", "terminal")
@@ -294,12 +293,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.out:
             config.out.parent.mkdir(parents=True, exist_ok=True)
             config.out.write_text(RENDERERS[kind](*compared), encoding="utf-8")
-    except (ResultsError, OSError) as error:
-        tables.tell(errors, f"error: {error}")
-        return 1
-    except ValueError as error:
-        tables.tell(errors, f"error: {error}")
-        return 2
     finally:
         for note in notes:
             tables.tell(errors, f"note: {note}")
@@ -308,6 +301,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif not config.out:
         sys.stdout.write(RENDERERS[kind](*compared))
     return 0
+
+
+main = Command("compare", Config, run, positional="runs")
 
 
 if __name__ == "__main__":

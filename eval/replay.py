@@ -1,4 +1,4 @@
-"""Plays recorded actions again and checks what comes of them: `python -m eval.replay RUN …`.
+"""Plays recorded actions again and checks what comes of them: `stepagent replay RUN …`.
 
 A results file says of every episode its environment with all arguments, its task and its seed, and
 what the agent answered. That is enough to play it again without the agent: every observation has to
@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from stepagent import command_line, envs
+from stepagent import envs
+from stepagent.command_line import Command
 from stepagent.envs import react
 from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Trajectory
+from stepagent.errors import UsageError
 from stepagent.eval import runs
 from stepagent.eval.results import ResultsError
 from stepagent.eval.runs import Run
@@ -193,20 +195,19 @@ def results_files(path: Path) -> list[Path]:
     return [file for file in below if file.stat().st_size] or runs.results_files(path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m eval.replay", positional="runs")
+def check(config: Config) -> int:
     console, notes = Console(stderr=True), list[str]()
     episodes = differing = summaries = 0
     try:
         if not config.runs:
-            raise ResultsError("name at least one run: python -m eval.replay DIR …")
+            raise UsageError("name at least one run: stepagent replay DIR …")
         if config.limit is not None and config.limit < 1:
-            raise ResultsError(f"limit is {config.limit}: it must be at least 1")
+            raise UsageError(f"limit is {config.limit}: it must be at least 1")
         todo = runs.read([f for path in config.runs for f in results_files(Path(path))], notes)
         for note in notes:
             tell(console, f"note: {note}")
         if not todo:
-            raise ResultsError(f"there is no result in {', '.join(config.runs)}")
+            raise UsageError(f"there is no result in {', '.join(config.runs)}")
         for run in todo:
             n, found, changed = replay_run(run, env_args=config.env_args, limit=config.limit)
             episodes, differing = episodes + n, differing + len(found)
@@ -221,14 +222,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 tell(console, f"{run.path.with_name('summary.json')}: {'; '.join(wrong)}")
             if not found:
                 tell(Console(), f"{run.path}: {n} episodes are as recorded")
-    except KeyboardInterrupt:
-        return 130
-    except (ResultsError, ValueError, TypeError, OSError, ImportError) as error:
-        tell(console, f"error: {error}")
-        return 2
+    except (ResultsError, OSError) as error:  # 1 means that something differs
+        raise UsageError(str(error)) from error
     also = f", and {summaries} summaries are not of their results" if summaries else ""
     tell(Console(), f"{episodes} episodes replayed, {differing} differ{also}")
     return 1 if differing or summaries else 0
+
+
+main = Command("replay", Config, check, positional="runs")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Several environments at once, and one table of them: `python -m eval.run --suite paper`.
+"""Several environments at once, and one table of them: `stepagent eval --suite paper`.
 
 A suite is a YAML file (`eval/suites/`): which environments, which of their tasks, and which figure
 of each counts. A run of it is a folder with an evaluation of its own (`eval.run.evaluate`) for each

@@ -1,4 +1,4 @@
-"""Trains a policy: `python -m training.run --config FILE.yaml --key value`.
+"""Trains a policy: `stepagent train --config FILE.yaml --key value`.
 
 Expert trajectories → SFT → one method → scores on unseen tasks. The run's directory says
 everything (`training/rundir.py`); the same command again goes on with a run that was stopped.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
 from stepagent import command_line
+from stepagent.command_line import Command
+from stepagent.errors import UserError
 from stepagent.training.config import Config
 
 METHODS = {
@@ -29,6 +30,8 @@ METHODS = {
     "eto": "stepagent.training.eto:learn",
 }
 """Method → its function of a session. One file a method."""
+CONFIGS = "stepagent.training"
+"""Package with the shipped configurations."""
 
 
 def run(config: Config, console: Console | None = None) -> dict[str, Any]:
@@ -58,24 +61,12 @@ def check(config: Config) -> None:
         module.check(config)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m training.run")
+def _train(config: Config) -> int:
     console = Console()
-    given = {name.replace("-", "_") for name in _options(argv)}
-    if "env" in given and "config" in given and not any(n.startswith("env_args") for n in given):
-        _drop_foreign_arguments(config, argv, console)
-    from stepagent.eval.results import ResultsError
-    from stepagent.training.loop import TrainingDiverged
-    from stepagent.training.rundir import RunError
-
     try:
         summary = run(config, console)
-    except (ValueError, OSError, RunError, ResultsError, TrainingDiverged) as error:
-        print(f"training.run: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    except ValueError as error:
+        raise UserError(str(error)) from error
     from stepagent.training import processes
 
     if not processes.is_main():
@@ -84,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"\nThe run lies in {config.output}: final/ (the policy), summary.json, metrics.jsonl, "
         f"TensorBoard events (tensorboard --logdir {config.output}), all episodes under eval/.\n"
         f"It took {summary['seconds'] / 60:.1f} minutes. Next:\n"
-        f"  python -m eval.run --env {config.env} --agent hf:{summary['final']} --split dev "
+        f"  stepagent eval --env {config.env} --agent hf:{summary['final']} --split dev "
         f"--out {config.output}/eval/dev{_flags(config, summary)}\n"
-        f"  python -m training.run --config {config.output}/config.yaml --seed {config.seed + 1} "
+        f"  stepagent train --config {config.output}/config.yaml --seed {config.seed + 1} "
         f"--output {config.output}-seed-{config.seed + 1}",
         markup=False,
         soft_wrap=True,
@@ -94,22 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _options(argv: Sequence[str] | None) -> list[str]:
-    """The names of the options on a command line."""
-    words = sys.argv[1:] if argv is None else argv
-    return [word[2:].split("=")[0] for word in words if word.startswith("--")]
-
-
-def _drop_foreign_arguments(config: Config, argv: Sequence[str] | None, console: Console) -> None:
+def _drop_foreign_arguments(config: Config, words: list[str]) -> None:
     """`--env` on the command line: the file's `env_args` were another environment's."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    names = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    if "env" not in names or "config" not in names or any(n.startswith("env_args") for n in names):
+        return
     at = next(i for i, word in enumerate(words) if word.split("=")[0] == "--config")
     named = words[at : at + 1] if "=" in words[at] else words[at : at + 2]
-    file = command_line.parse(
-        Config, [*named, f"--output={config.output}"], prog="python -m training.run"
-    )
+    arguments = [*named, f"--output={config.output}"]
+    file = command_line.parse(Config, arguments, prog="stepagent train", configs=CONFIGS)
     if file.env != config.env and config.env_args:
-        console.print(
+        Console().print(
             f"env_args of the file are for {file.env} and left out: {config.env_args}", markup=False
         )
         config.env_args = {}
@@ -124,6 +110,11 @@ def _flags(config: Config, summary: dict[str, Any]) -> str:
     if suffix := summary["prompt"]["suffix"]:
         flags.append(f"--agent-args.suffix {shlex.quote(suffix)}")
     return "".join(f" {flag}" for flag in flags)
+
+
+main = Command(
+    "train", Config, _train, resumes=True, configs=CONFIGS, adjust=_drop_foreign_arguments
+)
 
 
 if __name__ == "__main__":

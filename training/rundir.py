@@ -28,12 +28,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from stepagent.errors import UserError
 from stepagent.files import Lock, Locked, write_atomically, write_text
 from stepagent.training import processes, sharding
 from stepagent.training.config import Config
 
 
-class RunError(RuntimeError):
+class RunError(UserError, RuntimeError):
     """A run that cannot start or go on; the message says what to do."""
 
 

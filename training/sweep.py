@@ -1,4 +1,4 @@
-"""Tables of experiments: `python -m training.sweep --config training/configs/reproduction.yaml`.
+"""Tables of experiments: `stepagent sweep --config reproduction`.
 
 A sweep is one YAML file: named parts of training configurations (methods, environments, models) and
 experiments that combine them with seeds and varied options. Every combination is a run of
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,8 +33,9 @@ import yaml
 from rich.console import Console
 
 from stepagent import command_line
+from stepagent.command_line import Command
 from stepagent.envs.core import checksum
-from stepagent.training import rundir
+from stepagent.errors import UserError
 from stepagent.training.config import Config
 
 
@@ -104,6 +105,8 @@ class Run:
     @property
     def digest(self) -> str:
         """Of its options; what stands at its default counts as not written."""
+        from stepagent.training import rundir  # which loads torch
+
         return checksum(json.dumps(rundir.without_defaults(self.options), sort_keys=True))[:8]
 
     @property
@@ -118,7 +121,7 @@ class Run:
         return next(found, output / "runs" / self.name)
 
 
-class SweepError(ValueError):
+class SweepError(UserError, ValueError):
     """A sweep that makes no sense; the message names what is wrong and what there is."""
 
 
@@ -217,7 +220,7 @@ def configuration(run: Run, output: Path) -> Config:
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {**run.options, "output": str(run.directory(output))}
     path.write_text(yaml.safe_dump(options, sort_keys=False))
-    return command_line.parse(Config, ["--config", str(path)], prog="python -m training.sweep")
+    return command_line.parse(Config, ["--config", str(path)], prog="stepagent sweep")
 
 
 def _file(run: Run, output: Path) -> Path:
@@ -249,6 +252,8 @@ def inherit_sft(config: Config, output: Path) -> None:
     target = Path(config.output)
     if target.exists() or not config.sft.epochs:
         return
+    from stepagent.training import rundir
+
     wanted = command_line.dump(config)
     for path in sorted((output / "runs").glob("*/stages.json")):
         source = path.parent
@@ -363,8 +368,7 @@ def run_all(sweep: Sweep, console: Console) -> list[str]:
     return [name for name, done in results.items() if not done]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    sweep = command_line.parse(Sweep, argv, prog="python -m training.sweep")
+def _sweep(sweep: Sweep) -> int:
     console = Console()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's kill, as a Ctrl-C
     from stepagent.training import report
@@ -373,16 +377,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         Path(sweep.output).mkdir(parents=True, exist_ok=True)
         missing = [] if sweep.report_only else run_all(sweep, console)
         path = report.write(sweep)
-    except (ValueError, OSError) as error:
-        print(f"training.sweep: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    except ValueError as error:
+        raise UserError(str(error)) from error
     console.print(f"The report is {path}", markup=False)
     if missing:
         console.print(f"{len(missing)} runs are missing: {', '.join(missing)}", markup=False)
     return 1 if missing else 0
+
+
+main = Command("sweep", Sweep, _sweep, resumes=True, configs="stepagent.training")
 
 
 if __name__ == "__main__":

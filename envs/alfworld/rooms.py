@@ -1,6 +1,6 @@
 """The 120 AI2-THOR rooms whose layouts alfworld ships, and what it says of things in general.
 
-The package (MIT; `pip install --no-deps alfworld`) holds, for every room, which things occur in it
+The package (MIT; `stepagent install alfworld-data`) holds, for every room, which things occur in it
 and where its receptacles stand, and the rules of the world (`alfred.pddl`, `alfred.twl2`, what fits
 where). They are read from there; nothing of it is copied here.
 """
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from stepagent import optional
 
 ROOMS = tuple(kind + number for kind in (0, 200, 300, 400) for number in range(1, 31))
 """Kitchens, living rooms, bedrooms, bathrooms."""
@@ -51,13 +53,11 @@ class Room:
 
 
 def package() -> Path:
-    """The folder of the installed alfworld package. Raises ImportError that says how to get it."""
+    """The folder of the installed alfworld package. Raises MissingPackage."""
     found = importlib.util.find_spec("alfworld")
     if found is None or not found.submodule_search_locations:
-        raise ImportError(
-            "generated ALFWorld games need the room layouts of the package alfworld: "
-            "`pip install --no-deps alfworld==0.4.2` (its dependencies are not needed), "
-            "or point data= to ALFWorld's own games"
+        raise optional.missing(
+            "alfworld", "a generated ALFWorld game", "or point data= to ALFWorld's own games"
         )
     return Path(next(iter(found.submodule_search_locations)))
 

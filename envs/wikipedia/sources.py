@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from stepagent.envs.wikipedia.corpus import Page, page
+from stepagent.errors import UsageError
 
 CHUNK = 1 << 20
 MAX_RECORD = 64 << 20
 """Characters that one record may have; a longer one is taken for a file that is no such thing."""
 
 
-class SourceError(ValueError):
+class SourceError(UsageError):
     """A data file that cannot be used; the message names it and says what to do."""
 
 

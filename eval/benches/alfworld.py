@@ -4,7 +4,7 @@ The expert's walks in a few generated games, written as files and played by both
 environment (ReAct reply read, other wordings tried, the goal checked); upstream is its PDDL engine
 with the wrappers and infos that its own environment asks for. Both read and reset the same files.
 Memory is what this process grows by when it loads one game after another; upstream's is measured
-over fewer loads and multiplied. Install the baseline with `make textworld`.
+over fewer loads and multiplied. Install the baseline with `stepagent install textworld`.
 """
 
 from __future__ import annotations

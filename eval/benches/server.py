@@ -1,6 +1,6 @@
 """Environments on a server against the same environments in this process.
 
-`python -m eval.bench server`: on loopback, for several numbers of sessions, the expert's actions
+`stepagent bench server`: on loopback, for several numbers of sessions, the expert's actions
 (all but those that end the episode) over and over. Two clients: one thread a session, each with a
 request a step, and a vectorised one that steps all sessions with one request. Clients and server
 share the machine, as everybody's figures do who has two cores.

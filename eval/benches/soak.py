@@ -1,4 +1,4 @@
-"""Hours of rude clients, in minutes: `python -m eval.bench soak --args.minutes 10`.
+"""Hours of rude clients, in minutes: `stepagent bench soak --args.minutes 10`.
 
 Sixty-four clients open sessions, play a few steps, and at every other time vanish without closing:
 nothing that they leave may stay. Measured when all is quiet, after a first part (so that caches and

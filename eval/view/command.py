@@ -1,4 +1,4 @@
-"""The command `python -m eval.view`: reads runs, finds the expert's episodes, writes the page."""
+"""The command `stepagent view`: reads runs, finds the expert's episodes, writes the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stepagent import command_line
+from stepagent.command_line import Command
 from stepagent.eval import runs
 from stepagent.eval.results import ResultsError
 from stepagent.eval.runs import Run
@@ -32,9 +32,8 @@ class Config:
     """Title of the page. null: the environments' names."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(config: Config) -> int:
     """Ends with 0; 1 where something could not be read or written; 2 for wrong options."""
-    config = command_line.parse(Config, argv, prog="python -m eval.view", positional="runs")
     console = Console(stderr=True)
     notes: list[str] = []
     try:
@@ -45,12 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         beside = _experts(config.expert, found, notes, console)
         report = data.build(found, learned, beside, notes, config.title)
         size = page.write(report, config.out)
-    except (ResultsError, OSError) as error:
-        tell(console, f"error: {error}")
-        return 1
-    except (ValueError, ImportError) as error:
-        tell(console, f"error: {error}")
-        return 2
     finally:
         for note in notes:
             tell(console, f"note: {note}")
@@ -67,3 +60,6 @@ def _experts(
     if wanted is not None:
         return experts.Experts([t for run in runs.read([wanted], notes) for t in run.trajectories])
     return experts.Experts([t for run in found if run.agent == "expert" for t in run.trajectories])
+
+
+main = Command("view", Config, run, positional="runs")
