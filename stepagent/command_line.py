@@ -103,6 +103,8 @@ class Command(Generic[C]):
 def _exit_code(error: Exception) -> int:
     if isinstance(error, UserError):
         return error.exit_code
+    if isinstance(error, FileNotFoundError):
+        return 2
     return 1 if isinstance(error, OSError) else 2
 
 

@@ -32,11 +32,15 @@ class MissingPackage(UserError, ImportError):
     exit_code = 2
 
 
-def missing(package: str, purpose: str = "this", alternative: str = "") -> MissingPackage:
-    """The error to raise where `purpose` needs an optional package (its import name)."""
-    package = package.partition(".")[0]
-    message = f"{purpose} needs the package {package}, which is not installed: "
-    return MissingPackage(message + INSTALLED_BY[package] + (alternative and f" ({alternative})"))
+def missing(package: str, purpose: str = "", alternative: str = "") -> MissingPackage:
+    """The error to raise where an optional package (its import name) is not installed.
+
+    >>> print(missing("torch", "training"))
+    training needs the package torch, which is not installed: pip install 'stepagent[train]'
+    """
+    need = f"{purpose} needs the package {package}, which" if purpose else f"the package {package}"
+    otherwise = f" ({alternative})" if alternative else ""
+    return MissingPackage(f"{need} is not installed: {INSTALLED_BY[package]}{otherwise}")
 
 
 @contextlib.contextmanager
@@ -45,6 +49,7 @@ def named() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in INSTALLED_BY:
+        package = (error.name or "").partition(".")[0]
+        if package not in INSTALLED_BY:
             raise
-        raise missing(error.name or "") from error
+        raise missing(package) from error

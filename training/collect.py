@@ -123,7 +123,7 @@ def _worth(trajectory: Trajectory, min_reward: float, keep: str | None) -> bool:
 def run(config: Config) -> int:
     try:
         collect(**vars(config), console=Console())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     return 0
 

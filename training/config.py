@@ -10,10 +10,25 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepagent.envs.react import PromptStyle
-from stepagent.training.tiny import TinyConfig
 
 Schedule = Literal["cosine", "linear", "constant"]
 Method = Literal["sft", "ppo", "dpo", "rft", "spin", "nat", "eto", "implicit", "inverse"]
+
+
+@dataclass
+class TinyConfig:
+    """Shape of the small Llama."""
+
+    hidden_size: int = 256
+    """Width of the model. Usual range 64 to 512."""
+    layers: int = 4
+    """Decoder layers."""
+    heads: int = 8
+    """Attention heads; divides hidden_size into an even number."""
+    vocabulary: int = 2048
+    """Tokens of the byte-pair tokenizer that is trained on the trajectories."""
+    context: int = 4096
+    """Longest sequence, in tokens."""
 
 
 @dataclass

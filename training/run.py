@@ -65,7 +65,7 @@ def _train(config: Config) -> int:
     console = Console()
     try:
         summary = run(config, console)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     from stepagent.training import processes
 

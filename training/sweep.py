@@ -377,7 +377,7 @@ def _sweep(sweep: Sweep) -> int:
         Path(sweep.output).mkdir(parents=True, exist_ok=True)
         missing = [] if sweep.report_only else run_all(sweep, console)
         path = report.write(sweep)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     console.print(f"The report is {path}", markup=False)
     if missing:

@@ -12,11 +12,12 @@ Initialization of Self-Attention Layers" (2023).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from stepagent.training.config import TinyConfig
 
 # A turn is a role token, the text, and one token that ends it.
 CHAT_TEMPLATE = (
@@ -24,22 +25,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL_TOKENS = ("<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>")
-
-
-@dataclass
-class TinyConfig:
-    """Shape of the small Llama."""
-
-    hidden_size: int = 256
-    """Width of the model. Usual range 64 to 512."""
-    layers: int = 4
-    """Decoder layers."""
-    heads: int = 8
-    """Attention heads; divides hidden_size into an even number."""
-    vocabulary: int = 2048
-    """Tokens of the byte-pair tokenizer that is trained on the trajectories."""
-    context: int = 4096
-    """Longest sequence, in tokens."""
 
 
 def build_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:

@@ -8,6 +8,8 @@ import sys
 import urllib.request
 from types import TracebackType
 
+from stepagent.errors import UserError
+
 
 class Served:
     """`with Served("stepagent/WebShop-v0") as server:` runs the command on a free port."""
@@ -37,7 +39,7 @@ class Served:
                 self.url = found.group(1)
                 break
         else:
-            raise RuntimeError(f"the server did not start: {said[-2000:]}")
+            raise UserError(f"the server did not start: {said[-2000:]}")
 
     def __enter__(self) -> Served:
         return self

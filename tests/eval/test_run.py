@@ -475,7 +475,7 @@ def test_an_environment_that_breaks_as_a_whole_is_told_in_one_line(tmp_path, mon
     monkeypatch.setattr(ToyEnv, "list_tasks", broken)
     assert main(["--env", ID, "--agent", "expert", "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr().err
-    assert shown == "error: the simulator [did] not start\n"
+    assert shown == "stepagent eval: error: the simulator [did] not start\n"
 
 
 def test_help_explains_every_option(capsys):

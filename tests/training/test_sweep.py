@@ -157,7 +157,7 @@ def test_a_stopped_sweep_stops_its_runs_and_goes_on_another_time(tmp_path):
         process.terminate()
         out, said = process.communicate(timeout=120)
         assert process.returncode == 130
-    assert b"goes on from here" in said
+    assert b"the same command continues" in said
     assert b"failed" not in out
     psutil.wait_procs(begun, timeout=10)
     assert not [child for child in begun if child.is_running()]
