@@ -298,8 +298,9 @@ def _normalise(
         argv = _gathered(argv, switches, fields[0])
     else:
         for i, name in enumerate(fields):
-            if argv[i : i + 1] and not argv[i].startswith("-"):
-                argv = [*argv[:i], f"--{name}={argv[i]}", *argv[i + 1 :]]
+            if not argv[i:] or argv[i].startswith("-"):
+                break
+            argv = [*argv[:i], f"--{name}={argv[i]}", *argv[i + 1 :]]
     out = []
     for i, argument in enumerate(argv):
         if not argument.startswith("--"):

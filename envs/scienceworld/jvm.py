@@ -213,7 +213,8 @@ def _after_fork() -> None:
 
 
 atexit.register(stop_java)
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Simulator:
