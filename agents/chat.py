@@ -19,11 +19,12 @@ from functools import lru_cache
 from typing import Any
 
 from stepagent.envs.react import Message
+from stepagent.errors import UsageError
 
 _MARKS = ("⟦system⟧", "⟦one⟧", "⟦two⟧", "⟦three⟧", "⟦four⟧", "⟦five⟧")
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(UsageError):
     """The model's chat template is missing, or cannot be applied turn by turn."""
 
 

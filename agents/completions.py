@@ -14,6 +14,7 @@ import requests
 
 from stepagent.agents.costs import RateLimit
 from stepagent.agents.reply_cache import Completion
+from stepagent.errors import UserError
 
 _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""
@@ -24,7 +25,7 @@ _TOO_LONG = re.compile(
 )
 
 
-class ApiError(RuntimeError):
+class ApiError(UserError, RuntimeError):
     """The server cannot be used; the message says which server, why, and what to do."""
 
 

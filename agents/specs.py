@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from stepagent import optional
 from stepagent.agents.core import Agent
 
 SPECS = {
@@ -55,7 +56,8 @@ def _class_of(spec: str) -> tuple[Callable[..., Agent], list[str], list[str]]:
         listed = "\n".join(f"  {name:13} {what}" for name, what in SPECS.items())
         raise ValueError(f"unknown agent {spec!r}: choose one of\n{listed}")
     module, name = _CLASSES[kind]
-    build: Callable[..., Agent] = getattr(import_module(module), name)
+    with optional.named():
+        build: Callable[..., Agent] = getattr(import_module(module), name)
     accepted = [
         p.name
         for p in inspect.signature(build).parameters.values()

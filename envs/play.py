@@ -1,4 +1,4 @@
-"""Play an environment by hand in the terminal: `python -m envs.play ID [--task-id TASK]`.
+"""Play an environment by hand in the terminal: `stepagent play ID [--task-id TASK]`.
 
 Type an action (or a whole ReAct reply); `/actions` lists what is possible now, `/expert` what the
 expert would do from the start, `/quit` (or Ctrl-D) ends. Nothing is recorded without `--out FILE`,
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent import command_line, envs
+from stepagent import envs
+from stepagent.command_line import Command
 from stepagent.envs import react
 from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Step, Trajectory, Writer
@@ -106,21 +107,11 @@ def _show(say: Console, text: str, style: str = "") -> None:
     say.print(text, style=style, markup=False, highlight=False)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m envs.play", positional="env")
-    say, errors = Console(), Console(stderr=True)
-    try:
-        env = envs.make(config.env, split=config.split, **config.env_args)
-    except (ValueError, TypeError, OSError) as error:
-        _show(errors, f"error: {error}")
-        return 2
+def run(config: Config) -> int:
+    say = Console()
+    env = envs.make(config.env, split=config.split, **config.env_args)
     try:
         trajectory = play(config.env, env, config.task_id, config.seed, lambda: input("> "), say)
-    except KeyboardInterrupt:
-        return 130
-    except ValueError as error:  # an unknown task id
-        _show(errors, f"error: {error}")
-        return 2
     finally:
         env.close()
     if config.out:
@@ -128,6 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file.write(trajectory)
         _show(say, f"Recorded in {config.out}", "dim")
     return 0
+
+
+main = Command("play", Config, run, positional="env")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compares runs: `python -m eval.compare RUN RUN …`.
+"""Compares runs: `stepagent compare RUN RUN …`.
 
 Shows means with 95 % intervals, paired differences on the same tasks with their significance, both
 by task type, and the rows of the paper's table 2 for the environment, marked as the paper's. A
@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent import command_line
+from stepagent.command_line import Command
 from stepagent.eval import tables
 from stepagent.eval.comparison import Comparison, Difference, RunFigures, compare
 from stepagent.eval.load_runs import by_entry, is_suite, load_runs
@@ -284,8 +284,7 @@ def _comparisons(config: Config, notes: list[str]) -> list[Comparison]:
     return comparisons
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m eval.compare", positional="runs")
+def run(config: Config) -> int:
     errors = Console(stderr=True)
     notes: list[str] = []
     kind = config.format or SUFFIXES.get(config.out.suffix if config.out else "", "terminal")
@@ -293,12 +292,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         comparisons = _comparisons(config, notes)
         if config.out:
             write_text(config.out, RENDERERS[kind](*comparisons))
-    except (ResultsError, OSError) as error:
-        tables.tell(errors, f"error: {error}")
-        return 1
-    except ValueError as error:
-        tables.tell(errors, f"error: {error}")
-        return 2
     finally:
         for note in notes:
             tables.tell(errors, f"note: {note}")
@@ -307,6 +300,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif not config.out:
         sys.stdout.write(RENDERERS[kind](*comparisons))
     return 0
+
+
+main = Command("compare", Config, run, positional="runs")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Plays recorded actions again and checks the outcome: `python -m eval.replay RUN …`.
+"""Plays recorded actions again and checks the outcome: `stepagent replay RUN …`.
 
 A results file records each episode's environment with all arguments, its task and seed, and the
 agent's replies. That is enough to play it again without the agent: every observation, reward and
@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 
-from stepagent import command_line, envs
+from stepagent import envs
+from stepagent.command_line import Command
 from stepagent.envs import react
 from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Trajectory
+from stepagent.errors import UsageError
 from stepagent.eval.load_runs import EvaluationRun, load_runs
 from stepagent.eval.results import ResultsError
 from stepagent.eval.summary import summarise
@@ -210,34 +212,33 @@ def _show(run: EvaluationRun, result: Replay, errors: list[str], console: Consol
         tell(Console(), f"{run.path}: {result.episodes} episodes are as recorded")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m eval.replay", positional="runs")
+def check(config: Config) -> int:
     console, notes = Console(stderr=True), list[str]()
     episodes = differing = summaries = 0
     try:
         if not config.runs:
-            raise ResultsError("name at least one run: python -m eval.replay DIR …")
+            raise UsageError("name at least one run: stepagent replay DIR …")
         if config.limit is not None and config.limit < 1:
-            raise ResultsError(f"limit is {config.limit}: it must be at least 1")
+            raise UsageError(f"limit is {config.limit}: it must be at least 1")
         runs = load_runs(config.runs, notes, everything=True)
         for note in notes:
             tell(console, f"note: {note}")
         if not runs:
-            raise ResultsError(f"there are no results in {', '.join(config.runs)}")
+            raise UsageError(f"there are no results in {', '.join(config.runs)}")
         for run in runs:
             result = replay_run(run, env_args=config.env_args, limit=config.limit)
             errors = summary_errors(run)
             _show(run, result, errors, console)
             episodes, differing = episodes + result.episodes, differing + len(result.differences)
             summaries += bool(errors)
-    except KeyboardInterrupt:
-        return 130
-    except (ResultsError, ValueError, TypeError, OSError, ImportError) as error:
-        tell(console, f"error: {error}")
-        return 2
+    except (ResultsError, OSError) as error:  # 1 means that something differs
+        raise UsageError(str(error)) from error
     also = f", and {summaries} summaries do not agree with their results" if summaries else ""
     tell(Console(), f"{episodes} episodes replayed, {differing} differ{also}")
     return 1 if differing or summaries else 0
+
+
+main = Command("replay", Config, check, positional="runs")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from typing import Any
 
 from stepagent.envs import trajectory as files
 from stepagent.envs.trajectory import BadLine, Trajectory
+from stepagent.errors import UserError
 from stepagent.eval.summary import save
 from stepagent.files import Lock, Locked
 
 
-class ResultsError(RuntimeError):
+class ResultsError(UserError, RuntimeError):
     """A results directory cannot be used; the message says why and what to do."""
 
 

@@ -1,4 +1,4 @@
-"""Scores agents on environments: `python -m eval.run --env ID --agent SPEC [--out DIR]`.
+"""Scores agents on environments: `stepagent eval --env ID --agent SPEC [--out DIR]`.
 
 `DIR/results.jsonl` gets one trajectory per line as episodes end, `DIR/summary.json` the scores
 (`eval.summary` says how they are computed). With `--suite paper` instead of `--env` it plays all
@@ -14,15 +14,16 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent import agents, command_line
+from stepagent import agents
 from stepagent.agents.core import Agent
+from stepagent.command_line import Command
+from stepagent.errors import UsageError, UserError
 from stepagent.eval import report, suite, tables
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.files import cache_folder
@@ -121,26 +122,18 @@ def folder(config: Config) -> Path:
     return Path("runs", suite.folder_of(str(config.agent)), tasks)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m eval.run")
+def run(config: Config) -> int:
     console, out = Console(stderr=True), folder(config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's kill, as a Ctrl-C
+    if (config.env is None) == (config.suite is None):
+        raise UsageError("name either --env or --suite")
     try:
-        if (config.env is None) == (config.suite is None):
-            raise ValueError("name either --env or --suite")
         return (_run_suite if config.suite else _run_one)(config, out, console)
     except KeyboardInterrupt:
-        console.print(
-            f"\nInterrupted. What was played is in {out}; the same command continues.",
-            markup=False,
-        )
-        return 130
-    except RuntimeError as error:  # ResultsError, and what environments and agents break with
-        console.print(f"error: {error}", markup=False)
-        return 1
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        console.print(f"error: {error}", markup=False)
-        return 2
+        tables.tell(console, f"\nThe episodes played so far are in {out}")
+        raise
+    except RuntimeError as error:  # what environments and agents break with
+        raise UserError(str(error)) from error
 
 
 def _run_one(config: Config, out: Path, console: Console) -> int:
@@ -220,6 +213,9 @@ def _run_suite(config: Config, out: Path, console: Console) -> int:
 def _close(live: dict[str, Agent]) -> None:
     while live:
         live.popitem()[1].close()
+
+
+main = Command("eval", Config, run, resumes=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Several environments, and one table of them: `python -m eval.run --suite paper`.
+"""Several environments, and one table of them: `stepagent eval --suite paper`.
 
 A suite is a YAML file (`eval/suites/`): which environments, which of their tasks, and which figure
 of each counts. A run of it is a folder with one evaluation (`eval.evaluate`) per agent and

@@ -1,6 +1,6 @@
 """Trains a policy with TRL's GRPOTrainer on an environment on a server.
 
-    python -m envs.serve --env stepagent/ScienceWorld-v0 --port 8001 &
+    stepagent serve --env stepagent/ScienceWorld-v0 --port 8001 &
     python examples/grpo_trl.py --url http://127.0.0.1:8001 --model Qwen/Qwen3-0.6B
 
 TRL opens one environment per rollout of a batch (`environment_factory`), offers its public methods

@@ -1,4 +1,4 @@
-"""Benchmarks against the usual way of doing the same: `python -m eval.bench NAME --out FILE`.
+"""Benchmarks against the usual way of doing the same: `stepagent bench NAME --out FILE`.
 
 Each measures both sides in the same run, in alternating order, and reports medians, so that a busy
 machine disturbs both alike. A new benchmark is a function `(Options) -> Iterable[Row]` (both are in
@@ -20,7 +20,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from stepagent import command_line
+from stepagent.command_line import Command
+from stepagent.errors import UsageError
 from stepagent.eval.benches import Options, Row
 from stepagent.eval.tables import tell
 from stepagent.files import write_text
@@ -48,25 +49,17 @@ def rows_table(title: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = command_line.parse(Options, argv, prog="python -m eval.bench", positional="name")
+def run(options: Options) -> int:
     errors = Console(stderr=True)
     if options.name not in BENCHMARKS:
-        errors.print(f"error: no benchmark {options.name!r}: choose {', '.join(BENCHMARKS)}")
-        return 2
+        raise UsageError(f"no benchmark {options.name!r}: choose {', '.join(BENCHMARKS)}")
     module, function = BENCHMARKS[options.name].split(":")
     rows: list[Row] = []
-    try:
-        for row in getattr(importlib.import_module(module), function)(options):
-            rows.append(row)
-            tell(errors, f"{row.name}: {row.ours:.4g}, baseline {row.baseline:.4g} {row.unit}")
-            if options.out:
-                _write(rows, options.out)
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, ImportError, OSError) as error:
-        tell(errors, f"error: {error}")
-        return 2
+    for row in getattr(importlib.import_module(module), function)(options):
+        rows.append(row)
+        tell(errors, f"{row.name}: {row.ours:.4g}, baseline {row.baseline:.4g} {row.unit}")
+        if options.out:
+            _write(rows, options.out)
     Console().print(rows_table(options.name, rows))
     return 0
 
@@ -75,6 +68,9 @@ def _write(rows: Sequence[Row], out: Path) -> None:
     """Called after every row, so that Ctrl-C loses no measurement."""
     text = json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
     write_text(out, text + "\n")
+
+
+main = Command("bench", Options, run, positional="name")
 
 
 if __name__ == "__main__":

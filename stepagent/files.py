@@ -13,6 +13,8 @@ from typing import Any
 
 import filelock
 
+from stepagent.errors import UserError
+
 
 def cache_folder() -> Path:
     """`$STEPAGENT_CACHE`, or `stepagent` in the user's cache folder. It may not exist yet."""
@@ -103,7 +105,7 @@ def build_once(
             partial.rename(folder)
 
 
-class Locked(OSError):
+class Locked(UserError, OSError):
     """Another process holds the lock."""
 
 

@@ -1,4 +1,4 @@
-"""Collects trajectories to learn from: `python -m training.collect --env ID --out DIR`.
+"""Collects trajectories to learn from: `stepagent collect --env ID --out DIR`.
 
 Plays an agent (usually the expert) on the train split and keeps the episodes that are worth
 imitating. `DIR/results.jsonl` holds all episodes as they end (running the command again resumes),
@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent import agents, command_line
+from stepagent import agents
+from stepagent.command_line import Command
 from stepagent.envs.trajectory import Trajectory, read, write
+from stepagent.errors import UserError
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
-from stepagent.eval.results import ResultsError
 
 
 @dataclass
@@ -109,17 +110,15 @@ def _is_worth_keeping(trajectory: Trajectory, config: Config) -> bool:
     return trajectory.reward >= config.min_reward - 1e-9
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m training.collect")
+def run(config: Config) -> int:
     try:
         collect(config, Console())
-    except (ValueError, OSError, ResultsError) as error:
-        print(f"training.collect: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command resumes from here", file=sys.stderr)
-        return 130
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
     return 0
+
+
+main = Command("collect", Config, run, resumes=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains a policy: `python -m training.run --config FILE.yaml --key value`.
+"""Trains a policy: `stepagent train --config FILE.yaml --key value`.
 
 Expert trajectories → SFT → one method → scores on unseen tasks. The run's directory holds
 everything (`training/runs/directory.py`); the same command again resumes a run that was stopped.
@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
 from stepagent import command_line
+from stepagent.command_line import Command
+from stepagent.errors import UserError
 from stepagent.training import methods
 from stepagent.training.config import Config
+
+CONFIGS = "stepagent.training"
+"""Package with the shipped configurations."""
 
 
 def run(config: Config, console: Console | None = None) -> dict[str, Any]:
@@ -40,25 +44,12 @@ def check(config: Config) -> None:
     methods.find(config.method).check(config)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m training.run")
+def _train(config: Config) -> int:
     console = Console()
-    options = {name.replace("-", "_") for name in _options(argv)}
-    has_env_args = any(name.startswith("env_args") for name in options)
-    if "env" in options and "config" in options and not has_env_args:
-        _drop_foreign_arguments(config, argv, console)
-    from stepagent.eval.results import ResultsError
-    from stepagent.training.runs.directory import RunError
-    from stepagent.training.runs.optimise import TrainingDiverged
-
     try:
         summary = run(config, console)
-    except (ValueError, OSError, RunError, ResultsError, TrainingDiverged) as error:
-        print(f"training.run: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command resumes from here", file=sys.stderr)
-        return 130
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
     from stepagent.training.runs import processes
 
     if not processes.is_main():
@@ -67,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"\nThe run is in {config.output}: final/ (the policy), summary.json, metrics.jsonl, "
         f"TensorBoard events (tensorboard --logdir {config.output}), all episodes under eval/.\n"
         f"It took {summary['seconds'] / 60:.1f} minutes. Next:\n"
-        f"  python -m eval.run --env {config.env} --agent hf:{summary['final']} --split dev "
+        f"  stepagent eval --env {config.env} --agent hf:{summary['final']} --split dev "
         f"--out {config.output}/eval/dev{_flags(config, summary)}\n"
-        f"  python -m training.run --config {config.output}/config.yaml --seed {config.seed + 1} "
+        f"  stepagent train --config {config.output}/config.yaml --seed {config.seed + 1} "
         f"--output {config.output}-seed-{config.seed + 1}",
         markup=False,
         soft_wrap=True,
@@ -77,23 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _options(argv: Sequence[str] | None) -> list[str]:
-    """The names of the options on a command line."""
-    words = sys.argv[1:] if argv is None else argv
-    return [word[2:].split("=")[0] for word in words if word.startswith("--")]
-
-
-def _drop_foreign_arguments(config: Config, argv: Sequence[str] | None, console: Console) -> None:
+def _drop_foreign_arguments(config: Config, words: list[str]) -> None:
     """`--env` on the command line: the file's `env_args` belong to another environment."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    names = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    if "env" not in names or "config" not in names or any(n.startswith("env_args") for n in names):
+        return
     at = next(i for i, word in enumerate(words) if word.split("=")[0] == "--config")
     option = words[at : at + 1] if "=" in words[at] else words[at : at + 2]
-    file = command_line.parse(
-        Config, [*option, f"--output={config.output}"], prog="python -m training.run"
-    )
+    arguments = [*option, f"--output={config.output}"]
+    file = command_line.parse(Config, arguments, prog="stepagent train", configs=CONFIGS)
     if file.env != config.env and config.env_args:
-        console.print(
-            f"env_args of the file are for {file.env}, and ignored: {config.env_args}", markup=False
+        Console().print(
+            f"env_args of the file are for {file.env} and ignored: {config.env_args}", markup=False
         )
         config.env_args = {}
 
@@ -107,6 +93,11 @@ def _flags(config: Config, summary: dict[str, Any]) -> str:
     if suffix := summary["prompt"]["suffix"]:
         flags.append(f"--agent-args.suffix {shlex.quote(suffix)}")
     return "".join(f" {flag}" for flag in flags)
+
+
+main = Command(
+    "train", Config, _train, resumes=True, configs=CONFIGS, adjust=_drop_foreign_arguments
+)
 
 
 if __name__ == "__main__":

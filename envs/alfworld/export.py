@@ -1,4 +1,4 @@
-"""Writes generated games in ALFWorld's own layout: `python -m envs.alfworld.export --out DIR`.
+"""Writes generated games in ALFWorld's own layout: `stepagent alfworld-export --out DIR`.
 
     DIR/json_2.1.1/{train,valid_seen,valid_unseen}/<task>/<trial>/{game.tw-pddl,traj_data.json}
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stepagent import command_line
+from stepagent.command_line import Command
 from stepagent.envs.alfworld import generate
 from stepagent.envs.alfworld.data import FOLDERS, GAME, ROOT, TRAJECTORY
 
@@ -66,11 +66,13 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m envs.alfworld.export")
+def export(config: Config) -> int:
     trials = write(config.out, generate.GeneratedGames().tasks(config.split)[: config.limit])
     print(f"{len(trials)} games in {config.out / ROOT / FOLDERS[config.split]}")
     return 0
+
+
+main = Command("alfworld-export", Config, export)
 
 
 if __name__ == "__main__":

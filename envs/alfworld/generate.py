@@ -3,7 +3,7 @@
 A game is generated from its id when it is needed: the seed draws a room, fills it, and picks a goal
 that the room allows; the planner proves that it can be won. Test games play in rooms that
 train and dev never see (the last five of each kind: kitchens, living rooms, bedrooms, bathrooms).
-`python -m envs.alfworld.export` writes them in upstream's own layout.
+`stepagent alfworld-export` writes them in upstream's own layout.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The 120 AI2-THOR rooms whose layouts alfworld ships, and what it says about things in general.
 
-The package (MIT; `pip install --no-deps alfworld`) has, for every room, the things in it and the
+The package (MIT; `stepagent install alfworld-data`) has, for every room, the things in it and the
 places of its receptacles, and the rules of the game (`alfred.pddl`, `alfred.twl2`, what fits
 where). They are read from there; nothing is copied here.
 """
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from stepagent import optional
 
 ROOMS = tuple(kind + number for kind in (0, 200, 300, 400) for number in range(1, 31))
 """Kitchens, living rooms, bedrooms, bathrooms."""
@@ -51,13 +53,11 @@ class Room:
 
 
 def package() -> Path:
-    """The folder of the installed alfworld package. Raises ImportError that says how to get it."""
+    """The folder of the installed alfworld package. Raises MissingPackage."""
     spec = importlib.util.find_spec("alfworld")
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            "generated ALFWorld games need the room layouts of the package alfworld: "
-            "`pip install --no-deps alfworld==0.4.2` (its dependencies are not needed), "
-            "or point data= to ALFWorld's own games"
+        raise optional.missing(
+            "alfworld", "a generated ALFWorld game", "or point data= to ALFWorld's own games"
         )
     return Path(next(iter(spec.submodule_search_locations)))
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from stepagent.errors import UsageError
+
 Fact = tuple[str, ...]
 """A ground atom: predicate, then its arguments."""
 MAX_TEXT = 4_000_000
@@ -27,7 +29,7 @@ _ATOM = re.compile(r"\(([^()]+)\)")
 _COST = re.compile(r"\(\s*=\s*\([^()]*\)\s*[-\d.]+\s*\)")
 
 
-class GameError(ValueError):
+class GameError(UsageError):
     """A game that cannot be read or played; the message says what is wrong with it."""
 
 

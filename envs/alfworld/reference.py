@@ -1,6 +1,6 @@
 """The reference engine: TextWorld's own PDDL engine behind the interface of `engine.Play`.
 
-For comparison; the extra `textworld` installs it (its planner library is compiled during
+For comparison; `stepagent install textworld` installs it (its planner library is compiled during
 installation, which needs a C++ compiler and CMake). It takes a second to load a game and tens of
 milliseconds per step, and never frees memory.
 """
@@ -12,22 +12,23 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from stepagent import optional
 from stepagent.envs.alfworld.engine import NOTHING
 from stepagent.envs.alfworld.pddl import GameError
 
 
 def load(data: Mapping[str, Any]) -> ReferencePlay:
-    """Raises ImportError if TextWorld is not installed, GameError where it refuses the game."""
+    """Raises MissingPackage without TextWorld, GameError where it refuses the game."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             import textworld
             from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
             from textworld.envs.pddl import PddlEnv
     except ImportError as error:
-        raise ImportError(
-            f"engine='textworld' needs TextWorld and its planner ({error}): install them with "
-            "`make textworld` or `pip install 'stepagent[textworld]'` (compiles C++), or use "
-            "engine='fast', which says the same"
+        raise optional.missing(
+            "textworld",
+            f"engine='textworld' ({error})",
+            "which compiles C++; or use engine='fast', which says the same",
         ) from None
     infos = textworld.EnvInfos(won=True, admissible_commands=True)
     env = AlfredInfos(AlfredDemangler(PddlEnv(infos), shuffle=False))

@@ -1,4 +1,4 @@
-"""Candidate ranks from the official pickle: `python -m envs.mind2web.convert IN.pkl OUT.json`.
+"""Candidate ranks from the official pickle: `stepagent mind2web-ranks IN.pkl OUT.json`.
 
 What it does: reads the published file of scores and ranks (`scores_all_data.pkl`, about 245 MB),
 keeps, for every step, the ids of its best candidates in order, and writes them as JSON that the
@@ -16,12 +16,13 @@ import json
 import pickle
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stepagent import command_line
+from stepagent.command_line import Command
+from stepagent.errors import UserError
 from stepagent.files import write_text
 
 MAX_PICKLE = 2_000_000_000
@@ -134,20 +135,16 @@ def convert(source: Path, out: Path, top_k: int = 50) -> int:
     return len(ranks)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if len(arguments) > 1 and not arguments[1].startswith("-"):
-        arguments[1] = f"--out={arguments[1]}"
-    config = command_line.parse(
-        Config, arguments, prog="python -m envs.mind2web.convert", positional="pickle"
-    )
+def run(config: Config) -> int:
     try:
         steps = convert(config.pickle, config.out, config.top_k)
-    except (ValueError, OSError) as error:
-        print(f"envs.mind2web.convert: {error}", file=sys.stderr)
-        return 1
+    except ValueError as error:
+        raise UserError(str(error)) from error
     print(f"{config.out}: ranks of {steps} steps, at most {config.top_k} candidates each")
     return 0
+
+
+main = Command("mind2web-ranks", Config, run, positional=("pickle", "out"))
 
 
 if __name__ == "__main__":

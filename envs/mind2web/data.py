@@ -170,7 +170,7 @@ def read_ranks(path: Path) -> Mapping[str, Sequence[str]]:
         raise ValueError(f"ranks: {path.absolute()} cannot be read ({error.strerror})") from None
     except ValueError as error:
         pickled = path.suffix in (".pkl", ".pickle")
-        hint = f": run `python -m envs.mind2web.convert {path} ranks.json`" if pickled else ""
+        hint = f": run `stepagent mind2web-ranks {path} ranks.json`" if pickled else ""
         raise ValueError(f"ranks: {path} is not JSON ({error}){hint}") from None
     if not isinstance(data, dict):
         raise ValueError(f"ranks: {path} must hold an object of lists, by annotation and action")

@@ -65,7 +65,7 @@ class Mind2WebEnv(TextEnv):
     answers: "direct" or "choice".
     html: which page of the official files is shown, "cleaned" or "raw".
     password: of the official zip archives.
-    ranks: JSON file of candidate ranks (`python -m envs.mind2web.convert` makes it of the official
+    ranks: JSON file of candidate ranks (`stepagent mind2web-ranks` makes it of the official
         pickle); None: the ranker ranks.
     ranker: "bm25", `module:Class` of a `rank.Ranker`, or one itself; `ranker_args` are its own.
     top_k: candidates that are shown, by rank.

@@ -23,6 +23,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 
+from stepagent import optional
 from stepagent.envs.core import Outcome
 from stepagent.envs.mind2web import sites
 from stepagent.envs.mind2web.env import Mind2WebEnv, describe
@@ -241,9 +242,7 @@ class _Chromium:
         try:
             from playwright.sync_api import Error, sync_playwright
         except ImportError:
-            raise RuntimeError(
-                'live mode needs Playwright: pip install "stepagent[live]"'
-            ) from None
+            raise RuntimeError(str(optional.missing("playwright", "live mode"))) from None
         path = self._path or next(filter(None, map(shutil.which, BROWSERS)), None)
         root = hasattr(os, "geteuid") and os.geteuid() == 0
         self._playwright = self._playwright or sync_playwright().start()

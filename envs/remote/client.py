@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 import gymnasium as gym
 import urllib3
 
+from stepagent.errors import UserError
+
 PROTOCOL = 1
 """Version of the protocol. Both sides must have the same."""
 PROTOCOL_HEADER = "X-StepAgent-Protocol"
@@ -32,7 +34,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two attempts: doubled from the first to the longest."""
 
 
-class RemoteError(ConnectionError):
+class RemoteError(UserError, ConnectionError):
     """Something between this process and the environment failed; the message says what."""
 
 
@@ -63,7 +65,7 @@ class StepTimeout(RemoteError):
     """The environment took longer than the server allows; the server has closed the session."""
 
 
-class EnvironmentFailed(RuntimeError):
+class EnvironmentFailed(UserError, RuntimeError):
     """The environment raised, on the server, an exception with no equivalent here."""
 
 
@@ -163,7 +165,7 @@ class Server:
         except urllib3.exceptions.HTTPError as error:
             raise ServerGone(
                 f"no answer from {self.url} ({type(error).__name__}: {error}). Is the server "
-                "running (python -m envs.serve), and is this its address?"
+                "running (stepagent serve), and is this its address?"
             ) from None
         try:
             content = json.loads(answer.data)

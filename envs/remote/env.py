@@ -1,7 +1,7 @@
 """An environment that lives on a server, with the contract of any other.
 
 `gym.make("stepagent/WebShop-v0", url="http://host:8001")` gives a `RemoteEnv`: the same texts,
-rewards and infos as the environment itself, which `python -m envs.serve` makes on that host. The
+rewards and infos as the environment itself, which `stepagent serve` makes on that host. The
 server has the rules; the client has the session and numbers an episode's calls, so that a call sent
 again after a broken connection is not applied twice.
 """

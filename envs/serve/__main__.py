@@ -1,4 +1,4 @@
-"""`python -m envs.serve --env ID [--env ID …]`: environments for other processes and machines.
+"""`stepagent serve --env ID [--env ID …]`: environments for other processes and machines.
 
 It listens on this machine only; elsewhere it requires a token or --allow-unauthenticated. Every
 environment is made once before the first client can connect, so that missing data stop the command
@@ -12,13 +12,15 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepagent import command_line, envs
+from stepagent import envs
+from stepagent.command_line import Command
 from stepagent.envs.core import TextEnv
 from stepagent.envs.remote.client import TOKEN_VARIABLE
+from stepagent.errors import UsageError
 
 if TYPE_CHECKING:
     from stepagent.envs.serve.limits import Offer
@@ -69,20 +71,6 @@ class Config:
     """debug logs every request."""
 
 
-def _gathered(argv: Sequence[str]) -> list[str]:
-    """Turns `--env A --env B` into one list."""
-    env_ids, rest = [], []
-    arguments = iter(argv)
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name == "--env":
-            value = value if equals else next(arguments, "")
-            env_ids += [v.strip(" '\"") for v in value.strip("[] ").split(",") if v.strip()]
-        else:
-            rest.append(argument)
-    return [*rest, f"--env=[{','.join(env_ids)}]"] if env_ids else rest
-
-
 def _loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -121,22 +109,16 @@ def _warm(offered: list[Offer]) -> Iterator[TextEnv]:
         yield env
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    config = command_line.parse(Config, _gathered(arguments), prog="python -m envs.serve")
+def serve(config: Config) -> int:
     token = os.environ.get(TOKEN_VARIABLE) or None
     if wrong := problem(config, token):
-        print(f"envs.serve: {wrong}", file=sys.stderr)
-        return 2
-    try:
-        import uvicorn
+        raise UsageError(wrong)
+    import uvicorn
 
-        from stepagent.envs.serve.app import create_app
-        from stepagent.envs.serve.guard import JsonLines
-        from stepagent.envs.serve.limits import Limits, offers
-    except ImportError as error:
-        print(f"envs.serve: {error}. Servers need: pip install 'stepagent[serve]'", file=sys.stderr)
-        return 2
+    from stepagent.envs.serve.app import create_app
+    from stepagent.envs.serve.guard import JsonLines
+    from stepagent.envs.serve.limits import Limits, offers
+
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     for name in ("stepagent", "uvicorn"):
@@ -154,11 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         offered = offers(config.env, config.env_args, allowed)
         for env in _warm(offered):
             probes.append(env)
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        print(f"envs.serve: {error}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         for env in probes:
             env.close()
-        return 2
+        raise UsageError(str(error)) from error
     limits = Limits(
         max_sessions=config.max_sessions,
         idle_seconds=config.idle_seconds,
@@ -189,6 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for env in probes:
             env.close()
     return 0 if server.started else 1
+
+
+main = Command("serve", Config, serve)
 
 
 if __name__ == "__main__":

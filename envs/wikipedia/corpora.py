@@ -31,13 +31,13 @@ def check_name(name: str) -> None:
         return
     if path.is_file() and ".xml" in path.suffixes:
         raise SourceError(
-            f"{path} is a dump: make a corpus of it with python -m envs.wikipedia.prepare {path} "
+            f"{path} is a dump: make a corpus of it with stepagent wikipedia-corpus {path} "
             "--out FOLDER, then give the folder"
         )
     if not path.is_file():
         raise SourceError(
             f"no corpus {name!r}: it is 'pooled', 'distractor', 'live', 'live:URL' of a MediaWiki "
-            f"API, a file of pages, or a folder made by python -m envs.wikipedia.prepare (looked "
+            f"API, a file of pages, or a folder made by stepagent wikipedia-corpus (looked "
             f"for {path.absolute()})"
         )
 

@@ -56,7 +56,7 @@ class WikipediaEnv(TextEnv):
     corpus: "pooled", the paragraphs of all questions of the split (the paper's way; the whole world
         for the bundled questions); "distractor", the paragraphs of the one question alone; "live",
         English Wikipedia, or "live:URL" another MediaWiki API; else a file of pages or a folder
-        that `python -m envs.wikipedia.prepare` made.
+        that `stepagent wikipedia-corpus` made.
     lookup: whether `lookup[keyword]` is an action, too. The paper's prompt has none.
     sentences: how many sentences `search` shows; 0: the whole first paragraph.
     sizes: how many questions train, dev and test have at most. seed_of_sample: which ones.

@@ -21,6 +21,7 @@ from typing import Any
 import requests
 
 from stepagent.envs.wikipedia.corpus import SIMILAR, Corpus, Page, is_slip, key, page
+from stepagent.errors import UserError
 from stepagent.files import cache_folder, write_shared_text
 
 WIKIPEDIA = "https://en.wikipedia.org/w/api.php"
@@ -38,7 +39,7 @@ _NO_TITLE = set("#<>[]{}|\x7f")
 """Characters that no title has."""
 
 
-class LiveError(RuntimeError):
+class LiveError(UserError, RuntimeError):
     """The API cannot be reached or refuses; the message says why. The episode goes on."""
 
 

@@ -1,6 +1,6 @@
-"""Makes a corpus of a Wikipedia dump or any file of pages: `python -m envs.wikipedia.prepare`.
+"""Makes a corpus of a Wikipedia dump or any file of pages: `stepagent wikipedia-corpus`.
 
-    python -m envs.wikipedia.prepare enwiki-…-pages-articles.xml.bz2 --out corpora/enwiki
+    stepagent wikipedia-corpus enwiki-…-pages-articles.xml.bz2 --out corpora/enwiki
 
 The source is read as a stream; a stopped run (Ctrl-C, kill, full disk) goes on with the same
 command. The folder then serves as an environment's corpus: `--env-args.corpus corpora/enwiki`.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stepagent import command_line
+from stepagent.command_line import Command
 from stepagent.envs.wikipedia import sources
 from stepagent.envs.wikipedia.corpus import Page, part_title
 from stepagent.envs.wikipedia.sources import SourceError
@@ -113,23 +113,16 @@ def _numbered(pages: Iterator[Page]) -> Iterator[Page]:
         yield Page(part_title(page.title, number), page.text)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(
-        Config, argv, prog="python -m envs.wikipedia.prepare", positional="source"
-    )
+def run(config: Config) -> int:
     console = Console(highlight=False)
-    try:
-        corpus = prepare(
-            config.source, config.out, limit=config.limit, index=config.index, console=console
-        )
-    except (ValueError, OSError) as error:
-        print(f"envs.wikipedia.prepare: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    corpus = prepare(
+        config.source, config.out, limit=config.limit, index=config.index, console=console
+    )
     console.print(f"{len(corpus):,} pages in {config.out}")
     return 0
+
+
+main = Command("wikipedia-corpus", Config, run, positional="source", resumes=True)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ from typing import IO, Any
 
 from stepagent.envs.json_stream import JSONError, JSONStream
 from stepagent.envs.wikipedia.corpus import Page, page
+from stepagent.errors import UsageError
 
 
-class SourceError(ValueError):
+class SourceError(UsageError):
     """A data file that cannot be used; the message names it and says what to do."""
 
 

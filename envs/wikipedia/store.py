@@ -161,7 +161,7 @@ class StoredCorpus(Corpus):
         if meta.get("version") != VERSION:
             raise ValueError(
                 f"{folder} holds no corpus of version {VERSION}: make one with "
-                "python -m envs.wikipedia.prepare SOURCE --out FOLDER"
+                "stepagent wikipedia-corpus SOURCE --out FOLDER"
             )
         self.folder, self._checksum, self._count = folder, meta["checksum"], meta["pages"]
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")

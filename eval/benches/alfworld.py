@@ -4,7 +4,8 @@ The expert's actions in a few generated games, which are written as files and pl
 is the full environment (it parses ReAct replies, tries other wordings, checks the goal); upstream
 is its PDDL engine with the wrappers and infos that its own environment requests. Both read and
 reset the same files. Memory is the growth of this process as it loads one game after another;
-upstream's is measured over fewer loads and multiplied. `make textworld` installs the baseline.
+upstream's is measured over fewer loads and multiplied. Install the baseline with
+`stepagent install textworld`.
 """
 
 from __future__ import annotations

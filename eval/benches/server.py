@@ -1,6 +1,6 @@
 """Environments on a server against the same environments in this process.
 
-`python -m eval.bench server`: on loopback, for several numbers of sessions, repeats the expert's
+`stepagent bench server`: on loopback, for several numbers of sessions, repeats the expert's
 actions (all but those that end the episode). There are two clients: one thread per session with one
 request per step, and a vectorised one that steps all sessions with one request. Clients and server
 share the machine.

@@ -8,6 +8,8 @@ import sys
 import urllib.request
 from types import TracebackType
 
+from stepagent.errors import UserError
+
 
 class Served:
     """`with Served("stepagent/WebShop-v0") as server:` starts it on a free port."""
@@ -37,7 +39,7 @@ class Served:
                 self.url = address.group(1)
                 break
         else:
-            raise RuntimeError(f"the server did not start: {log[-2000:]}")
+            raise UserError(f"the server did not start: {log[-2000:]}")
 
     def __enter__(self) -> Served:
         return self

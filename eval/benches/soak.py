@@ -1,4 +1,4 @@
-"""A soak test with badly behaved clients: `python -m eval.bench soak --args.minutes 10`.
+"""A soak test with badly behaved clients: `stepagent bench soak --args.minutes 10`.
 
 Sixty-four clients open sessions, play a few steps, and half of the time vanish without closing:
 nothing may be left behind. Open sessions, threads, file handles and memory of the server and its

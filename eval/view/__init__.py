@@ -1,4 +1,4 @@
-"""One HTML file that shows runs: `python -m eval.view RUN [RUN …] --out report.html`.
+"""One HTML file that shows runs: `stepagent view RUN [RUN …] --out report.html`.
 
 Scores with intervals, by task type, lengths, how episodes ended, learning curves, and every episode
 step by step beside the expert's. The file opens from disk in any current browser and makes no

@@ -1,4 +1,4 @@
-"""The command `python -m eval.view`: reads runs, finds the expert's episodes, writes the page."""
+"""The command `stepagent view`: reads runs, finds the expert's episodes, writes the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stepagent import command_line
+from stepagent.command_line import Command
 from stepagent.eval.load_runs import EvaluationRun, load_runs
 from stepagent.eval.results import ResultsError
 from stepagent.eval.tables import tell
@@ -31,9 +31,8 @@ class Config:
     """Title of the page. null: the environments' names."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(config: Config) -> int:
     """The exit code is 0, 1 if something could not be read or written, 2 for wrong options."""
-    config = command_line.parse(Config, argv, prog="python -m eval.view", positional="runs")
     console = Console(stderr=True)
     notes: list[str] = []
     try:
@@ -44,12 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         expert_episodes = _experts(config.expert, runs, notes, console)
         report = data.build(runs, training_curves, expert_episodes, notes, config.title)
         size = page.write(report, config.out)
-    except (ResultsError, OSError) as error:
-        tell(console, f"error: {error}")
-        return 1
-    except (ValueError, ImportError) as error:
-        tell(console, f"error: {error}")
-        return 2
     finally:
         for note in notes:
             tell(console, f"note: {note}")
@@ -66,3 +59,6 @@ def _experts(
     if source is not None:
         return experts.Experts([t for run in load_runs([source], notes) for t in run.trajectories])
     return experts.Experts([t for run in runs if run.agent == "expert" for t in run.trajectories])
+
+
+main = Command("view", Config, run, positional="runs")

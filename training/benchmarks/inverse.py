@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -102,12 +101,16 @@ def measure_side(side: str, path: str) -> dict[str, float]:
         if policy.device.type == "cuda":
             torch.cuda.synchronize()
         measured["seconds"] = time.perf_counter() - start
-    measured["peak"] = (
-        torch.cuda.max_memory_allocated() / 1e9
-        if policy.device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    )
+    measured["peak"] = _peak_gigabytes(policy.device)
     return measured
+
+
+def _peak_gigabytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def _ours(judge: Discriminator, actor: ActorCritic, item: Practice) -> dict[str, float]:

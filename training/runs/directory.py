@@ -24,12 +24,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from stepagent.errors import UserError
 from stepagent.files import Lock, Locked, write_atomically, write_text
 from stepagent.training.runs.metrics import Metrics
 from stepagent.training.runs.options import differing
 
 
-class RunError(RuntimeError):
+class RunError(UserError, RuntimeError):
     """A run that cannot start or resume; the message says what to do."""
 
 

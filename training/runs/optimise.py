@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import get_scheduler
 from trl.trainer.utils import disable_dropout_in_model
 
+from stepagent.errors import UserError
 from stepagent.training.config import OptimiserConfig
 from stepagent.training.runs import processes, sharding
 from stepagent.training.runs.checkpoints import load_training_state, save_training_state
@@ -27,7 +28,7 @@ Loss = Callable[[Any, Item], tuple[Tensor, dict[str, float]]]
 """(model, item) → the loss summed over the item's samples, and sums of figures to log."""
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError, RuntimeError):
     """The loss or its gradient is no longer a number."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from stepagent import command_line
 from stepagent.envs.core import checksum
+from stepagent.errors import UserError
 from stepagent.training.methods import METHODS
 from stepagent.training.runs.options import without_defaults
 
@@ -101,7 +102,7 @@ class SweepRun:
         return next(equal, output / "runs" / self.name)
 
 
-class SweepError(ValueError):
+class SweepError(UserError, ValueError):
     """A sweep that makes no sense; the message says what is wrong, and what exists."""
 
 

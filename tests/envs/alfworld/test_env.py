@@ -240,7 +240,7 @@ def test_the_reference_engine_or_how_to_get_it():
         import fast_downward  # noqa: F401
         import textworld  # noqa: F401
     except ImportError:
-        with pytest.raises(ImportError, match="make textworld"):
+        with pytest.raises(ImportError, match="stepagent install textworld"):
             env.reset(seed=0, options={"task_id": task})
         return
     fast = envs.make(ID, split="test")

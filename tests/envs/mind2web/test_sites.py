@@ -131,7 +131,7 @@ def test_a_wrong_way_in_a_real_browser():
 
 def test_live_mode_without_a_browser_says_what_to_do():
     installed = importlib.util.find_spec("playwright") is not None
-    says = "browser" if installed else "Playwright"
+    says = "browser" if installed else r"pip install 'stepagent\[live\]'"
     env = envs.make(ID, split="test", live=True, browser=os.devnull)
     with pytest.raises(RuntimeError, match=says):
         env.reset(seed=0)

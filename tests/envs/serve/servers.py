@@ -71,7 +71,7 @@ def wait_until(true, seconds=20.0):
 
 
 class Command:
-    """`python -m envs.serve …` in a process of its own, up to its first line of serving."""
+    """`stepagent serve …` in a process of its own, up to its first line of serving."""
 
     def __init__(self, *arguments, port=0, environ=None):
         command = [sys.executable, "-m", "envs.serve", *arguments, "--port", str(port)]

@@ -446,16 +446,6 @@ def test_listening_elsewhere_needs_a_token_or_a_word():
         assert not command.problem(command.Config(env=[FAULTY], host=host), None)
 
 
-def test_environments_are_named_one_by_one_or_as_a_list():
-    assert command._gathered(["--env", "a", "--port", "1", "--env=b"]) == [
-        "--port",
-        "1",
-        "--env=[a,b]",
-    ]
-    assert command._gathered(["--env", "[a, 'b']"]) == ["--env=[a,b]"]
-    assert command._gathered(["--help"]) == ["--help"]
-
-
 def test_missing_data_end_the_command_before_anybody_comes(tmp_path):
     args = json.dumps({"stepagent/WebShop-v0": {"data": str(tmp_path / "nowhere")}})
     done = subprocess.run(

@@ -202,7 +202,7 @@ def test_wrong_urls_are_named():
     for url in ("localhost:8000", "ftp://x", "", 7):
         with pytest.raises(ValueError, match="http://"):
             envs.make(GUESS, url=[url])
-    with pytest.raises(ServerGone, match=r"python -m envs\.serve"):
+    with pytest.raises(ServerGone, match="stepagent serve"):
         envs.make(GUESS, url="http://127.0.0.1:9", patience=0)
 
 

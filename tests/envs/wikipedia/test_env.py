@@ -281,7 +281,7 @@ def test_wrong_arguments_say_what_is_there(tmp_path):
     with pytest.raises(ValueError, match="must start with http"):
         make(corpus="live:ftp://x")
     (tmp_path / "w.xml").write_text("<x/>")
-    with pytest.raises(ValueError, match=r"python -m envs\.wikipedia\.prepare"):
+    with pytest.raises(ValueError, match="stepagent wikipedia-corpus"):
         make(corpus=str(tmp_path / "w.xml"))
     for sentences in (-1, "five"):
         with pytest.raises(ValueError, match="sentences"):

@@ -162,7 +162,7 @@ def test_a_stopped_sweep_stops_its_runs_and_resumes_another_time(tmp_path):
         process.terminate()
         out, errors = process.communicate(timeout=120)
         assert process.returncode == 130
-    assert b"resumes from here" in errors
+    assert b"the same command continues" in errors
     assert b"failed" not in out
     psutil.wait_procs(children, timeout=10)
     assert not [child for child in children if child.is_running()]
