@@ -46,7 +46,7 @@ def register(env_id: str, entry_point: EntryPoint, **options: Any) -> None:
     """Registers an environment with Gymnasium, so that it can also be made on a server.
 
     `gym.make(env_id, url="http://host:8001", …)` then gives the environment that a server there
-    (`python -m envs.serve`) has under this id, made with the other arguments; `RemoteEnv` has the
+    (`stepagent serve`) has under this id, made with the other arguments; `RemoteEnv` has the
     further arguments that go with `url`. An environment registered with `gym.register` itself
     works everywhere, except with `url`.
 

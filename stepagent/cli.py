@@ -10,7 +10,7 @@ from importlib.metadata import version
 COMMANDS = {
     "eval": ("stepagent.eval.run", "score agents on an environment, or on a suite of them"),
     "train": ("stepagent.training.run", "train a policy with one of the nine methods"),
-    "sweep": ("stepagent.training.sweep", "train a table of experiments and report it"),
+    "sweep": ("stepagent.training.sweep.command", "train a table of experiments and report it"),
     "collect": ("stepagent.training.collect", "collect an agent's episodes to learn from"),
     "serve": ("stepagent.envs.serve.__main__", "serve environments over HTTP"),
     "play": ("stepagent.envs.play", "play an environment by hand"),
@@ -18,7 +18,7 @@ COMMANDS = {
     "view": ("stepagent.eval.view.command", "write runs and their episodes as one HTML page"),
     "compare": ("stepagent.eval.compare", "compare runs, with intervals and significance"),
     "replay": ("stepagent.eval.replay", "play recorded actions again and check what comes of them"),
-    "bench": ("stepagent.eval.bench", "measure a part of StepAgent against the plain way"),
+    "bench": ("stepagent.bench", "measure a part of StepAgent against the plain way"),
     "alfworld-export": (
         "stepagent.envs.alfworld.export",
         "write generated ALFWorld games as files",

@@ -1,4 +1,4 @@
-"""Tables of experiments: `python -m training.sweep --config training/configs/reproduction.yaml`.
+"""Tables of experiments: `stepagent sweep --config reproduction`.
 
 A sweep is one YAML file: named parts of training configurations (methods, environments, models) and
 experiments that combine them with seeds and varied options. Every combination is a run of

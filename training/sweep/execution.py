@@ -32,7 +32,7 @@ def configuration(run: SweepRun, output: Path) -> Config:
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {**run.options, "output": str(run.directory(output))}
     path.write_text(yaml.safe_dump(options, sort_keys=False))
-    return command_line.parse(Config, ["--config", str(path)], prog="python -m training.sweep")
+    return command_line.parse(Config, ["--config", str(path)], prog="stepagent sweep")
 
 
 def config_file(run: SweepRun, output: Path) -> Path:
