@@ -27,7 +27,7 @@ def load(data: Mapping[str, Any]) -> ReferencePlay:
         raise ImportError(
             f"engine='textworld' needs TextWorld and its planner ({error}): install them with "
             "`make textworld` or `pip install 'stepagent[textworld]'` (compiles C++), or use "
-            "engine='fast', which says the same"
+            "engine='fast', which gives the same texts"
         ) from None
     infos = textworld.EnvInfos(won=True, admissible_commands=True)
     env = AlfredInfos(AlfredDemangler(PddlEnv(infos), shuffle=False))

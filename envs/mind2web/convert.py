@@ -84,12 +84,12 @@ class PlainUnpickler(pickle.Unpickler):
         stand_in = _STAND_INS.get((module, name))
         if stand_in is None:
             raise pickle.UnpicklingError(
-                f"it names {module}.{name}, and plain data names no code: refused"
+                f"it names {module}.{name}, and plain data names no code: rejected"
             )
         return stand_in
 
     def persistent_load(self, pid: object) -> NoReturn:
-        raise pickle.UnpicklingError("it refers to objects outside the file: refused")
+        raise pickle.UnpicklingError("it refers to objects outside the file: rejected")
 
 
 def load(raw: bytes) -> Any:
@@ -111,7 +111,7 @@ def best(ranks: Mapping[Any, Any], top_k: int) -> dict[str, list[str]]:
         if not isinstance(by_node, dict) or not all(
             isinstance(rank, int | float) for rank in by_node.values()
         ):
-            raise ValueError(f"the ranks of {str(name)[:80]!r} are no dict of node id → rank")
+            raise ValueError(f"the ranks of {str(name)[:80]!r} are not a dict of node id → rank")
         order = sorted(by_node, key=lambda node: (by_node[node], str(node)))
         best_nodes[str(name)] = [str(node) for node in order[:top_k]]
     return best_nodes

@@ -175,7 +175,7 @@ def read_ranks(path: Path) -> Mapping[str, Sequence[str]]:
         hint = f": run `python -m envs.mind2web.convert {path} ranks.json`" if pickled else ""
         raise ValueError(f"ranks: {path} is not JSON ({error}){hint}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"ranks: {path} must hold an object of lists, by annotation and action")
+        raise ValueError(f"ranks: {path} must contain an object of lists, by annotation and action")
     ranks = {}
     for name, order in data.items():
         if isinstance(order, dict) and all(isinstance(n, int | float) for n in order.values()):

@@ -69,7 +69,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
         if kwargs.get("data") is not None:
             raise ValueError("live mode plays the bundled sites: `data` must be None")
         if timeout <= 0:
-            raise ValueError(f"timeout is {timeout}: it must be above 0 seconds")
+            raise ValueError(f"timeout is {timeout}: it must be more than 0 seconds")
         super().__init__(**kwargs)
         self._chromium = _Chromium(browser, timeout)
         self._server: _Server | None = None
@@ -252,7 +252,7 @@ class _Chromium:
             )
         except Error as error:
             raise RuntimeError(
-                f"live mode found no Chromium that starts ({str(error).splitlines()[0]}): install "
+                f"live mode found no working Chromium ({str(error).splitlines()[0]}): install "
                 "one (`playwright install chromium`, or your system's package) or name its path "
                 "in the argument `browser`"
             ) from None

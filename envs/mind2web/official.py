@@ -147,7 +147,7 @@ class _Member:
             advice = "the password given is wrong" if self.password else "give its password"
             raise ValueError(
                 f"{self} cannot be unpacked ({error}). If it is encrypted: {advice} "
-                "(argument `password`; the benchmark's authors publish it beside the file)"
+                "(argument `password`; the benchmark's authors publish it next to the file)"
             ) from None
 
 

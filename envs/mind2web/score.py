@@ -121,7 +121,7 @@ def _weighed(trajectories: Sequence[_Episode], weights: Sequence[float]) -> dict
     strange = [t for t in trajectories if not t.error and "task_steps" not in t.metrics]
     if strange:
         raise ValueError(
-            f"{len(strange)} trajectories lack the metric 'task_steps': they are not of Mind2Web"
+            f"{len(strange)} trajectories lack the metric 'task_steps': they are not from Mind2Web"
         )
     means = {name: fmean([row.get(name, 0.0) for row in rows], weights) for name in STEP_METRICS}
     return {**means, "task_success": fmean([row.get("task_success", 0.0) for row in rows])}

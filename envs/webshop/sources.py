@@ -126,7 +126,9 @@ def _items(path: Path) -> Iterator[Any]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error.msg}): is it cut?") from None
+                raise ValueError(
+                    f"{path}:{number}: not JSON ({error.msg}): is it truncated?"
+                ) from None
             yield record.get("product", record) if isinstance(record, dict) else record
 
 
