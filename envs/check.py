@@ -87,14 +87,14 @@ def check_arguments(make: Make) -> None:
             make(**arguments).close()
         except ValueError:
             continue
-        raise AssertionError(f"{arguments} was accepted; a ValueError was due")
+        raise AssertionError(f"{arguments} was accepted; a ValueError was expected")
     env = make()
     for options in ({"task_id": "no such task"}, {"taskid": env.tasks[0]}):
         try:
             env.reset(options=options)
         except ValueError:
             continue
-        raise AssertionError(f"reset(options={options}) was accepted; a ValueError was due")
+        raise AssertionError(f"reset(options={options}) was accepted; a ValueError was expected")
     env.close()
 
 

@@ -291,7 +291,7 @@ class TextEnv(gym.Env[str, str], ABC):
         if self._ended or self._outcome is None:
             raise gym.error.ResetNeeded("the episode has ended: call reset() first")
         if not isinstance(action, str):
-            raise TypeError(f"an action is a str, not {type(action).__name__}")
+            raise TypeError(f"an action must be a str, not {type(action).__name__}")
         before, reply = self._outcome.score, react.parse(clip(action))
         try:
             if reply.action:

@@ -189,7 +189,7 @@ class Prompt:
         sections = re.split(r"^# (Instruction|Example)[ \t]*$", text, flags=re.MULTILINE)
         by_heading = dict(zip(sections[1::2], sections[2::2], strict=True))
         if set(by_heading) != {"Instruction", "Example"}:
-            raise ValueError(f"{path}: wants the headings '# Instruction' and '# Example'")
+            raise ValueError(f"{path}: it must have the headings '# Instruction' and '# Example'")
         parts = re.split(
             r"^(Observation|Thought|Action):[ \t]*",
             by_heading["Example"].strip(),

@@ -156,7 +156,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def unplayable(path: str, where: str, game: bytes, trajectory: bytes | None) -> str:
     """Why a game is not played; "" if it is. Raises GameError for a broken file."""
     if len(game) > MAX_GAME or not game.rstrip().endswith(b"}"):
-        raise GameError(f"{path}: cut off, or no game file; get it again or remove it")
+        raise GameError(f"{path}: truncated or not a game file; fetch it again or remove it")
     if "movable" in where or "Sliced" in where:
         return "movable or sliced things"
     if trajectory is None:
@@ -265,7 +265,7 @@ class Archive:
         except PermissionError as error:
             _unreadable(self.path, error)
         except (tarfile.TarError, EOFError, OSError) as error:
-            raise GameError(f"{self.path} is no whole tar archive: {error}") from error
+            raise GameError(f"{self.path} is not a complete tar archive: {error}") from error
 
 
 def _reader(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:

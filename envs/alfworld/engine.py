@@ -75,7 +75,7 @@ def load(data: Mapping[str, Any]) -> Game:
     """A game from the content of a `game.tw-pddl`. Raises GameError that says what is wrong."""
     for key in ("pddl_domain", "grammar", "pddl_problem"):
         if not isinstance(data.get(key), str):
-            raise GameError(f"the game has no text under {key!r}")
+            raise GameError(f"the game has no text in {key!r}")
     domain = pddl.read_domain(data["pddl_domain"])
     grammar = twl2.read(data["grammar"])
     problem = pddl.read_problem(data["pddl_problem"])

@@ -90,7 +90,7 @@ class ALFWorldEnv(TextEnv):
         self._only = sources.TYPES if tasks is None else split_names(tasks)
         unknown = sorted(set(self._only) - set(sources.TYPES))
         if unknown or not self._only:
-            raise ValueError(f"unknown tasks {unknown}: choose of {_list(sources.TYPES)}")
+            raise ValueError(f"unknown tasks {unknown}: choose from {_list(sources.TYPES)}")
         self._source = sources.open_source(data)
         self._generated = data is None
         self._games: OrderedDict[str, Game] = OrderedDict()

@@ -87,7 +87,7 @@ class Explorer:
         else:
             self._deliver()
         if not self.house.play.won():
-            raise GameError("everything was done, and the goal is not reached")
+            raise GameError("everything is done, but the goal is not reached")
         return self.moves
 
     # The work ---------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class Explorer:
     def _holds_one(self) -> bool:
         held = self.house.held
         if held and not self.house.suits(held):
-            raise GameError("the explorer begins with empty hands")
+            raise GameError("the explorer must start with empty hands")
         return held is not None
 
     def _is_there(self, thing: str, place: str) -> bool:
@@ -156,7 +156,7 @@ class Explorer:
         fitting = [r for r in house.of_type(house.goal.receptacle_type) if r in house.receptacles]
         fitting = [r for r in fitting if house.can_hold(r, thing)]
         if not fitting:
-            raise GameError("the house has no place of the kind that the goal names")
+            raise GameError("the house has no place of the goal's kind")
         return min(fitting, key=self._distance)
 
     def _distance(self, r: str) -> tuple[bool, bool]:
@@ -206,7 +206,7 @@ class Explorer:
 
     def _do(self, purpose: str, action: str, thing: str, place: str) -> None:
         if len(self.moves) >= self.limit:
-            raise GameError(f"not done within {self.limit} actions")
+            raise GameError(f"not finished within {self.limit} actions")
         alone = action in ("gotolocation", "openobject", "examinereceptacle")
         things = {"r": place} if alone else {"o": thing, "r": place}
         command = self.house.do(action, **things)

@@ -57,7 +57,9 @@ def make(task_id: str) -> dict[str, Any]:
     kind, _, rest = task_id.partition("/")
     split = rest.partition("-")[0]
     if kind not in TYPES or split not in SIZES:
-        raise ValueError(f"{task_id!r} is no id of a generated game, such as {TYPES[0]}/test-0001")
+        raise ValueError(
+            f"{task_id!r} is not the id of a generated game, such as {TYPES[0]}/test-0001"
+        )
     for attempt in range(_TRIES):
         rng = random.Random(f"{VERSION}/{task_id}/{attempt}")
         rooms = TEST_ROOMS if split == "test" else tuple(r for r in ROOMS if r not in TEST_ROOMS)

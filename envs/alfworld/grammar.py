@@ -128,7 +128,7 @@ def read(text: str) -> Grammar:
             continue
         template, feedback = _TEMPLATE.search(block["body"]), _FEEDBACK.search(block["body"])
         if not template or not feedback:
-            raise GameError(f"the grammar's action {block['name']} lacks a template or a feedback")
+            raise GameError(f"the grammar's action {block['name']} lacks a template or feedback")
         if own := _OWN_GRAMMAR.search(block["body"]):
             lines = own[1].split("\n")
             items_by_rule |= _rules("\n".join(x for x in lines if not x.lstrip().startswith("#")))
@@ -136,7 +136,7 @@ def read(text: str) -> Grammar:
     try:
         rules = {name: tuple(map(_production, items)) for name, items in items_by_rule.items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise GameError(f"the grammar has a rule that is none: {error!r}") from None
+        raise GameError(f"the grammar has an invalid rule: {error!r}") from None
     if "intro" not in rules or not actions:
         raise GameError("the grammar is cut off or broken: it has no intro or no actions")
     return _checked(Grammar(rules, actions))
@@ -146,9 +146,9 @@ def _rules(text: str) -> dict[str, Any]:
     try:
         rules = json.loads(textwrap.dedent(text))
     except json.JSONDecodeError as error:
-        raise GameError(f"a block of the grammar is no JSON: {error}") from None
+        raise GameError(f"a block of the grammar is not JSON: {error}") from None
     if not isinstance(rules, dict):
-        raise GameError("a block of the grammar is no JSON object")
+        raise GameError("a block of the grammar is not a JSON object")
     return rules
 
 
@@ -213,7 +213,7 @@ def expression(code: str) -> tuple[Evaluate, frozenset[str]]:
     try:
         tree = ast.parse(code.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise GameError(f"the grammar has an expression that is none: {code!r}") from None
+        raise GameError(f"the grammar has an invalid expression: {code!r}") from None
     names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
     return _compiled(tree, code), names
 
@@ -251,7 +251,7 @@ def _checked(grammar: Grammar) -> Grammar:
         if not productions:
             raise GameError(f"the grammar has no rule {rule!r}")
         if productions[-1].condition is not None:
-            raise GameError(f"the grammar's rule {rule!r} has no production for all other cases")
+            raise GameError(f"the grammar's rule {rule!r} has no default production")
         for production in productions:
             visit_all(production.symbols, (*path, rule))
         done.add(rule)

@@ -139,7 +139,7 @@ def read_problem(text: str) -> Problem:
     for fact in facts:
         for name in fact[1:]:
             if name not in objects:
-                raise GameError(f"the fact ({' '.join(fact)}) names {name}, which is no object")
+                raise GameError(f"the fact ({' '.join(fact)}) names {name}, which is not an object")
     start, _, end = sections["goal"]
     goal = _tree(text[start:end], "goal", rest=True)
     return Problem(objects, tuple(facts), _condition(goal[1]) if len(goal) > 1 else ())
@@ -227,7 +227,7 @@ def _literal(tree: Any) -> Literal:
     positive = tree[0] != "not"
     atom = tree if positive else tree[1] if len(tree) == 2 else None
     if not atom or any(not isinstance(term, str) for term in atom):
-        raise GameError(f"{tree} is no literal that this engine knows")
+        raise GameError(f"{tree} is not a literal that this engine supports")
     return Literal(atom[0], tuple(atom[1:]), positive)
 
 

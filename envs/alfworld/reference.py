@@ -28,7 +28,7 @@ def load(data: Mapping[str, Any]) -> ReferencePlay:
         raise optional.missing(
             "textworld",
             f"engine='textworld' ({error})",
-            "which compiles C++; or use engine='fast', which says the same",
+            "which compiles C++; or use engine='fast', which gives the same texts",
         ) from None
     infos = textworld.EnvInfos(won=True, admissible_commands=True)
     env = AlfredInfos(AlfredDemangler(PddlEnv(infos), shuffle=False))

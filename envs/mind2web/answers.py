@@ -6,8 +6,8 @@
 | choice | `A` (none of these), `B. CLICK`, `C. SELECT [value]`, `D. TYPE [text]`        |
 
 MindAct's own three lines (`C.`, `Action: SELECT`, `Value: x`) are one line here, because a ReAct
-action is one; `one_line` reads them too. Missing brackets, other case and words around are
-forgiven.
+action is one line; `one_line` reads them too. Missing brackets, other case and surrounding words
+are accepted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 OPERATIONS = ("CLICK", "TYPE", "SELECT")
 NONE = "A"
-"""The choice that takes none of the elements."""
+"""The choice of none of the elements."""
 MAX_ANSWER = 2000
 """Characters of an answer that are read."""
 
@@ -83,7 +83,7 @@ def read_choice(text: str) -> Answer | None:
 
 
 def one_line(reply: str) -> str:
-    """A reply in MindAct's three lines as one action; any other reply as it is.
+    """A reply in MindAct's three lines as one action; any other reply unchanged.
 
     >>> one_line("C.\\nAction: SELECT\\nValue: 2 guests")
     'Action: C. SELECT [2 guests]'
@@ -100,12 +100,12 @@ def one_line(reply: str) -> str:
 
 
 def write_direct(number: int, op: str, value: str) -> str:
-    """The direct action of an answer, which `read_direct` reads back."""
+    """The direct action for an answer; `read_direct` reads it."""
     return f"{op} [{number}]" + (f" [{value}]" if value or op != "CLICK" else "")
 
 
 def write_choice(number: int | None, op: str = "", value: str = "") -> str:
-    """The action of a choice, which `read_choice` reads back."""
+    """The action for a choice; `read_choice` reads it."""
     if number is None:
         return NONE
     return f"{chr(ord('B') + number)}. {op}" + (f" [{value}]" if value or op != "CLICK" else "")

@@ -2,11 +2,11 @@
 
 What it does: reads the published file of scores and ranks (`scores_all_data.pkl`, about 245 MB),
 keeps, for every step, the ids of its best candidates in order, and writes them as JSON that the
-environment's argument `ranks` reads. A pickle is a program; this one is read by an unpickler that
-resolves no global at all, so that nothing in the file can name, import or call any code. Plain
-dicts, lists, texts and numbers get through. Numbers that numpy has pickled are decoded here from
-their bytes, without numpy's own code. Any other name in the file ends the conversion with an error
-that tells it. For the whole file it needs some gigabytes of memory.
+environment's argument `ranks` reads. A pickle is a program; here it is read by an unpickler that
+resolves no global at all, so that nothing in the file can name, import or call any code. Only plain
+dicts, lists, texts and numbers are accepted. Numbers pickled by numpy are decoded from their bytes,
+without numpy's own code. Any other name in the file ends the conversion with an error that says it.
+The official file needs some gigabytes of memory.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ MAX_PICKLE = 2_000_000_000
 
 @dataclass
 class Config:
-    """Converts the official candidate ranks from a pickle to JSON, without running what is in it.
+    """Converts the official candidate ranks from a pickle to JSON, without executing it.
 
-    Nothing in the file can name or call any code: it is read as plain data, or refused.
+    Nothing in the file can name or call code: it is read as plain data, or rejected.
     """
 
     pickle: Path
-    """The file scores_all_data.pkl, or another of the same form."""
+    """The file scores_all_data.pkl, or another in the same format."""
     out: Path
     """JSON file to write: for every step its best candidates, best first."""
     top_k: int = 50
@@ -66,7 +66,7 @@ def _scalar(kind: object, raw: object) -> float:
 
 
 def _bytes(text: object, _: object = "latin-1") -> bytes:
-    """Stands in for the way in which old pickles write bytes: as text."""
+    """Stands in for the way in which old pickles encode bytes: as text."""
     return str(text).encode("latin-1")
 
 
@@ -85,12 +85,12 @@ class PlainUnpickler(pickle.Unpickler):
         stand_in = _STAND_INS.get((module, name))
         if stand_in is None:
             raise pickle.UnpicklingError(
-                f"it names {module}.{name}, and plain data names no code: refused"
+                f"it names {module}.{name}, and plain data names no code: rejected"
             )
         return stand_in
 
     def persistent_load(self, pid: object) -> NoReturn:
-        raise pickle.UnpicklingError("it refers to objects outside the file: refused")
+        raise pickle.UnpicklingError("it refers to objects outside the file: rejected")
 
 
 def load(raw: bytes) -> Any:
@@ -105,14 +105,14 @@ def load(raw: bytes) -> Any:
 def best(ranks: Mapping[Any, Any], top_k: int) -> dict[str, list[str]]:
     """Step → ids of its best candidates, from step → (node id → rank, 0 being the best).
 
-    Raises ValueError if the ranks are of another form.
+    Raises ValueError if the ranks have another format.
     """
     best_nodes = {}
     for name, by_node in ranks.items():
         if not isinstance(by_node, dict) or not all(
             isinstance(rank, int | float) for rank in by_node.values()
         ):
-            raise ValueError(f"the ranks of {str(name)[:80]!r} are no dict of node id → rank")
+            raise ValueError(f"the ranks of {str(name)[:80]!r} are not a dict of node id → rank")
         order = sorted(by_node, key=lambda node: (by_node[node], str(node)))
         best_nodes[str(name)] = [str(node) for node in order[:top_k]]
     return best_nodes

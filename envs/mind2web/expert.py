@@ -1,8 +1,8 @@
 """The expert: the recorded actions, with a reasoned thought before each.
 
-The thought says what the action is good for in the task, in words drawn from the task's id, so that
-they are the same in every process. In the rounds of multiple choice the expert takes the recorded
-element wherever it is offered, and none of the others.
+The thought says why the task needs the action, in a wording drawn from the task's id, so that it is
+the same in every process. In rounds of multiple choice the expert takes the recorded element
+wherever it is offered, and no other.
 """
 
 from __future__ import annotations

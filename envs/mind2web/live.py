@@ -1,12 +1,11 @@
 """`live=True`: the tasks on the bundled sites, played freely in a real browser.
 
-Beyond the benchmark. The site is served on the loopback interface by a server of the environment's
-own and shown by headless Chromium, which Playwright drives; every other address is refused. The
-agent sees the page as it then stands, cut down as ever, and its answer is carried out. Nothing is
-teacher-forced: a wrong click leads where it leads, and the history is the agent's own. The score is
-1 as soon as the site's state is what the task asks for, and 0 until then; an episode may take twice
-the recorded answers and four more. An optional extra: `pip install "stepagent[live]"`, and a
-Chromium.
+Beyond the benchmark. The environment serves the site on the loopback interface and shows it in
+headless Chromium, driven by Playwright; every other address is blocked. The agent sees the current
+page, pruned as usual, and its answer is carried out. Nothing is teacher-forced: a wrong click has
+its effect, and the history is the agent's own. The score is 1 once the site's state is what the
+task asks for, and 0 until then; an episode may take twice the recorded answers plus four. An
+optional extra: `pip install "stepagent[live]"`, and a Chromium.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from stepagent.envs.mind2web.sites.base import Site, SiteGoal, SiteState
 
 T = TypeVar("T")
 MAX_BODY = 65_536
-"""Bytes of a form that the server takes in."""
+"""Bytes of a form that the server accepts."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-# Writes node ids into the page, and what was typed and chosen, which a browser keeps to itself.
+# Writes node ids into the page, and what was typed and chosen, which HTML does not show otherwise.
 _MARK = """() => {
   let n = 0;
   for (const e of document.querySelectorAll('*')) {
@@ -71,7 +70,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
         if kwargs.get("data") is not None:
             raise ValueError("live mode plays the bundled sites: `data` must be None")
         if timeout <= 0:
-            raise ValueError(f"timeout is {timeout}: it must be above 0 seconds")
+            raise ValueError(f"timeout is {timeout}: it must be more than 0 seconds")
         super().__init__(**kwargs)
         self._chromium = _Chromium(browser, timeout)
         self._server: _Server | None = None
@@ -117,7 +116,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
         )
 
     def _look(self) -> Question:
-        """The question about the page as it stands in the browser."""
+        """The question about the browser's current page."""
         from lxml import html as lxml_html
 
         from stepagent.envs.mind2web.sites.browser import snapshot
@@ -145,7 +144,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
         return make_step("live", cleaned, {}, [], candidates, problems, self._history)
 
     def _carry_out(self, decision: Decision) -> str:
-        """Does it in the browser; returns what was wrong ("" if nothing was)."""
+        """Carries it out in the browser; returns what was wrong ("" if nothing was)."""
         (element,) = self._snapshot.xpath("//*[@backend_node_id=$node]", node=decision.node)
         wrong = self._chromium.do(str(decision.node), decision.op, decision.value)
         if not wrong:
@@ -200,7 +199,7 @@ class _Server:
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def show(self, site: Site) -> None:
-        """From now on this site, to a visitor it does not know."""
+        """Serves this site from now on, to a new visitor."""
         self.site, self.state = site, {}
 
     def close(self) -> None:
@@ -209,7 +208,7 @@ class _Server:
 
 
 class _Chromium:
-    """A headless Chromium. Playwright wants to be used from one thread only: it has one here."""
+    """A headless Chromium. Playwright must be used from one thread only: it has its own here."""
 
     def __init__(self, path: str | None, timeout: float):
         self._path, self._timeout = path, timeout
@@ -223,7 +222,7 @@ class _Chromium:
         return self._thread.submit(function).result(timeout=60 + 3 * self._timeout)
 
     def open(self, address: str) -> None:
-        """A new visit to an address; starts the browser the first time."""
+        """Starts a new visit to an address; starts the browser the first time."""
 
         def work() -> None:
             if self._browser is None or not self._browser.is_connected():
@@ -252,13 +251,13 @@ class _Chromium:
             )
         except Error as error:
             raise RuntimeError(
-                f"live mode found no Chromium that starts ({str(error).splitlines()[0]}): install "
+                f"live mode found no working Chromium ({str(error).splitlines()[0]}): install "
                 "one (`playwright install chromium`, or your system's package) or name its path "
                 "in the argument `browser`"
             ) from None
 
     def page(self) -> str:
-        """The page's HTML as it stands, with node ids and with what the visitor filled in."""
+        """The page's current HTML, with node ids and with what the visitor filled in."""
         return self._call(lambda: self._page.evaluate(_MARK))
 
     def do(self, node: str, op: str, value: str) -> str:

@@ -1,11 +1,11 @@
 """The official files of Mind2Web: plain JSON or password-protected zip archives, of any size.
 
-A folder holds, at any depth, files `*.json` under (or named after) `train`, `test_task`,
+A folder contains, at any depth, files `*.json` under (or named after) `train`, `test_task`,
 `test_website` and `test_domain`, or `.zip` archives of such files (the published test sets are
-encrypted to keep them out of training corpora; Python's zipfile reads that kind). Files are some
-hundred megabytes each and hold every page twice. So each set is read once, as a stream, and packed
-into `$STEPAGENT_CACHE`: an index, and a compressed file a task with one of the two pages. What was
-encrypted lies there in plain.
+encrypted to keep them out of training corpora; Python's zipfile reads that encryption). Files have
+some hundred megabytes each and contain every page twice. So each set is read once, as a stream, and
+packed into `$STEPAGENT_CACHE`: an index, and a compressed file per task with one of the two pages.
+What was encrypted is there in plain text.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class OfficialFolder:
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
     def _packed(self, name: str) -> Path:
-        """The folder that holds a set's tasks, made where it is not there yet."""
+        """The folder with a set's tasks; built if it is missing."""
         key = checksum(_FORMAT, self.html, name, str(self.folder.resolve()), str(self._listing))
         target = cache_folder() / "mind2web" / f"{name}-{key}"
         index = target / "index.json"
@@ -147,7 +147,7 @@ class _Member:
             advice = "the password given is wrong" if self.password else "give its password"
             raise ValueError(
                 f"{self} cannot be unpacked ({error}). If it is encrypted: {advice} "
-                "(argument `password`; the benchmark's authors publish it beside the file)"
+                "(argument `password`; the benchmark's authors publish it next to the file)"
             ) from None
 
 

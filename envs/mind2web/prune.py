@@ -1,20 +1,20 @@
 """Pruned pages: what an agent sees of a page of hundreds of kilobytes (MindAct; Deng et al., 2023).
 
-Of the page's tree remain the candidates, their ancestors, their descendants down to depth 5 (50 at
-most; a child has depth 0, as upstream counts) and three siblings on each side. Attributes collapse
-to a short text of their values, wrappers that say nothing vanish, and the candidates are numbered
-anew in the order of the page: `<button id=4 submit> Search </button>`.
+What remains of the page's tree: the candidates, their ancestors, their descendants down to depth 5
+(50 at most; a child has depth 0, as upstream counts) and three siblings on each side. Attributes
+are reduced to a short text of their values, wrappers without content are dropped, and the
+candidates are renumbered in the order of the page: `<button id=4 submit> Search </button>`.
 
 Beyond upstream:
 
 - A page is parsed once, indexed by node id, and written straight from the tree for any set of
-  candidates; upstream parses, searches (XPath) and copies the whole page each time.
-- A view keeps to a budget of tokens: where MindAct's is too long, less is shown around the
-  candidates (`DETAILS`), then a flat list of them, and last the lowest-ranked are left out.
-- Candidates that the tree does not show (texts, what stands in `<noscript>`) are listed after it,
-  and those that the page does not hold (it is cut, broken or too large) from their own attributes.
-- Broken markup is repaired by libxml2; entities, networks and documents nested deeper than 256 are
-  refused.
+  candidates; upstream parses, searches (XPath) and copies the complete page each time.
+- A view respects a budget of tokens: if MindAct's is too long, less is shown around the candidates
+  (`DETAILS`), then a flat list of them, and finally the lowest-ranked are left out.
+- Candidates that the tree does not show (texts, anything in `<noscript>`) are listed after it, and
+  those missing from the page (it is truncated, broken or too large) from their own attributes.
+- Broken markup is repaired by libxml2; entities, network access and documents nested deeper than
+  256 are rejected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 from zlib import crc32
 
 MAX_PAGE = 10_000_000
-"""Characters of HTML that are parsed. Of larger pages only the candidates are listed."""
+"""Characters of HTML that are parsed. For larger pages only the candidates are listed."""
 NODE_ID = "backend_node_id"
 ATTRIBUTES = (
     *("role", "aria_role", "type", "alt", "aria_description", "aria_label", "label", "title"),
@@ -42,7 +42,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True)
 class Detail:
-    """How much of a page stands around the candidates."""
+    """How much of a page is shown around the candidates."""
 
     depth: int = 5
     """Depth of descendants; a candidate's children have depth 0. −1: none."""
@@ -66,7 +66,7 @@ DETAILS = (
     Detail(flat=True, descendants=6, words=4),
     Detail(flat=True, descendants=3, words=2),
 )
-"""From the whole view that MindAct shows to the shortest."""
+"""From the complete view that MindAct shows to the shortest."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,20 @@ class View:
     text: str
     nodes: tuple[str, ...]
     labels: tuple[str, ...]
-    """Each element alone, in at most ten words."""
+    """Each element by itself, in at most ten words."""
     options: Mapping[int, tuple[str, ...]]
     """Number of a select element → the texts of its options."""
     tags: tuple[str, ...]
 
 
 def scattered(node: str) -> tuple[int, str]:
-    """Sort key of node ids for an order that tells nothing of pages, ranks or right answers."""
+    """Sort key of node ids for an order that reveals nothing about pages, ranks or right
+    answers."""
     return crc32(node.encode("utf-8", "replace")), node
 
 
 def tokens(text: str) -> int:
-    """About how many tokens a subword tokenizer makes of the text: four letters of a word are one.
+    """Estimated number of subword tokens in the text: four letters of a word are one.
 
     >>> tokens("<button id=12 submit>")
     9
@@ -122,7 +123,7 @@ class Page:
         elif html.strip():
             self._root, self.problem = parse(html)
         if self._root is not None:
-            # The first of equal ids counts; libxml2 keeps nodes only while someone holds them.
+            # The first of equal ids counts; libxml2 keeps nodes only while they are referenced.
             for node in self._root.iter("*"):
                 self._nodes.setdefault(node.get(NODE_ID, ""), node)
             self._nodes.pop("", None)
@@ -163,7 +164,7 @@ class Page:
     def view(self, candidates: Sequence[Candidate], budget: int | None = None) -> View:
         """The page around the candidates (best first), in at most `budget` tokens (None: any).
 
-        Fewer candidates are shown only where even the shortest list of all is too long.
+        Fewer candidates are shown only if even the shortest list of all is too long.
         """
         shown = list(candidates)
         while True:
@@ -171,7 +172,7 @@ class Page:
                 view = self.draw(shown, detail)
                 if budget is None or tokens(view.text) <= budget or not shown:
                     return view
-            # What one candidate takes is about the same for all: one step comes near.
+            # Candidates take about the same space each: one step comes close.
             fitting = int(len(shown) * budget / tokens(view.text)) if budget else 0
             shown = shown[: min(len(shown) - 1, max(fitting, 0))]
 
@@ -212,7 +213,7 @@ class Page:
             visible.add(node)
             for above in node.iterancestors():
                 if above in visible:
-                    break  # and with it, all above it
+                    break  # and so are all above it
                 visible.add(above)
             visible.update(islice(_descendants(node, detail.depth), detail.descendants))
             parent = node.getparent()
@@ -232,7 +233,7 @@ class _Writer:
         self.numbers: dict[str, int] = {}
 
     def tree(self, node: Any, visible: set[Any]) -> str:
-        """An element that is kept, with what is kept below it."""
+        """A visible element, with what is visible below it."""
         name = node.get(NODE_ID, "")
         candidate = name in self.chosen
         if candidate:  # before its descendants, to be numbered in the page's order
@@ -250,7 +251,7 @@ class _Writer:
         own = len(node.attrib) - (NODE_ID in node.attrib)
         silent = not candidate and not own and not texts and len(parts) <= 1
         if silent and node.getparent() is not None:
-            return "".join(parts)  # a wrapper that says nothing
+            return "".join(parts)  # a wrapper without content
         head = self.head(node)
         return f"<{head}> {' '.join(parts)} </{node.tag}>" if parts else f"<{head}/>"
 
@@ -261,7 +262,8 @@ class _Writer:
         return " ".join(part for part in (node.tag, number, attributes) if part)
 
     def line(self, node: Any) -> str:
-        """A candidate on a line of its own: of the flat list, or one that the tree passes over."""
+        """A candidate on a line of its own: in the flat list, or one that the tree does not
+        show."""
         self.numbers.setdefault(node.get(NODE_ID), len(self.numbers))
         words = self.detail.words
         shorter = replace(self.detail, words=max(2, words // 2))
@@ -275,7 +277,7 @@ class _Writer:
         return f"<{' '.join([head.head(node), *label, *_texts(node, limit)])}>"
 
     def missing(self, candidate: Candidate) -> str:
-        """A candidate that the page does not hold, from its own attributes."""
+        """A candidate missing from the page, from its own attributes."""
         number = self.numbers.setdefault(candidate.node, len(self.numbers))
         attributes = attributes_text(dict(candidate.attributes), self.detail.words)
         parts = (candidate.tag or "element", f"id={number}", attributes)
@@ -288,7 +290,7 @@ class _Writer:
 
 
 def parse(html: str) -> tuple[Any, str]:
-    """(root element or None, problem): cleaned HTML is XML; what is not, is read as HTML.
+    """(root element or None, problem): cleaned HTML is XML; anything else is read as HTML.
 
     Broken markup is repaired as far as libxml2 can, and reported.
     """

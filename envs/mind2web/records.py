@@ -1,6 +1,6 @@
 """Records: a task and its steps, from the official format or from rows of single steps.
 
-What is wrong with a record is counted in a `Problems`, step by step, and never raises.
+Defects of a record are counted per step in a `Problems` and never raise.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from stepagent.envs.mind2web.prune import ATTRIBUTES, Candidate, scattered
 _MAPPED = {"HOVER": "CLICK", "ENTER": "CLICK"}
 """Operations of the recording that the benchmark itself counts as clicks."""
 _CUT = ("... [HTML truncated", "] ...")
-"""How the note that a page was cut begins and ends; no other `]` is in it."""
+"""Start and end of the note that a page was cut; it contains no other `]`."""
 _RENDERED = re.compile(r'(?<![\w-])([\w-]++)="([^"]*)(?:"|\Z)')
 
 
 class Problems:
-    """What is wrong with the data: kind → the steps it was found in, each counted once."""
+    """Defects of the data: kind → the steps that have it, each counted once."""
 
     def __init__(self) -> None:
         self._places: dict[str, set[str]] = {}
@@ -47,21 +47,21 @@ class RecordedStep:
     uid: str
     html: str
     op: str
-    """CLICK, TYPE or SELECT (another word only where the data hold one)."""
+    """CLICK, TYPE or SELECT (another word only if the data have one)."""
     value: str
     positives: tuple[str, ...]
     """Node ids that count as right; may be empty, or not among the candidates."""
     candidates: tuple[Candidate, ...]
-    """In an order that tells nothing (`scattered`): files list the right ones first."""
+    """In an order that reveals nothing (`scattered`): files list the right ones first."""
     history: tuple[str, ...]
     """The recorded actions before it, such as `[button]  Search -> CLICK`."""
     target: str = ""
-    """The recorded action in words; "" if the data do not tell."""
+    """The recorded action in words; "" if the data do not say."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked on a website, and the recorded steps."""
+    """A task on a website, and its recorded steps."""
 
     id: str
     website: str
@@ -126,7 +126,7 @@ def make_step(
     problems: Problems,
     history: Iterable[str] = (),
 ) -> RecordedStep:
-    """A step, with what is wrong with it counted."""
+    """A step; its defects are counted."""
     operation = _object(operation)
     op = str(operation.get("op") or "").upper()
     op = _MAPPED.get(op, op)
@@ -152,7 +152,7 @@ def make_step(
 
 
 def _without_note(html: str) -> str:
-    """The page without the note at its end that it was cut, and the blanks around that."""
+    """The page without the note at its end that it was cut, and without the blanks around it."""
     begin, end = _CUT
     page = html.rstrip()
     if page.endswith(end):
@@ -164,7 +164,7 @@ def _without_note(html: str) -> str:
 
 
 def parse_candidates(items: Any, uid: str, problems: Problems) -> list[Candidate]:
-    """The candidates of a list in the official form."""
+    """The candidates of a list in the official format."""
     candidates = []
     for item in items if isinstance(items, list) else ():
         item = _object(item)
@@ -178,7 +178,7 @@ def parse_candidates(items: Any, uid: str, problems: Problems) -> list[Candidate
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """A JSON object, be it parsed or still a text; {} for anything else."""
+    """A JSON object, parsed or still a text; {} for anything else."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -188,7 +188,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _list(record: Mapping[str, Any], name: str, where: str, problems: Problems) -> list[Any]:
-    """The list in a field; [] where there is none (counted where there is something else)."""
+    """The list in a field; [] where there is none (counted if there is something else)."""
     values = record.get(name)
     if values and not isinstance(values, list):
         problems.add(f"{name} that is not a list", where)
@@ -202,7 +202,7 @@ def _shown(attributes: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def tasks_from_rows(rows: Sequence[Mapping[str, Any]], problems: Problems) -> list[Task]:
-    """Tasks of rows of single steps (`data.PlainFile` says what a row holds)."""
+    """Tasks of rows of single steps (`data.PlainFile` describes a row)."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for number, row in enumerate(rows):
         name, text = (

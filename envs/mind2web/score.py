@@ -7,11 +7,11 @@
 | step success     | both are 1                                                                  |
 | task success     | (of a task) every step succeeded                                            |
 
-A step none of whose positives is among the ranked candidates scores 0 in all of them: nobody could
-have chosen right. *Macro* is the mean over tasks of each task's mean (the paper reports macro
+A step none of whose positives is among the ranked candidates scores 0 in all of them: the right
+choice was impossible. *Macro* is the mean over tasks of each task's mean (the paper reports macro
 element accuracy); *micro* is the mean over all steps, whatever their task. An episode's metrics
 are means over its task's steps, so their means over episodes, as `eval` reports them, are macro;
-`micro` here weighs episodes by their steps.
+`micro` here weights episodes by their steps.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def score_step(
 def task_metrics(scores: Sequence[StepScore], steps: int) -> dict[str, float]:
     """An episode's metrics: means over all of the task's steps, those not reached counting as 0.
 
-    `steps` is the task's number of steps (at least 1); it is among the metrics, as `task_steps`.
+    `steps` is the task's number of steps (at least 1); it is one of the metrics, `task_steps`.
     """
     metrics = {name: sum(getattr(s, name) for s in scores) / steps for name in STEP_METRICS}
     done = len(scores) == steps and all(s.step_success for s in scores)
@@ -106,7 +106,7 @@ def micro(trajectories: Sequence[_Episode]) -> dict[str, float]:
     """Means over the steps of all tasks (task success stays a mean over tasks).
 
     `trajectories` are `envs.Trajectory`s of this environment. Failed episodes count as 0, with the
-    mean number of steps where they do not tell theirs. Raises ValueError if there is none, or
+    mean number of steps if theirs is unknown. Raises ValueError if there is none, or
     where they are of another environment.
     """
     known = [t.metrics["task_steps"] for t in trajectories if "task_steps" in t.metrics]
@@ -121,7 +121,7 @@ def _weighed(trajectories: Sequence[_Episode], weights: Sequence[float]) -> dict
     strange = [t for t in trajectories if not t.error and "task_steps" not in t.metrics]
     if strange:
         raise ValueError(
-            f"{len(strange)} trajectories lack the metric 'task_steps': they are not of Mind2Web"
+            f"{len(strange)} trajectories lack the metric 'task_steps': they are not from Mind2Web"
         )
     means = {name: fmean([row.get(name, 0.0) for row in rows], weights) for name in STEP_METRICS}
     return {**means, "task_success": fmean([row.get("task_success", 0.0) for row in rows])}

@@ -113,7 +113,7 @@ class Server:
     def __init__(self, url: str, token: str | None = None):
         parsed = urllib3.util.parse_url(url) if isinstance(url, str) else None
         if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ValueError(f"url is {url!r}: it must be such as http://127.0.0.1:8001")
+            raise ValueError(f"url is {url!r}: it must look like http://127.0.0.1:8001")
         self.url = url.rstrip("/")
         self._path = (parsed.path or "").rstrip("/")
         self.read_timeout = 300.0 + _SLACK

@@ -199,7 +199,7 @@ class RemoteEnv(TextEnv):
         if self._ended:
             raise gym.error.ResetNeeded("the episode has ended: call reset() first")
         if not isinstance(action, str):
-            raise TypeError(f"an action is a str, not {type(action).__name__}")
+            raise TypeError(f"an action must be a str, not {type(action).__name__}")
         if not self.session or self._pid != os.getpid():
             raise SessionLost("no session is open: call reset()")
         return {"call": "step", "number": self._number + 1, "action": clip(action)}

@@ -1,6 +1,6 @@
 """The expert: a plan that solves the task within its step limit, with a thought before each action.
 
-A plan of ours (`plans.biology`, `plans.physics`) comes first where there is one: short, without
+A plan of ours (`plans.biology`, `plans.physics`) comes first if there is one: short, without
 upstream's random choices, and quick to find. Upstream's gold path (`plans.upstream`) serves the
 other tasks, and those that our plan does not solve, as in settings unlike the paper's. Every plan
 is played through before it is returned, so its score is known; the best is taken, or the first that
@@ -49,7 +49,7 @@ _PLANS: dict[str, tuple[Plan, ...]] = {
 
 @lru_cache(maxsize=4096)
 def plan(task_id: str, simplifications: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """(thought, action) pairs that solve the task from its beginning.
+    """(thought, action) pairs that solve the task from its start.
 
     Raises SimulatorError if the Java process fails.
     """
@@ -66,7 +66,7 @@ def plan(task_id: str, simplifications: tuple[str, ...]) -> tuple[tuple[str, str
 
         for candidate in _candidates(simulator, task, variation, simplifications):
             playthrough = play(candidate)
-            if playthrough.unknown_actions:  # did they take time? Then it goes otherwise without
+            if playthrough.unknown_actions:  # they may have taken time: check the plan without them
                 playthrough = play(upstream.replay(playthrough.actions))
             if playthrough.score > best[0]:
                 best = playthrough.score, playthrough.actions
@@ -79,7 +79,7 @@ def plan(task_id: str, simplifications: tuple[str, ...]) -> tuple[tuple[str, str
 def _candidates(
     simulator: Simulator, task: str, variation: int, simplifications: tuple[str, ...]
 ) -> Iterator[Plan]:
-    """Ours, then upstream's, which takes half a second and more to work out."""
+    """Ours, then upstream's, which takes half a second or more to compute."""
     yield from _PLANS.get(task, ())
     simulator.load(task, variation, simplifications, gold=True)
     yield from upstream.plans(simulator.gold_actions(), simplifications)

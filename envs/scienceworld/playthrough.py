@@ -24,10 +24,10 @@ class UnknownAction(PlanEnded):
 
 
 class Playthrough:
-    """One play of a task from its beginning.
+    """One play of a task from its start.
 
-    `do` raises PlanEnded when there is nothing left to do, UnknownAction where it did nothing, and
-    SimulatorError where the Java process fails.
+    `do` raises PlanEnded when there is nothing left to do, UnknownAction if it did nothing, and
+    SimulatorError if the Java process fails.
     """
 
     def __init__(

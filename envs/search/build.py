@@ -33,7 +33,7 @@ def write(folder: Path, texts: Iterable[str], key: str, k1: float, b: float, ver
         while batch := list(islice(source, _BATCH)):
             counted.add(batch, file)
     if not counted.norms:
-        raise ValueError("the corpus has no document: there is nothing to search in")
+        raise ValueError("the corpus has no document: there is nothing to search")
     words = sorted(counted.vocabulary)
     numbers = np.fromiter((counted.vocabulary[w] for w in words), np.int64, len(words))
     counted.vocabulary.clear()

@@ -45,7 +45,7 @@ class Index:
     def __init__(self, folder: Path):
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if meta.get("version") != VERSION:
-            raise ValueError(f"{folder}: index version {meta.get('version')!r}, wanted {VERSION}")
+            raise ValueError(f"{folder}: index version {meta.get('version')!r}, not {VERSION}")
         self.folder, self.key = folder, str(meta["key"])
         self._size = int(meta["documents"])
         # As plain views of the mapped files: slicing a memmap object takes ten times as long.

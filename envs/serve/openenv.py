@@ -98,7 +98,7 @@ class _Talk:
             raise Refusal(422, "request", "a message is an object with 'type' and 'data'")
         kind, data = message.get("type"), message.get("data") or {}
         if not isinstance(data, dict):
-            raise Refusal(422, "request", f"data: an object is due, not {data!r:.100}")
+            raise Refusal(422, "request", f"data must be an object, not {data!r:.100}")
         if kind == "state":
             return {"type": "state", "data": self.state}
         if kind == "reset":
@@ -217,11 +217,11 @@ async def _received(socket: WebSocket) -> str | None:
 
 def _read(text: str | None) -> Any:
     if text is None:
-        raise Refusal(400, "json", "the message is no JSON: it came as bytes, not as text")
+        raise Refusal(400, "json", "the message is not JSON: it is binary, not text")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "json", f"the message is no JSON: {error}") from None
+        raise Refusal(400, "json", f"the message is not JSON: {error}") from None
 
 
 def _refused(refusal: Refusal) -> dict[str, Any]:

@@ -113,8 +113,8 @@ def type_score(
     """(r_type, same query, at least two categories shared, title score).
 
     The title score is the number of different nouns that both titles have, over the number of
-    nouns of the goal's title; 0.2 where that has none. r_type is 1; 0.5 where neither query nor
-    categories match nor the title score exceeds 0.2; and whatever matched, 0.1 where the title
+    nouns of the goal's title; 0.2 if that has none. r_type is 1; 0.5 if neither query nor
+    categories match and the title score is at most 0.2; and whatever matched, 0.1 if the title
     score is below 0.1 and 0 if it is 0.
     """
     query_match = product.query == goal.query

@@ -126,7 +126,9 @@ def _items(path: Path) -> Iterator[Any]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error.msg}): is it cut?") from None
+                raise ValueError(
+                    f"{path}:{number}: not JSON ({error.msg}): is it truncated?"
+                ) from None
             yield record.get("product", record) if isinstance(record, dict) else record
 
 
@@ -152,7 +154,7 @@ def _entries(path: Path | None) -> Iterator[tuple[str, Any]]:
 def stream(path: Path) -> Iterator[Any]:
     """The elements of a JSON array, or the (key, value) pairs of an object, read one by one.
 
-    Raises ValueError that names the file if it is cut or is no such JSON.
+    Raises ValueError that names the file if it is truncated or not such JSON.
     """
     with path.open("rb") as file:
         source = JSONStream(file)

@@ -1,8 +1,8 @@
 """Pages, how a title is found, and the corpus of one question.
 
-`Corpus.find` is what `search[entity]` does: the page of that title (as it is written; else but for
-case, accents, punctuation or a bracketed addition; else but for a slip of the pen), or the titles
-of similar pages. `store.StoredCorpus` answers from disk, `live.LiveCorpus` from Wikipedia itself,
+`Corpus.find` is what `search[entity]` does: the page with that title (as written; else ignoring
+case, accents, punctuation or a bracketed addition; else allowing for a typo), or the titles of
+similar pages. `store.StoredCorpus` answers from disk, `live.LiveCorpus` from Wikipedia itself,
 and `SmallCorpus` here from the few paragraphs that one question comes with (the distractor
 setting).
 """
@@ -19,14 +19,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 SIMILAR = 5
-"""Titles that are named where there is no page."""
+"""Similar titles that are given if there is no page."""
 CANDIDATES = 20
-"""Hits of the search among whose titles a slip of the pen is looked for."""
+"""Search hits whose titles are checked for a typo."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A title and its text: one sentence a line, an empty line between paragraphs."""
+    """A title and its text: one sentence per line, an empty line between paragraphs."""
 
     title: str
     text: str
@@ -42,7 +42,7 @@ class Page:
 
 
 def page(title: str, paragraphs: Iterable[str | Iterable[str]]) -> Page:
-    """A page from paragraphs, each a text (it is split) or a list of its sentences."""
+    """A page from paragraphs, each a text (which is split) or a list of its sentences."""
     parts = []
     for paragraph in paragraphs:
         is_text = isinstance(paragraph, str)
@@ -96,7 +96,7 @@ def clean_title(title: str) -> str:
 
 
 def key(title: str) -> str:
-    """The title without case, accents and punctuation. Never empty for a title that is not.
+    """The title without case, accents and punctuation. Never empty unless the title is.
 
     >>> key("Alû_(Demon)"), key("  ALU demon "), key("!!!")
     ('alu demon', 'alu demon', '!!!')
@@ -120,9 +120,9 @@ def base_key(title: str) -> str | None:
 
 
 def is_slip(query: str, title: str) -> bool:
-    """Whether two keys differ by a slip of the pen in one long word.
+    """Whether two keys differ by a typo in one long word.
 
-    Numbers (`Edward II`, `1994`) and short words must be the same: they tell pages apart.
+    Numbers (`Edward II`, `1994`) and short words must be the same: they distinguish pages.
 
     >>> is_slip("scott derickson", "scott derrickson"), is_slip("super bowl 48", "super bowl 49")
     (True, False)
@@ -174,26 +174,26 @@ def pool(pages: Iterable[Page]) -> Iterator[Page]:
 
 
 class Corpus(ABC):
-    """Something in which pages can be searched."""
+    """A set of pages that can be searched."""
 
     @abstractmethod
     def find(self, entity: str) -> Page | list[str]:
         """The entity's page, or up to SIMILAR titles of similar pages, the most similar first.
 
-        Never raises for any text. (`LiveCorpus` raises `LiveError` where it cannot be reached.)
+        Never raises for any text. (`LiveCorpus` raises `LiveError` if the API cannot be reached.)
         """
 
     @abstractmethod
     def has(self, title: str) -> bool:
-        """Whether there is a page of that title (but for case, accents and punctuation)."""
+        """Whether there is a page with that title (ignoring case, accents and punctuation)."""
 
     @abstractmethod
     def checksum(self) -> str:
-        """Changes when what it holds changes ("" if that cannot be known)."""
+        """A checksum of its contents ("" if that cannot be known)."""
 
 
 def choose(query: str, titles: Sequence[str]) -> str:
-    """Of several titles with the same key, the one most like what was asked."""
+    """Of several titles with the same key, the one most similar to the query."""
     from rapidfuzz.distance import Indel
 
     if query in titles:
@@ -234,7 +234,8 @@ class SmallCorpus(Corpus):
         return key(title) in self._titles
 
     def _ranked(self, query: str) -> list[str]:
-        """Titles by the summed rarity of the asked words on the page; double in the title."""
+        """Titles by the summed rarity of the query's words on the page; words in the title count
+        double."""
         words, size = set(query.split()), len(self._pages)
         rated = []
         for title, on_page in self._words.items():

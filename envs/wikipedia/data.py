@@ -2,15 +2,15 @@
 
 What `source` may be:
 
-- None: the bundled world, 1,500 / 150 / 300 questions.
+- None: the bundled encyclopedia, 1,500 / 150 / 300 questions.
 - A folder with the official files. The paper's way: train questions are drawn from the training
   file, dev and test questions from the development file (the official test files have no answers).
 - Any other folder or file of questions in the data set's own format: all of them are taken
   together; a tenth goes to dev, a fifth to test, the rest to train.
 
-How many are drawn at most: 5,000 / 500 / 500, as in the paper. Which ones follows from the seed and
-the question's id alone: those with the smallest checksum of both; so no order of the file matters,
-a file of any size is read as a stream, and no question is in two splits.
+At most 5,000 / 500 / 500 are drawn, as in the paper: those with the smallest checksum of seed and
+question id. So the order of the file does not matter, a file of any size is read as a stream, and
+no question is in two splits.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from stepagent.files import cache_folder, write_shared_text
 
 SIZES = (5000, 500, 500)
 """Questions of the train, dev and test splits that the paper draws."""
-WORLD_SEED = 0
+BUNDLED_SEED = 0
 OFFICIAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # data set: (training files, development files); the first one that is there counts
+    # data set: (training files, development files); the first existing one is used
     "hotpotqa": (
         ("hotpot_train_v1.1.json",),
         ("hotpot_dev_distractor_v1.json", "hotpot_dev_fullwiki_v1.json"),
@@ -72,7 +72,7 @@ def checked_sizes(sizes: Any) -> tuple[int, int, int]:
     numbers = tuple(sizes) if isinstance(sizes, Iterable) else ()
     if len(numbers) != 3 or not all(isinstance(size, int) and size >= 1 for size in numbers):
         raise ValueError(
-            f"sizes is {sizes!r}: three numbers are wanted, train, dev and test, each at least 1"
+            f"sizes is {sizes!r}: it must be three numbers (train, dev, test), each at least 1"
         )
     train, dev, test = numbers
     return train, dev, test
@@ -87,9 +87,9 @@ def located(dataset: str, source: str | Path) -> Path:
 
 
 def source_checksum(dataset: str, source: str | Path | None) -> str:
-    """Changes when the questions' files (or the bundled world) do."""
+    """Changes when the questions' files (or the bundled encyclopedia) do."""
     if source is None:
-        return checksum(encyclopedia.CHECKSUM, str(WORLD_SEED))
+        return checksum(encyclopedia.CHECKSUM, str(BUNDLED_SEED))
     return checksum(*(file_checksum(path) for path in _files(dataset, source)))
 
 
@@ -102,7 +102,7 @@ def _load(
     sizes: tuple[int, int, int],
     seed: int,
 ) -> tuple[Question, ...]:
-    """Reads the split from the cache; draws all three splits first where it is not there."""
+    """Reads the split from the cache; draws all three splits first if it is missing."""
     name = checksum(dataset, str(_VERSION), encyclopedia.CHECKSUM, *sums, str(sizes), str(seed))
     paths = {s: cache_folder() / "wikipedia" / f"questions-{name}-{s}.jsonl" for s in SPLITS}
     if not all(path.is_file() for path in paths.values()):
@@ -114,29 +114,29 @@ def _load(
         return tuple(Question.from_dict(json.loads(line)) for line in file)
 
 
-# The bundled world --------------------------------------------------------------------------------
+# The bundled encyclopedia -------------------------------------------------------------------------
 
 
 def _bundled(dataset: str, sizes: tuple[int, int, int]) -> dict[str, list[Question]]:
-    splits = bundled.generate(dataset, WORLD_SEED)
+    splits = bundled.generate(dataset, BUNDLED_SEED)
     return {split: splits[split][:size] for split, size in zip(SPLITS, sizes, strict=True)}
 
 
-def world_name() -> str:
-    """Names the bundled world in the cache."""
-    return f"world-{checksum(encyclopedia.CHECKSUM, str(WORLD_SEED))}"
+def bundled_name() -> str:
+    """Name of the bundled encyclopedia in the cache."""
+    return f"world-{checksum(encyclopedia.CHECKSUM, str(BUNDLED_SEED))}"
 
 
-def world_pages() -> Iterator[Page]:
-    """All pages of the bundled world."""
-    yield from bundled.pages(WORLD_SEED)
+def bundled_pages() -> Iterator[Page]:
+    """All pages of the bundled encyclopedia."""
+    yield from bundled.pages(BUNDLED_SEED)
 
 
 # Files --------------------------------------------------------------------------------------------
 
 
 def _files(dataset: str, source: str | Path) -> Iterator[Path]:
-    """The question files of a folder, training file first where the official ones are there."""
+    """The question files of a folder, the training file first if the official ones exist."""
     source = located(dataset, source)
     if source.is_file():
         yield source
@@ -189,7 +189,7 @@ def _smallest(
     without: set[str] | frozenset[str] = frozenset(),
 ) -> list[Question]:
     """The questions with the smallest checksums of (seed, id), at most `count`; none twice."""
-    heap: list[tuple[int, str, Any]] = []  # the largest on top; records are read when all are in
+    heap: list[tuple[int, str, Any]] = []  # the largest on top; records are parsed at the end
     seen: set[str] = set(without)
     for path in files:
         for number, record in enumerate(records(path), 1):

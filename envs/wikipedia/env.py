@@ -1,17 +1,17 @@
 """`stepagent/HotpotQA-v0`, `stepagent/2WikiMultihopQA-v0`, `stepagent/MuSiQue-v0`: questions whose
-answer has to be put together from several pages of an encyclopedia.
+answer has to be found by combining several pages of an encyclopedia.
 
 Rules of the episode, after ReAct (Yao et al., 2023) and the paper:
 
 - `search[entity]` opens the entity's page and shows its first five sentences, or says
-  `Could not find X. Similar: [five titles].` (`corpus.Corpus.find` has what counts as the page).
-- `lookup[keyword]`, where it is switched on, steps through the sentences of the open page with that
-  word: `(Result 1 / 3) …`, in the end `No more results.`. A failed search leaves the page open.
-- `finish[answer]` ends the episode. Its score is the exact match; F1 stands in the metrics.
+  `Could not find X. Similar: [five titles].` (`corpus.Corpus.find` defines which page that is).
+- `lookup[keyword]`, if it is switched on, steps through the open page's sentences with that word:
+  `(Result 1 / 3) …`, and finally `No more results.`. A failed search leaves the page open.
+- `finish[answer]` ends the episode. Its score is the exact match; F1 is in the metrics.
 - Seven actions, as ReAct has on HotpotQA; four hops and the answer fit.
 
-Deviations from ReAct: names of actions are read in any case, a missing last bracket is forgiven,
-brackets may stand within the argument, and what is no action costs a step and says what there is.
+Deviations from ReAct: names of actions may have any case, a missing last bracket is accepted,
+brackets may occur within the argument, and anything else costs a step and lists the actions.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class WikipediaEnv(TextEnv):
 
     Parameters
     ----------
-    data: None for the bundled world, or a folder with the data set's official files, or any file of
-        its format (`data.py`).
-    corpus: "pooled", the paragraphs of all questions of the split (the paper's way; the whole world
-        for the bundled questions); "distractor", the paragraphs of the one question alone; "live",
+    data: None for the bundled encyclopedia, or a folder with the data set's official files, or any
+        file of its format (`data.py`).
+    corpus: "pooled", the paragraphs of all questions of the split (the paper's way; all pages for
+        the bundled questions); "distractor", only the paragraphs of the one question; "live",
         English Wikipedia, or "live:URL" another MediaWiki API; else a file of pages or a folder
         that `stepagent wikipedia-corpus` made.
-    lookup: whether `lookup[keyword]` is an action, too. The paper's prompt has none.
+    lookup: whether `lookup[keyword]` is an action, too. The paper's prompt does not have it.
     sentences: how many sentences `search` shows; 0: the whole first paragraph.
-    sizes: how many questions train, dev and test have at most. seed_of_sample: which ones.
+    sizes: maximum number of questions in train, dev and test. seed_of_sample: which ones.
     split, max_steps, render_mode: as in `TextEnv`.
 
     Raises ValueError for wrong arguments and for data files that are missing, cut off or of another
@@ -101,7 +101,7 @@ class WikipediaEnv(TextEnv):
 
     @property
     def prompt(self) -> Prompt:
-        """`prompt.md`; with `lookup` among the actions where it is switched on."""
+        """`prompt.md`; with `lookup` among the actions if it is switched on."""
         prompt = Prompt.load(self.prompt_file)
         if not self.lookup:
             return prompt
@@ -218,7 +218,7 @@ class WikipediaEnv(TextEnv):
     def admissible_actions(self) -> list[str]:
         """A search and an answer for each name in the question and the last observation.
 
-        Any text may be searched or answered; these are what a guess would begin with. Raises
+        Any text may be searched or answered; these are a guesser's first candidates. Raises
         RuntimeError before the first reset.
         """
         text = f"{self.question.text} {self._last}"
@@ -259,8 +259,8 @@ class MuSiQueEnv(WikipediaEnv):
 def read_action(action: str) -> tuple[str, str]:
     """(name, argument) of an action; the name is "" if it is none.
 
-    The argument ends at the bracket that closes the first one; where none does, at the last closing
-    bracket, or at the end. What follows is left out.
+    The argument ends at the bracket that closes the first one; if none does, at the last closing
+    bracket, or at the end. What follows is ignored.
 
     >>> read_action("search[Array [data] types] to see"), read_action("Finish[42")
     (('search', 'Array [data] types'), ('finish', '42'))

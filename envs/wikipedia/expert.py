@@ -1,9 +1,9 @@
-"""The oracle: it knows each hop's page and the answer, and says what it makes of every page.
+"""The oracle: it knows each hop's page and the answer, and comments on every page.
 
-From the supporting facts and, where there is one, the decomposition of the question: for every hop
-it searches the page that supports it, reads, and goes on; in the end it gives the gold answer. A
-thought quotes only what has been shown. Where the supporting sentence lies further down the page,
-`lookup` fetches it if that is an action; else the thought says that the page did not tell.
+It uses the supporting facts and, if there is one, the decomposition of the question: for every hop
+it searches the supporting page and reads it; finally it gives the gold answer. A thought quotes
+only what has been shown. If the supporting sentence is further down the page, `lookup` fetches it
+if that is an action; otherwise the thought says that the page does not tell.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stepagent.envs.wikipedia.live import LiveError
 from stepagent.envs.wikipedia.questions import Hop, Question
 
 _PARTS = 40
-"""Parts of a page that are looked through for a hop's passage."""
+"""Parts of a page that are searched for a hop's passage."""
 Show = Callable[[Page], str]
 
 
@@ -25,7 +25,7 @@ def plan(
 ) -> list[tuple[str, str]]:
     """(thought, action) pairs that end with the gold answer within `steps` actions."""
     pairs: list[tuple[str, str]] = []
-    known = ""  # what the page before has told, in words
+    known = ""  # what the previous page said, in words
     opened = ""
     hops = _reachable(question.hops, steps - 1)
     for number, hop in enumerate(hops):
@@ -52,7 +52,7 @@ def plan(
 
 
 def _reachable(hops: Sequence[Hop], searches: int) -> Sequence[Hop]:
-    """The hops that can be searched; the last ones where there are too many."""
+    """The hops that can be searched; the last ones if there are too many."""
     return hops[len(hops) - searches :] if 0 < searches < len(hops) else hops[: max(searches, 0)]
 
 
@@ -63,7 +63,7 @@ def _target(corpus: Corpus, hop: Hop) -> tuple[str, Page | None]:
         title = part_title(hop.title, number)
         try:
             result = corpus.find(title) if number == 1 or corpus.has(title) else None
-        except LiveError:  # the plan does without; the episode will say so
+        except LiveError:  # the plan goes without it; the episode will show the error
             result = None
         if not isinstance(result, Page):
             break
@@ -74,7 +74,7 @@ def _target(corpus: Corpus, hop: Hop) -> tuple[str, Page | None]:
 
 
 def _keyword(hop: Hop, page: Page) -> str:
-    """A word of the first supporting sentence that the fewest other sentences have."""
+    """The word of the first supporting sentence that occurs in the fewest other sentences."""
     words = [w.strip(".,;:()[]\"'") for w in hop.facts[0].split()]
     if hop.answer and hop.answer in hop.facts[0]:
         words = [hop.answer]
@@ -107,7 +107,7 @@ def _learnt(hop: Hop, title: str, shown: Sequence[str], there: bool, rng: _Choic
 
 
 class _Choice:
-    """Picks wordings by the task and the step: the same in every process."""
+    """Picks wordings by task and step: the same in every process."""
 
     def __init__(self, name: str):
         self._number = zlib.crc32(name.encode("utf-8", "replace"))

@@ -7,9 +7,9 @@
 | MuSiQue         | `id`  | `paragraphs`: title, text     | `question_decomposition`           |
 
 Answers: `answer`, with `answer_aliases` (MuSiQue), the aliases and demonyms that `id_aliases.json`
-beside the file has for `answer_id` (2Wiki), or a field `aliases`. Questions that MuSiQue-Full marks
-as unanswerable are left out. HotpotQA's questions without paragraphs can be read too, for other
-corpora.
+next to the file has for `answer_id` (2Wiki), or a field `aliases`. Questions that MuSiQue-Full
+marks as unanswerable are left out. HotpotQA's questions without paragraphs can be read too, for
+other corpora.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ALIASES_FILE = "id_aliases.json"
 def has_contexts(dataset: str, path: Path) -> bool:
     """Whether the file's first record is a question of the data set, with its paragraphs.
 
-    Raises SourceError if the file cannot be read: no data is left out silently.
+    Raises SourceError if the file cannot be read: no data is dropped silently.
     """
     first = next(records(path), None)
     return isinstance(first, dict) and {"question", _CONTEXT[dataset]} <= set(first)
 
 
 def question_id(dataset: str, record: Any, where: str) -> str | None:
-    """The record's id; None for what is no question to be asked. Raises SourceError."""
+    """The record's id; None if it is not a usable question. Raises SourceError."""
     if not isinstance(record, dict) or not isinstance(record.get("question"), str):
         raise SourceError(f"{where} is no {dataset} question: it has no text 'question'")
     if record.get("answerable") is False:
@@ -48,12 +48,12 @@ def question_id(dataset: str, record: Any, where: str) -> str | None:
 
 
 def read(dataset: str, record: Any, where: str, aliases: dict[str, list[str]]) -> Question:
-    """One question. Raises SourceError that names the record and what is wrong with it."""
+    """One question. Raises SourceError that says what is wrong with which record."""
     try:
         build = _musique if dataset == "musique" else _hotpot
         answer = record["answer"]
         if not isinstance(answer, str) or not answer.strip():
-            raise ValueError("its answer is no text (the official test files have no answers)")
+            raise ValueError("its answer is not a text (the official test files have no answers)")
         others = [
             *record.get("answer_aliases", ()),
             *record.get("aliases", ()),
@@ -124,12 +124,12 @@ def _reasoning_order(
     titles: list[str], pages: dict[str, Page], record: dict[str, Any]
 ) -> list[str]:
     """Supporting titles in the order of the reasoning: what the question names comes first, then
-    what a page before mentions; the others as the data set lists them."""
+    what an earlier page mentions; the others in the data set's order."""
     question, left, ordered = key(record["question"]), list(titles), list[str]()
     seen = question
     while left:
         mentioned = [title for title in left if _mentions(seen, title)]
-        # Of those named, the one named first; a page that only others lead to waits.
+        # Of those mentioned, the first; a page that only others lead to waits.
         chosen = min(mentioned, key=lambda t: _place(seen, t)) if mentioned else _first(left, pages)
         ordered.append(chosen)
         left.remove(chosen)
@@ -152,7 +152,8 @@ def _mentions(text: str, title: str) -> bool:
 
 
 def _place(text: str, title: str) -> int:
-    """Where a text (a key) names a title, with or without its bracketed addition; −1: nowhere."""
+    """Position of a title in a text (a key), with or without its bracketed addition; −1:
+    nowhere."""
     return f" {text} ".find(f" {key(re.sub(r'[(].*?[)]', '', title)) or key(title)} ")
 
 

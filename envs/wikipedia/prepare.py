@@ -1,9 +1,9 @@
-"""Makes a corpus of a Wikipedia dump or any file of pages: `stepagent wikipedia-corpus`.
+"""Makes a corpus from a Wikipedia dump or any file of pages: `stepagent wikipedia-corpus`.
 
     stepagent wikipedia-corpus enwiki-…-pages-articles.xml.bz2 --out corpora/enwiki
 
-The source is read as a stream; a stopped run (Ctrl-C, kill, full disk) goes on with the same
-command. The folder then serves as an environment's corpus: `--env-args.corpus corpora/enwiki`.
+The source is read as a stream; a stopped run (Ctrl-C, kill, full disk) resumes with the same
+command. The folder is then an environment's corpus: `--env-args.corpus corpora/enwiki`.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from stepagent.envs.wikipedia.store import StoredCorpus, Writer, is_store
 from stepagent.envs.wikipedia.wikitext import Redirect, dump
 
 SAVE_EVERY = 20_000
-"""Records between two points from which a stopped run can go on."""
+"""Records between two points from which a stopped run can resume."""
 
 
 @dataclass
 class Config:
-    """Makes a corpus folder of a Wikipedia dump (.xml, .xml.bz2) or of a file of pages: JSON lines
-    or a JSON array with title and text, a JSON object of title: sentences, or .tsv with a header;
-    each may be compressed with gzip or bzip2."""
+    """Makes a corpus folder from a Wikipedia dump (.xml, .xml.bz2) or from a file of pages: JSON
+    lines or a JSON array with title and text, a JSON object of title: sentences, or .tsv with a
+    header; each may be compressed with gzip or bzip2."""
 
     source: Path
     """The dump or file of pages."""
     out: Path
-    """Folder for the corpus; made, or gone on with where a run was stopped."""
+    """Folder for the corpus; created, or completed after a stopped run."""
     limit: int | None = None
-    """Records of the source that are read at most. null: all."""
+    """Maximum number of records read from the source. null: all."""
     index: bool = True
-    """Also build the search index (into $STEPAGENT_CACHE), which the first search would do else."""
+    """Also build the search index (in $STEPAGENT_CACHE), which the first search would do
+    otherwise."""
 
 
 def prepare(
@@ -53,10 +54,10 @@ def prepare(
     index: bool = True,
     console: Console | None = None,
 ) -> StoredCorpus:
-    """Makes (or completes) the corpus folder `out`; returns it opened.
+    """Makes (or completes) the corpus folder `out` and opens it.
 
-    Raises SourceError if the source is missing, cut off or of no known kind, or where `out` was
-    begun with another source.
+    Raises SourceError if the source is missing, truncated or of unknown format, or if `out` was
+    started with another source.
     """
     console = console or Console(quiet=True)
     if not is_store(out):
@@ -105,7 +106,7 @@ def _items(source: Path, skip: int, limit: int | None) -> Iterator[Page | Redire
 
 
 def _numbered(pages: Iterator[Page]) -> Iterator[Page]:
-    """Pages whose title came directly before are its parts, as in files of short passages."""
+    """Consecutive pages with the same title become its parts, as in files of short passages."""
     last, number = "", 0
     for page in pages:
         number = number + 1 if page.title == last else 1

@@ -1,6 +1,6 @@
 """Scores of an answer: exact match and F1, by the rules of each data set. Pure functions.
 
-Answers are normalised as SQuAD does it (Rajpurkar et al., 2016): lower case, no ASCII punctuation,
+Answers are normalised as in SQuAD (Rajpurkar et al., 2016): lower case, no ASCII punctuation,
 no articles, single blanks. The paper's score of an episode is the exact match.
 
 | data set        | gold answers         | yes / no / noanswer                                 |
@@ -27,12 +27,12 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 @dataclass(frozen=True)
 class Rules:
-    """What a data set's own scorer does beyond normalising."""
+    """What a data set's own scorer does besides normalising."""
 
     whole_words: frozenset[str]
-    """Normalised answers that only an equal answer shares anything with."""
+    """Normalised answers that only match an equal answer."""
     empty_f1: float
-    """F1 of two answers that both have no word left (an article, say)."""
+    """F1 of two answers without any remaining word (such as an article)."""
 
 
 _YES_NO = frozenset({"yes", "no", "noanswer"})
@@ -44,7 +44,7 @@ RULES = {
 
 
 def normalize(answer: str) -> str:
-    """The answer as it is compared.
+    """The answer in the form that is compared.
 
     >>> normalize("An  Apple, the (red) one.")
     'apple red one'

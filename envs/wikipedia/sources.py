@@ -1,8 +1,8 @@
-"""Files of questions and pages, read as a stream: a record at a time, however large the file is.
+"""Files of questions and pages, read as a stream: one record at a time, however large the file is.
 
 JSON arrays, JSON lines, one JSON object of `title: sentences`, tab-separated passages and MediaWiki
-dumps (`wikitext.py`), plain or compressed with gzip or bzip2. A file that is cut off or damaged
-raises SourceError with its name, the place, and what to do; nothing is skipped silently.
+dumps (`wikitext.py`), plain or compressed with gzip or bzip2. A file that is truncated or
+damaged raises SourceError with its name, the position, and what to do; nothing is skipped silently.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SourceError(UsageError):
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed by the ending of its name."""
+    """The file's bytes, decompressed according to its extension."""
     if not path.is_file():
         raise SourceError(f"no file at {path.absolute()}")
     if path.suffix == ".gz":
@@ -39,7 +39,7 @@ def open_binary(path: Path) -> IO[bytes]:
 
 
 def file_checksum(path: Path) -> str:
-    """16 hex digits of the SHA-256 of a file; read once a process unless the file changes."""
+    """16 hex digits of the SHA-256 of a file; read once per process unless the file changes."""
     if not path.is_file():
         raise SourceError(f"no file at {path.absolute()}")
     status = path.stat()

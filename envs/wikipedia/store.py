@@ -1,10 +1,10 @@
 """A corpus on disk: any number of pages, found by title or by words, shared by all processes.
 
-A folder holds four files, all of them memory-mapped, so that a process pays only for what it
-touches and workers share the rest:
+A folder holds four files, all of them memory-mapped, so that a process loads only what it
+uses and workers share the rest:
 
-- `pages.bin`: `title, newline, text` of each page after the other, and `offsets.npy`, where each
-  begins;
+- `pages.bin`: `title, newline, text` of one page after another, and `offsets.npy`, where each
+  starts;
 - `keys.npy`, sorted 64-bit hashes of the titles' keys (`corpus.key`; also without a bracketed
   addition, and of redirects), and `rows.npy`, the page of each.
 
@@ -48,7 +48,7 @@ def _hash(kind: bytes, text: str) -> int:
 
 
 class Writer:
-    """Writes a corpus folder page by page; goes on where a stopped one has saved its state.
+    """Writes a corpus folder page by page; resumes from the saved state of a stopped one.
 
     `saved` holds what the caller last gave to `save` (its place in the source, say).
     """
@@ -61,11 +61,11 @@ class Writer:
         self.count: int = state.get("pages", 0)
         self._files = {name: (folder / name).open("ab") for name in _PARTS}
         for name, file in self._files.items():
-            file.truncate(state.get(name, 0))  # what was written after the last save is made again
+            file.truncate(state.get(name, 0))  # what was written after the last save is rewritten
             file.seek(0, os.SEEK_END)
 
     def add(self, page: Page) -> None:
-        """Appends a page. `page.title` must hold no line break."""
+        """Appends a page. `page.title` must not contain a line break."""
         data = f"{page.title}\n{page.text}".encode("utf-8", "replace")
         self._files["pages.bin"].write(data)
         self._files["lengths.part"].write(len(data).to_bytes(4, "little"))
@@ -78,12 +78,12 @@ class Writer:
         self.count += 1
 
     def redirect(self, title: str, target: str) -> None:
-        """Another title of a page (which may come later)."""
+        """Another title of a page (which may be added later)."""
         for name in (title, target):
             self._files["redirects.part"].write(_hash(b"k", key(name)).to_bytes(8, "little"))
 
     def save(self, **saved: Any) -> None:
-        """Makes sure that everything so far survives."""
+        """Flushes everything so far to disk."""
         sizes = {}
         for name, file in self._files.items():
             file.flush()
@@ -97,7 +97,7 @@ class Writer:
     def finish(self) -> None:
         """Sorts the titles and completes the folder. Raises ValueError if no page was added."""
         if not self.count:
-            raise ValueError("there is no page: nothing to make a corpus of")
+            raise ValueError("there is no page to make a corpus from")
         for file in self._files.values():
             file.close()
         folder = self.folder
@@ -154,7 +154,7 @@ def open_cached(name: str, pages: Iterable[Page]) -> StoredCorpus:
 
 
 class StoredCorpus(Corpus):
-    """A corpus folder, opened. Raises ValueError if it is none or of another version."""
+    """An open corpus folder. Raises ValueError if it is not one or has another version."""
 
     def __init__(self, folder: Path):
         meta = _read_json(folder / _META)

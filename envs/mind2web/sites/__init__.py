@@ -1,11 +1,11 @@
-"""Websites of our own, so that the environment works without a download.
+"""Bundled websites, so that the environment works without a download.
 
-Six kinds of sites (`kinds`) make 72 of them, each with looks (`pages`) and words (`themes.json`) of
-its own, with tasks and recorded gold steps in the benchmark's format (`browser`, `BundledSites`).
-Splits are by site: train (48 sites, 576 tasks) and dev (6, 48) are of travel, shopping,
-entertainment, lifestyle and work; test (18, 144) is of trades that train has not seen, nearly all
-in other domains (health, government, finance, education, sports, garden).
-Task ids are `kind/site/number`.
+Six kinds of sites (`kinds`) make 72 of them, each with its own looks (`pages`) and words
+(`themes.json`), with tasks and recorded gold steps in the benchmark's format (`browser`,
+`BundledSites`). Splits are by site: train (48 sites, 576 tasks) and dev (6, 48) are of travel,
+shopping, entertainment, lifestyle and work; test (18, 144) is of trades not in train, nearly all in
+other domains (health, government, finance, education, sports, garden). Task ids are
+`kind/site/number`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def describe(element: Any, op: str, value: str) -> str:
 
 
 class BundledSites:
-    """The tasks on the bundled sites; a task is recorded when it is asked for."""
+    """The tasks on the bundled sites; a task is recorded on demand."""
 
     def __init__(self, html: str, problems: Problems):
         self.html, self.problems = html, problems

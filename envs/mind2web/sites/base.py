@@ -1,9 +1,9 @@
-"""What a bundled website is: an application that answers requests, and tasks on it.
+"""Base of the bundled websites: an application that answers requests, and tasks on it.
 
-`page` answers GET, `submit` answers POST with the path to go to next, and all that a site remembers
-of a visitor is a dict, the session. The same code serves the recorder, which plays gold steps
-through a browser of ours, and the live mode, which serves it to Chromium. A goal says what is
-asked, the steps that do it, and what the session's entry "done" must then hold.
+`page` answers GET, `submit` answers POST with the path to go to next, and a site's memory of a
+visitor is a dict, the state. The same code serves the recorder, which plays gold steps
+through our own browser, and the live mode, which serves it to Chromium. A goal has the
+instruction, the steps that achieve it, and what the state's entry "done" must then be.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SiteGoal:
     instruction: str
     moves: tuple[Move, ...]
     done: dict[str, str]
-    """What the session's "done" holds when, and only when, the task is done."""
+    """The state's entry "done" if, and only if, the task is done."""
 
 
 class Site(ABC):
@@ -52,14 +52,14 @@ class Site(ABC):
 
     @abstractmethod
     def nav(self) -> list[tuple[str, str, str]]:
-        """(id, path, text) of the navigation's links that lead somewhere."""
+        """(id, path, text) of the navigation's working links."""
 
     @abstractmethod
     def main(self, path: str, query: Fields, state: SiteState) -> tuple[str, str] | None:
-        """(title, markup) of a page of the site's own; None: there is no such page."""
+        """(title, markup) of one of the site's pages; None: there is no such page."""
 
     def submit(self, path: str, fields: Fields, state: SiteState) -> str:
-        """Takes in a form; returns the path to show next."""
+        """Handles a form; returns the path to show next."""
         return "/info/sent"
 
     @abstractmethod
@@ -76,7 +76,7 @@ class Site(ABC):
         return list(goals_by_key.values())
 
     def page(self, path: str, query: Fields, state: SiteState) -> str:
-        """The whole page at a path, as HTML."""
+        """The complete page at a path, as HTML."""
         others = [(f"n-{slug(x)}", f"/info/{slug(x)}", x) for x in self.theme["other"][:3]]
         title_and_body = self.main(path, query, state)
         if title_and_body is None:
@@ -90,5 +90,5 @@ class Site(ABC):
 
 
 def pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
-    """One of the options, as it is."""
+    """One of the options, unchanged."""
     return options[int(rng.integers(len(options)))]

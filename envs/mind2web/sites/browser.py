@@ -1,7 +1,7 @@
-"""A browser of a few lines: follows links, fills forms, submits them to a bundled site.
+"""A minimal browser: follows links, fills forms, submits them to a bundled site.
 
-The recorder plays gold steps through it; `snapshot` writes a page down in the benchmark's format.
-It knows what the bundled pages hold: links, buttons, text fields, checkboxes and selects.
+The recorder plays gold steps through it; `snapshot` converts a page to the benchmark's format.
+It supports what the bundled pages use: links, buttons, text fields, checkboxes and selects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEFT_OUT = frozenset({"head", "script", "style"})
 
 
 class Browser:
-    """Stands on a page of the site. `page` is its tree, as the visitor has changed it."""
+    """A visit to a site. `page` is the current page's tree, with the visitor's changes."""
 
     def __init__(self, site: Site):
         self.site, self.state = site, SiteState()
@@ -138,7 +138,7 @@ def _shown(element: Any) -> dict[str, str]:
         elif name == "selected":
             name, value = "option_selected", "true"
         elif name in ("type", "name") and element.tag in ("button", "select"):
-            continue  # says nothing that the tag and the label do not
+            continue  # adds nothing to the tag and the label
         elif name == "name":
             continue
         if name in ATTRIBUTES and value:

@@ -1,4 +1,4 @@
-"""The looks of the bundled sites: HTML pieces, and the frame that stands around every page.
+"""The looks of the bundled sites: HTML pieces, and the frame around every page.
 
 A site's skin (order of the navigation, way of labelling fields, colours, footer, a newsletter box
 or a search box that no task needs) is drawn once from the site's own seed, so that sites differ
@@ -42,7 +42,7 @@ def form(action: str, *parts: str, method: str = "post") -> str:
 
 @dataclass(frozen=True)
 class Skin:
-    """What is a site's own in how it looks."""
+    """The looks of one site."""
 
     brand: str
     labelling: str
@@ -76,7 +76,7 @@ class Skin:
         return "", f' aria-label="{escape(label)}"'
 
     def text(self, name: str, label: str, value: str = "") -> str:
-        """A text field; `name` is its id and what the form calls it."""
+        """A text field; `name` is its id and its name in the form."""
         before, attribute = self._labelled(name, label)
         if self.labelling == "placeholder":
             attribute = f' placeholder="{escape(label)}"'
@@ -97,7 +97,7 @@ class Skin:
         return f'{text}<input id="{name}" name="{name}" type="checkbox"{ticked}>'
 
     def frame(self, title: str, nav: Sequence[tuple[str, str, str]], main: str) -> str:
-        """A whole page; `nav` lists (id, path, text) of its links."""
+        """A complete page; `nav` lists (id, path, text) of its links."""
         links = "".join(link(*entry) for entry in self.shuffled(nav))
         home = link("home", "/", self.brand)
         head = f"<nav>{links}</nav>{home}" if self.nav_first else f"{home}<nav>{links}</nav>"
@@ -111,7 +111,7 @@ class Skin:
         )
 
     def _extra(self) -> str:
-        """A box beside the page that no task needs."""
+        """A box next to the page that no task needs."""
         if self.extra == "newsletter":
             field = '<input id="x-mail" name="x-mail" type="text" placeholder="Newsletter">'
             return f"<aside>{form('/info/newsletter', field, button('x-join', 'Join'))}</aside>"

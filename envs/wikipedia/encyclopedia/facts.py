@@ -1,8 +1,8 @@
-"""The facts of the bundled world: who was born where, who made what, what lies in which region.
+"""The facts of the bundled encyclopedia: births, works, places and so on.
 
-Every fact hangs on the page that tells it: `entity.facts["director"]` is the title of another page,
-`entity.facts["born"]` a value. Facts agree with one another: parents are older than their children,
-marriages are mutual, nobody makes a film before being grown up or after having died.
+Every fact belongs to the page that states it: `entity.facts["director"]` is the title of another
+page, `entity.facts["born"]` a value. Facts agree with one another: parents are older than their
+children, marriages are mutual, nobody makes a film before adulthood or after death.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from stepagent.envs.wikipedia.encyclopedia import names
 
 NOW = 2015
-"""Nothing in the world happens later."""
+"""Nothing happens later."""
 UNIVERSITIES = 44
 PEOPLE, TOWNS, FILMS, NOVELS, ALBUMS, EVENTS, LANDMARKS = 1040, 190, 320, 230, 190, 130, 90
 
@@ -163,7 +163,7 @@ class _Maker:
         return person
 
     def _couple(self, person: Entity) -> tuple[Entity, Entity]:
-        """Gives the person a spouse without parents in the world; returns (husband, wife)."""
+        """Gives the person a spouse whose parents have no pages; returns (husband, wife)."""
         other = "woman" if person.facts["gender"] == "man" else "man"
         spouse = self._person(person.year("born") + self.rng.randrange(-4, 5), other)
         self._marry(person, spouse)
@@ -198,7 +198,7 @@ class _Maker:
     # What people make -----------------------------------------------------------------------------
 
     def _active(self, occupation: str, year: int) -> list[Entity]:
-        """People of that occupation who were grown up and alive in that year."""
+        """People with that occupation who were adult and alive in that year."""
         spans = self._working[occupation]
         return [person for first, last, person in spans if first <= year <= last]
 
@@ -268,7 +268,7 @@ class _Maker:
         while (name, kind) in self.used:
             name = f"The {rng.choice(names.ADJECTIVES)} {rng.choice(names.NOUNS)}"
         self.used.add((name, kind))
-        # A film and a novel may share a name: the one drawn later says which it is.
+        # A film and a novel may share a name: the title of the later one says which it is.
         title = f"{name} ({kind})" if name in self.all else name
         work = self._add(kind, title, genre=rng.choice(names.GENRES[kind].split(",")))
         work.name = name

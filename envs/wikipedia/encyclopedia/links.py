@@ -1,4 +1,4 @@
-"""How the relations of the bundled world are spoken of in questions.
+"""How questions express the relations of the bundled encyclopedia.
 
 `{}` stands for the subject: a name, or the noun phrase of the link before.
 """
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Link:
-    """How one relation is spoken of."""
+    """How one relation is expressed."""
 
     phrases: tuple[str, ...]
-    """Noun phrases for its value; none where the value is no page."""
+    """Noun phrases for its value; none if the value is not a page."""
     question_forms: tuple[str, ...]
     """Questions for its value."""
 
@@ -57,7 +57,7 @@ country.language | | What is the official language of {}?
 river.length | | How long is {}?
 """
 LINKS: dict[str, dict[str, Link]] = {}
-"""Kind of page → relation → how it is spoken of."""
+"""Kind of page → relation → how it is expressed."""
 for _row in _TABLE.strip().splitlines():
     _name, _phrases, _asked = _row.split("|")
     _kind, _relation = _name.strip().split(".")

@@ -1,4 +1,4 @@
-"""Words that the names of the bundled world are made of. Invented, and few enough to be learnt."""
+"""Words for the names in the bundled encyclopedia. Invented, and few enough to be learnt."""
 
 from __future__ import annotations
 

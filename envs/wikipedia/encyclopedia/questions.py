@@ -1,8 +1,8 @@
-"""Questions on the bundled world, of the kinds that each data set has.
+"""Questions on the bundled encyclopedia, of each data set's kinds.
 
 A chain of relations from one page to the next becomes a nested noun phrase ("the mother of the
 director of the film …") and, link by link, the sub-questions; two chains whose ends are compared
-become a comparison. Every link is told by a sentence of the page it leaves from.
+become a comparison. Every link is stated by a sentence of the page from which it starts.
 
 | data set        | kinds                                                                      |
 |-----------------|----------------------------------------------------------------------------|
@@ -39,7 +39,7 @@ _Draw = Callable[["_Asker"], Question | None]
 
 
 def pages(seed: int) -> list[Page]:
-    """All pages of the world."""
+    """All pages of the encyclopedia."""
     return [w.page for w in wording.write(facts.generate(seed), seed).values()]
 
 
@@ -63,7 +63,7 @@ def generate(dataset: str, seed: int) -> dict[str, list[Question]]:
 
 
 class _Asker:
-    """Draws questions; each `ask_…` returns None if the draw came to nothing."""
+    """Draws questions; each `ask_…` returns None if the draw fails."""
 
     def __init__(
         self, dataset: str, entities: Encyclopedia, written: dict[str, Written], rng: random.Random
@@ -85,7 +85,7 @@ class _Asker:
         return NAMED.get(entity.kind, "{}").format(entity.name)
 
     def called(self, value: str) -> str:
-        """An answer: a page's subject by its name, another value as it is."""
+        """An answer: a page's subject by its name, any other value unchanged."""
         return self.entities[value].name if value in self.entities else value
 
     def hop(self, entity: Entity, relation: str) -> Hop:
@@ -110,7 +110,7 @@ class _Asker:
                 if relation in entity.facts
                 and entity.facts[relation] not in seen
                 and (last or entity.facts[relation] in self.entities)
-                # That a director is a film director needs no looking up.
+                # That a director is a film director needs no search.
                 and (relation != "occupation" or not steps or steps[-1][1] in _KIN)
             ]
             if not open_:
@@ -164,7 +164,7 @@ class _Asker:
         return self.question(kind, text, answer, [self.hop(*step) for step in steps])
 
     def inference(self) -> Question | None:
-        """A relative whom no page names as such."""
+        """A relative whom no page calls so."""
         relative, (first, second) = self.rng.choice(list(INFERENCES.items()))
         person = self.rng.choice(self.of["person"])
         middle = self.entities.get(person.facts.get(first, ""))

@@ -1,7 +1,8 @@
-"""Pages of the bundled world: each fact in one of several wordings, the opening sentence first.
+"""Pages of the bundled encyclopedia: each fact in one of several wordings, the opening sentence
+first.
 
 A page has at most five sentences, so that `search[…]`, which shows five, shows all of it; about one
-page in three also has a sentence that says nothing to the purpose.
+page in three also has an irrelevant sentence.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from stepagent.envs.wikipedia.encyclopedia.facts import Encyclopedia, Entity
 
 @dataclass(frozen=True)
 class Written:
-    """A page, and which of its sentences tells which fact."""
+    """A page, and which of its sentences states which fact."""
 
     page: Page
     sentences: dict[str, int]
@@ -24,7 +25,7 @@ class Written:
 
 
 def write(entities: Encyclopedia, seed: int) -> dict[str, Written]:
-    """Title → page, for the whole world."""
+    """Title → page, for the complete encyclopedia."""
     return {
         e.title: _write(e, entities, random.Random(f"page {seed} {e.title}"))
         for e in entities.values()
@@ -67,7 +68,7 @@ def _write(entity: Entity, entities: Encyclopedia, rng: random.Random) -> Writte
 
 
 def _relations(wording: str) -> list[str]:
-    """The facts that a wording tells."""
+    """The facts that a wording states."""
     relations = [part.split("}")[0].replace("_", " ") for part in wording.split("{")[1:]]
     return [_TOLD_AS.get(name, name) for name in relations if name not in _WORDS]
 
@@ -77,7 +78,7 @@ _TOLD_AS = {"a genre": "genre", "an occupation": "occupation"}
 
 
 def _name(value: str, entities: Encyclopedia) -> str:
-    """A page is called by its name, any other value says itself."""
+    """A page's name; any other value unchanged."""
     return entities[value].name if value in entities else value
 
 

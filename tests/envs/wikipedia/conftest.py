@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="package")
 def cache(tmp_path_factory):
-    """The world's corpus and index are built once for all tests of this folder."""
+    """The encyclopedia's corpus and index are built once for all tests of this folder."""
     before = os.environ.get("STEPAGENT_CACHE")
     folder = tmp_path_factory.mktemp("cache")
     os.environ["STEPAGENT_CACHE"] = str(folder)

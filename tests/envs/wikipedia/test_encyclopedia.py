@@ -1,4 +1,4 @@
-"""The bundled world: facts that agree, pages that tell them, questions that follow."""
+"""The bundled encyclopedia: facts that agree, pages that tell them, questions that follow."""
 
 import subprocess
 import sys
@@ -132,7 +132,7 @@ def test_inferences_are_named_after_their_links(entities, splits_by_dataset):
         assert entities[person.facts[first]].facts[second] == question.answers[0]
 
 
-def test_another_seed_makes_another_world(entities):
+def test_another_seed_makes_another_encyclopedia(entities):
     assert set(facts.generate(1)) != set(entities)
 
 
@@ -145,7 +145,7 @@ print(checksum(*(str(q) for d in ("hotpotqa", "musique") for qs in
 """
 
 
-def test_the_same_world_in_every_process():
+def test_the_same_encyclopedia_in_every_process():
     texts = {
         subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True).stdout
         for _ in range(2)

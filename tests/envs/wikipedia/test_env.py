@@ -358,7 +358,7 @@ def guess(env, tasks):
 
 
 @pytest.mark.parametrize("dataset", IDS)
-def test_the_oracle_on_the_bundled_world(dataset):
+def test_the_oracle_on_the_bundled_encyclopedia(dataset):
     env = envs.make(IDS[dataset], split="test")
     em, read = oracle(env, env.tasks[:150])
     assert em >= 0.98
