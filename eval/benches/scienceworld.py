@@ -1,4 +1,4 @@
-"""ScienceWorld against its upstream: steps, resets, many at once.
+"""ScienceWorld against its upstream: steps, teleports, resets, many at once.
 
 The expert's actions of a few test tasks, played in our environment and in upstream's
 `scienceworld.ScienceWorldEnv` with the same task, variation and simplifications. A step of ours
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,40 +23,59 @@ from typing import Any
 import psutil
 
 from stepagent import envs
-from stepagent.envs.core import TextEnv, checksum
+from stepagent.envs.core import checksum
 from stepagent.envs.scienceworld.env import ScienceWorldEnv
 from stepagent.eval.benches import Options, Row, play_sides, settings
 
 SCIENCEWORLD = "stepagent/ScienceWorld-v0"
+_BUSY = "while True: pass"
 
 
 def bench(options: Options) -> list[Row]:
-    """Steps and resets of one environment, and many environments in this process.
+    """Steps, teleports and resets of one environment, and many environments in this process.
 
     Settings: tasks (of the test split, played by both), warm_up (rounds that do not count:
-    upstream's just-in-time compiler takes a while), environments (at once).
+    upstream's just-in-time compiler takes a while), environments (at once), busy (other processes
+    that keep a core busy meanwhile).
     """
-    args = settings(options, tasks=8, warm_up=3, environments=16)
+    args = settings(options, tasks=8, warm_up=3, environments=16, busy=0)
+    others = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(args["busy"])]
+    try:
+        return _rows(args, options.repeats)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def _rows(args: dict[str, Any], repeats: int) -> list[Row]:
     env = envs.make(SCIENCEWORLD, split="test")
     assert isinstance(env, ScienceWorldEnv)
+    rounds = args["warm_up"] + repeats
     try:
         plans = [_plan(env, task) for task in sorted(env.tasks, key=checksum)[: args["tasks"]]]
         upstream = _Upstream()
         try:
-            sides = (_Ours(env), upstream)
-            seconds = play_sides(_timed, sides, plans, options.repeats, args["warm_up"])
+            sides = (_Side(env), upstream)
+            seconds = play_sides(_timed, sides, plans, repeats, args["warm_up"])
+            teleports = [
+                statistics.fmean(side.teleports[-len(side.teleports) * repeats // rounds :])
+                for side in sides
+            ]
             upstream_gigabytes = upstream.gigabytes()
         finally:
             upstream.close()
         n = args["environments"]
-        many, gigabytes = _at_once(max(plans, key=lambda p: len(p.actions)), n, options.repeats)
+        many, gigabytes = _at_once(max(plans, key=lambda p: len(p.actions)), n, repeats)
     finally:
         env.close()
     steps = sum(len(plan.actions) for plan in plans)
     (our_steps, our_resets), (upstream_steps, upstream_resets) = seconds
+    our_teleport, upstream_teleport = teleports
     one = "steps/s"
     return [
         Row.more_is_better("ScienceWorld steps", steps / our_steps, steps / upstream_steps, one),
+        Row.less_is_better("ScienceWorld teleport", our_teleport, upstream_teleport, "s"),
         Row.less_is_better(
             "ScienceWorld reset", our_resets / len(plans), upstream_resets / len(plans), "s"
         ),
@@ -89,18 +110,23 @@ def _plan(env: ScienceWorldEnv, task_id: str) -> _Plan:
     return _Plan(task_id, env.simplifications(task_id.split("/")[0]), tuple(played))
 
 
-class _Ours:
-    def __init__(self, env: TextEnv):
-        self.env = env
+class _Side:
+    """An environment of one side. `teleports`: seconds of each."""
+
+    def __init__(self, env: Any):
+        self.env, self.teleports = env, list[float]()
 
     def reset(self, plan: _Plan) -> None:
         self.env.reset(seed=0, options={"task_id": plan.task_id})
 
     def step(self, action: str) -> None:
+        start = time.perf_counter()
         self.env.step(action)
+        if action.startswith("teleport"):
+            self.teleports.append(time.perf_counter() - start)
 
 
-class _Upstream:
+class _Upstream(_Side):
     """Upstream's environment, with our Java first on its path."""
 
     def __init__(self) -> None:
@@ -108,7 +134,7 @@ class _Upstream:
         before, path = _java_processes(), os.environ.get("PATH", "")
         os.environ["PATH"] = os.pathsep.join([str(java.parent), path])
         try:
-            self.env: Any = import_module("scienceworld").ScienceWorldEnv(envStepLimit=1000)
+            super().__init__(import_module("scienceworld").ScienceWorldEnv(envStepLimit=1000))
         finally:
             os.environ["PATH"] = path
         (self._java,) = [p for p in _java_processes() if p not in before]
@@ -118,9 +144,6 @@ class _Upstream:
         self.env.load(name, int(variation), ",".join(plan.simplifications))
         self.env.reset()
 
-    def step(self, action: str) -> None:
-        self.env.step(action)
-
     def gigabytes(self) -> float:
         return self._java.memory_info().rss / 1e9
 
@@ -129,7 +152,7 @@ class _Upstream:
         self.env.close = lambda: None  # it would close again when collected, and raise
 
 
-def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:
+def _timed(side: _Side, plan: _Plan) -> tuple[float, float]:
     start = time.perf_counter()
     side.reset(plan)
     ready = time.perf_counter()
@@ -140,7 +163,7 @@ def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:
 
 def _at_once(plan: _Plan, n: int, repeats: int) -> tuple[float, float]:
     """Steps per second of n threads with one environment each (median), and total gigabytes."""
-    opened = [_Ours(envs.make(SCIENCEWORLD, split="test")) for _ in range(n)]
+    opened = [_Side(envs.make(SCIENCEWORLD, split="test")) for _ in range(n)]
     rates = []
     try:
         with ThreadPoolExecutor(n) as threads:
