@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import html
 import importlib
+import importlib.util
 import inspect
 import re
 import textwrap
@@ -24,11 +25,10 @@ import yaml
 import ziamath
 from docstrings import parameters
 
-from stepagent import agents, envs, eval, training
+from stepagent import agents, envs
 from stepagent.envs import registration
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {m.__name__: Path(m.__file__ or "").parent for m in (agents, envs, eval, training)}
 METRICS = ROOT / "docs" / "metrics.yaml"
 
 COMMANDS = {
@@ -53,7 +53,7 @@ class Undocumented(ValueError):
 
 def define_env(env: Any) -> None:
     """Called by the macros plugin: makes the functions below known to the pages."""
-    for macro in (options, command, arguments, rules, prompt, agent_specs, benchmarks):
+    for macro in (options, commands, arguments, rules, prompt, agent_specs, benchmarks):
         env.macro(macro)
     for macro in (metrics, method_file, deviations):
         env.macro(macro)
@@ -156,7 +156,7 @@ def _help(row: Option) -> str:
 def options(*names: str) -> str:
     """A table of options of `stepagent train`: fields ("reflection.beta"), sections ("sft", without
     the sections below it), or "" for those that belong to no section."""
-    known, rows = options_of(_load(COMMANDS["train"])), []
+    known, rows = options_of(option_class("train")), []
     for name in names:
         matches = [o for o in known if o.name == name or o.name.rpartition(".")[0] == name]
         if not matches:
@@ -165,10 +165,19 @@ def options(*names: str) -> str:
     return _option_table(rows)
 
 
-def command(word: str) -> str:
-    """What a command does, and the table of all its options."""
-    kind = _load(COMMANDS[word])
-    return f"{inspect.getdoc(kind)}\n\n{_option_table(options_of(kind))}"
+def commands() -> str:
+    """Every command: what it does, and the table of its options."""
+    sections = []
+    for word in COMMANDS:
+        kind = option_class(word)
+        about = " ".join((inspect.getdoc(kind) or "").split())
+        sections.append(f"## stepagent {word}\n\n{about}\n\n{_option_table(options_of(kind))}")
+    return "\n".join(sections)
+
+
+def option_class(word: str) -> type:
+    """The dataclass of a command's options."""
+    return _load(COMMANDS[word])
 
 
 # Environments -------------------------------------------------------------------------------------
@@ -177,9 +186,9 @@ def command(word: str) -> str:
 def env_class(env_id: str) -> type[envs.TextEnv]:
     """The class behind an environment's id."""
     entry = registration.ENTRY_POINTS[env_id]
-    found = _load(entry)
-    if isinstance(found, type):
-        return found
+    entry_point = _load(entry)
+    if isinstance(entry_point, type):
+        return entry_point
     module = importlib.import_module(entry.partition(":")[0])
     kinds = [k for k in vars(module).values() if isinstance(k, type) and k.__module__ == module.__name__]
     return next(kind for kind in kinds if issubclass(kind, envs.TextEnv))
@@ -237,27 +246,26 @@ def prompt(env_id: str) -> str:
 # Methods ------------------------------------------------------------------------------------------
 
 
-def _method_module(method: str) -> Any:
+def _method_source(method: str) -> Path:
     registered = _load("stepagent.training.run:METHODS")[method]
-    return importlib.import_module(registered.partition(":")[0])
+    spec = importlib.util.find_spec(registered.partition(":")[0])  # loads no torch
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).resolve()
 
 
 def method_file(method: str) -> str:
     """Path of the method's file in the repository."""
-    module = _method_module(method)
-    for name, folder in PACKAGES.items():
-        if module.__name__.startswith(f"{name}."):
-            return f"`{folder.name}/{Path(module.__file__).resolve().relative_to(folder.resolve())}`"
-    raise ValueError(f"{module.__name__} is in none of the packages")
+    return f"`{_method_source(method).relative_to(ROOT)}`"
 
 
 def deviations(method: str) -> str:
     """What the method's file says about deviations from the paper and from the original."""
-    text = inspect.cleandoc(_method_module(method).__doc__ or "")
-    found = re.search(r"^Deviations: (.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
-    if not found:
+    text = ast.get_docstring(ast.parse(_method_source(method).read_text())) or ""
+    match = re.search(r"^Deviations: (.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    if not match:
         raise Undocumented(f"the file of {method} names no deviations")
-    sentence = " ".join(found.group(1).split())
+    sentence = " ".join(match.group(1).split())
     return sentence[0].upper() + sentence[1:]
 
 
