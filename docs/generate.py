@@ -208,7 +208,7 @@ def arguments(env_id: str) -> str:
             if name not in docs:
                 raise Undocumented(f"{kind.__name__} does not describe its argument {name!r}")
             default = parameter.default
-            shown = "required" if default is parameter.empty else _value(_plain(default))
+            shown = "required" if default is parameter.empty else f"`{default!r}`"
             rows.append((f"`{name}`", shown, docs[name]))
     return _table(("argument", "default", "meaning"), dict.fromkeys(rows))
 
@@ -222,10 +222,6 @@ def _constructors(kind: type) -> list[Callable[..., Any]]:
             if all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(init).parameters.values()):
                 break
     return owners
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def rules(env_id: str) -> str:

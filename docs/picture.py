@@ -87,9 +87,9 @@ def draw(theme: str) -> str:
 
 
 def _collect(d: Drawing) -> None:
-    """Top row: environment and expert, trajectories, SFT."""
+    """Top row: expert, trajectories, SFT, policy."""
     for x, title, lines, edge in (
-        (24, "Environment + expert", ("7 text environments,", "each with an expert"), "expert"),
+        (24, "Expert", ("solves the tasks of", "7 text environments"), "expert"),
         (276, "Trajectories", ("186 that solve the task,", "620 states in all"), "edge"),
         (508, "SFT", ("the policy imitates", "the expert's actions"), "policy"),
         (740, "Policy", ("Llama, 1.5 M weights,", "from scratch"), "policy"),
@@ -149,9 +149,11 @@ def _scores(d: Drawing) -> None:
                "box" if inside else "ink", 12.5, bold=True)  # fmt: skip
         d.text(x + 17, 355, name, "dim", 12.5)
     d.text(left + 3.5 * gap + 17, 370, "iterations of practice", "dim", 12.5)
-    d.line("M838 106V144", "policy")
-    d.line("M608 261H574", "policy")
-    d.line("M574 290H606", "policy")
+    d.line("M790 106V126H298V144", "policy")
+    d.text(544, 122, "practises", "policy", 13, bold=True)
+    d.line("M572 261H606", "policy")
+    d.line("M886 146V108", "policy")
+    d.text(893, 130, "again", "policy", 13, "start", bold=True)
 
 
 if __name__ == "__main__":
