@@ -25,27 +25,11 @@ import yaml
 import ziamath
 from docstrings import parameters
 
-from stepagent import agents, envs
+from stepagent import agents, cli, envs
 from stepagent.envs import registration
 
 ROOT = Path(__file__).parents[1]
 METRICS = ROOT / "docs" / "metrics.yaml"
-
-COMMANDS = {
-    "eval": "stepagent.eval.run:Config",
-    "train": "stepagent.training.config:Config",
-    "sweep": "stepagent.training.sweep:Sweep",
-    "collect": "stepagent.training.collect:Config",
-    "serve": "stepagent.envs.serve.__main__:Config",
-    "play": "stepagent.envs.play:Config",
-    "check": "stepagent.envs.check:Config",
-    "view": "stepagent.eval.view:Config",
-    "compare": "stepagent.eval.compare:Config",
-    "replay": "stepagent.eval.replay:Config",
-    "bench": "stepagent.eval.benches:Options",
-}
-"""Word of the command `stepagent` → the dataclass of its options."""
-
 
 class Undocumented(ValueError):
     """Something that the site has to describe has no description."""
@@ -168,16 +152,17 @@ def options(*names: str) -> str:
 def commands() -> str:
     """Every command: what it does, and the table of its options."""
     sections = []
-    for word in COMMANDS:
-        kind = option_class(word)
-        about = " ".join((inspect.getdoc(kind) or "").split())
+    for word, (module, _) in cli.COMMANDS.items():
+        kind, name = option_class(word), module.removesuffix(".__main__").removesuffix(".command")
+        about = f"{inspect.getdoc(kind)}\n\nThe same: `python -m {name}`."
         sections.append(f"## stepagent {word}\n\n{about}\n\n{_option_table(options_of(kind))}")
     return "\n".join(sections)
 
 
 def option_class(word: str) -> type:
     """The dataclass of a command's options."""
-    return _load(COMMANDS[word])
+    module, _ = cli.COMMANDS[word]
+    return importlib.import_module(module).main.options
 
 
 # Environments -------------------------------------------------------------------------------------
