@@ -48,7 +48,7 @@ def _split(doc: str) -> tuple[str, str, str]:
 
 
 def _items(block: str) -> list[tuple[str, str]]:
-    starts = [m for m in _ITEM.finditer(block)]
+    starts = list(_ITEM.finditer(block))
     if not starts:
         return []
     indent = min(len(m.group(1)) for m in starts)

@@ -12,6 +12,7 @@ import html
 import importlib
 import importlib.util
 import inspect
+import itertools
 import re
 import textwrap
 import types
@@ -30,6 +31,7 @@ from stepagent.envs import registration
 
 ROOT = Path(__file__).parents[1]
 METRICS = ROOT / "docs" / "metrics.yaml"
+
 
 class Undocumented(ValueError):
     """Something that the site has to describe has no description."""
@@ -80,7 +82,7 @@ def field_docs(kind: type) -> dict[str, str]:
         if not dataclasses.is_dataclass(base):
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for field, below in zip(body, body[1:], strict=False):
+        for field, below in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                 match below:
                     case ast.Expr(value=ast.Constant(value=str(text))):
@@ -128,25 +130,37 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join([line(head), line("---" for _ in head), *map(line, rows)]) + "\n"
 
 
-def _option_table(rows: Iterable[Option]) -> str:
-    cells = ((f"`{row.name}`", row.default, _help(row)) for row in rows)
+def _option_table(rows: Iterable[Option], flag: bool = False) -> str:
+    """`flag` writes names as the command line has them, not as a YAML file does."""
+    cells = ((_breakable(row.name, flag), row.default, _help(row)) for row in rows)
     return _table(("option", "default", "effect and usual range"), cells)
 
 
+def _breakable(name: str, flag: bool) -> str:
+    """A name as code that a narrow page breaks between its words only."""
+    shown = "--" + name.replace("_", "-") if flag else name
+    parts = re.sub(r"(?<=[a-z0-9])([._-])", r"\g<1><wbr>", shown)
+    return f"<code>{parts}</code>"
+
+
 def _help(row: Option) -> str:
-    return f"{row.help} One of {row.choices}." if "`" in row.choices else row.help
+    text = re.sub(r"(?<![`\w])--[a-z][\w.-]*\w", r"`\g<0>`", row.help)
+    return f"{text} One of {row.choices}." if "`" in row.choices else text
 
 
 def options(*names: str) -> str:
     """A table of options of `stepagent train`: fields ("reflection.beta"), sections ("sft", without
     the sections below it), or "" for those that belong to no section."""
-    known, rows = options_of(option_class("train")), []
-    for name in names:
-        matches = [o for o in known if o.name == name or o.name.rpartition(".")[0] == name]
-        if not matches:
-            raise Undocumented(f"stepagent train has no option or section {name!r}")
-        rows += matches
-    return _option_table(rows)
+    return _option_table(row for name in names for row in training_options(name))
+
+
+def training_options(name: str) -> list[Option]:
+    """The option of that name, or those of the section."""
+    known = options_of(option_class("train"))
+    rows = [o for o in known if o.name == name or o.name.rpartition(".")[0] == name]
+    if not rows:
+        raise Undocumented(f"stepagent train has no option or section {name!r}")
+    return rows
 
 
 def commands() -> str:
@@ -155,7 +169,8 @@ def commands() -> str:
     for word, (module, _) in cli.COMMANDS.items():
         kind, name = option_class(word), module.removesuffix(".__main__").removesuffix(".command")
         about = f"{inspect.getdoc(kind)}\n\nThe same: `python -m {name}`."
-        sections.append(f"## stepagent {word}\n\n{about}\n\n{_option_table(options_of(kind))}")
+        table = _option_table(options_of(kind), flag=True)
+        sections.append(f"## stepagent {word}\n\n{about}\n\n{table}")
     return "\n".join(sections)
 
 
@@ -175,8 +190,8 @@ def env_class(env_id: str) -> type[envs.TextEnv]:
     if isinstance(entry_point, type):
         return entry_point
     module = importlib.import_module(entry.partition(":")[0])
-    kinds = [k for k in vars(module).values() if isinstance(k, type) and k.__module__ == module.__name__]
-    return next(kind for kind in kinds if issubclass(kind, envs.TextEnv))
+    own = (kind for kind in vars(module).values() if isinstance(kind, type))
+    return next(k for k in own if issubclass(k, envs.TextEnv) and k.__module__ == module.__name__)
 
 
 def arguments(env_id: str) -> str:
@@ -204,7 +219,9 @@ def _constructors(kind: type) -> list[Callable[..., Any]]:
     for base in kind.__mro__:
         if init := vars(base).get("__init__"):
             owners.append(init)
-            if all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(init).parameters.values()):
+            if all(
+                p.kind is not p.VAR_KEYWORD for p in inspect.signature(init).parameters.values()
+            ):
                 break
     return owners
 
@@ -221,7 +238,8 @@ def rules(env_id: str) -> str:
 def prompt(env_id: str) -> str:
     """The environment's prompt, in a box that opens."""
     text = textwrap.indent(env_class(env_id).prompt_file.read_text().strip(), "    ")
-    return f'??? note "The prompt: instruction and one-shot example"\n\n    ````text\n{text}\n    ````\n'
+    title = "The prompt: instruction and one-shot example"
+    return f'??? note "{title}"\n\n    ````text\n{text}\n    ````\n'
 
 
 # Methods ------------------------------------------------------------------------------------------
@@ -302,4 +320,3 @@ def equation(source: str, *_: Any, **__: Any) -> str:
         for line, picture in zip(lines, pictures, strict=True)
     )
     return f'<div class="equation">{rows}</div>'
-

@@ -1,7 +1,7 @@
 """Draws the picture of the README and the home page: `python docs/picture.py`.
 
-The way of the data, with the figures of `make demo` (seed 0, docs/pages/start.md): one SVG for light
-pages and one for dark ones. Texts are in the reader's own sans-serif font.
+The way of the data, with the figures of `make demo` (seed 0, docs/pages/start.md): one SVG for
+light pages and one for dark ones. Texts are in the reader's own sans-serif font.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ class Drawing:
         )
 
     def dot(self, x: float, y: float, colour: str, radius: float = 6) -> None:
-        self.parts.append(
-            f'<circle cx="{x}" cy="{y}" r="{radius}" fill="{self.colours[colour]}"/>'
-        )
+        self.parts.append(f'<circle cx="{x}" cy="{y}" r="{radius}" fill="{self.colours[colour]}"/>')
 
     def svg(self) -> str:
         heads = "".join(
@@ -140,9 +138,7 @@ def _scores(d: Drawing) -> None:
         colour = "line" if i == 0 else "policy"
         d.parts.append(
             f'<rect x="{x}" y="{bottom - height:.1f}" width="34" height="{height:.1f}" rx="3" '
-            f'fill="{d.colours[colour]}"{"" if i != 1 else " opacity=&quot;.55&quot;"}/>'.replace(
-                "&quot;", '"'
-            )
+            f'fill="{d.colours[colour]}" opacity="{0.55 if name == "SFT" else 1}"/>'
         )
         inside = i > 0
         d.text(x + 17, bottom - height + (15 if inside else -6), f"{score:.2f}"[1:],

@@ -45,9 +45,7 @@ class Block(NamedTuple):
 def blocks(language):
     """All blocks of a language, with the comment above each."""
     found = []
-    pattern = re.compile(
-        r"^(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE
-    )
+    pattern = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     for document in DOCUMENTS:
         text = document.read_text()
         for match in pattern.finditer(text):
@@ -197,7 +195,9 @@ def test_links_lead_to_files_and_headings(name):
 
 
 def test_files_that_documents_name_exist():
-    pattern = re.compile(r"`((?:envs|agents|eval|training|docker|tests|docs|examples)/[\w/-]+\.\w+)`")
+    pattern = re.compile(
+        r"`((?:envs|agents|eval|training|docker|tests|docs|examples)/[\w/-]+\.\w+)`"
+    )
     for document in DOCUMENTS:
         for path in pattern.findall(document.read_text()):
             assert (ROOT / path).exists(), f"{document.name} names {path}, which is not there"

@@ -23,7 +23,9 @@ def test_parameters_are_read_with_their_meaning():
 def test_lists_become_markdown_and_the_rest_stays():
     text = as_markdown(DOC)
     assert text.startswith("A door.\n\n**Parameters**\n\n- **`width, height`**: in metres;")
-    assert text.endswith("- **`open`**: whether it is.\n\nRaises ValueError for a door that fits nowhere.")
+    assert text.endswith(
+        "- **`open`**: whether it is.\n\nRaises ValueError for a door that fits nowhere."
+    )
     google = as_markdown("Adds.\n\nArgs:\n    a: one.\n\nReturns:\n    The sum.\n")
     assert "**Args**\n\n- **`a`**: one." in google
     assert "**Returns**\n\nThe sum." in google.replace("    ", "")

@@ -1,4 +1,4 @@
-"""`docs/metrics.yaml` describes what training logs: each method runs, and the names are compared."""
+"""`docs/metrics.yaml` describes what training logs: every method runs, names are compared."""
 
 import json
 import re
