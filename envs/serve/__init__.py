@@ -1,4 +1,4 @@
-"""Environments over HTTP: `python -m envs.serve --env ID`. See `docs/pages/servers.md`.
+"""Environments over HTTP: `python -m envs.serve --env ID`. See `docs/servers.md`.
 
 `sessions` keeps the environments, each in a thread of its own; `app` is what clients can ask for;
 `guard` stands before it (token, size of requests, log lines, counters); `openenv` speaks OpenEnv's

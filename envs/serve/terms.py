@@ -10,7 +10,7 @@ from stepagent import command_line
 
 
 class Refusal(Exception):
-    """An answer that is an error: HTTP status, code and words (`docs/pages/servers.md` lists them)."""
+    """An answer that is an error: HTTP status, code and words (`docs/servers.md` lists them)."""
 
     def __init__(self, status: int, code: str, message: str, kind: str = "", retry_after: int = 0):
         super().__init__(message)
