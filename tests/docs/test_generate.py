@@ -97,6 +97,20 @@ def test_an_equation_needs_no_script_and_can_be_read_aloud():
     assert "<script" not in html
 
 
+def build(folder, page):
+    """The strict build of a site of one page, with the settings of ours."""
+    settings = (DOCS / "zensical.toml").read_text()
+    settings = re.sub(r"^nav = \[.*?^\]\n", "", settings, flags=re.DOTALL | re.MULTILINE)
+    (folder / "zensical.toml").write_text(settings)
+    for script in ("generate.py", "docstrings.py"):
+        (folder / script).symlink_to(DOCS / script)
+    (folder / "pages").mkdir()
+    (folder / "pages" / "style.css").touch()
+    (folder / "pages" / "index.md").write_text(f"# Home\n\n{page}\n")
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize(
     ("page", "message"),
     [
@@ -107,15 +121,17 @@ def test_an_equation_needs_no_script_and_can_be_read_aloud():
     ],
 )
 def test_the_strict_build_fails(tmp_path, page, message):
-    settings = (DOCS / "zensical.toml").read_text()
-    settings = re.sub(r"^nav = \[.*?^\]\n", "", settings, flags=re.DOTALL | re.MULTILINE)
-    (tmp_path / "zensical.toml").write_text(settings)
-    for script in ("generate.py", "docstrings.py"):
-        (tmp_path / script).symlink_to(DOCS / script)
-    (tmp_path / "pages").mkdir()
-    (tmp_path / "pages" / "style.css").touch()
-    (tmp_path / "pages" / "index.md").write_text(f"# Home\n\n{page}\n")
-    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = build(tmp_path, page)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
+
+
+def test_a_page_loads_nothing_from_the_network(tmp_path):
+    done = build(tmp_path, "[here](index.md#home)\n\n```math\na^2\n```\n\n```python\nx = 1\n```")
+    assert done.returncode == 0, done.stdout + done.stderr
+    html = (tmp_path / "site" / "index.html").read_text()
+    assert "<svg" in html
+    loaded = re.findall(
+        r"<(?:script|link|img|iframe)[^>]*?(?:src|href)=[\"']?(https?:[^\"' >]*)", html
+    )
+    assert loaded == []
