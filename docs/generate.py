@@ -246,7 +246,7 @@ def prompt(env_id: str) -> str:
 
 
 def _method_source(method: str) -> Path:
-    registered = _load("stepagent.training.run:METHODS")[method]
+    registered = _load("stepagent.training.methods:METHODS")[method]
     spec = importlib.util.find_spec(registered.partition(":")[0])  # loads no torch
     assert spec is not None
     assert spec.origin is not None
@@ -305,7 +305,8 @@ def agent_specs() -> str:
 
 def benchmarks() -> str:
     """The names of the benchmarks."""
-    return ", ".join(f"`{name}`" for name in _load("stepagent.eval.bench:BENCHES"))
+    module, _ = cli.COMMANDS["bench"]
+    return ", ".join(f"`{name}`" for name in importlib.import_module(module).BENCHMARKS)
 
 
 # Equations ----------------------------------------------------------------------------------------

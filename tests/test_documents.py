@@ -19,7 +19,7 @@ from stepagent import cli, command_line
 from stepagent.envs import check
 from stepagent.envs.registration import ENTRY_POINTS
 from stepagent.eval import run as eval_run
-from stepagent.training.run import METHODS
+from stepagent.training.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -27,7 +27,7 @@ DOCUMENTS = [
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs" / "pages").rglob("*.md")),
 ]
-OTHERS = ("accelerate", "docker", "pip", "pytest", "source")
+OTHERS = ("accelerate", "cd", "docker", "pip", "pytest", "source")
 """Commands of others, which are not looked into."""
 
 

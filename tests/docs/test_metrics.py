@@ -7,24 +7,28 @@ from pathlib import Path
 import generate
 import pytest
 
+from stepagent.envs.react import PromptStyle
 from stepagent.training import run
-from stepagent.training.run import METHODS
-from tests.eval import toy_world
-from tests.training.conftest import config as config  # the run of a few thousand weights
+from stepagent.training.config import Config
+from stepagent.training.methods import METHODS
+from stepagent.training.tiny import TinyConfig
+from tests import toy_env
 
 ONCE = ", once"
 
 
 @pytest.fixture
-def toy(config):
-    """A run of every method's stages, on a world with rewards between 0 and 1."""
-    config.env, config.env_args = toy_world.ID, {"size": 6}
-    config.policy.max_new_tokens, config.checkpoint_seconds = 4, 300.0
-    config.sft.epochs, config.sft.learning_rate = 2, 1e-2
-    config.evaluation.limit, config.evaluation.every_iteration = 1, False
-    config.reflection.iterations, config.rollouts.samples = 1, 2
+def config(tmp_path):
+    """A run of all stages of any method, on an environment with rewards between 0 and 1."""
+    config = Config(output=str(tmp_path / "run"), env=toy_env.ID, env_args={"size": 6})
+    config.prompt = PromptStyle(instruction=False, example=False, thoughts=False)
+    config.policy.model, config.policy.max_new_tokens, config.policy.device = "tiny", 4, "cpu"
+    config.policy.tiny = TinyConfig(hidden_size=32, layers=2, heads=2, vocabulary=400, context=512)
+    config.sft.learning_rate, config.sft.batch_size, config.sft.epochs = 1e-2, 4, 2
+    config.reflection.iterations, config.reflection.practice = 1, 2
     config.preference.iterations, config.preference.epochs = 1, 1
-    config.inverse.reward = "both"
+    config.rollouts.samples, config.inverse.reward = 2, "both"
+    config.evaluation.limit, config.evaluation.every_iteration = 1, False
     return config
 
 
@@ -47,18 +51,18 @@ def _stage(name: str) -> str:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_logged_metric_is_described(toy, method, pages):
-    toy.method = method
-    discriminator = toy.inverse.discriminator
+def test_every_logged_metric_is_described(config, method, pages):
+    config.method = method
+    discriminator = config.inverse.discriminator
     discriminator.learning_rate, discriminator.batch_size = 1e-2, 16
-    discriminator.chance, discriminator.perfect = -1.0, 1.1  # never stops the run
-    run.run(toy)
-    logged = _logged(toy.output)
+    discriminator.chance_margin, discriminator.max_accuracy = -1.0, 1.1  # never stops the run
+    run.run(config)
+    logged = _logged(config.output)
     if method == "inverse":  # once more, where the discriminator stops the run
-        toy.output += "-stopped"
-        discriminator.perfect = 0.0
-        run.run(toy)
-        for stage, names in _logged(toy.output).items():
+        config.output += "-stopped"
+        discriminator.max_accuracy = 0.0
+        run.run(config)
+        for stage, names in _logged(config.output).items():
             logged.setdefault(stage, set()).update(names)
     described = {stage: set(names) for stage, names in generate.logged_by(method).items()}
     assert logged == described
