@@ -1,9 +1,10 @@
 """What the documents show is run as it is written, or at least its options exist.
 
-Blocks of Python are run, but for those under `<!-- not run: REASON -->` or `<!-- run by: TEST -->`.
+Blocks of Python are run, except under `<!-- not run: REASON -->` and `<!-- run by: TEST -->`.
 Commands in blocks of shell are parsed with all their options; those under `<!-- run -->` are run.
 """
 
+import ast
 import contextlib
 import io
 import re
@@ -147,6 +148,16 @@ def test_python_blocks_run(block, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(block.text, str(block), "exec"), {"__name__": "document"})
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in blocks("python") if b.marker.startswith("not run: ")], ids=str
+)
+def test_imports_of_blocks_that_are_not_run_exist(block):
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stepagent"):
+            for name in node.names:
+                assert hasattr(import_module(node.module), name.name)
 
 
 @pytest.fixture
