@@ -67,7 +67,8 @@ class Mind2WebEnv(TextEnv):
     password: of the official zip archives.
     ranks: JSON file of candidate ranks (`stepagent mind2web-ranks` converts the official
         pickle); None: the ranker ranks.
-    ranker: "bm25", `module:Class` of a `rank.Ranker`, or a ranker; `ranker_args` are its arguments.
+    ranker: "bm25", `module:Class` of a `rank.Ranker`, or a ranker.
+    ranker_args: arguments of that class.
     top_k: candidates that are shown, by rank.
     budget: tokens that a page may take; None: `EPISODE_BUDGET` shared by the task's pages, within
         `PAGE_BUDGETS`. If a page exceeds it, less is shown around the candidates; see `prune.py`.

@@ -59,7 +59,8 @@ class WikipediaEnv(TextEnv):
         that `stepagent wikipedia-corpus` made.
     lookup: whether `lookup[keyword]` is an action, too. The paper's prompt does not have it.
     sentences: how many sentences `search` shows; 0: the whole first paragraph.
-    sizes: maximum number of questions in train, dev and test. seed_of_sample: which ones.
+    sizes: maximum number of questions in train, dev and test.
+    seed_of_sample: which questions those are, if there are more.
     split, max_steps, render_mode: as in `TextEnv`.
 
     Raises ValueError for wrong arguments and for data files that are missing, cut off or of another
