@@ -13,11 +13,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stepagent.errors import UserError
 
-class SimulatorError(RuntimeError):
+
+class SimulatorError(UserError, RuntimeError):
     """The simulator's Java process failed (died, hung, could not start): infrastructure, not play.
 
     The episode in hand is lost; `reset()` starts a fresh process by itself.
@@ -52,7 +55,7 @@ def _argument(value: Any) -> str:
     if isinstance(value, bool):
         return f"b{str(value).lower()}"
     if isinstance(value, int):
-        return f"i{value}"
+        return f"i{value}" if -(2**31) <= value < 2**31 else f"L{value}"
     if isinstance(value, str):
         return f"s{_escape(value)}"
     if isinstance(value, Reference):
@@ -146,14 +149,15 @@ class Connection:
         assert isinstance(made, Reference)
         return made
 
-    def new_array(self, *items: Reference | int) -> Reference:
+    def new_array(self, items: Sequence[Reference | int | None]) -> Reference:
         """Makes an `Object[]` of these items (numbers become `Long`)."""
-        made = self._send(f"a\nc\nsjava.lang.Object\ni{len(items)}\ne\n")
-        assert isinstance(made, Reference)
+        array = self._send(f"a\nc\nsjava.lang.Object\ni{len(items)}\ne\n")
+        assert isinstance(array, Reference)
         for index, item in enumerate(items):
-            value = f"r{item.id}" if isinstance(item, Reference) else f"L{item}"
-            self._send(f"a\ns\n{made.id}\ni{index}\n{value}\ne\n")
-        return made
+            if item is not None:
+                value = f"r{item.id}" if isinstance(item, Reference) else f"L{item}"
+                self._send(f"a\ns\n{array.id}\ni{index}\n{value}\ne\n")
+        return array
 
     def release(self, *references: Reference) -> None:
         """Lets the Java process collect these objects."""

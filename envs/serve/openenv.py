@@ -1,16 +1,16 @@
 """OpenEnv's protocol over our sessions, so that its clients and trainers can use the environments.
 
-OpenEnv (`openenv-core` 0.3) holds an episode's conversation over one WebSocket: messages `reset`,
+OpenEnv (`openenv-core` 0.3) plays an episode over one WebSocket: messages `reset`,
 `step`, `state` and `close`, answered by `observation`, `state` or `error`; the environment lives
 from the first `reset` to the end of the connection. `/ws` is the server's first environment,
 `/ID/ws` any of them, so that `GenericEnvClient(base_url="http://host:8001/stepagent/WebShop-v0")`
-finds its own. A client that cannot send headers puts the token into the URL:
+finds its environment. A client that cannot send headers puts the token into the URL:
 `ws://any:TOKEN@host:8001`.
 
-- `reset` takes `seed`, `task_id`, `episode_id` and `env_args` (the environment is made anew where
-  they differ from the last ones).
-- An action is `{"action": text}`, a bare action or a whole ReAct reply (`message` will do, too).
-- An observation is `{"text": …}` and the keys of our `info`; `truncated` says why it is done.
+- `reset` takes `seed`, `task_id`, `episode_id` and `env_args` (if they differ from the last ones,
+  a new environment is made).
+- An action is `{"action": text}`, a bare action or a whole ReAct reply (`message` works, too).
+- An observation is `{"text": …}` and the keys of our `info`; `truncated` says why it ended.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
 from stepagent.envs.core import TextEnv
+from stepagent.envs.serve.limits import Refusal, encode
 from stepagent.envs.serve.sessions import Session, Sessions
-from stepagent.envs.serve.terms import Refusal, encode
 
 _CODES = {
     "json": "INVALID_JSON",
@@ -72,7 +72,7 @@ SCHEMA = {
 
 @dataclass
 class _Talk:
-    """One connection and the session that lives as long."""
+    """One connection, and the session that lives as long as it."""
 
     sessions: Sessions
     env_id: str
@@ -83,7 +83,7 @@ class _Talk:
     )
 
     async def open(self, args: dict[str, Any]) -> Session:
-        """The session, opened anew for other arguments."""
+        """The session; with other arguments, a new one."""
         if self.session is None or self.session.ended or args != self.args:
             self.close("closed: by its client")
             self.session, self.args = await self.sessions.open(self.env_id, args), args
@@ -98,7 +98,7 @@ class _Talk:
             raise Refusal(422, "request", "a message is an object with 'type' and 'data'")
         kind, data = message.get("type"), message.get("data") or {}
         if not isinstance(data, dict):
-            raise Refusal(422, "request", f"data: an object is due, not {data!r:.100}")
+            raise Refusal(422, "request", f"data must be an object, not {data!r:.100}")
         if kind == "state":
             return {"type": "state", "data": self.state}
         if kind == "reset":
@@ -172,13 +172,13 @@ def add(app: FastAPI, sessions: Sessions) -> None:
                 except Refusal as refusal:
                     answer = _refused(refusal)
                 await socket.send_text(encode(answer).decode())
-        except (WebSocketDisconnect, RuntimeError):  # gone, in the middle of an answer perhaps
+        except (WebSocketDisconnect, RuntimeError):  # gone, perhaps in the middle of an answer
             reason = "vanished: its connection broke"
         finally:
             talking.close(reason)
         try:
             await socket.close()
-        except (WebSocketDisconnect, RuntimeError):  # it is closed already
+        except (WebSocketDisconnect, RuntimeError):  # already closed
             pass
 
     @app.websocket("/ws")
@@ -207,7 +207,7 @@ def add(app: FastAPI, sessions: Sessions) -> None:
 
 
 async def _received(socket: WebSocket) -> str | None:
-    """The next message's text; None where it is bytes. Raises WebSocketDisconnect at the end."""
+    """The next message's text; None if it is binary. Raises WebSocketDisconnect at the end."""
     message = await socket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message["code"], message.get("reason"))
@@ -217,11 +217,11 @@ async def _received(socket: WebSocket) -> str | None:
 
 def _read(text: str | None) -> Any:
     if text is None:
-        raise Refusal(400, "json", "the message is no JSON: it came as bytes, not as text")
+        raise Refusal(400, "json", "the message is not JSON: it is binary, not text")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "json", f"the message is no JSON: {error}") from None
+        raise Refusal(400, "json", f"the message is not JSON: {error}") from None
 
 
 def _refused(refusal: Refusal) -> dict[str, Any]:

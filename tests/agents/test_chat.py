@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from stepagent.agents.chat import ChatCodec, ChatTemplateError
-from tests.agents.conftest import TEMPLATE, make_tokenizer, say
+from tests.agents.conversations import say
+from tests.agents.tiny_models import TEMPLATE, make_tokenizer
 
 NO_SYSTEM = (
     "<|end|>{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
@@ -51,14 +52,14 @@ def test_spans_are_the_replies_and_longer_extends_shorter(template: str):
     codec = codec_for(template)
     replies = ["Action: go", "Thought: hm\nAction: look", "wait"]
     messages = say("a", replies[0], "b", replies[1], "c", replies[2], system="Be brief.")
-    whole = codec.encode(messages)
-    for (start, end), reply in zip(whole.replies, replies, strict=True):
-        assert codec.tokenizer.decode(whole.ids[start:end]) == reply + "<|im_end|>"
-        assert whole.ids[end - 1] == codec.end_of_turn_id
-        assert whole.ids[start:end] == codec.reply_ids(reply)
+    encoded = codec.encode(messages)
+    for (start, end), reply in zip(encoded.replies, replies, strict=True):
+        assert codec.tokenizer.decode(encoded.ids[start:end]) == reply + "<|im_end|>"
+        assert encoded.ids[end - 1] == codec.end_of_turn_id
+        assert encoded.ids[start:end] == codec.reply_ids(reply)
     for n in (2, 4, 6):
         state = codec.encode(messages[:n])
-        assert state.ids == whole.ids[: whole.replies[n // 2 - 1][0]]
+        assert state.ids == encoded.ids[: encoded.replies[n // 2 - 1][0]]
     assert codec.decode(codec.reply_ids("Action: go")) == "Action: go"
 
 

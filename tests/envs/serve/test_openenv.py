@@ -105,6 +105,7 @@ def test_a_client_that_vanishes_leaves_nothing(server, client):
     vanishing.reset()
     vanishing._loop.call_soon_threadsafe(vanishing.async_client._ws.transport.abort)
     wait_until(lambda: not FaultyEnv.open_now and server.sessions.count == 0)
+    assert not FaultyEnv.open_now
     vanishing._stop_loop()
 
 
