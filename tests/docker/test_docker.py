@@ -73,8 +73,6 @@ def test_services_are_limited_local_and_restart(name):
 def test_the_image_is_tagged_with_the_version():
     tag = f"stepagent:{version('stepagent')}"
     assert all(service["image"] == tag for service in SERVICES.values())
-        f"stepagent:{version('stepagent')}"
-    }
 
 
 def test_the_image_is_pinned_and_runs_as_nobody_special():
