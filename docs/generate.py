@@ -205,11 +205,12 @@ def arguments(env_id: str) -> str:
         for name, parameter in inspect.signature(owner).parameters.items():
             if parameter.kind is not parameter.KEYWORD_ONLY:
                 continue
-            if name not in docs:
+            with_it = next((other for other, text in docs.items() if f"`{name}`" in text), None)
+            if name not in docs and not with_it:
                 raise Undocumented(f"{kind.__name__} does not describe its argument {name!r}")
             default = parameter.default
             shown = "required" if default is parameter.empty else f"`{default!r}`"
-            rows.append((f"`{name}`", shown, docs[name]))
+            rows.append((f"`{name}`", shown, docs.get(name, f"See `{with_it}`.")))
     return _table(("argument", "default", "meaning"), dict.fromkeys(rows))
 
 

@@ -73,8 +73,7 @@ class Mind2WebEnv(TextEnv):
     password: of the official zip archives.
     ranks: JSON file of candidate ranks (`python -m envs.mind2web.convert` makes it of the official
         pickle); None: the ranker ranks.
-    ranker: "bm25", `module:Class` of a `rank.Ranker`, or one itself.
-    ranker_args: arguments of that class.
+    ranker: "bm25", `module:Class` of a `rank.Ranker`, or one itself; `ranker_args` are its own.
     top_k: candidates that are shown, by rank.
     budget: tokens that a page may take; None: `EPISODE_BUDGET` shared by the task's pages, within
         `PAGE_BUDGETS`. Where too much, less is shown around the candidates; see `prune.py`.

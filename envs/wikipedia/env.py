@@ -59,8 +59,7 @@ class WikipediaEnv(TextEnv):
         that `python -m envs.wikipedia.prepare` made.
     lookup: whether `lookup[keyword]` is an action, too. The paper's prompt has none.
     sentences: how many sentences `search` shows; 0: the whole first paragraph.
-    sizes: how many questions train, dev and test have at most.
-    seed_of_sample: which questions those are, where there are more.
+    sizes: how many questions train, dev and test have at most. seed_of_sample: which ones.
     split, max_steps, render_mode: as in `TextEnv`.
 
     Raises ValueError for wrong arguments and for data files that are missing, cut off or of another
