@@ -233,7 +233,7 @@ def rules(env_id: str) -> str:
     _, _, text = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     if not text:
         raise Undocumented(f"{module.__name__} does not say the rules of the episode")
-    return text
+    return text.removeprefix("Rules of the episode:\n\n")  # which the page has as a heading
 
 
 def prompt(env_id: str) -> str:
