@@ -5,7 +5,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 PACKAGES := envs agents eval training
 
-.PHONY: setup demo textworld test test-slow lint docs docs-serve bench clean build/types
+.PHONY: setup demo textworld test test-slow test-lowest lint docs docs-serve bench clean build/types
 
 setup: $(STAMP)
 
@@ -34,6 +34,10 @@ textworld: setup
 
 test-slow: setup
 	$(PY) -m pytest -m slow
+
+# The core tests on the lowest versions that pyproject.toml allows, in an environment of their own.
+test-lowest: setup
+	$(PY) -m pytest -m slow tests/test_lowest.py
 
 # Type checkers, import-linter and the API reference read packages from the disk: there
 # `stepagent.envs` is a link.

@@ -1,7 +1,8 @@
 """How our docstrings are laid out, and how the API reference shows them.
 
-A docstring is prose in Markdown. A list of parameters stands under `Parameters` (underlined) or
-`Args:`, one `name: meaning` a line, longer ones indented on the next lines.
+A docstring is prose in Markdown. Parameters are listed under `Parameters` (underlined) or `Args:`,
+as `name: meaning`, long ones indented on the next lines. After a full stop another one may follow
+on the same line.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import griffe
 
 _HEAD = re.compile(r"^(?:(Parameters|Returns)\n-{3,}|(Args|Raises|Returns):)[ ]*\n", re.MULTILINE)
+_NEXT = re.compile(r"(?<=\.) ([a-z_]+): ")
 _ITEM = re.compile(r"^( {0,4})(\w+(?:, \w+)*): ", re.MULTILINE)
 
 
@@ -54,10 +56,11 @@ def _items(block: str) -> list[tuple[str, str]]:
     indent = min(len(m.group(1)) for m in starts)
     starts = [m for m in starts if len(m.group(1)) == indent]
     ends = [m.start() for m in starts[1:]] + [len(block)]
-    return [
-        (m.group(2), " ".join(block[m.end() : end].split()))
-        for m, end in zip(starts, ends, strict=True)
-    ]
+    items: list[tuple[str, str]] = []
+    for start, end in zip(starts, ends, strict=True):
+        first, *others = _NEXT.split(" ".join(block[start.end() : end].split()))
+        items += [(start.group(2), first), *zip(others[::2], others[1::2], strict=True)]
+    return items
 
 
 class Docstrings(griffe.Extension):

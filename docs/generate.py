@@ -205,11 +205,12 @@ def arguments(env_id: str) -> str:
         for name, parameter in inspect.signature(owner).parameters.items():
             if parameter.kind is not parameter.KEYWORD_ONLY:
                 continue
-            if name not in docs:
+            with_it = next((other for other, text in docs.items() if f"`{name}`" in text), None)
+            if name not in docs and not with_it:
                 raise Undocumented(f"{kind.__name__} does not describe its argument {name!r}")
             default = parameter.default
             shown = "required" if default is parameter.empty else f"`{default!r}`"
-            rows.append((f"`{name}`", shown, docs[name]))
+            rows.append((f"`{name}`", shown, docs.get(name, f"See `{with_it}`.")))
     return _table(("argument", "default", "meaning"), dict.fromkeys(rows))
 
 
@@ -232,7 +233,7 @@ def rules(env_id: str) -> str:
     _, _, text = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     if not text:
         raise Undocumented(f"{module.__name__} does not say the rules of the episode")
-    return text
+    return text.removeprefix("Rules of the episode:\n\n")  # which the page has as a heading
 
 
 def prompt(env_id: str) -> str:

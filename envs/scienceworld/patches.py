@@ -26,7 +26,7 @@ upstream's own):
 - Each time the contents of an object are asked for, several times per object and tick, it copies
   them to another set. Now it keeps the copy until they change.
 - Each step also describes room and inventory for a history that nobody reads, and works out all
-  names to print them to nowhere. Now it does not.
+  names, and formats the score, to print them to nowhere. Now it does not.
 - A step and a reset take one call over the socket each instead of three and more.
 """
 
@@ -702,6 +702,22 @@ def _change_interface(cls: ClassFile) -> None:
     _start_in_one_call(cls)
 
 
+_FORMAT = "scala/Predef$StringFormat$"
+_FORMATTED = f"(Ljava/lang/Object;L{_STRING};)L{_STRING};"
+
+
+def _leave_unformatted(cls: ClassFile) -> None:
+    """`unformatted` takes what `formatted` takes and returns the format."""
+    variables = {"this": _FORMAT, "value": "java/lang/Object", "format": _STRING}
+    cls.add_method("unformatted", _FORMATTED, variables, "aload format\nareturn")
+
+
+def _score_in_silence(cls: ClassFile) -> None:
+    """`score` formats no numbers for the line that it prints to nowhere."""
+    old = f"{_FORMAT}.formatted$extension {_FORMATTED}"
+    cls.redirect("score", "()D", old, f"{_FORMAT}.unformatted {_FORMATTED}", calls=3)
+
+
 CHANGES: dict[str, Callable[[ClassFile], None]] = {
     _OBJECT: _change_objects,
     "scala/util/Random$": _own_random,
@@ -711,6 +727,8 @@ CHANGES: dict[str, Callable[[ClassFile], None]] = {
     _PARSER: _change_parser,
     f"{_PARSER}$": _remember_names,
     _INTERFACE: _change_interface,
+    _FORMAT: _leave_unformatted,
+    "scienceworld/tasks/goals/GoalSequence": _score_in_silence,
 }
 
 

@@ -35,13 +35,13 @@ def bench(options: Options) -> list[Row]:
 
     Settings: tasks (of the test split), candidates (on large pages), megabytes (of generated ones).
     """
-    wanted = settings(options, tasks=24, candidates=50, megabytes=2.0)
-    rows = [_steps(wanted["tasks"], options.repeats)]
+    args = settings(options, tasks=24, candidates=50, megabytes=2.0)
+    rows = [_steps(args["tasks"], options.repeats)]
     pages = {"bundled page": _bundled()}
     if folder := os.environ.get("STEPAGENT_DATA"):
         pages["largest real page (cut at 8 kB)"] = _largest_real(Path(folder))
-    html = big_page(wanted["megabytes"])
-    pages[f"page of {len(html) / 1e6:.1f} MB"] = (html, _spread(html, wanted["candidates"]))
+    html = big_page(args["megabytes"])
+    pages[f"page of {len(html) / 1e6:.1f} MB"] = (html, _spread(html, args["candidates"]))
     for name, (html, candidates) in pages.items():
         rows += _pruning(name, html, candidates, options.repeats)
     return rows
