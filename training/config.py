@@ -72,6 +72,17 @@ class ReflectionConfig(OptimiserConfig):
     """Nucleus sampling in practice: 1 samples from the policy as it is."""
     beta: float = 0.1
     """β of eq. 6: how strongly the policy is held to that entering the iteration; 0.01 to 0.5."""
+    equal: Literal["action", "tokens"] = "action"
+    """When a practice action counts as the expert's, which leaves nothing to learn from it:
+    `action` if an environment reads the same action from both, whatever the thoughts; `tokens`
+    (eq. 6 to the letter) only if the replies are the same."""
+    preference: Literal["sigmoid", "length_normalised", "positive", "ipo"] = "sigmoid"
+    """Loss on a pair (StepAgent-Implicit): `sigmoid` is eq. 6; the others keep the likelihood of
+    the expert's action from falling with the agent's (formulas: `methods/losses.py`)."""
+    preference_weight: float = 1.0
+    """Weight of that loss. 0 leaves `sft_weight` alone: the control `anchor-only`."""
+    positive_penalty: float = 5.0
+    """λ of `preference: positive`, the cost of a fall of the expert's action; 1 to 50 is usual."""
     sft_weight: float = 0.0
     """Weight of the expert action's own negative log-likelihood beside eq. 6 (StepAgent-Implicit).
     0: the paper's loss; 0.2 to 1 keeps a small model from forgetting how to write an action."""
@@ -102,6 +113,15 @@ class DiscriminatorConfig(OptimiserConfig):
     """Pairs (the agent's action, the expert's) per update, in complete step trees."""
     epochs: int = 1
     """Passes over the iteration's pairs. More make it more certain, and its reward flatter."""
+    loss: Literal["binary", "pairwise"] = "binary"
+    """`binary` is eq. 11; `pairwise` compares the agent's action with the expert's in the same
+    state, so that nothing but the action can tell them apart."""
+    label_smoothing: float = 0.0
+    """How far the targets of `binary` are from 1 and 0. 0.05 to 0.2 keeps a slope in the reward
+    where D is right."""
+    spectral_norm: float = 0.0
+    """Largest norm of its head (Miyato et al., 2018): how much the logit can change per unit of the
+    last hidden state. 0: unlimited; 0.1 to 1 keeps D from being certain too soon."""
     early_stop_accuracy: float = 0.9
     """Its training ends early once its accuracy on both sides reaches this within one update."""
     max_accuracy: float = 0.99
@@ -118,6 +138,19 @@ class InverseConfig:
     reward: Literal["step", "final", "both"] = "step"
     """Table 3: `step` is D's reward for each practice action, `final` the environment's for whole
     episodes that the agent plays, `both` learns from the two."""
+    judge: Literal["discriminator", "oracle"] = "discriminator"
+    """What rewards an action: D, or `oracle`, a perfect judge: 1 for the expert's action as an
+    environment reads it, 0 for any other. A control: it shows what the policy's step makes of a
+    reward without fault."""
+    judge_reward: Literal["log_d", "logit"] = "log_d"
+    """How D's logit becomes a reward: `log_d` is -log D of eq. 11; `logit` is AIRL's
+    log (1 - D) - log D, which keeps falling where D is certain of the agent."""
+    demonstrations: bool = True
+    """The expert's action is one more member of each state's group, so that it is learned where the
+    agent never draws it. Off: the agent's own draws alone, as in algorithm 1."""
+    informative: bool = True
+    """D learns from draws that differ from the expert's, and batches count draws that have an
+    advantage. Off: every draw counts, as in algorithm 1, and advantages are whitened."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """The discriminator."""
 
@@ -137,6 +170,9 @@ class PpoConfig:
     baseline: Literal["value", "group"] = "value"
     """What is subtracted from a reward: `value` a linear head's estimate at the state's last token,
     `group` the mean over the actions practised in the state (`ppo`: over the task's episodes)."""
+    spread_floor: float = 0.1
+    """Least standard deviation that advantages are divided by, in units of the reward: noise is not
+    blown up to the size of a signal."""
     value_coefficient: float = 0.5
     """Weight of the value head's squared error."""
     gamma: float = 1.0

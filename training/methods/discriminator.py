@@ -12,13 +12,14 @@ expert's and the agent's, are read in one forward pass over its step tree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,7 +29,13 @@ from stepagent.agents.models import context_length, load_model, load_tokenizer, 
 from stepagent.envs.react import Message
 from stepagent.files import write_atomically
 from stepagent.training.config import DiscriminatorConfig
-from stepagent.training.methods.losses import discriminator_loss, expert_is_high_reward
+from stepagent.training.methods.losses import (
+    discriminator_loss,
+    expert_is_high_reward,
+    logit_reward,
+    pairwise_judge_loss,
+    smoothed_discriminator_loss,
+)
 from stepagent.training.methods.practice import Practice
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes
@@ -65,10 +72,18 @@ class Discriminator(nn.Module):
     backbone: a model that can run step trees.
     shared: the backbone is the policy's own model, whose adapter has to be switched.
     codec: writes conversations in the backbone's tokens; None: they are the policy's.
+    max_norm: largest norm of the head; 0: unlimited.
     """
 
-    def __init__(self, backbone: Any, shared: bool = False, codec: ChatCodec | None = None):
+    def __init__(
+        self,
+        backbone: Any,
+        shared: bool = False,
+        codec: ChatCodec | None = None,
+        max_norm: float = 0.0,
+    ):
         super().__init__()
+        self.max_norm = max_norm
         enable_step_trees(backbone)
         self.backbone, self.shared, self.codec = backbone, shared, codec
         base = unwrap(backbone)
@@ -83,7 +98,11 @@ class Discriminator(nn.Module):
 
     def forward(self, packed: PackedTrees) -> Tensor:
         """float32 [A], `logit_agent_is_high` of every action of the packed trees."""
-        return self.head(action_states(self.backbone, packed).float()).squeeze(-1)
+        states = action_states(self.backbone, packed).float()
+        weight = self.head.weight
+        if self.max_norm:
+            weight = weight * (self.max_norm / weight.norm().clamp_min(self.max_norm))
+        return F.linear(states, weight, self.head.bias).squeeze(-1)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -160,7 +179,7 @@ def attach(
         torch.manual_seed(seed)
         if shared:
             policy.model.add_adapter(ADAPTER, lora)
-            discriminator = Discriminator(policy.model, shared=True)
+            discriminator = Discriminator(policy.model, shared=True, max_norm=config.spectral_norm)
         else:
             discriminator = _separate(policy, config, entering, lora)
     try:
@@ -186,19 +205,28 @@ def _separate(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return Discriminator(model, codec=codec)
+    return Discriminator(model, codec=codec, max_norm=config.spectral_norm)
 
 
-def loss(model: Any, item: Practice) -> tuple[Tensor, dict[str, float]]:
-    """Eq. 11 summed over the actions of one tree, with health figures (sums over pairs)."""
-    device = next(model.parameters()).device
-    logit_agent_is_high = model(pack([item.tree], device))
-    out = discriminator_loss(
-        logit_agent_is_high,
-        torch.tensor(item.agent, device=device),
-        torch.tensor(item.expert, device=device),
-    )
-    return out.loss, out.health
+def loss(
+    config: DiscriminatorConfig,
+) -> Callable[[Any, Practice], tuple[Tensor, dict[str, float]]]:
+    """D's loss summed over the actions of one tree, with health figures (sums over pairs)."""
+
+    def of_tree(model: Any, item: Practice) -> tuple[Tensor, dict[str, float]]:
+        device = next(model.parameters()).device
+        packed = pack([item.tree], device)
+        logit_agent_is_high = model(packed)
+        agent = torch.tensor(item.agent, device=device)
+        expert = torch.tensor(item.expert, device=device)
+        smoothing = config.label_smoothing
+        out = smoothed_discriminator_loss(logit_agent_is_high, agent, expert, smoothing)
+        if config.loss == "binary":
+            return out.loss, out.health
+        pairs = logit_agent_is_high[packed.rejected], logit_agent_is_high[packed.chosen]
+        return pairwise_judge_loss(*pairs, agent[packed.rejected]), out.health
+
+    return of_tree
 
 
 def train(
@@ -220,7 +248,9 @@ def train(
     schedule = shuffled(practices, lambda item: item.pairs, config, stage.seed)
     training = stage.part("discriminator")
     with discriminator.active():
-        optimise(training, discriminator, replace(schedule, until=is_accurate), loss, config)
+        optimise(
+            training, discriminator, replace(schedule, until=is_accurate), loss(config), config
+        )
         discriminator.eval()
     if processes.is_main():
         write_atomically(path, discriminator.save)
@@ -228,22 +258,28 @@ def train(
     processes.wait()
 
 
-def health(practices: Sequence[Practice], logits: Sequence[Tensor]) -> dict[str, float]:
-    """How the trained discriminator judges the iteration's actions; means over them.
+def rewards_of(logits: Sequence[Tensor], kind: str) -> list[Tensor]:
+    """What each action earns, float32 [A]: high where D takes it for the expert's."""
+    reward = {"log_d": expert_is_high_reward, "logit": logit_reward}[kind]
+    return [reward(logit) for logit in logits]
 
-    logits[i] is `logit_agent_is_high` [A] of the i-th practice. The figures: accuracy on both
-    sides, entropy (log 2: undecided), the mean reward of each side's actions and the gap between.
+
+def health(
+    practices: Sequence[Practice], logits: Sequence[Tensor], rewards: Sequence[Tensor]
+) -> dict[str, float]:
+    """How the trained discriminator judges the actions; means over them.
+
+    logits[i] is `logit_agent_is_high` [A] of the i-th practice, rewards[i] what its actions earn.
+    The figures: accuracy on both sides, entropy (log 2: undecided), the mean reward of each side's
+    actions and the gap between.
     """
-    logit = torch.cat(list(logits))
+    logit, reward = torch.cat(list(logits)), torch.cat(list(rewards))
     agent = torch.tensor([weight for item in practices for weight in item.agent])
     expert = torch.tensor([weight for item in practices for weight in item.expert])
     out = discriminator_loss(logit, agent, expert)
-    reward = expert_is_high_reward(logit)
     agent_reward = float((agent * reward).sum() / agent.sum())
     expert_reward = float((expert * reward).sum() / expert.sum())
     return {
-        "practised": float(agent.sum()),
-        "same_as_expert": float(agent[expert > 0].sum() / agent.sum()),
         "agent_accuracy": float(out.agent_accuracy / agent.sum()),
         "expert_accuracy": float(out.expert_accuracy / expert.sum()),
         "discriminator_entropy": float(2 * out.entropy / (agent + expert).sum()),

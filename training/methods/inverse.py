@@ -36,9 +36,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stepagent.agents.chat import ChatCodec
 from stepagent.agents.models import load_tokenizer
 from stepagent.training.config import Config
-from stepagent.training.data import draw
+from stepagent.training.data import Sample, draw
 from stepagent.training.methods import Method, discriminator, sft
 from stepagent.training.methods.actor_critic import (
     HEAD,
@@ -49,8 +50,8 @@ from stepagent.training.methods.actor_critic import (
     whitened,
 )
 from stepagent.training.methods.episode_advantages import check_episodes, episode_advantages
-from stepagent.training.methods.losses import expert_is_high_reward
-from stepagent.training.methods.practice import Practice, practise
+from stepagent.training.methods.losses import group_advantages
+from stepagent.training.methods.practice import Practice, action_of, differing, practise
 from stepagent.training.runs import processes
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
@@ -82,23 +83,14 @@ def learn(run: TrainingRun) -> None:
             actor.load_head(before / HEAD)
             items: list[TreeAdvantages] = []
             if config.inverse.reward != "final":
-                practices, logits = judged_practice(run, stage, entering, before)
-                health = discriminator.health(practices, logits)
-                stage.figures |= health
-                stage.note(
-                    f"discriminator right on {health['agent_accuracy']:.0%} of the agent's and "
-                    f"{health['expert_accuracy']:.0%} of the expert's actions, reward gap "
-                    f"{health['reward_gap']:.3f}"
-                )
-                if reason := discriminator.verdict(
-                    health["agent_accuracy"], health["expert_accuracy"], judge
-                ):
-                    stage.stop(reason)
-                    continue
-                rewards = [expert_is_high_reward(logit) for logit in logits]
-                items += practice_advantages(actor, practices, rewards)
+                items += step_advantages(run, stage, actor, entering)
+            if run.stopped or stage.figures.get("stopped"):
+                continue
             if config.inverse.reward != "step":
                 items += episode_advantages(run, stage, actor, entering)
+            if not items:
+                stage.note("there is nothing to learn from; the policy stays as it is")
+                continue
             stage.figures |= step_policy(stage, actor, items, config, config.ppo.kl)
 
 
@@ -117,77 +109,175 @@ def check(config: Config) -> None:
         check_episodes(config)
 
 
-def judged_practice(
-    run: TrainingRun, stage: Stage, entering: Path, before: Path
-) -> tuple[list[Practice], list[Tensor]]:
-    """Lines 7 to 11: the iteration's practice, and `logit_agent_is_high` [A] of each one's actions
-    by the discriminator trained on it, which continues from the one in the folder `before`."""
+def step_advantages(
+    run: TrainingRun, stage: Stage, actor: ActorCritic, entering: Path
+) -> list[TreeAdvantages]:
+    """Practice, judged action by action (lines 7 to 12); figures go to the stage.
+
+    Empty where no action differs from the expert's, or where D's reward says nothing: then the
+    method ends, unless it learns from final rewards besides.
+    """
     config = run.config
     samples = draw(run.samples, config.reflection.trajectories, stage.seed)
     rows = practise(stage, run.policy, samples, config.reflection)
     practices = [(s, item) for s, row in zip(samples, rows, strict=True) for item in row]
+    items = [item for _, item in practices]
+    draws = sum(item.draws for item in items)
+    same = sum(item.draws_of_expert for item in items)
+    stage.figures |= {"practised": draws, "same_as_expert": same / max(1.0, draws)}
+    if same == draws:
+        stage.note("the agent acts as the expert everywhere; nothing to learn from its actions")
+        return []
+    if config.inverse.judge == "oracle":
+        rewards = [oracle_rewards(item, run.policy.codec) for item in items]
+    else:
+        judged, logits = judge_actions(run, stage, entering, practices)
+        rewards = discriminator.rewards_of(logits, config.inverse.judge_reward)
+        rows_of_health = [row for row in zip(judged, logits, rewards, strict=True) if row[0].draws]
+        health = discriminator.health(*map(list, zip(*rows_of_health, strict=True)))
+        stage.figures |= health
+        stage.note(
+            f"discriminator right on {health['agent_accuracy']:.0%} of the agent's and "
+            f"{health['expert_accuracy']:.0%} of the expert's actions, reward gap "
+            f"{health['reward_gap']:.3f}"
+        )
+        if reason := discriminator.verdict(
+            health["agent_accuracy"], health["expert_accuracy"], config.inverse.discriminator
+        ):
+            if config.inverse.reward == "step":
+                stage.stop(reason)
+            else:
+                stage.note(f"only final rewards in this iteration: {reason}")
+            return []
+    return practice_advantages(actor, items, rewards, config)
+
+
+def judge_actions(
+    run: TrainingRun, stage: Stage, entering: Path, practices: Sequence[tuple[Sample, Practice]]
+) -> tuple[list[Practice], list[Tensor]]:
+    """Lines 10 and 11: what D learns from of each practice, and `logit_agent_is_high` [A] of all of
+    its actions. D continues from that of the iteration before."""
+    config = run.config
+    number = int(stage.name.rpartition("-")[2])
+    before = run.directory.artifacts(f"iteration-{number - 1}") / discriminator.WEIGHTS
     with discriminator.attach(
         run.policy, config.inverse.discriminator, entering, config.seed
     ) as judge:
-        if (before / discriminator.WEIGHTS).is_file():
-            judge.load(before / discriminator.WEIGHTS)
+        if before.is_file():
+            judge.load(before)
         translated = [
             judge.translate(
                 item, sample.trajectory.messages(run.prompt, run.style), run.policy.codec
             )
             for sample, item in practices
         ]
-        discriminator.train(stage, judge, translated, config.inverse.discriminator)
-        logits = processes.share(translated, judge.score)
-    return [item for _, item in practices], logits
+        learned = [differing(item) for item in translated]
+        if not config.inverse.informative:
+            learned = translated
+        with_draws = [item for item in learned if item.draws]
+        discriminator.train(stage, judge, with_draws, config.inverse.discriminator)
+        return learned, processes.share(translated, judge.score)
+
+
+def oracle_rewards(item: Practice, codec: ChatCodec) -> Tensor:
+    """float32 [A]: 1 for actions that an environment reads as the expert's, 0 for the others."""
+    tree = item.tree
+    expert = [action_of(codec, tree.ids[start:end]) for start, end in tree.replies]
+    branches = [action_of(codec, branch.ids) == expert[branch.step] for branch in tree.branches]
+    return torch.tensor([*[1.0] * len(expert), *map(float, branches)])
 
 
 def practice_advantages(
-    actor: ActorCritic, practices: Sequence[Practice], rewards: Sequence[Tensor]
+    actor: ActorCritic, practices: Sequence[Practice], rewards: Sequence[Tensor], config: Config
 ) -> list[TreeAdvantages]:
-    """Advantages of the agent's actions, whitened; rewards[i] is float32 [A] of the i-th
-    practice."""
+    """Advantages of the agent's actions (and of the expert's, `inverse.demonstrations`); trees in
+    which no action has one are left out. rewards[i] is float32 [A] of the i-th practice."""
     outputs = processes.share([item.tree for item in practices], actor.outputs)
-    if actor.baseline == "group":
-        baselines = group_means(practices, rewards)
-    else:
+    draws = [torch.tensor(item.agent) for item in practices]
+    if config.inverse.demonstrations:
+        draws = [
+            weights + expert_members(item) for weights, item in zip(draws, practices, strict=True)
+        ]
+    if actor.baseline == "value":
         baselines = [policy.values[policy.first] for policy in outputs]
-    rows = zip(practices, outputs, rewards, baselines, strict=True)
-    return whitened([_of_practice(*row) for row in rows if row[0].draws])
+    else:
+        baselines = group_means(practices, draws, rewards)
+    if not config.inverse.informative:
+        advantages = [r - b for r, b in zip(rewards, baselines, strict=True)]
+    elif actor.baseline == "value":
+        advantages = scaled(
+            [r - b for r, b in zip(rewards, baselines, strict=True)], draws, config.ppo.spread_floor
+        )
+    else:
+        advantages = _group_advantages(practices, draws, rewards, config.ppo.spread_floor)
+        draws = [w * (a != 0) for w, a in zip(draws, advantages, strict=True)]
+    rows = zip(practices, outputs, rewards, draws, advantages, strict=True)
+    items = [_of_practice(*row) for row in rows if float(row[3].sum())]
+    return items if config.inverse.informative else whitened(items)
+
+
+def expert_members(item: Practice) -> Tensor:
+    """float32 [A]: 1 for the expert's action in each state where the agent drew another one."""
+    steps = {branch.step for branch in item.tree.branches}
+    members = [float(step in steps) for step in range(len(item.tree.replies))]
+    return torch.tensor([*members, *[0.0] * len(item.tree.branches)])
+
+
+def scaled(advantages: Sequence[Tensor], draws: Sequence[Tensor], floor: float) -> list[Tensor]:
+    """Advantages in units of their spread over all draws, or of `floor` where that is larger; no
+    mean is shifted."""
+    values, weights = torch.cat(list(advantages)), torch.cat(list(draws))
+    spread = ((weights * values**2).sum() / weights.sum()).sqrt().clamp_min(floor)
+    return [advantage / spread for advantage in advantages]
+
+
+def _group_advantages(
+    practices: Sequence[Practice],
+    draws: Sequence[Tensor],
+    rewards: Sequence[Tensor],
+    floor: float,
+) -> list[Tensor]:
+    """`losses.group_advantages` with the states as groups, float32 [A] of each practice."""
+    numbers: dict[int, int] = {}
+    groups = [numbers.setdefault(s, len(numbers)) for item in practices for s in item.states]
+    advantages = group_advantages(
+        torch.cat(list(rewards)), torch.cat(list(draws)), torch.tensor(groups), floor
+    )
+    return list(advantages.split([len(item.agent) for item in practices]))
 
 
 def _of_practice(
-    item: Practice, outputs: PolicyOutputs, reward: Tensor, baseline: Tensor
+    item: Practice, outputs: PolicyOutputs, reward: Tensor, draws: Tensor, advantage: Tensor
 ) -> TreeAdvantages:
-    draws, of_token = torch.tensor(item.agent), outputs.action
+    of_token = outputs.action
     is_first = torch.zeros_like(outputs.log_probs)
     is_first[outputs.first] = 1.0
     return TreeAdvantages(
         tree=item.tree,
-        actions=item.draws,
+        actions=float(draws.sum()),
         weights=draws[of_token],
         old_log_probs=outputs.log_probs,
-        advantages=(reward - baseline)[of_token],
+        advantages=advantage[of_token],
         returns=reward[of_token],
         value_weights=draws[of_token] * is_first,  # a target at the state's last token alone
     )
 
 
-def group_means(practices: Sequence[Practice], rewards: Sequence[Tensor]) -> list[Tensor]:
-    """For each action the mean reward of all that the agent drew in its state, float32 [A]."""
+def group_means(
+    practices: Sequence[Practice], draws: Sequence[Tensor], rewards: Sequence[Tensor]
+) -> list[Tensor]:
+    """For each action the mean reward of all draws in its state, float32 [A]."""
     totals: dict[int, list[float]] = {}
-    states_of = []
-    for item, reward in zip(practices, rewards, strict=True):
-        tree = item.tree
-        trunk = [hash(tree.ids[:start]) for start, _ in tree.replies]
-        states_of.append(trunk + [trunk[branch.step] for branch in tree.branches])
-        for state, draws, value in zip(states_of[-1], item.agent, reward.tolist(), strict=True):
+    for item, weights, reward in zip(practices, draws, rewards, strict=True):
+        for state, weight, value in zip(
+            item.states, weights.tolist(), reward.tolist(), strict=True
+        ):
             total = totals.setdefault(state, [0.0, 0.0])
-            total[0] += draws * value
-            total[1] += draws
+            total[0] += weight * value
+            total[1] += weight
     return [
-        torch.tensor([totals[state][0] / max(totals[state][1], 1e-9) for state in states])
-        for states in states_of
+        torch.tensor([totals[state][0] / max(totals[state][1], 1e-9) for state in item.states])
+        for item in practices
     ]
 
 

@@ -4,7 +4,8 @@
 
 All K·n replies of a trajectory come from one reading of it (`trees.sampling`). They are written
 down, one line per trajectory, so that a killed run resumes. Equal replies in the same state become
-one action that was drawn several times.
+one action that was drawn several times. By default (`reflection.equal`) a reply that takes the
+expert's action counts as the expert's, whatever it thinks.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stepagent.agents.chat import Encoded
+from stepagent.agents.chat import ChatCodec, Encoded
 from stepagent.agents.generation import Decoding
+from stepagent.envs import react
 from stepagent.training.config import ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
@@ -53,6 +55,23 @@ class Practice:
         """Pairs (agent's action, expert's action), repeated ones counted."""
         return (sum(self.agent) + sum(self.expert)) / 2
 
+    @property
+    def states(self) -> list[int]:
+        """[A]: a number of the state in which each action was taken, the same in every tree."""
+        trunk = [hash(self.tree.ids[:start]) for start, _ in self.tree.replies]
+        return trunk + [trunk[branch.step] for branch in self.tree.branches]
+
+
+def differing(item: Practice) -> Practice:
+    """The practice without the draws that equal the expert's action; in every state the expert's
+    side weighs as much as the draws that are left."""
+    steps = len(item.tree.replies)
+    opposite = [0.0] * steps
+    for branch, draws in zip(item.tree.branches, item.agent[steps:], strict=True):
+        opposite[branch.step] += draws
+    agent = (*[0.0] * steps, *item.agent[steps:])
+    return replace(item, agent=agent, expert=(*opposite, *[0.0] * len(item.tree.branches)))
+
 
 def practise(
     stage: Stage, policy: Policy, samples: Sequence[Sample], config: ReflectionConfig
@@ -71,10 +90,34 @@ def practise(
             lambda i: {"replies": draw_replies(policy, samples[i].encoded, config, stage.seed + i)},
             lambda done: move(done, {}),
         )
-    return [
-        practice_trees(sample.encoded, line["replies"], config.max_tree_tokens)
-        for sample, line in zip(samples, lines, strict=True)
-    ]
+    trees = []
+    for sample, line in zip(samples, lines, strict=True):
+        replies = line["replies"]
+        if config.equal == "action":
+            replies = with_expert_tokens(sample.encoded, replies, policy.codec)
+        trees.append(practice_trees(sample.encoded, replies, config.max_tree_tokens))
+    return trees
+
+
+def with_expert_tokens(
+    encoded: Encoded, replies: Sequence[Sequence[Sequence[int]]], codec: ChatCodec
+) -> list[list[list[int]]]:
+    """The replies with the expert's own tokens in place of those that take the expert's action.
+
+    Under another thought, or in other tokens, the right action is not one to learn away from.
+    """
+    same = []
+    for (start, end), drawn in zip(encoded.replies, replies, strict=True):
+        expert = encoded.ids[start:end]
+        action = action_of(codec, expert)
+        is_same = [list(ids) == expert or action_of(codec, ids) == action for ids in drawn]
+        same.append([expert if yes else list(ids) for yes, ids in zip(is_same, drawn, strict=True)])
+    return same
+
+
+def action_of(codec: ChatCodec, ids: Sequence[int]) -> str:
+    """The action that a reply takes, as an environment reads it; "" where it takes none."""
+    return react.parse(codec.decode(ids)).action
 
 
 def draw_replies(
