@@ -71,14 +71,14 @@ def replay(trajectory: Trajectory, env: TextEnv) -> Difference | None:
     An episode that failed is followed as far as it was recorded. Raises what the environment
     raises (ValueError for a task that it does not have, say).
     """
-    for step, what, recorded, replayed in _compared(trajectory, env):
+    for step, what, recorded, replayed in compare(trajectory, env):
         if recorded != replayed:
             seed = trajectory.seed
             return Difference(trajectory.task_id, seed, step, what, recorded, replayed)
     return None
 
 
-def _compared(trajectory: Trajectory, env: TextEnv) -> Iterator[tuple[int, str, object, object]]:
+def compare(trajectory: Trajectory, env: TextEnv) -> Iterator[tuple[int, str, object, object]]:
     """(steps made, name, recorded, replayed) of all that has to be the same."""
     t = trajectory
     if t.error and not t.steps and not t.final_observation:
