@@ -1,7 +1,7 @@
 """Records of a data file of unknown origin, one by one and in flat memory.
 
-A record is one JSON value: a line of JSON lines, an element of a JSON list, a row of parquet. A file
-of one object or one conversation is one record. UTF-8 with or without a byte order mark, UTF-16
+A record is one JSON value: a line of JSON lines, an element of a JSON list, a row of parquet. A
+file of one object or one conversation is one record. UTF-8 with or without a byte order mark, UTF-16
 with one, either kind of line ends, and gzip are read as they are.
 """
 
@@ -229,7 +229,7 @@ def _parquet(path: Path) -> Iterator[Record]:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise ValueError(f"{path} is parquet: pip install pyarrow to read it") from None
+        raise ValueError(f"{path} is parquet: pip install 'stepagent[train]' to read it") from None
     try:
         number = 0
         for batch in ParquetFile(path).iter_batches(batch_size=256):

@@ -185,9 +185,8 @@ def read(path: str | Path, bad: list[BadLine] | None = None) -> list[Trajectory]
             if found
             else "`python -m training.convert` reads JSON lists and other layouts"
         )
-        raise ValueError(
-            f"{len(broken)} of {len(broken) + len(found)} lines cannot be read ({advice}):\n{listed}"
-        )
+        lines = f"{len(broken)} of {len(broken) + len(found)} lines"
+        raise ValueError(f"{lines} cannot be read ({advice}):\n{listed}")
     if bad is not None:
         bad.extend(broken)
     return found

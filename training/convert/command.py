@@ -125,6 +125,7 @@ class Converter:
     def __init__(self, config: Config):
         self.config, self.report = config, Report()
         self._indices: dict[str, tasks.TaskIndex | str] = {}
+        self._seen: Counter[tuple[str, str]] = Counter()
 
     def trajectories(self, paths: Iterable[Path]) -> Iterator[Trajectory]:
         """Of all files, in order. Raises ValueError for a file that holds no records at all."""
@@ -173,12 +174,14 @@ class Converter:
         reward = score if conversation.reward is None else conversation.reward
         steps = conversation.steps
         steps = (*steps[:-1], replace(steps[-1], reward=reward))
+        task_id = task.task_id if task else tasks.derived_id(conversation, env, layout)
+        self._seen[env, task_id] += 1
         trajectory = Trajectory(
             env=env,
-            task_id=task.task_id if task else tasks.derived_id(conversation, env, layout),
+            task_id=task_id,
             split=task.split if task else tasks.derived_split(conversation),
             agent=layout,
-            seed=0,
+            seed=self._seen[env, task_id] - 1,  # tells several episodes of a task apart
             steps=steps,
             final_observation=conversation.final_observation,
             reward=reward,
@@ -338,9 +341,7 @@ def _show(report: Report, out: Path, console: Console) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(
-        Config, argv, prog="python -m training.convert", positional="files"
-    )
+    config = command_line.parse(Config, argv, prog="python -m training.convert", positional="files")
     try:
         report = convert(config)
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stepagent.envs import react
+from stepagent.envs import ENTRY_POINTS, react
 from stepagent.envs.layouts import turns_of
 from stepagent.envs.trajectory import Step
 
@@ -43,6 +43,8 @@ class Conversation:
     final_observation: str
     task: str
     """What the record calls its task: an id, a path; "" where it says nothing."""
+    env: str
+    """Id of an environment of ours, where the record names one; else ""."""
     context: str
     """Instruction and examples that stood before the episode."""
     reward: float | None
@@ -71,6 +73,7 @@ def conversation_of(value: Any, layout: str) -> Conversation:
         steps,
         _observation(final),
         _task(fields),
+        env if isinstance(env := fields.get("env"), str) and env in ENTRY_POINTS else "",
         context,
         _reward(fields, final),
         any("action:" in reply.lower() for reply in replies),

@@ -149,17 +149,17 @@ def _json_lines(path: Path, rows: Iterator[Row]) -> None:
 
 
 def _parquet(path: Path, rows: Iterator[Row]) -> None:
-    import pyarrow
-    from pyarrow.parquet import ParquetWriter
-
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetWriter
+    except ImportError:
+        raise ValueError("parquet needs pyarrow: pip install 'stepagent[train]'") from None
     writer = None
     try:
         while batch := list(islice(rows, _BATCH)):
             table = pyarrow.Table.from_pylist(batch, schema=writer.schema if writer else None)
             writer = writer or ParquetWriter(path, table.schema)
             writer.write_table(table)
-        if writer is None:  # no row: a file of no columns, which reads as such
-            pyarrow.parquet.write_table(pyarrow.table({}), path)
     finally:
         if writer:
             writer.close()

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Any
 
 from stepagent import envs
-from stepagent.envs import SPLITS, ENTRY_POINTS, TextEnv
+from stepagent.envs import ENTRY_POINTS, SPLITS, TextEnv
+from stepagent.envs.core import checksum
 from stepagent.envs.scienceworld import data as scienceworld
 from stepagent.training.convert.conversations import Conversation
 
@@ -86,12 +87,15 @@ _PRICE = re.compile(r",? and price lower than [\d.]+ dollars.*")
 _SIGNS = (
     (WEBSHOP, re.compile(r"web ?shopp?ing|\[SEP\]|\bclick\[buy now\]", re.IGNORECASE)),
     (ALFWORLD, re.compile(r"Interact with a household|You are in the middle of a room\.")),
-    (SCIENCEWORLD, re.compile(r"scientific experiment|agent for science world|This room is called")),
+    (SCIENCEWORLD, re.compile(r"scientific experiment|for science world|This room is called")),
 )
 
 
 def environment_of(conversation: Conversation) -> str:
-    """The environment's id, by the task's name, the texts and the actions; "" where none fits."""
+    """The environment's id, by what the record names, the texts and the actions; "" where none
+    fits."""
+    if conversation.env:
+        return conversation.env
     name = conversation.task.lower()
     for prefix, env in (
         ("webshop", WEBSHOP),
@@ -207,12 +211,12 @@ class TaskIndex:
 
 
 def derived_id(conversation: Conversation, env: str, layout: str) -> str:
-    """The task's id in our form where the record's own name says it, else that name."""
+    """An id for a task that no environment at hand has: in our form where the record's own name
+    says it, else that name, else a checksum of the first observation."""
     if env == ALFWORLD and (game := _GAME.search(conversation.task)):
         return "/".join(game.groups())
-    if env == SCIENCEWORLD:
-        return science_task(conversation.task, layout) or conversation.task
-    return conversation.task
+    own = science_task(conversation.task, layout) if env == SCIENCEWORLD else None
+    return own or conversation.task or f"{layout}/{checksum(conversation.opening)}"
 
 
 def derived_split(conversation: Conversation) -> str:
