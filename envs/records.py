@@ -1,8 +1,8 @@
 """Records of a data file of unknown origin, one by one and in flat memory.
 
 A record is one JSON value: a line of JSON lines, an element of a JSON list, a row of parquet. A
-file of one object or one conversation is one record. UTF-8 with or without a byte order mark, UTF-16
-with one, either kind of line ends, and gzip are read as they are.
+file of one object or one conversation is one record. UTF-8 with or without a byte order mark,
+UTF-16 with one, either kind of line ends, and gzip are read as they are.
 """
 
 from __future__ import annotations

@@ -89,6 +89,8 @@ class Trajectory:
                     f"schema version {data.get('version')!r}, but this StepAgent reads {VERSION}: "
                     "make the file again, or install the version that wrote it"
                 )
+            if not isinstance(data["steps"], list):
+                raise TypeError("steps must be a list")
             steps = tuple(Step(**_known(Step, step)) for step in data.pop("steps"))
             return _typed(Trajectory(steps=steps, **_known(Trajectory, data)))
         except json.JSONDecodeError as error:

@@ -75,7 +75,7 @@ def test_schema_and_reader_agree_on_every_field(name):
     lines.append({key: value for key, value in ONE.items() if key != name})
     for line in lines:
         line = json.loads(json.dumps(line))
-        assert read(line) == fits(line, rules, rules), line[name] if name in line else "missing"
+        assert read(line) == fits(line, rules, rules), line.get(name, "missing")
 
 
 @pytest.mark.parametrize("name", sorted(ONE["steps"][0]))
