@@ -10,7 +10,7 @@ from stepagent import envs
 from stepagent.envs import react, trajectory
 from stepagent.envs.layouts import CONVERTIBLE, LAYOUTS, layout_of
 from stepagent.envs.scienceworld import data as scienceworld
-from stepagent.training.convert import tasks
+from stepagent.training.convert import command, tasks
 from stepagent.training.convert.command import main
 
 WEBSHOP = "You are web shopping.\nWords of another project on what can be clicked."
@@ -244,6 +244,16 @@ def test_what_comes_after_the_end_differs(tmp_path, shop):
     assert len(converted.steps) == len(shop.turns)
     assert converted.reward == shop.score
     assert report(tmp_path)["replays"]["differing"] == 1
+
+
+def test_an_environment_that_fails_costs_the_replay_only(tmp_path, shop, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("no Java here")
+
+    monkeypatch.setattr(command, "replay", fail)
+    (converted,) = run(tmp_path, [eto(shop, WEBSHOP, id=1, reward=0.5)])
+    assert (converted.task_id, converted.reward) == (shop.task_id, 0.5)
+    assert report(tmp_path)["replays"] == {"not replayed: no Java here": 1}
 
 
 def test_unknown_tasks_are_kept_and_counted(tmp_path, shop):

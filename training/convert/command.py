@@ -201,7 +201,11 @@ class Converter:
     def _replayed(
         self, path: Path, record: Record, trajectory: Trajectory, index: tasks.TaskIndex
     ) -> Trajectory:
-        result = replay(trajectory, index.instances[trajectory.split])
+        try:
+            result = replay(trajectory, index.instances[trajectory.split])
+        except (ValueError, RuntimeError, OSError, ImportError) as error:  # no Java, a broken game
+            self.report.replays[f"not replayed: {error}"] += 1
+            return trajectory
         self.report.replays["over_limit"] += result.over_limit
         if result.difference:
             self.report.replays["differing"] += 1

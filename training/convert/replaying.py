@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from stepagent.envs import TextEnv, Trajectory
+from stepagent.envs import Step, TextEnv, Trajectory
 from stepagent.eval.replay import Difference, compare
 
 _OBSERVATIONS = ("observation", "last observation")
@@ -34,7 +35,9 @@ def replay(trajectory: Trajectory, env: TextEnv) -> Replay:
     limit, n = env.max_steps, len(trajectory.steps)
     allowed = limit or env.step_limit(trajectory.task_id)
     env.max_steps = max(n, allowed)
-    steps, outcome = list(trajectory.steps), {"score": trajectory.reward}
+    steps = list(trajectory.steps)
+    outcome: dict[str, Any] = {"score": trajectory.reward}
+    replayed: Any
     difference: Difference | None = None
     texts: list[str] = []
     try:
@@ -64,7 +67,7 @@ def replay(trajectory: Trajectory, env: TextEnv) -> Replay:
 
 
 def _replayed(
-    trajectory: Trajectory, steps: Sequence, texts: Sequence[str], outcome: dict
+    trajectory: Trajectory, steps: Sequence[Step], texts: Sequence[str], outcome: dict[str, Any]
 ) -> Trajectory:
     """The trajectory with what the environment answered."""
     ended_early = len(steps) < len(trajectory.steps)
