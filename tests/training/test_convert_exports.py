@@ -1,6 +1,7 @@
 """Trajectories of ours as other projects' rows, in JSON lines and parquet, and back."""
 
 import json
+import typing
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from stepagent.envs import trajectory
 from stepagent.envs.layouts import CONVERTIBLE, layout_of
 from stepagent.envs.records import read_records
 from stepagent.envs.trajectory import Step, Trajectory
-from stepagent.training.convert.command import main
+from stepagent.training.convert.command import Config, main
 from stepagent.training.convert.exports import EXPORTS
 
 pytest.importorskip("trl")
@@ -166,5 +167,8 @@ def test_an_unknown_environment_has_no_prompt(tmp_path, capsys):
     assert "--env" in capsys.readouterr().err
 
 
-def test_readable_and_written_layouts():
-    assert set(EXPORTS) - {"preference"} < set(CONVERTIBLE)
+def test_options_name_what_can_be_read_and_written():
+    hints = typing.get_type_hints(Config)
+    formats, _ = typing.get_args(hints["format"])
+    assert typing.get_args(formats) == CONVERTIBLE
+    assert typing.get_args(hints["to"]) == ("trajectories", *EXPORTS)
