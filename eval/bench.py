@@ -27,9 +27,9 @@ from stepagent.files import write_text
 BENCHES = {
     "envs": "stepagent.eval.benches.envs:bench",
     "rollout": "stepagent.eval.benches.rollout:bench",
-    "inspection": "stepagent.training.bench:inspection",
-    "reflection": "stepagent.training.bench:reflection",
-    "inverse": "stepagent.training.bench_inverse:bench",
+    "inspection": "stepagent.training.benchmarks.step_trees:inspection",
+    "reflection": "stepagent.training.benchmarks.step_trees:reflection",
+    "inverse": "stepagent.training.benchmarks.inverse:bench",
     "server": "stepagent.eval.benches.server:bench",
     "soak": "stepagent.eval.benches.soak:bench",
 }

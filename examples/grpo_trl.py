@@ -29,7 +29,8 @@ from trl.chat_template_utils import qwen2_5_chat_template, qwen2_5_training_chat
 
 from stepagent import command_line, envs
 from stepagent.envs.core import TextEnv
-from stepagent.training.tiny import TinyConfig, build_model, build_tokenizer
+from stepagent.training.config import TinyConfig
+from stepagent.training.tiny import build_model, build_tokenizer
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What benchmarks share: their options, their rows, and how two sides are measured.
 
 Beside it stand the benchmarks of environments and rollouts; those of training live in
-`training.bench`. `eval.bench` is the command.
+`training.benchmarks`. `eval.bench` is the command.
 """
 
 from __future__ import annotations

@@ -1,0 +1,66 @@
+"""Training methods, one per file, each declared by a `Method`.
+
+`METHODS` registers those of the paper. A custom one is named `module:NAME` in the configuration.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stepagent.training.config import Config
+
+if TYPE_CHECKING:
+    from stepagent.training.runs.training_run import TrainingRun
+
+METHODS = {
+    "sft": "stepagent.training.methods.sft:METHOD",
+    "implicit": "stepagent.training.methods.implicit:METHOD",
+    "inverse": "stepagent.training.methods.inverse:METHOD",
+    "ppo": "stepagent.training.methods.ppo:METHOD",
+    "dpo": "stepagent.training.methods.dpo:METHOD",
+    "rft": "stepagent.training.methods.rft:METHOD",
+    "spin": "stepagent.training.methods.spin:METHOD",
+    "nat": "stepagent.training.methods.nat:METHOD",
+    "eto": "stepagent.training.methods.eto:METHOD",
+}
+"""Name → where its `Method` is, as `module:NAME`."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method, as its file declares it."""
+
+    learn: Callable[[TrainingRun], None]
+    """Trains the run's policy, stage after stage; most begin with `sft.learn(run)`."""
+    check: Callable[[Config], None] = lambda config: None
+    """Raises ValueError for options that cannot work with the method, before anything is loaded."""
+    stages: Callable[[Config], int] = lambda config: 1
+    """Stages after SFT; each keeps a policy on disk."""
+    other_models: Callable[[Config], int] = lambda config: 0
+    """Models of the policy's size that it keeps on disk beside the policies."""
+
+    def policies_on_disk(self, config: Config) -> int:
+        """Policies, and models as large as one, that a run keeps at most."""
+        kept = 1 + self.stages(config) if config.keep_policies else 2
+        return kept + self.other_models(config)
+
+
+def find(name: str) -> Method:
+    """The method that the configuration names. Raises ValueError where there is none."""
+    module, colon, attribute = METHODS.get(name, name).partition(":")
+    if not colon:
+        raise ValueError(
+            f"no method {name!r}: choose {', '.join(METHODS)}, or module:NAME for a custom one"
+        )
+    try:
+        method = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if name in METHODS:
+            raise
+        raise ValueError(f"method {name!r} cannot be loaded: {error}") from error
+    if not isinstance(method, Method):
+        raise ValueError(f"method {name!r} is not a `Method` but {type(method).__name__}")
+    return method

@@ -1,0 +1,5 @@
+import sys
+
+from stepagent.training.sweep.command import main
+
+sys.exit(main())
