@@ -171,4 +171,4 @@ def test_options_name_what_can_be_read_and_written():
     hints = typing.get_type_hints(Config)
     formats, _ = typing.get_args(hints["format"])
     assert typing.get_args(formats) == CONVERTIBLE
-    assert typing.get_args(hints["to"]) == ("trajectories", *EXPORTS)
+    assert typing.get_args(hints["to"]) == ("trajectories", *EXPORTS, "step-pairs")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from stepagent.training.convert import tasks
 from stepagent.training.convert.conversations import Conversation, conversation_of
 from stepagent.training.convert.exports import EXPORTS, Conversations, write_rows
 from stepagent.training.convert.replaying import replay
+from stepagent.training.convert.step_pairs import step_pairs
 
 _SUFFIXES = ("*.json", "*.jsonl", "*.parquet", "*.json.gz", "*.jsonl.gz")
 _LISTED = 10_000
@@ -43,13 +44,13 @@ class Config:
     """Converts trajectories of other projects into StepAgent's, and StepAgent's into theirs."""
 
     files: list[str] = field(default_factory=list)
-    """Files, or folders of .json, .jsonl and .parquet files."""
+    """Files, or folders of .json, .jsonl and .parquet files; training runs for step-pairs."""
     out: Path | None = None
     """File to write: .jsonl, or .parquet where `to` is not trajectories."""
-    to: Literal["trajectories", "messages", "sharegpt", "prompt-completion", "preference"] = (
-        "trajectories"
-    )
-    """Layout of the output."""
+    to: Literal[
+        "trajectories", "messages", "sharegpt", "prompt-completion", "preference", "step-pairs"
+    ] = "trajectories"
+    """Layout of the output. step-pairs reads folders of training runs (implicit, inverse)."""
     format: (
         Literal[
             "trajectories",
@@ -127,9 +128,9 @@ class Converter:
         self._indices: dict[str, tasks.TaskIndex | str] = {}
         self._seen: Counter[tuple[str, str]] = Counter()
 
-    def trajectories(self, paths: Iterable[Path]) -> Iterator[Trajectory]:
+    def trajectories(self, names: Sequence[str]) -> Iterator[Trajectory]:
         """Of all files, in order. Raises ValueError for a file that holds no records at all."""
-        for path in paths:
+        for path in input_files(names):
             for number, record in enumerate(read_records(path)):
                 if number == self.config.limit:
                     break
@@ -275,12 +276,14 @@ def convert(config: Config) -> Report:
 
     Raises ValueError for what cannot be read or converted at all (nothing is written then).
     """
-    out, paths = _checked_out(config), input_files(config.files)
-    converter = Converter(config)
-    trajectories = converter.trajectories(paths)
+    out, converter = _checked_out(config), Converter(config)
+    trajectories = converter.trajectories(config.files)
+    rows: Iterator[dict[str, Any]]
     try:
-        if config.to == "trajectories":
-            rows: Iterator[dict[str, Any]] = (asdict(t) for t in trajectories)
+        if config.to == "step-pairs":
+            rows = (row for folder in config.files for row in step_pairs(Path(folder)))
+        elif config.to == "trajectories":
+            rows = (asdict(t) for t in trajectories)
         else:
             conversations = Conversations(config.prompt, config.env_args)
             rows = EXPORTS[config.to](trajectories, conversations)
@@ -312,6 +315,8 @@ def _at_least_one(rows: Iterator[dict[str, Any]], report: Report) -> Iterator[di
     for row in rows:
         empty = False
         yield row
+    if empty and not report.records:
+        raise ValueError("the runs hold no pair: the agent acts as the expert everywhere")
     if empty:
         reasons = "; ".join(f"{n}× {reason}" for reason, n in report.not_understood.most_common(3))
         raise ValueError(f"none of {report.records} records could be converted: {reasons}")
@@ -319,7 +324,8 @@ def _at_least_one(rows: Iterator[dict[str, Any]], report: Report) -> Iterator[di
 
 def _show(report: Report, out: Path, console: Console) -> None:
     layouts = ", ".join(f"{n} of {LAYOUTS[name]}" for name, n in report.layouts.items())
-    tell(console, f"{report.converted} of {report.records} records converted ({layouts})")
+    if report.records:
+        tell(console, f"{report.converted} of {report.records} records converted ({layouts})")
     for env, count in report.envs.items():
         tell(console, f"  {env}: {count}")
     if report.tasks_unknown:

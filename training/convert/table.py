@@ -5,6 +5,8 @@ from __future__ import annotations
 from stepagent.envs.layouts import CONVERTIBLE, LAYOUTS
 from stepagent.training.convert.exports import EXPORTS
 
+_STEP_PAIRS = "TRL's preference pairs of single steps, from a run of `implicit` or `inverse`"
+
 
 def table() -> str:
     """A row for each layout, from what the code reads and writes."""
@@ -17,6 +19,7 @@ def table() -> str:
         if name == "preference":
             read = "no: pairs, not episodes"
         rows.append(f"| `{name}` | {what} | {read} | {written} |")
+    rows.append(f"| `step-pairs` | {_STEP_PAIRS} | no | JSON lines, parquet |")
     return "\n".join(rows)
 
 

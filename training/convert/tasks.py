@@ -194,8 +194,8 @@ class TaskIndex:
         elif self.env == SCIENCEWORLD:
             task = science_task(conversation.task, layout)
         elif self.env == WEBSHOP:
-            asked = _BUYING.search(f"{conversation.opening}\n{conversation.context}")
-            text = asked.group(1) if asked else ""
+            instruction = _BUYING.search(f"{conversation.opening}\n{conversation.context}")
+            text = instruction.group(1) if instruction else ""
             task = self._texts.get(_normal(text)) or self._texts.get(_normal(_PRICE.sub("", text)))
         elif ENTRY_POINTS.get(self.env, "").startswith("stepagent.envs.wikipedia"):
             task = self._texts.get(_normal(conversation.opening))
