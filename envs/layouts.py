@@ -43,6 +43,8 @@ def layout_of(value: Any) -> str | None:
     if "traj" in value or ("Action:" in str(value.get("output")) and "instruction" in value):
         return "fireact"
     turns = turns_of(value)
+    if not turns and {"item_id", "conversations"} <= set(value):
+        return "agentgym"
     if not turns or not is_message(turns[0]):
         return None
     return _of_conversation(value, turns)

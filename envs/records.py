@@ -29,7 +29,7 @@ _NEAR_END = 20
 
 
 class ArchiveError(ValueError):
-    """The file has to be unpacked first."""
+    """The file has to be unpacked or fetched first."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def read_records(path: Path) -> Iterator[Record]:
     for magic, name in _ARCHIVES.items():
         if head.startswith(magic):
             raise ArchiveError(f"{path} is a {name} archive: unpack it and name the file inside")
+    if head.startswith(b"version https://git-lfs"):
+        raise ArchiveError(f"{path} is a Git LFS pointer, not the data: git lfs pull fetches it")
     if head.startswith(b"\x1f\x8b"):
         with gzip.open(path, "rb") as packed:
             try:

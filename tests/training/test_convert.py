@@ -10,7 +10,7 @@ from stepagent import envs
 from stepagent.envs import react, trajectory
 from stepagent.envs.layouts import CONVERTIBLE, LAYOUTS, layout_of
 from stepagent.envs.scienceworld import data as scienceworld
-from stepagent.training.convert import command, tasks
+from stepagent.training.convert import converter, tasks
 from stepagent.training.convert.command import main
 
 WEBSHOP = "You are web shopping.\nWords of another project on what can be clicked."
@@ -250,7 +250,7 @@ def test_an_environment_that_fails_costs_the_replay_only(tmp_path, shop, monkeyp
     def fail(*_: object) -> None:
         raise RuntimeError("no Java here")
 
-    monkeypatch.setattr(command, "replay", fail)
+    monkeypatch.setattr(converter, "replay", fail)
     (converted,) = run(tmp_path, [eto(shop, WEBSHOP, id=1, reward=0.5)])
     assert (converted.task_id, converted.reward) == (shop.task_id, 0.5)
     assert report(tmp_path)["replays"] == {"not replayed: no Java here": 1}
@@ -279,6 +279,7 @@ def test_what_is_no_episode_is_named_record_by_record(tmp_path, house):
         ({"train": [good]}, "holds a list of records"),
         ({"question": "x", "answer": "y"}, "its keys: question, answer"),
         (3, "a JSON int"),
+        ({"item_id": "webshop_1", "conversations": None}, "a task, not an episode"),
         ({"chosen": [], "rejected": []}, "preference pairs"),
         ({"task_id": "trial", "plan": {}, "scene": {}}, "training.collect"),
     ]

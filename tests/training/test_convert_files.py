@@ -106,6 +106,7 @@ def test_a_record_that_is_too_long_is_named(tmp_path):
         (b"PK\x03\x04zip", "is a zip archive: unpack it"),
         (b"\x28\xb5\x2f\xfdzstd", "is a zstd archive"),
         (b"{\0\0\0", "is not text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
         (gzip.compress(LINE.encode() * 100)[:-20], "is damaged or cut gzip"),
     ],
 )
@@ -140,6 +141,7 @@ def test_a_folder_is_all_its_files(tmp_path):
         (["in.json", "--out", "in.json"], "must end in .jsonl"),
         (["in.jsonl", "--out", "in.jsonl"], "to be read and written"),
         (["in.json", "--out", "out.jsonl", "--reward", "2"], "reward is 2"),
+        (["in.json", "--out", "out.jsonl", "--limit", "0"], "limit is 0"),
     ],
 )
 def test_wrong_options(tmp_path, monkeypatch, capsys, options, reason):

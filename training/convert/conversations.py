@@ -116,7 +116,7 @@ def _turns(value: Any) -> list[tuple[str, str]]:
     """Of messages (role, content), ShareGPT (from, value) and all that look so."""
     items = value if isinstance(value, list) else turns_of(value)
     if not items:
-        raise ValueError("it holds no list of turns (messages or conversations)")
+        raise ValueError("it holds no turns: a task, not an episode")
     return [_turn(item, number) for number, item in enumerate(items, 1)]
 
 
