@@ -50,7 +50,7 @@ from stepagent.training.methods.actor_critic import (
 )
 from stepagent.training.methods.episode_advantages import check_episodes, episode_advantages
 from stepagent.training.methods.losses import expert_is_high_reward
-from stepagent.training.methods.practice import Practice, practise
+from stepagent.training.methods.practice import Practice, practise, record_rewards
 from stepagent.training.runs import processes
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
@@ -139,6 +139,7 @@ def judged_practice(
         ]
         discriminator.train(stage, judge, translated, config.inverse.discriminator)
         logits = processes.share(translated, judge.score)
+    record_rewards(stage, practices, [expert_is_high_reward(logit) for logit in logits])
     return [item for _, item in practices], logits
 
 
