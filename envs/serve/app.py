@@ -90,7 +90,7 @@ def _parse(model: type[M], data: Any) -> M:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         if first["type"] == "json_invalid":
-            raise Refusal(400, "json", f"the body is not JSON: {first['msg']}") from None
+            raise Refusal(400, "json", f"the body is no JSON: {first['msg']}") from None
         raise Refusal(422, "request", f"{where or 'body'}: {first['msg']}") from None
 
 

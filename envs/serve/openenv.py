@@ -217,11 +217,11 @@ async def _received(socket: WebSocket) -> str | None:
 
 def _read(text: str | None) -> Any:
     if text is None:
-        raise Refusal(400, "json", "the message is not JSON: it is binary, not text")
+        raise Refusal(400, "json", "the message is no JSON: it is binary, not text")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "json", f"the message is not JSON: {error}") from None
+        raise Refusal(400, "json", f"the message is no JSON: {error}") from None
 
 
 def _refused(refusal: Refusal) -> dict[str, Any]:

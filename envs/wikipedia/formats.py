@@ -53,7 +53,7 @@ def read(dataset: str, record: Any, where: str, aliases: dict[str, list[str]]) -
         build = _musique if dataset == "musique" else _hotpot
         answer = record["answer"]
         if not isinstance(answer, str) or not answer.strip():
-            raise ValueError("its answer is not a text (the official test files have no answers)")
+            raise ValueError("its answer is no text (the official test files have no answers)")
         others = [
             *record.get("answer_aliases", ()),
             *record.get("aliases", ()),

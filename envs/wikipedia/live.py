@@ -70,7 +70,7 @@ class LiveCorpus(Corpus):
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"the API's URL {url!r} must start with http:// or https://")
         if timeout <= 0 or retries < 0 or backoff < 0 or rate <= 0:
-            raise ValueError("expected are timeout > 0, retries ≥ 0, backoff ≥ 0 and rate > 0")
+            raise ValueError("wants timeout > 0, retries ≥ 0, backoff ≥ 0 and rate > 0")
         self.url, self.timeout, self.retries, self.backoff = url, timeout, retries, backoff
         self.requests = 0
         """Requests sent so far (not counting answers from the cache)."""

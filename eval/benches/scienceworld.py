@@ -38,7 +38,7 @@ def bench(options: Options) -> list[Row]:
     upstream's just-in-time compiler takes a while), environments (at once), busy (other processes
     that keep a core busy meanwhile).
     """
-    args = settings(options, tasks=8, warm_up=3, environments=16, busy=0)
+    args = settings(options, tasks=8, warm_up=8, environments=16, busy=0)
     others = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(args["busy"])]
     try:
         return _rows(args, options.repeats)

@@ -35,6 +35,9 @@ from stepagent.training.methods.practice import Practice, practice_trees
 from stepagent.training.policy import Policy
 
 PPO = PpoConfig(baseline="group", kl=0.05, entropy=0.01)
+ALGORITHM_1 = Config(output="")
+"""Every draw counts, and the expert's action is no member of a group."""
+ALGORITHM_1.inverse.demonstrations = ALGORITHM_1.inverse.informative = False
 
 
 def bench(options: Options) -> list[Row]:
@@ -117,10 +120,10 @@ def _ours(judge: Discriminator, actor: ActorCritic, item: Practice) -> dict[str,
     """The trainer's own functions, over the step tree."""
     with judge.active():
         judge.train()
-        loss, _ = discriminator.loss(judge, item)
+        loss, _ = discriminator.loss(ALGORITHM_1.inverse.discriminator)(judge, item)
         (loss / item.pairs).backward()
     rewards = expert_is_high_reward(judge.score(item))
-    [advantages] = inverse.practice_advantages(actor, [item], [rewards])
+    [advantages] = inverse.practice_advantages(actor, [item], [rewards], ALGORITHM_1)
     actor.train()
     policy_loss, _ = actor_critic.loss(PPO, PPO.kl)(actor, advantages)
     (policy_loss / item.draws).backward()
@@ -153,7 +156,7 @@ def _plain(judge: Discriminator, actor: ActorCritic, item: Practice) -> dict[str
             rewards[numbers] = expert_is_high_reward(
                 _end_logits(judge, ids, attention, spans)
             ).cpu()
-    [means] = inverse.group_means([item], [rewards])
+    [means] = inverse.group_means([item], [agent], [rewards])
     advantages = _whitened(item, rewards - means)
     model.eval()
     with torch.no_grad():

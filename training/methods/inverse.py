@@ -51,7 +51,13 @@ from stepagent.training.methods.actor_critic import (
 )
 from stepagent.training.methods.episode_advantages import check_episodes, episode_advantages
 from stepagent.training.methods.losses import group_advantages
-from stepagent.training.methods.practice import Practice, action_of, differing, practise
+from stepagent.training.methods.practice import (
+    Practice,
+    action_of,
+    differing,
+    practise,
+    record_rewards,
+)
 from stepagent.training.runs import processes
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
@@ -133,6 +139,7 @@ def step_advantages(
     else:
         judged, logits = judge_actions(run, stage, entering, practices)
         rewards = discriminator.rewards_of(logits, config.inverse.judge_reward)
+        record_rewards(stage, practices, rewards)
         rows_of_health = [row for row in zip(judged, logits, rewards, strict=True) if row[0].draws]
         health = discriminator.health(*map(list, zip(*rows_of_health, strict=True)))
         stage.figures |= health

@@ -17,9 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from stepagent.agents.chat import ChatCodec, Encoded
 from stepagent.agents.generation import Decoding
 from stepagent.envs import react
+from stepagent.files import write_text
 from stepagent.training.config import ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
@@ -87,7 +90,11 @@ def practise(
         lines = resumed(
             path,
             len(samples),
-            lambda i: {"replies": draw_replies(policy, samples[i].encoded, config, stage.seed + i)},
+            lambda i: {
+                "task_id": samples[i].trajectory.task_id,
+                "seed": samples[i].trajectory.seed,
+                "replies": draw_replies(policy, samples[i].encoded, config, stage.seed + i),
+            },
             lambda done: move(done, {}),
         )
     trees = []
@@ -118,6 +125,31 @@ def with_expert_tokens(
 def action_of(codec: ChatCodec, ids: Sequence[int]) -> str:
     """The action that a reply takes, as an environment reads it; "" where it takes none."""
     return react.parse(codec.decode(ids)).action
+
+
+def record_rewards(
+    stage: Stage, practices: Sequence[tuple[Sample, Practice]], rewards: Sequence[Tensor]
+) -> None:
+    """Writes what a discriminator gave the actions, rewards[i] float32 [A] of the i-th practice, to
+    `inspection/STAGE-rewards.jsonl`: one line per step tree, for whoever reads the practice."""
+    if not processes.is_main():
+        return
+    lines = []
+    for (sample, item), reward in zip(practices, rewards, strict=True):
+        tree, values = item.tree, reward.tolist()
+        agent = [
+            {"step": branch.step, "ids": list(branch.ids), "reward": value}
+            for branch, value in zip(tree.branches, values[len(tree.replies) :], strict=True)
+        ]
+        line = {
+            "task_id": sample.trajectory.task_id,
+            "seed": sample.trajectory.seed,
+            "expert": values[: len(tree.replies)],
+            "agent": agent,
+        }
+        lines.append(json.dumps(line) + "\n")
+    path = stage.directory.path / "inspection" / f"{stage.name}-rewards.jsonl"
+    write_text(path, "".join(lines))
 
 
 def draw_replies(

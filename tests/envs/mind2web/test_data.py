@@ -290,7 +290,7 @@ def test_ranks(tmp_path):
         ("x.json", "[1]", "object of lists"),
         ("y.json", '{"a": 3}', "'a' must be a list"),
         ("v.json", '{"a_b": {"1": null, "2": 3}}', "'a_b' must be a list"),
-        ("z.pkl", "\x80\x04", "envs.mind2web.convert"),
+        ("z.pkl", "\x80\x04", "stepagent mind2web-ranks"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=says):

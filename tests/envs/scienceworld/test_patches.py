@@ -6,6 +6,7 @@ import zipfile
 import pytest
 
 from stepagent.envs.scienceworld import data, jvm, patches
+from stepagent.envs.scienceworld.patches import table
 from stepagent.envs.scienceworld.taskmaker import ALL_IDS, TURNS
 
 TASKS = ("boil/21", "grow-plant/93", "test-conductivity/675", "find-animal/225")
@@ -87,7 +88,7 @@ def test_an_object_that_is_passed_over_has_no_name_that_fits(probe):
     for interface in _states(probe):
         agent = probe.call(interface, "agent")
         place = probe.call(probe.call(agent, "getContainer"), "get")
-        probe.call(probe.own(patches.PLAIN_NAMES), "clear")  # as `parse` begins
+        probe.call(probe.own(table.PLAIN_NAMES), "clear")  # as `parse` begins
         for thing in probe.elements(probe.call(place, COLLECT, True, True)):
             names = probe.call(parser, "getObjectReferents$plain", thing, place)
             names = probe.array(names)
@@ -111,7 +112,7 @@ def test_only_teleport_looks_at_the_whole_world(probe):
 @pytest.mark.parametrize("variation", [0, 7, 1385])
 def test_each_task_is_made_from_where_upstream_makes_it(probe, variation):
     counter = probe.singleton("util.UniqueIdentifier")
-    ours, upstreams = probe.new("java.util.Random"), probe.own(patches.RANDOM)
+    ours, upstreams = probe.new("java.util.Random"), probe.own(table.RANDOM)
     probe.call(counter, "reset")
     probe.call(upstreams, "setSeed", variation)
     for name, turn in TURNS.items():

@@ -17,26 +17,18 @@ def _write(file):
 
 
 def test_the_second_start_records_and_the_third_uses_it(files):
-    first = files()
-    first.record(_write)
-    assert first.snapshot is None
-    second = files()
-    second.record(_write)
-    assert second.snapshot.read_bytes() == b"classes"
-    third = files()
-    third.record(lambda file: pytest.fail("recorded twice"))
-    assert third.snapshot == second.snapshot
-    assert files("-Xint").path != third.path
+    assert files().snapshot(_write) is None
+    snapshot = files().snapshot(_write)
+    assert snapshot.read_bytes() == b"classes"
+    assert files().snapshot(lambda file: pytest.fail("recorded twice")) == snapshot
+    assert files("-Xint").path != files().path
 
 
 def test_damaged_files_are_not_used(files):
     files()
-    files().record(_write)
-    snapshot = files().snapshot
+    snapshot = files().snapshot(_write)
     snapshot.write_bytes(b"classez")
-    assert files().snapshot is None
-    files().record(_write)
-    assert files().snapshot.read_bytes() == b"classes"
+    assert files().snapshot(_write).read_bytes() == b"classes"
     patch = files().patch.read_bytes()
     files().patch.write_bytes(patch[:1000])
     assert files().patch.read_bytes()[:2] == patch[:2]
@@ -49,9 +41,8 @@ def test_a_recording_that_fails_leaves_nothing(files):
         raise OSError("no space")
 
     files()
-    files().record(fail)
     start = files()
-    assert start.snapshot is None
+    assert start.snapshot(fail) is None
     assert sorted(path.name for path in start.path.glob("classes*")) == []
 
 
@@ -60,8 +51,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(files, tmp_path, monkeyp
     monkeypatch.setenv("STEPAGENT_CACHE", str(tmp_path / "file"))
     start = files()
     assert start.patch.is_file()
-    start.record(lambda file: pytest.fail("nowhere to record"))
-    assert start.snapshot is None
+    assert start.snapshot(lambda file: pytest.fail("nowhere to record")) is None
 
 
 @pytest.mark.slow

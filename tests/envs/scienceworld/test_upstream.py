@@ -14,7 +14,8 @@ import pytest
 
 from stepagent import envs
 from stepagent.envs.scienceworld import data
-from stepagent.envs.scienceworld.patches import hash_by_uuid, write_patch
+from stepagent.envs.scienceworld.patches import write_patch
+from stepagent.envs.scienceworld.patches.objects import hash_by_uuid
 
 ID = "stepagent/ScienceWorld-v0"
 ACTIONS = 25

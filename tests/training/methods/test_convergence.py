@@ -10,7 +10,7 @@ from stepagent.training.methods import discriminator, implicit, inverse
 from stepagent.training.methods.actor_critic import HEAD, ActorCritic, step_policy
 from stepagent.training.methods.discriminator import attach
 from stepagent.training.methods.losses import expert_is_high_reward
-from stepagent.training.methods.practice import practise
+from stepagent.training.methods.practice import differing, practise
 from stepagent.training.runs.directory import RunDirectory
 from stepagent.training.runs.optimise import optimise
 from stepagent.training.runs.schedule import shuffled
@@ -27,6 +27,7 @@ def setting(tmp_path):
     config, policy = Config(output=str(tmp_path)), toy_problem.policy()
     config.reflection.learning_rate = 2e-2
     config.reflection.batch_size, config.reflection.practice = 128, 32
+    config.reflection.equal = "tokens"  # the toy has no texts
     judge = config.inverse.discriminator
     judge.learning_rate, judge.batch_size, judge.epochs, judge.rank = 2e-2, 128, 5, 0
     judge.early_stop_accuracy = 1.1  # never
@@ -52,14 +53,28 @@ def test_implicit(setting):
         stage = _stage(directory, number)
         pairs = implicit.with_reference(stage, policy, _practise(stage, policy, config))
         schedule = shuffled(pairs, implicit.TreePairs.count, reflection, number)
-        optimise(stage, policy.model, schedule, implicit.loss(reflection.beta), reflection)
+        optimise(stage, policy.model, schedule, implicit.loss(reflection), reflection)
         distances.append(toy_problem.distance(policy.model))
     assert min(distances[-5:]) < NEAR, distances
 
 
-@pytest.mark.parametrize("baseline", ["group", pytest.param("value", marks=pytest.mark.slow)])
-def test_inverse(setting, baseline):
+@pytest.mark.parametrize(
+    ("baseline", "changes"),
+    [
+        ("group", {}),
+        ("group", {"informative": False, "demonstrations": False}),
+        ("group", {"judge_reward": "logit"}),
+        pytest.param("value", {}, marks=pytest.mark.slow),
+        pytest.param("group", {"demonstrations": False}, marks=pytest.mark.slow),
+        pytest.param("group", {"loss": "pairwise"}, marks=pytest.mark.slow),
+        pytest.param("group", {"label_smoothing": 0.1}, marks=pytest.mark.slow),
+    ],
+)
+def test_inverse(setting, baseline, changes):
     policy, config, directory = setting
+    for name, value in changes.items():
+        holder = config.inverse if hasattr(config.inverse, name) else config.inverse.discriminator
+        setattr(holder, name, value)
     config.ppo.baseline, config.ppo.kl, config.ppo.clip = baseline, 0.0, 0.3
     judge_config, distances, before = config.inverse.discriminator, [], None
     for number in range(ITERATIONS):
@@ -70,12 +85,15 @@ def test_inverse(setting, baseline):
         with attach(policy, judge_config, directory.path / "entering", 0) as judge:
             if before:
                 judge.load(before / discriminator.WEIGHTS)
-            discriminator.train(stage, judge, practices, judge_config)
-            rewards = [expert_is_high_reward(judge.score(item)) for item in practices]
+            learned = [differing(item) for item in practices]
+            learned = learned if config.inverse.informative else practices
+            discriminator.train(stage, judge, [i for i in learned if i.draws], judge_config)
+            logits = [judge.score(item) for item in practices]
+        rewards = discriminator.rewards_of(logits, config.inverse.judge_reward)
         actor = ActorCritic(policy.model, baseline)
         if before:
             actor.load_head(before / HEAD)
-        items = inverse.practice_advantages(actor, practices, rewards)
+        items = inverse.practice_advantages(actor, practices, rewards, config)
         step_policy(stage, actor, items, config, kl=0.0)
         before = stage.artifacts
         distances.append(toy_problem.distance(policy.model))
@@ -91,7 +109,8 @@ def test_a_trained_discriminator_pays_the_expert_more(setting):
     with attach(policy, judge_config, directory.path / "entering", 0) as judge:
         discriminator.train(stage, judge, practices, judge_config)
         logits = [judge.score(item) for item in practices]
-    figures = discriminator.health(practices, logits)
+    rewards = discriminator.rewards_of(logits, "log_d")
+    figures = discriminator.health(practices, logits, rewards)
     assert figures["expert_reward"] > figures["agent_reward"] + 0.2, figures
     assert figures["agent_accuracy"] + figures["expert_accuracy"] > 1.2, figures
     never = [

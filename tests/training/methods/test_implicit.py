@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stepagent.agents.chat import Encoded
+from stepagent.envs.trajectory import Trajectory
 from stepagent.training.config import ReflectionConfig
 from stepagent.training.data import Sample, draw
 from stepagent.training.methods.implicit import TreePairs, figures, loss, weights, with_reference
@@ -16,6 +17,7 @@ from stepagent.training.runs.stage import Stage
 from stepagent.training.trees.packing import pack
 from stepagent.training.trees.scoring import score_trees
 
+TRAJECTORY = Trajectory("tests/Guess-v0", "small/1", "train", "expert", 0, ())
 ENCODED = Encoded(ids=[9, 8, 1, 2, 0, 7, 3, 0], replies=[(2, 5), (6, 8)])
 
 
@@ -41,7 +43,7 @@ def _practise(stage, policy, samples):
 
 
 def test_practice_resumes_and_the_reference_is_the_policy_itself(policy, directory):
-    samples = [Sample(None, ENCODED)] * 3
+    samples = [Sample(TRAJECTORY, ENCODED)] * 3
     first, second = (Stage(name, directory, seed=1) for name in "ab")
     practices = _practise(first, policy, samples)
     assert figures(practices, policy.eos_ids)["practised"] == 18
@@ -117,7 +119,7 @@ def test_draw():
 
 
 def test_lines_are_json(policy, directory):
-    _practise(Stage("a", directory), policy, [Sample(None, ENCODED)])
+    _practise(Stage("a", directory), policy, [Sample(TRAJECTORY, ENCODED)])
     line = json.loads((directory.path / "inspection" / "a.jsonl").read_text())
-    assert {"replies"} == set(line)
+    assert {"task_id", "seed", "replies"} == set(line)
     assert [len(replies) for replies in line["replies"]] == [3, 3]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from stepagent.agents.chat import Encoded
+from stepagent.agents.chat import ChatCodec, Encoded
 from stepagent.training.config import Config, PolicyConfig, PpoConfig, TinyConfig
 from stepagent.training.methods import actor_critic, discriminator, inverse
-from stepagent.training.methods.actor_critic import ActorCritic
+from stepagent.training.methods.actor_critic import ActorCritic, TreeAdvantages
 from stepagent.training.methods.discriminator import Discriminator, attach
-from stepagent.training.methods.practice import Practice, practice_trees
+from stepagent.training.methods.practice import (
+    Practice,
+    differing,
+    practice_trees,
+    with_expert_tokens,
+)
 from stepagent.training.policy import Policy
+from stepagent.training.tiny import build_tokenizer
 from stepagent.training.trees.packing import pack
 from stepagent.training.trees.tree import Branch, StepTree
 from tests.training.toys import TREES, actions, plain_scores, tiny_model
@@ -77,10 +84,12 @@ def _item(tree: StepTree) -> Practice:
 @pytest.mark.parametrize("baseline", ["value", "group"])
 def test_ratios_are_1_before_the_first_step(baseline: str) -> None:
     model, config = tiny_model(), PpoConfig(baseline=baseline, kl=1.0)
+    algorithm_1 = Config(output="", ppo=config)
+    algorithm_1.inverse.demonstrations = algorithm_1.inverse.informative = False
     actor = ActorCritic(model, baseline)
     items = [_item(TREES["several at one step"]), _item(TREES["unordered, every step"])]
     rewards = [torch.linspace(0, 2, len(item.agent)) for item in items]
-    advantages = inverse.practice_advantages(actor, items, rewards)
+    advantages = inverse.practice_advantages(actor, items, rewards, algorithm_1)
     for item in advantages:
         _, figures = actor_critic.loss(config, config.kl)(actor, item)
         assert figures["ratio"] / item.actions == pytest.approx(1, abs=1e-5)
@@ -96,7 +105,8 @@ def test_group_means_are_over_all_draws_in_a_state() -> None:
     # State 0: the expert's own action once (reward 1), a branch twice (reward 4): (1 + 8) / 3
     tree = StepTree((9, 8, 1, 7, 3), ((2, 3), (4, 5)), (Branch(0, (5,)), Branch(1, (6,))))
     item = Practice(tree, (1.0, 0.0, 2.0, 3.0), (3.0, 3.0, 0.0, 0.0))
-    [means] = inverse.group_means([item], [torch.tensor([1.0, 9.0, 4.0, 2.0])])
+    draws, rewards = torch.tensor(item.agent), torch.tensor([1.0, 9.0, 4.0, 2.0])
+    [means] = inverse.group_means([item], [draws], [rewards])
     assert means.tolist() == [3.0, 2.0, 3.0, 2.0]
 
 
@@ -230,10 +240,82 @@ def test_health_by_hand() -> None:
     tree = StepTree((9, 8, 1), ((2, 3),), (Branch(0, (5,)),))
     item = Practice(tree, (0.0, 1.0), (1.0, 0.0))
     logit = torch.tensor([3.0, -3.0]).sign() * torch.log(torch.tensor(3.0))
-    figures = discriminator.health([item], [-logit])
+    figures = discriminator.health([item], [-logit], discriminator.rewards_of([-logit], "log_d"))
     assert figures["agent_accuracy"] == figures["expert_accuracy"] == 1
     assert figures["agent_reward"] == pytest.approx(0.287682, abs=1e-5)
     assert figures["expert_reward"] == pytest.approx(1.386294, abs=1e-5)
     assert figures["reward_gap"] == pytest.approx(1.098612, abs=1e-5)
     assert figures["discriminator_entropy"] == pytest.approx(0.562335, abs=1e-5)
     assert discriminator.verdict(1, 1, Config(output="x").inverse.discriminator)
+
+
+# State 0: the expert took (1,), the agent (1,) once and (5,) twice. State 1: three times (3,).
+DIFFERS = StepTree((9, 8, 1, 7, 3), ((2, 3), (4, 5)), (Branch(0, (5,)),))
+PRACTICE = Practice(DIFFERS, (1.0, 3.0, 2.0), (3.0, 3.0, 0.0))
+
+
+def test_differing_draws_leave_out_what_both_sides_share() -> None:
+    left = differing(PRACTICE)
+    assert left.agent == (0.0, 0.0, 2.0)
+    assert left.expert == (2.0, 0.0, 0.0)
+    assert left.pairs == 2
+    assert differing(Practice(DIFFERS, (1.0, 3.0, 0.0), (3.0, 3.0, 0.0))).draws == 0
+
+
+def _advantages(rewards: list[float], **changes: bool) -> list[TreeAdvantages]:
+    config = Config(output="", ppo=PpoConfig(baseline="group"))
+    config.inverse = replace(config.inverse, **changes)
+    actor = ActorCritic(tiny_model(), "group")
+    return inverse.practice_advantages(actor, [PRACTICE], [torch.tensor(rewards)], config)
+
+
+def test_only_draws_with_an_advantage_count_by_hand() -> None:
+    [item] = _advantages([3.0, 5.0, 0.0], demonstrations=False)
+    # The group of state 0: 3, 0, 0, mean 1. State 1 has no spread: its three draws count nothing.
+    assert item.actions == 3
+    spread = math.sqrt((4 + 1 + 1) / 3)
+    of_action = dict(zip(pack([DIFFERS]).action.tolist(), item.advantages.tolist(), strict=True))
+    assert of_action == pytest.approx({0: 2 / spread, 1: 0.0, 2: -1 / spread})
+    assert item.weights.tolist() == [1.0, 0.0, 2.0]
+
+
+def test_the_experts_action_is_one_more_member_where_the_agent_took_another() -> None:
+    [item] = _advantages([3.0, 5.0, 0.0], demonstrations=True)
+    # State 0: 3, 3, 0, 0 with the expert's own, mean 1.5, all differences 1.5.
+    assert item.actions == 4
+    assert item.weights.tolist() == [2.0, 0.0, 2.0]
+    assert sorted(item.advantages.tolist()) == pytest.approx([-1.0, 0.0, 1.0])
+
+
+def test_where_no_draw_has_an_advantage_nothing_is_left() -> None:
+    assert _advantages([1.0, 1.0, 1.0], demonstrations=True) == []
+
+
+def test_the_oracle_reads_actions_as_the_environment_does() -> None:
+    tokenizer = build_tokenizer(["Thought: It is near. Action: go north south"], 300, 128)
+    codec = ChatCodec(tokenizer)
+    messages = [
+        {"role": "user", "content": "obs"},
+        {"role": "assistant", "content": "Thought: It is near.\nAction: go north"},
+    ]
+    encoded = codec.encode(messages)
+    other_thought = codec.reply_ids("Thought: Why not.\nAction: go north")
+    other_action = codec.reply_ids("Thought: It is near.\nAction: go south")
+    replies = [[other_thought, other_action]]
+    [item] = practice_trees(encoded, replies, 999)
+    assert inverse.oracle_rewards(item, codec).tolist() == [1.0, 1.0, 0.0]
+    [same] = practice_trees(encoded, with_expert_tokens(encoded, replies, codec), 999)
+    assert same.draws_of_expert == 1
+    assert [branch.ids for branch in same.tree.branches] == [tuple(other_action)]
+
+
+def test_spectral_norm_bounds_the_head() -> None:
+    judge = Discriminator(tiny_model(), max_norm=0.5)
+    _randomise(judge.head)
+    with torch.no_grad():
+        judge.head.bias.zero_()
+    tree = TREES["first and last step"]
+    bounded = judge(pack([tree]))
+    judge.max_norm = 0.0
+    free = judge(pack([tree]))
+    torch.testing.assert_close(bounded, free * 0.5 / judge.head.weight.norm())
