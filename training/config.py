@@ -298,6 +298,9 @@ class EvaluationConfig:
     """Tasks, drawn by the seed; 0: the entire split."""
     agents: list[str] = field(default_factory=list)
     """Agents scored on the same tasks as the policy, such as random and expert."""
+    agreement: int = 0
+    """Expert trajectories of the dev split on which the policy's agreement with the expert is
+    measured after each stage (`eval/agreement.py`); 0: none. 100 or more tell methods apart."""
     every_iteration: bool = True
     """Score after SFT and after every iteration, not only at the end."""
     workers: int = 16

@@ -64,6 +64,18 @@ def test_a_whole_run(config):
     assert lines == [json.loads(li) for li in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_agreement_with_the_expert_is_measured_after_every_stage(config):
+    config.evaluation.agreement, config.reflection.iterations = 3, 1
+    summary = run.run(config)
+    assert list(summary["agreement"]) == ["sft", "iteration-1"]
+    for figures in summary["agreement"].values():
+        assert figures["trajectories"] == 3
+        assert 0 <= figures["step_match"] <= 1
+        assert figures["loss"] > 0
+    dev = Path(config.output) / "expert-dev" / "trajectories.jsonl"
+    assert {json.loads(line)["split"] for line in dev.read_text().splitlines()} == {"dev"}
+
+
 def test_same_seed_same_weights_other_seed_others(config, tmp_path):
     config.reflection.iterations = 1
     config.evaluation.limit = 1

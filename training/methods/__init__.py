@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stepagent.training.config import Config
 
@@ -27,6 +27,30 @@ METHODS = {
     "eto": "stepagent.training.methods.eto:METHOD",
 }
 """Name → where its `Method` is, as `module:NAME`."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "implicit-paper": {
+        "method": "implicit",
+        "reflection": {
+            "equal": "tokens",
+            "preference": "sigmoid",
+            "preference_weight": 1.0,
+            "sft_weight": 0.0,
+        },
+    },
+    "anchor-only": {
+        "method": "implicit",
+        "reflection": {"preference_weight": 0.0, "sft_weight": 1.0},
+    },
+    "inverse-paper": {
+        "method": "inverse",
+        "reflection": {"equal": "tokens"},
+        "inverse": {"demonstrations": False, "informative": False, "judge_reward": "log_d"},
+    },
+    "inverse-oracle": {"method": "inverse", "inverse": {"judge": "oracle"}},
+}
+"""Forms of the methods that sweeps know by name, with the options that make them: eq. 6 and
+algorithm 1 to the letter, and controls."""
 
 
 @dataclass(frozen=True)

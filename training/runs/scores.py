@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from stepagent.envs.react import Prompt
+from stepagent.envs.trajectory import Trajectory, read
+from stepagent.eval import agreement
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.eval.paper import LABELS
+from stepagent.files import write_text
+from stepagent.training import collect
 from stepagent.training.config import Config
+from stepagent.training.policy import Policy
 
 
 class Scores:
@@ -45,6 +52,39 @@ class Scores:
         finally:
             player.close()
 
+    def measure_agreement(self, name: str, policy: Policy, prompt: Prompt) -> None:
+        """Measures the policy's agreement with the expert on dev trajectories, once."""
+        path = self.path / name / "agreement.json"
+        if path.is_file():
+            return
+        rows, left_out = agreement.measure(
+            policy.model,
+            policy.codec,
+            self._dev_expert(),
+            prompt,
+            self.config.prompt,
+            policy.context,
+        )
+        write_text(path, json.dumps(asdict(agreement.summarise(rows, left_out)), indent=1))
+
+    def _dev_expert(self) -> list[Trajectory]:
+        """The expert's trajectories of the dev split, played once."""
+        options = collect.Config(
+            env=self.config.env,
+            out=self.path.parent / "expert-dev",
+            split="dev",
+            limit=self.config.evaluation.agreement,
+            env_args=self.config.env_args,
+            seed=self.config.seed,
+            workers=self.config.expert.workers,
+        )
+        return read(collect.collect(options, self.console))
+
+    def agreements(self, stages: list[str]) -> dict[str, dict[str, Any]]:
+        """Stage → agreement with the expert, for the stages where it was measured."""
+        paths = {stage: self.path / stage / "agreement.json" for stage in stages}
+        return {stage: json.loads(p.read_text()) for stage, p in paths.items() if p.is_file()}
+
     def of_run(self, stages: list[str]) -> dict[str, dict[str, Any]]:
         """Name → summary: of other agents, of the stages in order, and of the expert at the end."""
         others = [agent for agent in self.config.evaluation.agents if agent != "expert"]
@@ -59,11 +99,14 @@ class Scores:
             title=f"{evaluation.env or self.config.env}, split {evaluation.split}, "
             f"{episodes} unseen tasks"
         )
-        for name in ("agent", "score", "95 % interval", "success", "valid actions", "steps"):
+        measured = self.agreements(list(summaries))
+        columns = ["agent", "score", "95 % interval", "success", "valid actions", "steps"]
+        for name in columns + ["step match"] * bool(measured):
             table.add_column(name, justify="left" if name == "agent" else "right")
         title = LABELS.get(self.config.method, self.config.method)
         for name, summary in summaries.items():
             low, high = summary["reward_ci95"]
+            match = f"{measured[name]['step_match']:.3f}" if name in measured else ""
             table.add_row(
                 LABELS.get(name, name).replace("iteration-", f"{title}, iteration "),
                 f"{summary['reward_mean']:.3f}",
@@ -71,5 +114,6 @@ class Scores:
                 f"{summary['success_rate']:.0%}",
                 f"{summary['valid_rate']:.0%}",
                 f"{summary['steps_mean']:.1f}",
+                *[match] * bool(measured),
             )
         return table

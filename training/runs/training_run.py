@@ -207,6 +207,9 @@ class TrainingRun:
         """
         if self.directory.main and not self._is_scored(name):
             self.scores.play(name, self._player(name, agent))
+        if self.directory.main and agent == "policy" and self.config.evaluation.agreement:
+            self._refresh()
+            self.scores.measure_agreement(name, self.policy, self.prompt)
         processes.wait()
 
     def _is_scored(self, name: str) -> bool:
@@ -250,6 +253,7 @@ class TrainingRun:
             "seed": self.config.seed,
             "expert_trajectories": len(self.samples),
             "scores": summaries,
+            "agreement": self.scores.agreements(self.state.done),
             "figures": self.state.figures,
             "seconds": round(self.state.seconds, 1),
             "final": str(final),

@@ -14,7 +14,7 @@ from typing import Any
 from stepagent import command_line
 from stepagent.envs.core import checksum
 from stepagent.errors import UserError
-from stepagent.training.methods import METHODS
+from stepagent.training.methods import METHODS, VARIANTS
 from stepagent.training.runs.options import without_defaults
 
 KINDS = ("methods", "rewards", "iterations", "practice")
@@ -160,11 +160,7 @@ def runs(sweep: Sweep, experiment: Experiment) -> Iterator[SweepRun]:
         experiment.methods,
         itertools.product(*varied),
     ):
-        of_method = sweep.methods.get(method, {})
-        if "method" not in of_method and method not in METHODS:
-            raise SweepError(
-                f"no method {method!r}: choose {', '.join([*sweep.methods, *METHODS])}"
-            )
+        of_method = _method_options(sweep, method)
         parts = [sweep.common]
         for kind, name in (("environments", environment), ("models", model)):
             known = getattr(sweep, kind)
@@ -174,6 +170,19 @@ def runs(sweep: Sweep, experiment: Experiment) -> Iterator[SweepRun]:
         chosen = [nested(key, value) for key, value in options]
         merged_options = merged({"method": method}, *parts, of_method, *chosen, {"seed": seed})
         yield SweepRun(method, environment, model, seed, tuple(options), merged_options)
+
+
+def _method_options(sweep: Sweep, name: str) -> dict[str, Any]:
+    """The options of a method by its name in the sweep; a variant has those of its method, too.
+
+    Raises SweepError where there is none of that name.
+    """
+    variant, own = VARIANTS.get(name, {}), sweep.methods.get(name, {})
+    if "method" not in {**variant, **own} and name not in METHODS:
+        known = ", ".join(dict.fromkeys([*sweep.methods, *METHODS, *VARIANTS]))
+        raise SweepError(f"no method {name!r}: choose {known}")
+    base = sweep.methods.get(variant["method"], {}) if variant else {}
+    return merged(base, variant, own)
 
 
 def all_runs(sweep: Sweep) -> list[SweepRun]:

@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 from stepagent import command_line
-from stepagent.training import run
+from stepagent.training import methods, run
 from stepagent.training.config import Config
-from stepagent.training.methods import METHODS
+from stepagent.training.methods import METHODS, VARIANTS
 from stepagent.training.runs.options import differing
 from stepagent.training.sweep import command, execution, paper, planning, report, statistics
 from tests.envs import guess  # noqa: F401  (registers the environment)
@@ -201,6 +201,27 @@ def test_runs_are_all_combinations_once(tmp_path):
     implicit = runs[2].options
     assert implicit["reflection"] == {"learning_rate": 1e-3, "practice": 2, "iterations": 1}
     assert implicit["seed"] == 0
+
+
+def test_a_variant_is_its_method_with_other_options(tmp_path):
+    sweep = _read(_sweep(tmp_path))
+    sweep.experiments[0]["methods"] = ["implicit", "anchor-only"]
+    sweep.seeds = [0]
+    plain, anchor = (run.options for run in planning.all_runs(sweep))
+    assert anchor["method"] == "implicit"
+    assert anchor["reflection"] == {
+        **plain["reflection"],
+        "preference_weight": 0.0,
+        "sft_weight": 1.0,
+    }
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_options_of_a_variant_exist(name, tmp_path):
+    path = tmp_path / "variant.yaml"
+    path.write_text(yaml.safe_dump({"output": str(tmp_path / "run"), **VARIANTS[name]}))
+    config = command_line.parse(Config, ["--config", str(path)], prog="test")
+    methods.find(config.method).check(config)
 
 
 def test_a_run_of_two_experiments_is_made_once(tmp_path):
