@@ -247,10 +247,9 @@ def train(
 
     schedule = shuffled(practices, lambda item: item.pairs, config, stage.seed)
     training = stage.part("discriminator")
+    schedule = replace(schedule, until=is_accurate)
     with discriminator.active():
-        optimise(
-            training, discriminator, replace(schedule, until=is_accurate), loss(config), config
-        )
+        optimise(training, discriminator, schedule, loss(config), config)
         discriminator.eval()
     if processes.is_main():
         write_atomically(path, discriminator.save)

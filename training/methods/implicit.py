@@ -15,7 +15,9 @@ eq. 6 only widens a gap, and in small models may do so by making both actions un
 Deviations: an update takes the pairs of complete trajectories, not pairs drawn one by one, because
 that is what makes them share a pass; it stops taking at `batch_size` pairs. Practice actions equal
 to the expert's carry no gradient (both terms of eq. 6 are the same), so they are dropped, and
-counted.
+counted; by default so are right actions under another thought (`reflection.equal`), which eq. 6
+would reject. `reflection.preference` chooses among variants of eq. 6; `preference_weight` 0 leaves
+the expert's likelihood alone, in the same states (the control `anchor-only`).
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ from typing import Any
 
 import torch
 
+from stepagent.training.config import Config, ReflectionConfig
 from stepagent.training.data import draw
 from stepagent.training.methods import Method, sft
-from stepagent.training.methods.losses import step_dpo_loss
+from stepagent.training.methods.losses import step_preference_loss
 from stepagent.training.methods.practice import Practice, practise, resumed
 from stepagent.training.policy import Policy
 from stepagent.training.runs.optimise import optimise
@@ -67,8 +70,7 @@ def learn(run: TrainingRun) -> None:
                 continue
             pairs = with_reference(stage, run.policy, practices)
             schedule = shuffled(pairs, TreePairs.count, config, seed)
-            objective = loss(config.beta, config.sft_weight)
-            stage.figures |= optimise(stage, run.policy.model, schedule, objective, config)
+            stage.figures |= optimise(stage, run.policy.model, schedule, loss(config), config)
 
 
 def figures(practices: Sequence[Practice], eos_ids: Collection[int]) -> dict[str, float]:
@@ -124,27 +126,42 @@ def with_reference(stage: Stage, policy: Policy, practices: Sequence[Practice]) 
 
 
 def loss(
-    beta: float, sft_weight: float = 0.0
+    config: ReflectionConfig,
 ) -> Callable[[Any, TreePairs], tuple[torch.Tensor, dict[str, float]]]:
-    """Eq. 6 summed over the pairs of one tree, with health figures (sums over pairs)."""
+    """Eq. 6, or its variant, summed over the pairs of one tree, with health figures (sums over
+    pairs)."""
 
     def of_tree(model: Any, item: TreePairs) -> tuple[torch.Tensor, dict[str, float]]:
         device = next(model.parameters()).device
-        scores = score_trees(model, pack([item.tree], device))
+        packed = pack([item.tree], device)
+        scores = score_trees(model, packed)
         weights = torch.tensor(item.weights, dtype=torch.float32, device=device)
-        out = step_dpo_loss(
+        lengths = torch.bincount(packed.action, minlength=packed.n_actions)
+        out = step_preference_loss(
+            config.preference,
             scores.chosen,
             scores.rejected,
             torch.tensor(item.reference_chosen, device=device),
             torch.tensor(item.reference_rejected, device=device),
-            beta=beta,
+            beta=config.beta,
             weights=weights,
+            lengths=(lengths[packed.chosen], lengths[packed.rejected]),
+            penalty=config.positive_penalty,
         )
-        anchor = -sft_weight * (weights * scores.chosen.float()).sum()
+        preference = config.preference_weight * out.loss * weights.sum()
+        anchor = -config.sft_weight * (weights * scores.chosen.float()).sum()
         health = {name: value * item.count() for name, value in out.health.items()}
-        return out.loss * weights.sum() + anchor, health
+        return preference + anchor, health
 
     return of_tree
 
 
-METHOD = Method(learn, stages=lambda config: config.reflection.iterations)
+def check(config: Config) -> None:
+    """Raises ValueError where both parts of the loss are switched off."""
+    if not config.reflection.preference_weight and not config.reflection.sft_weight:
+        raise ValueError(
+            "reflection.preference_weight and reflection.sft_weight are both 0: nothing is learned"
+        )
+
+
+METHOD = Method(learn, check, stages=lambda config: config.reflection.iterations)

@@ -22,10 +22,15 @@ Deviations: D passes over all pairs of the iteration before the policy's first s
 1 alternates batch by batch, so that all actions of an iteration are judged by one D. D continues
 from the iteration before; its training ends early once its accuracy on both sides reaches
 `early_stop_accuracy`, and the run stops where D is perfect or at chance, since its reward then
-carries no information. Actions of the agent that equal the expert's count on both sides. Advantages
-are whitened. PPO's log-probabilities are those of temperature 1, whatever temperature the practice
-was drawn at. `reward` "final" and "both" (table 3) add free episodes in the environment, as `ppo`
-plays them; each kind of reward is whitened by itself, so that neither drowns the other.
+carries no information. PPO's log-probabilities are those of temperature 1, whatever temperature the
+practice was drawn at. `reward` "final" and "both" (table 3) add free episodes in the environment,
+as `ppo` plays them; each kind of reward is scaled by itself, so that neither drowns the other.
+
+Three more can be switched off (`inverse-paper` does): D learns from draws that differ from the
+expert's, and batches count draws that have an advantage (`informative`), since most draws of a
+policy after SFT are the expert's own and say nothing; the expert's action is a member of each
+state's group (`demonstrations`); a right action under another thought is the expert's
+(`reflection.equal`).
 """
 
 from __future__ import annotations
@@ -84,18 +89,15 @@ def learn(run: TrainingRun) -> None:
         with run.stage(f"iteration-{iteration}", config.seed + 1000 * iteration) as stage:
             if stage.done:
                 continue
-            before = run.directory.artifacts(f"iteration-{iteration - 1}")
             actor = ActorCritic(run.policy.model, config.ppo.baseline)
-            actor.load_head(before / HEAD)
+            actor.load_head(run.directory.artifacts(f"iteration-{iteration - 1}") / HEAD)
             items: list[TreeAdvantages] = []
             if config.inverse.reward != "final":
                 items += step_advantages(run, stage, actor, entering)
-            if run.stopped or stage.figures.get("stopped"):
-                continue
             if config.inverse.reward != "step":
                 items += episode_advantages(run, stage, actor, entering)
             if not items:
-                stage.note("there is nothing to learn from; the policy stays as it is")
+                stage.note("nothing to learn from; the policy stays as it is")
                 continue
             stage.figures |= step_policy(stage, actor, items, config, config.ppo.kl)
 
