@@ -64,7 +64,7 @@ class Trajectory:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        if not self.task_type:
+        if self.task_type == "":
             object.__setattr__(self, "task_type", default_task_type(str(self.task_id)))
 
     def messages(self, prompt: react.Prompt, style: react.PromptStyle) -> list[react.Message]:

@@ -291,7 +291,7 @@ def completed(script: str, *words: str) -> list[str]:
 
 
 def test_completion(script):
-    assert completed(script, "stepagent", "co") == ["collect", "compare", "completion"]
+    assert completed(script, "stepagent", "co") == ["collect", "convert", "compare", "completion"]
     assert completed(script, "stepagent", "eval", "--env") == ["--env", "--env-args"]
     assert completed(script, "stepagent", "eval", "--split", "t") == ["train", "test"]
     assert completed(script, "stepagent", "sweep", "--config", "") == ["reproduction", "tuning"]

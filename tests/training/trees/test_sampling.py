@@ -145,7 +145,7 @@ def test_replies_stop_at_the_end_of_the_context() -> None:
 def test_bad_settings_are_refused() -> None:
     model, tree = tiny_model(), random_tree(28, 2, [])
     for changes in ({"k": 0}, {"k": 2, "temperature": 0.0}, {"top_p": 0.0}, {"temperature": -1.0}):
-        with pytest.raises(ValueError, match=r"k is|wants"):
+        with pytest.raises(ValueError, match=r"k is|needs"):
             draw(model, tree, **changes)
     assert practice(model, tree.ids, [], Sampling(1, Decoding(1.0, 1.0, 3), {EOS}), seed=0) == []
 
