@@ -79,6 +79,12 @@ class ReflectionConfig(OptimiserConfig):
     """Expert trajectories inspected per iteration, drawn again each time; 0: all."""
     max_tree_tokens: int = 16384
     """Longest packed step tree, in tokens; longer ones are split. Less needs less memory."""
+    pack_tokens: int = 4096
+    """Trees of an update that together have no more tokens than this share a forward pass; 0: one
+    tree per pass. A GPU takes 8,000 to 32,000; less needs less memory."""
+    keep_optimiser: bool = False
+    """AdamW continues an iteration with the moments of the one before. Off: it starts again, since
+    each iteration has a new reference and new data."""
 
 
 @dataclass
@@ -139,10 +145,25 @@ class PpoConfig:
     `group` the mean over the actions practised in the state (`ppo`: over the task's episodes)."""
     value_coefficient: float = 0.5
     """Weight of the value head's squared error."""
+    credit: Literal["turn", "token"] = "turn"
+    """Steps of GAE in whole episodes: `turn` the agent's replies, `token` their tokens, where a
+    λ below 1 leaves an episode's first replies without credit."""
     gamma: float = 1.0
-    """Discount per token in the advantages of whole episodes; 0.99 to 1."""
+    """Discount per turn (or token) in the advantages of whole episodes; 0.99 to 1."""
     lam: float = 0.95
     """λ of GAE there: 1 trusts the episode's reward, 0 the value head."""
+    normalise: Literal["scale", "whiten", "none"] = "scale"
+    """Of the episodes' advantages: `scale` divides by their root mean square, which keeps their
+    signs; `whiten` also subtracts their mean, which can push down a success's own actions."""
+    spread_floor: float = 0.1
+    """`scale` divides by no less than this: noise is not blown up where all episodes are alike. In
+    units of the reward; 0.05 to 0.3 is usual."""
+    critic_learning_rate: float = 1e-4
+    """Peak learning rate of the value head, a linear one. Large models: 1e-5 to 1e-4; small ones:
+    1e-3."""
+    critic_warmup: int = 10
+    """`ppo`: updates of the value head alone, before the first advantages are computed. 0 to 50 is
+    usual; without, the first iteration has no baseline."""
 
 
 @dataclass
