@@ -173,12 +173,16 @@ class RolloutConfig:
 
     samples: int = 1
     """Episodes per task (RFT's k). Paper's baselines: 1; RFT 4 to 100."""
-    temperature: float = 1.0
-    """Of the episodes. 0 is greedy (then all samples of a task are the same)."""
+    temperature: float | None = None
+    """Of the episodes. 0 is greedy (then all samples of a task are the same). None: the method's
+    own, 0 for `eto` and 1 for the others."""
     top_p: float = 1.0
     """Nucleus sampling; 1 samples from the policy as it is."""
     workers: int = 16
     """Episodes played at once."""
+    sound_only: bool = False
+    """`rft`: of the successes, keep those that are not right by luck: every action valid, and an
+    answer only where it was read. See `methods.rollouts.is_sound`."""
 
 
 @dataclass
@@ -201,8 +205,10 @@ class PreferenceConfig(OptimiserConfig):
     """Pairs per forward pass; gradients add up to `batch_size`. Fewer need less memory."""
     epochs: int = 3
     """Passes over an iteration's pairs."""
+    cut: Literal["auto", "always", "never"] = "auto"
+    """Whether `eto` cuts the agent's rejected trajectories. `auto`: except on ALFWorld, as ETO."""
     extra_rounds: int = 5
-    """ETO cuts a rejected trajectory to the chosen one's number of steps and this many more."""
+    """ETO cuts them to the expert's number of steps and this many more."""
 
 
 @dataclass

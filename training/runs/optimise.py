@@ -20,7 +20,13 @@ from trl.trainer.utils import disable_dropout_in_model
 from stepagent.errors import UserError
 from stepagent.training.config import OptimiserConfig
 from stepagent.training.runs import processes, sharding
-from stepagent.training.runs.checkpoints import load_training_state, save_training_state
+from stepagent.training.runs.checkpoints import (
+    MOMENTS,
+    load_moments,
+    load_training_state,
+    save_moments,
+    save_training_state,
+)
 from stepagent.training.runs.schedule import Schedule
 from stepagent.training.runs.stage import Stage
 
@@ -66,6 +72,8 @@ def optimise(
     wrapped, stepper = twin.prepare(accelerator, optimiser)
     updates = schedule.updates
     done = load_training_state(stage.checkpoint, twin.model, optimiser)
+    if stage.optimiser_before and not done:
+        load_moments(stage.optimiser_before, optimiser)
     stage.resume_at(done)
     rate = get_scheduler(
         config.schedule,
@@ -109,6 +117,8 @@ def optimise(
             if any(processes.gather(due)):  # all or none: shards are collected together
                 save_training_state(stage.checkpoint, twin.model, optimiser, update + 1)
                 saved = time.monotonic()
+    if stage.optimiser_before:
+        save_moments(stage.artifacts / MOMENTS, optimiser)
     twin.hand_back()
     model.eval()
     return {name: value / max(1, count) for name, value in totals.items()}

@@ -55,9 +55,7 @@ def play(monkeypatch, tmp_path):
     def advantages(config: Config, episodes: list[Sample]) -> list[TreeAdvantages]:
         by_id = {id(e.trajectory): e for e in episodes}
         monkeypatch.setattr(rollouts, "play", lambda *_: [[e.trajectory] for e in episodes])
-        monkeypatch.setattr(
-            rollouts, "encode", lambda run, row: ([by_id[id(t)] for t in row], 0)
-        )
+        monkeypatch.setattr(rollouts, "encode", lambda run, row: ([by_id[id(t)] for t in row], 0))
         run = SimpleNamespace(config=config, policy=policy, samples=episodes)
         actor = ActorCritic(model, config.ppo.baseline)
         return episode_advantages(run, stage, actor, tmp_path)
@@ -212,8 +210,8 @@ def test_learns_three_turns_from_their_final_reward(monkeypatch, tmp_path, basel
     """In each of three states one action is right; the score at the end is the share of them."""
     config, policy = Config(output=str(tmp_path)), toy_problem.policy()
     policy.as_in = lambda path: nullcontext()
-    config.ppo.baseline, config.ppo.kl, config.ppo.critic_learning_rate = baseline, 0.0, 1e-2
-    config.reflection.learning_rate, config.reflection.batch_size = 1e-2, 64
+    config.ppo.baseline, config.ppo.kl, config.ppo.critic_learning_rate = baseline, 0.0, 5e-2
+    config.reflection.learning_rate, config.reflection.batch_size = 5e-3, 64
     directory, scores = RunDirectory(tmp_path / "run", "toy"), []
     generator = torch.Generator().manual_seed(0)
 
@@ -234,7 +232,7 @@ def test_learns_three_turns_from_their_final_reward(monkeypatch, tmp_path, basel
             for row, reward in zip(ids.tolist(), right.tolist(), strict=True)
         ]
 
-    for number in range(1, 16):
+    for number in range(1, 21):
         episodes = play()
         scores.append(sum(e.trajectory.reward for e in episodes) / 64)
         by_id = {id(e.trajectory): e for e in episodes}
