@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from stepagent.envs.react import Message
+from stepagent.envs.react import STOP, Message
 from stepagent.errors import UsageError
 
 _MARKS = ("⟦system⟧", "⟦one⟧", "⟦two⟧", "⟦three⟧", "⟦four⟧", "⟦five⟧")
@@ -34,8 +34,8 @@ class Encoded:
 
     ids: list[int]
     replies: list[tuple[int, int]] = field(default_factory=list)
-    """Half-open spans [start, end) of the replies, the end-of-turn token included. The state that
-    the i-th reply answers is `ids[:replies[i][0]]`."""
+    """Half-open spans [start, end) of the replies, the end-of-turn token included (but see `cut_at`
+    of `encode`). The state that the i-th reply answers is `ids[:replies[i][0]]`."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class ChatCodec:
         """Ends every reply; generation stops at it."""
         self._state = lru_cache(maxsize=65536)(self._encode_state)
         self._reply = lru_cache(maxsize=65536)(self._encode_reply)
+        self._body = lru_cache(maxsize=65536)(self._encode_body)
+        self._closing: dict[int, bool] = {}
 
     def _probe(self, system: bool) -> _Wrapping | None:
         """Reads the wrapping off the template; None where it is irregular or drops a text."""
@@ -140,6 +142,10 @@ class ChatCodec:
             text = w.before_first + (f"{system}\n\n{observation}" if system else observation)
         return tuple(self._raw(text + w.before_reply))
 
+    def _encode_body(self, reply: str) -> tuple[int, ...]:
+        """A reply without its end of turn."""
+        return tuple(self._after(self._plain.before_reply, self._as_text(reply)))
+
     def _encode_reply(self, reply: str) -> tuple[int, ...]:
         w = self._plain
         return tuple(self._after(w.before_reply, self._as_text(reply) + w.end_of_turn))
@@ -148,8 +154,11 @@ class ChatCodec:
         """Tokens of a reply in its place, the end-of-turn token last."""
         return list(self._reply(reply.strip()))
 
-    def encode(self, messages: Sequence[Message]) -> Encoded:
+    def encode(self, messages: Sequence[Message], cut_at: int | None = None) -> Encoded:
         """Encodes a conversation that ends in an observation (to answer) or a reply (to learn).
+
+        `cut_at` is the length limit, in tokens, of whoever wrote the replies. One that fills it
+        never came to its end: the end of turn after it is part of the next state, not of its span.
 
         Raises ValueError unless it is [system,] user, assistant, user, assistant, …
         """
@@ -169,10 +178,25 @@ class ChatCodec:
             else:
                 start = len(ids)
                 ids += self._reply(text)
-                replies.append((start, len(ids)))
+                end = len(ids)
+                if cut_at is not None and len(body := self._body(text)) >= cut_at:
+                    end = start + len(body)
+                replies.append((start, end))
         if not turns:
             raise ValueError("a conversation needs at least one observation")
         return Encoded(ids, replies)
+
+    def has_stop(self, ids: Sequence[int]) -> bool:
+        """Whether a reply that is being generated contains a stop text (`envs.react.STOP`): after
+        it the agent plays the environment. Decoded only after a token that could end one."""
+        last = ids[-1]
+        if last not in self._closing:
+            text = self.decode([last])
+            self._closing[last] = any(stop[-1] in text for stop in STOP)
+        if not self._closing[last]:
+            return False
+        text = self.decode(ids)
+        return any(stop in text for stop in STOP)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a generated reply, without special tokens."""

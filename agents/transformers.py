@@ -96,11 +96,14 @@ class TransformersAgent(Agent):
             self._generator = NaiveGenerator(model, ends=ends, stops=STOP, tokenizer=tokenizer)
         else:
             self._generator = Generator(
-                model, ends=ends, stopped=self._stopped, slots=self.batch_size, limit=self.context
+                model,
+                ends=ends,
+                stopped=self.codec.has_stop,
+                slots=self.batch_size,
+                limit=self.context,
             )
         self._ends = ends
         self.streaming = isinstance(self._generator, Generator)
-        self._closing: dict[int, bool] = {}
         self._state = self._weights_state()
         self._prompt_count, self._cut_count, self._seconds = 0, 0, 0.0
 
@@ -162,17 +165,6 @@ class TransformersAgent(Agent):
 
     def _text(self, ids: list[int]) -> str:
         return self.codec.decode(ids[:-1] if ids and ids[-1] in self._ends else ids).strip()
-
-    def _stopped(self, ids: list[int]) -> bool:
-        """Whether the reply contains a stop text; decoded only after a token that could end one."""
-        last = ids[-1]
-        if last not in self._closing:
-            text = self.codec.decode([last])
-            self._closing[last] = any(stop[-1] in text for stop in STOP)
-        if not self._closing[last]:
-            return False
-        text = self.codec.decode(ids)
-        return any(stop in text for stop in STOP)
 
     def _in_eval(self, work: Any) -> Any:
         """Calls `work` with the model in evaluation mode, and restores training mode if it was

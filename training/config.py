@@ -90,6 +90,12 @@ class ReflectionConfig(OptimiserConfig):
     """Expert trajectories inspected per iteration, drawn again each time; 0: all."""
     max_tree_tokens: int = 16384
     """Longest packed step tree, in tokens; longer ones are split. Less needs less memory."""
+    pack_tokens: int = 4096
+    """Trees of an update that together have no more tokens than this share a forward pass; 0: one
+    tree per pass. A GPU takes 8,000 to 32,000; less needs less memory."""
+    keep_optimiser: bool = False
+    """AdamW continues an iteration with the moments of the one before. Off: it starts again, since
+    each iteration has a new reference and new data."""
 
 
 @dataclass
@@ -175,10 +181,25 @@ class PpoConfig:
     blown up to the size of a signal."""
     value_coefficient: float = 0.5
     """Weight of the value head's squared error."""
+    credit: Literal["turn", "token"] = "turn"
+    """Steps of GAE in whole episodes: `turn` the agent's replies, `token` their tokens, where a
+    λ below 1 leaves an episode's first replies without credit."""
     gamma: float = 1.0
-    """Discount per token in the advantages of whole episodes; 0.99 to 1."""
+    """Discount per turn (or token) in the advantages of whole episodes; 0.99 to 1."""
     lam: float = 0.95
     """λ of GAE there: 1 trusts the episode's reward, 0 the value head."""
+    normalise: Literal["scale", "whiten", "none"] = "scale"
+    """Of the episodes' advantages: `scale` divides by their root mean square, which keeps their
+    signs; `whiten` also subtracts their mean, which can push down a success's own actions."""
+    spread_floor: float = 0.1
+    """`scale` divides by no less than this: noise is not blown up where all episodes are alike. In
+    units of the reward; 0.05 to 0.3 is usual."""
+    critic_learning_rate: float = 1e-4
+    """Peak learning rate of the value head, a linear one. Large models: 1e-5 to 1e-4; small ones:
+    1e-3."""
+    critic_warmup: int = 10
+    """`ppo`: updates of the value head alone, before the first advantages are computed. 0 to 50 is
+    usual; without, the first iteration has no baseline."""
 
 
 @dataclass
@@ -188,12 +209,16 @@ class RolloutConfig:
 
     samples: int = 1
     """Episodes per task (RFT's k). Paper's baselines: 1; RFT 4 to 100."""
-    temperature: float = 1.0
-    """Of the episodes. 0 is greedy (then all samples of a task are the same)."""
+    temperature: float | None = None
+    """Of the episodes. 0 is greedy (then all samples of a task are the same). None: the method's
+    own, 0 for `eto` and 1 for the others."""
     top_p: float = 1.0
     """Nucleus sampling; 1 samples from the policy as it is."""
     workers: int = 16
     """Episodes played at once."""
+    sound_only: bool = False
+    """`rft`: of the successes, keep those that are not right by luck: every action valid, and an
+    answer only where it was read. See `methods.rollouts.is_sound`."""
 
 
 @dataclass
@@ -216,8 +241,10 @@ class PreferenceConfig(OptimiserConfig):
     """Pairs per forward pass; gradients add up to `batch_size`. Fewer need less memory."""
     epochs: int = 3
     """Passes over an iteration's pairs."""
+    cut: Literal["auto", "always", "never"] = "auto"
+    """Whether `eto` cuts the agent's rejected trajectories. `auto`: except on ALFWorld, as ETO."""
     extra_rounds: int = 5
-    """ETO cuts a rejected trajectory to the chosen one's number of steps and this many more."""
+    """ETO cuts them to the expert's number of steps and this many more."""
 
 
 @dataclass

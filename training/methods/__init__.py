@@ -66,6 +66,14 @@ class Method:
     other_models: Callable[[Config], int] = lambda config: 0
     """Models of the policy's size that it keeps on disk beside the policies."""
 
+    explores_at: float = 1.0
+    """Temperature of its episodes, where `rollouts.temperature` is not set."""
+
+    def temperature(self, config: Config) -> float:
+        """Temperature of its episodes."""
+        own = config.rollouts.temperature
+        return self.explores_at if own is None else own
+
     def policies_on_disk(self, config: Config) -> int:
         """Policies, and models as large as one, that a run keeps at most."""
         kept = 1 + self.stages(config) if config.keep_policies else 2

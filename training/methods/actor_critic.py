@@ -8,7 +8,9 @@ head reads hidden states without sending gradient into them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stepagent.files import write_atomically
-from stepagent.training.config import Config, PpoConfig
+from stepagent.training.config import Config, PpoConfig, ReflectionConfig
 from stepagent.training.methods.losses import ppo_loss
 from stepagent.training.runs import processes
 from stepagent.training.runs.optimise import optimise
-from stepagent.training.runs.schedule import shuffled
+from stepagent.training.runs.schedule import Schedule, packed, shuffled
 from stepagent.training.runs.stage import Stage
 from stepagent.training.trees.compat import unwrap
 from stepagent.training.trees.packing import PackedTrees, pack
@@ -31,6 +33,11 @@ from stepagent.training.trees.tree import StepTree
 
 HEAD = "value.safetensors"
 """The value head among a stage's artifacts."""
+_WARM_HEAD = "value-warm.safetensors"
+"""The same after its warm-up."""
+
+TreeGroup = tuple["TreeAdvantages", ...]
+"""Trees that share a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,13 @@ class ActorCritic(nn.Module):
         nn.init.zeros_(self.value_head.bias)
         self.value_head.requires_grad_(baseline == "value")
 
-    def forward(self, packed: PackedTrees) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, packed: PackedTrees, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """float32 [P] each: log-probabilities, entropies, values before each action token."""
-        scores = score_trees(self.model, packed, hidden=True, entropy=True)
+        scores = score_trees(
+            self.model, packed, hidden=True, entropy=True, entropy_gradient=entropy_gradient
+        )
         assert scores.token_hidden is not None
         assert scores.token_entropy is not None
         values = self.value_head(scores.token_hidden.detach().float()).squeeze(-1)
@@ -98,6 +109,22 @@ class ActorCritic(nn.Module):
         log_probs, _, values = self(packed)
         columns = (log_probs, values, packed.action, packed.first)
         return PolicyOutputs(*(column.cpu() for column in columns))
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the value head is as it was initialised, and says 0 everywhere."""
+        return not self.value_head.weight.any()
+
+    @contextmanager
+    def head_only(self) -> Iterator[None]:
+        """With the policy frozen, so that the value head alone is trained."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.model.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     def save_head(self, path: Path) -> None:
         weights = {n: p.detach().contiguous() for n, p in self.value_head.named_parameters()}
@@ -119,30 +146,46 @@ def whitened(items: Sequence[TreeAdvantages]) -> list[TreeAdvantages]:
     return [replace(item, advantages=(item.advantages - mean) * scale) for item in items]
 
 
+def normalised(items: Sequence[TreeAdvantages], config: PpoConfig) -> list[TreeAdvantages]:
+    """Advantages as `ppo.normalise` says; `scale` divides by the root mean square over all drawn
+    tokens, or by `ppo.spread_floor` where that is larger."""
+    if config.normalise == "whiten":
+        return whitened(items)
+    if config.normalise == "none":
+        return list(items)
+    squares = sum(float((item.weights * item.advantages**2).sum()) for item in items)
+    tokens = sum(float(item.weights.sum()) for item in items)
+    spread = max(math.sqrt(squares / tokens), config.spread_floor)
+    return [replace(item, advantages=item.advantages / spread) for item in items]
+
+
 def loss(
     config: PpoConfig, kl: float
-) -> Callable[[Any, TreeAdvantages], tuple[Tensor, dict[str, float]]]:
-    """PPO's loss summed over the actions of one tree, with health figures (sums over actions)."""
+) -> Callable[[Any, TreeGroup], tuple[Tensor, dict[str, float]]]:
+    """PPO's loss summed over the actions of some trees, with health figures (sums over actions)."""
 
-    def of_tree(model: Any, item: TreeAdvantages) -> tuple[Tensor, dict[str, float]]:
+    def of_trees(model: Any, items: TreeGroup) -> tuple[Tensor, dict[str, float]]:
         device = next(model.parameters()).device
-        log_probs, entropies, values = model(pack([item.tree], device))
+        log_probs, entropies, values = model(
+            pack([item.tree for item in items], device), entropy_gradient=config.entropy > 0
+        )
         has_critic = config.baseline == "value"
+        weights = _column(items, "weights", device)
         out = ppo_loss(
             log_probs,
-            item.old_log_probs.to(device),
-            item.advantages.to(device),
-            item.weights.to(device),
+            _column(items, "old_log_probs", device),
+            _column(items, "advantages", device),
+            weights,
             entropies,
             clip=config.clip,
             kl=kl,
             entropy=config.entropy,
             values=values if has_critic else None,
-            returns=item.returns.to(device) if has_critic else None,
-            value_weights=item.value_weights.to(device) if has_critic else None,
+            returns=_column(items, "returns", device) if has_critic else None,
+            value_weights=_column(items, "value_weights", device) if has_critic else None,
             value_coefficient=config.value_coefficient,
         )
-        per_token = item.actions / float(item.weights.sum())
+        per_token = sum(item.actions for item in items) / float(weights.sum())
         return out.loss, {
             "surrogate": float(out.surrogate),
             "kl": float(out.kl),
@@ -152,7 +195,53 @@ def loss(
             "ratio": float(out.ratio) * per_token,
         }
 
-    return of_tree
+    return of_trees
+
+
+def _value_loss(model: Any, items: TreeGroup) -> tuple[Tensor, dict[str, float]]:
+    """The value head's squared error, summed over the actions of some trees."""
+    device = next(model.parameters()).device
+    _, _, values = model(pack([item.tree for item in items], device))
+    errors = (values - _column(items, "returns", device)) ** 2
+    error = (_column(items, "value_weights", device) * errors).sum()
+    return error, {"value_error": float(error.detach())}
+
+
+def _column(items: TreeGroup, name: str, device: torch.device) -> Tensor:
+    """A field of all items, in the order of `PackedTrees`."""
+    return torch.cat([getattr(item, name) for item in items]).to(device)
+
+
+def _schedule(
+    items: Sequence[TreeAdvantages], config: ReflectionConfig, seed: int, salt: int
+) -> Schedule[TreeGroup]:
+    schedule = shuffled(items, lambda item: item.actions, config, seed, salt=[salt])
+    return packed(schedule, lambda item: item.tree.length, config.pack_tokens)
+
+
+def warm_up(
+    stage: Stage, actor: ActorCritic, items: Sequence[TreeAdvantages], config: Config
+) -> None:
+    """`ppo.critic_warmup` updates of the value head alone, towards the items' returns."""
+    path, updates = stage.artifacts / _WARM_HEAD, config.ppo.critic_warmup
+    if not path.is_file():
+        settings = replace(
+            config.reflection,
+            learning_rate=config.ppo.critic_learning_rate,
+            schedule="constant",
+            warmup_ratio=0.0,
+            epochs=updates,  # at least as many updates; they end sooner
+        )
+        schedule = _schedule(items, settings, stage.seed, salt=8)
+        training = stage.part("critic")
+        with actor.head_only():
+            enough = replace(schedule, updates=schedule.updates[:updates])
+            optimise(training, actor, enough, _value_loss, settings)
+        if processes.is_main():
+            actor.save_head(path)
+            stage.directory.drop_checkpoint(training.name)
+        processes.wait()
+    actor.load_head(path)
 
 
 def step_policy(
@@ -164,8 +253,9 @@ def step_policy(
     `kl` is the weight of the KL to the policy that drew the actions. Actions of the expert that the
     agent did not draw have weight 0, and add no cost: they are the trunk.
     """
-    schedule = shuffled(items, lambda item: item.actions, config.reflection, stage.seed, salt=[7])
-    figures = optimise(stage, actor, schedule, loss(config.ppo, kl), config.reflection)
+    schedule = _schedule(items, config.reflection, stage.seed, salt=7)
+    rates = {"value_head": config.ppo.critic_learning_rate}
+    figures = optimise(stage, actor, schedule, loss(config.ppo, kl), config.reflection, rates)
     if processes.is_main():
         actor.save_head(stage.artifacts / HEAD)
     processes.wait()

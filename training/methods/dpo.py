@@ -5,6 +5,10 @@
 After SFT the agent plays every task of the expert's trajectories once (or `rollouts.samples` times)
 and the expert's trajectory is preferred to the agent's, whatever the latter scored. One iteration;
 the reference is the SFT policy. The loss is TRL's (`methods.preference`).
+
+Episodes are sampled at temperature 1 (`rollouts.temperature`): DPO's pairs are draws from the
+reference π_ref itself, of which its implicit reward is a ratio. The paper only says that the
+agent's trajectories are the negative samples.
 """
 
 from __future__ import annotations

@@ -1,17 +1,23 @@
 """Advantages of the actions of whole episodes by their final reward, for `ppo` and `inverse`.
 
-    reward of a token    -κ (log π_old - log π_SFT), and at the episode's last token + its score
-    advantage            GAE over the tokens the agent wrote, one after another (`methods.losses`)
+    reward of a turn     -κ Σ (log π_old - log π_SFT) over its tokens, in the last turn + the score
+    value of a turn      the value head's estimate in its state, before its first token
+    advantage            GAE over turns (`methods.losses`); all tokens of a turn have the turn's
 
-Observation tokens are no part of that recursion: credit reaches the first action undiminished by
-what the environment said in between. All replies of an episode share one forward and backward pass.
-With `ppo.baseline` "group" the advantage of every token is the episode's reward less the mean over
-the task's episodes.
+Over tokens (`ppo.credit` "token") each of them would cost a factor γ λ: at λ = 0.95 the first of
+three turns of 50 tokens would get 0.95¹⁰⁰ of a final reward, 0.6 %, instead of 90 %. Observation
+tokens are no part of either recursion. All replies of an episode share one forward and backward
+pass. With `ppo.baseline` "group" the advantage of every token is the episode's reward less the mean
+over the task's episodes.
+
+A new value head says 0 everywhere. It is therefore warmed up (`ppo.critic_warmup`) on the rewards
+to come, λ = 1, before the first advantages are computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,9 +30,10 @@ from stepagent.training.methods.actor_critic import (
     ActorCritic,
     PolicyOutputs,
     TreeAdvantages,
-    whitened,
+    normalised,
+    warm_up,
 )
-from stepagent.training.methods.losses import generalised_advantages
+from stepagent.training.methods.losses import generalised_advantages, turn_advantages
 from stepagent.training.runs import processes
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
@@ -36,8 +43,8 @@ from stepagent.training.trees.tree import StepTree
 def episode_advantages(
     run: TrainingRun, stage: Stage, actor: ActorCritic, entering: Path
 ) -> list[TreeAdvantages]:
-    """The advantages, whitened, of episodes that the policy as it is now plays; figures of them go
-    to the stage. `entering` is the policy that the KL is taken to."""
+    """The advantages, normalised, of episodes that the policy as it is now plays; figures of them
+    go to the stage. `entering` is the policy that the KL is taken to."""
     config = run.config
     samples = draw(run.samples, config.reflection.trajectories, stage.seed)
     groups, left_out = [], 0
@@ -66,9 +73,14 @@ def episode_advantages(
         for now, before in zip(outputs, reference, strict=True)
     ]
     if config.ppo.baseline == "group":
-        return whitened(_by_group(groups, outputs, kl_costs))
+        return normalised(_by_group(groups, outputs, kl_costs), config.ppo)
+    if actor.is_new and config.ppo.critic_warmup:
+        undiscounted = replace(config.ppo, lam=1.0)
+        rows = zip(episodes, outputs, kl_costs, strict=True)
+        warm_up(stage, actor, [by_value(*row, undiscounted) for row in rows], config)
+        outputs = processes.share(episodes, lambda s: actor.outputs(_tree(s)))
     rows = zip(episodes, outputs, kl_costs, strict=True)
-    return whitened([_by_value(*row, config.ppo) for row in rows])
+    return normalised([by_value(*row, config.ppo) for row in rows], config.ppo)
 
 
 def check_episodes(config: Config) -> None:
@@ -95,13 +107,25 @@ def token_rewards(reward: float, kl_costs: Tensor) -> Tensor:
     return rewards
 
 
-def _by_value(
+def by_value(
     sample: Sample, outputs: PolicyOutputs, kl_costs: Tensor, config: PpoConfig
 ) -> TreeAdvantages:
-    """Advantages by GAE over the value head's estimates."""
-    rewards = token_rewards(sample.trajectory.reward, kl_costs)
-    advantages = generalised_advantages(rewards, outputs.values, config.gamma, config.lam)
-    return _of_episode(sample, outputs, advantages, advantages + outputs.values)
+    """Advantages and returns by GAE over the value head's estimates, per turn or per token.
+
+    `kl_costs`: float32 [P], of each token that the agent wrote.
+    """
+    rewards, values = token_rewards(sample.trajectory.reward, kl_costs), outputs.values
+    if config.credit == "token":
+        advantages = generalised_advantages(rewards, values, config.gamma, config.lam)
+        ones = torch.ones_like(advantages)
+        return _of_episode(sample, outputs, advantages, advantages + values, ones)
+    turn_values = values[outputs.first]
+    turn_rewards = torch.zeros_like(turn_values).index_add(0, outputs.action, rewards)
+    turns = turn_advantages(turn_rewards, turn_values, config.gamma, config.lam)
+    returns = (turns + turn_values)[outputs.action]
+    is_first = torch.zeros_like(values)
+    is_first[outputs.first] = 1.0
+    return _of_episode(sample, outputs, turns[outputs.action], returns, is_first)
 
 
 def _by_group(
@@ -120,20 +144,24 @@ def _by_group(
         mean = sum(totals) / max(1, len(totals))
         for sample, (policy, _), total in zip(group, group_rows, totals, strict=True):
             advantages = torch.full_like(policy.log_probs, total - mean)
-            items.append(_of_episode(sample, policy, advantages, torch.zeros_like(advantages)))
+            nothing = torch.zeros_like(advantages)
+            items.append(_of_episode(sample, policy, advantages, nothing, nothing))
     return items
 
 
 def _of_episode(
-    sample: Sample, outputs: PolicyOutputs, advantages: Tensor, returns: Tensor
+    sample: Sample,
+    outputs: PolicyOutputs,
+    advantages: Tensor,
+    returns: Tensor,
+    value_weights: Tensor,
 ) -> TreeAdvantages:
-    ones = torch.ones_like(advantages)
     return TreeAdvantages(
         tree=_tree(sample),
         actions=float(len(sample.encoded.replies)),
-        weights=ones,
+        weights=torch.ones_like(advantages),
         old_log_probs=outputs.log_probs,
         advantages=advantages,
         returns=returns,
-        value_weights=ones,
+        value_weights=value_weights,
     )

@@ -11,6 +11,9 @@ like without imitating how they end. The suffix follows the system message. Whoe
 has to give it too (`summary.json` has it under `prompt`, and `eval.run --agent-args.suffix` takes
 it).
 
+Episodes are sampled at temperature 1 (`rollouts.temperature`), several per task where
+`rollouts.samples` says so: NAT needs failures that differ, and a greedy policy has one per task.
+
 Deviations: of several equal sequences of actions on a task one is kept, as in `rft`.
 """
 

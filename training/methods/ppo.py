@@ -5,7 +5,9 @@ In each iteration the policy plays the expert's tasks, then takes clipped steps 
 
 Deviations: where the paper only says PPO with the final reward, this is the form that language
 models are trained with (a KL per token, a value head on the policy's hidden states which sends no
-gradient into them). Advantages are whitened over an iteration.
+gradient into them). Advantages are taken per turn, and divided by their root mean square over an
+iteration, not whitened: where most episodes succeed, subtracting a mean makes the actions of a
+success unlikelier. The value head has its own learning rate and is warmed up first.
 """
 
 from __future__ import annotations

@@ -160,6 +160,7 @@ def draw_replies(
         k=1 if config.temperature == 0 else config.practice,
         decoding=Decoding(config.temperature, config.top_p, policy.config.max_new_tokens),
         eos_ids=policy.eos_ids,
+        stopped=policy.codec.has_stop,  # as in acting: at an observation that it invents
     )
     return practice(policy.model, encoded.ids, encoded.replies, sampling, seed)
 

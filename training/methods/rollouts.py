@@ -8,6 +8,7 @@ missing.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,10 @@ from pathlib import Path
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import PromptStyle
 from stepagent.envs.trajectory import Trajectory, Writer, read
+from stepagent.envs.wikipedia.score import normalize
 from stepagent.eval.rollout import run_episodes
 from stepagent.training.data import Sample
+from stepagent.training.methods import find
 from stepagent.training.runs import processes
 from stepagent.training.runs.directory import RunError
 from stepagent.training.runs.stage import Stage
@@ -30,15 +33,13 @@ def play(run: TrainingRun, stage: Stage, samples: Sequence[Sample]) -> list[list
     """`episodes[i]`: those played on the task of the i-th sample, `rollouts.samples` of them.
 
     The policy plays as it is now. Episodes that fail (an environment that broke) are left out, and
-    counted in a note. Of several processes the main one plays. Raises RunError where ten fail in a
-    row.
+    counted in a note. Several processes share the tasks. Raises RunError where ten fail in a row.
     """
     per_task = run.config.rollouts.samples
-    with processes.main_first():
-        if run.directory.main:
-            for k in range(per_task):
-                _play_once(run, stage, samples, _path(run, stage.name, k))
-        episodes = recorded(run, stage.name, samples)
+    for k in range(per_task):
+        _play_once(run, stage, samples, k)
+    processes.wait()
+    episodes = recorded(run, stage.name, samples)
     missing = len(samples) * per_task - sum(len(row) for row in episodes)
     if missing:
         stage.note(f"{missing} episodes failed and are left out")
@@ -51,38 +52,46 @@ def recorded(
     """The episodes that a stage, this or an earlier one, has played, as `play` returns them."""
     episodes: list[list[Trajectory]] = [[] for _ in samples]
     for k in range(run.config.rollouts.samples):
-        for i, trajectory in enumerate(_in_order(_path(run, stage_name, k), samples)):
+        for i, trajectory in enumerate(_in_order(_files(run, stage_name, k), samples)):
             if trajectory is not None and not trajectory.error:
                 episodes[i].append(trajectory)
     return episodes
 
 
-def _path(run: TrainingRun, stage_name: str, k: int) -> Path:
-    return run.directory.path / "rollouts" / f"{stage_name}-{k}.jsonl"
+def _files(run: TrainingRun, stage_name: str, k: int) -> list[Path]:
+    """Where the k-th episode of every task is: one file, or one of each process that played."""
+    folder, name = run.directory.path / "rollouts", f"{stage_name}-{k}"
+    files = [folder / f"{name}.jsonl", *sorted(folder.glob(f"{name}.*-of-*.jsonl"))]
+    return [path for path in files if path.is_file()]
 
 
-def _in_order(path: Path, samples: Sequence[Sample]) -> list[Trajectory | None]:
+def _in_order(files: Sequence[Path], samples: Sequence[Sample]) -> list[Trajectory | None]:
     """The episode of each sample; None where it is missing."""
-    if not path.is_file():
-        return [None] * len(samples)
-    episodes = {(t.task_id, t.seed): t for t in read(path, bad=[])}  # the last line may be cut
+    # The last line of a file may be cut.
+    episodes = {(t.task_id, t.seed): t for path in files for t in read(path, bad=[])}
     return [episodes.get((s.trajectory.task_id, s.trajectory.seed)) for s in samples]
 
 
-def _play_once(run: TrainingRun, stage: Stage, samples: Sequence[Sample], path: Path) -> None:
-    """One episode for each sample that has none in `path` yet."""
-    config, existing = run.config, _in_order(path, samples)
-    todo = [s.trajectory for s, t in zip(samples, existing, strict=True) if t is None]
+def _play_once(run: TrainingRun, stage: Stage, samples: Sequence[Sample], k: int) -> None:
+    """This process's share of one episode for each sample that has none yet."""
+    config, name = run.config, f"{stage.name}-{k}"
+    existing = _in_order(_files(run, stage.name, k), samples)
+    processes.wait()  # all have read what there was, and share it out alike
+    missing = [s.trajectory for s, t in zip(samples, existing, strict=True) if t is None]
+    todo = missing[processes.rank() :: processes.count()]
     if not todo:
         return
+    path = run.directory.path / "rollouts" / f"{name}.jsonl"
+    if processes.count() > 1:
+        path = path.with_suffix(f".{processes.rank()}-of-{processes.count()}.jsonl")
     player = TransformersAgent(
         run.policy.model,
         run.policy.tokenizer,
-        name=path.stem,
-        salt=f"{config.seed}/{path.stem}",
+        name=name,
+        salt=f"{config.seed}/{name}",
         **asdict(run.style),
         max_new_tokens=run.policy.config.max_new_tokens,
-        temperature=config.rollouts.temperature,
+        temperature=find(config.method).temperature(config),
         top_p=config.rollouts.top_p,
         batch_size=config.rollouts.workers,
     )
@@ -128,13 +137,16 @@ def encode(
     """The episodes as tokens, and how many had no step or were longer than the context.
 
     A reply is tokenised again from its text, as the expert's are: where the policy wrote it in
-    other pieces, the tokens differ from those it drew.
+    other pieces, the tokens differ from those it drew. One of the agent's own that was cut at the
+    length limit has no end of turn to learn (`ChatCodec.encode`).
     """
+    experts = {s.trajectory.agent for s in run.samples}
     samples = []
     for trajectory in trajectories:
         if trajectory.steps and not trajectory.error:
             messages = trajectory.messages(run.prompt, style or run.style)
-            encoded = run.policy.codec.encode(messages)
+            limit = None if trajectory.agent in experts else run.policy.config.max_new_tokens
+            encoded = run.policy.codec.encode(messages, cut_at=limit)
             if len(encoded.ids) <= run.policy.context:
                 samples.append(Sample(trajectory, encoded))
     return samples, len(trajectories) - len(samples)
@@ -142,6 +154,24 @@ def encode(
 
 def is_success(trajectory: Trajectory, min_reward: float) -> bool:
     return trajectory.reward >= min_reward - 1e-9
+
+
+def is_sound(trajectory: Trajectory) -> bool:
+    """Whether an episode shows how its success comes about: every action was valid, and an answer
+    (`finish[…]`) had been read in an observation after the first, which is the task; "yes" and "no"
+    need one such observation, whatever it says.
+
+    An episode that tries, is refused and tries again, or guesses what it has not read, succeeds by
+    luck.
+    """
+    if not all(step.valid for step in trajectory.steps):
+        return False
+    answer = re.match(r"\W*finish\s*\[(.*?)\]?\s*$", trajectory.steps[-1].action, re.I | re.S)
+    if not answer:
+        return True
+    sought = normalize(answer[1])
+    read = [f" {normalize(step.observation)} " for step in trajectory.steps[1:]]
+    return any(sought in ("yes", "no") or f" {sought} " in text for text in read)
 
 
 def distinct(samples: Sequence[Sample], expert: Sample) -> list[Sample]:

@@ -7,6 +7,9 @@ expert's trajectories to its own: the logistic loss of DPO, with π_t as the opp
 and as the reference. From the second iteration on the pairs of the iteration before are learned
 from again, as in the original; in the loss, their opponent too is the newest π_t.
 
+Episodes are sampled at temperature 1 (`rollouts.temperature`): the opponent in SPIN's objective is
+the distribution π_t, not its mode.
+
 Deviations: SPIN's λ is `preference.beta` throughout (it has no `later_beta`).
 """
 

@@ -7,8 +7,9 @@ owns devices and processes (accelerate), learning rate, clipping, checkpoints, r
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,13 @@ from trl.trainer.utils import disable_dropout_in_model
 from stepagent.errors import UserError
 from stepagent.training.config import OptimiserConfig
 from stepagent.training.runs import processes, sharding
-from stepagent.training.runs.checkpoints import load_training_state, save_training_state
+from stepagent.training.runs.checkpoints import (
+    MOMENTS,
+    load_moments,
+    load_training_state,
+    save_moments,
+    save_training_state,
+)
 from stepagent.training.runs.schedule import Schedule
 from stepagent.training.runs.stage import Stage
 
@@ -38,6 +45,7 @@ def optimise(
     schedule: Schedule[Item],
     loss: Loss[Item],
     config: OptimiserConfig,
+    rates: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Makes the updates of the schedule, resuming from the newest checkpoint of the stage.
 
@@ -45,6 +53,8 @@ def optimise(
     ----------
     model: the policy's model; parameters with `requires_grad` are trained, in float32.
     loss: see `Loss`; figures are logged as means over the samples of an update.
+    rates: name of a part of the model → its own peak learning rate; its gradient is also clipped by
+        itself.
 
     Returns the means of the figures over the updates made since the last checkpoint.
     Raises TrainingDiverged when the loss is not finite; the checkpoint before it is kept.
@@ -54,7 +64,7 @@ def optimise(
     processes.count()  # with our timeout, before accelerate sets its own
     accelerator, twin = Accelerator(), sharding.Twin(model)
     optimiser = torch.optim.AdamW(
-        [p for p in twin.model.parameters() if p.requires_grad],
+        _groups(twin.model, {"": config.learning_rate, **(rates or {})}),
         lr=config.learning_rate,
         betas=(0.9, config.beta2),
         weight_decay=config.weight_decay,
@@ -62,6 +72,8 @@ def optimise(
     wrapped, stepper = twin.prepare(accelerator, optimiser)
     updates = schedule.updates
     done = load_training_state(stage.checkpoint, twin.model, optimiser)
+    if stage.optimiser_before and not done:
+        load_moments(stage.optimiser_before, optimiser)
     stage.resume_at(done)
     rate = get_scheduler(
         config.schedule,
@@ -78,8 +90,11 @@ def optimise(
     with stage.progress(len(updates), "updates") as move:
         for update in range(done, len(updates)):
             figures = _gradients(accelerator, wrapped, updates[update], schedule.size, loss)
-            norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.max_grad_norm)
-            figures["grad_norm"] = float(sharding.full(norm))
+            norms = [
+                accelerator.clip_grad_norm_(group["params"], config.max_grad_norm)
+                for group in optimiser.param_groups
+            ]
+            figures["grad_norm"] = math.hypot(*(float(sharding.full(norm)) for norm in norms))
             if not torch.isfinite(torch.tensor([figures["loss"], figures["grad_norm"]])).all():
                 raise TrainingDiverged(
                     f"{stage.name}, update {update + 1}: the loss is {figures['loss']} and the "
@@ -88,7 +103,7 @@ def optimise(
                 )
             figures["learning_rate"] = config.learning_rate * rate(update)
             for group in optimiser.param_groups:
-                group["lr"] = figures["learning_rate"]
+                group["lr"] = group["peak"] * rate(update)
             stepper.step()
             stepper.zero_grad()
             stage.log(update + 1, figures)
@@ -102,9 +117,24 @@ def optimise(
             if any(processes.gather(due)):  # all or none: shards are collected together
                 save_training_state(stage.checkpoint, twin.model, optimiser, update + 1)
                 saved = time.monotonic()
+    if stage.optimiser_before:
+        save_moments(stage.artifacts / MOMENTS, optimiser)
     twin.hand_back()
     model.eval()
     return {name: value / max(1, count) for name, value in totals.items()}
+
+
+def _groups(model: torch.nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """AdamW's groups of trained parameters: for each part of the model its peak rate; "" is what no
+    other part holds."""
+    groups: dict[str, dict[str, Any]] = {
+        part: {"params": [], "peak": rate} for part, rate in rates.items()
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = next((part for part in rates if part and name.startswith(f"{part}.")), "")
+            groups[part]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
 def _gradients(

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from stepagent.training.config import OptimiserConfig
+from stepagent.training.runs import processes
 
 Item = TypeVar("Item")
 
@@ -58,3 +59,33 @@ def batches(
         updates[-1].append(item)
         samples += size(item)
     return [update for update in updates if update]
+
+
+def packed(
+    schedule: Schedule[Item], length: Callable[[Item], int], budget: int
+) -> Schedule[tuple[Item, ...]]:
+    """The same updates, neighbours in groups of at most `budget` tokens, each for one forward pass.
+
+    `length` is an item's number of tokens; a longer item than the budget is a group of its own. An
+    update that several processes share has a group for each of them, where it has the items.
+    """
+    return Schedule(
+        [_groups(update, length, budget) for update in schedule.updates],
+        lambda group: sum(schedule.size(item) for item in group),
+        schedule.until,
+    )
+
+
+def _groups(
+    items: Sequence[Item], length: Callable[[Item], int], budget: int
+) -> list[tuple[Item, ...]]:
+    share = -(-sum(length(item) for item in items) // processes.count())
+    groups: list[list[Item]] = [[]]
+    tokens = 0
+    for item in items:
+        if groups[-1] and tokens + length(item) > min(budget, share):
+            groups.append([])
+            tokens = 0
+        groups[-1].append(item)
+        tokens += length(item)
+    return [tuple(group) for group in groups]

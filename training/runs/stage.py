@@ -33,6 +33,8 @@ class Stage:
     checkpoint_seconds: float = 300.0
     """Time between checkpoints; 0: after every update."""
     console: Console = field(default_factory=_quiet)
+    optimiser_before: Path | None = None
+    """Where the stage before has kept AdamW's moments, to continue from; None: it starts anew."""
     done: bool = False
     """Whether it was done before: then there is nothing left to do."""
     figures: dict[str, float] = field(default_factory=dict)
@@ -50,7 +52,7 @@ class Stage:
 
     def part(self, name: str) -> Stage:
         """Something that is trained within this stage, with checkpoints and metrics of its own."""
-        return replace(self, name=f"{self.name}-{name}", figures={})
+        return replace(self, name=f"{self.name}-{name}", figures={}, optimiser_before=None)
 
     def resume_at(self, update: int) -> None:
         """Drops the metrics after `update`: those updates are about to be made again.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stepagent import agents, envs
+from stepagent.training import methods
 from stepagent.training.config import Config, OptimiserConfig, ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
@@ -25,18 +26,25 @@ def check_options(config: Config) -> None:
             _above(name, section, max_grad_norm=0)
     reflection, evaluation = config.reflection, config.evaluation
     _at_least("reflection", reflection, iterations=0, practice=1, temperature=0, trajectories=0)
+    _at_least("reflection", reflection, pack_tokens=0)
     _above("reflection", reflection, beta=0)
     _at_least("preference", config.preference, iterations=1, microbatch_size=1, extra_rounds=0)
     _above("preference", config.preference, beta=0, later_beta=0)
     _at_least("sft", config.sft, microbatch_size=1)
-    _at_least("rollouts", config.rollouts, samples=1, temperature=0, workers=1)
+    _at_least("rollouts", config.rollouts, samples=1, workers=1)
+    if config.rollouts.temperature is not None:
+        _at_least("rollouts", config.rollouts, temperature=0)
+    _at_least("ppo", config.ppo, critic_learning_rate=0, critic_warmup=0)
+    _above("ppo", config.ppo, spread_floor=0)
     _at_least("expert", config.expert, limit=0, workers=1)
     _at_least("evaluation", evaluation, limit=0, workers=1, temperature=0)
     _at_least("policy", config.policy, max_new_tokens=1)
-    if config.rollouts.temperature == 0 and config.rollouts.samples > 1:
+    greedy = methods.find(config.method).temperature(config) == 0
+    if greedy and config.rollouts.samples > 1:
         raise ValueError(
             f"rollouts.samples is {config.rollouts.samples} at temperature 0, where it must "
-            "be 1: all greedy episodes of a task would be the same"
+            "be 1: all greedy episodes of a task would be the same (method eto explores at "
+            "temperature 0 unless rollouts.temperature is set)"
         )
     for agent in evaluation.agents:
         agents.options_of(agent)

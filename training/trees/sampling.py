@@ -10,7 +10,7 @@ first token comes from the reading itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +38,8 @@ class Sampling:
     """A reply is cut at its `max_new_tokens`, or at the end of the model's context."""
     eos_ids: Collection[int]
     """Tokens that end a reply; the one drawn is kept as its last token."""
+    stopped: Callable[[Sequence[int]], bool] = lambda ids: False
+    """Called with a reply's ids after each token; True ends the reply."""
 
     def __post_init__(self) -> None:
         if self.k < 1 or (self.decoding.temperature == 0 and self.k > 1):
@@ -85,7 +87,7 @@ def practice(
 
     Returns:
         `drawn[i][j]`: token ids of the j-th reply in the i-th state, at least one. The last one is
-        not in `eos_ids` where the reply was cut.
+        not in `eos_ids` where the reply was cut or stopped.
 
     Raises:
         ValueError: a state that fills the model's context; a model that cannot run step trees.
@@ -147,7 +149,11 @@ def _decode(
         for row, token in zip(rows, choose(logits, sampling.decoding, draws), strict=True):
             if not row.ended:
                 row.ids.append(token)
-                row.ended = token in sampling.eos_ids or len(row.ids) == row.limit
+                row.ended = (
+                    token in sampling.eos_ids
+                    or len(row.ids) == row.limit
+                    or sampling.stopped(row.ids)
+                )
         active = [i for i, row in enumerate(rows) if not row.ended]
         if not active:
             return

@@ -50,18 +50,20 @@ def score_trees(
     *,
     hidden: bool = False,
     entropy: bool = False,
+    entropy_gradient: bool = True,
     attention: Attention = "auto",
 ) -> TreeScores:
     """Log-probabilities of all actions of the packed trees, in one forward of `model`.
 
-    The language-model head runs only where an action token is predicted. On a CPU, pack one tree
-    at a time unless trees are short: packing saves calls, not work.
+    The language-model head runs only where an action token is predicted. Packing saves calls, not
+    work: it pays where trees are short.
 
     Args:
         model: any decoder of transformers on the device of `packed`; also wrapped by peft or
             accelerate. It is switched to the step-tree attention and stays there.
         hidden: also return hidden states (after the final norm), for heads on top of the model.
         entropy: also return the entropy of each action token's distribution.
+        entropy_gradient: whether it is learned from; otherwise no graph of it is kept.
         attention: `flex` FlexAttention, `blocks` SDPA over the mask's blocks, `auto` the first on
             CUDA and the second elsewhere.
 
@@ -75,8 +77,11 @@ def score_trees(
     zeros = tokens.new_zeros(packed.n_actions)
     scores = TreeScores(packed, tokens, zeros.index_add(0, packed.action, tokens))
     if entropy:
-        log_probs = logits.log_softmax(dim=-1)
-        scores = replace(scores, token_entropy=-(log_probs.exp() * log_probs).sum(dim=-1))
+        learned = entropy_gradient and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learned):
+            log_probs = logits.log_softmax(dim=-1)
+            entropies = -(log_probs.exp() * log_probs).sum(dim=-1)
+        scores = replace(scores, token_entropy=entropies)
     if not hidden:
         return scores
     return replace(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from stepagent.envs.trajectory import Step, Trajectory, read, write
 from stepagent.training import run
 from stepagent.training.data import Sample
-from stepagent.training.methods import eto, inverse, nat, rollouts
+from stepagent.training.methods import eto, find, inverse, nat, rollouts
 from stepagent.training.methods import practice as practice_module
 from stepagent.training.methods.episode_advantages import token_rewards
 from stepagent.training.methods.practice import Practice, practice_trees
@@ -49,7 +49,7 @@ def config(config):
     config.inverse.discriminator.max_accuracy = 1.1
     config.inverse.discriminator.chance_margin = -1.0  # so small a one may know nothing
     config.ppo.baseline, config.ppo.entropy = "group", 0.01  # moves even who earns nothing
-    config.rollouts.samples = 2
+    config.rollouts.samples, config.rollouts.temperature = 2, 1.0
     preference = config.preference
     preference.batch_size, preference.epochs, preference.iterations = 4, 1, 2
     preference.learning_rate = preference.later_learning_rate = 1e-3
@@ -178,6 +178,8 @@ def test_a_discriminator_that_says_nothing_stops_the_run(config, max_accuracy, c
         ({"method": "ppo", "rollouts.samples": 1}, "rollouts.samples 1"),
         ({"method": "ppo", "rollouts.temperature": 0.0}, "at temperature 0"),
         ({"method": "inverse", "reflection.practice": 1}, "one practice action"),
+        ({"method": "eto", "rollouts.temperature": None}, "at temperature 0"),
+        ({"method": "ppo", "ppo.spread_floor": 0.0}, "spread_floor is 0.0"),
         ({"method": "rft", "sft.epochs": 0}, "sft.epochs"),
         ({"method": "eto", "rollouts.samples": 0}, "at least 1"),
         ({"method": "implicit", "reflection.practice": 0}, "reflection.practice is 0"),
@@ -357,7 +359,98 @@ def test_eto_pairs():
     swapped = eto.compare(expert, better, 5)
     assert swapped.chosen is better
     assert swapped.rejected.encoded.replies == expert.encoded.replies
+    long_expert = _sample("abcdefghij", 0.8)
+    assert eto.compare(long_expert, better, 5).rejected is long_expert, "nothing is cut here"
+    assert eto.compare(expert, worse, None).rejected is worse
     assert eto.compare(expert, _sample("c", 0.8, "eto"), 5) is None, "ties are skipped"
+
+
+def test_eto_explores_greedily_and_cuts_nothing_on_alfworld(config):
+    config.rollouts.temperature = None
+    assert find("eto").temperature(config) == 0
+    assert find("dpo").temperature(config) == 1
+    config.rollouts.temperature = 0.7
+    assert find("eto").temperature(config) == 0.7
+    assert eto.extra_rounds(config) == 5
+    config.preference.cut = "never"
+    assert eto.extra_rounds(config) is None
+    config.env = "stepagent/ALFWorld-v0"
+    for choice, rounds in (("auto", None), ("always", 5), ("never", None)):
+        config.preference.cut = choice
+        assert eto.extra_rounds(config) == rounds
+
+
+def _episode(*steps):
+    return Trajectory("e", "t/1", "train", "rft-0", 0, tuple(Step(*s) for s in steps), reward=1.0)
+
+
+def test_a_success_by_luck_is_not_sound():
+    task, page = ("Who wrote it?", "", "search[It]"), "It was written by The Bob Smith, a poet."
+    assert rollouts.is_sound(_episode(task, (page, "", "finish[Bob Smith]")))
+    assert rollouts.is_sound(_episode(task, (page, "", "Finish [bob smith")))
+    assert not rollouts.is_sound(_episode(task, (page, "", "finish[Ann]"))), "never read"
+    assert not rollouts.is_sound(_episode(task, (page, "", "finish[Bob Smi]"))), "half a word"
+    assert not rollouts.is_sound(_episode(("Was it Bob?", "", "finish[Bob]"))), "only in the task"
+    assert rollouts.is_sound(_episode(task, (page, "", "finish[yes]")))
+    assert not rollouts.is_sound(_episode(("Is it so?", "", "finish[yes]")))
+    assert rollouts.is_sound(_episode(("A lamp.", "", "take lamp"), ("Taken.", "", "use lamp")))
+    refused = ("A lamp.", "", "take lmap", 0.0, False)
+    assert not rollouts.is_sound(_episode(refused, ("What?", "", "take lamp")))
+
+
+def test_rft_drops_lucky_successes(config, monkeypatch):
+    play = rollouts.play
+
+    def lucky(*args):
+        def episode(t, k):
+            steps = [replace(s, valid=k > 0, action=f"{s.action} {k}") for s in t.steps]
+            return replace(t, reward=1.0, steps=tuple(steps))
+
+        return [[episode(t, k) for k, t in enumerate(row)] for row in play(*args)]
+
+    monkeypatch.setattr(rollouts, "play", lucky)
+    config.method, config.rollouts.sound_only = "rft", True
+    figures = run.run(config)["figures"]["rft"]
+    assert (figures["successes"], figures["lucky"], figures["kept"]) == (12, 6, 6)
+
+
+def test_adamw_continues_from_the_iteration_before_by_option(
+    config, tmp_path, monkeypatch, watch_updates
+):
+    """Kept moments change the second iteration, and a stopped run still ends the same."""
+    config.method, config.reflection.keep_optimiser = "ppo", True
+    kept = replace(config, output=str(tmp_path / "kept"))
+    run.run(kept)
+    moments = load_file(tmp_path / "kept/artifacts/iteration-1/optimiser.safetensors")
+    steps = {name: float(v) for name, v in moments.items() if name.endswith("step")}
+    after = load_file(tmp_path / "kept/artifacts/iteration-2/optimiser.safetensors")
+    assert all(float(after[name]) > count > 0 for name, count in steps.items())
+    reset = replace(config, output=str(tmp_path / "reset"))
+    reset.reflection = replace(config.reflection, keep_optimiser=False)
+    run.run(reset)
+    first = [
+        load_file(tmp_path / name / "policies/iteration-1/model.safetensors")
+        for name in ("kept", "reset")
+    ]
+    assert _same(*first)
+    assert not _same(_weights(kept.output), _weights(reset.output))
+
+    stopped, log = replace(config, output=str(tmp_path / "stopped")), Metrics.log
+
+    def stop(self, stage, update, **figures):
+        log(self, stage, update, **figures)
+        if (stage, update) == ("iteration-2", 2):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Metrics, "log", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(stopped)
+    monkeypatch.setattr(Metrics, "log", log)
+    gc.collect()
+    updates = watch_updates()
+    run.run(stopped)
+    assert updates[0] == ("iteration-2", 2)
+    assert _same(_weights(kept.output), _weights(stopped.output))
 
 
 def test_rft_keeps_each_sequence_of_actions_once():

@@ -38,7 +38,8 @@ def draw(model: PreTrainedModel, tree: StepTree, **changes: object) -> list[list
     options = {"k": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 12, "eos_ids": {EOS}}
     options |= {"seed": 5, **changes}
     decoding = Decoding(options["temperature"], options["top_p"], options["max_new_tokens"])
-    drawing = Sampling(options["k"], decoding, options["eos_ids"])
+    ends = {name: options[name] for name in ("stopped",) if name in options}
+    drawing = Sampling(options["k"], decoding, options["eos_ids"], **ends)
     return practice(model, tree.ids, tree.replies, drawing, options["seed"])
 
 
@@ -140,6 +141,16 @@ def test_replies_stop_at_the_end_of_the_context() -> None:
     full = tiny_model(max_position_embeddings=tree.replies[-1][0])
     with pytest.raises(ValueError, match="context"):
         draw(full, tree)
+
+
+def test_a_reply_ends_where_it_is_stopped() -> None:
+    """As in acting, where an agent is stopped at an observation that it invents."""
+    model, tree = tiny_model(), random_tree(27, 3, [])
+    free = draw(model, tree, eos_ids=set(), max_new_tokens=8, k=2)
+    stopped = draw(
+        model, tree, eos_ids=set(), max_new_tokens=8, k=2, stopped=lambda ids: len(ids) == 3
+    )
+    assert stopped == [[reply[:3] for reply in row] for row in free]
 
 
 def test_bad_settings_are_refused() -> None:
