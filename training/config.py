@@ -176,9 +176,6 @@ class PpoConfig:
     baseline: Literal["value", "group"] = "value"
     """What is subtracted from a reward: `value` a linear head's estimate at the state's last token,
     `group` the mean over the actions practised in the state (`ppo`: over the task's episodes)."""
-    spread_floor: float = 0.1
-    """Least standard deviation that advantages are divided by, in units of the reward: noise is not
-    blown up to the size of a signal."""
     value_coefficient: float = 0.5
     """Weight of the value head's squared error."""
     credit: Literal["turn", "token"] = "turn"
@@ -192,8 +189,8 @@ class PpoConfig:
     """Of the episodes' advantages: `scale` divides by their root mean square, which keeps their
     signs; `whiten` also subtracts their mean, which can push down a success's own actions."""
     spread_floor: float = 0.1
-    """`scale` divides by no less than this: noise is not blown up where all episodes are alike. In
-    units of the reward; 0.05 to 0.3 is usual."""
+    """Advantages are divided by no less than this (`scale`, and `inverse`): noise is not blown up
+    where all rewards are alike. In units of the reward; 0.05 to 0.3 is usual."""
     critic_learning_rate: float = 1e-4
     """Peak learning rate of the value head, a linear one. Large models: 1e-5 to 1e-4; small ones:
     1e-3."""
