@@ -160,9 +160,17 @@ def reflection(options: Options) -> Iterator[Row]:
     """Forward and backward over all step pairs, against TRL's `DPOTrainer` loss on the same pairs.
 
     Settings: `steps` (a comma list of trajectory lengths), `pairs` (sequences TRL is given at once
-    are twice as many), `trajectories`.
+    are twice as many), `trajectories`; `short_trees` and `pack_tokens` of `packing`.
     """
-    sizes = settings(options, trajectories=1, steps="5,10,20", pairs=2, max_new_tokens=32)
+    sizes = settings(
+        options,
+        trajectories=1,
+        steps="5,10,20",
+        pairs=2,
+        max_new_tokens=32,
+        short_trees=16,
+        pack_tokens=ReflectionConfig().pack_tokens,
+    )
     lengths = [int(n) for n in str(sizes["steps"]).split(",")]
     setting = Setting(options, options.dtype)
     long = long_trajectories(sizes["trajectories"], max(lengths))
@@ -180,16 +188,12 @@ def reflection(options: Options) -> Iterator[Row]:
         yield Row.less_is_better(name, ours, plain, "s forward and backward")
     short = [Trajectory(**{**vars(t), "steps": t.steps[:5]}) for t in long[:1]]
     yield from _equality(options, short)
-    yield from packing(options)
+    yield from packing(sizes["short_trees"], sizes["pack_tokens"], options.repeats)
 
 
-def packing(options: Options) -> Iterator[Row]:
+def packing(count: int, pack_tokens: int, repeats: int) -> list[Row]:
     """Forward and backward over many short trees (4 steps, 200 tokens): packed up to a number of
-    tokens against one tree per forward pass, on the demo's small Llama.
-
-    Settings: `trees`, `pack_tokens`.
-    """
-    sizes = settings(options, trees=16, pack_tokens=ReflectionConfig().pack_tokens)
+    tokens against one tree per forward pass, on a Llama as small as the demo's."""
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=2000,
@@ -200,21 +204,23 @@ def packing(options: Options) -> Iterator[Row]:
         max_position_embeddings=8192,
     )
     model = LlamaForCausalLM(shape)
-    trees = [_short_tree(seed) for seed in range(sizes["trees"])]
+    trees = [_short_tree(seed) for seed in range(count)]
     update = Schedule([trees], lambda tree: len(tree.branches))
-    groups = packed(update, lambda tree: tree.length, sizes["pack_tokens"]).updates[0]
+    groups = packed(update, lambda tree: tree.length, pack_tokens).updates[0]
     ours, single = measure(
         functools.partial(_all, functools.partial(_trees_pass, model), groups),
         functools.partial(_all, functools.partial(_trees_pass, model), [(t,) for t in trees]),
-        options.repeats,
+        repeats,
     )
     name = f"{len(trees)} trees of 4 steps and {trees[0].length} tokens in {len(groups)} passes"
-    yield Row.less_is_better(name, ours, single, "s forward and backward")
     losses = [
         float(sum(_trees_pass(model, group) for group in side))
         for side in (groups, [(tree,) for tree in trees])
     ]
-    yield Row("their loss (baseline: one tree per pass)", *losses, 1.0, "nats")
+    return [
+        Row.less_is_better(name, ours, single, "s forward and backward"),
+        Row("their loss (baseline: one tree per pass)", losses[0], losses[1], 1.0, "nats"),
+    ]
 
 
 def _short_tree(seed: int) -> StepTree:
