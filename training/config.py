@@ -195,8 +195,8 @@ class PpoConfig:
     """Peak learning rate of the value head, a linear one. Large models: 1e-5 to 1e-4; small ones:
     1e-3."""
     critic_warmup: int = 10
-    """`ppo`: updates of the value head alone, before the first advantages are computed. 0 to 50 is
-    usual; without, the first iteration has no baseline."""
+    """Updates of the value head alone, before the first advantages of episodes are computed. 0 to
+    50 is usual; without, the first iteration has no baseline."""
 
 
 @dataclass

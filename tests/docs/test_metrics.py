@@ -28,6 +28,7 @@ def config(tmp_path):
     config.reflection.iterations, config.reflection.practice = 1, 2
     config.preference.iterations, config.preference.epochs = 1, 1
     config.rollouts.samples, config.inverse.reward = 2, "both"
+    config.rollouts.temperature = 1.0
     config.evaluation.limit, config.evaluation.every_iteration = 1, False
     return config
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from stepagent import agents, envs
 from stepagent.agents.chat import ChatCodec, Encoded
@@ -25,7 +26,9 @@ from stepagent.envs.react import PromptStyle
 from stepagent.envs.trajectory import Trajectory
 from stepagent.eval.benches import Options, Row, measure, settings
 from stepagent.eval.rollout import run_episodes
+from stepagent.training.config import ReflectionConfig
 from stepagent.training.methods.losses import step_dpo_loss
+from stepagent.training.runs.schedule import Schedule, packed
 from stepagent.training.trees.packing import pack
 from stepagent.training.trees.sampling import Sampling, practice
 from stepagent.training.trees.scoring import score_trees
@@ -157,9 +160,17 @@ def reflection(options: Options) -> Iterator[Row]:
     """Forward and backward over all step pairs, against TRL's `DPOTrainer` loss on the same pairs.
 
     Settings: `steps` (a comma list of trajectory lengths), `pairs` (sequences TRL is given at once
-    are twice as many), `trajectories`.
+    are twice as many), `trajectories`; `short_trees` and `pack_tokens` of `packing`.
     """
-    sizes = settings(options, trajectories=1, steps="5,10,20", pairs=2, max_new_tokens=32)
+    sizes = settings(
+        options,
+        trajectories=1,
+        steps="5,10,20",
+        pairs=2,
+        max_new_tokens=32,
+        short_trees=16,
+        pack_tokens=ReflectionConfig().pack_tokens,
+    )
     lengths = [int(n) for n in str(sizes["steps"]).split(",")]
     setting = Setting(options, options.dtype)
     long = long_trajectories(sizes["trajectories"], max(lengths))
@@ -172,11 +183,64 @@ def reflection(options: Options) -> Iterator[Row]:
             functools.partial(_all, trl.backward, trees),
             options.repeats,
         )
-        packed = sum(t.length for t in trees)
-        name = f"reflection, {steps} steps ({packed} tokens packed, {trl.tokens} plain)"
+        tokens = sum(t.length for t in trees)
+        name = f"reflection, {steps} steps ({tokens} tokens packed, {trl.tokens} plain)"
         yield Row.less_is_better(name, ours, plain, "s forward and backward")
     short = [Trajectory(**{**vars(t), "steps": t.steps[:5]}) for t in long[:1]]
     yield from _equality(options, short)
+    yield from packing(sizes["short_trees"], sizes["pack_tokens"], options.repeats)
+
+
+def packing(count: int, pack_tokens: int, repeats: int) -> list[Row]:
+    """Forward and backward over many short trees (4 steps, 200 tokens): packed up to a number of
+    tokens against one tree per forward pass, on a Llama as small as the demo's."""
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=2000,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        max_position_embeddings=8192,
+    )
+    model = LlamaForCausalLM(shape)
+    trees = [_short_tree(seed) for seed in range(count)]
+    update = Schedule([trees], lambda tree: len(tree.branches))
+    groups = packed(update, lambda tree: tree.length, pack_tokens).updates[0]
+    ours, single = measure(
+        functools.partial(_all, functools.partial(_trees_pass, model), groups),
+        functools.partial(_all, functools.partial(_trees_pass, model), [(t,) for t in trees]),
+        repeats,
+    )
+    name = f"{len(trees)} trees of 4 steps and {trees[0].length} tokens in {len(groups)} passes"
+    losses = [
+        float(sum(_trees_pass(model, group) for group in side))
+        for side in (groups, [(tree,) for tree in trees])
+    ]
+    return [
+        Row.less_is_better(name, ours, single, "s forward and backward"),
+        Row("their loss (baseline: one tree per pass)", losses[0], losses[1], 1.0, "nats"),
+    ]
+
+
+def _short_tree(seed: int) -> StepTree:
+    """4 steps of 22 tokens, an action of 14 by the expert and one of 14 by the agent."""
+    draw = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, 2000, (200,), generator=draw).tolist()
+    replies = tuple((36 * step + 22, 36 * step + 36) for step in range(4))
+    branches = (tokens[144 + 14 * step : 158 + 14 * step] for step in range(4))
+    return StepTree(
+        tuple(tokens[:144]), replies, tuple(Branch(i, tuple(b)) for i, b in enumerate(branches))
+    )
+
+
+def _trees_pass(model: Any, trees: Sequence[StepTree]) -> Tensor:
+    """Eq. 6 summed over the pairs of some trees, in one pass."""
+    scores = score_trees(model, pack(trees, model.device))
+    zeros = torch.zeros_like(scores.chosen)
+    loss = step_dpo_loss(scores.chosen, scores.rejected, zeros, zeros, beta=0.1).loss * len(zeros)
+    loss.backward()
+    return loss.detach()
 
 
 def _tree(setting: Setting, encoded: Encoded, max_new_tokens: int) -> StepTree:

@@ -84,21 +84,27 @@ class PackedTrees:
         device = str(self.input_ids.device)
         return create_block_mask(self.mask_mod(window), None, None, size, size, device=device)
 
-    def pattern(self, dense: Tensor, window: int | None = None) -> TreePattern:
-        """The rule cut into its non-empty blocks; `dense` is `dense_mask(window)`."""
+    def pattern(self, window: int | None = None) -> TreePattern:
+        """The rule cut into its non-empty blocks; `window` as in `sliding_window`."""
+        sees = self.mask_mod(window)
+        place = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+
+        def block(rows: Tensor, columns: Tensor) -> Tensor:
+            return sees(place[:1], place[:1], rows[:, None], columns[None, :])[None, None]
+
         spans = []
         for start, trunk_end, branches in self.spans:
             chunks, first = [], 0
             for i, (_, end, seen) in enumerate(branches):
                 chunk_start = branches[first][0]
                 if i + 1 == len(branches) or branches[i + 1][1] - chunk_start > CHUNK_TOKENS:
-                    rows = dense[:, :, chunk_start:end]
-                    parts = [rows[..., start : start + seen], rows[..., chunk_start:end]]
-                    chunks.append(Chunk(end - chunk_start, seen, torch.cat(parts, dim=-1)))
+                    rows = place[chunk_start:end]
+                    columns = torch.cat([place[start : start + seen], rows])
+                    chunks.append(Chunk(end - chunk_start, seen, block(rows, columns)))
                     first = i + 1
-            trunk = slice(start, trunk_end)
+            trunk = place[start:trunk_end]
             slides = window is not None and trunk_end - start > window
-            trunk_mask = dense[:, :, trunk, trunk] if slides else None
+            trunk_mask = block(trunk, trunk) if slides else None
             spans.append(TreeSpan(trunk_end - start, tuple(chunks), trunk_mask))
         return TreePattern(tuple(spans), int((self.tree_id < 0).sum()))
 

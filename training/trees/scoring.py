@@ -110,8 +110,12 @@ def _forward(
     if attention == "flex" or (attention == "auto" and packed.input_ids.is_cuda):
         inputs["attention_mask"] = packed.block_mask(window)
     else:
-        inputs["attention_mask"] = dense = packed.dense_mask(window)
-        inputs["step_tree"] = packed.pattern(dense, window)
+        # The pattern decides who sees what; a mask of four dimensions, here without memory of its
+        # own, keeps the model from building another.
+        size = packed.input_ids.shape[1]
+        everyone = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.input_ids.device)
+        inputs["attention_mask"] = everyone.expand(1, 1, size, size)
+        inputs["step_tree"] = packed.pattern(window)
     states: list[Tensor] = []
     head = base.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, args: states.append(args[0]))
