@@ -61,7 +61,7 @@ def test_every_logged_metric_is_described(config, method, pages):
     logged = _logged(config.output)
     if method == "inverse":  # once more, where the discriminator stops the run
         config.output += "-stopped"
-        discriminator.max_accuracy = 0.0
+        discriminator.max_accuracy, config.inverse.reward = 0.0, "step"
         run.run(config)
         for stage, names in _logged(config.output).items():
             logged.setdefault(stage, set()).update(names)

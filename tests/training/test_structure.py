@@ -10,7 +10,7 @@ from stepagent import training
 from stepagent.training.methods import METHODS, find
 
 FOLDER = Path(training.__path__[0])
-FORMULAS = {"ppo_loss", "step_dpo_loss"}
+FORMULAS = {"ppo_loss", "step_dpo_loss", "step_preference_loss"}
 """Losses as functions of vectors: their parameters are the symbols of the equation."""
 INTERFACES = {"step_tree_attention", "attend"}
 """Called by transformers' attention layers, with the arguments that these pass."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from stepagent.envs.trajectory import Step, Trajectory, read, write
@@ -287,18 +288,21 @@ def test_an_expert_too_long_for_nats_suffix_is_left_out(config, monkeypatch):
     assert run.run(config)["figures"]["nat"]["good"] >= 4
 
 
-def test_inverse_with_an_agent_that_is_the_expert_stops(config, monkeypatch):
+def test_inverse_with_an_agent_that_is_the_expert_keeps_the_policy(config, monkeypatch):
     def copies(stage, policy, samples, config):
         return [
             practice_trees(s.encoded, [[s.encoded.ids[a:b]] for a, b in s.encoded.replies], 9999)
             for s in samples
         ]
 
-    config.method, config.inverse.discriminator.chance_margin = "inverse", 0.01
+    config.method = "inverse"
     monkeypatch.setattr(inverse, "practise", copies)
-    figures = run.run(config)["figures"]["iteration-1"]
-    assert figures["stopped"] == 1
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))
+    figures = run.run(config, console)["figures"]["iteration-1"]
     assert figures["same_as_expert"] == 1
+    assert "acts as the expert everywhere" in console.export_text()
+    out = Path(config.output)
+    assert _same(_weights(out / "final"), _weights(out / "policies/sft"))
 
 
 def test_a_reference_of_another_architecture_is_refused(config, tmp_path):
