@@ -122,7 +122,7 @@ def _ours(judge: Discriminator, actor: ActorCritic, item: Practice) -> dict[str,
     rewards = expert_is_high_reward(judge.score(item))
     [advantages] = inverse.practice_advantages(actor, [item], [rewards])
     actor.train()
-    policy_loss, _ = actor_critic.loss(PPO, PPO.kl)(actor, advantages)
+    policy_loss, _ = actor_critic.loss(PPO, PPO.kl)(actor, (advantages,))
     (policy_loss / item.draws).backward()
     return {
         "discriminator": float(loss.detach()) / item.pairs,

@@ -82,7 +82,7 @@ def test_ratios_are_1_before_the_first_step(baseline: str) -> None:
     rewards = [torch.linspace(0, 2, len(item.agent)) for item in items]
     advantages = inverse.practice_advantages(actor, items, rewards)
     for item in advantages:
-        _, figures = actor_critic.loss(config, config.kl)(actor, item)
+        _, figures = actor_critic.loss(config, config.kl)(actor, (item,))
         assert figures["ratio"] / item.actions == pytest.approx(1, abs=1e-5)
         assert figures["clip_fraction"] == 0
         assert figures["kl"] == pytest.approx(0, abs=1e-6)
