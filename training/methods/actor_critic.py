@@ -94,7 +94,7 @@ class ActorCritic(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """float32 [P] each: log-probabilities, entropies, values before each action token."""
         scores = score_trees(
-            self.model, packed, hidden=True, entropy=True, entropy_gradient=entropy_gradient
+            self.model, packed, hidden=True, entropy="learned" if entropy_gradient else "measured"
         )
         assert scores.token_hidden is not None
         assert scores.token_entropy is not None
@@ -254,8 +254,8 @@ def step_policy(
     agent did not draw have weight 0, and add no cost: they are the trunk.
     """
     schedule = _schedule(items, config.reflection, stage.seed, salt=7)
-    rates = {"value_head": config.ppo.critic_learning_rate}
-    figures = optimise(stage, actor, schedule, loss(config.ppo, kl), config.reflection, rates)
+    schedule = replace(schedule, rates={"value_head": config.ppo.critic_learning_rate})
+    figures = optimise(stage, actor, schedule, loss(config.ppo, kl), config.reflection)
     if processes.is_main():
         actor.save_head(stage.artifacts / HEAD)
     processes.wait()

@@ -45,7 +45,6 @@ def optimise(
     schedule: Schedule[Item],
     loss: Loss[Item],
     config: OptimiserConfig,
-    rates: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Makes the updates of the schedule, resuming from the newest checkpoint of the stage.
 
@@ -53,8 +52,6 @@ def optimise(
     ----------
     model: the policy's model; parameters with `requires_grad` are trained, in float32.
     loss: see `Loss`; figures are logged as means over the samples of an update.
-    rates: name of a part of the model → its own peak learning rate; its gradient is also clipped by
-        itself.
 
     Returns the means of the figures over the updates made since the last checkpoint.
     Raises TrainingDiverged when the loss is not finite; the checkpoint before it is kept.
@@ -64,7 +61,7 @@ def optimise(
     processes.count()  # with our timeout, before accelerate sets its own
     accelerator, twin = Accelerator(), sharding.Twin(model)
     optimiser = torch.optim.AdamW(
-        _groups(twin.model, {"": config.learning_rate, **(rates or {})}),
+        _groups(twin.model, {"": config.learning_rate, **schedule.rates}),
         lr=config.learning_rate,
         betas=(0.9, config.beta2),
         weight_decay=config.weight_decay,

@@ -6,8 +6,8 @@ same updates in the same order and ends with the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -28,6 +28,9 @@ class Schedule(Generic[Item]):
     """How many samples an item counts for; an update's loss is the mean over its samples."""
     until: Callable[[int, dict[str, float]], bool] | None = None
     """(updates done, figures of the last) → True to end the stage early."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Name of a part of the model → its own peak learning rate; its gradient is also clipped by
+    itself."""
 
 
 def shuffled(
@@ -73,6 +76,7 @@ def packed(
         [_groups(update, length, budget) for update in schedule.updates],
         lambda group: sum(schedule.size(item) for item in group),
         schedule.until,
+        schedule.rates,
     )
 
 

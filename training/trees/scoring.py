@@ -13,6 +13,7 @@ from stepagent.training.trees.compat import check_path, unwrap
 from stepagent.training.trees.packing import PackedTrees
 
 Attention = Literal["auto", "blocks", "flex"]
+Entropy = Literal["none", "measured", "learned"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ def score_trees(
     packed: PackedTrees,
     *,
     hidden: bool = False,
-    entropy: bool = False,
-    entropy_gradient: bool = True,
+    entropy: Entropy = "none",
     attention: Attention = "auto",
 ) -> TreeScores:
     """Log-probabilities of all actions of the packed trees, in one forward of `model`.
@@ -62,8 +62,8 @@ def score_trees(
         model: any decoder of transformers on the device of `packed`; also wrapped by peft or
             accelerate. It is switched to the step-tree attention and stays there.
         hidden: also return hidden states (after the final norm), for heads on top of the model.
-        entropy: also return the entropy of each action token's distribution.
-        entropy_gradient: whether it is learned from; otherwise no graph of it is kept.
+        entropy: also return the entropy of each action token's distribution, "learned" with its
+            graph, "measured" without.
         attention: `flex` FlexAttention, `blocks` SDPA over the mask's blocks, `auto` the first on
             CUDA and the second elsewhere.
 
@@ -76,9 +76,8 @@ def score_trees(
     tokens = -F.cross_entropy(logits, packed.target, reduction="none")
     zeros = tokens.new_zeros(packed.n_actions)
     scores = TreeScores(packed, tokens, zeros.index_add(0, packed.action, tokens))
-    if entropy:
-        learned = entropy_gradient and torch.is_grad_enabled()
-        with torch.set_grad_enabled(learned):
+    if entropy != "none":
+        with torch.set_grad_enabled(entropy == "learned" and torch.is_grad_enabled()):
             log_probs = logits.log_softmax(dim=-1)
             entropies = -(log_probs.exp() * log_probs).sum(dim=-1)
         scores = replace(scores, token_entropy=entropies)

@@ -302,7 +302,7 @@ def test_inverse_with_an_agent_that_is_the_expert_keeps_the_policy(config, monke
     assert figures["same_as_expert"] == 1
     assert "acts as the expert everywhere" in console.export_text()
     out = Path(config.output)
-    assert _same(_weights(out / "final"), _weights(out / "policies/sft"))
+    assert _same(_weights(out), _after_sft(out))
 
 
 def test_a_reference_of_another_architecture_is_refused(config, tmp_path):
