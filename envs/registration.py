@@ -24,7 +24,12 @@ for _id, _entry_point in ENTRY_POINTS.items():
     if _id not in gym.registry:
         # TextEnv itself refuses steps without a reset and texts of the wrong type, and `envs.check`
         # is far stricter than the wrapper that Gymnasium would put around every environment.
-        gym.register(_id, entry_point=_entry_point, disable_env_checker=True)
+        gym.register(
+            _id,
+            entry_point=_entry_point,
+            vector_entry_point=f"stepagent.envs.vector:{_id}",
+            disable_env_checker=True,
+        )
 
 
 _ID = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*:)?(?:[\w-]+/)?[\w.-]+")

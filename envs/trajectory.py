@@ -11,11 +11,12 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stepagent.envs import react
+from stepagent.envs.core import clip
 from stepagent.files import write_atomically
 
 VERSION = 1
@@ -32,6 +33,16 @@ class Step:
     valid: bool = True
     reply: str = ""
     """The agent's own words where they differ from `react.render(thought, action)`."""
+
+    @staticmethod
+    def of(observation: str, reply: str, style: react.PromptStyle) -> Step:
+        """The step that an agent's reply takes; its outcome is not known yet."""
+        kept = clip(react.cut(reply))
+        parsed = react.parse(kept)
+        step = Step(observation, parsed.thought, parsed.action)
+        if step.text(style) != kept:
+            step = replace(step, reply=kept or " ")  # "" would stand for the rendered text
+        return step
 
     def text(self, style: react.PromptStyle) -> str:
         """The reply as it stands in a conversation of that style."""

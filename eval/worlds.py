@@ -65,14 +65,9 @@ class Episode:
 
     def take(self, reply: str, style: PromptStyle) -> str:
         """Writes the agent's reply into the conversation; returns what the environment gets."""
-        kept = clip(react.cut(reply))
-        parsed = react.parse(kept)
-        step = Step(self.observation, parsed.thought, parsed.action)
-        if step.text(style) != kept:
-            step = replace(step, reply=kept or " ")  # "" would stand for the rendered text
-        self.answer = step
-        self.messages.append({"role": "assistant", "content": step.text(style)})
-        return kept
+        self.answer = Step.of(self.observation, reply, style)
+        self.messages.append({"role": "assistant", "content": self.answer.text(style)})
+        return clip(react.cut(reply))
 
     def observe(self, observation: str, reward: float, info: dict[str, Any]) -> None:
         assert self.answer is not None

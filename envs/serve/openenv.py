@@ -1,8 +1,8 @@
 """OpenEnv's protocol over our sessions, so that its clients and trainers can use the environments.
 
-OpenEnv (`openenv` 0.3 to 0.10) holds an episode's conversation over one WebSocket: messages `reset`,
-`step`, `state` and `close`, answered by `observation`, `state` or `error`; the environment lives
-from the first `reset` to the end of the connection. `/ws` is the server's first environment,
+OpenEnv (`openenv` 0.3 to 0.10) holds an episode's conversation over one WebSocket: messages
+`reset`, `step`, `state` and `close`, answered by `observation`, `state` or `error`; the environment
+lives from the first `reset` to the end of the connection. `/ws` is the server's first environment,
 `/ID/ws` any of them, so that `GenericEnvClient(base_url="http://host:8001/stepagent/WebShop-v0")`
 finds its own. A client that cannot send headers puts the token into the URL:
 `ws://any:TOKEN@host:8001`. `openenv_http` has the rest of the protocol.
