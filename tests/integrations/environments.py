@@ -1,0 +1,40 @@
+"""Environments of the libraries we plug into: `python -m tests.integrations.environments` makes them.
+
+Each library lives in a virtual environment of its own beside ours, in the folder that
+STEPAGENT_INTEGRATIONS names (`build/integrations` without it).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(os.environ.get("STEPAGENT_INTEGRATIONS") or ROOT / "build/integrations")
+REQUIREMENTS = {
+    "openenv": ["openenv==0.10.0"],
+    "verifiers": ["verifiers[openenv]==0.4.0", "uv", "-e", "integrations/verifiers"],
+    "inspect": ["inspect-ai==0.3.285"],
+}
+"""Library → what its environment holds beside StepAgent: the versions that are supported."""
+
+
+def binary(library: str, name: str) -> Path:
+    """A program of a library's environment."""
+    return FOLDER / library / "bin" / name
+
+
+def main() -> None:
+    for library, requirements in REQUIREMENTS.items():
+        if not binary(library, "python").exists():
+            subprocess.run([sys.executable, "-m", "venv", FOLDER / library], check=True)
+        python = binary(library, "python")
+        install = [python, "-m", "pip", "install", "--quiet", "-e", ROOT, *requirements]
+        subprocess.run(install, check=True, cwd=ROOT)
+        print(f"{library}: {python}")
+
+
+if __name__ == "__main__":
+    main()
