@@ -5,7 +5,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 PACKAGES := envs agents eval training
 
-.PHONY: setup demo textworld test test-slow lint bench clean
+.PHONY: setup demo textworld test test-slow integrations lint bench clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,12 @@ textworld: setup
 
 test-slow: setup
 	$(PY) -m pytest -m slow
+
+# Other people's libraries, each in an environment of its own (build/integrations): see
+# docs/integrations.md.
+integrations: setup
+	$(PY) -m tests.integrations.environments
+	$(PY) -m pytest -m integration tests/integrations
 
 lint: setup
 	.venv/bin/ruff check .

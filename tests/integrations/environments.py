@@ -16,7 +16,7 @@ FOLDER = Path(os.environ.get("STEPAGENT_INTEGRATIONS") or ROOT / "build/integrat
 REQUIREMENTS = {
     "openenv": ["openenv==0.10.0"],
     "verifiers": ["verifiers[openenv]==0.4.0", "uv", "-e", "integrations/verifiers"],
-    "inspect": ["inspect-ai==0.3.285"],
+    "inspect": ["inspect-ai==0.3.285", "openai"],
 }
 """Library → what its environment holds beside StepAgent: the versions that are supported."""
 
