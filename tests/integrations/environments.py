@@ -1,4 +1,4 @@
-"""Environments of the libraries we plug into: `python -m tests.integrations.environments` makes them.
+"""Environments of the libraries we plug into: `python -m tests.integrations.environments` does it.
 
 Each library lives in a virtual environment of its own beside ours, in the folder that
 STEPAGENT_INTEGRATIONS names (`build/integrations` without it).
@@ -31,8 +31,9 @@ def main() -> None:
         if not binary(library, "python").exists():
             subprocess.run([sys.executable, "-m", "venv", FOLDER / library], check=True)
         python = binary(library, "python")
-        install = [python, "-m", "pip", "install", "--quiet", "-e", ROOT, *requirements]
-        subprocess.run(install, check=True, cwd=ROOT)
+        install = [python, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*install, "-e", ROOT, *requirements], check=True, cwd=ROOT)
+        subprocess.run([*install, "--no-deps", "alfworld==0.4.2"], check=True)  # room layouts only
         print(f"{library}: {python}")
 
 
