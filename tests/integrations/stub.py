@@ -1,4 +1,4 @@
-"""A stub model behind an OpenAI-compatible server: it plays the expert's actions."""
+"""Stub models behind an OpenAI-compatible server; one plays the expert's actions."""
 
 from __future__ import annotations
 
@@ -11,17 +11,8 @@ from stepagent.envs.react import render
 from tests.servers import Scripted
 
 
-class ExpertModel(Scripted):
-    """Recognizes the task by the first observation, and says the n-th turn of its expert's plan."""
-
-    def __init__(self, env_id: str, tasks: Sequence[str], seed: int = 0, **arguments: Any):
-        super().__init__()
-        env = envs.make(env_id, **arguments)
-        self.plans = {}
-        for task in tasks:
-            observation, _ = env.reset(seed=seed, options={"task_id": task})
-            self.plans[observation] = env.expert_plan()
-        env.close()
+class StubModel(Scripted):
+    """Says what `reply` says, at once or as a stream."""
 
     def read(self, path: str, body: bytes) -> Any:
         return json.loads(body) if body else {"path": path}
@@ -45,6 +36,22 @@ class ExpertModel(Scripted):
     def answer_headers(self, asked: Any) -> dict[str, str]:
         streamed = asked.get("stream", False)
         return {"Content-Type": "text/event-stream" if streamed else "application/json"}
+
+    def reply(self, messages: Sequence[dict[str, Any]]) -> str:
+        return "I have no idea."
+
+
+class ExpertModel(StubModel):
+    """Recognizes the task by the first observation, and says the n-th turn of its expert's plan."""
+
+    def __init__(self, env_id: str, tasks: Sequence[str], seed: int = 0, **arguments: Any):
+        super().__init__()
+        env = envs.make(env_id, **arguments)
+        self.plans = {}
+        for task in tasks:
+            observation, _ = env.reset(seed=seed, options={"task_id": task})
+            self.plans[observation] = env.expert_plan()
+        env.close()
 
     def reply(self, messages: Sequence[dict[str, Any]]) -> str:
         opening = _text(next(m for m in messages if m["role"] == "user")["content"])
