@@ -62,7 +62,7 @@ class Conversations(gym.spaces.Space[Conversation]):
         return "Conversations()"
 
 
-class MessagesWrapper(gym.Wrapper[Conversation, str, str, str]):
+class MessagesWrapper(gym.Wrapper[Any, str, Any, str]):
     """Observations are the conversation so far, as our agents and the trainer see it.
 
     It opens with the environment's prompt (system) and the first observation (user); each step adds

@@ -32,6 +32,7 @@ BENCHES = {
     "inverse": "stepagent.training.bench_inverse:bench",
     "server": "stepagent.eval.benches.server:bench",
     "soak": "stepagent.eval.benches.soak:bench",
+    "vector": "stepagent.eval.benches.vector:bench",
 }
 """Name → `module:function`."""
 

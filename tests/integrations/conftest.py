@@ -1,4 +1,4 @@
-"""Tests with other people's libraries: `make integrations`, or pytest's `-m integration`."""
+"""Tests with other people's libraries run with `make integrations` (pytest's `-m integration`)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import pytest
 
 from tests.integrations import environments
 
+NAME = "integration"
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted = "integration" in config.option.markexpr.replace("not integration", "")
+    """Without `-m integration` they are left out; without its environment, a library's skip."""
+    if "integration" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker(NAME)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
-        library = item.get_closest_marker("integration")
-        if library and not wanted:
-            item.add_marker(pytest.mark.skip(reason="runs with `make integrations`"))
-        elif library and not environments.binary(library.args[0], "python").exists():
-            reason = f"no environment of {library.args[0]}: `make integrations` makes it"
-            item.add_marker(pytest.mark.skip(reason=reason))
+        for marker in item.iter_markers(NAME):
+            (library,) = marker.args
+            if not environments.binary(library, "python").exists():
+                reason = f"no environment of {library}: `make integrations` makes it"
+                item.add_marker(pytest.mark.skip(reason=reason))
