@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console, bad = Console(stderr=True), list[BadLine]()
     try:
         out = export(config.results, config.out, bad)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         tell(console, f"error: {error}: pip install 'stepagent[inspect]'")
         return 2
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The benchmarks of servers and of vector modes, and the soak, small: what they count, not how fast it is."""
+"""Benchmarks of servers, the soak and vector modes, small: what they count, not how fast it is."""
 
 import pytest
 

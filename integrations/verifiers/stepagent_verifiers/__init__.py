@@ -10,11 +10,14 @@ each reply of the model an action. The rewards of the steps add up to the episod
 from collections.abc import Iterator
 from typing import Any
 
-import verifiers.v1 as vf
-
 from stepagent.envs import react
 from stepagent.envs.asynchronous import AsyncEnv
 from stepagent.envs.registration import make
+
+try:
+    import verifiers.v1 as vf
+except ImportError as error:
+    raise ImportError("stepagent-verifiers needs verifiers 0.4, for its v1 interface") from error
 
 __all__ = ["StepAgentEnv", "StepAgentTaskset"]
 
