@@ -55,12 +55,22 @@ def register(env_id: str, entry_point: EntryPoint, **options: Any) -> None:
     env_id: such as "mine/Vault-v0". Commands are given "vault:mine/Vault-v0", where importing the
         module `vault` registers it.
     entry_point: a subclass of `TextEnv`, or a function that makes one, or its `module:name`.
-    options: further ones of `gym.register`. Gymnasium's checking wrapper is off by default:
-        `TextEnv` rejects steps before a reset and texts of the wrong type, and `envs.check` is
-        stricter.
+    options: further ones of `gym.register`. By default, Gymnasium's checking wrapper is off
+        (`TextEnv` rejects steps before a reset and texts of the wrong type, and `envs.check` is
+        stricter), and `envs.vector` is the vector entry point.
     """
-    options = {"disable_env_checker": True, **options}
-    gym.register(env_id, entry_point=Creator(env_id, entry_point), **options)
+    # A spec can be written as JSON only if its entry points are texts: `__getattr__` resolves ours.
+    text = f"{__name__}:{env_id}" if env_id in ENTRY_POINTS else None
+    vector = f"stepagent.envs.vector:{env_id}"
+    options = {"disable_env_checker": True, "vector_entry_point": vector, **options}
+    gym.register(env_id, entry_point=text or Creator(env_id, entry_point), **options)
+
+
+def __getattr__(name: str) -> Creator:
+    """The creator of an environment of ours, by its id."""
+    if name in ENTRY_POINTS:
+        return Creator(name, ENTRY_POINTS[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 for _id, _entry_point in ENTRY_POINTS.items():
