@@ -55,14 +55,13 @@ def register(env_id: str, entry_point: EntryPoint, **options: Any) -> None:
     env_id: such as "mine/Vault-v0". Commands are given "vault:mine/Vault-v0", where importing the
         module `vault` registers it.
     entry_point: a subclass of `TextEnv`, or a function that makes one, or its `module:name`.
-    options: further ones of `gym.register`. By default, Gymnasium's checking wrapper is off
-        (`TextEnv` rejects steps before a reset and texts of the wrong type, and `envs.check` is
-        stricter), and `envs.vector` is the vector entry point.
+    options: further ones of `gym.register`. Gymnasium's checking wrapper is off by default:
+        `TextEnv` rejects steps before a reset and texts of the wrong type, and `envs.check` is
+        stricter.
     """
     # A spec can be written as JSON only if its entry points are texts: `__getattr__` resolves ours.
     text = f"{__name__}:{env_id}" if env_id in ENTRY_POINTS else None
-    vector = f"stepagent.envs.vector:{env_id}"
-    options = {"disable_env_checker": True, "vector_entry_point": vector, **options}
+    options = {"disable_env_checker": True, **options}
     gym.register(env_id, entry_point=text or Creator(env_id, entry_point), **options)
 
 
@@ -75,7 +74,7 @@ def __getattr__(name: str) -> Creator:
 
 for _id, _entry_point in ENTRY_POINTS.items():
     if _id not in gym.registry:
-        register(_id, _entry_point)
+        register(_id, _entry_point, vector_entry_point=f"stepagent.envs.vector:{_id}")
 
 
 _ID = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*:)?(?:[\w-]+/)?[\w.-]+")

@@ -291,7 +291,8 @@ def completed(script: str, *words: str) -> list[str]:
 
 
 def test_completion(script):
-    assert completed(script, "stepagent", "co") == ["collect", "compare", "completion"]
+    words = ["collect", "convert", "compare", "completion"]
+    assert completed(script, "stepagent", "co") == words
     assert completed(script, "stepagent", "eval", "--env") == ["--env", "--env-args"]
     assert completed(script, "stepagent", "eval", "--split", "t") == ["train", "test"]
     assert completed(script, "stepagent", "sweep", "--config", "") == ["reproduction", "tuning"]
