@@ -5,7 +5,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 PACKAGES := envs agents eval training
 
-.PHONY: setup demo textworld test test-slow test-lowest lint docs docs-serve bench clean build/types
+.PHONY: setup demo textworld test test-slow test-lowest integrations lint docs docs-serve bench clean build/types
 
 setup: $(STAMP)
 
@@ -38,6 +38,11 @@ test-slow: setup
 # The core tests on the lowest versions that pyproject.toml allows, in an environment of their own.
 test-lowest: setup
 	$(PY) -m pytest -m slow tests/test_lowest.py
+
+# Other libraries, each in an environment of its own (build/integrations): docs/pages/integrations.md.
+integrations: setup
+	$(PY) -m tests.integrations.environments
+	$(PY) -m pytest -m integration tests/integrations
 
 # Type checkers, import-linter and the API reference read packages from the disk: there
 # `stepagent.envs` is a link.

@@ -19,9 +19,9 @@ def names(entry_point: str | Callable[..., Any], refused_by: str) -> list[str]:
     Where that is a function, it passes what it does not take itself to a class: the one named
     `refused_by`, which has just refused an argument, or a subclass of it.
     """
-    if isinstance(entry_point, Creator):
-        return [*names(entry_point.entry_point, refused_by), "url"]
     entry: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    if isinstance(entry, Creator):
+        return [*names(entry.entry_point, refused_by), "url"]
     if isinstance(entry, type):
         callables = list(_constructors(entry))
     else:

@@ -59,13 +59,22 @@ def register(env_id: str, entry_point: EntryPoint, **options: Any) -> None:
         `TextEnv` rejects steps before a reset and texts of the wrong type, and `envs.check` is
         stricter.
     """
+    # A spec can be written as JSON only if its entry points are texts: `__getattr__` resolves ours.
+    text = f"{__name__}:{env_id}" if env_id in ENTRY_POINTS else None
     options = {"disable_env_checker": True, **options}
-    gym.register(env_id, entry_point=Creator(env_id, entry_point), **options)
+    gym.register(env_id, entry_point=text or Creator(env_id, entry_point), **options)
+
+
+def __getattr__(name: str) -> Creator:
+    """The creator of an environment of ours, by its id."""
+    if name in ENTRY_POINTS:
+        return Creator(name, ENTRY_POINTS[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 for _id, _entry_point in ENTRY_POINTS.items():
     if _id not in gym.registry:
-        register(_id, _entry_point)
+        register(_id, _entry_point, vector_entry_point=f"stepagent.envs.vector:{_id}")
 
 
 _ID = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*:)?(?:[\w-]+/)?[\w.-]+")

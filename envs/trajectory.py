@@ -12,12 +12,12 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stepagent.envs import layouts, react
-from stepagent.envs.core import default_task_type
+from stepagent.envs.core import clip, default_task_type
 from stepagent.files import write_atomically
 
 VERSION = 1
@@ -34,6 +34,16 @@ class Step:
     valid: bool = True
     reply: str = ""
     """The agent's own words, if they differ from `react.render(thought, action)`."""
+
+    @staticmethod
+    def of(observation: str, reply: str, style: react.PromptStyle) -> Step:
+        """The step that an agent's reply takes; its outcome is not known yet."""
+        text = clip(react.cut(reply))
+        parsed = react.parse(text)
+        step = Step(observation, parsed.thought, parsed.action)
+        if step.text(style) != text:
+            step = replace(step, reply=text or " ")  # "" would stand for the rendered text
+        return step
 
     def text(self, style: react.PromptStyle) -> str:
         """The reply as it appears in a conversation of that style."""

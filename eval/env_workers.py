@@ -66,14 +66,9 @@ class Episode:
 
     def add_reply(self, reply: str, style: PromptStyle) -> str:
         """Appends the agent's reply to the conversation; returns the text for the environment."""
-        text = clip(react.cut(reply))
-        parsed = react.parse(text)
-        step = Step(self.observation, parsed.thought, parsed.action)
-        if step.text(style) != text:
-            step = replace(step, reply=text or " ")  # "" would stand for the rendered text
-        self.pending_step = step
-        self.messages.append({"role": "assistant", "content": step.text(style)})
-        return text
+        self.pending_step = Step.of(self.observation, reply, style)
+        self.messages.append({"role": "assistant", "content": self.pending_step.text(style)})
+        return clip(react.cut(reply))
 
     def observe(self, observation: str, reward: float, info: dict[str, Any]) -> None:
         assert self.pending_step is not None

@@ -34,6 +34,7 @@ BENCHMARKS = {
     "inverse": "stepagent.training.benchmarks.inverse:bench",
     "server": "stepagent.eval.benches.server:bench",
     "soak": "stepagent.eval.benches.soak:bench",
+    "vector": "stepagent.eval.benches.vector:bench",
 }
 """Name → `module:function`."""
 

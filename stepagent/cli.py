@@ -19,6 +19,7 @@ COMMANDS = {
     "view": ("stepagent.eval.view.command", "write runs and their episodes as one HTML page"),
     "compare": ("stepagent.eval.compare", "compare runs, with intervals and significance"),
     "replay": ("stepagent.eval.replay", "play recorded actions again and check what comes of them"),
+    "inspect-log": ("stepagent.eval.inspect_log", "write results as a log of Inspect's viewer"),
     "bench": ("stepagent.bench", "measure a part of StepAgent against the plain way"),
     "alfworld-export": (
         "stepagent.envs.alfworld.export",

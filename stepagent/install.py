@@ -31,7 +31,7 @@ PACKAGES = {
         "textworld==1.7.0",
         "wcwidth==0.9.4",
     ],
-    "openenv-client": ["openenv-core==0.3.0"],
+    "openenv-client": ["openenv==0.10.0"],
 }
 """Name → the packages, as in constraints.txt."""
 

@@ -43,6 +43,10 @@ class Scripted(ThreadingHTTPServer):
         """The body of a good answer."""
         raise NotImplementedError
 
+    def answer_headers(self, request: Any) -> dict[str, str]:
+        """The headers of a good answer."""
+        return {}
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that gave up waiting are part of the tests."""
 
@@ -67,7 +71,12 @@ class _Handler(BaseHTTPRequestHandler):
             server.now += 1
             server.most = max(server.most, server.now)
             plan = server.script.pop(0) if server.script else None
-        status, data, headers, wait = plan or (200, server.answer(request), {}, server.delay)
+        status, data, headers, wait = plan or (
+            200,
+            server.answer(request),
+            server.answer_headers(request),
+            server.delay,
+        )
         time.sleep(wait)
         with server.lock:
             server.now -= 1

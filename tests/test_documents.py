@@ -28,7 +28,10 @@ DOCUMENTS = [
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs" / "pages").rglob("*.md")),
 ]
-OTHERS = ("accelerate", "cd", "docker", "pip", "pytest", "source")
+OTHERS = (
+    *("accelerate", "cd", "docker", "inspect", "openenv", "pip", "pytest", "source"),
+    *("vf-eval", "vf-validate"),
+)
 """Commands of others, which are not looked into."""
 
 

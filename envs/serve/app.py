@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from stepagent.envs.core import MAX_TEXT, TextEnv, own_version
 from stepagent.envs.remote.client import PROTOCOL
-from stepagent.envs.serve import openenv
+from stepagent.envs.serve import openenv, openenv_http
 from stepagent.envs.serve.guard import Guard
 from stepagent.envs.serve.limits import Limits, Offer, Refusal, encode
 from stepagent.envs.serve.metrics import CONTENT_TYPE, Metrics
@@ -179,6 +179,7 @@ def create_app(
     _add_sessions(app, sessions)
     _add_health(app, sessions, metrics)
     openenv.add(app, sessions)
+    openenv_http.add(app, sessions)
 
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Refusal) -> Response:

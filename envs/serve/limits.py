@@ -45,6 +45,10 @@ class Offer:
         """The id without the module that registers it."""
         return self.env_id.rsplit(":", 1)[-1]
 
+    def lets_choose(self, name: str) -> bool:
+        """Whether clients may set an argument."""
+        return name not in self.args and (self.allowed is None or name in self.allowed)
+
     def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The client's and the server's arguments. Refuses those that a client may not set."""
         for name, value in arguments.items():

@@ -1,14 +1,15 @@
 """OpenEnv's protocol over our sessions, so that its clients and trainers can use the environments.
 
-OpenEnv (`openenv-core` 0.3) plays an episode over one WebSocket: messages `reset`,
+OpenEnv (`openenv` 0.3 to 0.10) plays an episode over one WebSocket: messages `reset`,
 `step`, `state` and `close`, answered by `observation`, `state` or `error`; the environment lives
 from the first `reset` to the end of the connection. `/ws` is the server's first environment,
 `/ID/ws` any of them, so that `GenericEnvClient(base_url="http://host:8001/stepagent/WebShop-v0")`
 finds its environment. A client that cannot send headers puts the token into the URL:
-`ws://any:TOKEN@host:8001`.
+`ws://any:TOKEN@host:8001`. `openenv_http` has the rest of the protocol.
 
-- `reset` takes `seed`, `task_id`, `episode_id` and `env_args` (if they differ from the last ones,
-  a new environment is made).
+- `reset` takes `seed`, `episode_id`, `env_args` (if they differ from the last ones, a new
+  environment is made) and a task: `task_id`, or `index`, its position among the tasks. `split` is
+  short for the split of `env_args`.
 - An action is `{"action": text}`, a bare action or a whole ReAct reply (`message` works, too).
 - An observation is `{"text": …}` and the keys of our `info`; `truncated` says why it ended.
 """
@@ -34,40 +35,6 @@ _CODES = {
     "environment": "EXECUTION_ERROR",
 }
 """Our codes of refusals → OpenEnv's; all others are SESSION_ERROR."""
-_TEXT = {"type": "string"}
-SCHEMA = {
-    "action": {
-        "title": "Action",
-        "type": "object",
-        "properties": {"action": {**_TEXT, "description": "a bare action or a ReAct reply"}},
-        "required": ["action"],
-    },
-    "observation": {
-        "title": "Observation",
-        "type": "object",
-        "properties": {
-            "text": _TEXT,
-            "truncated": {"type": "boolean"},
-            "task_id": _TEXT,
-            "split": _TEXT,
-            "instruction": _TEXT,
-            "score": {"type": "number"},
-            "success": {"type": "boolean"},
-            "valid": {"type": "boolean"},
-            "metrics": {"type": "object"},
-        },
-    },
-    "state": {
-        "title": "State",
-        "type": "object",
-        "properties": {
-            "episode_id": {"type": ["string", "null"]},
-            "step_count": {"type": "integer"},
-            "task_id": {"type": ["string", "null"]},
-            "score": {"type": "number"},
-        },
-    },
-}
 
 
 @dataclass
@@ -108,13 +75,18 @@ class _Talk:
         raise Refusal(422, "type", f"no message {kind!r}: there are reset, step, state and close")
 
     async def reset(self, data: dict[str, Any]) -> dict[str, Any]:
-        seed, task_id, args = data.get("seed"), data.get("task_id"), data.get("env_args", self.args)
-        if not (seed is None or isinstance(seed, int)) or not isinstance(args, dict):
-            raise Refusal(422, "request", "seed is a number or null, env_args an object")
-        options = {} if task_id is None else {"task_id": task_id}
+        seed, index, args = data.get("seed"), data.get("index"), data.get("env_args", self.args)
+        if not isinstance(seed, int | None) or not isinstance(index, int | None):
+            raise Refusal(422, "request", "seed and index are numbers or null")
+        if not isinstance(args, dict):
+            raise Refusal(422, "request", "env_args is an object")
+        if data.get("split") is not None:
+            args = {**args, "split": data["split"]}
         session = await self.open(args)
 
         def work(env: TextEnv) -> dict[str, Any]:
+            task_id = data.get("task_id") if index is None else _task(env, index)
+            options = {} if task_id is None else {"task_id": task_id}
             observation, info = env.reset(seed=seed, options=options)
             return {"text": observation, "truncated": False, **info}
 
@@ -189,21 +161,11 @@ def add(app: FastAPI, sessions: Sessions) -> None:
     async def of_any(socket: WebSocket, namespace: str, name: str) -> None:
         await talk(socket, f"{namespace}/{name}")
 
-    @app.get("/health", tags=["openenv"], summary="OpenEnv's health check")
-    async def health() -> dict[str, str]:
-        return {"status": "healthy"}
 
-    @app.get("/schema", tags=["openenv"], summary="What actions, observations and states hold")
-    async def schema() -> dict[str, Any]:
-        return SCHEMA
-
-    @app.get("/metadata", tags=["openenv"], summary="What the first environment is")
-    async def metadata() -> dict[str, Any]:
-        return {
-            "name": first,
-            "description": f"{first}, a text environment of StepAgent",
-            "version": app.version,
-        }
+def _task(env: TextEnv, index: int) -> str:
+    if not 0 <= index < len(env.tasks):
+        raise ValueError(f"index is {index}: the split {env.split!r} has {len(env.tasks)} tasks")
+    return env.tasks[index]
 
 
 async def _received(socket: WebSocket) -> str | None:

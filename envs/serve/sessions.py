@@ -84,6 +84,14 @@ class Sessions:
             return "shutting down"
         return "too many environments hang" if self.stuck >= _TOO_MANY_STUCK else ""
 
+    def offer(self, name: str) -> Offer:
+        """What is offered under a name; otherwise a Refusal that says what there is."""
+        offer = self.offers.get(name.rsplit(":", 1)[-1])
+        if offer is None:
+            known = ", ".join(self.offers)
+            raise Refusal(404, "unknown_env", f"no environment {name!r} here: there are {known}")
+        return offer
+
     # Opening and closing ----------------------------------------------------------------------
 
     async def open(self, name: str, args: dict[str, Any], key: str = "") -> Session:
@@ -95,10 +103,7 @@ class Sessions:
             return self._open[self._keys[key]]
         if key and key in self._starting:
             return await asyncio.shield(self._starting[key])
-        offer = self.offers.get(name.rsplit(":", 1)[-1])
-        if offer is None:
-            known = ", ".join(self.offers)
-            raise Refusal(404, "unknown_env", f"no environment {name!r} here: there are {known}")
+        offer = self.offer(name)
         arguments = offer.arguments(args)
         if self.closing:
             raise Refusal(503, "closing", "the server is shutting down", retry_after=5)

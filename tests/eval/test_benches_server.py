@@ -1,8 +1,8 @@
-"""The benchmark of servers and the soak, small: what they count, not how fast it is."""
+"""Benchmarks of servers, the soak and vector modes, small: what they count, not how fast it is."""
 
 import pytest
 
-from stepagent.eval.benches import Options, server, soak
+from stepagent.eval.benches import Options, server, soak, vector
 
 GUESS = "tests.envs.guess:tests/Guess-v0"
 
@@ -32,3 +32,11 @@ def test_a_short_soak_leaves_nothing():
     assert rows["failed steps (baseline: steps)"].ours == 0
     assert rows["threads"].ours <= rows["threads"].baseline + 1
     assert rows["file handles"].ours <= rows["file handles"].baseline + 1
+
+
+def test_every_vector_mode_has_a_row():
+    args = {"num_envs": 2, "tasks": 1}
+    rows = list(vector.bench(Options("vector", repeats=1, args=args)))
+    modes = ["sync", "async", "entry point", "server"]
+    assert [row.name.split(", ")[1] for row in rows] == modes
+    assert all(row.ours > 0 and row.baseline == rows[0].baseline > 0 for row in rows)
