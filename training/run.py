@@ -38,10 +38,12 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Raises ValueError for options that cannot work, as far as they alone tell."""
-    from stepagent.training.runs.validation import check_options
+    from stepagent.training.runs.validation import check_episodes_differ, check_options
 
     check_options(config)
-    methods.find(config.method).check(config)
+    method = methods.find(config.method)
+    check_episodes_differ(config, method.temperature(config))
+    method.check(config)
 
 
 def _train(config: Config) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stepagent import agents, envs
-from stepagent.training import methods
 from stepagent.training.config import Config, OptimiserConfig, ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
@@ -39,17 +38,20 @@ def check_options(config: Config) -> None:
     _at_least("expert", config.expert, limit=0, workers=1)
     _at_least("evaluation", evaluation, limit=0, workers=1, temperature=0)
     _at_least("policy", config.policy, max_new_tokens=1)
-    greedy = methods.find(config.method).temperature(config) == 0
-    if greedy and config.rollouts.samples > 1:
+    for agent in evaluation.agents:
+        agents.options_of(agent)
+    if evaluation.env:
+        envs.make(evaluation.env, split=evaluation.split, **evaluation.env_args).close()
+
+
+def check_episodes_differ(config: Config, temperature: float) -> None:
+    """Raises ValueError where several episodes per task are asked for at temperature 0."""
+    if temperature == 0 and config.rollouts.samples > 1:
         raise ValueError(
             f"rollouts.samples is {config.rollouts.samples} at temperature 0, where it must "
             "be 1: all greedy episodes of a task would be the same (method eto explores at "
             "temperature 0 unless rollouts.temperature is set)"
         )
-    for agent in evaluation.agents:
-        agents.options_of(agent)
-    if evaluation.env:
-        envs.make(evaluation.env, split=evaluation.split, **evaluation.env_args).close()
 
 
 def _sections(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
