@@ -108,6 +108,8 @@ class DiscriminatorConfig(OptimiserConfig):
     """Pairs (the agent's action, the expert's) per update, in complete step trees."""
     epochs: int = 1
     """Passes over the iteration's pairs. More make it more certain, and its reward flatter."""
+    pack_tokens: int = 4096
+    """Trees of an update that together have no more tokens than this share a forward pass."""
     early_stop_accuracy: float = 0.9
     """Its training ends early once its accuracy on both sides reaches this within one update."""
     max_accuracy: float = 0.99

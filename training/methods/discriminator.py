@@ -30,10 +30,10 @@ from stepagent.files import write_atomically
 from stepagent.training.config import DiscriminatorConfig
 from stepagent.training.methods.losses import discriminator_loss, expert_is_high_reward
 from stepagent.training.methods.practice import Practice
-from stepagent.training.policy import Policy
+from stepagent.training.policy import Policy, checkpoint_gradients
 from stepagent.training.runs import processes
 from stepagent.training.runs.optimise import optimise
-from stepagent.training.runs.schedule import shuffled
+from stepagent.training.runs.schedule import packed, shuffled
 from stepagent.training.runs.stage import Stage
 from stepagent.training.trees.compat import enable_step_trees, unwrap
 from stepagent.training.trees.packing import PackedTrees, pack
@@ -76,6 +76,9 @@ class Discriminator(nn.Module):
         self.head = nn.Linear(width, 1, device=base.device, dtype=torch.float32)
         nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5)
         nn.init.zeros_(self.head.bias)
+        # D says no words: an output layer of its own would get no gradient, which DDP refuses.
+        if base.get_output_embeddings().weight is not base.get_input_embeddings().weight:
+            base.get_output_embeddings().requires_grad_(False)
 
     @property
     def context(self) -> int:
@@ -116,16 +119,19 @@ class Discriminator(nn.Module):
                 if parameter.requires_grad:
                     parameter.copy_(weights[name])
 
-    def translate(self, item: Practice, messages: Sequence[Message], codec: ChatCodec) -> Practice:
-        """The practice in the backbone's tokens; `codec` decodes the policy's.
+    def _reply(self, text: str, ended: bool) -> tuple[int, ...]:
+        """A reply of the policy in the backbone's tokens, with an end of turn if it came to one."""
+        assert self.codec is not None
+        ids = self.codec.reply_ids(text) if ended else self.codec.body_ids(text)
+        return tuple(ids or self.codec.reply_ids(text))
 
-        A reply that was cut at the policy's length limit gets an end of turn here.
-        """
+    def translate(self, item: Practice, messages: Sequence[Message], codec: ChatCodec) -> Practice:
+        """The practice in the backbone's tokens; `codec` decodes the policy's."""
         if self.codec is None:
             return item
         encoded, steps = self.codec.encode(messages), len(item.tree.replies)
         branches = tuple(
-            Branch(b.step, tuple(self.codec.reply_ids(codec.decode(b.ids))))
+            Branch(b.step, self._reply(codec.decode(b.ids), b.ids[-1] == codec.end_of_turn_id))
             for b in item.tree.branches
         )
         replies = tuple(encoded.replies[:steps])
@@ -186,17 +192,19 @@ def _separate(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if policy.config.gradient_checkpointing:
+        checkpoint_gradients(model)
     return Discriminator(model, codec=codec)
 
 
-def loss(model: Any, item: Practice) -> tuple[Tensor, dict[str, float]]:
-    """Eq. 11 summed over the actions of one tree, with health figures (sums over pairs)."""
+def loss(model: Any, items: Sequence[Practice]) -> tuple[Tensor, dict[str, float]]:
+    """Eq. 11 summed over the actions of some trees, with health figures (sums over pairs)."""
     device = next(model.parameters()).device
-    logit_agent_is_high = model(pack([item.tree], device))
+    logit_agent_is_high = model(pack([item.tree for item in items], device))
     out = discriminator_loss(
         logit_agent_is_high,
-        torch.tensor(item.agent, device=device),
-        torch.tensor(item.expert, device=device),
+        torch.tensor([weight for item in items for weight in item.agent], device=device),
+        torch.tensor([weight for item in items for weight in item.expert], device=device),
     )
     return out.loss, out.health
 
@@ -217,7 +225,8 @@ def train(
         accuracy = min(figures["agent_accuracy"], figures["expert_accuracy"])
         return accuracy >= config.early_stop_accuracy
 
-    schedule = shuffled(practices, lambda item: item.pairs, config, stage.seed)
+    shuffle = shuffled(practices, lambda item: item.pairs, config, stage.seed)
+    schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
     training = stage.part("discriminator")
     with discriminator.active():
         optimise(training, discriminator, replace(schedule, until=is_accurate), loss, config)

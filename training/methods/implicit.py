@@ -32,7 +32,7 @@ from stepagent.training.methods.losses import step_dpo_loss
 from stepagent.training.methods.practice import Practice, practise, resumed
 from stepagent.training.policy import Policy
 from stepagent.training.runs.optimise import optimise
-from stepagent.training.runs.schedule import shuffled
+from stepagent.training.runs.schedule import packed, shuffled
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 from stepagent.training.runs.validation import check_step_trees
@@ -67,6 +67,7 @@ def learn(run: TrainingRun) -> None:
                 continue
             pairs = with_reference(stage, run.policy, practices)
             schedule = shuffled(pairs, TreePairs.count, config, seed)
+            schedule = packed(schedule, lambda item: item.tree.length, config.pack_tokens)
             objective = loss(config.beta, config.sft_weight)
             stage.figures |= optimise(stage, run.policy.model, schedule, objective, config)
 
@@ -125,26 +126,32 @@ def with_reference(stage: Stage, policy: Policy, practices: Sequence[Practice]) 
 
 def loss(
     beta: float, sft_weight: float = 0.0
-) -> Callable[[Any, TreePairs], tuple[torch.Tensor, dict[str, float]]]:
-    """Eq. 6 summed over the pairs of one tree, with health figures (sums over pairs)."""
+) -> Callable[[Any, Sequence[TreePairs]], tuple[torch.Tensor, dict[str, float]]]:
+    """Eq. 6 summed over the pairs of some trees, with health figures (sums over pairs)."""
 
-    def of_tree(model: Any, item: TreePairs) -> tuple[torch.Tensor, dict[str, float]]:
+    def of_trees(model: Any, items: Sequence[TreePairs]) -> tuple[torch.Tensor, dict[str, float]]:
         device = next(model.parameters()).device
-        scores = score_trees(model, pack([item.tree], device))
-        weights = torch.tensor(item.weights, dtype=torch.float32, device=device)
+        scores = score_trees(model, pack([item.tree for item in items], device))
+
+        def column(name: str) -> torch.Tensor:
+            values = [value for item in items for value in getattr(item, name)]
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
+        weights = column("weights")
         out = step_dpo_loss(
             scores.chosen,
             scores.rejected,
-            torch.tensor(item.reference_chosen, device=device),
-            torch.tensor(item.reference_rejected, device=device),
+            column("reference_chosen"),
+            column("reference_rejected"),
             beta=beta,
             weights=weights,
         )
         anchor = -sft_weight * (weights * scores.chosen.float()).sum()
-        health = {name: value * item.count() for name, value in out.health.items()}
+        pairs = sum(item.count() for item in items)
+        health = {name: value * pairs for name, value in out.health.items()}
         return out.loss * weights.sum() + anchor, health
 
-    return of_tree
+    return of_trees
 
 
 METHOD = Method(learn, stages=lambda config: config.reflection.iterations)
