@@ -154,6 +154,10 @@ class ChatCodec:
         """Tokens of a reply in its place, the end-of-turn token last."""
         return list(self._reply(reply.strip()))
 
+    def body_ids(self, reply: str) -> list[int]:
+        """Tokens of a reply in its place, without an end of turn."""
+        return list(self._body(reply.strip()))
+
     def encode(self, messages: Sequence[Message], cut_at: int | None = None) -> Encoded:
         """Encodes a conversation that ends in an observation (to answer) or a reply (to learn).
 

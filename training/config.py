@@ -128,6 +128,8 @@ class DiscriminatorConfig(OptimiserConfig):
     spectral_norm: float = 0.0
     """Largest norm of its head (Miyato et al., 2018): how much the logit can change per unit of the
     last hidden state. 0: unlimited; 0.1 to 1 keeps D from being certain too soon."""
+    pack_tokens: int = 4096
+    """Trees of an update that together have no more tokens than this share a forward pass."""
     early_stop_accuracy: float = 0.9
     """Its training ends early once its accuracy on both sides reaches this within one update."""
     max_accuracy: float = 0.99

@@ -75,10 +75,7 @@ class Policy:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
-            model.enable_input_require_grads()
+            checkpoint_gradients(model)
         return Policy(model, tokenizer, config)
 
     @staticmethod
@@ -148,6 +145,12 @@ class Policy:
         kind = f"LoRA of rank {self.config.lora.r}" if self.has_adapter else "all weights"
         sizes = f"{total / 1e6:.1f} M weights, {trained / 1e6:.1f} M trained"
         return f"{self.config.model}: {sizes} ({kind})"
+
+
+def checkpoint_gradients(model: Any) -> None:
+    """Activations are computed again in the backward pass instead of being kept."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
 
 
 def _check_shapes(path: Path, saved: Mapping[str, Any], policy: Mapping[str, Any]) -> None:

@@ -120,7 +120,7 @@ def _ours(judge: Discriminator, actor: ActorCritic, item: Practice) -> dict[str,
     """The trainer's own functions, over the step tree."""
     with judge.active():
         judge.train()
-        loss, _ = discriminator.loss(ALGORITHM_1.inverse.discriminator)(judge, item)
+        loss, _ = discriminator.loss(ALGORITHM_1.inverse.discriminator)(judge, [item])
         (loss / item.pairs).backward()
     rewards = expert_is_high_reward(judge.score(item))
     [advantages] = inverse.practice_advantages(actor, [item], [rewards], ALGORITHM_1)

@@ -37,10 +37,10 @@ from stepagent.training.methods.losses import (
     smoothed_discriminator_loss,
 )
 from stepagent.training.methods.practice import Practice
-from stepagent.training.policy import Policy
+from stepagent.training.policy import Policy, checkpoint_gradients
 from stepagent.training.runs import processes
 from stepagent.training.runs.optimise import optimise
-from stepagent.training.runs.schedule import shuffled
+from stepagent.training.runs.schedule import packed, shuffled
 from stepagent.training.runs.stage import Stage
 from stepagent.training.trees.compat import enable_step_trees, unwrap
 from stepagent.training.trees.packing import PackedTrees, pack
@@ -91,6 +91,9 @@ class Discriminator(nn.Module):
         self.head = nn.Linear(width, 1, device=base.device, dtype=torch.float32)
         nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5)
         nn.init.zeros_(self.head.bias)
+        # D says no words: an output layer of its own would get no gradient, which DDP refuses.
+        if base.get_output_embeddings().weight is not base.get_input_embeddings().weight:
+            base.get_output_embeddings().requires_grad_(False)
 
     @property
     def context(self) -> int:
@@ -135,16 +138,19 @@ class Discriminator(nn.Module):
                 if parameter.requires_grad:
                     parameter.copy_(weights[name])
 
-    def translate(self, item: Practice, messages: Sequence[Message], codec: ChatCodec) -> Practice:
-        """The practice in the backbone's tokens; `codec` decodes the policy's.
+    def _reply(self, text: str, ended: bool) -> tuple[int, ...]:
+        """A reply of the policy in the backbone's tokens, with an end of turn if it came to one."""
+        assert self.codec is not None
+        ids = self.codec.reply_ids(text) if ended else self.codec.body_ids(text)
+        return tuple(ids or self.codec.reply_ids(text))
 
-        A reply that was cut at the policy's length limit gets an end of turn here.
-        """
+    def translate(self, item: Practice, messages: Sequence[Message], codec: ChatCodec) -> Practice:
+        """The practice in the backbone's tokens; `codec` decodes the policy's."""
         if self.codec is None:
             return item
         encoded, steps = self.codec.encode(messages), len(item.tree.replies)
         branches = tuple(
-            Branch(b.step, tuple(self.codec.reply_ids(codec.decode(b.ids))))
+            Branch(b.step, self._reply(codec.decode(b.ids), b.ids[-1] == codec.end_of_turn_id))
             for b in item.tree.branches
         )
         replies = tuple(encoded.replies[:steps])
@@ -205,28 +211,30 @@ def _separate(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if policy.config.gradient_checkpointing:
+        checkpoint_gradients(model)
     return Discriminator(model, codec=codec, max_norm=config.spectral_norm)
 
 
 def loss(
     config: DiscriminatorConfig,
-) -> Callable[[Any, Practice], tuple[Tensor, dict[str, float]]]:
-    """D's loss summed over the actions of one tree, with health figures (sums over pairs)."""
+) -> Callable[[Any, Sequence[Practice]], tuple[Tensor, dict[str, float]]]:
+    """D's loss summed over the actions of some trees, with health figures (sums over pairs)."""
 
-    def of_tree(model: Any, item: Practice) -> tuple[Tensor, dict[str, float]]:
+    def of_trees(model: Any, items: Sequence[Practice]) -> tuple[Tensor, dict[str, float]]:
         device = next(model.parameters()).device
-        packed = pack([item.tree], device)
-        logit_agent_is_high = model(packed)
-        agent = torch.tensor(item.agent, device=device)
-        expert = torch.tensor(item.expert, device=device)
+        trees = pack([item.tree for item in items], device)
+        logit_agent_is_high = model(trees)
+        agent = torch.tensor([weight for item in items for weight in item.agent], device=device)
+        expert = torch.tensor([weight for item in items for weight in item.expert], device=device)
         smoothing = config.label_smoothing
         out = smoothed_discriminator_loss(logit_agent_is_high, agent, expert, smoothing)
         if config.loss == "binary":
             return out.loss, out.health
-        pairs = logit_agent_is_high[packed.rejected], logit_agent_is_high[packed.chosen]
-        return pairwise_judge_loss(*pairs, agent[packed.rejected]), out.health
+        pairs = logit_agent_is_high[trees.rejected], logit_agent_is_high[trees.chosen]
+        return pairwise_judge_loss(*pairs, agent[trees.rejected]), out.health
 
-    return of_tree
+    return of_trees
 
 
 def train(
@@ -245,7 +253,8 @@ def train(
         accuracy = min(figures["agent_accuracy"], figures["expert_accuracy"])
         return accuracy >= config.early_stop_accuracy
 
-    schedule = shuffled(practices, lambda item: item.pairs, config, stage.seed)
+    shuffle = shuffled(practices, lambda item: item.pairs, config, stage.seed)
+    schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
     training = stage.part("discriminator")
     schedule = replace(schedule, until=is_accurate)
     with discriminator.active():

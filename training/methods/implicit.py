@@ -35,7 +35,7 @@ from stepagent.training.methods.losses import step_preference_loss
 from stepagent.training.methods.practice import Practice, practise, resumed
 from stepagent.training.policy import Policy
 from stepagent.training.runs.optimise import optimise
-from stepagent.training.runs.schedule import shuffled
+from stepagent.training.runs.schedule import packed, shuffled
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 from stepagent.training.runs.validation import check_step_trees
@@ -69,7 +69,8 @@ def learn(run: TrainingRun) -> None:
                 stage.note("the agent acts as the expert everywhere; nothing to learn")
                 continue
             pairs = with_reference(stage, run.policy, practices)
-            schedule = shuffled(pairs, TreePairs.count, config, seed)
+            shuffle = shuffled(pairs, TreePairs.count, config, seed)
+            schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
             stage.figures |= optimise(stage, run.policy.model, schedule, loss(config), config)
 
 
@@ -127,33 +128,36 @@ def with_reference(stage: Stage, policy: Policy, practices: Sequence[Practice]) 
 
 def loss(
     config: ReflectionConfig,
-) -> Callable[[Any, TreePairs], tuple[torch.Tensor, dict[str, float]]]:
-    """Eq. 6, or its variant, summed over the pairs of one tree, with health figures (sums over
+) -> Callable[[Any, Sequence[TreePairs]], tuple[torch.Tensor, dict[str, float]]]:
+    """Eq. 6, or its variant, summed over the pairs of some trees, with health figures (sums over
     pairs)."""
 
-    def of_tree(model: Any, item: TreePairs) -> tuple[torch.Tensor, dict[str, float]]:
+    def of_trees(model: Any, items: Sequence[TreePairs]) -> tuple[torch.Tensor, dict[str, float]]:
         device = next(model.parameters()).device
-        packed = pack([item.tree], device)
-        scores = score_trees(model, packed)
-        weights = torch.tensor(item.weights, dtype=torch.float32, device=device)
-        lengths = torch.bincount(packed.action, minlength=packed.n_actions)
+        trees = pack([item.tree for item in items], device)
+        scores = score_trees(model, trees)
+        weights, chosen, rejected = (
+            torch.tensor([value for item in items for value in getattr(item, name)], device=device)
+            for name in ("weights", "reference_chosen", "reference_rejected")
+        )
+        lengths = torch.bincount(trees.action, minlength=trees.n_actions)
         out = step_preference_loss(
             config.preference,
             scores.chosen,
             scores.rejected,
-            torch.tensor(item.reference_chosen, device=device),
-            torch.tensor(item.reference_rejected, device=device),
+            chosen,
+            rejected,
             beta=config.beta,
             weights=weights,
-            lengths=(lengths[packed.chosen], lengths[packed.rejected]),
+            lengths=(lengths[trees.chosen], lengths[trees.rejected]),
             penalty=config.positive_penalty,
         )
-        preference = config.preference_weight * out.loss * weights.sum()
+        pairs = float(weights.sum())
         anchor = -config.sft_weight * (weights * scores.chosen.float()).sum()
-        health = {name: value * item.count() for name, value in out.health.items()}
-        return preference + anchor, health
+        health = {name: value * pairs for name, value in out.health.items()}
+        return config.preference_weight * out.loss * pairs + anchor, health
 
-    return of_tree
+    return of_trees
 
 
 def check(config: Config) -> None:

@@ -13,7 +13,7 @@ from stepagent.training.methods.losses import expert_is_high_reward
 from stepagent.training.methods.practice import differing, practise
 from stepagent.training.runs.directory import RunDirectory
 from stepagent.training.runs.optimise import optimise
-from stepagent.training.runs.schedule import shuffled
+from stepagent.training.runs.schedule import packed, shuffled
 from stepagent.training.runs.stage import Stage
 from tests.training.methods import toy_problem
 
@@ -53,6 +53,7 @@ def test_implicit(setting):
         stage = _stage(directory, number)
         pairs = implicit.with_reference(stage, policy, _practise(stage, policy, config))
         schedule = shuffled(pairs, implicit.TreePairs.count, reflection, number)
+        schedule = packed(schedule, lambda item: item.tree.length, reflection.pack_tokens)
         optimise(stage, policy.model, schedule, implicit.loss(reflection), reflection)
         distances.append(toy_problem.distance(policy.model))
     assert min(distances[-5:]) < NEAR, distances

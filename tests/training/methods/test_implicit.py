@@ -68,7 +68,7 @@ def test_the_loss_of_a_tree_is_eq_6_over_its_pairs(policy):
     replies = [[[5, 0], [5, 0], [6, 0]], [[4, 0], [4, 0], [4, 4, 0]]]
     [practice] = practice_trees(ENCODED, replies, 1000)
     item = TreePairs(practice.tree, weights(practice), (-1.0,) * 4, (-2.0,) * 4)
-    total, sums = loss(ReflectionConfig(beta=0.5))(policy.model, item)
+    total, sums = loss(ReflectionConfig(beta=0.5))(policy.model, [item])
 
     def plain(state, reply):
         ids = torch.tensor([[*state, *reply]])
@@ -92,7 +92,7 @@ def test_the_loss_of_a_tree_is_eq_6_over_its_pairs(policy):
     assert item.count() == 6
     assert total.item() == pytest.approx(6 * expected.loss.item(), rel=1e-4)
     assert sums["margin"] == pytest.approx(6 * expected.margin.item(), rel=1e-4)
-    anchored, _ = loss(ReflectionConfig(beta=0.5, sft_weight=2.0))(policy.model, item)
+    anchored, _ = loss(ReflectionConfig(beta=0.5, sft_weight=2.0))(policy.model, [item])
     assert anchored.item() == pytest.approx(
         total.item() - 2.0 * sum(c.item() for c in chosen), rel=1e-4
     )
