@@ -37,7 +37,7 @@ class Config:
     """Compares runs: means with intervals, paired differences, by task type, the paper's rows."""
 
     runs: list[str]
-    """Results files, folders of eval.run, or folders of training.run (all its evaluations); or
+    """Results files, folders of `stepagent eval`, or of `stepagent train` (all its evaluations); or
     folders of entire suites, whose environments are compared one by one. They come first, without
     an option name: RUN RUN …"""
     format: Format | None = None

@@ -93,8 +93,8 @@ def results_files(path: Path, *, everything: bool = False) -> list[Path]:
         return suite
     problem = "is a folder without results" if path.is_dir() else "does not exist"
     raise ResultsError(
-        f"{path} {problem}: name a results file, a folder that eval.run wrote (it holds "
-        "results.jsonl, that of a suite AGENT/ENVIRONMENT/results.jsonl), or one of training.run "
+        f"{path} {problem}: name a results file, a folder that stepagent eval wrote (it holds "
+        "results.jsonl, that of a suite AGENT/ENVIRONMENT/results.jsonl), or stepagent train's "
         "(it holds metrics.jsonl or eval/STAGE/results.jsonl)"
     )
 

@@ -39,7 +39,7 @@ class Config:
     """Replays the recorded actions of runs and checks every observation and score."""
 
     runs: list[str] = field(default_factory=list)
-    """Results files, folders of eval.run (one run, or an entire suite) or of training.run."""
+    """Results files, folders of `stepagent eval` (one run, or a suite) or of `stepagent train`."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment that replace the recorded ones, such as --env-args.data FOLDER
     if the data has moved."""

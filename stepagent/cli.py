@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -60,4 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"stepagent: no command {word!r}.{suggestion(word, COMMANDS)}", file=sys.stderr)
         return 2
-    return importlib.import_module(COMMANDS[word][0]).main(rest)
+    main_of_word = importlib.import_module(COMMANDS[word][0]).main
+    # A custom environment or method, `module:NAME`, is usually in the folder where the command is
+    # started; `python -m` looks there, a console script does not. Last, so that it hides nothing.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return main_of_word(rest)

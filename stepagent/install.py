@@ -25,6 +25,7 @@ PACKAGES = {
         "jericho==3.3.1",
         "mementos==1.3.1",
         "more-itertools==11.2.1",
+        "networkx==3.6.1",
         "prompt_toolkit==3.0.53",
         "tatsu==5.8.3",
         "termcolor==3.3.0",

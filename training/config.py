@@ -301,7 +301,7 @@ class ExpertConfig:
     """Where the expert's trajectories come from."""
 
     trajectories: str = ""
-    """A file of `training.collect`; empty: collected by the run, into its directory."""
+    """A file of `stepagent collect`; empty: collected by the run, into its directory."""
     limit: int = 0
     """At most this many, drawn by the seed; 0: all."""
     min_reward: float = 1.0

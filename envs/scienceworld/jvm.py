@@ -371,10 +371,6 @@ class Simulator:
         score, over, observation = self._call("step$all", action).split(table.SEPARATOR, 2)
         return observation, float(score), over == "true"
 
-    def goal_progress(self) -> str:
-        """Upstream's description of the goals reached so far, for people."""
-        return str(self._call("getGoalProgressStr"))
-
     def valid_actions(self) -> list[str]:
         """Every action that the current state allows (expensive: about 50 ms), sorted."""
         return sorted(set(self._strings("getValidActionObjectCombinations")))

@@ -1,4 +1,4 @@
-"""Environments over HTTP: `stepagent serve --env ID`. See `docs/servers.md`.
+"""Environments over HTTP: `stepagent serve --env ID`. See `docs/pages/servers.md`.
 
 `sessions` holds the environments, each in a thread of its own; `app` has the routes; `guard` checks
 every request first (token, size, log lines, counters); `openenv` speaks OpenEnv's

@@ -34,7 +34,7 @@ class Config:
     """Serves environments over HTTP; clients use gym.make(ID, url="http://host:port").
 
     The token is read from the variable STEPAGENT_TOKEN, where other users of the machine cannot see
-    it. /docs documents the routes, docs/servers.md the rest.
+    it. /docs documents the routes, docs/pages/servers.md the rest.
     """
 
     env: list[str]

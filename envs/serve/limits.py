@@ -10,7 +10,7 @@ from stepagent import command_line
 
 
 class Refusal(Exception):
-    """An error as an answer: HTTP status, code and message (`docs/servers.md` lists them)."""
+    """An error as an answer: HTTP status, code and message (`docs/pages/servers.md` lists them)."""
 
     def __init__(self, status: int, code: str, message: str, kind: str = "", retry_after: int = 0):
         super().__init__(message)

@@ -20,7 +20,7 @@ class Config:
     """Writes one self-contained HTML file that shows runs and all their episodes."""
 
     runs: list[str]
-    """Results files, folders of eval.run (one run, or an entire suite), or folders of training.run
+    """Results files, folders of `stepagent eval` (one run, or a suite), or of `stepagent train`
     (its learning curves and all evaluations). They come first, without an option name: RUN RUN …"""
     out: Path = Path("report.html")
     """The file to write."""

@@ -156,7 +156,7 @@ def _unknown(value: Any) -> str:
 def _instead(layout: str) -> str:
     if layout == "alfred":
         return (
-            "; play the game's expert: python -m training.collect --env stepagent/ALFWorld-v0 "
+            "; play the game's expert: stepagent collect --env stepagent/ALFWorld-v0 "
             "--env-args.data FOLDER --out FOLDER"
         )
     return ""

@@ -77,5 +77,5 @@ def _check_prompt(path: Path, trajectories: Sequence[Trajectory], env: str, prom
         raise RunError(
             f"{path} holds {len(foreign)} trajectories made under another prompt than "
             f"{env} has now (the first: task {foreign[0].task_id}, prompt "
-            f"{foreign[0].fingerprint['prompt']}): collect them again with training.collect"
+            f"{foreign[0].fingerprint['prompt']}): collect them again with stepagent collect"
         )

@@ -73,6 +73,7 @@ def test_implicit(setting):
 )
 def test_inverse(setting, baseline, changes):
     policy, config, directory = setting
+    config.reflection.epochs = 1 if changes.get("informative") is False else 3
     for name, value in changes.items():
         holder = config.inverse if hasattr(config.inverse, name) else config.inverse.discriminator
         setattr(holder, name, value)

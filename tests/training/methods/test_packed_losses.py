@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stepagent.training.config import Config
+from stepagent.training.config import Config, DiscriminatorConfig, ReflectionConfig
 from stepagent.training.methods import discriminator, implicit
 from stepagent.training.methods.discriminator import Discriminator, attach
 from stepagent.training.methods.practice import Practice
@@ -41,10 +41,16 @@ def _judge():
 @pytest.mark.parametrize(
     ("make", "loss", "items"),
     [
-        (tiny_model, implicit.loss(0.1, 0.5), list(_pairs())),
-        (_judge, discriminator.loss, list(_practices())),
+        (tiny_model, implicit.loss(ReflectionConfig(sft_weight=0.5)), list(_pairs())),
+        (
+            tiny_model,
+            implicit.loss(ReflectionConfig(preference="length_normalised")),
+            list(_pairs()),
+        ),
+        (_judge, discriminator.loss(DiscriminatorConfig()), list(_practices())),
+        (_judge, discriminator.loss(DiscriminatorConfig(loss="pairwise")), list(_practices())),
     ],
-    ids=["implicit", "discriminator"],
+    ids=["implicit", "length-normalised", "discriminator", "pairwise"],
 )
 def test_packed_equals_single(make, loss, items):
     sides = []
@@ -66,7 +72,7 @@ def test_packed_equals_single(make, loss, items):
 def test_all_that_a_discriminator_trains_gets_a_gradient():
     """Its backbone's output layer, untied here, would not: DDP refuses that."""
     judge = _judge()
-    total, _ = discriminator.loss(judge, list(_practices()))
+    total, _ = discriminator.loss(DiscriminatorConfig())(judge, list(_practices()))
     total.backward()
     without = [n for n, p in judge.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []

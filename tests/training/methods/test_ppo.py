@@ -263,7 +263,7 @@ def test_optimise_gives_each_part_its_rate_and_clips_it_by_itself(tmp_path):
         return (model["body"](x) + 1000 * model["head"](x)).sum(), {}
 
     stage = Stage("s", RunDirectory(tmp_path / "run", ""))
-    optimise(stage, model, Schedule([[0]], lambda _: 1.0), total, config, {"head": 0.1})
+    optimise(stage, model, Schedule([[0]], lambda _: 1.0, rates={"head": 0.1}), total, config)
     for name, parameter in model.named_parameters():
         rate = 0.1 if name.startswith("head") else 0.01
         moved = before[name] - parameter.detach()
