@@ -1,9 +1,9 @@
 """Several processes of one run (`accelerate launch --config_file …`), kept in step.
 
-The main process owns the run's directory: it writes files, saves policies and evaluates them, and
-the others wait, then read what it wrote. Practice, episodes and gradients are shared out
-(`methods/practice.py`, `methods/rollouts.py`, `runs/optimise.py`). In a run of one process
-everything here is a no-op.
+The main process owns the run's directory: it writes files and saves policies, and the others wait,
+then read what it wrote. Practice, episodes, evaluation and gradients are shared out
+(`methods/practice.py`, `methods/rollouts.py`, `runs/scores.py`, `runs/optimise.py`). In a run of
+one process everything here is a no-op.
 """
 
 from __future__ import annotations

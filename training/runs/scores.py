@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from stepagent import envs
 from stepagent.envs.react import Prompt
-from stepagent.envs.trajectory import Trajectory, read
+from stepagent.envs.trajectory import Trajectory, read, write
 from stepagent.eval import agreement
-from stepagent.eval.evaluate import EvaluationOptions, evaluate
+from stepagent.eval.evaluate import EvaluationOptions, choose, evaluate
 from stepagent.eval.paper import LABELS
 from stepagent.files import write_text
 from stepagent.training import collect
 from stepagent.training.config import Config
 from stepagent.training.policy import Policy
+from stepagent.training.runs import processes
+
+RESULTS = "results.jsonl"
 
 
 class Scores:
-    """The evaluations of a run, each in a folder of `path`; the main process plays them."""
+    """The evaluations of a run, each in a folder of `path`. Several processes share the tasks: each
+    plays its part in a folder `parts/`, which the main process puts together."""
 
     def __init__(self, path: Path, config: Config, console: Console):
         self.path, self.config, self.console = path, config, console
@@ -33,22 +40,31 @@ class Scores:
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def play(self, name: str, player: Any) -> None:
-        """Plays what is missing of an evaluation, with an agent that is closed afterwards."""
-        evaluation = self.config.evaluation
+        """Plays what is missing of an evaluation, with an agent that is closed afterwards; all
+        processes take part."""
+        evaluation, folder = self.config.evaluation, self.path / name
+        env_id = evaluation.env or self.config.env
+        options = EvaluationOptions(
+            split=evaluation.split,
+            limit=evaluation.limit or None,
+            seed=self.config.seed,
+            workers=evaluation.workers,
+            env_args=evaluation.env_args if evaluation.env else self.config.env_args,
+        )
         try:
-            evaluate(
-                evaluation.env or self.config.env,
-                player,
-                self.path / name,
-                EvaluationOptions(
-                    split=evaluation.split,
-                    limit=evaluation.limit or None,
-                    seed=self.config.seed,
-                    workers=evaluation.workers,
-                    env_args=evaluation.env_args if evaluation.env else self.config.env_args,
-                ),
-                console=self.console,
-            )
+            if processes.count() > 1:
+                rank, count = processes.rank(), processes.count()
+                played = {t.task_id for t in _episodes([folder / RESULTS])}
+                tasks = [t for t in _tasks(env_id, options) if t not in played]
+                if mine := tasks[rank::count]:
+                    part = replace(options, task_ids=mine, limit=None)
+                    where = folder / "parts" / f"{rank}-of-{count}"
+                    evaluate(env_id, player, where, part, console=self.console)
+                processes.wait()
+            if processes.is_main():
+                _put_together(folder)
+                evaluate(env_id, player, folder, options, console=self.console)
+                shutil.rmtree(folder / "parts", ignore_errors=True)
         finally:
             player.close()
 
@@ -117,3 +133,34 @@ class Scores:
                 *[match] * bool(measured),
             )
         return table
+
+
+def _episodes(files: Sequence[Path]) -> list[Trajectory]:
+    """The episodes of these files, as far as they exist, that did not fail."""
+    return [t for path in files if path.is_file() for t in read(path, bad=[]) if not t.error]
+
+
+def _tasks(env_id: str, options: EvaluationOptions) -> list[str]:
+    env = envs.make(env_id, **{**options.env_args, "split": options.split})
+    try:
+        return choose(env, options.limit, options.task_ids)
+    finally:
+        env.close()
+
+
+def _put_together(folder: Path) -> None:
+    """Makes the episodes of all parts the results of the evaluation, with the time and the counts
+    of tokens that they took; its own `evaluate` then has no more than the summary to do."""
+    parts = sorted(folder.glob("parts/*/summary.json"))
+    if not parts:
+        return
+    files = [folder / RESULTS, *(path.with_name(RESULTS) for path in parts)]
+    write(folder / RESULTS, {t.task_id: t for t in _episodes(files)}.values())
+    summaries = [json.loads(path.read_text()) for path in parts]
+    counts: dict[str, float] = {}
+    for summary in summaries:
+        for name, value in summary["agent_statistics"].items():
+            counts[name] = counts.get(name, 0.0) + value
+    seconds = max(summary["seconds"] for summary in summaries)
+    earlier = {"seconds": seconds, "agent_statistics": counts, "complete": False}
+    write_text(folder / "summary.json", json.dumps(earlier))

@@ -210,9 +210,9 @@ class TrainingRun:
     def score(self, name: str, agent: str = "policy") -> None:
         """Plays the evaluation's tasks with the policy, or another agent; resumes a partial one.
 
-        Of several processes the main one plays.
+        Several processes share the tasks.
         """
-        if self.directory.main and not self._is_scored(name):
+        if not processes.gather(self._is_scored(name))[0]:  # as the main one sees it
             self.scores.play(name, self._player(name, agent))
         if self.directory.main and agent == "policy" and self.config.evaluation.agreement:
             self._refresh()

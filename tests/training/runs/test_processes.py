@@ -126,6 +126,7 @@ def _settings(config, method):
     config.ppo.entropy = 0.01  # moves even who earns nothing
     config.sft.learning_rate = 1e-4
     config.preference.learning_rate, config.preference.batch_size = 1e-4, 4
+    config.rollouts.temperature = 1.0  # so weak an agent, if greedy, writes beyond the context
     judge = config.inverse.discriminator
     judge.max_accuracy, judge.chance_margin = 1.1, -1.0
     return config
