@@ -16,7 +16,15 @@ class Served:
         named = [part for env_id in env_ids for part in ("--env", env_id)]
         more = [f"--{name.replace('_', '-')}={value:g}" for name, value in options.items()]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "stepagent.envs.serve", *named, *more, "--port=0", "--log-level=warning"],
+            [
+                sys.executable,
+                "-m",
+                "stepagent.envs.serve",
+                *named,
+                *more,
+                "--port=0",
+                "--log-level=warning",
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
