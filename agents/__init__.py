@@ -1,4 +1,4 @@
-"""What acts in the environments. `make_agent` builds an agent from one line of text.
+"""Agents, which act in the environments. `make_agent` builds one from a line of text.
 
 Importing this package is light; torch, transformers and requests are loaded by the agents that
 need them.

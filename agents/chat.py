@@ -1,13 +1,13 @@
-"""Conversations as tokens: the same ones in training and in acting, piece by piece.
+"""Conversations as tokens, piece by piece and the same in training and in acting.
 
-A chat template is a program over the whole conversation. `ChatCodec` asks it once, with marker
-texts, what it writes around the turns, and from then on writes the conversation as a row of pieces:
-`state piece, reply, state piece, reply, …`. A reply's span of tokens is thus known by construction
-(no searching for strings), a longer conversation always extends the tokens of a shorter one (so a
-key-value cache stays good), and what a model was trained on is what it sees when it acts.
+A chat template is a program over the entire conversation. `ChatCodec` asks it once, with marker
+texts, what it writes around the turns, and from then on writes the conversation as a sequence of
+pieces: `state piece, reply, state piece, reply, …`. A reply's span of tokens is thus known by
+construction (no searching for strings), a longer conversation always extends the tokens of a
+shorter one (so a key-value cache stays valid), and a model sees in acting what it was trained on.
 
-Only the template writes special tokens: where a text spells one (`</s>` in a web page, a forged end
-of turn), a space breaks it into ordinary text.
+Only the template writes special tokens: where a text contains one (`</s>` in a web page, a forged
+end of turn), a space breaks it into ordinary text.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from stepagent.envs.react import Message
+from stepagent.envs.react import STOP, Message
+from stepagent.errors import UsageError
 
 _MARKS = ("⟦system⟧", "⟦one⟧", "⟦two⟧", "⟦three⟧", "⟦four⟧", "⟦five⟧")
 
 
-class ChatTemplateError(ValueError):
-    """The model's chat template is missing, or cannot be written turn by turn."""
+class ChatTemplateError(UsageError):
+    """The model's chat template is missing, or cannot be applied turn by turn."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Encoded:
 
     ids: list[int]
     replies: list[tuple[int, int]] = field(default_factory=list)
-    """Half-open spans [start, end) of the replies, the end-of-turn token included. The state that
-    the i-th reply answers is `ids[:replies[i][0]]`."""
+    """Half-open spans [start, end) of the replies, the end-of-turn token included (but see `cut_at`
+    of `encode`). The state that the i-th reply answers is `ids[:replies[i][0]]`."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class ChatCodec:
         """Ends every reply; generation stops at it."""
         self._state = lru_cache(maxsize=65536)(self._encode_state)
         self._reply = lru_cache(maxsize=65536)(self._encode_reply)
+        self._body = lru_cache(maxsize=65536)(self._encode_body)
+        self._closing: dict[int, bool] = {}
 
     def _probe(self, system: bool) -> _Wrapping | None:
         """Reads the wrapping off the template; None where it is irregular or drops a text."""
@@ -107,21 +110,23 @@ class ChatCodec:
         return _Wrapping(first, reply, after[:end], after[end:]) if end else None
 
     def _first_special_end(self, text: str) -> int:
-        """Where the first special token of a text ends; 0 where there is none."""
-        found = self._special.search(text)
-        return found.end() if found else 0
+        """Index at which the first special token of a text ends; 0 if there is none."""
+        match = self._special.search(text)
+        return match.end() if match else 0
 
     def _as_text(self, text: str) -> str:
-        """The text with a space in what would be read as a special token."""
+        """The text, with a space in whatever would be read as a special token."""
         return self._special.sub(lambda name: f"{name[0][:1]} {name[0][1:]}", text)
 
     def _raw(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _after(self, context: str, text: str) -> list[int]:
-        """Tokens of `text` where it follows `context`: at a text's start they may differ."""
-        whole, head = self._raw(context + text), self._raw(context)
-        return whole[len(head) :] if whole[: len(head)] == head else self._raw(text)
+        """Tokens of `text` after `context`: at the start of a text they may differ."""
+        context_ids, all_ids = self._raw(context), self._raw(context + text)
+        if all_ids[: len(context_ids)] != context_ids:
+            return self._raw(text)
+        return all_ids[len(context_ids) :]
 
     def _encode_state(self, system: str | None, observation: str) -> tuple[int, ...]:
         """From the end of the last reply (or the start) up to where the next reply begins."""
@@ -137,6 +142,10 @@ class ChatCodec:
             text = w.before_first + (f"{system}\n\n{observation}" if system else observation)
         return tuple(self._raw(text + w.before_reply))
 
+    def _encode_body(self, reply: str) -> tuple[int, ...]:
+        """A reply without its end of turn."""
+        return tuple(self._after(self._plain.before_reply, self._as_text(reply)))
+
     def _encode_reply(self, reply: str) -> tuple[int, ...]:
         w = self._plain
         return tuple(self._after(w.before_reply, self._as_text(reply) + w.end_of_turn))
@@ -145,8 +154,15 @@ class ChatCodec:
         """Tokens of a reply in its place, the end-of-turn token last."""
         return list(self._reply(reply.strip()))
 
-    def encode(self, messages: Sequence[Message]) -> Encoded:
-        """A conversation that ends in an observation (to be answered) or in a reply (to learn).
+    def body_ids(self, reply: str) -> list[int]:
+        """Tokens of a reply in its place, without an end of turn."""
+        return list(self._body(reply.strip()))
+
+    def encode(self, messages: Sequence[Message], cut_at: int | None = None) -> Encoded:
+        """Encodes a conversation that ends in an observation (to answer) or a reply (to learn).
+
+        `cut_at` is the length limit, in tokens, of whoever wrote the replies. One that fills it
+        never came to its end: the end of turn after it is part of the next state, not of its span.
 
         Raises ValueError unless it is [system,] user, assistant, user, assistant, …
         """
@@ -166,10 +182,25 @@ class ChatCodec:
             else:
                 start = len(ids)
                 ids += self._reply(text)
-                replies.append((start, len(ids)))
+                end = len(ids)
+                if cut_at is not None and len(body := self._body(text)) >= cut_at:
+                    end = start + len(body)
+                replies.append((start, end))
         if not turns:
             raise ValueError("a conversation needs at least one observation")
         return Encoded(ids, replies)
+
+    def has_stop(self, ids: Sequence[int]) -> bool:
+        """Whether a reply that is being generated contains a stop text (`envs.react.STOP`): after
+        it the agent plays the environment. Decoded only after a token that could end one."""
+        last = ids[-1]
+        if last not in self._closing:
+            text = self.decode([last])
+            self._closing[last] = any(stop[-1] in text for stop in STOP)
+        if not self._closing[last]:
+            return False
+        text = self.decode(ids)
+        return any(stop in text for stop in STOP)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a generated reply, without special tokens."""
@@ -178,11 +209,11 @@ class ChatCodec:
     def fit(self, messages: Sequence[Message], limit: int) -> tuple[list[Message], bool]:
         """The conversation cut to at most `limit` tokens, and whether it was cut.
 
-        Turns leave from the middle: the system message, the first observation (it holds the task)
-        and the latest turns stay. They leave four at a time, so that a growing conversation keeps
-        the same beginning for several turns and its cache stays good. Where even the latest turn
-        alone is too long, its observation loses its middle.
-        Raises ValueError where system message and task alone exceed the limit.
+        Turns are removed from the middle: the system message, the first observation (it holds the
+        task) and the latest turns stay. They are removed four at a time, so that a growing
+        conversation keeps the same beginning for several turns and its cache stays valid. If the
+        latest turn alone is too long, its observation loses its middle.
+        Raises ValueError if system message and task alone exceed the limit.
         """
         turns = list(messages)
         if len(self.encode(turns).ids) <= limit:
@@ -190,8 +221,8 @@ class ChatCodec:
         first = 2 if turns[0]["role"] == "system" else 1
         head, pairs = turns[:first], (len(turns) - first) // 2
         for dropped in range(4, pairs + 4, 4):
-            # What follows the first observation is its own reply, so a pair is (reply,
-            # observation); the last dropped pair's observation goes, one note stands for all.
+            # The first observation is followed by its reply, so a pair is (reply, observation).
+            # One note replaces all that are dropped.
             tail = turns[first + 2 * min(dropped, pairs) :]
             note = f"{head[-1]['content']}\n\n[{min(dropped, pairs)} turns left out]"
             if dropped >= pairs:
@@ -203,7 +234,7 @@ class ChatCodec:
         return self._fit_last(head, last, pairs, limit), True
 
     def _fit_last(self, head: list[Message], last: str, pairs: int, limit: int) -> list[Message]:
-        """Task and latest observation in one message, the middle of the longer text cut out."""
+        """Task and latest observation in one message, each without its middle where it is long."""
         task = head[-1]["content"]
         note = f"\n\n[{pairs} turns left out]\n\n" if pairs else ""
         for keep in (8192, 4096, 2048, 1024, 512, 256, 128, 64):
@@ -212,11 +243,11 @@ class ChatCodec:
             if len(self.encode(cut).ids) <= limit:
                 return cut
         raise ValueError(
-            f"the system message alone needs more than the {limit} tokens of context that there "
-            "are: leave out the example (`example: false`), or use a model with a longer context"
+            f"the system message alone needs more than the {limit} tokens of context available: "
+            "leave out the example (`example: false`), or use a model with a longer context"
         )
 
 
 def _middle(text: str, keep: int) -> str:
-    """The text without its middle, `keep` characters long at most."""
+    """The text without its middle, at most `keep` characters long."""
     return text if len(text) <= keep else f"{text[: keep // 2]} […] {text[-keep // 2 :]}"

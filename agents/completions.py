@@ -1,4 +1,4 @@
-"""One completion from an OpenAI-compatible server: the request, further attempts, the answer."""
+"""One completion from an OpenAI-compatible server: the request, retries, the response."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 
 import requests
 
-from stepagent.agents.replies import Completion
-from stepagent.agents.spending import RateLimit
+from stepagent.agents.costs import RateLimit
+from stepagent.agents.reply_cache import Completion
+from stepagent.errors import UserError
 
-_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""
 _TOO_LONG = re.compile(
     r"context.{0,3}length|context window|context size|maximum context|max_model_len|too many tokens"
@@ -24,16 +25,16 @@ _TOO_LONG = re.compile(
 )
 
 
-class ApiError(RuntimeError):
-    """The server cannot be used so; the message says which server, why, and what to do."""
+class ApiError(UserError, RuntimeError):
+    """The server cannot be used; the message says which server, why, and what to do."""
 
 
 class TooLong(Exception):
-    """The server refused the prompt as longer than its context."""
+    """The server refused the prompt because it exceeds the context."""
 
 
 class _Key(requests.auth.AuthBase):
-    """Sends the key, and keeps requests from taking another one out of ~/.netrc."""
+    """Sends the key, and keeps requests from using one from ~/.netrc."""
 
     def __init__(self, key: str):
         self._key = key
@@ -45,7 +46,7 @@ class _Key(requests.auth.AuthBase):
 
 
 class _Unreadable(Exception):
-    """An answer that is no chat completion."""
+    """A response that is not a chat completion."""
 
 
 class Completions:
@@ -54,10 +55,10 @@ class Completions:
     Parameters
     ----------
     model, base_url, key: what and where; `key` goes into the requests and nowhere else.
-    parameters: of every request. Those that the model refuses by name are left out from then on.
+    parameters: of every request. Those that the model rejects by name are omitted from then on.
     timeout, retries, backoff: as in `agents.openai.OpenAIAgent`.
-    limit: how much may be asked.
-    count: told the number of requests and retries, by name.
+    limit: of requests and tokens.
+    count: called with the number of requests and retries, by name.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Completions:
         self._lock = threading.Lock()
 
     def session(self) -> requests.Session:
-        """For one thread; keeps its connection."""
+        """A session for one thread; keeps its connection open."""
         session = requests.Session()
         session.auth = _Key(self._secret)
         return session
@@ -89,12 +90,12 @@ class Completions:
     def ask(
         self, body: dict[str, Any], session: requests.Session, stop: threading.Event
     ) -> Completion:
-        """One completion, with further attempts; raises TooLong or ApiError."""
+        """One completion, retried if needed; raises TooLong or ApiError."""
         problem, attempt = "", 0
         while not stop.is_set():
             wait = min(60.0, self._backoff * 2**attempt) * random.uniform(0.5, 1.0)
-            sent = {"model": self.model, **self._parameters, **body}
-            sent = {name: sent[name] for name in sent.keys() - self._refused}
+            request = {"model": self.model, **self._parameters, **body}
+            request = {name: request[name] for name in request.keys() - self._refused}
             entry = self._limit.wait(self._estimate(body), stop)
             if stop.is_set():
                 break
@@ -102,21 +103,21 @@ class Completions:
             try:
                 answer = session.post(
                     f"{self.base_url}/chat/completions",
-                    json=sent,
+                    json=request,
                     timeout=(min(10.0, self._timeout), self._timeout),
                 )
                 if answer.status_code == 200:
-                    found = self._read(answer)
-                    self._limit.correct(entry, found.tokens)
-                    return found
+                    completion = self._read(answer)
+                    self._limit.correct(entry, completion.tokens)
+                    return completion
                 problem = self._problem(answer)
-                if answer.status_code == 400 and self._adapt(problem, sent):
+                if answer.status_code == 400 and self._adapt(problem, request):
                     continue
-                if answer.status_code not in _AGAIN:
+                if answer.status_code not in _RETRYABLE:
                     raise ApiError(problem)
-                said = _retry_after(answer)
-                if said is not None:
-                    self._limit.pause(wait := said)
+                seconds = _retry_after(answer)
+                if seconds is not None:
+                    self._limit.pause(wait := seconds)
             except requests.Timeout:
                 problem = f"no answer from {self.base_url} within {self._timeout:g} s"
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
@@ -136,9 +137,9 @@ class Completions:
         raise ApiError(problem or "another request has failed")
 
     def _estimate(self, body: dict[str, Any]) -> int:
-        """About how many tokens a request will take, reply included."""
-        asked = sum(len(message["content"]) for message in body["messages"])
-        return asked // 4 + int(self._parameters.get("max_tokens") or 0)
+        """Roughly how many tokens a request will take, including the reply."""
+        characters = sum(len(message["content"]) for message in body["messages"])
+        return characters // 4 + int(self._parameters.get("max_tokens") or 0)
 
     def _read(self, answer: requests.Response) -> Completion:
         where = f"{self.base_url} answered 200 with"
@@ -147,7 +148,7 @@ class Completions:
             choices, usage = body["choices"], body.get("usage") or {}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise _Unreadable(
-                f"{where} something else than a chat completion: {self._short(answer.text)!r}"
+                f"{where} something other than a chat completion: {self._short(answer.text)!r}"
             ) from None
         try:
             text = choices[0]["message"]["content"] or ""
@@ -156,13 +157,13 @@ class Completions:
         except (IndexError, KeyError, TypeError, AttributeError):
             raise _Unreadable(f"{where} no choice in it: {self._short(answer.text)!r}") from None
         details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
-        kept = _whole(details, "cached_tokens")
-        read = max(0, _whole(usage, "prompt_tokens") - kept)
-        return Completion(text, read, kept, _whole(usage, "completion_tokens"))
+        cached = _token_count(details, "cached_tokens")
+        read = max(0, _token_count(usage, "prompt_tokens") - cached)
+        return Completion(text, read, cached, _token_count(usage, "completion_tokens"))
 
     def _problem(self, answer: requests.Response) -> str:
-        """What an error status means; raises where no other attempt can help."""
-        status, said = answer.status_code, self._short(answer.text)
+        """What an error status means; raises if a retry cannot help."""
+        status, message = answer.status_code, self._short(answer.text)
         if status in (401, 403):
             raise ApiError(
                 f"{self.base_url} refuses the key (status {status}): set OPENAI_API_KEY "
@@ -171,17 +172,17 @@ class Completions:
         if status == 404:
             raise ApiError(
                 f"{self.base_url} knows no /chat/completions or no model "
-                f"{self.model!r} (status 404): {said!r}"
+                f"{self.model!r} (status 404): {message!r}"
             )
         if status in (400, 413, 422) and (status == 413 or _TOO_LONG.search(answer.text)):
-            raise TooLong(said)
-        return f"{self.base_url} answered with status {status}: {said!r}"
+            raise TooLong(message)
+        return f"{self.base_url} answered with status {status}: {message!r}"
 
-    def _adapt(self, problem: str, sent: dict[str, Any]) -> bool:
-        """Some models refuse a parameter by name: leave it out (or rename it) from now on."""
+    def _adapt(self, problem: str, request: dict[str, Any]) -> bool:
+        """Some models reject a parameter by name: omit (or rename) it from now on."""
         for name in ("max_tokens", "temperature", "top_p", "stop", "seed"):
             if (
-                name in sent
+                name in request
                 and re.search(rf"\b{name}\b", problem)
                 and re.search(
                     "unsupported|not supported|unknown|unrecognized|does not support", problem, re.I
@@ -190,7 +191,7 @@ class Completions:
                 with self._lock:
                     self._refused.add(name)
                     if name == "max_tokens":
-                        self._parameters["max_completion_tokens"] = sent[name]
+                        self._parameters["max_completion_tokens"] = request[name]
                 return True
         return False
 
@@ -200,21 +201,21 @@ class Completions:
         return text if len(text) <= 300 else text[:300] + " …"
 
 
-def _whole(usage: Any, name: str) -> int:
-    """A count that a server reports; 0 where it reports none, or nonsense."""
-    found = usage.get(name) if isinstance(usage, dict) else None
-    return found if isinstance(found, int) and found > 0 else 0
+def _token_count(usage: Any, name: str) -> int:
+    """A count that a server reports; 0 if it reports none, or nonsense."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and count > 0 else 0
 
 
 def _retry_after(answer: requests.Response) -> float | None:
-    """Seconds that the server asks to wait (a number or a date; 120 at most), if it does."""
-    said = answer.headers.get("Retry-After", "").strip()
+    """Seconds that the server asks to wait (from a number or a date; at most 120), if any."""
+    header = answer.headers.get("Retry-After", "").strip()
     try:
-        return min(120.0, max(0.0, float(said)))
+        return min(120.0, max(0.0, float(header)))
     except ValueError:
         pass
     try:
-        until = email.utils.parsedate_to_datetime(said).timestamp()
+        until = email.utils.parsedate_to_datetime(header).timestamp()
     except (TypeError, ValueError):
         return None
     return min(120.0, max(0.0, until - time.time()))

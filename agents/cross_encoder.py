@@ -1,9 +1,9 @@
 """A cross-encoder that ranks a page's candidates, as MindAct's first stage does.
 
 For `stepagent/Mind2Web-v0`: `ranker="stepagent.agents.cross_encoder:CrossEncoder"` with
-`ranker_args={"model": PATH}`. Any sequence classifier of Hugging Face does; MindAct's was a
+`ranker_args={"model": PATH}`. Any sequence classifier of Hugging Face works; MindAct's was a
 DeBERTa-v3-base trained on the benchmark's train split. Task and history are the first text,
-the candidate is the second, and the score is the classifier's only logit, or its last one.
+the candidate is the second; the score is the classifier's only logit, or its last one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class CrossEncoder(Ranker):
     Parameters
     ----------
     model: directory that `save_pretrained` wrote, or a hub id; safetensors only.
-    batch_size: pairs a forward pass.
-    max_length: tokens of a pair; longer ones are cut.
+    batch_size: pairs per forward pass.
+    max_length: tokens of a pair; longer ones are truncated.
     dtype, device: as in `agents.models`.
 
-    Raises `agents.models.ModelError` where the model cannot be loaded.
+    Raises `agents.models.ModelError` if the model cannot be loaded.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class CrossEncoder(Ranker):
 
         if batch_size < 1 or max_length < 8:
             raise ValueError(
-                f"batch_size {batch_size} must be 1 or more, max_length {max_length} 8"
+                f"batch_size {batch_size} must be at least 1, max_length {max_length} at least 8"
             )
         self.batch_size, self.max_length = batch_size, max_length
         with models.quiet():
@@ -66,8 +66,8 @@ class CrossEncoder(Ranker):
     def scores(self, query: str, texts: Sequence[str]) -> list[float]:
         import torch
 
-        found: list[float] = []
-        with self._lock, torch.inference_mode():  # tokenizers are not made for two threads
+        scores: list[float] = []
+        with self._lock, torch.inference_mode():  # tokenizers are not thread-safe
             for first in range(0, len(texts), self.batch_size):
                 batch = list(texts[first : first + self.batch_size])
                 encoded = self._tokenizer(
@@ -78,5 +78,5 @@ class CrossEncoder(Ranker):
                     padding=True,
                     return_tensors="pt",
                 ).to(self._model.device)
-                found += self._model(**encoded).logits[:, -1].float().tolist()
-        return found
+                scores += self._model(**encoded).logits[:, -1].float().tolist()
+        return scores

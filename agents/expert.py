@@ -9,14 +9,14 @@ from stepagent.envs.react import PromptStyle, render
 
 
 class ExpertAgent(Agent):
-    """Says the n-th pair of `env.expert_plan()` at the n-th turn of an episode.
+    """Replies with the n-th pair of `env.expert_plan()` in the n-th turn of an episode.
 
-    The plan is asked for once an episode. Where it is used up and the episode still goes on, the
-    reply holds no action: nothing is done in the world, the step counts as invalid, and
-    `statistics()["plans_used_up"]` counts the episode, so that a failing plan shows.
+    The plan is made once per episode. If it is exhausted before the episode ends, the reply holds
+    no action: nothing happens in the environment, the step counts as invalid, and
+    `statistics()["plans_used_up"]` counts the episode, so that a failing plan is visible.
 
-    Parameters: batch_size, episodes kept open at once; instruction, example, thoughts, the
-    conversations' style (without thoughts a reply is the bare action).
+    Parameters: batch_size, the episodes kept open at once; instruction, example, thoughts, the
+    style of conversations (without thoughts a reply is the bare action).
     """
 
     name = "expert"
@@ -32,8 +32,8 @@ class ExpertAgent(Agent):
         self.batch_size = batch_size
         self.style = PromptStyle(instruction, example, thoughts)
         self._plans: dict[Hashable, list[tuple[str, str]]] = {}
-        self._used_up: set[Hashable] = set()
-        self._over = 0
+        self._exhausted: set[Hashable] = set()
+        self._exhausted_episodes = 0
 
     def act(self, turns: Sequence[Turn]) -> list[str]:
         return [self._reply(turn) for turn in turns]
@@ -45,16 +45,16 @@ class ExpertAgent(Agent):
         number = sum(message["role"] == "assistant" for message in turn.messages)
         if number < len(plan):
             return render(*plan[number], self.style)
-        self._used_up.add(turn.key)
+        self._exhausted.add(turn.key)
         return "Thought: My plan ends here." if self.style.thoughts else ""
 
     def forget(self, key: Hashable) -> None:
         self._plans.pop(key, None)
-        self._over += key in self._used_up
-        self._used_up.discard(key)
+        self._exhausted_episodes += key in self._exhausted
+        self._exhausted.discard(key)
 
     def fingerprint(self) -> dict[str, str]:
         return {"style": str(self.style)}
 
     def statistics(self) -> dict[str, float]:
-        return {"plans_used_up": self._over + len(self._used_up)}
+        return {"plans_used_up": self._exhausted_episodes + len(self._exhausted)}

@@ -1,14 +1,13 @@
 """Replies of a language model to conversations that keep their key-value cache.
 
-At every turn only what a conversation gained since its last turn is read: the longest common prefix
-of the prompt and what a cache slot holds stays, the rest is prefilled (ragged over the batch, in
+In every turn the model reads only what a conversation has gained since its last turn: the longest
+common prefix of the prompt and a cache slot stays, the rest is prefilled (ragged over the batch, in
 chunks). The first of several conversations that share a beginning reads it; the others copy it.
 
-Batching is continuous: a conversation joins whenever it comes and leaves as soon as its reply has
-ended, in the middle of the others' replies. Each pass of `Generator.step` gives every conversation
-under way what it has still to read, a chunk of its prompt or the token it said last, so that
-reading and saying need no phases of their own. `Generator.generate` does the same for a batch that
-is there from the beginning.
+Batching is continuous: a conversation joins when it arrives and leaves as soon as its reply has
+ended, in the middle of the others' replies. Each pass of `Generator.step` feeds every active
+conversation what it has not read yet, a chunk of its prompt or its last token, so that prefill and
+decoding are not separate phases. `Generator.generate` does the same for a fixed batch.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepagent.agents.slots import SlotCache
+from stepagent.agents.kv_cache import SlotCache
 
 _WORTH_COPYING = 32
 """Shared tokens for which a conversation waits until another one has read them."""
-_PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass
-class Prompt:
+class Request:
     """A conversation that waits for a reply."""
 
     key: Hashable
     ids: list[int]
     rng: np.random.Generator
-    """Where sampling draws one number a token from; untouched when decoding is greedy."""
+    """Sampling draws one number per token from it; unused when decoding is greedy."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the next token is chosen. Temperature 0 is greedy; top_p keeps the likeliest tokens."""
+    """How the next token is chosen. Temperature 0 is greedy; top_p is nucleus sampling."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -47,7 +46,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
-            raise ValueError(f"{self}: wants temperature ≥ 0, 0 < top_p ≤ 1, max_new_tokens ≥ 1")
+            raise ValueError(f"{self}: needs temperature ≥ 0, 0 < top_p ≤ 1, max_new_tokens ≥ 1")
 
 
 @dataclass
@@ -56,56 +55,61 @@ class Counts:
 
     read: int = 0
     """Prompt tokens that went through the model."""
-    kept: int = 0
-    """Prompt tokens that a slot held already."""
+    cached: int = 0
+    """Prompt tokens that were in the cache already."""
     generated: int = 0
 
 
 @dataclass
-class _Row:
-    """A conversation while it is being answered."""
+class _BatchRow:
+    """A request while it is being answered."""
 
-    prompt: Prompt
+    request: Request
     slot: int = -1
     reply: list[int] = field(default_factory=list)
     ended: bool = False
 
     def unread(self, filled: int) -> list[int]:
-        """What the model has not seen yet, where the slot holds `filled` tokens."""
-        size = len(self.prompt.ids)
-        return self.prompt.ids[filled:] if filled < size else self.reply[filled - size :]
+        """The tokens that the model has not seen yet, if the slot holds `filled` tokens."""
+        size = len(self.request.ids)
+        return self.request.ids[filled:] if filled < size else self.reply[filled - size :]
+
+
+_Unread = list[tuple[_BatchRow, list[int]]]
+"""Rows, and the tokens of each that the next pass is to read."""
 
 
 def choose(logits: torch.Tensor, decoding: Decoding, draws: Sequence[float]) -> list[int]:
-    """One token a row of `logits` (rows, vocabulary), by the row's own uniform draw in [0, 1).
+    """One token per row of `logits` (rows, vocabulary), by the row's uniform draw in [0, 1).
 
     A row's choice depends on its logits and its draw only, not on the other rows.
     """
     if decoding.temperature == 0:
         return logits.argmax(-1).tolist()
-    chance = (logits.double() / decoding.temperature).softmax(-1)
+    probabilities = (logits.double() / decoding.temperature).softmax(-1)
     draw = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None]
     if decoding.top_p == 1:
-        total = chance.cumsum(-1)
+        total = probabilities.cumsum(-1)
         picked = torch.searchsorted(total, draw * total[:, -1:], right=True)
         return picked.clamp_(max=logits.shape[-1] - 1).squeeze(-1).tolist()
-    chance, order = chance.sort(dim=-1, descending=True, stable=True)
-    total = chance.cumsum(-1)
-    last = (total - chance < decoding.top_p).sum(-1, keepdim=True) - 1  # the likeliest always stays
+    probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    total = probabilities.cumsum(-1)
+    # The most likely token always stays.
+    last = (total - probabilities < decoding.top_p).sum(-1, keepdim=True) - 1
     picked = torch.searchsorted(total, draw * total.gather(-1, last), right=True)
     return order.gather(-1, torch.minimum(picked, last)).squeeze(-1).tolist()
 
 
 class Generator:
-    """Answers prompts with one model: `admit` them and `step` on, or `generate` a whole batch.
+    """Answers requests with one model: `admit` them and `step`, or `generate` a batch.
 
     Parameters
     ----------
-    model: a causal language model with attention layers (see `why_not`).
-    ends: token ids that end a reply (kept as its last token).
-    stopped: told a reply's ids after each token; True ends the reply.
+    model: a causal language model with attention layers (see `why_uncacheable`).
+    ends: token ids that end a reply (included as its last token).
+    stopped: called with a reply's ids after each token; True ends the reply.
     slots: conversations whose cache is kept.
-    limit: tokens of context, replies included.
+    limit: tokens of context, including replies.
     """
 
     def __init__(
@@ -121,11 +125,11 @@ class Generator:
         self.counts = Counts()
         self.device = model.get_input_embeddings().weight.device
         self.cache = SlotCache(slots, limit, self.device)
-        self._queue: list[_Row] = []  # have no slot yet
-        self._rows: list[_Row] = []
+        self._queue: list[_BatchRow] = []  # waiting for a slot
+        self._active: list[_BatchRow] = []
         fast = self.device.type != "cpu"
-        self._floor = 1024 if fast else 64  # tokens that cost as much as fewer do
-        self._chunk = 16384 if fast else 2048  # tokens of one forward pass
+        self._floor = 1024 if fast else 64  # below so many tokens a pass gets no cheaper
+        self._chunk = 16384 if fast else 2048  # tokens per forward pass
         config = model.config.get_text_config()
         self._eager = config._attn_implementation == "eager"
         kinds = set(getattr(config, "layer_types", None) or ())
@@ -137,24 +141,24 @@ class Generator:
 
     def forget(self, key: Hashable) -> None:
         """The conversation is over, answered or not: its slot is free."""
-        self._drop([row for row in (*self._queue, *self._rows) if row.prompt.key == key])
+        self._drop([row for row in (*self._queue, *self._active) if row.request.key == key])
         self.cache.release(key)
 
     def clear(self) -> None:
-        """Drops all that is kept, and whatever is under way."""
-        self._queue, self._rows = [], []
+        """Drops all caches and all requests."""
+        self._queue, self._active = [], []
         self.cache.clear()
 
-    def _drop(self, rows: Sequence[_Row]) -> None:
+    def _drop(self, rows: Sequence[_BatchRow]) -> None:
         gone = set(map(id, rows))
         self._queue = [row for row in self._queue if id(row) not in gone]
-        self._rows = [row for row in self._rows if id(row) not in gone]
+        self._active = [row for row in self._active if id(row) not in gone]
 
-    # Conversations that come and go -------------------------------------------------------------
+    # Continuous batching ------------------------------------------------------------------------
 
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
-        """The ids of each prompt's reply, in order."""
-        rows = self.admit(prompts)
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[int]]:
+        """The ids of each request's reply, in order."""
+        rows = self.admit(requests)
         try:
             while not all(row.ended for row in rows):
                 self.step(decoding)
@@ -162,52 +166,53 @@ class Generator:
             self._drop(rows)
         return [row.reply for row in rows]
 
-    def admit(self, prompts: Sequence[Prompt]) -> list[_Row]:
-        """Takes prompts in; those that find no free slot wait for one."""
-        rows = [_Row(prompt) for prompt in prompts]
+    def admit(self, requests: Sequence[Request]) -> list[_BatchRow]:
+        """Accepts requests; those that find no free slot wait for one."""
+        rows = [_BatchRow(request) for request in requests]
         self._queue += rows
         return rows
 
     @torch.no_grad()
     def step(self, decoding: Decoding) -> list[tuple[Hashable, list[int]]]:
-        """Lets all conversations under way read on, or say one token; (key, reply) of those ended.
+        """Advances all active requests: each reads a chunk, or generates one token. Returns (key,
+        reply) of those that ended.
 
-        Passes through the model: one, or one a width where widths differ much (see `_groups`).
+        This takes one pass through the model, or several where widths differ much (see `_groups`).
         """
         self._seat()
-        unread = [(row, row.unread(self.cache.filled(row.slot))) for row in self._rows]
+        unread = [(row, row.unread(self.cache.filled(row.slot))) for row in self._active]
         reading = sum(len(ids) > 1 for _, ids in unread)
         width = max(1, self._chunk // max(1, reading))
         for group in _groups([(row, ids[:width]) for row, ids in unread], self._floor):
             self._pass(group, decoding)
-        ended = [row for row in self._rows if row.ended]
+        ended = [row for row in self._active if row.ended]
         self._drop(ended)
-        return [(row.prompt.key, row.reply) for row in ended]
+        return [(row.request.key, row.reply) for row in ended]
 
     def _seat(self) -> None:
-        """Gives waiting prompts a slot that holds as much of them as any slot does."""
+        """Gives each waiting request a slot, and there the longest cached prefix of its prompt."""
         waiting, self._queue = self._queue, []
         for row in waiting:
-            # The last token is always read: its logits are wanted.
-            ids, key = row.prompt.ids, row.prompt.key
+            # The last token is always read, because its logits are needed.
+            ids, key = row.request.ids, row.request.key
             here = int(self.cache.shared(ids[:-1]).max(initial=0))
-            if len(self._rows) == self.cache.max_slots or any(
-                _common(ids, other.prompt.ids) - here >= _WORTH_COPYING
-                for other in self._rows
-                if self.cache.filled(other.slot) < len(other.prompt.ids)
+            if len(self._active) == self.cache.max_slots or any(
+                _common(ids, other.request.ids) - here >= _WORTH_COPYING
+                for other in self._active
+                if self.cache.filled(other.slot) < len(other.request.ids)
             ):
                 self._queue.append(row)
                 continue
-            row.slot = slot = self.cache.acquire(key, ids, {r.prompt.key for r in self._rows})
+            row.slot = slot = self.cache.acquire(key, ids, {r.request.key for r in self._active})
             shared = self.cache.shared(ids[:-1])
             source = slot if shared[slot] == here else int(shared.argmax())
             self.cache.copy_prefix(source, slot, here)
-            self.counts.kept += here
-            self._rows.append(row)
+            self.counts.cached += here
+            self._active.append(row)
 
-    def _pass(self, group: list[tuple[_Row, list[int]]], decoding: Decoding) -> None:
-        """One pass over some rows; those that have read all say their next token."""
-        if all(len(ids) == 1 for _, ids in group):  # neighbours are read without a copy
+    def _pass(self, group: _Unread, decoding: Decoding) -> None:
+        """One pass over some rows; those that have read everything generate their next token."""
+        if all(len(ids) == 1 for _, ids in group):  # adjacent slots are read without a copy
             span = self._span([row for row, _ in group])
             new: list[list[int]] = [[] for _ in span]
             for row, ids in group:
@@ -218,7 +223,7 @@ class Generator:
             span = [row.slot for row, _ in group]
             new, places = [ids for _, ids in group], list(range(len(group)))
         for row, ids in group:
-            left = len(row.prompt.ids) - self.cache.filled(row.slot)
+            left = len(row.request.ids) - self.cache.filled(row.slot)
             self.counts.read += max(0, min(left, len(ids)))
         logits = self._forward(span, new)
         done = [
@@ -227,10 +232,12 @@ class Generator:
             if not row.unread(self.cache.filled(row.slot))
         ]
         if done:
-            self._say([row for row, _ in done], logits[[place for _, place in done]], decoding)
+            rows, places = [row for row, _ in done], [place for _, place in done]
+            self._extend(rows, logits[places], decoding)
 
-    def _say(self, rows: list[_Row], logits: torch.Tensor, decoding: Decoding) -> None:
-        draws = [row.prompt.rng.random() if decoding.temperature else 0.0 for row in rows]
+    def _extend(self, rows: list[_BatchRow], logits: torch.Tensor, decoding: Decoding) -> None:
+        """Appends the next token to each reply, and marks those that have ended."""
+        draws = [row.request.rng.random() if decoding.temperature else 0.0 for row in rows]
         for row, token in zip(rows, choose(logits, decoding, draws), strict=True):
             row.reply.append(token)
             self.counts.generated += 1
@@ -240,21 +247,22 @@ class Generator:
                 or self.stopped(row.reply)
             )
 
-    def _span(self, active: list[_Row]) -> Sequence[int]:
-        """Neighbouring slots that hold the active rows; the rows are moved where they lie apart.
+    def _span(self, active: list[_BatchRow]) -> Sequence[int]:
+        """Adjacent slots that include the active rows; rows that are far apart are moved.
 
-        Slots in between that are not active cost little, moving costs a copy of a whole slot.
+        Inactive slots in between cost little, whereas moving copies an entire slot.
         """
         slots = [row.slot for row in active]
         if max(slots) - min(slots) >= 2 * len(slots):
             self.cache.gather(slots)
-            for row in self._rows:  # others had to make room
-                row.slot = self.cache.slot(row.prompt.key)
+            for row in self._active:  # other rows may have moved, too
+                row.slot = self.cache.slot(row.request.key)
             slots = [row.slot for row in active]
         return range(min(slots), max(slots) + 1)
 
     def _forward(self, slots: Sequence[int], new: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Appends tokens to slots; float32 logits after each row's last one, (rows, vocabulary)."""
+        """Appends tokens to slots; returns float32 logits after the last one of each row, (rows,
+        vocabulary)."""
         batch = self.cache.begin(slots, new, None if self._mixed else self._window)
         mask: Any = self._as_mask(batch.pop("mask"))
         if self._mixed:
@@ -271,7 +279,7 @@ class Generator:
         return out.logits[:, -1].float()
 
     def _as_mask(self, allowed: torch.Tensor) -> torch.Tensor:
-        """SDPA takes a boolean mask; the eager way adds one to the scores."""
+        """SDPA takes a boolean mask; eager attention adds a mask to the scores."""
         if not self._eager:
             return allowed
         dtype = self.model.dtype
@@ -279,49 +287,49 @@ class Generator:
 
 
 def _common(one: list[int], two: list[int]) -> int:
-    """Length of the common beginning."""
+    """Length of the common prefix."""
     n = min(len(one), len(two))
     differs = np.asarray(one[:n]) != np.asarray(two[:n])
     return int(differs.argmax()) if differs.any() else n
 
 
-def _groups(todo: list[tuple[_Row, list[int]]], floor: int) -> list[list[tuple[_Row, list[int]]]]:
-    """Splits ragged rows into the passes that together cost least.
+def _groups(todo: _Unread, floor: int) -> list[_Unread]:
+    """Splits ragged rows into passes, at the lowest total cost.
 
     A pass over w columns and b rows costs b · w, and at least `floor`.
     """
     todo = sorted(todo, key=lambda entry: -len(entry[1]))
     widths = [len(ids) for _, ids in todo]
     starts = [i for i, width in enumerate(widths) if i == 0 or width < widths[i - 1]]
-    best, begun = [0], [0]  # of the first n rows: their cost, and where their last pass begins
+    best, last_start = [0], [0]  # of the first n rows: cost, and where the last pass begins
     for end in range(1, len(todo) + 1):
         cost = {i: best[i] + max(floor, (end - i) * widths[i]) for i in starts if i < end}
         start = min(cost, key=lambda i: cost[i])
         best.append(cost[start])
-        begun.append(start)
+        last_start.append(start)
     groups, end = [], len(todo)
     while end:
-        groups.append(todo[begun[end] : end])
-        end = begun[end]
+        groups.append(todo[last_start[end] : end])
+        end = last_start[end]
     return groups[::-1]
 
 
-def why_not(model: Any) -> str:
-    """Why a model's cache cannot be kept in slots; "" where it can.
+def why_uncacheable(model: Any) -> str:
+    """Why a model's cache cannot be kept in slots; "" if it can.
 
-    What the config says is checked first, then the model itself: a ragged batch read in two passes
-    through the slots must give the logits of plain passes.
+    Checks the config first, then the model itself: a ragged batch read in two passes through the
+    slots must give the logits of ordinary passes.
     """
     config = model.config.get_text_config()
-    others = set(getattr(config, "layer_types", None) or ()) - _PLAIN_LAYERS
+    others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS
     if others:
-        return f"it has layers of another kind than attention: {', '.join(sorted(others))}"
+        return f"it has layers other than attention: {', '.join(sorted(others))}"
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         return f"its positions ({rope['rope_type']}) change with the length of the text"
     try:
         worst = _probe(model)
-    except Exception as error:  # whatever a foreign model raises here, the plain way is left
+    except Exception as error:  # whatever a model raises here, naive generation still works
         return f"its forward pass does not take a mask and positions ({type(error).__name__})"
     rounding = 1e-3 if model.dtype == torch.float32 else 0.1
     return "" if worst < rounding else f"its logits change by {worst:.2g} when the cache is kept"
@@ -329,16 +337,16 @@ def why_not(model: Any) -> str:
 
 @torch.no_grad()
 def _probe(model: Any) -> float:
-    """Root mean square difference of logits, slots against plain passes, over their spread."""
+    """Root mean square difference of logits, slots against ordinary passes, over their spread."""
     generator = Generator(model, ends=frozenset(), stopped=lambda ids: True, slots=3, limit=64)
     size = model.config.get_text_config().vocab_size
     texts = [[(7 * i + 3 * row + 1) % size for i in range(n)] for row, n in enumerate((9, 5, 12))]
     slots = [generator.cache.acquire(row, ids, ()) for row, ids in enumerate(texts)]
     generator._forward(slots, [ids[: 2 * row + 2] for row, ids in enumerate(texts)])
-    ours = generator._forward(slots, [ids[2 * row + 2 :] for row, ids in enumerate(texts)])
+    cached = generator._forward(slots, [ids[2 * row + 2 :] for row, ids in enumerate(texts)])
     worst = 0.0
     for row, ids in enumerate(texts):
-        plain = model(input_ids=torch.tensor([ids], device=generator.device)).logits[0, -1].float()
-        difference = (ours[row] - plain).pow(2).mean().sqrt() / plain.std().clamp_min(1e-6)
+        logits = model(input_ids=torch.tensor([ids], device=generator.device)).logits[0, -1].float()
+        difference = (cached[row] - logits).pow(2).mean().sqrt() / logits.std().clamp_min(1e-6)
         worst = max(worst, float(difference))
     return worst

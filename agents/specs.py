@@ -1,4 +1,4 @@
-"""Agents by their specs: `make_agent` builds one from a line of text such as `hf:PATH`."""
+"""Agents by their specs: `make_agent` builds one from a text such as `hf:PATH`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from stepagent import optional
 from stepagent.agents.core import Agent
 
 SPECS = {
@@ -30,14 +31,14 @@ _CLASSES = {
 def make_agent(spec: str, **options: Any) -> Agent:
     """An agent by its name in `SPECS`; `options` go to its class.
 
-    Raises ValueError that lists what exists for an unknown spec or option, and what the agent's
-    class raises.
+    Raises ValueError that lists the possible values for an unknown spec or option, and what the
+    agent's class raises.
     """
-    build, first, known = _class_of(spec)
-    unknown = sorted(set(options) - set(known))
+    build, first, accepted = _class_of(spec)
+    unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise ValueError(
-            f"the agent {spec!r} has no option {', '.join(unknown)}: it takes {', '.join(known)}"
+            f"the agent {spec!r} has no option {', '.join(unknown)}: it takes {', '.join(accepted)}"
         )
     return build(*first, **options)
 
@@ -48,17 +49,18 @@ def options_of(spec: str) -> list[str]:
 
 
 def _class_of(spec: str) -> tuple[Callable[..., Agent], list[str], list[str]]:
-    """A spec's class, what of the spec is its first argument, and the options it takes."""
+    """A spec's class, the positional arguments that the spec stands for, and the options."""
     kind, _, rest = spec.partition(":")
     takes_name = kind in ("hf", "openai")
     if kind not in _CLASSES or takes_name != bool(rest):
         listed = "\n".join(f"  {name:13} {what}" for name, what in SPECS.items())
         raise ValueError(f"unknown agent {spec!r}: choose one of\n{listed}")
     module, name = _CLASSES[kind]
-    build: Callable[..., Agent] = getattr(import_module(module), name)
-    known = [
+    with optional.named():
+        build: Callable[..., Agent] = getattr(import_module(module), name)
+    accepted = [
         p.name
         for p in inspect.signature(build).parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     ]
-    return build, [rest] if takes_name else [kind] if kind == "smollm2" else [], known
+    return build, [rest] if takes_name else [kind] if kind == "smollm2" else [], accepted

@@ -1,6 +1,6 @@
-"""The agent that runs a local language model, with conversations' caches kept between turns.
+"""The agent that runs a local language model and keeps the conversations' caches between turns.
 
-It is streaming (see `agents.core`): a conversation that comes back while others are being answered
+It is streaming (see `agents.core`): a conversation that returns while others are being answered
 joins them at the next token, so that the batch stays full.
 """
 
@@ -19,8 +19,8 @@ import torch
 from stepagent.agents import models
 from stepagent.agents.chat import ChatCodec
 from stepagent.agents.core import Agent, Turn
-from stepagent.agents.generation import Decoding, Generator, Prompt, why_not
-from stepagent.agents.plain import PlainGenerator
+from stepagent.agents.generation import Decoding, Generator, Request, why_uncacheable
+from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.envs.react import STOP, Message, PromptStyle
 
 
@@ -29,21 +29,21 @@ class TransformersAgent(Agent):
 
     Parameters
     ----------
-    model: a name as in `agents.models.load_model`, or a model that is loaded already (a policy in
-        training, say: caches are dropped when its weights have changed in between).
-    tokenizer: goes with a loaded model.
-    name: what reports call the agent.
-    dtype, device: as in `load_model`; "auto" takes bfloat16 where it is fast, CUDA where there is.
+    model: a name as in `agents.models.load_model`, or a loaded model (such as a policy in training:
+        caches are dropped when its weights have changed in between).
+    tokenizer: of a loaded model.
+    name: of the agent in reports.
+    dtype, device: as in `load_model`; "auto" is bfloat16 where that is fast, CUDA if available.
     merge: fold an adapter into the weights; None: only in float32, where nothing is rounded away.
     temperature, top_p: 0 is greedy; else sampling whose noise depends on (seed, turn, salt) alone.
-    salt: agents with different ones draw differently for the same seeds.
-    max_new_tokens: tokens of a reply, thought included; 16 to 512 are usual.
-    context: tokens of a conversation and its reply; None: what the model's positions reach.
+    salt: agents with different salts draw differently for the same seeds.
+    max_new_tokens: tokens of a reply, including the thought; 16 to 512 are usual.
+    context: tokens of a conversation and its reply; None: as far as the model's positions reach.
     batch_size: conversations answered at once, and kept in the cache; None: 16, on CUDA 32.
     instruction, example, thoughts, suffix: the prompt's style (see `envs.react.PromptStyle`).
 
-    Raises ModelError (a ValueError) where the model cannot be loaded, has no chat template, or has
-    a context too short for max_new_tokens.
+    Raises ModelError (a ValueError) if the model cannot be loaded, has no chat template, or has a
+    context too short for max_new_tokens.
     """
 
     def __init__(
@@ -76,73 +76,78 @@ class TransformersAgent(Agent):
             merge = dtype == torch.float32 if merge is None else merge
             model = models.load_model(model, dtype, device, merge=merge)
         elif tokenizer is None:
-            raise ValueError("a loaded model needs its tokenizer beside it")
+            raise ValueError("a loaded model needs its tokenizer, too")
         self.name = name or f"hf:{getattr(model, 'name_or_path', '') or type(model).__name__}"
         self.model, self.tokenizer, self.codec = model, tokenizer, ChatCodec(tokenizer)
-        known = models.context_length(model)
-        self.context = min(known, context or known)
+        longest = models.context_length(model)
+        self.context = min(longest, context or longest)
         if self.context <= max_new_tokens:
             raise models.ModelError(
                 f"{self.name} has a context of {self.context} tokens, which "
-                f"leaves nothing beside max_new_tokens={max_new_tokens}"
+                f"leaves no room beside max_new_tokens={max_new_tokens}"
             )
         on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
         self.batch_size = batch_size or (32 if on_cuda else 16)
         ends = models.eos_ids(model, tokenizer) | {self.codec.end_of_turn_id}
-        self.plain_because = self._in_eval(lambda: why_not(model))
-        """Why conversations are read anew at every turn; "" where their cache is kept."""
-        self._generator: Generator | PlainGenerator
-        if self.plain_because:
-            self._generator = PlainGenerator(model, ends=ends, stops=STOP, tokenizer=tokenizer)
+        self.why_uncached = self._in_eval(lambda: why_uncacheable(model))
+        """Why conversations are read again in every turn; "" if their cache is kept."""
+        self._generator: Generator | NaiveGenerator
+        if self.why_uncached:
+            self._generator = NaiveGenerator(model, ends=ends, stops=STOP, tokenizer=tokenizer)
         else:
             self._generator = Generator(
-                model, ends=ends, stopped=self._stopped, slots=self.batch_size, limit=self.context
+                model,
+                ends=ends,
+                stopped=self.codec.has_stop,
+                slots=self.batch_size,
+                limit=self.context,
             )
         self._ends = ends
         self.streaming = isinstance(self._generator, Generator)
-        self._closing: dict[int, bool] = {}
         self._state = self._weights_state()
-        self._prompts, self._cut, self._seconds = 0, 0, 0.0
+        self._prompt_count, self._cut_count, self._seconds = 0, 0, 0.0
 
     # Answering ----------------------------------------------------------------------------------
 
     def act(self, turns: Sequence[Turn]) -> list[str]:
-        """One reply a turn. Raises ValueError where even the shortest cut exceeds the context."""
+        """One reply per turn. Raises ValueError if a conversation exceeds the context even when
+        shortened."""
         began = time.perf_counter()
-        prompts = self._prompts_of(turns)
-        ids = self._in_eval(lambda: self._generator.generate(prompts, self.decoding))
+        requests = self._requests(turns)
+        ids = self._in_eval(lambda: self._generator.generate(requests, self.decoding))
         self._seconds += time.perf_counter() - began
         return [self._text(reply) for reply in ids]
 
     def submit(self, turns: Sequence[Turn]) -> None:
-        """Takes turns in. Raises ValueError where even the shortest cut exceeds the context."""
-        assert isinstance(self._generator, Generator), self.plain_because
-        self._generator.admit(self._prompts_of(turns))
+        """Takes turns. Raises ValueError if a conversation exceeds the context even when
+        shortened."""
+        assert isinstance(self._generator, Generator), self.why_uncached
+        self._generator.admit(self._requests(turns))
 
     def poll(self) -> list[tuple[Hashable, str | Exception]]:
-        """One token more for all turns under way (or a chunk of their prompts)."""
+        """Generates one token for each active turn (or reads a chunk of its prompt)."""
         generator = self._generator
-        assert isinstance(generator, Generator), self.plain_because
+        assert isinstance(generator, Generator), self.why_uncached
         began = time.perf_counter()
         ended = self._in_eval(lambda: generator.step(self.decoding))
         self._seconds += time.perf_counter() - began
         return [(key, self._text(ids)) for key, ids in ended]
 
-    def _prompts_of(self, turns: Sequence[Turn]) -> list[Prompt]:
-        """The turns in tokens; caches that changed weights have made worthless are dropped."""
+    def _requests(self, turns: Sequence[Turn]) -> list[Request]:
+        """The turns as tokens; drops the caches if the weights have changed."""
         if self._state != (state := self._weights_state()):
             self.reset()
             self._state = state
-        prompts = []
+        requests = []
         for turn in turns:
             number = sum(message["role"] == "assistant" for message in turn.messages)
             rng = np.random.default_rng([turn.seed % 2**63 ^ self._salt, number])
-            prompts.append(Prompt(turn.key, self._encode(turn.messages), rng))
-        self._prompts += len(turns)
-        return prompts
+            requests.append(Request(turn.key, self._encode(turn.messages), rng))
+        self._prompt_count += len(turns)
+        return requests
 
     def check(self, messages: Sequence[Message]) -> None:
-        """Raises ValueError unless an episode that opens so fits the context."""
+        """Raises ValueError unless an episode with this opening fits the context."""
         self.codec.fit(messages, self.context - self.decoding.max_new_tokens)
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
@@ -151,29 +156,19 @@ class TransformersAgent(Agent):
         if len(ids) <= limit:
             return ids
         fitting, _ = self.codec.fit(messages, limit)
-        self._cut += 1
+        self._cut_count += 1
         return self.codec.encode(fitting).ids
 
     def _weights_state(self) -> int:
-        """Changes when a weight is written to (optimizer steps, loading) or replaced."""
+        """Changes whenever a weight is written to (optimizer steps, loading) or replaced."""
         return hash(tuple((w.data_ptr(), w._version) for w in self.model.parameters()))
 
     def _text(self, ids: list[int]) -> str:
         return self.codec.decode(ids[:-1] if ids and ids[-1] in self._ends else ids).strip()
 
-    def _stopped(self, ids: list[int]) -> bool:
-        """Whether the reply holds a stop text; decoded only after a token that could end one."""
-        last = ids[-1]
-        if last not in self._closing:
-            text = self.codec.decode([last])
-            self._closing[last] = any(stop[-1] in text for stop in STOP)
-        if not self._closing[last]:
-            return False
-        text = self.codec.decode(ids)
-        return any(stop in text for stop in STOP)
-
     def _in_eval(self, work: Any) -> Any:
-        """Runs something with the model in evaluation mode; a policy in training is set back."""
+        """Calls `work` with the model in evaluation mode, and restores training mode if it was
+        set."""
         if not self.model.training:
             return work()
         self.model.eval()
@@ -188,8 +183,8 @@ class TransformersAgent(Agent):
         self._generator.forget(key)
 
     def reset(self) -> None:
-        """Drops every kept cache. Needed only where the model changes otherwise than in its weights
-        (an adapter switched off, say), or where memory is short."""
+        """Drops all caches. Needed only if the model changes without its weights changing (an
+        adapter switched off, say), or if memory is short."""
         self._generator.clear()
 
     def close(self) -> None:
@@ -211,10 +206,10 @@ class TransformersAgent(Agent):
     def statistics(self) -> dict[str, float]:
         counts = self._generator.counts
         return {
-            "prompts": self._prompts,
-            "prompts_cut": self._cut,
+            "prompts": self._prompt_count,
+            "prompts_cut": self._cut_count,
             "tokens_read": counts.read,
-            "tokens_kept": counts.kept,
+            "tokens_kept": counts.cached,
             "tokens_generated": counts.generated,
             "seconds": self._seconds,
         }

@@ -9,7 +9,7 @@ True
 from stepagent.checkout import alias
 from stepagent.envs.core import SPLITS, FreeText, Outcome, TextEnv
 from stepagent.envs.react import Message, Prompt, PromptStyle, Reply, parse
-from stepagent.envs.registration import ENTRY_POINTS, make
+from stepagent.envs.registration import ENTRY_POINTS, make, register
 from stepagent.envs.trajectory import Step, Trajectory
 
 alias(__name__)
@@ -28,4 +28,5 @@ __all__ = [
     "Trajectory",
     "make",
     "parse",
+    "register",
 ]

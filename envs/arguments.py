@@ -10,29 +10,32 @@ from typing import Any
 from gymnasium.envs.registration import load_env_creator
 
 from stepagent.envs.core import TextEnv
+from stepagent.envs.registration import Creator
 
 
 def names(entry_point: str | Callable[..., Any], refused_by: str) -> list[str]:
     """Names of the arguments of the environment that Gymnasium makes by `entry_point`.
 
-    Where that is a function, what it does not take itself goes on to a class: the one named
-    `refused_by`, which has just refused an argument, or one made of it.
+    Where that is a function, it passes what it does not take itself to a class: the one named
+    `refused_by`, which has just refused an argument, or a subclass of it.
     """
     entry: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    if isinstance(entry, Creator):
+        return [*names(entry.entry_point, refused_by), "url"]
     if isinstance(entry, type):
-        makers = list(_constructors(entry))
+        callables = list(_constructors(entry))
     else:
-        makers = [entry]
-        for kind in _below(TextEnv):
+        callables = [entry]
+        for kind in _subclasses(TextEnv):
             if refused_by in (base.__name__ for base in kind.__mro__):
-                makers += _constructors(kind)
-    found = (p for maker in makers for p in inspect.signature(maker).parameters.values())
-    named = [p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return list(dict.fromkeys([*(name for name in named if name != "self"), "url"]))
+                callables += _constructors(kind)
+    parameters = (p for c in callables for p in inspect.signature(c).parameters.values())
+    taken = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return list(dict.fromkeys(name for name in taken if name != "self"))
 
 
 def _constructors(kind: type) -> Iterator[Callable[..., Any]]:
-    """The class's constructor, and those above it as long as arguments are handed on."""
+    """The class's constructor, and those above it as long as they pass arguments on."""
     for base in kind.__mro__:
         if init := vars(base).get("__init__"):
             yield init
@@ -41,8 +44,8 @@ def _constructors(kind: type) -> Iterator[Callable[..., Any]]:
                 return
 
 
-def _below(kind: type) -> Iterator[type]:
-    found: list[type] = kind.__subclasses__()
-    for below in found:
-        yield below
-        yield from _below(below)
+def _subclasses(kind: type) -> Iterator[type]:
+    subclasses: list[type] = kind.__subclasses__()
+    for subclass in subclasses:
+        yield subclass
+        yield from _subclasses(subclass)

@@ -1,4 +1,4 @@
-"""The contract as an executable checker: `python -m envs.check ID`, or `check(ID)` in a test.
+"""The contract as an executable checker: `stepagent check ID`, or `check(ID)` in a test.
 
 Runs Gymnasium's own `check_env`, then what `TextEnv` promises beyond it. Each promise is one
 function below that raises AssertionError with what is wrong; so this file is also the contract's
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
-from stepagent import command_line, envs
+from stepagent import envs
+from stepagent.command_line import Command
 from stepagent.envs.core import MAX_TEXT, SPLITS, TextEnv
 
 INFO_KEYS = {"task_id", "split", "instruction", "score", "success", "valid", "metrics"}
@@ -86,14 +87,14 @@ def check_arguments(make: Make) -> None:
             make(**arguments).close()
         except ValueError:
             continue
-        raise AssertionError(f"{arguments} was accepted; a ValueError was due")
+        raise AssertionError(f"{arguments} was accepted; a ValueError was expected")
     env = make()
     for options in ({"task_id": "no such task"}, {"taskid": env.tasks[0]}):
         try:
             env.reset(options=options)
         except ValueError:
             continue
-        raise AssertionError(f"reset(options={options}) was accepted; a ValueError was due")
+        raise AssertionError(f"reset(options={options}) was accepted; a ValueError was expected")
     env.close()
 
 
@@ -262,22 +263,20 @@ class Config:
     """Checks that an environment keeps the contract."""
 
     env: str
-    """Environment id; one of your own is named module:Namespace/Name-v0."""
+    """Environment id; a custom one is named module:Namespace/Name-v0."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m envs.check", positional="env")
-    try:
-        broken = check(config.env, **config.env_args)
-    except (ValueError, TypeError) as error:
-        print(f"envs.check: {error}", file=sys.stderr)
-        return 2
+def report(config: Config) -> int:
+    broken = check(config.env, **config.env_args)
     for name, reason in broken:
         print(f"BROKEN  {name}\n        {reason}")
     print(f"{config.env}: {len(CHECKS) - len(broken)} of {len(CHECKS)} promises kept")
     return 1 if broken else 0
+
+
+main = Command("check", Config, report, positional="env")
 
 
 if __name__ == "__main__":

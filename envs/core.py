@@ -1,7 +1,7 @@
 """The contract that every StepAgent environment keeps: `TextEnv`, and the `FreeText` space.
 
 Text in, text out, behind Gymnasium's `reset` / `step`. An environment writes down only the rules of
-its episode (`begin`, `act`, `list_tasks`, `expert_plan`); what all of them share stands here once:
+its episode (`begin`, `act`, `list_tasks`, `expert_plan`); what they all share is here:
 drawing a task from the seed, reading a ReAct reply, counting steps, turning a score into rewards,
 the keys of `info`, and the promise that nothing an agent types ever raises.
 """
@@ -28,14 +28,14 @@ from stepagent.envs import react
 
 SPLITS = ("train", "dev", "test")
 MAX_TEXT = 65_536
-"""Characters that an observation may have. Longer ones are cut, and say so."""
+"""Characters that an observation may have. Longer ones are cut, with a note."""
 
 
 class FreeText(gym.spaces.Space[str]):
     """Any text of up to `max_length` characters.
 
     `gymnasium.spaces.Text` checks each character against a small alphabet; observations of real
-    environments are Unicode and long, so membership here is a type and a length.
+    environments are long and in Unicode, so membership here is a matter of type and length.
     """
 
     _alphabet = np.array(list(string.ascii_lowercase + "   "))
@@ -49,7 +49,8 @@ class FreeText(gym.spaces.Space[str]):
         return False
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """A short random text of letters and blanks (most environments will not understand it)."""
+        """A short random text of letters and blanks (which most environments will not
+        understand)."""
         size = int(self.np_random.integers(1, 24))
         return "".join(self.np_random.choice(self._alphabet, size=size))
 
@@ -69,8 +70,8 @@ class FreeText(gym.spaces.Space[str]):
         return f"FreeText({self.max_length})"
 
 
-# AsyncVectorEnv hands observations over in shared memory by default. Four bytes a character hold
-# any UTF-8 text of the space; the length stands in front.
+# AsyncVectorEnv passes observations in shared memory by default. Four bytes per character hold
+# any UTF-8 text of the space; the length comes first.
 
 
 @_shm.create_shared_memory.register(FreeText)
@@ -95,7 +96,7 @@ def _read_text_memory(space: FreeText, shared_memory: Any, n: int = 1) -> _TextV
 
 
 class _TextView(Sequence[str]):
-    """The texts that n workers last wrote, read when asked for. Copying it gives a plain tuple."""
+    """The texts that n workers last wrote, decoded on access. A copy is a plain tuple."""
 
     def __init__(self, memory: Any, n: int, slot: int):
         self._memory, self._n, self._slot = memory, n, slot
@@ -122,7 +123,7 @@ class _TextView(Sequence[str]):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one action came to, as an environment's `act` reports it."""
+    """The result of one action, as an environment's `act` reports it."""
 
     observation: str
     score: float
@@ -133,11 +134,11 @@ class Outcome:
     valid: bool = True
     """The action was understood and allowed."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """The benchmark's own figures so far (element accuracy, EM, F1, raw score, …)."""
+    """The benchmark's own metrics so far (element accuracy, EM, F1, raw score, …)."""
 
 
 def own_version() -> str:
-    """StepAgent's version, "source" where it was never installed."""
+    """StepAgent's version, "source" if it is not installed."""
     try:
         return version("stepagent")
     except PackageNotFoundError:
@@ -145,7 +146,7 @@ def own_version() -> str:
 
 
 class TextEnv(gym.Env[str, str], ABC):
-    """Base of all environments. See the module's head for what a subclass writes.
+    """Base of all environments. The module's docstring says what a subclass implements.
 
     Parameters
     ----------
@@ -153,8 +154,6 @@ class TextEnv(gym.Env[str, str], ABC):
     max_steps: actions an episode may take before it is truncated; None: the benchmark's own limit
         (`step_limit`).
     render_mode: None or "ansi" (`render()` gives the last observation).
-    url: of a server (`python -m envs.serve`): the environment there, made with the other arguments
-        (`envs.remote.RemoteEnv` says what else belongs to it). A list: the next that has a place.
 
     Raises ValueError for an unknown split, task id or a limit below 1, naming what exists.
     """
@@ -164,14 +163,6 @@ class TextEnv(gym.Env[str, str], ABC):
     """The environment's `prompt.md` (see `envs.react.Prompt.load`)."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions whose version can change results; they go into the fingerprint."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """With `url`, the same environment on a server (`envs.remote`), whatever the class."""
-        if kwargs.get("url") is None or cls.__module__ == "stepagent.envs.remote":
-            return super().__new__(cls)
-        from stepagent.envs import remote
-
-        return remote.RemoteEnv(remote.id_of(cls), **kwargs)
 
     def __init__(
         self, *, split: str = "train", max_steps: int | None = None, render_mode: str | None = None
@@ -196,7 +187,7 @@ class TextEnv(gym.Env[str, str], ABC):
 
     @abstractmethod
     def list_tasks(self) -> Sequence[str]:
-        """The ids of this split's tasks, in a fixed order, without loading the world."""
+        """The ids of this split's tasks, in a fixed order, without loading the simulator."""
 
     @abstractmethod
     def begin(self, task_id: str) -> str:
@@ -214,7 +205,8 @@ class TextEnv(gym.Env[str, str], ABC):
         """(thought, action) pairs that solve the current task from its reset."""
 
     def admissible_actions(self) -> list[str]:
-        """Actions that the current state allows. Dear in most worlds, hence only on demand."""
+        """Actions that the current state allows. Expensive in most environments, so only on
+        demand."""
         raise NotImplementedError(f"{type(self).__name__} does not list admissible actions")
 
     def step_limit(self, task_id: str) -> int:
@@ -222,7 +214,8 @@ class TextEnv(gym.Env[str, str], ABC):
         raise NotImplementedError(f"{type(self).__name__} has no step limit of its own")
 
     def data_checksum(self) -> str:
-        """A checksum of the data the tasks come from ("" where the packages' versions say it)."""
+        """A checksum of the data the tasks come from ("" if the package versions determine
+        it)."""
         return ""
 
     # What all share ---------------------------------------------------------------------------
@@ -246,23 +239,23 @@ class TextEnv(gym.Env[str, str], ABC):
 
     @property
     def task_type(self) -> str:
-        """Group of the current task in reports: by default what stands before the first `/`."""
-        return (self.task_id or "").split("/", 1)[0]
+        """Group of the current task in reports; "" if the tasks have no types."""
+        return default_task_type(self.task_id or "")
 
     def fingerprint(self) -> dict[str, str]:
-        """What a result depends on beside task and seed: versions, data, arguments, prompt."""
-        found = {"gymnasium": gym.__version__, "data": self.data_checksum()}
+        """What a result depends on besides task and seed: versions, data, arguments, prompt."""
+        fingerprint = {"gymnasium": gym.__version__, "data": self.data_checksum()}
         for package in self.packages:
             try:
-                found[package] = version(package)
+                fingerprint[package] = version(package)
             except PackageNotFoundError:
-                found[package] = "missing"
-        found["prompt"] = self.prompt.checksum()
+                fingerprint[package] = "missing"
+        fingerprint["prompt"] = self.prompt.checksum()
         kwargs = dict(self.spec.kwargs) if self.spec else {}
         kwargs.pop("split", None)
         kwargs.pop("render_mode", None)
-        found["arguments"] = json.dumps(kwargs, sort_keys=True, default=str)
-        return found
+        fingerprint["arguments"] = json.dumps(kwargs, sort_keys=True, default=str)
+        return fingerprint
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -286,7 +279,7 @@ class TextEnv(gym.Env[str, str], ABC):
                 f"{len(self.tasks)}, such as {', '.join(self.tasks[:3])}"
             )
         episode_seed = seed if seed is not None else int(self.np_random.integers(2**31))
-        # A task id out of damaged data may hold a lone surrogate.
+        # A task id from damaged data may contain a lone surrogate.
         task_seed = zlib.crc32(task_id.encode("utf-8", "surrogatepass"))
         self.rng = np.random.default_rng([episode_seed, task_seed])
         self.task_id, self._steps, self._ended = task_id, 0, False
@@ -298,7 +291,7 @@ class TextEnv(gym.Env[str, str], ABC):
         if self._ended or self._outcome is None:
             raise gym.error.ResetNeeded("the episode has ended: call reset() first")
         if not isinstance(action, str):
-            raise TypeError(f"an action is a str, not {type(action).__name__}")
+            raise TypeError(f"an action must be a str, not {type(action).__name__}")
         before, reply = self._outcome.score, react.parse(clip(action))
         try:
             if reply.action:
@@ -306,7 +299,7 @@ class TextEnv(gym.Env[str, str], ABC):
             else:
                 outcome = Outcome(react.NO_ACTION, before, valid=False)
         except BaseException:
-            self._ended = True  # whatever broke (not the agent): the episode is over
+            self._ended = True  # not the agent's doing, but the episode is over
             raise
         if not outcome.metrics:
             outcome = _replace(outcome, metrics=self._outcome.metrics)
@@ -339,6 +332,16 @@ def _replace(outcome: Outcome, **changes: Any) -> Outcome:
     return Outcome(**{**outcome.__dict__, **changes})
 
 
+def default_task_type(task_id: str) -> str:
+    """What stands before the first `/` of a task id; "" if there is none.
+
+    >>> default_task_type("find-animal/17"), default_task_type("5a8b57f25542995d1e6f1371")
+    ('find-animal', '')
+    """
+    before, slash, _ = task_id.partition("/")
+    return before if slash else ""
+
+
 def clip(text: str, limit: int = MAX_TEXT) -> str:
     """Text that fits the space and can be written as UTF-8 (lone surrogates become `?`)."""
     if not text.isascii():
@@ -350,7 +353,7 @@ def clip(text: str, limit: int = MAX_TEXT) -> str:
 
 
 def split_names(names: str | Iterable[str]) -> tuple[str, ...]:
-    """A list of names, from a list or a text with commas."""
+    """Names from a list, or from a text with commas."""
     parts = names.split(",") if isinstance(names, str) else names
     return tuple(part.strip() for part in parts if part.strip())
 

@@ -1,22 +1,23 @@
-"""Play an environment by hand in the terminal: `python -m envs.play ID [--task-id TASK]`.
+"""Play an environment by hand in the terminal: `stepagent play ID [--task-id TASK]`.
 
 Type an action (or a whole ReAct reply); `/actions` lists what is possible now, `/expert` what the
-expert would do from the start, `/quit` (or Ctrl-D) ends. Nothing is recorded unless `--out FILE`
-asks for it; the episode is then appended there as a trajectory, finished or not.
+expert would do from the start, `/quit` (or Ctrl-D) ends. Nothing is recorded without `--out FILE`,
+which appends the episode as a trajectory, finished or not.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent import command_line, envs
+from stepagent import envs
+from stepagent.command_line import Command
 from stepagent.envs import react
 from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Step, Trajectory, Writer
@@ -29,7 +30,7 @@ class Config:
     env: str
     """Environment id, such as stepagent/ScienceWorld-v0, or module:Namespace/Name-v0."""
     task_id: str | None = None
-    """The task to play. null: one drawn by the seed."""
+    """The task to play. null: one drawn with the seed."""
     split: Literal["train", "dev", "test"] = "train"
     """Which tasks to draw from."""
     seed: int = 0
@@ -37,14 +38,14 @@ class Config:
     env_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the environment, such as --env-args.max-steps 30."""
     out: Path | None = None
-    """File that the episode is appended to as a trajectory (one JSON line). null: none."""
+    """File to which the episode is appended as a trajectory (one JSON line). null: none."""
 
 
 def play(
     env_id: str, env: TextEnv, task_id: str | None, seed: int, ask: Callable[[], str], say: Console
 ) -> Trajectory:
     """One episode with actions from `ask` (EOFError or `/quit` ends it)."""
-    begun = time.monotonic()
+    start = time.monotonic()
     options = {"task_id": task_id} if task_id else {}
     observation, info = env.reset(seed=seed, options=options)
     _show(say, f"{env_id}, split {env.split}, task {info['task_id']}", "bold")
@@ -74,6 +75,7 @@ def play(
     return Trajectory(
         env=env_id,
         task_id=info["task_id"],
+        task_type=env.task_type,
         split=env.split,
         agent="human",
         seed=seed,
@@ -84,7 +86,7 @@ def play(
         truncated=truncated,
         metrics=info["metrics"],
         fingerprint=env.fingerprint(),
-        seconds=round(time.monotonic() - begun, 3),
+        seconds=round(time.monotonic() - start, 3),
         error="" if done or truncated else "left before the end",
     )
 
@@ -105,28 +107,21 @@ def _show(say: Console, text: str, style: str = "") -> None:
     say.print(text, style=style, markup=False, highlight=False)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m envs.play", positional="env")
-    say, errors = Console(), Console(stderr=True)
+def run(config: Config) -> int:
+    say = Console()
+    env = envs.make(config.env, split=config.split, **config.env_args)
     try:
-        env = envs.make(config.env, split=config.split, **config.env_args)
-    except (ValueError, TypeError, OSError) as error:
-        _show(errors, f"error: {error}")
-        return 2
-    try:
-        found = play(config.env, env, config.task_id, config.seed, lambda: input("> "), say)
-    except KeyboardInterrupt:
-        return 130
-    except ValueError as error:  # an unknown task id
-        _show(errors, f"error: {error}")
-        return 2
+        trajectory = play(config.env, env, config.task_id, config.seed, lambda: input("> "), say)
     finally:
         env.close()
     if config.out:
         with Writer(config.out) as file:
-            file.write(found)
+            file.write(trajectory)
         _show(say, f"Recorded in {config.out}", "dim")
     return 0
+
+
+main = Command("play", Config, run, positional="env")
 
 
 if __name__ == "__main__":

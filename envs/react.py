@@ -3,7 +3,7 @@
 A conversation is a list of messages: a system message (the environment's instruction, the format of
 a reply and one worked example), then observations (user) and replies (assistant) in turn.
 
-What `parse` makes of the ways in which models really write:
+How `parse` reads what models really write:
 
 | reply                                               | thought      | action          |
 |-----------------------------------------------------|--------------|-----------------|
@@ -36,7 +36,7 @@ NO_ACTION = (
     "after the word Action and a colon."
 )
 STOP = ("\nObservation:",)
-"""Where generation may stop early: what follows is the agent playing the environment."""
+"""Where generation may stop early: after this the agent plays the environment."""
 
 
 class Message(TypedDict):
@@ -48,7 +48,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply taken apart. An empty action means that none was found."""
+    """A parsed reply. An empty action means that there was none."""
 
     thought: str
     action: str
@@ -56,19 +56,19 @@ class Reply:
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """What of an environment's prompt a conversation holds. Part of every fingerprint."""
+    """Which parts of an environment's prompt a conversation contains. Part of every fingerprint."""
 
     instruction: bool = True
-    """Open with the environment's instruction. Off only for small models of one task set."""
+    """Start with the environment's instruction. Off only for small models of one task set."""
     example: bool = True
     """Show the one-shot example, as the paper does."""
     thoughts: bool = True
-    """Replies are a thought and an action; off: the bare action alone."""
+    """Replies are a thought and an action; off: only the bare action."""
     suffix: str = field(default="", repr=False)  # the system text says it; checksums stay
-    """Text behind all that, such as the one NAT marks good and bad trajectories with."""
+    """Text at the end, such as the one with which NAT marks good and bad trajectories."""
 
 
-# Labels at the start of a line, whatever markdown stands around them: `## **Action 2:** x`.
+# Labels at the start of a line, with any markdown around them: `## **Action 2:** x`.
 _LABEL = re.compile(
     r"^[ \t>*_#`\-]*(thought|action|act|observation)s?[ \t]*+(\d*+)[ \t*_`]*+:[ \t*_`]*",
     re.IGNORECASE | re.MULTILINE,
@@ -81,11 +81,11 @@ _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "*": "*", "_": "_"}
 
 
 def parse(reply: str) -> Reply:
-    """Reads a reply by the table at the module's head. Never raises; linear in its length."""
+    """Reads a reply by the table in the module's docstring. Never raises; linear in its length."""
     text = reply.replace("\r\n", "\n").replace("\r", "\n")
     thoughts: list[str] = []
     if "<" in text:
-        thoughts += [found.strip() for found in _THINK.findall(text)]
+        thoughts += [match.strip() for match in _THINK.findall(text)]
         text = _SPECIAL.sub("\n", _THINK.sub("\n", text))
     if "```" in text:
         text = _FENCE.sub("", text)
@@ -94,8 +94,8 @@ def parse(reply: str) -> Reply:
     if not labels:
         return _split_inline(thoughts, head) or Reply(_join(thoughts), _bare(head))
     thoughts.append(head)
-    inline: Reply | None = None  # counts only where no action of its own line follows
-    ends = [found.start() for found in labels[1:]] + [len(text)]
+    inline: Reply | None = None  # counts only if no action on a line of its own follows
+    ends = [match.start() for match in labels[1:]] + [len(text)]
     for label, end in zip(labels, ends, strict=True):
         name, body = label.group(1).lower(), text[label.end() : end].strip()
         if name == "thought":
@@ -114,17 +114,17 @@ def parse(reply: str) -> Reply:
 
 
 def _split_inline(thoughts: list[str], text: str, number: str = "") -> Reply | None:
-    """What `t Action: a` on one line says after the thoughts; None where there is no such label.
+    """The reply in a line `t Action: a`, added to the thoughts; None if there is no such label.
 
-    Names hold the word too (`search[Missing in Action: …]`): within brackets it is no label, and a
-    numbered one (`Action 2:`) only behind the thought of that number.
+    Titles contain the word too (`search[Missing in Action: …]`): within brackets it is no label,
+    and a numbered one (`Action 2:`) is one only after the thought of that number.
     """
     opened = at = 0
-    for found in _INLINE_ACTION.finditer(text):
-        opened += text.count("[", at, found.start()) - text.count("]", at, found.start())
-        at = found.start()
-        if opened <= 0 and found.group(1) in ("", number):
-            return Reply(_join([*thoughts, text[:at].strip()]), _bare(text[found.end() :]))
+    for match in _INLINE_ACTION.finditer(text):
+        opened += text.count("[", at, match.start()) - text.count("]", at, match.start())
+        at = match.start()
+        if opened <= 0 and match.group(1) in ("", number):
+            return Reply(_join([*thoughts, text[:at].strip()]), _bare(text[match.end() :]))
     return None
 
 
@@ -133,7 +133,7 @@ def _join(thoughts: Iterable[str]) -> str:
 
 
 def _bare(body: str) -> str:
-    """The first line that says something, without bullets, quotes and emphasis around it."""
+    """The first line with content, without bullets, quotes and emphasis around it."""
     for line in body.split("\n"):
         line = line.strip().lstrip(">").strip()
         while len(line) > 1 and _QUOTES.get(line[0]) == line[-1]:
@@ -145,7 +145,7 @@ def _bare(body: str) -> str:
 
 
 def render(thought: str, action: str, style: PromptStyle = PromptStyle()) -> str:
-    """The reply that says this thought and action. `parse` gives both back.
+    """The reply with this thought and action. `parse` returns both.
 
     >>> render("The door is shut.", "open door")
     'Thought: The door is shut.\\nAction: open door'
@@ -162,7 +162,8 @@ def render(thought: str, action: str, style: PromptStyle = PromptStyle()) -> str
 
 
 def cut(reply: str) -> str:
-    """What the conversation keeps of a reply: all before an observation that the agent invented."""
+    """The part of a reply that the conversation keeps: up to an observation that the agent
+    invented."""
     for stop in STOP:
         reply = reply.split(stop, 1)[0]
     return reply.strip()
@@ -175,32 +176,34 @@ class Prompt:
     instruction: str
     example: tuple[tuple[str, str, str], ...]
     more: tuple[tuple[tuple[str, str, str], ...], ...] = ()
-    """Further worked examples, for few-shot prompts (`eval.shots`)."""
+    """Further worked examples, for few-shot prompts (`eval.few_shot`)."""
 
     @staticmethod
     @lru_cache(maxsize=64)
     def load(path: Path) -> Prompt:
         """Reads a `prompt.md`: `# Instruction`, `# Example` with Observation / Thought / Action.
 
-        Raises ValueError where a section is missing or the example is out of order.
+        Raises ValueError if a section is missing or the example is out of order.
         """
         text = path.read_text(encoding="utf-8")
         sections = re.split(r"^# (Instruction|Example)[ \t]*$", text, flags=re.MULTILINE)
-        named = dict(zip(sections[1::2], sections[2::2], strict=True))
-        if set(named) != {"Instruction", "Example"}:
-            raise ValueError(f"{path}: wants the headings '# Instruction' and '# Example'")
+        by_heading = dict(zip(sections[1::2], sections[2::2], strict=True))
+        if set(by_heading) != {"Instruction", "Example"}:
+            raise ValueError(f"{path}: it must have the headings '# Instruction' and '# Example'")
         parts = re.split(
-            r"^(Observation|Thought|Action):[ \t]*", named["Example"].strip(), flags=re.MULTILINE
+            r"^(Observation|Thought|Action):[ \t]*",
+            by_heading["Example"].strip(),
+            flags=re.MULTILINE,
         )
         names, bodies = parts[1::2], [body.strip() for body in parts[2::2]]
         turns = len(names) // 3
         if not turns or names != ["Observation", "Thought", "Action"] * turns:
             raise ValueError(f"{path}: the example must repeat Observation, Thought, Action")
         example = tuple((bodies[i], bodies[i + 1], bodies[i + 2]) for i in range(0, len(bodies), 3))
-        return Prompt(named["Instruction"].strip(), example)
+        return Prompt(by_heading["Instruction"].strip(), example)
 
     def system(self, style: PromptStyle = PromptStyle()) -> str:
-        """The system message in a style; "" where the style leaves everything out."""
+        """The system message in a style; "" if the style leaves everything out."""
         parts = []
         if style.instruction:
             parts += [self.instruction, _FORMAT[style.thoughts]]

@@ -1,4 +1,4 @@
-"""Trajectories: what an agent saw and did in one episode, as one JSON object a line.
+"""Trajectories: what an agent saw and did in one episode, as one JSON object per line.
 
 The same file serves supervised fine-tuning, inspection, every baseline, evaluation, resume, replay
 and the viewer. Lines are appended and flushed one by one, so a killed process loses at most the
@@ -7,15 +7,17 @@ line it was writing; readers keep the good lines and name the bad ones.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stepagent.envs import react
+from stepagent.envs import layouts, react
+from stepagent.envs.core import clip, default_task_type
 from stepagent.files import write_atomically
 
 VERSION = 1
@@ -23,7 +25,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Step:
-    """One turn: what was observed, what was answered, what it earned."""
+    """One turn: the observation, the reply and its reward."""
 
     observation: str
     thought: str
@@ -31,10 +33,20 @@ class Step:
     reward: float = 0.0
     valid: bool = True
     reply: str = ""
-    """The agent's own words where they differ from `react.render(thought, action)`."""
+    """The agent's own words, if they differ from `react.render(thought, action)`."""
+
+    @staticmethod
+    def of(observation: str, reply: str, style: react.PromptStyle) -> Step:
+        """The step that an agent's reply takes; its outcome is not known yet."""
+        text = clip(react.cut(reply))
+        parsed = react.parse(text)
+        step = Step(observation, parsed.thought, parsed.action)
+        if step.text(style) != text:
+            step = replace(step, reply=text or " ")  # "" would stand for the rendered text
+        return step
 
     def text(self, style: react.PromptStyle) -> str:
-        """The reply as it stands in a conversation of that style."""
+        """The reply as it appears in a conversation of that style."""
         return self.reply or react.render(self.thought, self.action, style)
 
 
@@ -56,11 +68,17 @@ class Trajectory:
     fingerprint: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
-    """Why the episode could not be finished (an environment or agent that failed); else empty."""
+    """Why the episode could not be finished (the environment or agent failed); else empty."""
+    task_type: str = ""
+    """`TextEnv.task_type`; if it is missing, as in older files, the start of the task id."""
     version: int = VERSION
 
+    def __post_init__(self) -> None:
+        if self.task_type == "":
+            object.__setattr__(self, "task_type", default_task_type(str(self.task_id)))
+
     def messages(self, prompt: react.Prompt, style: react.PromptStyle) -> list[react.Message]:
-        """The whole conversation: system message, then observations and replies in turn."""
+        """The complete conversation: system message, then observations and replies in turn."""
         messages = react.opening(prompt, self.steps[0].observation if self.steps else "", style)
         for i, step in enumerate(self.steps):
             if i:
@@ -69,7 +87,7 @@ class Trajectory:
         return messages
 
     def to_json(self) -> str:
-        """One line of JSON; `from_json` gives the same trajectory back."""
+        """One line of JSON; `from_json` returns the same trajectory."""
         return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
@@ -79,11 +97,17 @@ class Trajectory:
             data = json.loads(line)
             if not isinstance(data, dict):
                 raise ValueError(f"a JSON object was expected, not {type(data).__name__}")
+            layout = layouts.layout_of(data)
+            if layout not in (None, "trajectories"):
+                what = layouts.LAYOUTS[str(layout)]
+                raise ValueError(f"{what}, not a trajectory (see `stepagent convert`)")
             if data.get("version") != VERSION:
                 raise ValueError(
                     f"schema version {data.get('version')!r}, but this StepAgent reads {VERSION}: "
-                    "make the file again, or install the version that wrote it"
+                    "regenerate the file, or install the version that wrote it"
                 )
+            if not isinstance(data["steps"], list):
+                raise TypeError("steps must be a list")
             steps = tuple(Step(**_known(Step, step)) for step in data.pop("steps"))
             return _typed(Trajectory(steps=steps, **_known(Trajectory, data)))
         except json.JSONDecodeError as error:
@@ -102,7 +126,7 @@ def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(trajectory: Trajectory) -> Trajectory:
-    """Raises TypeError where a field holds another kind of value than it is declared with."""
+    """Raises TypeError if the type of a value is not the one that its field declares."""
     for holder, kinds in (
         (trajectory, _KINDS),
         *((step, _STEP_KINDS) for step in trajectory.steps),
@@ -130,8 +154,9 @@ _WORDS: dict[Any, str] = {
     dict: "an object",
     _NUMBER: "a number",
 }
+_TEXTS = ("env", "task_id", "split", "agent", "final_observation", "error", "task_type")
 _KINDS: tuple[tuple[str, Any], ...] = (
-    *((name, str) for name in ("env", "task_id", "split", "agent", "final_observation", "error")),
+    *((name, str) for name in _TEXTS),
     *((name, bool) for name in ("success", "truncated")),
     *((name, dict) for name in ("metrics", "fingerprint")),
     *((name, _NUMBER) for name in ("reward", "seconds")),
@@ -146,7 +171,7 @@ _STEP_KINDS: tuple[tuple[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line of a file that could not be read, and why."""
+    """A line of a file that cannot be read, and why."""
 
     path: Path
     number: int
@@ -159,37 +184,45 @@ class BadLine:
 def read(path: str | Path, bad: list[BadLine] | None = None) -> list[Trajectory]:
     """All good trajectories of a JSON-lines file, in order.
 
-    Bad lines are appended to `bad`; where that is None, they raise ValueError that lists them.
-    Raises FileNotFoundError with the path looked for.
+    Bad lines are appended to `bad`; if that is None, they raise a ValueError that lists them.
+    Raises FileNotFoundError that names the path, and ValueError for a file of a foreign layout
+    (`envs.layouts`), naming the layout and the command that converts it.
     """
-    path, found, broken = Path(path), [], []
+    path, trajectories, broken = Path(path), [], []
     if not path.is_file():
         raise FileNotFoundError(f"no trajectory file at {path.absolute()}")
+    if (layout := layouts.layout_of_file(path)) not in (None, "trajectories"):
+        raise ValueError(layouts.not_ours(path, str(layout)))
     for number, line in _lines(path):
         try:
-            found.append(Trajectory.from_json(line))
+            trajectories.append(Trajectory.from_json(line))
         except ValueError as error:
             broken.append(BadLine(path, number, str(error)))
     if broken and bad is None:
         listed = "\n".join(f"  {b}" for b in broken[:10])
-        raise ValueError(
-            f"{len(broken)} of {len(broken) + len(found)} lines cannot be read (a cut last line is "
-            f"what a killed run leaves; delete the lines named to go on):\n{listed}"
+        advice = (
+            "a cut last line is what a killed run leaves; delete the lines named to go on"
+            if trajectories
+            else "`stepagent convert` reads JSON lists and other layouts"
         )
+        lines = f"{len(broken)} of {len(broken) + len(trajectories)} lines"
+        raise ValueError(f"{lines} cannot be read ({advice}):\n{listed}")
     if bad is not None:
         bad.extend(broken)
-    return found
+    return trajectories
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
             if raw.strip():
                 yield number, raw.decode("utf-8", "replace")
 
 
 class Writer:
-    """Appends trajectories to a file, each flushed whole. A cut last line is ended first."""
+    """Appends trajectories to a file, flushing each. A truncated last line is ended first."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -220,7 +253,7 @@ class Writer:
 
 
 def write(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
-    """Writes a new file in one go: complete, or not there at all."""
+    """Writes a new file: complete, or not there at all."""
 
     def save(partial: Path) -> None:
         with partial.open("w", encoding="utf-8", errors="replace") as file:

@@ -1,12 +1,11 @@
-"""Runs side by side: `python -m eval.compare RUN RUN …`.
+"""Compares runs: `stepagent compare RUN RUN …`.
 
-Means with 95 % intervals, paired differences on the same tasks with their significance, the same by
-task type, and the rows of the paper's table 2 for the environment, marked as the paper's. What a
-failed episode counts is said in `eval.summary` (0), how a difference is tested in `eval.paired`.
-Runs of another environment, split, prompt, data or version are refused, naming what differs, unless
---force says that this is meant; those of suites (`eval.run --suite`) are compared entry by entry,
-with the tables of each. Ends with exit code 0, 1 where runs were refused or could not be
-read, 2 for wrong options.
+Shows means with 95 % intervals, paired differences on the same tasks with their significance, both
+by task type, and the rows of the paper's table 2 for the environment, marked as the paper's. A
+failed episode counts as 0 (`eval.summary`); `eval.paired` describes the test of a difference. Runs
+that differ in environment, split, prompt, data or version are refused, naming what differs, unless
+--force is given; those of suites (`eval.run --suite`) are compared entry by entry, with the tables
+of each. The exit code is 0, 1 if runs were refused or could not be read, 2 for wrong options.
 """
 
 from __future__ import annotations
@@ -21,11 +20,13 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent import command_line
-from stepagent.eval import runs, tables
-from stepagent.eval.comparison import Comparison, Difference, Row, compare
+from stepagent.command_line import Command
+from stepagent.eval import tables
+from stepagent.eval.comparison import Comparison, Difference, RunFigures, compare
+from stepagent.eval.load_runs import by_entry, is_suite, load_runs
 from stepagent.eval.results import ResultsError
 from stepagent.eval.tables import MISSING, Table
+from stepagent.files import write_text
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
 SUFFIXES: dict[str, Format] = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
@@ -36,21 +37,20 @@ class Config:
     """Compares runs: means with intervals, paired differences, by task type, the paper's rows."""
 
     runs: list[str]
-    """Results files, folders of eval.run, or folders of training.run (all evaluations of it); or
-    folders of whole suites, whose environments are compared one by one. They stand first, without a
-    name: RUN RUN …"""
+    """Results files, folders of eval.run, or folders of training.run (all its evaluations); or
+    folders of entire suites, whose environments are compared one by one. They come first, without
+    an option name: RUN RUN …"""
     format: Format | None = None
-    """How to write it. null: as the ending of --out says (.md, .csv, .tex), else for the
-    terminal."""
+    """Output format. null: by the file name of --out (.md, .csv, .tex), else for the terminal."""
     out: Path | None = None
     """File to write to. null: the terminal."""
     against: str | None = None
     """Name of a run that all others are compared with. null: every pair is compared, and by task
     type all with the first."""
     paper: bool = True
-    """Show the paper's figures for the environment, too."""
+    """Also show the paper's figures for the environment."""
     force: bool = False
-    """Compare even what should not be compared (other split, prompt, data or version)."""
+    """Compare even runs that should not be compared (different split, prompt, data or version)."""
 
 
 def _percent(value: float) -> str:
@@ -67,7 +67,7 @@ def _p(value: float) -> str:
 
 
 def as_tables(*compared: Comparison) -> list[Table]:
-    """The tables that a reader gets, in percent."""
+    """The tables for the reader, in percent."""
     return [
         replace(table, title=f"{c.entry}: {table.title}") if c.entry else table
         for c in compared
@@ -79,22 +79,22 @@ def _tables(c: Comparison) -> list[Table]:
     where = f"{c.env}, split {c.split}"
     head = ["run", "tasks", "score [95 %]", "success [95 %]", "valid", "cut off", "steps"]
     main = Table(f"{where}: mean score in percent", head)
-    main.rows = [[row.run, *_cells(row.figures)] for row in c.rows]
+    main.rows = [[run.run, *_cells(run.figures)] for run in c.runs]
     main.rules = {len(main.rows)}
     main.rows += [
         [f"Paper: {name}", MISSING, f"{value:.1f}", *[MISSING] * 4] for name, value in c.references
     ]
-    found = [main]
-    if any(row.figures["metrics"] for row in c.rows):
-        found.append(_metrics(c))
+    shown = [main]
+    if any(run.figures["metrics"] for run in c.runs):
+        shown.append(_metrics(c))
     if c.differences:
         head = ["compared", "tasks", "difference [95 %]", "better / worse", "p", "p (Holm)", ""]
         table = Table("Paired differences of the score on the same tasks, percentage points", head)
         table.rows = [[f"{d.second} − {d.first}", *_difference_cells(d)] for d in c.differences]
-        found.append(table)
-    if c.type_rows:
-        found.append(_types(c))
-    return found
+        shown.append(table)
+    if c.runs_by_type:
+        shown.append(_types(c))
+    return shown
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
@@ -109,73 +109,73 @@ def _cells(figures: dict[str, Any]) -> list[str]:
 
 
 def _difference_cells(d: Difference) -> list[str]:
-    if d.found is None:
+    if d.paired is None:
         return ["0", "no task in common", *[MISSING] * 3, ""]
-    f = d.found
+    test = d.paired
     return [
-        str(f.tasks),
-        _interval(f.mean, (f.low, f.high), "+"),
-        f"{f.better} / {f.worse}",
-        _p(f.p),
+        str(test.tasks),
+        _interval(test.mean, (test.low, test.high), "+"),
+        f"{test.better} / {test.worse}",
+        _p(test.p),
         _p(d.p_holm),
         "*" if d.p_holm < 0.05 else "",
     ]
 
 
 def _metrics(c: Comparison) -> Table:
-    table = Table("The benchmark's own figures, means", ["figure", *(row.run for row in c.rows)])
-    for name in sorted({name for row in c.rows for name in row.figures["metrics"]}):
-        values = [row.figures["metrics"].get(name) for row in c.rows]
+    table = Table("The benchmark's own figures, means", ["figure", *(run.run for run in c.runs)])
+    for name in sorted({name for run in c.runs for name in run.figures["metrics"]}):
+        values = [run.figures["metrics"].get(name) for run in c.runs]
         table.rows.append([name, *(MISSING if v is None else f"{v:.3f}" for v in values)])
     return table
 
 
 def _types(c: Comparison) -> Table:
-    base = c.type_differences[0].first if c.type_differences else ""
+    base = c.differences_by_type[0].first if c.differences_by_type else ""
     head = ["task type", "run", "tasks", "score [95 %]", "success", "steps"]
     if base:
         head += [f"difference to {base} [95 %]", "p", "p (Holm)", ""]
     table = Table("By task type, percent", head, left=2)
-    by_place = {(d.task_type, d.second): d for d in c.type_differences}
+    differences = {(d.task_type, d.second): d for d in c.differences_by_type}
     before = None
-    for row in c.type_rows:
-        figures, known = row.figures, by_place.get((row.task_type, row.run))
-        if row.task_type != before and before is not None:
+    for run in c.runs_by_type:
+        figures, difference = run.figures, differences.get((run.task_type, run.run))
+        if run.task_type != before and before is not None:
             table.rules.add(len(table.rows))
         cells = [
-            row.task_type if row.task_type != before else "",
-            row.run,
+            run.task_type if run.task_type != before else "",
+            run.run,
             str(figures["episodes"]),
             _interval(figures["reward_mean"], figures["reward_ci95"]),
             _percent(figures["success_rate"]),
             f"{figures['steps_mean']:.1f}",
         ]
-        before = row.task_type
+        before = run.task_type
         if base:
-            shown = _difference_cells(known) if known else [""] * 6
-            cells += [shown[1], *shown[3:]]
+            difference_cells = _difference_cells(difference) if difference else [""] * 6
+            cells += [difference_cells[1], *difference_cells[3:]]
         table.rows.append(cells)
     return table
 
 
 def legend(*compared: Comparison) -> list[str]:
-    """What the tables mean, and what is to be known about these runs."""
-    told = [
+    """What the tables mean, and the notes on these runs."""
+    lines = [
         "Intervals: 95 %, bootstrap over tasks (score, differences), Wilson's (success). A failed "
         "episode counts as 0."
     ]
-    if any(c.differences or c.type_differences for c in compared):
-        told.append(
+    if any(c.differences or c.differences_by_type for c in compared):
+        lines.append(
             "p: two-sided sign-flip permutation test on the tasks both have. p (Holm): corrected "
             "for all comparisons of its table; * where it is below 0.05."
         )
     if any(c.references for c in compared):
-        told.append(
-            "Paper: the figures that the paper reports in its table 2, on the benchmark's whole "
+        lines.append(
+            "Paper: the figures that the paper reports in its table 2, on the benchmark's full "
             "official test set. They were not measured here and have no interval."
         )
     notes = [f"{c.entry}: {note}" if c.entry else note for c in compared for note in c.notes]
-    return [*told, *notes]
+    return [*lines, *notes]
 
 
 COLUMNS = (
@@ -184,8 +184,8 @@ COLUMNS = (
     *("valid", "cut_off", "steps", "difference", "difference_low", "difference_high"),
     *("better", "worse", "p", "p_holm", "env"),
 )
-"""Of the CSV: scores, rates and differences in percent; empty where a figure does not apply. `env`
-is the environment, of a suite the name of its entry."""
+"""Columns of the CSV: scores, rates and differences in percent; empty where a figure does not
+apply. `env` is the environment, or in a suite the name of the entry."""
 
 
 def as_csv(*compared: Comparison) -> str:
@@ -199,19 +199,19 @@ def as_csv(*compared: Comparison) -> str:
 
 
 def _csv_lines(c: Comparison) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = [_csv_run("runs", row) for row in c.rows]
+    lines: list[dict[str, Any]] = [_csv_run("runs", run) for run in c.runs]
     lines += [
         {"table": "runs", "source": "paper", "run": name, "score": value}
         for name, value in c.references
     ]
     lines += [_csv_difference("differences", d) for d in c.differences]
-    lines += [_csv_run("task types", row) for row in c.type_rows]
-    lines += [_csv_difference("task type differences", d) for d in c.type_differences]
+    lines += [_csv_run("task types", run) for run in c.runs_by_type]
+    lines += [_csv_difference("task type differences", d) for d in c.differences_by_type]
     return [{**line, "env": c.entry or c.env} for line in lines]
 
 
-def _csv_run(table: str, row: Row) -> dict[str, Any]:
-    f = row.figures
+def _csv_run(table: str, run: RunFigures) -> dict[str, Any]:
+    f = run.figures
     shares = {
         "score": f["reward_mean"],
         **dict(zip(("score_low", "score_high"), f["reward_ci95"], strict=True)),
@@ -223,8 +223,8 @@ def _csv_run(table: str, row: Row) -> dict[str, Any]:
     return {
         "table": table,
         "source": "ours",
-        "task_type": row.task_type,
-        "run": row.run,
+        "task_type": run.task_type,
+        "run": run.run,
         "tasks": f["episodes"],
         "failed": f["failed"],
         **{name: round(100 * value, 4) for name, value in shares.items()},
@@ -239,13 +239,13 @@ def _csv_difference(table: str, d: Difference) -> dict[str, Any]:
         "task_type": d.task_type,
         "run": d.second,
         "compared_with": d.first,
-        "tasks": d.found.tasks if d.found else 0,
+        "tasks": d.paired.tasks if d.paired else 0,
     }
-    if d.found:
-        bounds = {"": d.found.mean, "_low": d.found.low, "_high": d.found.high}
+    if d.paired:
+        bounds = {"": d.paired.mean, "_low": d.paired.low, "_high": d.paired.high}
         line |= {f"difference{name}": round(100 * value, 4) for name, value in bounds.items()}
-        line |= {"better": d.found.better, "worse": d.found.worse}
-        line |= {"p": round(d.found.p, 6), "p_holm": round(d.p_holm, 6)}
+        line |= {"better": d.paired.better, "worse": d.paired.worse}
+        line |= {"p": round(d.paired.p, 6), "p_holm": round(d.p_holm, 6)}
     return line
 
 
@@ -258,16 +258,16 @@ RENDERERS: dict[str, Callable[..., str]] = {
 """Format → the text of one or several `Comparison`s."""
 
 
-def _compared(config: Config, notes: list[str]) -> list[Comparison]:
-    """One comparison of all runs; where the paths are suites, one for each of their entries."""
-    found = runs.read(config.runs, notes)
-    if not found:
-        raise ResultsError(f"no evaluation stands in {', '.join(config.runs)} yet")
+def _comparisons(config: Config, notes: list[str]) -> list[Comparison]:
+    """One comparison of all runs; if the paths are suites, one for each of their entries."""
+    runs = load_runs(config.runs, notes)
+    if not runs:
+        raise ResultsError(f"there is no evaluation in {', '.join(config.runs)} yet")
     options: dict[str, Any] = {"force": config.force, "paper_rows": config.paper}
-    if not all(runs.is_suite(Path(path)) for path in config.runs):
-        return [compare(found, against=config.against, **options)]
-    several = []
-    for entry, group in runs.by_entry(found).items():
+    if not all(is_suite(Path(path)) for path in config.runs):
+        return [compare(runs, against=config.against, **options)]
+    comparisons = []
+    for entry, group in by_entry(runs).items():
         names = [run.name for run in group]
         if config.against is not None and config.against not in names:
             notes.append(
@@ -278,36 +278,31 @@ def _compared(config: Config, notes: list[str]) -> list[Comparison]:
             c = compare(group, against=config.against, **options)
         except ResultsError as error:
             raise ResultsError(f"{entry}: {error}") from None
-        several.append(replace(c, entry=entry))
-    if not several:
+        comparisons.append(replace(c, entry=entry))
+    if not comparisons:
         raise ValueError(f"no run is called {config.against!r} in {', '.join(config.runs)}")
-    return several
+    return comparisons
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m eval.compare", positional="runs")
+def run(config: Config) -> int:
     errors = Console(stderr=True)
     notes: list[str] = []
     kind = config.format or SUFFIXES.get(config.out.suffix if config.out else "", "terminal")
     try:
-        compared = _compared(config, notes)
+        comparisons = _comparisons(config, notes)
         if config.out:
-            config.out.parent.mkdir(parents=True, exist_ok=True)
-            config.out.write_text(RENDERERS[kind](*compared), encoding="utf-8")
-    except (ResultsError, OSError) as error:
-        tables.tell(errors, f"error: {error}")
-        return 1
-    except ValueError as error:
-        tables.tell(errors, f"error: {error}")
-        return 2
+            write_text(config.out, RENDERERS[kind](*comparisons))
     finally:
         for note in notes:
             tables.tell(errors, f"note: {note}")
     if not config.out and kind == "terminal":
-        tables.terminal(as_tables(*compared), legend(*compared), Console())
+        tables.terminal(as_tables(*comparisons), legend(*comparisons), Console())
     elif not config.out:
-        sys.stdout.write(RENDERERS[kind](*compared))
+        sys.stdout.write(RENDERERS[kind](*comparisons))
     return 0
+
+
+main = Command("compare", Config, run, positional="runs")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What `eval.compare` finds out about several runs; `eval.compare` writes it down.
+"""The figures of a comparison of several runs; `eval.compare` writes them down.
 
-Means are those of `eval.summary`, paired differences those of `eval.paired`. Which runs may stand
-side by side is decided by what their results carry (`eval.runs.differences`).
+Means are those of `eval.summary`, paired differences those of `eval.paired`. Which runs may be
+compared is decided by what their results carry (`eval.load_runs.differences`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stepagent.eval import paper, runs
+from stepagent.eval import paper
+from stepagent.eval.load_runs import EvaluationRun, differences
 from stepagent.eval.paired import Paired, holm, paired
 from stepagent.eval.results import ResultsError
-from stepagent.eval.runs import Run
 from stepagent.eval.summary import score, summarise
 
 
@@ -24,7 +24,7 @@ class Difference:
 
     first: str
     second: str
-    found: Paired | None
+    paired: Paired | None
     """None: no task in common"""
     p_holm: float
     """Corrected for all differences of the same table"""
@@ -32,12 +32,12 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Row:
+class RunFigures:
     """A run, or its part of one task type."""
 
     run: str
     figures: dict[str, Any]
-    """As in `summary.json`, whole or the part under `by_type`"""
+    """As in `summary.json`, all of it or the part under `by_type`"""
     task_type: str = ""
 
 
@@ -47,118 +47,127 @@ class Comparison:
 
     env: str
     split: str
-    rows: list[Row]
+    runs: list[RunFigures]
     differences: list[Difference]
-    type_rows: list[Row]
-    type_differences: list[Difference]
+    runs_by_type: list[RunFigures]
+    differences_by_type: list[Difference]
     references: list[tuple[str, float]]
     """The paper's rows: name and score in percent"""
     notes: list[str]
     entry: str = ""
-    """The suite's entry whose runs these are, where they are a suite's"""
+    """For runs of a suite: the entry that they belong to"""
 
 
 def compare(
-    found: Sequence[Run],
+    runs: Sequence[EvaluationRun],
     *,
     against: str | None = None,
     force: bool = False,
     paper_rows: bool = True,
 ) -> Comparison:
-    """Compares at least one run. Raises ResultsError where they should not be compared (unless
-    `force`), ValueError where `against` is not the name of a run.
+    """Compares at least one run. Raises ResultsError if they should not be compared (unless
+    `force`), ValueError if `against` is not the name of a run.
     """
-    names = [run.name for run in found]
+    names = [run.name for run in runs]
     if against is not None and against not in names:
         raise ValueError(f"no run is called {against!r}: there are {', '.join(names)}")
-    notes = []
-    if differing := runs.differences(found):
-        listed = "\n  ".join(differing)
-        if not force:
-            raise ResultsError(
-                f"these runs cannot be compared, they differ in\n  {listed}\n--force compares them "
-                "all the same."
-            )
-        notes += [
-            f"Forced: these runs should not be compared. They differ in {d}" for d in differing
-        ]
-    base = against or names[0]
-    pairs = [
-        (a, b)
-        for i, a in enumerate(found)
-        for b in found[i + 1 :]
-        if against is None or against in (a.name, b.name)
-    ]
-    pairs = [(b, a) if b.name == against else (a, b) for a, b in pairs]
-    rows = [Row(run.name, summarise(run.trajectories)) for run in found]
-    types = sorted({t for row in rows for t in row.figures["by_type"]})
-    type_rows = [
-        Row(row.run, row.figures["by_type"][t], t)
+    notes = _forced(runs, force)
+    figures = [RunFigures(run.name, summarise(run.trajectories)) for run in runs]
+    types = sorted({t for run in figures for t in run.figures["by_type"]})
+    figures_by_type = [
+        RunFigures(run.run, run.figures["by_type"][t], t)
         for t in types
-        for row in rows
-        if t in row.figures["by_type"]
+        for run in figures
+        if t in run.figures["by_type"]
     ]
-    first = next(run for run in found if run.name == base)
-    played = {(row.run, row.task_type) for row in type_rows}
-    of_types = [
-        (first, run, t)
+    base = next(run for run in runs if run.name == (against or names[0]))
+    played = {(run.run, run.task_type) for run in figures_by_type}
+    pairs_by_type = [
+        (base, run, t)
         for t in types
-        for run in found
-        if run is not first and {(base, t), (run.name, t)} <= played
+        for run in runs
+        if run is not base and {(base.name, t), (run.name, t)} <= played
     ]
-    envs = list(dict.fromkeys(run.env for run in found))
+    envs = list(dict.fromkeys(run.env for run in runs))
     return Comparison(
         env=" | ".join(envs),
-        split=" | ".join(dict.fromkeys(run.split for run in found)),
-        rows=rows,
-        differences=_differences([(a, b, "") for a, b in pairs]),
-        type_rows=type_rows,
-        type_differences=_differences(of_types),
+        split=" | ".join(dict.fromkeys(run.split for run in runs)),
+        runs=figures,
+        differences=_differences([(a, b, "") for a, b in _pairs(runs, against)]),
+        runs_by_type=figures_by_type,
+        differences_by_type=_differences(pairs_by_type),
         references=[r for env in envs for r in paper.references(env)] if paper_rows else [],
-        notes=[*notes, *_remarks(found)],
+        notes=[*notes, *_remarks(runs)],
     )
 
 
-def _differences(wanted: Sequence[tuple[Run, Run, str]]) -> list[Difference]:
-    found = [paired(_scores(a, t), _scores(b, t)) if a.env == b.env else None for a, b, t in wanted]
-    tested = [f.p for f in found if f]
-    corrected = iter(holm(tested))
+def _forced(runs: Sequence[EvaluationRun], force: bool) -> list[str]:
+    """Notes on what makes the runs incomparable; raises ResultsError unless `force`."""
+    reasons = differences(runs)
+    if reasons and not force:
+        listed = "\n  ".join(reasons)
+        raise ResultsError(
+            f"these runs cannot be compared, they differ in\n  {listed}\n--force compares them "
+            "anyway."
+        )
+    return [f"Forced: these runs should not be compared. They differ in {r}" for r in reasons]
+
+
+def _pairs(
+    runs: Sequence[EvaluationRun], against: str | None
+) -> list[tuple[EvaluationRun, EvaluationRun]]:
+    """All pairs of runs, or those with the run `against`, which then comes first."""
+    pairs = [
+        (a, b)
+        for i, a in enumerate(runs)
+        for b in runs[i + 1 :]
+        if against is None or against in (a.name, b.name)
+    ]
+    return [(b, a) if b.name == against else (a, b) for a, b in pairs]
+
+
+def _differences(
+    pairs: Sequence[tuple[EvaluationRun, EvaluationRun, str]],
+) -> list[Difference]:
+    """One for each pair of runs and task type ("": all tasks); Holm's method over all of them."""
+    tests = [paired(_scores(a, t), _scores(b, t)) if a.env == b.env else None for a, b, t in pairs]
+    corrected = iter(holm([test.p for test in tests if test]))
     return [
-        Difference(a.name, b.name, f, next(corrected) if f else 1.0, t)
-        for (a, b, t), f in zip(wanted, found, strict=True)
+        Difference(a.name, b.name, test, next(corrected) if test else 1.0, t)
+        for (a, b, t), test in zip(pairs, tests, strict=True)
     ]
 
 
-def _scores(run: Run, task_type: str) -> dict[str, float]:
+def _scores(run: EvaluationRun, task_type: str) -> dict[str, float]:
     """Task id → score; the mean where a task was played with several seeds."""
-    found: dict[str, list[float]] = defaultdict(list)
+    scores: dict[str, list[float]] = defaultdict(list)
     for trajectory in run.trajectories:
-        if not task_type or trajectory.task_id.startswith(f"{task_type}/"):
-            found[trajectory.task_id].append(score(trajectory))
-    return {task: sum(scores) / len(scores) for task, scores in found.items()}
+        if not task_type or trajectory.task_type == task_type:
+            scores[trajectory.task_id].append(score(trajectory))
+    return {task: sum(of_task) / len(of_task) for task, of_task in scores.items()}
 
 
-def _remarks(found: Sequence[Run]) -> list[str]:
+def _remarks(runs: Sequence[EvaluationRun]) -> list[str]:
     """What a reader of the tables should know about these runs."""
     notes = []
-    tasks = [{t.task_id for t in run.trajectories} for run in found]
+    tasks = [{t.task_id for t in run.trajectories} for run in runs]
     if any(t != tasks[0] for t in tasks):
         common = len(set.intersection(*tasks))
         notes.append(
             f"The runs were not on the same tasks ({common} are common to all): means are over "
             "each run's own, differences over those that both have."
         )
-    seeds = [{t.seed for t in run.trajectories} for run in found]
+    seeds = [{t.seed for t in run.trajectories} for run in runs]
     if any(s != seeds[0] for s in seeds):
         notes.append(
-            "The runs have different seeds, so what a seed decides within a task differs, too."
+            "The runs have different seeds, so whatever a seed decides within a task differs, too."
         )
-    for run in found:
+    for run in runs:
         if failed := sum(bool(t.error) for t in run.trajectories):
             notes.append(f"{run.name}: {failed} episodes failed; they count as 0.")
         if len(run.trajectories) < 10:
             notes.append(
                 f"{run.name} has {len(run.trajectories)} episodes: its intervals are too narrow to "
-                "lean on."
+                "rely on."
             )
     return notes

@@ -1,12 +1,12 @@
 """Two runs on the same tasks: the mean difference, its interval, and whether it could be chance.
 
-Pairs take out what both share, the difficulty of the tasks, so far fewer of them show a difference
-than two independent means would need. The interval is a percentile bootstrap over tasks, as for a
-mean; the p-value comes from a sign-flip permutation test: if both runs were equally good, each
-task's difference could as well have the other sign. With up to 12 tasks that differ all sign
-patterns are gone through, else 10,000 are drawn (seeded, so the same results give the same p).
-Several comparisons are corrected together by Holm's method (Holm, 1979): the chance that any of
-them is called significant wrongly stays at 5 %.
+Pairing removes what both runs share, the difficulty of the tasks, so that far fewer tasks show a
+difference than two independent means would need. The interval is a percentile bootstrap over tasks,
+as for a mean; the p-value comes from a sign-flip permutation test: if both runs were equally good,
+each task's difference could just as well have the opposite sign. If at most 12 tasks differ, all
+sign patterns are enumerated, else 10,000 are drawn (seeded, so the same results give the same p).
+Several comparisons are corrected together by Holm's method (Holm, 1979): the probability that any
+of them is wrongly called significant stays at 5 %.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from stepagent.eval.summary import RESAMPLES, bootstrap
 
 _EXACT = 12
-"""Up to 2^12 sign patterns are gone through one by one."""
+"""Up to 2^12 sign patterns are enumerated."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Paired:
     low: float
     high: float
     p: float
-    """Two-sided; 1 where no task differs"""
+    """Two-sided; 1 if no task differs"""
     better: int
     """Tasks on which the second is better"""
     worse: int
 
 
 def paired(first: Mapping[str, float], second: Mapping[str, float]) -> Paired | None:
-    """Compares task → score of two runs; None where they share no task.
+    """Compares task → score of two runs; None if they share no task.
 
     >>> paired({"a": 0.0, "b": 0.5}, {"a": 1.0, "b": 0.5, "c": 1.0})
     Paired(tasks=2, mean=0.5, low=0.0, high=1.0, p=1.0, better=1, worse=0)
@@ -47,7 +47,7 @@ def paired(first: Mapping[str, float], second: Mapping[str, float]) -> Paired | 
     if not tasks:
         return None
     gains = np.array([second[task] - first[task] for task in tasks])
-    gains[np.abs(gains) < 1e-12] = 0.0  # sums of rewards that differ in rounding alone
+    gains[np.abs(gains) < 1e-12] = 0.0  # sums of rewards that differ only by rounding
     low, high = bootstrap(gains.tolist())
     better, worse = int((gains > 0).sum()), int((gains < 0).sum())
     return Paired(len(tasks), float(gains.mean()), low, high, sign_flip(gains), better, worse)
@@ -68,16 +68,16 @@ def sign_flip(gains: Sequence[float] | np.ndarray, seed: int = 0) -> float:
         patterns = 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1) - 1
         return float(np.mean(np.abs(patterns @ differing) >= seen))
     rng, beyond = np.random.default_rng(seed), 0
-    block = max(1, 2_000_000 // n)  # patterns at a time: 16 MB at most
+    block = max(1, 2_000_000 // n)  # patterns at a time: at most 16 MB
     for done in range(0, RESAMPLES, block):
         size = (min(block, RESAMPLES - done), n)
         signs = 2.0 * rng.integers(2, size=size, dtype=np.int8) - 1.0
         beyond += int((np.abs(signs @ differing) >= seen).sum())
-    return (beyond + 1) / (RESAMPLES + 1)  # the pattern seen is one of them
+    return (beyond + 1) / (RESAMPLES + 1)  # the observed pattern is one of them
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given.
+    """Holm's adjusted p-values, in the order of `ps`.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

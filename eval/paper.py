@@ -1,9 +1,9 @@
-"""The paper's table 2, to be shown beside ours and marked as the paper's own.
+"""The paper's table 2, to show beside our figures, marked as the paper's own.
 
 Percent: mean reward of WebShop and ScienceWorld, success rate of ALFWorld, macro element accuracy
-of Mind2Web, exact match of the rest, each on the benchmark's own test set; GPT-3.5 and GPT-4 with a
-prompt alone, the rest on backbones of 7 and 8 billion parameters. Ours, on small models and part of
-the tasks, compare in order, not in height.
+of Mind2Web, exact match of the rest, each on the benchmark's own test set; GPT-3.5 and GPT-4 are
+only prompted, the rest are trained backbones of 7 and 8 billion parameters. Our figures, on small
+models and part of the tasks, can match the paper's in order, not in magnitude.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ LABELS = {
     "implicit": "StepAgent-Implicit",
     "inverse": "StepAgent-Inverse",
 }
-"""What the rows are called."""
+"""Names of the rows."""
 
 
 def table2(method: str, env: str) -> dict[str, float]:
-    """Backbone → the paper's figure in percent; empty where it has none."""
+    """Backbone → the paper's figure in percent; empty if it has none."""
     if env not in COLUMNS:
         return {}
     place = COLUMNS.index(env)
@@ -67,7 +67,7 @@ def table2(method: str, env: str) -> dict[str, float]:
 
 
 def references(env: str) -> list[tuple[str, float]]:
-    """All of the paper's rows for an environment, as (name, percent); empty where it has none.
+    """All of the paper's rows for an environment, as (name, percent); empty if it has none.
 
     >>> references("stepagent/MuSiQue-v0")[-1]
     ('Llama-3-8B, StepAgent-Inverse', 34.1)

@@ -1,37 +1,37 @@
-"""Plays recorded actions again and checks what comes of them: `python -m eval.replay RUN …`.
+"""Plays recorded actions again and checks the outcome: `stepagent replay RUN …`.
 
-A results file says of every episode its environment with all arguments, its task and its seed, and
-what the agent answered. That is enough to play it again without the agent: every observation has to
-be the same letter for letter, and every reward, every `valid`, the end, the score and the metrics
-the same number; and `summary.json` must say what the results do. The exit status is 0 where all is
-so, 1 where something differs (the first difference is shown), 2 where nothing can be replayed.
+A results file records each episode's environment with all arguments, its task and seed, and the
+agent's replies. That is enough to play it again without the agent: every observation, reward and
+`valid`, the end, the score and the metrics must be identical, and `summary.json` must agree with
+the results. The exit code is 0 if all of that holds, 1 if something differs (the first difference
+is shown), 2 if nothing can be replayed.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from stepagent import command_line, envs
+from stepagent import envs
+from stepagent.command_line import Command
 from stepagent.envs import react
 from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Trajectory
-from stepagent.eval import runs
+from stepagent.errors import UsageError
+from stepagent.eval.load_runs import EvaluationRun, load_runs
 from stepagent.eval.results import ResultsError
-from stepagent.eval.runs import Run
 from stepagent.eval.summary import summarise
 from stepagent.eval.tables import tell
 
-_BEFORE, _SHOWN = 24, 60
-"""Letters shown before the first one that differs, and in all."""
-_NOT_THE_WORLD = ("stepagent", "prompt", "arguments")
-"""Parts of a fingerprint that the environment's answers do not depend on, or that are handed on."""
+_CONTEXT, _WIDTH = 24, 60
+"""Letters shown before the first one that differs, and in total."""
+_NOT_REPLAYED = ("stepagent", "prompt", "arguments")
+"""Parts of a fingerprint that do not affect the environment, or that are passed to it."""
 
 
 @dataclass
@@ -39,22 +39,22 @@ class Config:
     """Replays the recorded actions of runs and checks every observation and score."""
 
     runs: list[str] = field(default_factory=list)
-    """Results files, folders of eval.run (one run, or a whole suite) or of training.run."""
+    """Results files, folders of eval.run (one run, or an entire suite) or of training.run."""
     env_args: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the environment in place of the recorded ones, such as --env-args.data FOLDER
-    where the data has moved."""
+    """Arguments of the environment that replace the recorded ones, such as --env-args.data FOLDER
+    if the data has moved."""
     limit: int | None = None
-    """Episodes of each run at most. null: all."""
+    """Maximum number of episodes of each run. null: all."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where a replay first left the record."""
+    """The first place where a replay differs from the record."""
 
     task_id: str
     seed: int
     step: int
-    """Steps made before it"""
+    """Steps before it"""
     what: str
     """Such as observation, reward, success"""
     recorded: object
@@ -62,33 +62,45 @@ class Difference:
 
     def __str__(self) -> str:
         where = f"{self.task_id} (seed {self.seed}), after {self.step} steps: {self.what} differs"
-        return f"{where}{_marked(str(self.recorded), str(self.replayed))}"
+        return f"{where}{_side_by_side(str(self.recorded), str(self.replayed))}"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What replaying a run's episodes showed."""
+
+    episodes: int
+    differences: list[Difference]
+    """One for each episode that differs"""
+    changes: list[str]
+    """Versions and data that differ from the record's"""
 
 
 def replay(trajectory: Trajectory, env: TextEnv) -> Difference | None:
-    """Plays the trajectory's actions in an environment of its kind; None where nothing differs.
+    """Plays the trajectory's actions in an environment of its kind; None if nothing differs.
 
-    An episode that failed is followed as far as it was recorded. Raises what the environment
-    raises (ValueError for a task that it does not have, say).
+    An episode that failed is replayed as far as it was recorded. Raises what the environment raises
+    (ValueError for a task that it does not have, say).
     """
-    for step, what, recorded, replayed in _compared(trajectory, env):
+    for step, what, recorded, replayed in compare(trajectory, env):
         if recorded != replayed:
             seed = trajectory.seed
             return Difference(trajectory.task_id, seed, step, what, recorded, replayed)
     return None
 
 
-def _compared(trajectory: Trajectory, env: TextEnv) -> Iterator[tuple[int, str, object, object]]:
-    """(steps made, name, recorded, replayed) of all that has to be the same."""
+def compare(trajectory: Trajectory, env: TextEnv) -> Iterator[tuple[int, str, object, object]]:
+    """(steps so far, name, recorded, replayed) of everything that must be the same."""
     t = trajectory
     if t.error and not t.steps and not t.final_observation:
-        return  # it failed before there was anything to see
+        return  # it failed before its first observation
     observation, info = env.reset(seed=t.seed, options={"task_id": t.task_id})
     ended = truncated = False
     for number, step in enumerate(t.steps):
         yield number, "observation", step.observation, observation
         yield number, "end of the episode", False, ended
-        reply = step.reply or react.render(step.thought, step.action)  # the same to `react.parse`
+        # Whatever the style was, `react.parse` reads the same from it.
+        reply = step.reply or react.render(step.thought, step.action)
         observation, reward, done, truncated, info = env.step(reply)
         ended = done or truncated
         yield number + 1, "reward", float(step.reward), float(reward)
@@ -104,54 +116,54 @@ def _compared(trajectory: Trajectory, env: TextEnv) -> Iterator[tuple[int, str, 
 
 
 def replay_run(
-    run: Run, *, env_args: Mapping[str, Any] | None = None, limit: int | None = None
-) -> tuple[int, list[Difference], list[str]]:
-    """Replays a run's episodes; returns (how many, what differs, versions and data that changed).
+    run: EvaluationRun, *, env_args: Mapping[str, Any] | None = None, limit: int | None = None
+) -> Replay:
+    """Replays a run's episodes.
 
-    Raises ValueError where the environment cannot be made as recorded.
+    Raises ValueError if the environment cannot be made as recorded.
     """
-    env = make(run, env_args)
+    env = make_env(run, env_args)
     try:
         now = env.fingerprint()
-        changed = [
+        changes = [
             f"{name}: {then} → {now.get(name, '(none)')}"
             for name, then in run.fingerprint.items()
-            if not name.startswith("agent.") and name not in _NOT_THE_WORLD
+            if not name.startswith("agent.") and name not in _NOT_REPLAYED
             if now.get(name) != then
         ]
-        todo = run.trajectories[:limit]
-        found = [replay(trajectory, env) for trajectory in todo]
+        trajectories = run.trajectories[:limit]
+        differences = [replay(trajectory, env) for trajectory in trajectories]
     finally:
         env.close()
-    return len(todo), [difference for difference in found if difference], changed
+    return Replay(len(trajectories), [d for d in differences if d], changes)
 
 
-def wrong_in_summary(run: Run) -> list[str]:
-    """What `summary.json` beside the results says otherwise than they do, one text a figure.
+def summary_errors(run: EvaluationRun) -> list[str]:
+    """Figures of `summary.json` that do not agree with the results beside it, one text each.
 
-    Nothing where there is no such file, or where it sums up another number of episodes (the file
-    may hold more tasks than the last command asked for).
+    None if there is no such file, or if it is about another number of episodes (the results may
+    hold more tasks than the last command played).
     """
     try:
-        told = json.loads(run.path.with_name("summary.json").read_text(encoding="utf-8"))
+        summary = json.loads(run.path.with_name("summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
         return [f"it cannot be read ({error})"]
-    if not isinstance(told, dict):
-        return ["it is no JSON object"]
-    if told.get("episodes") != len(run.trajectories):
+    if not isinstance(summary, dict):
+        return ["it is not a JSON object"]
+    if summary.get("episodes") != len(run.trajectories):
         return []
-    again = summarise(run.trajectories)
+    recomputed = summarise(run.trajectories)
     names = ("failed", "reward_mean", "success_rate", "valid_rate", "steps_mean", "metrics")
     return [
-        f"{name} {told.get(name)}, where the results give {again[name]}"
+        f"{name} {summary.get(name)}, where the results give {recomputed[name]}"
         for name in names
-        if told.get(name) != again[name]
+        if summary.get(name) != recomputed[name]
     ]
 
 
-def make(run: Run, env_args: Mapping[str, Any] | None = None) -> TextEnv:
+def make_env(run: EvaluationRun, env_args: Mapping[str, Any] | None = None) -> TextEnv:
     """The environment of a run, with the arguments that its fingerprint holds."""
     try:
         recorded = json.loads(run.fingerprint.get("arguments", "{}"))
@@ -160,10 +172,10 @@ def make(run: Run, env_args: Mapping[str, Any] | None = None) -> TextEnv:
     return envs.make(run.env, **{**recorded, **(env_args or {}), "split": run.split})
 
 
-def _marked(recorded: str, replayed: str) -> str:
-    """Both texts from shortly before the first letter that differs, and marks under such letters.
+def _side_by_side(recorded: str, replayed: str) -> str:
+    """Both texts from shortly before the first letter that differs, with differences marked.
 
-    >>> print("differs" + _marked("The door is open.", "The door is shut."))
+    >>> print("differs" + _side_by_side("The door is open.", "The door is shut."))
     differs at letter 13
       recorded: The door is open.
       replayed: The door is shut.
@@ -171,64 +183,62 @@ def _marked(recorded: str, replayed: str) -> str:
     """
     pairs = range(max(len(recorded), len(replayed)))
     first = next((i for i in pairs if recorded[i : i + 1] != replayed[i : i + 1]), 0)
-    start = max(0, first - _BEFORE)
-    one, two = recorded[start : start + _SHOWN], replayed[start : start + _SHOWN]
+    start = max(0, first - _CONTEXT)
+    one, two = recorded[start : start + _WIDTH], replayed[start : start + _WIDTH]
     size = max(len(one), len(two))
     marks = "".join(" ^"[one[i : i + 1] != two[i : i + 1]] for i in range(size)).rstrip()
     dots = "…" if start else ""
     lines = [f"  recorded: {dots}{_line(one)}", f"  replayed: {dots}{_line(two)}"]
-    marked = " " * (len("  recorded: ") + len(dots)) + marks
-    return "\n".join([f" at letter {first + 1}", *lines, marked])
+    marks = " " * (len("  recorded: ") + len(dots)) + marks
+    return "\n".join([f" at letter {first + 1}", *lines, marks])
 
 
 def _line(text: str) -> str:
-    """The text on one line, each letter as wide as it was."""
+    """The text on one line, each letter with its width unchanged."""
     return "".join({"\n": "⏎", "\t": "→"}.get(c, c if c.isprintable() else "�") for c in text)
 
 
-def results_files(path: Path) -> list[Path]:
-    """The results files of a run, or of all runs below a folder, however deep (`training.run`'s
-    folder holds the expert's episodes, too)."""
-    below = sorted(path.glob("**/results.jsonl")) if path.is_dir() else []
-    return [file for file in below if file.stat().st_size] or runs.results_files(path)
+def _show(run: EvaluationRun, result: Replay, errors: list[str], console: Console) -> None:
+    if result.differences:
+        differing = f"{len(result.differences)} of {result.episodes} episodes differ"
+        tell(console, f"{run.path}: {differing}, the first here:")
+        tell(console, str(result.differences[0]))
+    if result.changes:
+        changes = "; ".join(result.changes)
+        tell(console, f"note: {run.path}: recorded with other versions or data: {changes}")
+    if errors:
+        tell(console, f"{run.path.with_name('summary.json')}: {'; '.join(errors)}")
+    if not result.differences:
+        tell(Console(), f"{run.path}: {result.episodes} episodes are as recorded")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m eval.replay", positional="runs")
+def check(config: Config) -> int:
     console, notes = Console(stderr=True), list[str]()
     episodes = differing = summaries = 0
     try:
         if not config.runs:
-            raise ResultsError("name at least one run: python -m eval.replay DIR …")
+            raise UsageError("name at least one run: stepagent replay DIR …")
         if config.limit is not None and config.limit < 1:
-            raise ResultsError(f"limit is {config.limit}: it must be at least 1")
-        todo = runs.read([f for path in config.runs for f in results_files(Path(path))], notes)
+            raise UsageError(f"limit is {config.limit}: it must be at least 1")
+        runs = load_runs(config.runs, notes, everything=True)
         for note in notes:
             tell(console, f"note: {note}")
-        if not todo:
-            raise ResultsError(f"there is no result in {', '.join(config.runs)}")
-        for run in todo:
-            n, found, changed = replay_run(run, env_args=config.env_args, limit=config.limit)
-            episodes, differing = episodes + n, differing + len(found)
-            if found:
-                tell(console, f"{run.path}: {len(found)} of {n} episodes differ, the first here:")
-                tell(console, str(found[0]))
-            if changed:
-                now = "; ".join(changed)
-                tell(console, f"note: {run.path}: recorded with other versions or data: {now}")
-            if wrong := wrong_in_summary(run):
-                summaries += 1
-                tell(console, f"{run.path.with_name('summary.json')}: {'; '.join(wrong)}")
-            if not found:
-                tell(Console(), f"{run.path}: {n} episodes are as recorded")
-    except KeyboardInterrupt:
-        return 130
-    except (ResultsError, ValueError, TypeError, OSError, ImportError) as error:
-        tell(console, f"error: {error}")
-        return 2
-    also = f", and {summaries} summaries are not of their results" if summaries else ""
+        if not runs:
+            raise UsageError(f"there are no results in {', '.join(config.runs)}")
+        for run in runs:
+            result = replay_run(run, env_args=config.env_args, limit=config.limit)
+            errors = summary_errors(run)
+            _show(run, result, errors, console)
+            episodes, differing = episodes + result.episodes, differing + len(result.differences)
+            summaries += bool(errors)
+    except (ResultsError, OSError) as error:  # 1 means that something differs
+        raise UsageError(str(error)) from error
+    also = f", and {summaries} summaries do not agree with their results" if summaries else ""
     tell(Console(), f"{episodes} episodes replayed, {differing} differ{also}")
     return 1 if differing or summaries else 0
+
+
+main = Command("replay", Config, check, positional="runs")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from rich.table import Table
 from stepagent.envs.trajectory import Trajectory
 
 _PLAIN_EVERY = 10.0
-"""Seconds between two progress lines where the output is not a terminal."""
+"""Seconds between two progress lines if the output is not a terminal."""
 
 
 class RunningScore:
-    """Progress bar with running mean score and success; plain lines where there is no terminal."""
+    """Progress bar with running mean score and success; plain lines without a terminal."""
 
     def __init__(self, title: str, total: int, done: list[Trajectory], *, console: Console):
         self.title, self.total, self.console = title, total, console
@@ -76,21 +76,21 @@ class RunningScore:
         self._bar.stop()
 
 
-def table(summary: dict[str, Any]) -> Table:
-    """The summary as a table: one row a task type, then all of them."""
+def summary_table(summary: dict[str, Any]) -> Table:
+    """The summary as a table: one row per task type, then all of them."""
     title = f"{summary['agent']} on {summary['env']}, split {summary['split']}"
-    shown = Table(title=title, box=box.SIMPLE, show_footer=bool(summary["by_type"]))
-    whole = ["all", _episodes(summary), f"{summary['reward_mean']:.3f}", *_rates(summary)]
+    table = Table(title=title, box=box.SIMPLE, show_footer=bool(summary["by_type"]))
+    total = ["all", _episodes(summary), f"{summary['reward_mean']:.3f}", *_rates(summary)]
     heads = ("task type", "n", "score", "success", "valid", "cut off", "steps")
-    for i, (head, foot) in enumerate(zip(heads, whole, strict=True)):
+    for i, (head, foot) in enumerate(zip(heads, total, strict=True)):
         side: Any = "right" if i else "left"
-        shown.add_column(head, footer=foot, justify=side, no_wrap=i > 0, overflow="fold")
+        table.add_column(head, footer=foot, justify=side, no_wrap=i > 0, overflow="fold")
     for name, part in summary["by_type"].items():
-        shown.add_row(name, _episodes(part), f"{part['reward_mean']:.3f}", *_rates(part))
+        table.add_row(name, _episodes(part), f"{part['reward_mean']:.3f}", *_rates(part))
     if not summary["by_type"]:
-        shown.add_row(*whole)
-    shown.caption = _caption(summary)
-    return shown
+        table.add_row(*total)
+    table.caption = _caption(summary)
+    return table
 
 
 def _episodes(part: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """The directory of an evaluation: `results.jsonl`, `summary.json`, and a lock.
 
 Results are appended episode by episode, so a run may be killed at any moment and started again:
-what is done is skipped, and what failed is tried anew. One directory holds the results of one agent
-on one environment, split, seed and prompt; anything else is refused, naming what differs.
+finished episodes are skipped, failed ones are tried again. One directory holds the results of one
+agent on one environment, split, seed and prompt; anything else is refused, naming what differs.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from typing import Any
 
 from stepagent.envs import trajectory as files
 from stepagent.envs.trajectory import BadLine, Trajectory
+from stepagent.errors import UserError
 from stepagent.eval.summary import save
 from stepagent.files import Lock, Locked
 
 
-class ResultsError(RuntimeError):
+class ResultsError(UserError, RuntimeError):
     """A results directory cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What all results of one directory share."""
+    """What all results in one directory have in common."""
 
     env: str
     agent: str
@@ -38,30 +39,36 @@ class Identity:
         return Identity(t.env, t.agent, t.split, t.seed, t.fingerprint)
 
     def differences(self, other: Identity) -> list[str]:
-        """`name: own value → other's value`, one entry for each thing that differs."""
-        mine, theirs = self._flat(), other._flat()
+        """`name: own value → other's value`, one entry per difference."""
+        own, others = self._flat(), other._flat()
         return [
-            f"{name}: {mine.get(name, '(none)')} → {theirs.get(name, '(none)')}"
-            for name in sorted({*mine, *theirs})
-            if mine.get(name) != theirs.get(name)
+            f"{name}: {own.get(name, '(none)')} → {others.get(name, '(none)')}"
+            for name in sorted({*own, *others})
+            if own.get(name) != others.get(name)
         ]
 
     def _flat(self) -> dict[str, object]:
-        named = {"env": self.env, "agent": self.agent, "split": self.split, "seed": self.seed}
-        return {**named, **{f"fingerprint {k}": v for k, v in self.fingerprint.items()}}
+        parts = {f"fingerprint {k}": v for k, v in self.fingerprint.items()}
+        return {
+            "env": self.env,
+            "agent": self.agent,
+            "split": self.split,
+            "seed": self.seed,
+            **parts,
+        }
 
 
 class ResultsDir:
-    """A results directory opened by this process alone; a context manager.
+    """A results directory, opened by this process alone; a context manager.
 
-    Raises ResultsError where another process holds it or its results are of another run.
+    Raises ResultsError if another process has it open or its results are of another run.
     """
 
     def __init__(self, path: Path, identity: Identity, *, overwrite: bool = False):
         self.path, self.results = path, path / "results.jsonl"
         self.summary = path / "summary.json"
         self.notes: list[str] = []
-        """What was found odd on opening, for people to read."""
+        """Oddities noticed on opening, for people to read."""
         path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = Lock(path / ".lock")
@@ -78,40 +85,39 @@ class ResultsDir:
             raise
 
     def _resume(self, identity: Identity) -> dict[str, Trajectory]:
-        """Finished episodes by task id; failed ones and unreadable lines leave the file."""
+        """Finished episodes by task id; removes failed ones and unreadable lines from the file."""
         if not self.results.exists():
             return {}
         bad: list[BadLine] = []
-        found = files.read(self.results, bad)
-        for trajectory in found:
+        trajectories = files.read(self.results, bad)
+        for trajectory in trajectories:
             if different := Identity.of(trajectory).differences(identity):
                 listed = "\n  ".join(different)
                 raise ResultsError(
-                    f"{self.results} holds results of another run; there → asked for now:\n  "
-                    f"{listed}\nChoose another --out, or start afresh with --overwrite."
+                    f"{self.results} holds results of another run; there → now:\n  "
+                    f"{listed}\nChoose another --out, or start over with --overwrite."
                 )
-        done = {t.task_id: t for t in found if not t.error}
+        done = {t.task_id: t for t in trajectories if not t.error}
         if bad:
             self._put_aside(bad)
-        if twice := len(found) - len({t.task_id for t in found}):
+        if repeated := len(trajectories) - len({t.task_id for t in trajectories}):
             self.notes.append(
-                f"{twice} results are of tasks that the file holds already: of each task the last "
-                "result that did not fail counts"
+                f"{repeated} results are of tasks that the file holds already: of each task the "
+                "last result that did not fail counts"
             )
-        if failed := sum(bool(t.error) for t in found):
+        if failed := sum(bool(t.error) for t in trajectories):
             self.notes.append(f"{failed} episodes failed last time and are tried again")
-        if len(done) < len(found) or bad:
+        if len(done) < len(trajectories) or bad:
             try:
                 files.write(self.results, done.values())
             except OSError as error:
                 raise ResultsError(
-                    f"cannot write {self.results}: {error.strerror}. It is as it was: make room "
-                    "and run again."
+                    f"{error.strerror}. The file is as it was: make room and run again."
                 ) from error
         return done
 
     def _put_aside(self, bad: list[BadLine]) -> None:
-        """Keeps unreadable lines in a file of their own, so that nothing is thrown away."""
+        """Moves unreadable lines to a separate file, so that nothing is lost."""
         lines, numbers = self.results.read_bytes().split(b"\n"), {b.number for b in bad}
         aside = self.results.with_name("results.bad.jsonl")
         try:
@@ -125,28 +131,26 @@ class ResultsDir:
         self.notes += [f"{b}; moved to {aside.name}, its episode is played again" for b in bad]
 
     def append(self, trajectory: Trajectory) -> None:
-        """Raises ResultsError where the line cannot be written (a full disk, say)."""
+        """Raises ResultsError if the line cannot be written (a full disk, say)."""
         try:
             self._writer.write(trajectory)
         except OSError as error:
             raise ResultsError(
-                f"{error.strerror}. The results before it are kept: make room and run again to "
-                "continue."
+                f"{error.strerror}. Earlier results are kept: make room and run again to continue."
             ) from error
         self.done[trajectory.task_id] = trajectory
 
     def save(self, summary: dict[str, Any]) -> None:
-        """Writes `summary.json`; raises ResultsError where it cannot be written."""
+        """Writes `summary.json`; raises ResultsError if it cannot be written."""
         try:
             save(summary, self.summary)
         except OSError as error:
             raise ResultsError(
-                f"cannot write {self.summary}: {error.strerror}. The results are kept: make room "
-                "and run again."
+                f"{error.strerror}. The results are kept: make room and run again."
             ) from error
 
     def chosen(self, tasks: Iterable[str]) -> list[Trajectory]:
-        """The results there are for these tasks, in their order."""
+        """The results for these tasks, in their order, as far as there are any."""
         return [self.done[task] for task in tasks if task in self.done]
 
     def __enter__(self) -> ResultsDir:
@@ -156,5 +160,5 @@ class ResultsDir:
         try:
             self._writer.close()
         except OSError:
-            pass  # what it could not write has been told by `append`
+            pass  # `append` has reported what could not be written
         self._lock.release()

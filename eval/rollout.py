@@ -1,12 +1,12 @@
-"""Episodes in parallel: many open environments, one agent that answers whoever is waiting.
+"""Episodes in parallel: many open environments, one agent that answers those that are waiting.
 
-Every open environment lives in a thread of its own (`eval.worlds`) and is used for one task after
-another. The agent acts in the caller's turn on the episodes that wait for a reply. One that is
-streaming (a local model, a server) gets each episode as soon as it is ready and gives each reply
-back as soon as it has ended, so that its batch stays full and a slow environment holds nobody up.
-Others are handed batches: we linger a moment for a fuller one, but never long compared with the
-agent's own pace (`PATIENCE`). An episode is a function of (task, seed) and the agent alone, so the
-number of workers changes the order in which trajectories arrive and nothing in them but `seconds`.
+Every open environment has its own thread (`eval.env_workers`) and plays one task after another. The
+agent acts in the caller's thread on the episodes that wait for a reply. A streaming agent (a local
+model, a server) gets each episode as soon as it is ready and returns each reply as soon as it has
+ended, so that its batch stays full and a slow environment delays no other. Other agents get
+batches: the loop waits a moment for a fuller one, but never long compared with the agent's own
+speed (`PATIENCE`). An episode is a function of (task, seed) and the agent alone, so the number of
+workers changes the order in which trajectories arrive, and nothing in them but `seconds`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from stepagent.agents.core import Agent, Turn
 from stepagent.envs import react
 from stepagent.envs.core import TextEnv, own_version
 from stepagent.envs.trajectory import Trajectory
-from stepagent.eval.worlds import Caller, Ended, Episode, Stamp, World, describe
+from stepagent.eval.env_workers import Caller, Ended, EnvWorker, Episode, Stamp, describe
 
 T = TypeVar("T")
 PATIENCE = 0.25
 """How long a batch that is not full waits for more episodes, as a share of the agent's last act."""
 _CLOSING = 10.0
-"""Seconds that an environment gets to end its last step and close."""
-_HANGS = 2
-"""Turns that an agent may hang on, asked one by one, before it counts as hanging on all of them."""
+"""Seconds that an environment has to end its last step and close."""
+_MAX_HANGS = 2
+"""Turns, asked one by one, that an agent may hang on before it counts as hanging on all of them."""
 
 
 def run_episodes(
@@ -41,59 +41,59 @@ def run_episodes(
     split: str = "test",
     seed: int | Sequence[int] = 0,
     workers: int | None = None,
-    env_kwargs: dict[str, Any] | None = None,
+    env_args: dict[str, Any] | None = None,
     prompt: react.Prompt | None = None,
     time_limit: float | None = None,
 ) -> Generator[Trajectory, None, None]:
-    """Plays one episode a task and yields their trajectories as they end.
+    """Plays one episode per task and yields the trajectories as they end.
 
     Parameters
     ----------
     tasks: task ids of the split; an id may occur several times, with different seeds.
-    seed: of every episode, or one for each of `tasks`. The agent is handed a seed made of it and
-        the task id, so that equal draws do not run through all tasks.
+    seed: of every episode, or one for each of `tasks`. The agent gets a seed made of it and the
+        task id, so that it does not make the same draws in every task.
     workers: environments kept open at once; None: the agent's `batch_size`.
-    env_kwargs: further arguments of the environment.
-    prompt: opens the conversations instead of the environment's own (`eval.shots` makes some).
+    env_args: further arguments of the environment.
+    prompt: opens the conversations instead of the environment's own (`eval.few_shot` makes some).
     time_limit: seconds that the agent may take for a reply, or an environment for a step, before
-        the episode counts as failed and what hangs is left behind; None: for ever.
+        the episode counts as failed and whatever hangs is abandoned; None: no limit.
 
     An environment or an agent that fails or hangs ends that episode only: its trajectory says why
-    in `error` and holds the steps made so far, and the environment is made anew. Raises ValueError
-    for an unknown environment, split or task id, and whatever the environment's construction
-    raises; both before the first episode.
+    in `error` and holds the steps so far, and the environment is recreated. Raises ValueError for
+    an unknown environment, split or task id, and whatever the environment's construction raises;
+    both before the first episode.
     """
-    kwargs = {**(env_kwargs or {}), "split": split}
+    kwargs = {**(env_args or {}), "split": split}
     seeds = [seed] * len(tasks) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(tasks):
-        raise ValueError(f"{len(seeds)} seeds for {len(tasks)} tasks: give one, or one a task")
+        raise ValueError(f"{len(seeds)} seeds for {len(tasks)} tasks: give one, or one per task")
     if time_limit is not None and time_limit <= 0:
         raise ValueError(f"time_limit is {time_limit}: it must be above 0 seconds, or None")
     first = envs.make(env_id, **kwargs)
     if unknown := sorted(set(tasks) - set(first.tasks)):
         first.close()
         raise ValueError(
-            f"{env_id}, split {split!r}, has no task {unknown[0]!r} ({len(unknown)} of those asked "
-            f"for are unknown). It has {len(first.tasks)}, such as {', '.join(first.tasks[:3])}"
+            f"{env_id}, split {split!r}, has no task {unknown[0]!r} ({len(unknown)} of the task "
+            f"ids are unknown). It has {len(first.tasks)}, such as {', '.join(first.tasks[:3])}"
         )
     prompt = prompt or first.prompt
     stamp = Stamp(env_id, split, agent.name, fingerprint(first, agent, prompt), prompt, agent.style)
     todo = deque(zip(range(len(tasks)), tasks, seeds, strict=True))
-    run = _Run(agent, stamp, todo, lambda: envs.make(env_id, **kwargs), time_limit)
-    return run.play(first, workers or agent.batch_size)
+    rollout = _Rollout(agent, stamp, todo, lambda: envs.make(env_id, **kwargs), time_limit)
+    return rollout.play(first, workers or agent.batch_size)
 
 
 def fingerprint(env: TextEnv, agent: Agent, prompt: react.Prompt | None = None) -> dict[str, str]:
-    """What a result depends on beside task and seed: environment, agent, prompt in its style."""
-    of_agent = {f"agent.{name}": str(value) for name, value in agent.fingerprint().items()}
-    told = prompt or env.prompt
-    few = {"shots": str(1 + len(told.more))} if told.more and agent.style.example else {}
-    prompted = {"prompt": told.checksum(agent.style), **few}
-    return {"stepagent": own_version(), **env.fingerprint(), **of_agent, **prompted}
+    """What a result depends on besides task and seed: environment, agent, prompt in its style."""
+    agent_parts = {f"agent.{name}": str(value) for name, value in agent.fingerprint().items()}
+    prompt = prompt or env.prompt
+    shots = {"shots": str(1 + len(prompt.more))} if prompt.more and agent.style.example else {}
+    prompt_parts = {"prompt": prompt.checksum(agent.style), **shots}
+    return {"stepagent": own_version(), **env.fingerprint(), **agent_parts, **prompt_parts}
 
 
-class _Run:
-    """The loop that brings worlds and agent together."""
+class _Rollout:
+    """The loop between workers and agent."""
 
     def __init__(
         self,
@@ -105,25 +105,25 @@ class _Run:
     ):
         self.agent, self.stamp, self.tasks = agent, stamp, tasks
         self.make, self.limit, self.call = make, limit, Caller(limit)
-        self.worlds: list[World] = []
+        self.workers: list[EnvWorker] = []
         self.ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
         self.waiting: deque[Episode] = deque()
-        self.asked: dict[Hashable, Episode] = {}
-        """Episodes that a streaming agent has taken and not answered yet."""
+        self.pending: dict[Hashable, Episode] = {}
+        """Episodes that a streaming agent has accepted and not answered yet."""
         self.finished: deque[Trajectory] = deque()
         self.open: dict[int, Episode] = {}
         self.pace = 0.0
-        """Seconds that the agent's last act took."""
+        """Seconds that the agent's last `act` took."""
 
     def play(self, first: TextEnv, workers: int) -> Generator[Trajectory, None, None]:
         for _ in range(max(1, min(workers, len(self.tasks)))):
-            self.worlds.append(World(self.make, self.ended))
-        self.worlds[0].env = first
-        for world in self.worlds:
-            world.start()
+            self.workers.append(EnvWorker(self.make, self.ended))
+        self.workers[0].env = first
+        for worker in self.workers:
+            worker.start()
         try:
-            for world in self.worlds:
-                self._begin(world)
+            for worker in self.workers:
+                self._begin(worker)
             while self.open:
                 self._gather()
                 yield from self._deliver()
@@ -131,25 +131,25 @@ class _Run:
                 yield from self._deliver()
         except KeyboardInterrupt:
             self.tasks.clear()
-            while not self.ended.empty():  # what ended meanwhile is not lost
-                self._note(*self.ended.get())
+            while not self.ended.empty():  # episodes that ended meanwhile are not lost
+                self._record(*self.ended.get())
             yield from self._deliver()
             raise
         finally:
-            for world in self.worlds:
-                world.close()
+            for worker in self.workers:
+                worker.close()
             self.call.close()
             for episode in self.open.values():
                 self.agent.forget(episode.key)
             deadline = time.monotonic() + _CLOSING
-            for world in self.worlds:
-                world.join(max(0.0, deadline - time.monotonic()))
+            for worker in self.workers:
+                worker.join(max(0.0, deadline - time.monotonic()))
 
-    def _begin(self, world: World) -> None:
+    def _begin(self, worker: EnvWorker) -> None:
         if self.tasks:
             index, task_id, seed = self.tasks.popleft()
-            self.open[index] = episode = Episode(index, task_id, seed, world)
-            world.begin(
+            self.open[index] = episode = Episode(index, task_id, seed, worker)
+            worker.begin(
                 episode, lambda text: react.opening(self.stamp.prompt, text, self.stamp.style)
             )
 
@@ -157,7 +157,7 @@ class _Run:
         del self.open[episode.index]
         self.agent.forget(episode.key)
         self.finished.append(episode.trajectory(self.stamp, error))
-        self._begin(episode.world)
+        self._begin(episode.worker)
 
     def _deliver(self) -> Iterator[Trajectory]:
         while self.finished:
@@ -165,21 +165,21 @@ class _Run:
 
     # Environments -------------------------------------------------------------------------------
 
-    def _note(self, episode: Episode, done: bool, error: str) -> None:
+    def _record(self, episode: Episode, done: bool, error: str) -> None:
         if self.open.get(episode.index) is not episode:
-            return  # it took too long and was given up
-        episode.handed = float("inf")
+            return  # it took too long and was abandoned
+        episode.waiting_since = float("inf")
         if done:
             self._finish(episode, f"{error} {episode.where()}" if error else "")
         else:
             self.waiting.append(episode)
 
     def _gather(self) -> None:
-        """Waits for an episode that wants a reply or has ended, where the agent has nothing to do.
+        """If the agent has nothing to do, waits for an episode that needs a reply or has ended.
 
-        For an agent that answers whole batches it lingers for a full one.
+        For an agent that answers in batches, waits a little longer for a full one.
         """
-        if not (self.waiting or self.asked):
+        if not (self.waiting or self.pending):
             self._take(self._until_overdue())
         deadline = time.monotonic() + PATIENCE * self.pace
         while True:
@@ -190,9 +190,10 @@ class _Run:
         self._give_up()
 
     def _take(self, timeout: float | None) -> bool:
-        """Notes what the next order came to, if one has ended in so many seconds (None: ever)."""
+        """Records the outcome of the next command, if one ends within `timeout` seconds (None: no
+        limit)."""
         try:
-            self._note(*self.ended.get(block=timeout != 0, timeout=timeout))
+            self._record(*self.ended.get(block=timeout != 0, timeout=timeout))
         except queue.Empty:
             return False
         return True
@@ -201,57 +202,59 @@ class _Run:
         """Seconds until the first episode has taken too long; None: never."""
         if self.limit is None:
             return None
-        first = min((e.handed for e in self.open.values()), default=0.0)
+        first = min((e.waiting_since for e in self.open.values()), default=0.0)
         return max(0.01, first + self.limit - time.monotonic())
 
     def _give_up(self) -> None:
-        """Ends the episodes that have been with their environment or the agent for too long."""
+        """Ends the episodes on which their environment or the agent has worked for too long."""
         limit, now = self.limit, time.monotonic()
-        late = [e for e in self.open.values() if limit is not None and now - e.handed > limit]
+        late = [
+            e for e in self.open.values() if limit is not None and now - e.waiting_since > limit
+        ]
         for episode in late:
-            if self.asked.pop(episode.key, None):
+            if self.pending.pop(episode.key, None):
                 self._answer(episode, TimeoutError(f"no reply within {limit:g} s"))
                 continue
-            episode.world.close()  # once it comes back, if ever
-            self.worlds.remove(episode.world)
-            episode.world = World(self.make, self.ended)
-            self.worlds.append(episode.world)
-            episode.world.start()
+            episode.worker.close()  # takes effect when its step returns, if ever
+            self.workers.remove(episode.worker)
+            episode.worker = EnvWorker(self.make, self.ended)
+            self.workers.append(episode.worker)
+            episode.worker.start()
             why = f"environment: TimeoutError: no answer within {limit:g} s {episode.where()}"
             self._finish(episode, why)
 
     # The agent ----------------------------------------------------------------------------------
 
     def _answer(self, episode: Episode, reply: str | Exception) -> None:
-        episode.handed = float("inf")
+        episode.waiting_since = float("inf")
         if isinstance(reply, str):
-            episode.world.step(episode, episode.take(reply, self.stamp.style))
+            episode.worker.step(episode, episode.add_reply(reply, self.stamp.style))
         else:
             self._finish(episode, f"agent: {describe(reply)} {episode.where()}")
 
     def _stream(self) -> None:
-        """Hands over whoever waits, lets the agent work for a moment, and takes what it says."""
-        room = self.agent.batch_size - len(self.asked)
+        """Submits waiting episodes, lets the agent work for a moment, and takes its replies."""
+        room = self.agent.batch_size - len(self.pending)
         taken = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
         for episode, failure in zip(taken, _each(taken, self._submit), strict=True):
             if failure:
                 self._answer(episode, failure)
             else:
-                episode.handed = time.monotonic()
-                self.asked[episode.key] = episode
-        if not self.asked:
+                episode.waiting_since = time.monotonic()
+                self.pending[episode.key] = episode
+        if not self.pending:
             return
         try:
             replies = [(key, _checked(reply)) for key, reply in self.call(self.agent.poll)]
         except Exception:
-            stuck = list(self.asked.values())
-            self.asked.clear()
-            for episode, reply in zip(stuck, self._one_by_one(stuck), strict=True):
+            pending = list(self.pending.values())
+            self.pending.clear()
+            for episode, reply in zip(pending, self._one_by_one(pending), strict=True):
                 self._answer(episode, reply)
             return
         for key, reply in replies:
-            if key in self.asked:
-                self._answer(self.asked.pop(key), reply)
+            if key in self.pending:
+                self._answer(self.pending.pop(key), reply)
 
     def _submit(self, episode: Episode) -> Exception | None:
         try:
@@ -264,21 +267,21 @@ class _Run:
         batch = [
             self.waiting.popleft() for _ in range(min(self.agent.batch_size, len(self.waiting)))
         ]
-        begun = time.monotonic()
+        start = time.monotonic()
         for episode, reply in zip(batch, self._ask(batch), strict=True):
             self._answer(episode, reply)
         if batch:
-            self.pace = time.monotonic() - begun
+            self.pace = time.monotonic() - start
 
     def _ask(self, batch: list[Episode]) -> list[str | Exception]:
-        """A reply for each. Where the batch fails, each is asked alone to find the culprit."""
+        """A reply for each. If the batch fails, each is asked alone to find the culprit."""
         try:
             return list(self._replies([episode.turn() for episode in batch]))
         except Exception as failure:  # an agent may fail in any way
             return [failure] if len(batch) == 1 else self._one_by_one(batch)
 
     def _one_by_one(self, batch: list[Episode]) -> list[str | Exception]:
-        for episode in batch:  # a failed batch may leave caches half written
+        for episode in batch:  # a failed batch may leave caches in a bad state
             self.agent.forget(episode.key)
         return _each(batch, lambda episode: self._ask([episode])[0])
 
@@ -295,14 +298,14 @@ class _Run:
 
 
 def _each(batch: Sequence[Episode], ask: Callable[[Episode], T]) -> list[T]:
-    """What comes of asking for one after another. Where that hangs twice it is not their turns but
-    the agent that hangs: the rest are not asked for, and get the same reason.
+    """The result of `ask` for each. If it hangs twice, the cause is not a turn but the agent: the
+    rest are not asked, and get the same error.
     """
-    found: list[T] = []
+    results: list[T] = []
     for episode in batch:
-        hung = sum(isinstance(reply, TimeoutError) for reply in found)
-        found.append(ask(episode) if hung < _HANGS else found[-1])
-    return found
+        hung = sum(isinstance(reply, TimeoutError) for reply in results)
+        results.append(ask(episode) if hung < _MAX_HANGS else results[-1])
+    return results
 
 
 def _checked(reply: Any) -> str | Exception:

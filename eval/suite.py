@@ -1,10 +1,10 @@
-"""Several environments at once, and one table of them: `python -m eval.run --suite paper`.
+"""Several environments, and one table of them: `stepagent eval --suite paper`.
 
 A suite is a YAML file (`eval/suites/`): which environments, which of their tasks, and which figure
-of each counts. A run of it is a folder with an evaluation of its own (`eval.run.evaluate`) for each
-agent and environment, `AGENT/ENVIRONMENT/results.jsonl` and `summary.json`, so it goes on where it
-was left, and with `summary.json` and `table.md` for the whole, which are written anew after each
-environment. An environment that fails as a whole costs its own figure and no other.
+of each counts. A run of it is a folder with one evaluation (`eval.evaluate`) per agent and
+environment, `AGENT/ENVIRONMENT/results.jsonl` and `summary.json`, so that it can resume; and with
+`summary.json` and `table.md` for all of them, which are rewritten after each environment. An
+environment that cannot be played at all loses its own figure and no other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stepagent.files import write_text
 
 FOLDER = Path(__file__).with_name("suites")
 FIGURES = {"score": ("reward_mean", "reward_ci95"), "success": ("success_rate", "success_ci95")}
-"""Which figure of a summary, and its interval."""
+"""Figure → its key in a summary, and the key of its interval."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Entry:
     """Its column in the table, and its folder."""
     env: str
     measure: str
-    """What its figure is, in words."""
+    """Describes its figure in words."""
     figure: str = "score"
     """score or success."""
     data: str | None = None
-    """Folder of the benchmark's own files, below the one of all data."""
+    """Folder of the benchmark's own files, below the data folder."""
     split: str = "test"
     limit: int | None = None
     env_args: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Suite:
 
 
 def names() -> list[str]:
-    """The suites that come with us."""
+    """The suites that are included."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -65,11 +65,11 @@ def load(name: str) -> Suite:
         known = ", ".join(names())
         raise ValueError(f"no suite {name!r}: choose one of {known}, or name a YAML file")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        common = {k: v for k, v in found.items() if k != "environments"}
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        common = {k: v for k, v in content.items() if k != "environments"}
         entries = tuple(
             Entry(name=str(key), **{**common, **values})
-            for key, values in found["environments"].items()
+            for key, values in content["environments"].items()
         )
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the suite {path} cannot be read: {error}") from None
@@ -89,10 +89,10 @@ def load(name: str) -> Suite:
 
 
 def with_data(entry: Entry, root: Path | None, more: Mapping[str, Any]) -> tuple[dict, str]:
-    """The environment's arguments with the data that is there, and which data that is, in words.
+    """The environment's arguments with the available data, and a description of that data.
 
-    The benchmark's own files are taken where they lie under `root` and can be read; otherwise what
-    comes bundled, as `gym.make` does without `data`.
+    The benchmark's own files are used if they are below `root` and can be read; otherwise the
+    bundled data, as in `gym.make` without `data`.
     """
     arguments = {**entry.env_args, **more}
     if "data" in arguments:
@@ -104,20 +104,20 @@ def with_data(entry: Entry, root: Path | None, more: Mapping[str, Any]) -> tuple
     folder = root / entry.data
     if not folder.exists():
         return arguments, f"bundled (no {folder})"
-    found = {**arguments, "data": str(folder)}
+    with_files = {**arguments, "data": str(folder)}
     try:
-        env = envs.make(entry.env, split=entry.split, **found)
+        env = envs.make(entry.env, split=entry.split, **with_files)
         try:
             tasks = len(env.tasks)
         finally:
             env.close()
     except (ValueError, OSError) as error:
         return arguments, f"bundled ({folder} cannot be used: {str(error).splitlines()[0][:200]})"
-    return found, f"files in {folder} ({tasks} {entry.split} tasks)"
+    return with_files, f"files in {folder} ({tasks} {entry.split} tasks)"
 
 
 def folder_of(agent: str) -> str:
-    """A folder's name for an agent's.
+    """A folder name for an agent.
 
     >>> folder_of("openai:gpt-4-0125-preview")
     'openai-gpt-4-0125-preview'
@@ -125,23 +125,23 @@ def folder_of(agent: str) -> str:
     return re.sub(r"[^\w.\-]+", "-", agent).strip("-.") or "agent"
 
 
-def share(given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Agent → those of the options meant for it that it takes.
+def accepted_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Agent → those of its options that it accepts.
 
-    Raises ValueError for an unknown agent, for no agent, and for an option that none of them takes.
+    Raises ValueError for an unknown agent, for no agent, and for an option that none accepts.
     """
-    if not given:
+    if not options:
         raise ValueError("--agent names no agent")
-    known = {spec: set(agents.options_of(spec)) for spec in given}
-    taken = set().union(*known.values())
-    if unknown := sorted({name for options in given.values() for name in options} - taken):
+    accepted = {spec: set(agents.options_of(spec)) for spec in options}
+    by_any = set().union(*accepted.values())
+    if unknown := sorted({name for of_one in options.values() for name in of_one} - by_any):
         raise ValueError(
-            f"none of the agents {', '.join(given)} has an option {', '.join(unknown)}: there are "
-            f"{', '.join(sorted(taken))}"
+            f"none of the agents {', '.join(options)} has an option {', '.join(unknown)}: there "
+            f"are {', '.join(sorted(by_any))}"
         )
     return {
-        spec: {name: value for name, value in options.items() if name in known[spec]}
-        for spec, options in given.items()
+        spec: {name: value for name, value in of_one.items() if name in accepted[spec]}
+        for spec, of_one in options.items()
     }
 
 
@@ -157,7 +157,7 @@ class Board:
     agents: Sequence[str]
     out: Path
     data: dict[str, str] = field(default_factory=dict)
-    """Environment → which data it played."""
+    """Environment → a description of the data that it used."""
     cells: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Agent → environment → its summary, or `{"error": why there is none}`."""
 
@@ -167,9 +167,9 @@ class Board:
             raise ValueError(f"two of the agents would share a folder: {', '.join(self.agents)}")
 
     def play(self, root: Path | None, more: Mapping[str, Any], play: Play) -> None:
-        """Plays everything; what an environment or an agent cannot do at all is told in its cell.
+        """Plays everything; if an agent cannot play an environment at all, its cell says why.
 
-        Raises ResultsError where the table cannot be written, and KeyboardInterrupt.
+        Raises ResultsError if the table cannot be written, and KeyboardInterrupt.
         """
         arguments: dict[str, dict[str, Any]] = {}
         for agent in self.agents:
@@ -196,7 +196,7 @@ class Board:
     # Showing ------------------------------------------------------------------------------------
 
     def table(self) -> Table:
-        """Percent, one row an agent; a second row has the 95 % intervals, a third the counts."""
+        """Percent, one row per agent; a second row has the 95 % intervals, a third the counts."""
         entries = self.suite.entries
         table = Table(f"suite {self.suite.name}, in percent", ["agent", *(e.name for e in entries)])
         for agent in self.agents:
@@ -210,12 +210,12 @@ class Board:
         return table
 
     def notes(self) -> list[str]:
-        """What each column is and which data it comes from; what went wrong; what it cost."""
-        told = []
+        """What each column is and which data it is from; what went wrong; what it cost."""
+        notes = []
         for entry in self.suite.entries:
             settings = ", ".join(f"{k}={v}" for k, v in entry.env_args.items())
             data = self.data.get(entry.name, "not played yet")
-            told.append(
+            notes.append(
                 f"{entry.name}: {entry.measure}, split {entry.split}"
                 + (f" ({settings})" if settings else "")
                 + f"; data: {data}"
@@ -223,21 +223,23 @@ class Board:
         for agent, row in self.cells.items():
             for name, cell in row.items():
                 if "error" in cell:
-                    told.append(f"{agent} on {name}: no figure, {cell['error']}")
+                    notes.append(f"{agent} on {name}: no figure, {cell['error']}")
                 elif cell["failed"]:
-                    told.append(f"{agent} on {name}: {cell['failed']} episodes failed (count as 0)")
+                    notes.append(
+                        f"{agent} on {name}: {cell['failed']} episodes failed (count as 0)"
+                    )
             if cost := sum(_statistic(cell, "cost") for cell in row.values()):
                 tokens = sum(
                     _statistic(cell, f"tokens_{kind}")
                     for cell in row.values()
                     for kind in ("read", "kept", "generated")
                 )
-                told.append(f"{agent}: {cost:.2f} dollars for {tokens:,.0f} tokens")
-        return told
+                notes.append(f"{agent}: {cost:.2f} dollars for {tokens:,.0f} tokens")
+        return notes
 
     def save(self) -> None:
-        """Writes `summary.json` and `table.md`. Raises ResultsError where they cannot be."""
-        whole = {
+        """Writes `summary.json` and `table.md`. Raises ResultsError if that fails."""
+        summary = {
             "suite": self.suite.name,
             "complete": self.complete,
             "environments": {
@@ -259,13 +261,11 @@ class Board:
             },
         }
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            save(whole, self.out / "summary.json")
+            save(summary, self.out / "summary.json")
             write_text(self.out / "table.md", markdown([self.table()], self.notes()))
         except OSError as error:
             raise ResultsError(
-                f"cannot write {self.out / 'summary.json'}: {error.strerror}. The results are "
-                "kept: make room and run again."
+                f"{error}. The results are kept: make room and run again."
             ) from error
 
 
@@ -291,14 +291,14 @@ def _statistic(cell: Mapping[str, Any], name: str) -> float:
 
 
 def _short(entry: Entry, cell: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell of `summary.json`; everything else stands in the summary of its own folder."""
+    """A cell of `summary.json`; everything else is in the summary of its own folder."""
     if "error" in cell:
         return {"error": cell["error"]}
     figure, interval = FIGURES[entry.figure]
-    kept = ("episodes", "failed", "reward_mean", "success_rate", "metrics", "agent_statistics")
+    names = ("episodes", "failed", "reward_mean", "success_rate", "metrics", "agent_statistics")
     return {
         "figure": cell[figure],
         "ci95": cell[interval],
-        **{name: cell[name] for name in kept},
+        **{name: cell[name] for name in names},
         "data_checksum": cell["fingerprint"].get("data", ""),
     }

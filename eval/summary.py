@@ -1,14 +1,15 @@
-"""From trajectories to `summary.json`: means with intervals, by task type, failures counted apart.
+"""From trajectories to `summary.json`: means with intervals, by task type, with failures counted.
 
-How things are counted, so that nobody can gain by crashing: an episode that failed (`error` set: an
-environment or an agent broke) counts as reward 0, no success and 0 in every metric, and `failed`
-says how many these are. Steps and truncation are means over the episodes that did not fail;
-`valid_rate` is the share of all steps taken that the environment understood and allowed.
+So that no agent can gain by crashing, an episode that failed (`error` is set: an environment or an
+agent broke) counts as reward 0, no success and 0 in every metric, and `failed` says how many these
+are. Steps and truncation are means over the episodes that did not fail; `valid_rate` is the share
+of all steps that the environment understood and allowed.
 
 The 95 % interval of the mean reward is a percentile bootstrap over episodes (10,000 resamples,
 seeded, so the same results give the same interval): scores in [0, 1] pile up at both ends, where a
-normal or t-interval would leave the range. The interval of the success rate is Wilson's. Both speak
-of unseen tasks of the same kind; with fewer than about ten episodes both are too narrow to lean on.
+normal or t-interval would leave the range. The interval of the success rate is Wilson's. Both are
+about unseen tasks of the same kind; with fewer than about ten episodes they are too narrow to rely
+on.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ _Z = 1.959964
 def summarise(trajectories: Sequence[Trajectory], *, seconds: float = 0.0) -> dict[str, Any]:
     """The summary of one agent on one environment and split.
 
-    `seconds` is the wall-clock time of the whole run. Raises ValueError where there is no
-    trajectory, or where they are of several environments, agents or splits.
+    `seconds` is the wall-clock time of the entire run. Raises ValueError if there is no trajectory,
+    or if they are of several environments, agents or splits.
     """
     if not trajectories:
         raise ValueError("there is no episode to summarise")
     for name in ("env", "agent", "split"):
-        if len(found := sorted({getattr(t, name) for t in trajectories})) > 1:
-            raise ValueError(f"one summary cannot mix several values of {name}: {found}")
+        if len(values := sorted({getattr(t, name) for t in trajectories})) > 1:
+            raise ValueError(f"one summary cannot mix several values of {name}: {values}")
     trajectories = sorted(
         trajectories, key=lambda t: (t.task_id, t.seed)
     )  # whatever order they ended in
@@ -71,7 +72,7 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     (0.5, 0.5)
     """
     data, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
-    block = max(1, 2_000_000 // len(data))  # resamples at a time: 16 MB at most
+    block = max(1, 2_000_000 // len(data))  # resamples at a time: at most 16 MB
     means = [
         data[rng.integers(len(data), size=(min(block, RESAMPLES - done), len(data)))].mean(axis=1)
         for done in range(0, RESAMPLES, block)
@@ -93,7 +94,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def score(trajectory: Trajectory) -> float:
-    """What an episode counts, in [0, 1]: its reward, or 0 where it failed."""
+    """The score of an episode, in [0, 1]: its reward, or 0 if it failed."""
     return 0.0 if trajectory.error else float(trajectory.reward)
 
 
@@ -102,14 +103,14 @@ def _success(trajectory: Trajectory) -> bool:
 
 
 def _means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Success, validity, truncation and length; 0 where nothing was played."""
-    whole = [t for t in trajectories if not t.error]
+    """Success, validity, truncation and length; 0 if nothing was played."""
+    played = [t for t in trajectories if not t.error]
     valid = [step.valid for t in trajectories for step in t.steps]
     return {
         "success_rate": _mean([_success(t) for t in trajectories]),
         "valid_rate": _mean(valid),
-        "truncated_rate": _mean([t.truncated for t in whole]),
-        "steps_mean": _mean([len(t.steps) for t in whole]),
+        "truncated_rate": _mean([t.truncated for t in played]),
+        "steps_mean": _mean([len(t.steps) for t in played]),
     }
 
 
@@ -118,7 +119,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Mean of each of the benchmark's own figures."""
+    """Mean of each of the benchmark's own metrics."""
     names = sorted({name for t in trajectories for name in t.metrics})
     return {
         name: _mean([0.0 if t.error else t.metrics.get(name, 0.0) for t in trajectories])
@@ -142,15 +143,14 @@ def _by_type(trajectories: Sequence[Trajectory]) -> dict[str, dict[str, Any]]:
 
 
 def by_type(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
-    """The episodes of each task type, which is what stands before the `/` of a task id."""
+    """The episodes of each task type; those without a type are left out."""
     groups: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
-        task_type, slash, _ = trajectory.task_id.partition("/")
-        if slash:
-            groups[task_type].append(trajectory)
+        if trajectory.task_type:
+            groups[trajectory.task_type].append(trajectory)
     return groups
 
 
 def save(summary: dict[str, Any], path: Path) -> None:
-    """Writes `summary.json` in one go."""
+    """Writes `summary.json` atomically."""
     write_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Tables of text for the terminal, Markdown and LaTeX, from one description."""
+"""Tables for the terminal, Markdown and LaTeX, from one description."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MISSING = "–"
 
 @dataclass
 class Table:
-    """Rows of cells; the first `left` columns are text, the rest figures."""
+    """Rows of cells; the first `left` columns are text, the others figures."""
 
     title: str
     head: Sequence[str]
@@ -29,33 +29,33 @@ class Table:
 
 
 def plain(text: str) -> str:
-    """The text without what could move a terminal's cursor, turn its direction or not be written:
-    control characters, invisible ones and halves of characters become `�`.
+    """The text without anything that could move a terminal's cursor, change the direction of text
+    or fail to be encoded: control characters, invisible ones and lone surrogates become `�`.
     """
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
 def tell(console: Console, text: str) -> None:
-    """Prints a line as it is: nothing in it is markup, nor moves the cursor, nor is broken."""
+    """Prints a line as it is: without markup, cursor movements or line breaks."""
     console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def terminal(tables: Sequence[Table], notes: Sequence[str], console: Console | None = None) -> str:
-    """Prints to the console, or returns the text where there is none.
+    """Prints to the console, or returns the text if there is none.
 
-    No figure is ever cut: names fold to 18 characters in a narrow terminal, beyond that lines get
-    longer than it, and where there is no terminal they are as long as they like to be.
+    No figure is ever truncated: in a narrow terminal names fold to 18 characters, and beyond that
+    lines become longer than the terminal; without a terminal they are as long as needed.
     """
-    into = console or Console(file=io.StringIO())
+    console = console or Console(file=io.StringIO())
     shown = [_rich(table) for table in tables]
-    endless = into.options.update(width=10_000)
-    needed = [Measurement.get(into, endless, table) for table in shown]
+    endless = console.options.update(width=10_000)
+    needed = [Measurement.get(console, endless, table) for table in shown]
     for table, space in zip(shown, needed, strict=True):
-        into.width = max(space.minimum, into.width) if into.is_terminal else space.maximum
-        into.print(table)
+        console.width = max(space.minimum, console.width) if console.is_terminal else space.maximum
+        console.print(table)
     for note in notes:
-        into.print(plain(note), markup=False, highlight=False, soft_wrap=not into.is_terminal)
-    return into.file.getvalue() if isinstance(into.file, io.StringIO) else ""
+        console.print(plain(note), markup=False, highlight=False, soft_wrap=not console.is_terminal)
+    return console.file.getvalue() if isinstance(console.file, io.StringIO) else ""
 
 
 def _rich(table: Table) -> RichTable:
@@ -74,7 +74,7 @@ def _rich(table: Table) -> RichTable:
 
 
 def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """GitHub's Markdown; what stands in a cell cannot end the cell or become HTML."""
+    """GitHub's Markdown; the content of a cell cannot end the cell or become HTML."""
     parts = []
     for table in tables:
         sides = ["---"] * table.left + ["---:"] * (len(table.head) - table.left)
@@ -94,7 +94,7 @@ def _markdown_cell(text: str) -> str:
 
 
 def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """One `table` each, ruled by the package booktabs."""
+    """One `table` each, with the rules of the package booktabs."""
     parts = [r"% \usepackage{booktabs}"]
     for table in tables:
         lines = [" & ".join(map(_tex, row)) + r" \\" for row in table.rows]
@@ -120,7 +120,7 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
 _TEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     "\\": r"\textbackslash{}",
-    "[": "{[}",  # behind a line's end it would be read as an option
+    "[": "{[}",  # after the end of a row it would be read as an option
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",

@@ -1,15 +1,15 @@
-"""Trains a policy with TRL's GRPOTrainer on an environment that lives on a server.
+"""Trains a policy with TRL's GRPOTrainer on an environment on a server.
 
-    python -m envs.serve --env stepagent/ScienceWorld-v0 --port 8001 &
+    stepagent serve --env stepagent/ScienceWorld-v0 --port 8001 &
     python examples/grpo_trl.py --url http://127.0.0.1:8001 --model Qwen/Qwen3-0.6B
 
-TRL opens one environment for each rollout of a batch (`environment_factory`), offers its public
-methods to the model as tools, and plays: here there is one tool, `act`, so the model calls it once
-a turn and gets the observation back; what the environment said is masked out of the loss. The
-episode's score is the reward. `--url` may name several servers, with commas between.
+TRL opens one environment per rollout of a batch (`environment_factory`), offers its public methods
+to the model as tools, and plays: here there is one tool, `act`, which the model calls once per turn
+to get the next observation; observations are masked out of the loss. The episode's score is the
+reward. `--url` may name several servers, separated by commas.
 
 `--model tiny` needs no download: a small Llama from scratch that first imitates the expert for
-`warm_up` episodes, so that it knows how a tool is called. It shows the machinery, not results.
+`warm_up` episodes, so that it can call a tool. It demonstrates the set-up, not results.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from trl.chat_template_utils import qwen2_5_chat_template, qwen2_5_training_chat
 
 from stepagent import command_line, envs
 from stepagent.envs.core import TextEnv
-from stepagent.training.tiny import TinyConfig, build_model, build_tokenizer
+from stepagent.training.config import TinyConfig
+from stepagent.training.tiny import build_model, build_tokenizer
 
 
 @dataclass
@@ -37,43 +38,43 @@ class Config:
     """GRPO on an environment of a server."""
 
     url: str
-    """Server of the environment; several with commas between. The token, if it wants one, is read
-    from STEPAGENT_TOKEN."""
+    """Server of the environment; several are separated by commas. A token, if needed, is read from
+    STEPAGENT_TOKEN."""
     env: str = "stepagent/ScienceWorld-v0"
     """Environment id."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the environment."""
     model: str = "tiny"
-    """Folder or hub name of a model whose chat template knows tools, or tiny."""
+    """Folder or hub name of a model whose chat template supports tools, or tiny."""
     output: Path = Path("runs/grpo-trl")
     """Directory for the trained policy and the log."""
     tasks: int = 64
-    """Tasks to train on: the first ones of the split train."""
+    """Number of tasks to train on: the first of the split train."""
     steps: int = 100
     """Optimiser steps."""
     group: int = 8
-    """Rollouts of a task that are compared with each other."""
+    """Rollouts per task, which are compared with each other."""
     turns: int = 12
-    """Actions an episode may take."""
+    """Maximum actions per episode."""
     max_tokens: int = 1024
-    """Tokens of an episode at most, observations included."""
+    """Maximum tokens of an episode, including observations."""
     learning_rate: float = 1.0e-5
-    """Of AdamW. A model from scratch wants about 1e-4."""
+    """Of AdamW. A model from scratch needs about 1e-4."""
     beta: float = 0.0
     """Weight of the KL divergence from the first policy."""
     warm_up: int = 40
-    """Expert episodes that the tiny model imitates before; others need none."""
+    """Expert episodes that the tiny model imitates first; other models skip this."""
     warm_up_epochs: int = 100
-    """How often the tiny model sees them at most."""
+    """Maximum epochs over them."""
     warm_up_loss: float = 0.02
-    """Cross entropy of the expert's tokens at which it has seen enough: a call has some thirty
-    tokens, and all that are sampled must be right."""
+    """Cross entropy of the expert's tokens at which it stops early: a call has some thirty tokens,
+    and all that are sampled must be right."""
     seed: int = 0
-    """Of the draws."""
+    """Random seed."""
 
 
 class Episode:
-    """What TRL sees of an environment: `reset`, one tool, and the reward."""
+    """An environment as TRL needs it: `reset`, one tool, and the reward."""
 
     def __init__(self, make: Callable[[], TextEnv]):
         self._env = make()
@@ -105,10 +106,10 @@ class Episode:
 
 
 def opening(env: TextEnv) -> list[dict[str, str]]:
-    """The prompt: the environment's instruction, and a user's turn that `reset` fills in."""
-    told = "Call the tool `act` for every action, and nothing else."
+    """The prompt: the environment's instruction, and a user turn that `reset` fills in."""
+    request = "Call the tool `act` for every action, and nothing else."
     return [
-        {"role": "system", "content": f"{env.prompt.instruction}\n\n{told}"},
+        {"role": "system", "content": f"{env.prompt.instruction}\n\n{request}"},
         {"role": "user", "content": ""},
     ]
 
@@ -183,13 +184,13 @@ def tiny_policy(
 
 
 def train(config: Config, shape: TinyConfig | None = None) -> list[dict[str, float]]:
-    """Trains and saves the policy; returns what was logged at each step."""
-    made: list[TextEnv] = []
+    """Trains and saves the policy; returns the log of each step."""
+    opened: list[TextEnv] = []
 
     def make() -> TextEnv:
         arguments = {"split": "train", "max_steps": config.turns, **config.env_args}
-        made.append(envs.make(config.env, url=config.url, **arguments))
-        return made[-1]
+        opened.append(envs.make(config.env, url=config.url, **arguments))
+        return opened[-1]
 
     try:
         env = make()
@@ -229,7 +230,7 @@ def train(config: Config, shape: TinyConfig | None = None) -> list[dict[str, flo
         tokenizer.save_pretrained(str(config.output / "final"))
         return [row for row in trainer.state.log_history if "reward" in row]
     finally:
-        for env in made:
+        for env in opened:
             env.close()
 
 

@@ -8,6 +8,6 @@ Importing this registers the environments with Gymnasium; it loads no torch and 
 True
 """
 
-from stepagent.envs import SPLITS, Outcome, TextEnv, Trajectory, make
+from stepagent.envs import SPLITS, Outcome, TextEnv, Trajectory, make, register
 
-__all__ = ["SPLITS", "Outcome", "TextEnv", "Trajectory", "make"]
+__all__ = ["SPLITS", "Outcome", "TextEnv", "Trajectory", "make", "register"]

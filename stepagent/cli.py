@@ -1,5 +1,67 @@
-"""The command `stepagent`."""
+"""The command `stepagent`: `stepagent WORD …` runs the module that the word stands for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+COMMANDS = {
+    "eval": ("stepagent.eval.run", "score agents on an environment, or on a suite of them"),
+    "train": ("stepagent.training.run", "train a policy with one of the nine methods"),
+    "sweep": ("stepagent.training.sweep.command", "train a table of experiments and report it"),
+    "pretrain": (
+        "stepagent.training.pretrain.command",
+        "pre-train a small language model",
+    ),
+    "collect": ("stepagent.training.collect", "collect an agent's episodes to learn from"),
+    "convert": ("stepagent.training.convert.command", "convert trajectories of other projects"),
+    "serve": ("stepagent.envs.serve.__main__", "serve environments over HTTP"),
+    "play": ("stepagent.envs.play", "play an environment by hand"),
+    "check": ("stepagent.envs.check", "check that an environment keeps the contract"),
+    "view": ("stepagent.eval.view.command", "write runs and their episodes as one HTML page"),
+    "compare": ("stepagent.eval.compare", "compare runs, with intervals and significance"),
+    "replay": ("stepagent.eval.replay", "play recorded actions again and check what comes of them"),
+    "inspect-log": ("stepagent.eval.inspect_log", "write results as a log of Inspect's viewer"),
+    "bench": ("stepagent.bench", "measure a part of StepAgent against the plain way"),
+    "alfworld-export": (
+        "stepagent.envs.alfworld.export",
+        "write generated ALFWorld games as files",
+    ),
+    "mind2web-ranks": ("stepagent.envs.mind2web.convert", "convert the official candidate ranks"),
+    "webshop-site": ("stepagent.envs.webshop.site", "serve WebShop as web pages for people"),
+    "wikipedia-corpus": ("stepagent.envs.wikipedia.prepare", "make a corpus of a Wikipedia dump"),
+    "install": ("stepagent.install", "install what cannot be a dependency, such as model weights"),
+    "completion": ("stepagent.completion", "print the completion script of a shell"),
+}
+"""Word → its module, which has a `main`, and what it does."""
 
 
-def main() -> int:
-    return 0
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {word:{width}}  {what}" for word, (_, what) in COMMANDS.items())
+    return (
+        "usage: stepagent COMMAND [OPTION …]\n\n"
+        "Text environments for language agents, step-wise reinforcement learning from experts.\n\n"
+        f"commands:\n{lines}\n\n"
+        "`stepagent COMMAND --help` explains the options of a command.\n"
+        "`stepagent --version` prints the version."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"stepagent {version('stepagent')}")
+        return 0
+    word, *rest = words
+    if word not in COMMANDS:
+        from stepagent.command_line import suggestion
+
+        print(f"stepagent: no command {word!r}.{suggestion(word, COMMANDS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(COMMANDS[word][0]).main(rest)

@@ -1,4 +1,4 @@
-"""Command lines from dataclasses: every command of ours reads its options through `parse`.
+"""Command lines from dataclasses: every command of ours is a `Command`.
 
 A command's options are the fields of one dataclass; the docstring under a field is its help. Values
 come from the dataclass's defaults, then a YAML file (`--config FILE`), then the command line, and
@@ -6,22 +6,32 @@ are checked against the type hints (jsonargparse does that part). Beyond what js
 dashes and underscores in option names mean the same, a bool is switched by `--x` and `--no-x`, and
 an unknown key, in the file or on the command line, is an error that lists the keys there are.
 A configuration is data: unlike jsonargparse's own way, none can name a class to be called.
+
+Exit codes: 0 done, 1 failed, 2 wrong options or a missing package, 130 interrupted. Errors that a
+user can put right are one line; with STEPAGENT_DEBUG=1 they come with their traceback.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import json
+import os
 import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
 
 import jsonargparse
 import yaml
+
+from stepagent import optional
+from stepagent.errors import UsageError, UserError
 
 C = TypeVar("C")
 _EPILOG = (
@@ -31,6 +41,76 @@ _EPILOG = (
 _UNKNOWN = re.compile(r"unrecognized arguments: --([\w.\-]+)|Option '(.+?)' is not acc")
 _UNKNOWN_IN_GROUP = re.compile(r"Group '(.+?)' does not accept option '(.+?)'")
 _WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":.*(?:Given|Got) value: (.*)\Z', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Command(Generic[C]):
+    """A command, called with its arguments (default: the process's own); returns the exit code."""
+
+    word: str
+    """Its name: `stepagent WORD`."""
+    options: type[C]
+    """Dataclass of its options."""
+    body: Callable[[C], int]
+    """Does it; returns the exit code. What it raises becomes a message and an exit code here."""
+    positional: str | Sequence[str] = ()
+    """See `parse`."""
+    resumes: bool = False
+    """After Ctrl-C, the same command continues where it stopped."""
+    configs: str | None = None
+    """Package whose folder `configs` holds what --config finds by name."""
+    adjust: Callable[[C, list[str]], None] | None = None
+    """Changes the parsed options, seeing the arguments that they came from."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        words = list(sys.argv[1:] if argv is None else argv)
+        options = parse(
+            self.options,
+            words,
+            prog=self.prog,
+            positional=self.positional,
+            configs=self.configs,
+        )
+        try:
+            with optional.named():
+                if self.adjust:
+                    self.adjust(options, words)
+                return self.body(options)
+        except KeyboardInterrupt:
+            self._say("interrupted" + "; the same command continues from here" * self.resumes)
+            return 130
+        except (UserError, OSError, ValueError, TypeError, ImportError) as error:
+            if os.environ.get("STEPAGENT_DEBUG"):
+                raise
+            self._say(f"error: {error}")
+            return _exit_code(error)
+
+    @property
+    def prog(self) -> str:
+        """How the user started it: `stepagent eval`, or `python -m eval.run`."""
+        module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
+        module = module.removesuffix(".__main__")
+        full_name = module if module.startswith("stepagent.") else f"stepagent.{module}"
+        body = self.body.__module__
+        if body == "__main__" or body == full_name or body.startswith(f"{full_name}."):
+            return f"python -m {module}"
+        return f"stepagent {self.word}"
+
+    def _say(self, text: str) -> None:
+        print(f"{self.prog}: {_printable(text)}", file=sys.stderr)
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, UserError):
+        return error.exit_code
+    if isinstance(error, FileNotFoundError):
+        return 2
+    return 1 if isinstance(error, OSError) else 2
+
+
+def _printable(text: str) -> str:
+    """The text without what could move a terminal's cursor: file names and files may hold it."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -44,12 +124,12 @@ class _Parser(jsonargparse.ArgumentParser):
         return re.sub(r" \{true,false(,null)?\}", "", text)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if found := _UNKNOWN.search(message):
-            message = unknown_key(found.group(1) or found.group(2), self.known)
-        elif found := _UNKNOWN_IN_GROUP.search(message):
-            message = unknown_key(f"{found.group(1)}.{found.group(2)}", self.known)
-        elif (found := _WRONG_VALUE.search(message)) and found.group(1) in self.known:
-            name, value = found.groups()
+        if match := _UNKNOWN.search(message):
+            message = unknown_key(match.group(1) or match.group(2), self.known)
+        elif match := _UNKNOWN_IN_GROUP.search(message):
+            message = unknown_key(f"{match.group(1)}.{match.group(2)}", self.known)
+        elif (match := _WRONG_VALUE.search(message)) and match.group(1) in self.known:
+            name, value = match.groups()
             message = f"{name} cannot be {value!r}: it takes {_in_words(self.known[name])}"
         elif message.startswith("the following arguments are required"):
             needed = message.split(":")[1].split(",")
@@ -61,39 +141,98 @@ class _Parser(jsonargparse.ArgumentParser):
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """The error message for a key that does not exist: the nearest ones, then all of them."""
     key = key.replace("-", "_")
+    return f"unknown key {key!r}.{suggestion(key, known)}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What to say after an unknown name: the nearest ones, then all."""
     known = list(known)
-    near = difflib.get_close_matches(key, known, n=2)
+    near = difflib.get_close_matches(name, known, n=2)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"unknown key {key!r}.{hint} There are: {', '.join(known)}"
+    return f"{hint} There are: {', '.join(known)}"
 
 
 def parse(
-    kind: type[C], argv: Sequence[str] | None = None, *, prog: str, positional: str | None = None
+    kind: type[C],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+    positional: str | Sequence[str] = (),
+    configs: str | None = None,
 ) -> C:
     """The dataclass `kind`, filled from `argv` (default: the process's own arguments).
 
-    `positional` names the field that a first argument without dashes goes to; where that is a list,
-    all arguments without dashes go there, wherever they stand. Exits with code 2 and one clear
+    `positional` names the fields that the first arguments without dashes go to, in this order;
+    where it is one list, all arguments without dashes go there, wherever they stand. The package
+    `configs` ships configurations that `--config` finds by name. Exits with code 2 and one clear
     message where an option is unknown, missing or of the wrong type.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(
         prog=prog, allow_abbrev=False, description=(kind.__doc__ or "").strip(), epilog=_EPILOG
     )
-    parser.known = _fields(kind)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    parser.known = option_hints(kind)
+    which = ", or the name of a shipped one such as demo" if configs else ""
+    parser.add_argument(
+        "--config", action="config", help=f"YAML file with any of the options below{which}"
+    )
     parser.add_class_arguments(kind, None, sub_configs=False)
-    arguments = _normalise(list(sys.argv[1:] if argv is None else argv), parser.known, positional)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _normalise(arguments, parser.known, positional)
+    if configs:
+        try:
+            arguments = _with_files(arguments, configs, kind)
+        except UsageError as error:
+            parser.error(str(error))
     return _build(kind, parser.parse_args(arguments))
+
+
+def _with_files(argv: list[str], package: str, kind: Any) -> list[str]:
+    """The arguments with paths in place of the names of shipped configurations."""
+    result: list[str] = []
+    for argument in argv:
+        if argument.startswith("--config="):
+            argument = f"--config={_config_file(argument.partition('=')[2], package, kind)}"
+        elif result and result[-1] == "--config":
+            argument = _config_file(argument, package, kind)
+        result.append(argument)
+    return result
+
+
+def _config_file(name: str, package: str, kind: Any) -> str:
+    if Path(name).is_file():
+        return name
+    file = _configs_folder(package) / f"{name}.yaml"
+    if not file.is_file():
+        shipped = suggestion(name, shipped_configs(package, kind))
+        raise UsageError(f"--config {name} is no file and no shipped configuration.{shipped}")
+    return str(file)
+
+
+def _configs_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    return Path(next(iter(spec.submodule_search_locations or ()))) / "configs"
+
+
+def shipped_configs(package: str, kind: Any) -> list[str]:
+    """The names of the configurations of a package that have no other options than `kind`."""
+    folder, known = _configs_folder(package), {field.name for field in dataclasses.fields(kind)}
+    return [
+        file.relative_to(folder).with_suffix("").as_posix()
+        for file in sorted(folder.rglob("*.yaml"))
+        if set(yaml.safe_load(file.read_text(encoding="utf-8"))) <= known
+    ]
 
 
 def _build(kind: Any, values: Any) -> Any:
     """The dataclass from parsed values; nothing but our own dataclasses is ever called."""
-    hints, found = typing.get_type_hints(kind), {}
+    hints, arguments = typing.get_type_hints(kind), {}
     for field in dataclasses.fields(kind):
         hint, value = hints[field.name], values[field.name]
-        found[field.name] = _build(hint, value) if dataclasses.is_dataclass(hint) else _plain(value)
-    return kind(**found)
+        nested = dataclasses.is_dataclass(hint)
+        arguments[field.name] = _build(hint, value) if nested else _plain(value)
+    return kind(**arguments)
 
 
 def _plain(value: Any) -> Any:
@@ -109,17 +248,28 @@ def dump(config: Any) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def _fields(kind: Any, prefix: str = "") -> dict[str, Any]:
+def option_hints(kind: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted name of every option → its type hint."""
     hints = typing.get_type_hints(kind)
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         hint, name = hints[field.name], prefix + field.name
-        found |= _fields(hint, name + ".") if dataclasses.is_dataclass(hint) else {name: hint}
-    return found
+        nested = dataclasses.is_dataclass(hint)
+        options |= option_hints(hint, name + ".") if nested else {name: hint}
+    return options
 
 
-def _choices(hint: Any) -> tuple[Any, ...]:
+def choices(hint: Any) -> list[str]:
+    """The values that an option can have, where its type lists them."""
+    return [
+        str(value)
+        for member in _members(hint)
+        if typing.get_origin(member) is typing.Literal
+        for value in typing.get_args(member)
+    ]
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
     """The members of a union; of any other hint, itself."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return typing.get_args(hint) if union else (hint,)
@@ -127,7 +277,7 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 def _in_words(hint: Any) -> str:
     words = []
-    for choice in _choices(hint):
+    for choice in _members(hint):
         if typing.get_origin(choice) is typing.Literal:
             words += [str(value) for value in typing.get_args(choice)]
         elif choice is type(None):
@@ -137,13 +287,20 @@ def _in_words(hint: Any) -> str:
     return " or ".join(words)
 
 
-def _normalise(argv: list[str], known: dict[str, Any], positional: str | None) -> list[str]:
-    """Dashes to underscores, `--x` / `--no-x` to `--x=true` / `--x=false`."""
-    switches = {name for name, hint in known.items() if bool in _choices(hint)}
-    if positional and typing.get_origin(known[positional]) is list:
-        argv = _gathered(argv, switches, positional)
-    elif positional and argv and not argv[0].startswith("-"):
-        argv = [f"--{positional}={argv[0]}", *argv[1:]]
+def _normalise(
+    argv: list[str], known: dict[str, Any], positional: str | Sequence[str]
+) -> list[str]:
+    """Positional arguments to options, dashes to underscores, `--x` / `--no-x` to `--x=true` /
+    `--x=false`, and a list that is given item by item, `--x A --x B`, to `--x=["A", "B"]`."""
+    switches = {name for name, hint in known.items() if bool in _members(hint)}
+    fields = [positional] if isinstance(positional, str) else list(positional)
+    if len(fields) == 1 and typing.get_origin(known[fields[0]]) is list:
+        argv = _gathered(argv, switches, fields[0])
+    else:
+        for i, name in enumerate(fields):
+            if not argv[i:] or argv[i].startswith("-"):
+                break
+            argv = [*argv[:i], f"--{name}={argv[i]}", *argv[i + 1 :]]
     out = []
     for i, argument in enumerate(argv):
         if not argument.startswith("--"):
@@ -156,7 +313,27 @@ def _normalise(argv: list[str], known: dict[str, Any], positional: str | None) -
         elif not equals and name in switches and not _is_truth("".join(argv[i + 1 : i + 2])):
             equals, value = "=", "true"
         out.append(f"--{name}{equals}{value}")
+    for name, hint in known.items():
+        if any(choice == list[str] for choice in _members(hint)):
+            out = _as_list(out, name)
     return out
+
+
+def _as_list(argv: list[str], name: str) -> list[str]:
+    """The values of an option that stands once or several times, as one list."""
+    values: list[str] = []
+    rest: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option == f"--{name}":
+            value = value if equals else next(arguments, "")
+            values += yaml.safe_load(value) if value.startswith("[") else [value]
+        else:
+            rest.append(argument)
+    if not values or values == ["null"]:
+        return argv
+    return [*rest, f"--{name}={json.dumps(values)}"]
 
 
 def _gathered(argv: list[str], switches: set[str], positional: str) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import filelock
 
+from stepagent.errors import UserError
+
 
 def cache_folder() -> Path:
     """`$STEPAGENT_CACHE`, or `stepagent` in the user's cache folder. It may not exist yet."""
@@ -58,6 +60,12 @@ def write_text(path: Path, text: str) -> None:
     )
 
 
+def write_shared_text(path: Path, text: str) -> None:
+    """`write_text` of a file that several processes may write at once, such as one in the cache."""
+    with Lock(path.parent / "write.lock", wait=True):
+        write_text(path, text)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -97,7 +105,7 @@ def build_once(
             partial.rename(folder)
 
 
-class Locked(OSError):
+class Locked(UserError, OSError):
     """Another process holds the lock."""
 
 

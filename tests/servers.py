@@ -39,9 +39,13 @@ class Scripted(ThreadingHTTPServer):
         """What the request asks for."""
         raise NotImplementedError
 
-    def answer(self, asked: Any) -> bytes:
+    def answer(self, request: Any) -> bytes:
         """The body of a good answer."""
         raise NotImplementedError
+
+    def answer_headers(self, request: Any) -> dict[str, str]:
+        """The headers of a good answer."""
+        return {}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that gave up waiting are part of the tests."""
@@ -59,15 +63,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def respond(self, body: bytes) -> None:
         server = self.server
-        asked = server.read(self.path, body)
+        request = server.read(self.path, body)
         with server.lock:
-            server.seen.append(asked)
+            server.seen.append(request)
             server.times.append(time.monotonic())
             server.headers.append(dict(self.headers.items()))
             server.now += 1
             server.most = max(server.most, server.now)
             plan = server.script.pop(0) if server.script else None
-        status, data, headers, wait = plan or (200, server.answer(asked), {}, server.delay)
+        status, data, headers, wait = plan or (
+            200,
+            server.answer(request),
+            server.answer_headers(request),
+            server.delay,
+        )
         time.sleep(wait)
         with server.lock:
             server.now -= 1

@@ -57,6 +57,21 @@ def test_defaults_types_and_spellings():
     assert parse("--name", "12").name == "12"
 
 
+def test_a_list_item_by_item_or_as_a_whole():
+    for argv in (["--names", "p/1", "--rate=1", "--names=q/2"], ["--names", "[p/1, 'q/2']"]):
+        assert parse("x", *argv).names == ["p/1", "q/2"]
+    assert parse("x", "--names", "p/1").names == ["p/1"]
+    assert parse("x", "--names", "null").names is None
+
+
+def test_several_positional_arguments():
+    def two(*argv: str) -> Options:
+        return command_line.parse(Options, argv, prog="test", positional=("name", "out_file"))
+
+    assert two("x", "y", "--quick") == Options("x", Path("y"), quick=True)
+    assert two("x", "--out-file", "y") == two("--name", "x", "--out-file=y")
+
+
 def test_switches():
     found = parse("x", "--quick", "--no-maybe", "--inner.on", "false")
     assert (found.quick, found.maybe, found.inner.on) == (True, False, False)

@@ -1,7 +1,7 @@
-"""Collects trajectories to learn from: `python -m training.collect --env ID --out DIR`.
+"""Collects trajectories to learn from: `stepagent collect --env ID --out DIR`.
 
-Plays an agent (the expert, as a rule) on the train split and keeps the episodes that are worth
-imitating. `DIR/results.jsonl` holds all episodes as they end (running again goes on),
+Plays an agent (usually the expert) on the train split and keeps the episodes that are worth
+imitating. `DIR/results.jsonl` holds all episodes as they end (running the command again resumes),
 `DIR/trajectories.jsonl` those kept.
 """
 
@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from stepagent import agents, command_line
+from stepagent import agents
+from stepagent.command_line import Command
 from stepagent.envs.trajectory import Trajectory, read, write
-from stepagent.eval.results import ResultsError
-from stepagent.eval.run import evaluate
+from stepagent.errors import UserError
+from stepagent.eval.evaluate import EvaluationOptions, evaluate
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Config:
     """Plays an agent on an environment and keeps the episodes worth imitating."""
 
     env: str
-    """Environment id, or module:Namespace/Name-v0 for one of your own."""
+    """Environment id, or module:Namespace/Name-v0 for a custom one."""
     out: Path
     """Directory for results.jsonl (all episodes) and trajectories.jsonl (those kept)."""
     agent: str = "expert"
@@ -42,94 +43,82 @@ class Config:
     seed: int = 0
     """Seed of every episode."""
     workers: int | None = None
-    """Episodes played at the same time. null: as many as the agent likes."""
+    """Episodes played at the same time. null: the agent's own choice."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the environment, such as --env-args.tasks find-plant."""
     agent_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the agent."""
 
 
-def collect(
-    env: str,
-    agent: str,
-    out: Path,
-    *,
-    split: str = "train",
-    limit: int | None = None,
-    min_reward: float = 1.0,
-    keep: str | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    env_args: dict[str, Any] | None = None,
-    agent_args: dict[str, Any] | None = None,
-    console: Console | None = None,
-) -> Path:
-    """Plays and keeps; returns the path of the trajectories kept.
+def collect(config: Config, console: Console | None = None) -> Path:
+    """Plays the episodes; returns the path of the trajectories that were kept.
 
-    Raises ValueError where nothing was worth keeping, with the best score seen.
+    Raises ValueError where nothing was worth keeping, with the best score.
     """
     console = console or Console(quiet=True)
-    path = out / "trajectories.jsonl"
+    path = config.out / "trajectories.jsonl"
     if path.is_file():
         return path
-    player = agents.make_agent(agent, **(agent_args or {}))
+    player = agents.make_agent(config.agent, **config.agent_args)
     try:
         evaluate(
-            env,
+            config.env,
             player,
-            out,
-            split=split,
-            limit=limit,
-            seed=seed,
-            workers=workers,
-            env_args=env_args,
+            config.out,
+            EvaluationOptions(
+                split=config.split,
+                limit=config.limit,
+                seed=config.seed,
+                workers=config.workers,
+                env_args=config.env_args,
+            ),
             console=console,
         )
     finally:
         player.close()
-    played = sorted(read(out / "results.jsonl"), key=lambda t: (t.task_id, t.seed))
-    if keep is not None:
-        _check_metric(played, keep)
-    kept = [t for t in played if _worth(t, min_reward, keep)]
-    if not kept:
-        best = max((t.reward for t in played), default=0.0)
+    results = config.out / "results.jsonl"
+    episodes = sorted(read(results), key=lambda t: (t.task_id, t.seed))
+    if config.keep is not None:
+        _check_metric(episodes, config.keep)
+    trajectories = [t for t in episodes if _is_worth_keeping(t, config)]
+    if not trajectories:
+        best = max((t.reward for t in episodes), default=0.0)
         raise ValueError(
-            f"none of {len(played)} episodes was worth keeping (best score {best:.2f}, "
-            f"wanted {keep or min_reward}): see {out / 'results.jsonl'}"
+            f"none of {len(episodes)} episodes was worth keeping (best score {best:.2f}, "
+            f"needed {config.keep or config.min_reward}): see {results}"
         )
-    write(path, kept)
-    console.print(f"kept {len(kept)} of {len(played)} trajectories in {path}", markup=False)
+    write(path, trajectories)
+    console.print(
+        f"kept {len(trajectories)} of {len(episodes)} trajectories in {path}", markup=False
+    )
     return path
 
 
-def _check_metric(played: Sequence[Trajectory], keep: str) -> None:
+def _check_metric(episodes: Sequence[Trajectory], keep: str) -> None:
     """Raises ValueError where no episode has the metric (one that never acted has none)."""
-    there = {name for trajectory in played for name in trajectory.metrics}
-    if there and keep not in there:
-        raise ValueError(
-            f"keep is {keep!r}, but the metrics of {played[0].env} are: {', '.join(sorted(there))}"
-        )
+    known = {name for trajectory in episodes for name in trajectory.metrics}
+    if known and keep not in known:
+        names = ", ".join(sorted(known))
+        raise ValueError(f"keep is {keep!r}, but the metrics of {episodes[0].env} are: {names}")
 
 
-def _worth(trajectory: Trajectory, min_reward: float, keep: str | None) -> bool:
+def _is_worth_keeping(trajectory: Trajectory, config: Config) -> bool:
     if trajectory.error or not trajectory.steps:
         return False
-    if keep is not None:
-        return trajectory.metrics.get(keep) == 1
-    return trajectory.reward >= min_reward - 1e-9
+    if config.keep is not None:
+        return trajectory.metrics.get(config.keep) == 1
+    return trajectory.reward >= config.min_reward - 1e-9
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m training.collect")
+def run(config: Config) -> int:
     try:
-        collect(**vars(config), console=Console())
-    except (ValueError, OSError, ResultsError) as error:
-        print(f"training.collect: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        collect(config, Console())
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
     return 0
+
+
+main = Command("collect", Config, run, resumes=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What a training run is told: one dataclass, filled from YAML and the command line.
+"""The options of a training run: one dataclass, filled from YAML and the command line.
 
-Defaults are the paper's where it gives them (section 6.4); those of the demo stand in
+Defaults are the paper's where it gives them (section 6.4); those of the demo are in
 `training/configs/demo.yaml`.
 """
 
@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepagent.envs.react import PromptStyle
-from stepagent.training.tiny import TinyConfig
 
-Schedule = Literal["cosine", "linear", "constant"]
-Method = Literal["sft", "ppo", "dpo", "rft", "spin", "nat", "eto", "implicit", "inverse"]
+LearningRateSchedule = Literal["cosine", "linear", "constant"]
 
 
 @dataclass
@@ -22,14 +20,14 @@ class OptimiserConfig:
 
     learning_rate: float = 1e-5
     """Peak learning rate. Full models: 1e-7 to 1e-5; LoRA: 1e-5 to 1e-3; from scratch: 1e-3."""
-    schedule: Schedule = "cosine"
-    """How the learning rate goes from its peak to the end of the stage."""
+    schedule: LearningRateSchedule = "cosine"
+    """How the learning rate falls from its peak to the end of the stage."""
     warmup_ratio: float = 0.03
     """Share of the updates over which the learning rate rises from 0 to its peak."""
     batch_size: int = 64
-    """Samples an update: trajectories in SFT, pairs of actions in reflection."""
+    """Samples per update: trajectories in SFT, pairs of actions in reflection."""
     epochs: int = 4
-    """Passes over the data. 0 leaves the stage out."""
+    """Passes over the data. 0 skips the stage."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     max_grad_norm: float = 1.0
@@ -43,9 +41,9 @@ class SftConfig(OptimiserConfig):
     """Supervised fine-tuning on the expert's trajectories (eqs. 2 and 3)."""
 
     microbatch_size: int = 8
-    """Trajectories a forward pass; gradients add up to `batch_size`. Less needs less memory."""
+    """Trajectories per forward pass; gradients add up to `batch_size`. Fewer need less memory."""
     assistant_only_loss: bool = True
-    """Loss on the agent's tokens alone (eq. 3). Off: on the observations' too, from which a policy
+    """Loss on the agent's tokens only (eq. 3). Off: on the observations' too, from which a policy
     from scratch learns to read, and to copy the names that it sees."""
 
 
@@ -55,32 +53,49 @@ class ReflectionConfig(OptimiserConfig):
 
     learning_rate: float = 5e-7
     """Peak learning rate. With LoRA 10 to 100 times the paper's."""
-    schedule: Schedule = "constant"
-    """How the learning rate goes within an iteration."""
+    schedule: LearningRateSchedule = "constant"
+    """How the learning rate falls within an iteration."""
     warmup_ratio: float = 0.0
     """Share of an iteration's updates for warm-up."""
     batch_size: int = 16
-    """Pairs (expert's action, agent's action in the same state) an update. An update takes whole
-    step trees until it has so many."""
+    """Pairs (expert's action, agent's action in the same state) per update. An update takes
+    complete step trees until it has that many."""
     epochs: int = 1
     """Passes over an iteration's pairs."""
     iterations: int = 3
-    """Times that inspection and reflection follow each other. Paper: best at 3 (implicit)."""
+    """Rounds of inspection and reflection. Paper: best at 3 (implicit)."""
     practice: int = 3
     """Actions that the agent practises in every expert state (K). Paper: best at 3."""
     temperature: float = 1.0
-    """Of the practice. 0 practises the greedy action alone (then K is 1)."""
+    """Of the practice. 0 practises the greedy action only (then K is 1)."""
     top_p: float = 1.0
-    """Nucleus of the practice: 1 samples from the policy as it is."""
+    """Nucleus sampling in practice: 1 samples from the policy as it is."""
     beta: float = 0.1
-    """β of eq. 6: how far the policy may go from the one entering the iteration; 0.01 to 0.5."""
+    """β of eq. 6: how strongly the policy is held to that entering the iteration; 0.01 to 0.5."""
+    equal: Literal["action", "tokens"] = "action"
+    """When a practice action counts as the expert's, which leaves nothing to learn from it:
+    `action` if an environment reads the same action from both, whatever the thoughts; `tokens`
+    (eq. 6 to the letter) only if the replies are the same."""
+    preference: Literal["sigmoid", "length_normalised", "positive", "ipo"] = "sigmoid"
+    """Loss on a pair (StepAgent-Implicit): `sigmoid` is eq. 6; the others keep the likelihood of
+    the expert's action from falling with the agent's (formulas: `methods/losses.py`)."""
+    preference_weight: float = 1.0
+    """Weight of that loss. 0 leaves `sft_weight` alone: the control `anchor-only`."""
+    positive_penalty: float = 5.0
+    """λ of `preference: positive`, the cost of a fall of the expert's action; 1 to 50 is usual."""
     sft_weight: float = 0.0
     """Weight of the expert action's own negative log-likelihood beside eq. 6 (StepAgent-Implicit).
     0: the paper's loss; 0.2 to 1 keeps a small model from forgetting how to write an action."""
     trajectories: int = 0
-    """Expert trajectories inspected an iteration, drawn anew each time; 0: all."""
+    """Expert trajectories inspected per iteration, drawn again each time; 0: all."""
     max_tree_tokens: int = 16384
     """Longest packed step tree, in tokens; longer ones are split. Less needs less memory."""
+    pack_tokens: int = 4096
+    """Trees of an update that together have no more tokens than this share a forward pass; 0: one
+    tree per pass. A GPU takes 8,000 to 32,000; less needs less memory."""
+    keep_optimiser: bool = False
+    """AdamW continues an iteration with the moments of the one before. Off: it starts again, since
+    each iteration has a new reference and new data."""
 
 
 @dataclass
@@ -88,28 +103,39 @@ class DiscriminatorConfig(OptimiserConfig):
     """The discriminator D(s, a) of StepAgent-Inverse, trained by eq. 11 in every iteration."""
 
     backbone: str = "policy"
-    """What reads state and action: `policy` (the policy's own base with another adapter; where all
-    weights of the policy are trained, a frozen copy of it), or a model's name or directory (its
-    tokens need not be the policy's)."""
+    """The model that reads state and action: `policy` (the policy's own base with a second adapter;
+    where all weights of the policy are trained, a frozen copy of it), or a model's name or
+    directory (its tokenizer may differ from the policy's)."""
     rank: int = 8
-    """Rank of its adapter (as wide again as alpha); 0 trains all weights of a backbone of its own.
-    4 to 32 is usual."""
+    """Rank of its adapter (alpha is the same); 0 trains all weights of a separate backbone. 4 to 32
+    is usual."""
     learning_rate: float = 1e-4
     """Peak learning rate of adapter and head."""
-    schedule: Schedule = "constant"
-    """How the learning rate goes within an iteration."""
+    schedule: LearningRateSchedule = "constant"
+    """How the learning rate falls within an iteration."""
     warmup_ratio: float = 0.0
     """Share of its updates for warm-up."""
     batch_size: int = 64
-    """Pairs (the agent's action, the expert's) an update, in whole step trees."""
+    """Pairs (the agent's action, the expert's) per update, in complete step trees."""
     epochs: int = 1
-    """Passes over the iteration's pairs. More make it surer, and its reward flatter."""
-    enough: float = 0.9
-    """Its training ends early once it tells both sides right so often within one update."""
-    perfect: float = 0.99
-    """The run stops where it tells both sides right at least so often: its reward says nothing."""
-    chance: float = 0.01
-    """The run stops where the mean of both accuracies is within this of one half: D does not tell
+    """Passes over the iteration's pairs. More make it more certain, and its reward flatter."""
+    loss: Literal["binary", "pairwise"] = "binary"
+    """`binary` is eq. 11; `pairwise` compares the agent's action with the expert's in the same
+    state, so that nothing but the action can tell them apart."""
+    label_smoothing: float = 0.0
+    """How far the targets of `binary` are from 1 and 0. 0.05 to 0.2 keeps a slope in the reward
+    where D is right."""
+    spectral_norm: float = 0.0
+    """Largest norm of its head (Miyato et al., 2018): how much the logit can change per unit of the
+    last hidden state. 0: unlimited; 0.1 to 1 keeps D from being certain too soon."""
+    pack_tokens: int = 4096
+    """Trees of an update that together have no more tokens than this share a forward pass."""
+    early_stop_accuracy: float = 0.9
+    """Its training ends early once its accuracy on both sides reaches this within one update."""
+    max_accuracy: float = 0.99
+    """The run stops where its accuracy on both sides reaches this: its reward says nothing then."""
+    chance_margin: float = 0.01
+    """The run stops where the mean of both accuracies is within this of one half: D cannot tell
     agent from expert."""
 
 
@@ -118,8 +144,21 @@ class InverseConfig:
     """StepAgent-Inverse (algorithm 1)."""
 
     reward: Literal["step", "final", "both"] = "step"
-    """Table 3: `step` is D's reward of each practice action, `final` the environment's of whole
+    """Table 3: `step` is D's reward for each practice action, `final` the environment's for whole
     episodes that the agent plays, `both` learns from the two."""
+    judge: Literal["discriminator", "oracle"] = "discriminator"
+    """What rewards an action: D, or `oracle`, a perfect judge: 1 for the expert's action as an
+    environment reads it, 0 for any other. A control: it shows what the policy's step makes of a
+    reward without fault."""
+    judge_reward: Literal["log_d", "logit"] = "log_d"
+    """How D's logit becomes a reward: `log_d` is -log D of eq. 11; `logit` is AIRL's
+    log (1 - D) - log D, which keeps falling where D is certain of the agent."""
+    demonstrations: bool = True
+    """The expert's action is one more member of each state's group, so that it is learned where the
+    agent never draws it. Off: the agent's own draws alone, as in algorithm 1."""
+    informative: bool = True
+    """D learns from draws that differ from the expert's, and batches count draws that have an
+    advantage. Off: every draw counts, as in algorithm 1, and advantages are whitened."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """The discriminator."""
 
@@ -132,34 +171,53 @@ class PpoConfig:
     clip: float = 0.2
     """Ratios beyond 1 ± this carry no gradient. 0.1 to 0.3 is usual."""
     kl: float = 0.05
-    """`inverse`: weight of the KL to the policy entering the iteration. `ppo`: what a nat of KL to
-    the policy entering the method costs of the reward. 0 to 0.2 is usual."""
+    """`inverse`: weight of the KL to the policy entering the iteration. `ppo`: reward lost per nat
+    of KL to the policy entering the method. 0 to 0.2 is usual."""
     entropy: float = 0.0
     """λ of eq. 10, the weight of the policy's entropy. 0 to 0.02 is usual."""
     baseline: Literal["value", "group"] = "value"
-    """What is taken off a reward: `value` a linear head's guess at the state's last token, `group`
-    the mean over the actions practised in the state (`ppo`: over the episodes of the task)."""
+    """What is subtracted from a reward: `value` a linear head's estimate at the state's last token,
+    `group` the mean over the actions practised in the state (`ppo`: over the task's episodes)."""
     value_coefficient: float = 0.5
     """Weight of the value head's squared error."""
+    credit: Literal["turn", "token"] = "turn"
+    """Steps of GAE in whole episodes: `turn` the agent's replies, `token` their tokens, where a
+    λ below 1 leaves an episode's first replies without credit."""
     gamma: float = 1.0
-    """Discount a token in the advantages of whole episodes; 0.99 to 1."""
+    """Discount per turn (or token) in the advantages of whole episodes; 0.99 to 1."""
     lam: float = 0.95
     """λ of GAE there: 1 trusts the episode's reward, 0 the value head."""
+    normalise: Literal["scale", "whiten", "none"] = "scale"
+    """Of the episodes' advantages: `scale` divides by their root mean square, which keeps their
+    signs; `whiten` also subtracts their mean, which can push down a success's own actions."""
+    spread_floor: float = 0.1
+    """Advantages are divided by no less than this (`scale`, and `inverse`): noise is not blown up
+    where all rewards are alike. In units of the reward; 0.05 to 0.3 is usual."""
+    critic_learning_rate: float = 1e-4
+    """Peak learning rate of the value head, a linear one. Large models: 1e-5 to 1e-4; small ones:
+    1e-3."""
+    critic_warmup: int = 10
+    """Updates of the value head alone, before the first advantages of episodes are computed. 0 to
+    50 is usual; without, the first iteration has no baseline."""
 
 
 @dataclass
 class RolloutConfig:
-    """Episodes that the agent plays on the tasks of the expert's trajectories, for the methods that
+    """Episodes that the agent plays on the tasks of the expert's trajectories, for methods that
     learn from whole episodes."""
 
     samples: int = 1
-    """Episodes a task (RFT's k). Paper's baselines: 1; RFT 4 to 100."""
-    temperature: float = 1.0
-    """Of the episodes. 0 is greedy (then all samples of a task are the same)."""
+    """Episodes per task (RFT's k). Paper's baselines: 1; RFT 4 to 100."""
+    temperature: float | None = None
+    """Of the episodes. 0 is greedy (then all samples of a task are the same). None: the method's
+    own, 0 for `eto` and 1 for the others."""
     top_p: float = 1.0
-    """Nucleus of the sampling; 1 samples from the policy as it is."""
+    """Nucleus sampling; 1 samples from the policy as it is."""
     workers: int = 16
-    """Episodes open at once."""
+    """Episodes played at once."""
+    sound_only: bool = False
+    """`rft`: of the successes, keep those that are not right by luck: every action valid, and an
+    answer only where it was read. See `methods.rollouts.is_sound`."""
 
 
 @dataclass
@@ -177,13 +235,15 @@ class PreferenceConfig(OptimiserConfig):
     iterations: int = 3
     """Iterations of `spin` and `eto`; `dpo` has one."""
     batch_size: int = 16
-    """Pairs of trajectories an update."""
+    """Pairs of trajectories per update."""
     microbatch_size: int = 1
-    """Pairs a forward pass; gradients add up to `batch_size`. Less needs less memory."""
+    """Pairs per forward pass; gradients add up to `batch_size`. Fewer need less memory."""
     epochs: int = 3
     """Passes over an iteration's pairs."""
+    cut: Literal["auto", "always", "never"] = "auto"
+    """Whether `eto` cuts the agent's rejected trajectories. `auto`: except on ALFWorld, as ETO."""
     extra_rounds: int = 5
-    """ETO cuts a rejected trajectory to the chosen one's number of steps and so many more."""
+    """ETO cuts them to the expert's number of steps and this many more."""
 
 
 @dataclass
@@ -195,9 +255,25 @@ class LoraSettings:
     alpha: int = 32
     """Scale of the adapter is alpha / r."""
     dropout: float = 0.0
-    """Dropout before the adapter, in SFT; the other stages compare log-probabilities without."""
+    """Dropout before the adapter, in SFT only: other stages compare log-probabilities."""
     target_modules: str = "all-linear"
     """Layers with an adapter: "all-linear", or a comma list such as q_proj,v_proj."""
+
+
+@dataclass
+class TinyConfig:
+    """Shape of the small Llama that is trained from scratch (`training/tiny.py`)."""
+
+    hidden_size: int = 256
+    """Width of the model. Usual range 64 to 512."""
+    layers: int = 4
+    """Decoder layers."""
+    heads: int = 8
+    """Attention heads; divides hidden_size into an even number."""
+    vocabulary: int = 2048
+    """Tokens of the byte-pair tokenizer that is trained on the trajectories."""
+    context: int = 4096
+    """Longest sequence, in tokens."""
 
 
 @dataclass
@@ -205,15 +281,15 @@ class PolicyConfig:
     """The language model that is trained."""
 
     model: str = "smollm2"
-    """`smollm2`, `tiny` (a small Llama from scratch, see `tiny`), a directory, or a hub id."""
+    """`smollm2`, `tiny` (a small Llama from scratch), a directory, or a hub id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of frozen weights; weights that are trained are always kept in float32."""
+    """Of frozen weights; trained weights are always kept in float32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
     max_new_tokens: int = 256
     """Longest reply in tokens, in practice and in evaluation."""
     gradient_checkpointing: bool = False
-    """Trade a third more computing for much less memory."""
+    """Trades a third more computation for much less memory."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     """Adapters instead of all weights."""
     tiny: TinyConfig = field(default_factory=TinyConfig)
@@ -225,13 +301,13 @@ class ExpertConfig:
     """Where the expert's trajectories come from."""
 
     trajectories: str = ""
-    """A file of `training.collect`; empty: collected now, into the run's directory."""
+    """A file of `training.collect`; empty: collected by the run, into its directory."""
     limit: int = 0
-    """At most so many, drawn by the seed; 0: all."""
+    """At most this many, drawn by the seed; 0: all."""
     min_reward: float = 1.0
     """Trajectories that scored less are left out, and counted."""
     workers: int = 8
-    """Environments that play at once while collecting."""
+    """Environments played at once while collecting."""
 
 
 @dataclass
@@ -245,13 +321,16 @@ class EvaluationConfig:
     split: Literal["train", "dev", "test"] = "test"
     """Split to score on."""
     limit: int = 0
-    """Tasks, drawn by the seed; 0: the whole split."""
+    """Tasks, drawn by the seed; 0: the entire split."""
     agents: list[str] = field(default_factory=list)
-    """Agents scored on the same tasks beside the policy, such as random and expert."""
+    """Agents scored on the same tasks as the policy, such as random and expert."""
+    agreement: int = 0
+    """Expert trajectories of the dev split on which the policy's agreement with the expert is
+    measured after each stage (`eval/agreement.py`); 0: none. 100 or more tell methods apart."""
     every_iteration: bool = True
     """Score after SFT and after every iteration, not only at the end."""
     workers: int = 16
-    """Episodes open at once."""
+    """Episodes played at once."""
     temperature: float = 0.0
     """0: greedy, as the paper."""
 
@@ -261,18 +340,18 @@ class Config:
     """Trains a policy: expert data, SFT, then one method, scored at each stage."""
 
     output: str
-    """Run directory. Running the same configuration again goes on where it stopped."""
-    method: Method = "implicit"
-    """`implicit` and `inverse` are StepAgent (eq. 6; algorithm 1); the others its baselines. All
-    but `sft` start from SFT."""
+    """Run directory. Running the same configuration again resumes where it stopped."""
+    method: str = "implicit"
+    """`implicit` and `inverse` are StepAgent (eq. 6; algorithm 1); `sft`, `ppo`, `dpo`, `rft`,
+    `spin`, `nat` and `eto` its baselines. Or `module:NAME`, a custom `Method`."""
     env: str = "stepagent/ScienceWorld-v0"
-    """Environment to learn, or `module:Namespace/Name-v0` for one of your own."""
+    """Environment to learn, or `module:Namespace/Name-v0` for a custom one."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Its arguments, such as `tasks: find-plant,find-animal`."""
     seed: int = 0
-    """All randomness of the run comes from it."""
+    """Source of all randomness of the run."""
     prompt: PromptStyle = field(default_factory=PromptStyle)
-    """What of the environment's prompt the policy sees."""
+    """Which parts of the environment's prompt the policy sees."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """The model."""
     expert: ExpertConfig = field(default_factory=ExpertConfig)
@@ -292,6 +371,6 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Scoring."""
     checkpoint_seconds: float = 300.0
-    """Time between checkpoints within a stage. A killed run loses at most this."""
+    """Time between checkpoints within a stage. A killed run loses at most this much work."""
     keep_policies: bool = True
     """Keep the policy of every stage; off: only the last (`final/`)."""

@@ -1,7 +1,7 @@
 """The policy: a language model with its tokenizer, chat codec and (optionally) a LoRA adapter.
 
-Weights that are trained are kept in float32, whatever the type of the rest: bfloat16 swallows the
-small updates of reinforcement learning.
+Trained weights are kept in float32, whatever the type of the rest: bfloat16 rounds away the small
+updates of reinforcement learning.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from stepagent.agents.models import (
     quiet,
 )
 from stepagent.training.config import PolicyConfig
-from stepagent.training.support import enable_step_trees
 from stepagent.training.tiny import build_model, build_tokenizer
+from stepagent.training.trees.compat import enable_step_trees
 
 
 class Policy:
-    """A model that is trained; see `load` for how it comes about."""
+    """A model that is trained; `load` and `tiny` make one."""
 
     def __init__(self, model: Any, tokenizer: Any, config: PolicyConfig):
         self.model, self.tokenizer, self.config = model, tokenizer, config
@@ -39,14 +39,14 @@ class Policy:
         self.no_step_trees = ""
         """Why the model cannot run step trees, which reflection needs; "" where it can."""
         try:
-            # From the start: on a CPU this attention is also the faster one for SFT in bfloat16.
+            # From the start: on a CPU this attention is also faster for SFT in bfloat16.
             enable_step_trees(model)
         except ValueError as error:
             self.no_step_trees = str(error)
         self.context = context_length(model)
         if self.context <= config.max_new_tokens:
             raise ModelError(
-                f"the model's context has {self.context} tokens, which leaves nothing beside "
+                f"the model's context has {self.context} tokens, which leaves no room beside "
                 f"policy.max_new_tokens = {config.max_new_tokens}"
             )
 
@@ -54,15 +54,15 @@ class Policy:
     def load(config: PolicyConfig, path: Path | None = None, seed: int = 0) -> Policy:
         """The model that the configuration names (or the one in `path`), ready to be trained.
 
-        With `lora.r` > 0 a new adapter is put on the model, made by the seed; a directory that
-        holds an adapter is trained on as it is. Raises ModelError where it cannot be loaded or has
-        no chat template.
+        With `lora.r` > 0 it gets a new adapter, initialised by the seed; an adapter that the
+        directory holds is trained further. Raises ModelError where the model cannot be loaded or
+        has no chat template.
         """
         name = str(path or config.model)
         if name == "tiny":
-            raise ModelError("the model 'tiny' is made from texts: see Policy.tiny")
+            raise ModelError("the model 'tiny' is built from texts: see Policy.tiny")
         tokenizer = load_tokenizer(name)
-        ChatCodec(tokenizer)  # before the weights: a missing template is said at once
+        ChatCodec(tokenizer)  # before the weights: a missing template is reported at once
         adapter = (Path(name) / "adapter_config.json").is_file()
         frozen = adapter or config.lora.r > 0
         dtype = config.dtype if frozen else "float32"
@@ -75,15 +75,12 @@ class Policy:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
-            model.enable_input_require_grads()
+            checkpoint_gradients(model)
         return Policy(model, tokenizer, config)
 
     @staticmethod
     def tiny(config: PolicyConfig, texts: Iterable[str], seed: int) -> Policy:
-        """A small Llama from scratch whose tokenizer is made from `texts`."""
+        """A small Llama from scratch whose tokenizer is trained on `texts`."""
         tokenizer = build_tokenizer(texts, config.tiny.vocabulary, config.tiny.context)
         return Policy(build_model(config.tiny, tokenizer, seed), tokenizer, config)
 
@@ -98,13 +95,13 @@ class Policy:
     def save(self, path: Path) -> None:
         """Writes a directory that `from_pretrained` loads, or PEFT where there is an adapter."""
         with quiet():
-            # A discriminator may have an adapter of its own on the same base.
-            own: dict[str, Any] = {"selected_adapters": ["default"]} if self.has_adapter else {}
-            self.model.save_pretrained(path, **own)
+            # A discriminator may have its own adapter on the same base.
+            only: dict[str, Any] = {"selected_adapters": ["default"]} if self.has_adapter else {}
+            self.model.save_pretrained(path, **only)
         self.tokenizer.save_pretrained(path)
 
     def load_weights(self, path: Path) -> None:
-        """Puts the weights of a directory that `save` wrote into the model in place.
+        """Loads the weights of a directory that `save` wrote into the model, in place.
 
         Raises ModelError where they are those of a model of another architecture.
         """
@@ -123,18 +120,18 @@ class Policy:
 
     @contextmanager
     def as_in(self, path: Path) -> Iterator[None]:
-        """With the weights of another directory that `save` wrote, put back afterwards.
+        """With the weights of another directory that `save` wrote; restored afterwards.
 
         Raises ModelError where they are those of a model of another architecture.
         """
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        kept = [p.detach().to("cpu", copy=True) for p in trained]  # a GPU may not hold both
+        backup = [p.detach().to("cpu", copy=True) for p in trained]  # a GPU may not hold both
         try:
             self.load_weights(path)
             yield
         finally:
             with torch.no_grad():
-                for parameter, value in zip(trained, kept, strict=True):
+                for parameter, value in zip(trained, backup, strict=True):
                     parameter.copy_(value)
 
     def saved_bytes(self) -> int:
@@ -142,23 +139,30 @@ class Policy:
         return sum(p.numel() * 4 for p in self.model.parameters() if p.requires_grad)
 
     def describe(self) -> str:
-        """One line on the model and what of it is trained."""
+        """One line about the model and how much of it is trained."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        whole = sum(p.numel() for p in self.model.parameters())
+        total = sum(p.numel() for p in self.model.parameters())
         kind = f"LoRA of rank {self.config.lora.r}" if self.has_adapter else "all weights"
-        sizes = f"{whole / 1e6:.1f} M weights, {trained / 1e6:.1f} M trained"
+        sizes = f"{total / 1e6:.1f} M weights, {trained / 1e6:.1f} M trained"
         return f"{self.config.model}: {sizes} ({kind})"
 
 
-def _check_shapes(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def checkpoint_gradients(model: Any) -> None:
+    """Activations are computed again in the backward pass instead of being kept."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+
+
+def _check_shapes(path: Path, saved: Mapping[str, Any], policy: Mapping[str, Any]) -> None:
     """Raises ModelError unless both hold the same names and shapes."""
-    theirs, ours = ({n: tuple(t.shape) for n, t in side.items()} for side in (found, wanted))
-    if theirs != ours:
-        odd = sorted(n for n in {*theirs, *ours} if theirs.get(n) != ours.get(n))
+    there, here = ({n: tuple(t.shape) for n, t in side.items()} for side in (saved, policy))
+    if there != here:
+        differing = sorted(n for n in {*there, *here} if there.get(n) != here.get(n))
+        first = differing[0]
         raise ModelError(
-            f"{path} holds a model of another architecture than the policy: {len(odd)} of "
-            f"{len(ours)} weights differ, such as {odd[0]} ({theirs.get(odd[0], 'missing')} there, "
-            f"{ours.get(odd[0], 'none')} here): name a directory that this policy was saved to"
+            f"{path} holds a model of another architecture than the policy: {len(differing)} of "
+            f"{len(here)} weights differ, such as {first} ({there.get(first, 'missing')} there, "
+            f"{here.get(first, 'none')} here): name a directory that this policy was saved to"
         )
 
 

@@ -1,22 +1,23 @@
-"""A small Llama from scratch, with a tokenizer of its own: the policy of the demo and of tests.
+"""A small Llama from scratch, with its own tokenizer: the policy of the demo and of tests.
 
-It knows no English. What it can do it has learned from the trajectories it is given, which on two
-CPU cores takes minutes instead of the hours that a pre-trained model of 135 M parameters needs.
+It knows no English: all it can do it has learned from the trajectories of its run. On two CPU cores
+that takes minutes instead of the hours that a pre-trained model of 135 M parameters needs.
 
 Acting on text is mostly copying: the action names something that the observation shows. A large
-model has learned to copy long ago; one from scratch spends nearly all of a small data set on it. So
-its attention starts as copying (`start_copying`), after Trockman and Kolter, "Mimetic
+model has long learned to copy; one from scratch spends nearly all of a small data set on it. So its
+attention is initialised to copy (`start_copying`), after Trockman and Kolter, "Mimetic
 Initialization of Self-Attention Layers" (2023).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from stepagent.training.config import TinyConfig
 
 # A turn is a role token, the text, and one token that ends it.
 CHAT_TEMPLATE = (
@@ -26,27 +27,11 @@ CHAT_TEMPLATE = (
 SPECIAL_TOKENS = ("<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>")
 
 
-@dataclass
-class TinyConfig:
-    """Shape of the small Llama."""
-
-    hidden_size: int = 256
-    """Width of the model. Usual range 64 to 512."""
-    layers: int = 4
-    """Decoder layers."""
-    heads: int = 8
-    """Attention heads; divides hidden_size into an even number."""
-    vocabulary: int = 2048
-    """Tokens of the byte-pair tokenizer that is trained on the trajectories."""
-    context: int = 4096
-    """Longest sequence, in tokens."""
-
-
 def build_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """A byte-level byte-pair tokenizer trained on `texts`; any text can be written with it.
+    """A byte-level byte-pair tokenizer trained on `texts`; it can encode any text.
 
-    Words begin with their space, so the name in "find Rome" and the one in "search[Rome]" would be
-    different tokens, and nothing to copy: a space after each bracket makes them the same.
+    Words begin with their space, so "Rome" in "find Rome" and in "search[Rome]" would be different
+    tokens, and could not be copied: a space after each bracket makes them the same.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Replace("[", "[ ")
@@ -100,11 +85,11 @@ def build_model(
 
 @torch.no_grad()
 def start_copying(model: LlamaForCausalLM) -> None:
-    """Makes every head attend to tokens like the one at hand, and raise the odds of what it sees.
+    """Makes every head attend to tokens like the current one, and raise the odds of what it sees.
 
-    Queries and keys share a random map, so that likeness is what attention looks for; values go
-    back through the inverse of the map they came by, so that with tied embeddings a token that is
-    attended to becomes a likelier next one. Training changes all of it.
+    Queries and keys share a random map, so that attention looks for similarity; the output map is
+    the inverse of the value map, so that with tied embeddings a token that is attended to becomes a
+    likelier next one. Training changes all of it.
     """
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.06)
     for layer in model.model.layers:

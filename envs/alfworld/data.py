@@ -1,9 +1,9 @@
 """Where games come from: ALFWorld's own folders, an archive of them, or the generator.
 
 A source lists the ids of a split's playable games and gives a game's content; it writes nothing
-beside the data. Splits: train, dev = valid_seen, test = valid_unseen, as in the paper. Playable is
-what upstream's loader plays: a `traj_data.json` of one of the six task types beside the game, the
-game marked solvable, nothing movable or sliced in its path.
+next to the data. Splits: train, dev = valid_seen, test = valid_unseen, as in the paper. Playable
+means playable by upstream's loader: next to the game is a `traj_data.json` of one of the six task
+types, the game is marked solvable, and its path names nothing movable or sliced.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ class Source(Protocol):
     """Games of all splits."""
 
     def tasks(self, split: str) -> tuple[str, ...]:
-        """Ids of the split's games, sorted. Raises ValueError where there is none."""
+        """Ids of the split's games, sorted. Raises ValueError if there is none."""
 
     def load(self, task_id: str) -> dict[str, Any]:
         """The content of a game file. Raises GameError that names the file."""
 
     def checksum(self) -> str:
-        """Of the games, for fingerprints."""
+        """A checksum of the games, for fingerprints."""
 
 
 def open_source(data: str | os.PathLike[str] | None) -> Source:
     """The source that `data` names: None generates games.
 
-    Raises FileNotFoundError, or ValueError for what is neither a folder nor a `.tar.zst`.
+    Raises FileNotFoundError, or ValueError for anything but a folder or a `.tar.zst`.
     """
     if data is None:
-        from stepagent.envs.alfworld.generated import Generated
+        from stepagent.envs.alfworld.generate import GeneratedGames
 
-        return Generated()
+        return GeneratedGames()
     path = Path(data).expanduser()
     try:
         if path.is_dir():
@@ -108,22 +108,22 @@ class Folder:
 
     @cached_property
     def _checksum(self) -> str:
-        listed = []
+        sizes = []
         for name in FOLDERS.values():
             folder = self.path / name
             if folder.is_dir():
                 games = _files(folder)
-                listed += [
+                sizes += [
                     f"{g.relative_to(self.path).as_posix()} {g.stat().st_size}" for g in games
                 ]
-        return checksum(*sorted(listed))
+        return checksum(*sorted(sizes))
 
 
 @lru_cache(maxsize=64)
-def _playable(folder: Path, split: str, given: str, _changed: int) -> tuple[str, ...]:
-    """Ids of a folder's playable games. Many environments of one process look only once."""
+def _playable(folder: Path, split: str, source: str, _changed: int) -> tuple[str, ...]:
+    """Ids of a folder's playable games. Cached, as many environments of a process need it."""
     skipped: Counter[str] = Counter()
-    found = []
+    ids = []
     try:
         for game in _files(folder):
             where = game.parent.relative_to(folder).as_posix()
@@ -133,12 +133,12 @@ def _playable(folder: Path, split: str, given: str, _changed: int) -> tuple[str,
             if reason:
                 skipped[reason] += 1
             else:
-                found.append(where)
+                ids.append(where)
     except OSError as error:
         _unreadable(folder, error)
-    if not found:
-        _no_games(split, f"{folder} (from data={given!r})", skipped)
-    return tuple(sorted(found))
+    if not ids:
+        _no_games(split, f"{folder} (from data={source!r})", skipped)
+    return tuple(sorted(ids))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -154,9 +154,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def unplayable(path: str, where: str, game: bytes, trajectory: bytes | None) -> str:
-    """Why a game is not played; "" where it is. Raises GameError for a broken file."""
+    """Why a game is not played; "" if it is. Raises GameError for a broken file."""
     if len(game) > MAX_GAME or not game.rstrip().endswith(b"}"):
-        raise GameError(f"{path}: cut off, or no game file; get it again or remove it")
+        raise GameError(f"{path}: truncated or not a game file; fetch it again or remove it")
     if "movable" in where or "Sliced" in where:
         return "movable or sliced things"
     if trajectory is None:
@@ -187,7 +187,7 @@ def _unreadable(path: Path, error: OSError) -> NoReturn:
 
 
 class Archive:
-    """A `.tar.zst` (or any tar) of the folders, read once into the cache and from there on."""
+    """A `.tar.zst` (or any tar) of the folders, read once and then from the cache."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -219,10 +219,10 @@ class Archive:
 
     def tasks(self, split: str) -> tuple[str, ...]:
         index = self.index()
-        found = sorted(index["splits"].get(split, {}))
-        if not found:
+        ids = sorted(index["splits"].get(split, {}))
+        if not ids:
             _no_games(split, f"{FOLDERS[split]} of {self.path}", Counter(index["skipped"]))
-        return tuple(found)
+        return tuple(ids)
 
     def load(self, task_id: str) -> dict[str, Any]:
         splits = self.index()["splits"]
@@ -235,7 +235,7 @@ class Archive:
             raise GameError(f"{task_id} of {self.path}: {error}") from None
 
     def _unpack(self, folder: Path) -> None:
-        """Streams the archive; each game is compressed by itself, so that one is soon read."""
+        """Streams the archive; games are compressed one by one, so that reading one is fast."""
         splits: dict[str, dict[str, tuple[int, int]]] = {split: {} for split in SPLITS}
         skipped: Counter[str] = Counter()
         at = 0
@@ -265,7 +265,7 @@ class Archive:
         except PermissionError as error:
             _unreadable(self.path, error)
         except (tarfile.TarError, EOFError, OSError) as error:
-            raise GameError(f"{self.path} is no whole tar archive: {error}") from error
+            raise GameError(f"{self.path} is not a complete tar archive: {error}") from error
 
 
 def _reader(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:

@@ -1,12 +1,12 @@
-"""The fast engine: plays `game.tw-pddl` letter for letter as TextWorld's PDDL engine does.
+"""The fast engine: plays `game.tw-pddl` exactly as TextWorld's PDDL engine does.
 
 The reference translates the problem twice with Fast Downward and, at every step, instantiates every
-action and derives every command. Here a game is read into indexed facts (`World`); a command is
-matched against the templates of its actions, its precondition is looked up, its effects are made,
-and one text is derived. What follows from the translator, and is reproduced:
+action and derives every command. Here a game is read into indexed facts (`FactStore`); a command is
+matched against the templates of its actions, its precondition is looked up, its effects are
+applied, and one text is derived. Consequences of the translator that are reproduced:
 
-- an action that would change nothing (going where one stands already) does not exist;
-- a fact that an effect takes away is from then on known to be false: `not_p(…)` holds for the text;
+- an action that would change nothing (going to the current place) does not exist;
+- a fact that an effect deletes is known to be false from then on: `not_p(…)` holds for the text;
 - names are numbered from the sorted ids downwards (upstream's demangler without shuffling).
 
 `engine="textworld"` is the reference itself (`envs.alfworld.reference`).
@@ -23,7 +23,7 @@ from typing import Any
 
 from stepagent.envs.alfworld import grammar as twl2
 from stepagent.envs.alfworld import pddl
-from stepagent.envs.alfworld.facts import Binding, Facts, World
+from stepagent.envs.alfworld.fact_store import Binding, Facts, FactStore
 from stepagent.envs.alfworld.grammar import Each, Entity, Grammar, Symbol, Text, Wording
 from stepagent.envs.alfworld.pddl import Action, Clause, Domain, Fact, GameError, Problem
 from stepagent.envs.alfworld.text import Writer
@@ -34,7 +34,7 @@ _MARKS = (("_bar_", "|"), ("_minus_", "-"), ("_plus_", "+"), ("_dot_", "."), ("_
 
 @dataclass(frozen=True)
 class Command:
-    """An action that can be done now, and what to type for it."""
+    """An action that is possible now, and the command for it."""
 
     text: str
     action: Verb
@@ -49,19 +49,19 @@ class Verb:
     action: Action
     wording: Wording
     pattern: re.Pattern[str] | None
-    """Command with its parameters as groups; None: commands have to be derived and compared."""
+    """The command with its parameters as groups; None: commands must be derived and compared."""
     types: tuple[dict[str, str], ...]
     """For each clause of the precondition: every variable → its type."""
 
 
 @dataclass
 class Game:
-    """A game as read: what never changes. `start()` plays it."""
+    """A loaded game: what never changes. `start()` plays it."""
 
     domain: Domain
     problem: Problem
     grammar: Grammar
-    world: World
+    facts: FactStore
     entities: dict[str, Entity]
     by_name: dict[str, str] = field(default_factory=dict)
     """Name in the text → id."""
@@ -75,27 +75,27 @@ def load(data: Mapping[str, Any]) -> Game:
     """A game from the content of a `game.tw-pddl`. Raises GameError that says what is wrong."""
     for key in ("pddl_domain", "grammar", "pddl_problem"):
         if not isinstance(data.get(key), str):
-            raise GameError(f"the game has no text under {key!r}")
+            raise GameError(f"the game has no text in {key!r}")
     domain = pddl.read_domain(data["pddl_domain"])
     grammar = twl2.read(data["grammar"])
     problem = pddl.read_problem(data["pddl_problem"])
     members = _members(domain, problem)
     fluents = domain.fluents | {f"not_{name}" for name in domain.fluents}
-    world = World(
+    facts = FactStore(
         Facts(f for f in problem.init if f[0] not in fluents),
         Facts(f for f in problem.init if f[0] in fluents),
         fluents,
         members,
     )
     entities = name_entities(problem)
-    game = Game(domain, problem, grammar, world, entities)
+    game = Game(domain, problem, grammar, facts, entities)
     game.by_name = {entity.name: name for name, entity in entities.items()}
     game.verbs = tuple(_verb(action, grammar) for action in domain.actions)
     return game
 
 
 def parse(text: str | bytes) -> dict[str, Any]:
-    """The JSON of a game file. Raises GameError where it is none."""
+    """The JSON of a game file. Raises GameError if it is none."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -106,14 +106,14 @@ def parse(text: str | bytes) -> dict[str, Any]:
 
 
 def _members(domain: Domain, problem: Problem) -> dict[str, frozenset[str]]:
-    found: dict[str, set[str]] = {"object": set(problem.types)}
+    members: dict[str, set[str]] = {"object": set(problem.types)}
     for name, kind in problem.types.items():
         for _ in range(20):
-            found.setdefault(kind, set()).add(name)
+            members.setdefault(kind, set()).add(name)
             if kind == "object" or domain.parents.get(kind, kind) == kind:
                 break
             kind = domain.parents[kind]
-    return {kind: frozenset(names) for kind, names in found.items()}
+    return {kind: frozenset(names) for kind, names in members.items()}
 
 
 def name_entities(problem: Problem) -> dict[str, Entity]:
@@ -132,7 +132,7 @@ def name_entities(problem: Problem) -> dict[str, Entity]:
 
 
 def _kind(identifier: str) -> str:
-    """`apple_bar_…` → apple; "" for what has no place in the room (the agent, types)."""
+    """`apple_bar_…` → apple; "" for what is not in the room (the agent, types)."""
     head, bar, _ = identifier.partition("_bar_")
     return (head + "basin" if "basin" in identifier else head) if bar else ""
 
@@ -173,42 +173,42 @@ class Play:
     """One episode of a game. The first text is `intro()`; then `step(command)`."""
 
     def __init__(self, game: Game):
-        self.game, self.world = game, game.world.copy()
+        self.game, self.facts = game, game.facts.copy()
         self.writer = Writer(game.grammar, game.entities)
         self._understood: tuple[str, Command | None] | None = None
 
     def copy(self) -> Play:
         twin = Play.__new__(Play)
-        twin.game, twin.world, twin.writer = self.game, self.world.copy(), self.writer
+        twin.game, twin.facts, twin.writer = self.game, self.facts.copy(), self.writer
         twin._understood = self._understood
         return twin
 
     def intro(self) -> str:
-        return self.writer.derive(twl2.symbols("#intro#"), self.world, {})
+        return self.writer.derive(twl2.symbols("#intro#"), self.facts, {})
 
     def won(self) -> bool:
         goal = self.game.problem.goal
         for clause in goal:
-            if next(self.world.solve(clause, dict(clause.types), {}), None) is not None:
+            if next(self.facts.solve(clause, dict(clause.types), {}), None) is not None:
                 return True
         return False
 
     def knows(self, text: str) -> bool:
-        """Whether the text is a command that can be done now."""
+        """Whether the text is a command that is possible now."""
         return self.understand(text) is not None
 
     def step(self, text: str) -> str | None:
-        """Does what the command says and returns the feedback; None: it is no command now."""
+        """Carries out the command and returns the feedback; None if it is not possible now."""
         command = self.understand(text)
         return None if command is None else self.do(command)
 
     def find(self, action: str, partial: Binding) -> Command | None:
-        """The first command of an action with these parameters that can be done now."""
+        """The first command of an action with these parameters that is possible now."""
         verb = next((v for v in self.game.verbs if v.action.name == action), None)
         return None if verb is None else next(self._commands(verb, partial), None)
 
     def understand(self, text: str) -> Command | None:
-        """The action that the command stands for, if it can be done now."""
+        """The action of the command, if it is possible now."""
         if self._understood is None or self._understood[0] != text:
             self._understood = (text, self._matched(text))
         return self._understood[1]
@@ -217,9 +217,9 @@ class Play:
         for verb in self.game.verbs:
             if verb.pattern is None:
                 partial: Binding = {}
-            elif found := verb.pattern.fullmatch(text):
+            elif match := verb.pattern.fullmatch(text):
                 by_name = self.game.by_name
-                partial = {f"?{n}": by_name.get(v, "") for n, v in found.groupdict().items()}
+                partial = {f"?{n}": by_name.get(v, "") for n, v in match.groupdict().items()}
                 if "" in partial.values():
                     continue
             else:
@@ -230,55 +230,55 @@ class Play:
         return None
 
     def commands(self) -> list[Command]:
-        """Everything that can be done now, one command for each text, sorted."""
-        found: dict[str, Command] = {}
+        """Everything that is possible now, one command for each text, sorted."""
+        commands_by_text: dict[str, Command] = {}
         for verb in self.game.verbs:
             for command in self._commands(verb, {}):
-                found.setdefault(command.text, command)
-        return [found[text] for text in sorted(found)]
+                commands_by_text.setdefault(command.text, command)
+        return [commands_by_text[text] for text in sorted(commands_by_text)]
 
     def admissible(self) -> list[str]:
         """Upstream's admissible commands: sorted, each once."""
         return [command.text for command in self.commands()]
 
     def _commands(self, verb: Verb, partial: Binding) -> Iterator[Command]:
-        world, seen = self.world, set()
+        facts, seen = self.facts, set()
         parameters = [variable for variable, _ in verb.action.parameters]
         for kinds, clause in zip(verb.types, verb.action.clauses, strict=True):
-            if not all(world.is_a(v, kinds.get(k, "object")) for k, v in partial.items()):
+            if not all(facts.is_a(v, kinds.get(k, "object")) for k, v in partial.items()):
                 continue
-            for binding in world.solve(clause, kinds, partial):
+            for binding in facts.solve(clause, kinds, partial):
                 key = tuple(binding[p] for p in parameters)
                 if key in seen or not _changes(verb.action, clause, binding):
                     continue
                 seen.add(key)
                 scope = self._scope(verb.action, binding)
-                text = self.writer.derive(verb.wording.template, world, scope)
+                text = self.writer.derive(verb.wording.template, facts, scope)
                 yield Command(text, verb, binding, clause)
 
     def _scope(self, action: Action, binding: Binding) -> dict[tuple[str, str], str]:
         return {(v[1:], kind): binding[v] for v, kind in action.parameters}
 
     def do(self, command: Command) -> str:
-        """Makes the command's effects; returns the feedback."""
+        """Applies the command's effects; returns the feedback."""
         self._understood = None
-        world, binding, changes = self.world, command.binding, []
+        facts, binding, changes = self.facts, command.binding, []
         for effect in command.action.action.effects:
             if not effect.when or any(
-                next(world.solve(c, dict(c.types), dict(binding)), None) is not None
+                next(facts.solve(c, dict(c.types), dict(binding)), None) is not None
                 for c in effect.when
             ):
                 changes.append((_ground(effect.literal, binding), effect.literal.positive))
         added = {fact for fact, positive in changes if positive}
         for fact, positive in changes:
             if not positive and fact not in added:
-                world.fluent.discard(fact)
-                world.fluent.add((f"not_{fact[0]}", *fact[1:]))
+                facts.fluent.discard(fact)
+                facts.fluent.add((f"not_{fact[0]}", *fact[1:]))
         for fact in added:
-            world.fluent.discard((f"not_{fact[0]}", *fact[1:]))
-            world.fluent.add(fact)
+            facts.fluent.discard((f"not_{fact[0]}", *fact[1:]))
+            facts.fluent.add(fact)
         scope = self._scope(command.action.action, binding)
-        return self.writer.derive(command.action.wording.feedback, world, scope)
+        return self.writer.derive(command.action.wording.feedback, facts, scope)
 
 
 def _ground(literal: pddl.Literal, binding: Binding) -> Fact:
@@ -286,7 +286,7 @@ def _ground(literal: pddl.Literal, binding: Binding) -> Fact:
 
 
 def _changes(action: Action, clause: Clause, binding: Binding) -> bool:
-    """Whether the action does anything beyond what its own precondition says already."""
+    """Whether the action does anything beyond its own precondition."""
     effects = [(_ground(e.literal, binding), e.literal.positive, e.when) for e in action.effects]
     added = {fact for fact, positive, _ in effects if positive}
     held = {_ground(atom, binding) for atom in clause.atoms}

@@ -1,14 +1,14 @@
 """`stepagent/ALFWorld-v0`: household tasks in text (Shridhar et al., 2021).
 
-Rules of the episode, as the paper (and ETO before it) has them:
+Rules of the episode, as in the paper (and in ETO before it):
 
-- The score is 1 once the goal holds, else 0; reaching it ends the episode and is success.
+- The score is 1 once the goal holds, else 0; reaching it ends the episode with success.
 - The first observation is the room and the task, without TextWorld's banner. On arrival,
-  `You arrive at loc 12. ` is left out, which says nothing to anybody. All else is the game's text.
+  `You arrive at loc 12. ` is left out, as it means nothing. All else is the game's text.
 - At most 40 actions, as in ETO; upstream's own configuration has 50 (`max_steps=50`).
-- A command must be written as the game has it, else `Nothing happens.` and `valid` is false. Other
-  than upstream, capitals, a final full stop and the other wording (`envs.alfworld.wording`) are
-  understood, whichever engine plays.
+- A command must be written as in the game, otherwise `Nothing happens.` and `valid` is false.
+  Unlike upstream, capitals, a final full stop and the other wording (`envs.alfworld.wording`) are
+  understood, with either engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,15 +25,17 @@ from stepagent.envs.alfworld import data as sources
 from stepagent.envs.alfworld import engine as fast
 from stepagent.envs.alfworld import expert as experts
 from stepagent.envs.alfworld.engine import NOTHING, Game
-from stepagent.envs.alfworld.house import read_goal
+from stepagent.envs.alfworld.household import read_goal
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.alfworld.wording import WORDINGS, readings, spoken, spoken_prompt
-from stepagent.envs.core import Outcome, TextEnv, checksum, split_names
+from stepagent.envs.core import Outcome, TextEnv, split_names
 
 ENGINES = ("fast", "textworld")
 STEP_LIMIT = 40
+CODE = "e6ead588007fb787"
+"""Stands for the rules of engine and experts in fingerprints; a test says when to renew it."""
 GAMES_KEPT = 16
-"""Games that an environment keeps read (1 MB each); others are read again when their turn comes."""
+"""Games that an environment keeps in memory (1 MB each); others are read again when needed."""
 
 _BANNER = "-= Welcome to TextWorld"
 _ARRIVAL = re.compile(r"You arrive at loc \d+\. ")
@@ -42,7 +43,7 @@ _TASK = re.compile(r"Your task is to: ?(.*)\Z", re.DOTALL)
 
 
 class ALFWorldEnv(TextEnv):
-    """ALFWorld as a text environment; see the module's head for the rules.
+    """ALFWorld as a text environment; the module's docstring has the rules.
 
     Parameters
     ----------
@@ -50,15 +51,15 @@ class ALFWorldEnv(TextEnv):
         holds ALFWorld's `json_2.1.1` (or is it), or a `.tar.zst` of it.
     engine: "fast", or "textworld", the reference, which must be installed and is slow.
     wording: of the prompt and the expert: "new" (`move X to Y`, `use X`) or "old" (`put X in/on Y`,
-        `toggle X`, as in the paper's prompt); None: the one that the games themselves are in.
-        Agents may use either, always.
+        `toggle X`, as in the paper's prompt); None: that of the games themselves.
+        Agents may always use either.
     expert: "explorer" or "planner" (`envs.alfworld.expert` says how they differ).
     tasks: types to restrict every split to (such as pick_and_place_simple), as a list or a text
         with commas; None: all six.
     split, max_steps, render_mode: as in `TextEnv`.
 
     Raises ValueError for an unknown engine, wording, expert or type, FileNotFoundError and
-    PermissionError for data that is not there or cannot be read. `tasks` and `reset` raise
+    PermissionError for data that are missing or cannot be read. `tasks` and `reset` raise
     ValueError for a split without a playable game and for broken games, naming the file.
     """
 
@@ -89,7 +90,7 @@ class ALFWorldEnv(TextEnv):
         self._only = sources.TYPES if tasks is None else split_names(tasks)
         unknown = sorted(set(self._only) - set(sources.TYPES))
         if unknown or not self._only:
-            raise ValueError(f"unknown tasks {unknown}: choose of {_list(sources.TYPES)}")
+            raise ValueError(f"unknown tasks {unknown}: choose from {_list(sources.TYPES)}")
         self._source = sources.open_source(data)
         self._generated = data is None
         self._games: OrderedDict[str, Game] = OrderedDict()
@@ -142,7 +143,7 @@ class ALFWorldEnv(TextEnv):
             "engine": self.engine,
             "wording": self.wording,
             "expert": self.expert,
-            "code": _code(),
+            "code": CODE,
         }
 
     # Playing ----------------------------------------------------------------------------------
@@ -153,8 +154,8 @@ class ALFWorldEnv(TextEnv):
         text = self._play.intro()
         if text.startswith(_BANNER):
             text = text.partition("\n\n")[2]
-        found = _TASK.search(text)
-        self.instruction = found[0].strip() if found else text.strip()
+        match = _TASK.search(text)
+        self.instruction = match[0].strip() if match else text.strip()
         return text
 
     def _start(self, task_id: str) -> Any:
@@ -193,7 +194,7 @@ class ALFWorldEnv(TextEnv):
         )
 
     def admissible_actions(self) -> list[str]:
-        """Upstream's admissible commands, sorted (half a millisecond, textworld: has them ready).
+        """Upstream's admissible commands, sorted (half a millisecond; textworld has them ready).
 
         Raises RuntimeError before the first reset.
         """
@@ -216,13 +217,6 @@ class ALFWorldEnv(TextEnv):
         self._play = self._reference = None
         self._games.clear()
         self._ended = True
-
-
-@lru_cache(maxsize=1)
-def _code() -> str:
-    """Checksum of this package: a result depends on it as on any other version."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return checksum(*(file.read_bytes() for file in files))
 
 
 def _type(task_id: str) -> str:

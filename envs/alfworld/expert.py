@@ -1,12 +1,12 @@
 """The experts' plans as (thought, action) pairs.
 
-Two experts: `planner` knows where everything is and takes a shortest way; `explorer` (the default)
-has to look. The explorer is what an agent should imitate: the planner's first action often goes
-straight to a drawer of which nothing has been seen, and who learns from it learns to guess. The
-explorer's actions follow from what has been observed, and its thoughts say so.
+Two experts: `planner` knows where everything is and takes a shortest path; `explorer` (the default)
+has to look. Agents should imitate the explorer: the planner's first action often goes straight to a
+drawer that it has never seen inside, and whoever learns from it learns to guess. The explorer's
+actions follow from its observations, and its thoughts say so.
 
-Where the explorer does not get there within the limit, it looks in another order (20 attempts);
-where that fails too, the planner's plan is taken.
+If the explorer does not succeed within the limit, it looks in another order (20 attempts); if that
+fails too, the planner's plan is taken.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from stepagent.envs.alfworld.engine import Game
 from stepagent.envs.alfworld.explorer import Explorer
-from stepagent.envs.alfworld.house import Goal, read_goal
+from stepagent.envs.alfworld.household import HouseholdGoal, read_goal
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.alfworld.planner import Move
 from stepagent.envs.alfworld.planner import plan as shortest
@@ -27,7 +27,7 @@ ATTEMPTS = 20
 
 
 def plan(game: Game, expert: str = "explorer", limit: int = 50) -> list[tuple[str, str]]:
-    """(thought, action) pairs that win the game from its beginning, at most `limit` if possible.
+    """(thought, action) pairs that win the game from its start, at most `limit` if possible.
 
     Raises ValueError for an unknown expert, GameError for a game that cannot be won.
     """
@@ -51,8 +51,8 @@ def find_moves(game: Game, expert: str, limit: int) -> list[Move]:
 
 
 def _until_won(game: Game, moves: Sequence[Move]) -> list[Move]:
-    """The moves up to the one that wins, which may come before the last: upstream's world holds
-    some things to be in two places at once, and forgets only one of them when they are taken."""
+    """The moves up to the one that wins, which may come before the last: upstream's games have
+    some things in two places at once, and taking one removes it from only one of them."""
     play = game.start()
     for count, move in enumerate(moves, 1):
         play.step(move.command)
@@ -67,8 +67,8 @@ _STATES = {"isclean": "clean", "ishot": "hot", "iscool": "cool", "": ""}
 _DEEDS = {"isclean": "clean", "ishot": "heat", "iscool": "cool down"}
 
 
-def _thought(game: Game, goal: Goal, moves: Sequence[Move], i: int) -> str:
-    """Why this move comes now. The same for the same game, in every process."""
+def _thought(game: Game, goal: HouseholdGoal, moves: Sequence[Move], i: int) -> str:
+    """Why this move comes now. The same for the same game in every process."""
     move = moves[i]
     seed = zlib.crc32(f"{game.start().intro()}/{i}".encode()) if i else 0
     entity = game.entities.get(move.thing)
@@ -94,7 +94,7 @@ def _thought(game: Game, goal: Goal, moves: Sequence[Move], i: int) -> str:
     return reasons[seed % len(reasons)].format(**words)
 
 
-def _in_words(goal: Goal) -> str:
+def _in_words(goal: HouseholdGoal) -> str:
     kind = goal.object_type.removesuffix("type")
     if goal.lamp_type:
         return f"look at a {kind} in the light of a {goal.lamp_type.removesuffix('type')}"
@@ -103,7 +103,7 @@ def _in_words(goal: Goal) -> str:
     return f"have {' '.join(what.split())} in or on a {place}"
 
 
-def _then(goal: Goal) -> str:
+def _then(goal: HouseholdGoal) -> str:
     if goal.lamp_type:
         return "take it to the light"
     if goal.state:

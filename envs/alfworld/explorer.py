@@ -1,9 +1,9 @@
-"""The explorer: acts as someone who knows where such things usually are, but not where they lie.
+"""The explorer: acts like someone who knows where such things usually are, but not where these are.
 
-It looks at receptacles one after the other, the likely ones first, until it has seen what it needs;
-remembers what it saw on the way; then does what the goal asks for. It never uses what it has not
-been shown. `attempt` 0 goes by habit and number alone; further attempts look in other orders, as
-other people might (`envs.alfworld.expert` takes the first that is done in time).
+It looks at receptacles one after the other, the likely ones first, until it has seen what it needs,
+remembers what it saw on the way, and then does what the goal asks for. It never uses what it has
+not seen. `attempt` 0 goes by habit and number only; further attempts look in other orders, as other
+people might (`envs.alfworld.expert` takes the first that succeeds in time).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 
 from stepagent.envs.alfworld.engine import Play
-from stepagent.envs.alfworld.house import TOOLS, House
+from stepagent.envs.alfworld.household import TOOLS, Household
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.alfworld.planner import Move
 
@@ -48,7 +48,7 @@ _HABITS = {
     "alarmclock": "desk sidetable dresser shelf",
     "basketball baseballbat tennisracket teddybear": "bed floor sofa dresser desk",
 }
-"""Things → kinds of receptacle where people keep them, the likeliest first."""
+"""Things → kinds of receptacle where people keep them, the most likely first."""
 _LIKELY = {
     thing: {f"{place}type": rank for rank, place in enumerate(places.split())}
     for things, places in _HABITS.items()
@@ -56,14 +56,14 @@ _LIKELY = {
 }
 _LATER = {f"{place}type": 10 for place in _SURFACES.split()}
 _LAST = 12
-"""Rank of a place that is no surface, and where the thing is not usually kept."""
+"""Rank of a place that is not a surface and where the thing is not usually kept."""
 
 
 class Explorer:
     """One exploration of a house from its present state. `moves` is what it did."""
 
     def __init__(self, play: Play, attempt: int = 0, seed: int = 0, limit: int = 1000):
-        self.house = House(play.copy())
+        self.house = Household(play.copy())
         self.moves: list[Move] = []
         self.seen: dict[str, list[str]] = {}
         self.limit = limit
@@ -75,7 +75,7 @@ class Explorer:
         }
 
     def run(self) -> list[Move]:
-        """Plays to the end; raises GameError where nothing is left to look at, or at the limit."""
+        """Plays to the end; raises GameError if nothing is left to look at, or at the limit."""
         goal = self.house.goal
         if goal.lamp_type:
             if not self._holds_one():
@@ -87,7 +87,7 @@ class Explorer:
         else:
             self._deliver()
         if not self.house.play.won():
-            raise GameError("everything was done, and the goal is not reached")
+            raise GameError("everything is done, but the goal is not reached")
         return self.moves
 
     # The work ---------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Explorer:
             self._note(target)
 
     def _wanted(self, thing: str) -> bool:
-        return self.house.suits(thing) and ("pickupable", thing) in self.house.play.world
+        return self.house.suits(thing) and ("pickupable", thing) in self.house.play.facts
 
     def _is_lamp(self, thing: str) -> bool:
         return self.house.kinds.get(thing) == self.house.goal.lamp_type
@@ -127,7 +127,7 @@ class Explorer:
     def _holds_one(self) -> bool:
         held = self.house.held
         if held and not self.house.suits(held):
-            raise GameError("the explorer begins with empty hands")
+            raise GameError("the explorer must start with empty hands")
         return held is not None
 
     def _is_there(self, thing: str, place: str) -> bool:
@@ -135,8 +135,8 @@ class Explorer:
         house = self.house
         return house.kinds[place] == house.goal.receptacle_type and house.ready(thing)
 
-    def _take(self, found: tuple[str, str]) -> None:
-        thing, place = found
+    def _take(self, thing_and_place: tuple[str, str]) -> None:
+        thing, place = thing_and_place
         self._go("fetch", thing, place)
         self._do("fetch", "pickupobject", thing, place)
         self._note(place)
@@ -151,12 +151,12 @@ class Explorer:
         self._do("tool", action, thing, tool)
 
     def _target(self, thing: str) -> str:
-        """Where to put it: a place that stands open or was opened before one that is shut."""
+        """Where to put it: an open place (or one opened before) rather than a closed one."""
         house = self.house
         fitting = [r for r in house.of_type(house.goal.receptacle_type) if r in house.receptacles]
         fitting = [r for r in fitting if house.can_hold(r, thing)]
         if not fitting:
-            raise GameError("the house has no place of the kind that the goal names")
+            raise GameError("the house has no place of the goal's kind")
         return min(fitting, key=self._distance)
 
     def _distance(self, r: str) -> tuple[bool, bool]:
@@ -164,11 +164,11 @@ class Explorer:
 
     # Looking ----------------------------------------------------------------------------------
 
-    def _look_for(self, kind: str, wanted: Callable[[str], bool]) -> tuple[str, str]:
-        """A wanted thing that has been seen, and where; looks around until there is one."""
+    def _look_for(self, kind: str, suits: Callable[[str], bool]) -> tuple[str, str]:
+        """A suitable thing that has been seen, and where; looks around until there is one."""
         for place, things in self.seen.items():
             for thing in things:
-                if wanted(thing):
+                if suits(thing):
                     return thing, place
         likely = _LIKELY.get(kind.removesuffix("type"), {})
         kinds = self.house.kinds
@@ -177,7 +177,7 @@ class Explorer:
         for place in left:
             self._visit(place, kind)
             for thing in self.seen[place]:
-                if wanted(thing):
+                if suits(thing):
                     return thing, place
         raise GameError(f"no {kind.removesuffix('type')} was found anywhere")
 
@@ -206,7 +206,7 @@ class Explorer:
 
     def _do(self, purpose: str, action: str, thing: str, place: str) -> None:
         if len(self.moves) >= self.limit:
-            raise GameError(f"not done within {self.limit} actions")
+            raise GameError(f"not finished within {self.limit} actions")
         alone = action in ("gotolocation", "openobject", "examinereceptacle")
         things = {"r": place} if alone else {"o": thing, "r": place}
         command = self.house.do(action, **things)

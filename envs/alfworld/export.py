@@ -1,4 +1,4 @@
-"""Writes generated games in ALFWorld's own layout: `python -m envs.alfworld.export --out DIR`.
+"""Writes generated games in ALFWorld's own layout: `stepagent alfworld-export --out DIR`.
 
     DIR/json_2.1.1/{train,valid_seen,valid_unseen}/<task>/<trial>/{game.tw-pddl,traj_data.json}
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stepagent import command_line
-from stepagent.envs.alfworld import generated
+from stepagent.command_line import Command
+from stepagent.envs.alfworld import generate
 from stepagent.envs.alfworld.data import FOLDERS, GAME, ROOT, TRAJECTORY
 
 
@@ -24,18 +24,18 @@ class Config:
     """Writes generated ALFWorld games as files that upstream's loader reads."""
 
     out: Path
-    """Folder to write into; it is made."""
+    """Folder to write to; it is created."""
     split: Literal["train", "dev", "test"] = "test"
     """Which split's games."""
     limit: int = 20
-    """How many, from the split's first on."""
+    """How many, starting with the split's first."""
 
 
 def write(folder: Path, task_ids: Sequence[str]) -> list[Path]:
     """Writes the games; returns the folders of the trials. Raises ValueError for unknown ids."""
     trials = []
     for task_id in task_ids:
-        game = generated.make(task_id)
+        game = generate.make(task_id)
         task = game.pop("task")
         kind, _, rest = task_id.partition("/")
         split, _, number = rest.partition("-")
@@ -66,11 +66,13 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m envs.alfworld.export")
-    trials = write(config.out, generated.Generated().tasks(config.split)[: config.limit])
+def export(config: Config) -> int:
+    trials = write(config.out, generate.GeneratedGames().tasks(config.split)[: config.limit])
     print(f"{len(trials)} games in {config.out / ROOT / FOLDERS[config.split]}")
     return 0
+
+
+main = Command("alfworld-export", Config, export)
 
 
 if __name__ == "__main__":

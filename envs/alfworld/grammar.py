@@ -1,7 +1,7 @@
-"""Reads `.twl2`, the half of an ALFWorld game that says how it is played in words.
+"""Reads `.twl2`, the part of an ALFWorld game that defines its texts.
 
-It holds, for each action, a command template and a feedback rule, and a context-sensitive grammar:
-rule → productions, of which the first applies whose condition holds. What stands in a production:
+It has, for each action, a command template and a feedback rule, and a context-sensitive grammar:
+rule → productions, of which the first whose condition holds applies. In a production:
 
 | text                | becomes                                                              |
 |---------------------|----------------------------------------------------------------------|
@@ -10,8 +10,8 @@ rule → productions, of which the first applies whose condition holds. What sta
 | `{x \\| query}`     | x once for every answer of the query, in sorted order                |
 | `[{x \\| query}]`   | the same as a list: `a`, `a, and b`, `a, b, and c`; `nothing`        |
 
-Upstream hands the expressions to Python's `eval`; here they are taken apart, so that a game file
-can run no code.
+Upstream passes the expressions to Python's `eval`; here they are parsed, so that a game file cannot
+run code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ATTRIBUTES = ("id", "type", "name", "definite", "indefinite")
 
 @dataclass(frozen=True)
 class Entity:
-    """A thing as the text names it."""
+    """A thing and its names in the text."""
 
     id: str
     type: str
@@ -83,7 +83,7 @@ class Production:
 
 @dataclass(frozen=True)
 class Wording:
-    """How an action is typed and answered."""
+    """An action's command and the answer to it."""
 
     template: tuple[Symbol, ...]
     feedback: tuple[Symbol, ...]
@@ -116,26 +116,27 @@ _TYPED = re.compile(r"\s*([\w']+)\s*:\s*([\w']+)\s*")
 
 
 def read(text: str) -> Grammar:
-    """Raises GameError for what is no grammar, or uses what this reader does not know."""
+    """Raises GameError for text that is not a grammar or uses features that this reader does not
+    know."""
     if not isinstance(text, str) or len(text) > 1_000_000:
         raise GameError("the grammar is not a text of at most 1,000,000 characters")
-    found: dict[str, Any] = {}
+    items_by_rule: dict[str, Any] = {}
     actions: dict[str, Wording] = {}
     for block in _BLOCK.finditer(text):
         if block["grammar"] is not None:
-            found |= _rules(block["text"])
+            items_by_rule |= _rules(block["text"])
             continue
         template, feedback = _TEMPLATE.search(block["body"]), _FEEDBACK.search(block["body"])
         if not template or not feedback:
-            raise GameError(f"the grammar's action {block['name']} lacks a template or a feedback")
+            raise GameError(f"the grammar's action {block['name']} lacks a template or feedback")
         if own := _OWN_GRAMMAR.search(block["body"]):
             lines = own[1].split("\n")
-            found |= _rules("\n".join(x for x in lines if not x.lstrip().startswith("#")))
+            items_by_rule |= _rules("\n".join(x for x in lines if not x.lstrip().startswith("#")))
         actions[block["name"].lower()] = Wording(symbols(template[1]), symbols(feedback[1]))
     try:
-        rules = {name: tuple(map(_production, items)) for name, items in found.items()}
+        rules = {name: tuple(map(_production, items)) for name, items in items_by_rule.items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise GameError(f"the grammar has a rule that is none: {error!r}") from None
+        raise GameError(f"the grammar has an invalid rule: {error!r}") from None
     if "intro" not in rules or not actions:
         raise GameError("the grammar is cut off or broken: it has no intro or no actions")
     return _checked(Grammar(rules, actions))
@@ -143,24 +144,24 @@ def read(text: str) -> Grammar:
 
 def _rules(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(textwrap.dedent(text))
+        rules = json.loads(textwrap.dedent(text))
     except json.JSONDecodeError as error:
-        raise GameError(f"a block of the grammar is no JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise GameError("a block of the grammar is no JSON object")
-    return found
+        raise GameError(f"a block of the grammar is not JSON: {error}") from None
+    if not isinstance(rules, dict):
+        raise GameError("a block of the grammar is not a JSON object")
+    return rules
 
 
 def _production(item: dict[str, Any]) -> Production:
-    given = item.get("condition", "")
-    return Production(query(given) if given else None, symbols(item["rhs"]))
+    condition = item.get("condition", "")
+    return Production(query(condition) if condition else None, symbols(item["rhs"]))
 
 
 @lru_cache(maxsize=2048)
 def symbols(text: str) -> tuple[Symbol, ...]:
-    """A production's right side. As upstream's parser does, it stops at what it cannot read, and
-    leaves out white space at the beginning (which that parser takes for an empty comment)."""
-    found: list[Symbol] = []
+    """A production's right side. Like upstream's parser, it stops at what it cannot read, and
+    drops white space at the start (which that parser takes for an empty comment)."""
+    parts: list[Symbol] = []
     text = text.lstrip()
     at = 0
     while at < len(text):
@@ -169,40 +170,40 @@ def symbols(text: str) -> tuple[Symbol, ...]:
             end = part.end()
             if listed and text[end : end + 1] != "]":
                 break
-            found.append(_each(part, listed))
+            parts.append(_each(part, listed))
             at = end + listed
         elif part := _TAG.match(text, at):
-            found.append(Ref(part[1]))
+            parts.append(Ref(part[1]))
             at = part.end()
         elif part := _LITERAL.match(text, at):
-            found.append(Text(part[0].replace("\\n", "\n")))
+            parts.append(Text(part[0].replace("\\n", "\n")))
             at = part.end()
         elif part := _QUOTED.match(text, at):
-            found.append(Text(part[1].replace("\\n", "\n")))
+            parts.append(Text(part[1].replace("\\n", "\n")))
             at = part.end()
         else:
             break
-    return tuple(found)
+    return tuple(parts)
 
 
 def _each(part: re.Match[str], listed: bool) -> Each:
-    given = query(part["given"]) if part["given"] else None
+    given_query = query(part["given"]) if part["given"] else None
     if part["tag"] is not None:
-        return Each(Ref(part["tag"]), given, listed)
+        return Each(Ref(part["tag"]), given_query, listed)
     evaluate, names = expression(part["code"])
-    return Each(evaluate, given, listed, names)
+    return Each(evaluate, given_query, listed, names)
 
 
 @lru_cache(maxsize=1024)
 def query(text: str) -> Query:
-    """`p(a:t) & q(a:t, b:u)` taken apart."""
+    """Parses `p(a:t) & q(a:t, b:u)`."""
     atoms = []
     for part in text.split("&"):
-        found = _PREDICATE.fullmatch(part)
-        terms = [_TYPED.fullmatch(t) for t in found[2].split(",")] if found and found[2] else []
-        if not found or not all(terms):
+        match = _PREDICATE.fullmatch(part)
+        terms = [_TYPED.fullmatch(t) for t in match[2].split(",")] if match and match[2] else []
+        if not match or not all(terms):
             raise GameError(f"the grammar has a condition that this engine cannot read: {text!r}")
-        atoms.append((found[1], tuple((t[1], t[2]) for t in terms if t)))
+        atoms.append((match[1], tuple((t[1], t[2]) for t in terms if t)))
     return tuple(atoms)
 
 
@@ -212,7 +213,7 @@ def expression(code: str) -> tuple[Evaluate, frozenset[str]]:
     try:
         tree = ast.parse(code.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise GameError(f"the grammar has an expression that is none: {code!r}") from None
+        raise GameError(f"the grammar has an invalid expression: {code!r}") from None
     names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
     return _compiled(tree, code), names
 
@@ -238,7 +239,7 @@ def _compiled(node: ast.expr, code: str) -> Evaluate:
 
 
 def _checked(grammar: Grammar) -> Grammar:
-    """Raises GameError where a rule in use is missing, has no default, or leads to itself."""
+    """Raises GameError if a rule in use is missing, has no default, or leads to itself."""
     done: set[str] = set()
 
     def visit(rule: str, path: tuple[str, ...]) -> None:
@@ -250,7 +251,7 @@ def _checked(grammar: Grammar) -> Grammar:
         if not productions:
             raise GameError(f"the grammar has no rule {rule!r}")
         if productions[-1].condition is not None:
-            raise GameError(f"the grammar's rule {rule!r} has no production for all other cases")
+            raise GameError(f"the grammar's rule {rule!r} has no default production")
         for production in productions:
             visit_all(production.symbols, (*path, rule))
         done.add(rule)

@@ -1,9 +1,9 @@
-"""Reads PDDL domains and problems: as much of the language as ALFWorld's games use.
+"""Reads PDDL domains and problems: the part of the language that ALFWorld's games use.
 
 Typed parameters and objects; conditions of and / or / not / exists / =; effects with `when`. A
-condition is brought to disjunctive form once, when its domain is read (`Clause`), so that playing a
-game is matching a few atoms against facts. As in Fast Downward, which upstream's engine reads games
-with, names are lower-cased, costs play no part, and the type `object` holds everything.
+condition is converted to disjunctive form once, when its domain is read (`Clause`), so that playing
+a game means matching a few atoms against facts. As in Fast Downward, with which upstream's engine
+reads games, names are lower-cased, costs are ignored, and everything has the type `object`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from stepagent.errors import UsageError
 
 Fact = tuple[str, ...]
 """A ground atom: predicate, then its arguments."""
@@ -27,8 +29,8 @@ _ATOM = re.compile(r"\(([^()]+)\)")
 _COST = re.compile(r"\(\s*=\s*\([^()]*\)\s*[-\d.]+\s*\)")
 
 
-class GameError(ValueError):
-    """A game that cannot be read or played; the text says what is wrong with it."""
+class GameError(UsageError):
+    """A game that cannot be read or played; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Clause:
     absent: tuple[Literal, ...] = ()
     differ: tuple[tuple[str, str], ...] = ()
     types: tuple[tuple[str, str], ...] = ()
-    """Variables that `exists` brought in, with their types."""
+    """Variables that `exists` introduced, with their types."""
 
     def __and__(self, other: Clause) -> Clause:
         return Clause(
@@ -61,7 +63,7 @@ class Clause:
 
 @dataclass(frozen=True)
 class Effect:
-    """A literal that comes to hold where one of the clauses does (`()`: always)."""
+    """A literal that becomes true if one of the clauses holds (`()`: always)."""
 
     literal: Literal
     when: tuple[Clause, ...] = ()
@@ -92,12 +94,13 @@ class Problem:
     """Object → type."""
     init: tuple[Fact, ...]
     goal: tuple[Clause, ...]
-    """Each conjunct of the goal that can be judged apart, in disjunctive form."""
+    """Each conjunct of the goal that can be checked separately, in disjunctive form."""
 
 
 @lru_cache(maxsize=16)
 def read_domain(text: str) -> Domain:
-    """Raises GameError for what is no domain, or uses what this reader does not know."""
+    """Raises GameError for text that is not a domain or uses features that this reader does not
+    know."""
     tree = _tree(_clean(text, "domain"), "domain")
     parents: dict[str, str] = {}
     actions: list[Action] = []
@@ -117,7 +120,7 @@ def read_domain(text: str) -> Domain:
 
 
 def read_problem(text: str) -> Problem:
-    """Raises GameError where objects, init or goal are missing or make no sense."""
+    """Raises GameError if objects, init or goal are missing or make no sense."""
     text = _clean(text, "problem")
     marks = list(_SECTION.finditer(text))
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
@@ -136,7 +139,7 @@ def read_problem(text: str) -> Problem:
     for fact in facts:
         for name in fact[1:]:
             if name not in objects:
-                raise GameError(f"the fact ({' '.join(fact)}) names {name}, which is no object")
+                raise GameError(f"the fact ({' '.join(fact)}) names {name}, which is not an object")
     start, _, end = sections["goal"]
     goal = _tree(text[start:end], "goal", rest=True)
     return Problem(objects, tuple(facts), _condition(goal[1]) if len(goal) > 1 else ())
@@ -154,7 +157,7 @@ def _clean(text: str, what: str) -> str:
 
 
 def _tree(text: str, what: str, rest: bool = False) -> list[Any]:
-    """The first bracket as nested lists; with `rest`, text after it is left alone."""
+    """The first bracket as nested lists; with `rest`, text after it is ignored."""
     stack: list[list[Any]] = [[]]
     for token in _TOKEN.findall(text):
         if token == "(":
@@ -178,23 +181,23 @@ def _tree(text: str, what: str, rest: bool = False) -> list[Any]:
 def _typed(tokens: Sequence[Any]) -> list[tuple[str, str]]:
     """`a b - t c` → (a, t), (b, t), (c, object).
 
-    A comma belongs to the name before it, as upstream's reader has it. ALFWorld's domain says
+    A comma belongs to the name before it, as in upstream's reader. ALFWorld's domain says
     `(exists (?l - location, ?r - receptacle) …)` in `examineObject`; there is no type `location,`,
-    hence nothing that merely lies about can be examined, only what is held.
+    hence only what is held can be examined, nothing that is merely lying around.
     """
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     names: list[str] = []
     tokens = [t for t in tokens if isinstance(t, str)]
     i = 0
     while i < len(tokens):
         if tokens[i] == "-":
             kind = tokens[i + 1] if i + 1 < len(tokens) else "object"
-            found += [(name, kind) for name in names]
+            pairs += [(name, kind) for name in names]
             names, i = [], i + 2
         else:
             names.append(tokens[i])
             i += 1
-    return found + [(name, "object") for name in names]
+    return pairs + [(name, "object") for name in names]
 
 
 def _action(part: list[Any]) -> Action:
@@ -224,12 +227,12 @@ def _literal(tree: Any) -> Literal:
     positive = tree[0] != "not"
     atom = tree if positive else tree[1] if len(tree) == 2 else None
     if not atom or any(not isinstance(term, str) for term in atom):
-        raise GameError(f"{tree} is no literal that this engine knows")
+        raise GameError(f"{tree} is not a literal that this engine supports")
     return Literal(atom[0], tuple(atom[1:]), positive)
 
 
 def _condition(tree: list[Any], scope: str = "") -> tuple[Clause, ...]:
-    """The condition in disjunctive form. `scope` tells variables of different `exists` apart."""
+    """The condition in disjunctive form. `scope` distinguishes variables of different `exists`."""
     if not tree:
         return (Clause(),)
     head, parts = tree[0], tree[1:]

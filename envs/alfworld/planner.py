@@ -1,9 +1,9 @@
-"""The planner: a shortest way to the goal from any state, with full knowledge of the house.
+"""The planner: a shortest path to the goal from any state, with full knowledge of the house.
 
 A plan is a few stops: where a thing is taken, where it is cleaned, heated or cooled, where it is
-put down (or looked at). Going anywhere costs one action, opening one, doing one, so every choice of
-things and places is tried and the cheapest taken. Not searched is only the choice of where to leave
-something useless that is held in the beginning (the few nearest places are tried).
+put down (or looked at). Going, opening and acting cost one action each, so every choice of things
+and places is tried and the cheapest is taken. The only choice not searched exhaustively is where to
+put something useless that is held at the start (the few nearest places are tried).
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from stepagent.envs.alfworld.engine import Play
-from stepagent.envs.alfworld.house import TOOLS, House
+from stepagent.envs.alfworld.household import TOOLS, Household
 from stepagent.envs.alfworld.pddl import GameError
 
 
 @dataclass(frozen=True)
 class Stop:
-    """One thing done at a receptacle; an empty action: only being there."""
+    """One action at a receptacle; an empty action: only being there."""
 
     receptacle: str
     action: str = ""
     thing: str = ""
     opens: bool = False
-    """The receptacle has to be open for it."""
+    """The receptacle must be open for it."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """One command of a plan and what it is for."""
+    """One command of a plan and its purpose."""
 
     purpose: str
-    """search, fetch, tool, target, lamp or drop, then what is done: go, open, take, put, …"""
+    """search, fetch, tool, target, lamp or drop, then the action: go, open, take, put, …"""
     thing: str
     receptacle: str
     command: str
 
 
 def plan(play: Play) -> list[Move]:
-    """Moves that win from the play's state, which is left as it is.
+    """Moves that win from the play's state, which is not changed.
 
-    Raises GameError where the goal cannot be reached.
+    Raises GameError if the goal cannot be reached.
     """
     if play.won():
         return []
-    house = House(play.copy())
+    house = Household(play.copy())
     start, shut = house.location, {r for r in house.receptacles if house.shut(r)}
     places, best, cost = house.receptacles, None, 1 << 30
     for route in _routes(house):
@@ -66,7 +66,7 @@ def plan(play: Play) -> list[Move]:
     return moves
 
 
-def _carried_out(house: House, route: list[Stop]) -> Iterator[Move]:
+def _carried_out(house: Household, route: list[Stop]) -> Iterator[Move]:
     for stop in route:
         r, thing = stop.receptacle, stop.thing
         purpose = _PURPOSES.get(stop.action, "tool")
@@ -81,7 +81,7 @@ def _carried_out(house: House, route: list[Stop]) -> Iterator[Move]:
 _PURPOSES = {"pickupobject": "fetch", "putobject": "target", "toggleobject": "lamp", "": "lamp"}
 
 
-def _move(house: House, purpose: str, what: str, action: str, thing: str, r: str) -> Move:
+def _move(house: Household, purpose: str, what: str, action: str, thing: str, r: str) -> Move:
     things = {"r": r} if what in ("go", "open") else {"o": thing, "r": r}
     command = house.do(action, **things)
     if command is None:
@@ -89,7 +89,7 @@ def _move(house: House, purpose: str, what: str, action: str, thing: str, r: str
     return Move(f"{purpose}-{what}", thing, r, command)
 
 
-def _routes(house: House) -> Iterator[list[Stop]]:
+def _routes(house: Household) -> Iterator[list[Stop]]:
     goal, held = house.goal, house.held
     things = [t for t in house.of_type(goal.object_type) if house.suits(t)]
     if goal.lamp_type:
@@ -97,7 +97,7 @@ def _routes(house: House) -> Iterator[list[Stop]]:
             for fetch in _fetches(house, thing, held):
                 for lamp in house.of_type(goal.lamp_type):
                     if place := house.place_of(lamp):
-                        lit = ("istoggled", lamp) in house.play.world
+                        lit = ("istoggled", lamp) in house.play.facts
                         action = "" if lit else "toggleobject"
                         yield [*fetch, Stop(place, action, lamp)]
         return
@@ -111,9 +111,9 @@ def _routes(house: House) -> Iterator[list[Stop]]:
 
 
 def _deliveries(
-    house: House, things: tuple[str, ...], target: str, held: str | None
+    house: Household, things: tuple[str, ...], target: str, held: str | None
 ) -> Iterator[list[Stop]]:
-    """Ways to bring the things, one after the other, to the target."""
+    """Ways to bring the things to the target, one after the other."""
     if not things:
         if held is None:
             yield []
@@ -126,13 +126,13 @@ def _deliveries(
                 yield [*way, *further]
 
 
-def _fetches(house: House, thing: str, held: str | None) -> Iterator[list[Stop]]:
-    """Ways to come to hold the thing."""
+def _fetches(house: Household, thing: str, held: str | None) -> Iterator[list[Stop]]:
+    """Ways to get hold of the thing."""
     if held == thing:
         yield []
         return
     place = house.place_of(thing)
-    if place is None or ("pickupable", thing) not in house.play.world:
+    if place is None or ("pickupable", thing) not in house.play.facts:
         return
     take = Stop(place, "pickupobject", thing, opens=True)
     if held is None:
@@ -145,8 +145,8 @@ def _fetches(house: House, thing: str, held: str | None) -> Iterator[list[Stop]]
         yield [Stop(r, "putobject", held, opens=True), take]
 
 
-def _tools(house: House, thing: str) -> Iterator[list[Stop]]:
-    """Ways to make the thing what the goal wants."""
+def _tools(house: Household, thing: str) -> Iterator[list[Stop]]:
+    """Ways to get the thing into the required state."""
     if house.ready(thing):
         yield []
         return

@@ -1,8 +1,8 @@
 """The reference engine: TextWorld's own PDDL engine behind the interface of `engine.Play`.
 
-For comparing and for whoever trusts nothing else; the extra `textworld` installs it (its planner
-library is compiled on the spot: it needs a C++ compiler and CMake). It takes a second to load a
-game, tens of milliseconds a step, and gives no memory back.
+For comparison; `stepagent install textworld` installs it (its planner library is compiled during
+installation, which needs a C++ compiler and CMake). It takes a second to load a game and tens of
+milliseconds per step, and never frees memory.
 """
 
 from __future__ import annotations
@@ -12,34 +12,35 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from stepagent import optional
 from stepagent.envs.alfworld.engine import NOTHING
 from stepagent.envs.alfworld.pddl import GameError
 
 
 def load(data: Mapping[str, Any]) -> ReferencePlay:
-    """Raises ImportError where TextWorld is not installed, GameError where it refuses the game."""
+    """Raises MissingPackage without TextWorld, GameError where it refuses the game."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             import textworld
             from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
             from textworld.envs.pddl import PddlEnv
     except ImportError as error:
-        raise ImportError(
-            f"engine='textworld' needs TextWorld and its planner ({error}): install them with "
-            "`make textworld` or `pip install 'stepagent[textworld]'` (compiles C++), or use "
-            "engine='fast', which says the same"
+        raise optional.missing(
+            "textworld",
+            f"engine='textworld' ({error})",
+            "which compiles C++; or use engine='fast', which gives the same texts",
         ) from None
     infos = textworld.EnvInfos(won=True, admissible_commands=True)
     env = AlfredInfos(AlfredDemangler(PddlEnv(infos), shuffle=False))
     try:
         env.load(dict(data))
-    except (Exception, SystemExit) as error:  # the translator exits where it finds a mistake
+    except (Exception, SystemExit) as error:  # the translator exits if it finds an error
         raise GameError(f"TextWorld cannot read the game: {error!r}") from error
     return ReferencePlay(env)
 
 
 class ReferencePlay:
-    """One episode in TextWorld; `start()` begins it anew."""
+    """One episode in TextWorld; `start()` restarts it."""
 
     def __init__(self, env: Any):
         self.env, self.state = env, env.reset()
@@ -62,7 +63,7 @@ class ReferencePlay:
         return text in self.state["admissible_commands"]
 
     def step(self, text: str) -> str | None:
-        """The feedback; None where TextWorld says that nothing happens."""
+        """The feedback; None if TextWorld says that nothing happens."""
         self.state, _, _ = self.env.step(text)
         feedback = str(self.state["feedback"])
         return None if feedback == NOTHING else feedback

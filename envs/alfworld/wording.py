@@ -1,8 +1,9 @@
-"""The two wordings of ALFWorld's commands, and what is read out of what an agent types.
+"""The two wordings of ALFWorld's commands, and how an agent's actions are read.
 
 Upstream's version 0.4 renamed `put X in/on Y` to `move X to Y`; older games keep the old name. The
-paper's prompt, like ETO's, says `put` and, for a lamp's switch, `toggle`, which no game knows (it
-is `use`). Both wordings are understood in every game; the prompt and the expert speak one of them.
+paper's prompt, like ETO's, says `put` and, for a lamp's switch, `toggle`, which no game knows
+(there it is `use`). Both wordings are understood in every game; the prompt and the expert use one
+of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 
 WORDINGS = ("old", "new")
 MAX_ACTION = 200
-"""Characters that an action may have; the longest that means anything has about 60."""
+"""Characters that an action may have; the longest meaningful one has about 60."""
 
 _PUT = re.compile(r"(?:put|place) (.+?) (?:in/on|in|on|into|onto|inside) (?:the )?(\S+(?: \d+)?)")
 _MOVE = re.compile(r"move (.+?) to (?:the )?(\S+(?: \d+)?)")
@@ -21,7 +22,7 @@ _BLANKS = re.compile(r"\s+")
 
 
 def readings(action: str) -> Iterator[str]:
-    """What an action may mean, as commands: itself, then plainly written, then in other words."""
+    """What an action may mean, as commands: itself, then normalised, then in the other wording."""
     action = action.strip()
     if len(action) > MAX_ACTION:
         return
@@ -29,31 +30,31 @@ def readings(action: str) -> Iterator[str]:
     plain = _BLANKS.sub(" ", action.lower()).rstrip(" .!")
     if plain != action:
         yield plain
-    if found := _PUT.fullmatch(plain) or _MOVE.fullmatch(plain):
-        yield f"move {found[1]} to {found[2]}"
-        yield f"put {found[1]} in/on {found[2]}"
-    elif found := _SWITCH.fullmatch(plain):
-        yield f"use {found[1]}"
+    if match := _PUT.fullmatch(plain) or _MOVE.fullmatch(plain):
+        yield f"move {match[1]} to {match[2]}"
+        yield f"put {match[1]} in/on {match[2]}"
+    elif match := _SWITCH.fullmatch(plain):
+        yield f"use {match[1]}"
 
 
 def spoken(command: str, wording: str) -> str:
-    """The command in a wording.
+    """The command in the given wording.
 
     >>> spoken("move mug 1 to desk 2", "old"), spoken("use desklamp 1", "old")
     ('put mug 1 in/on desk 2', 'toggle desklamp 1')
     >>> spoken("put mug 1 in/on desk 2", "new"), spoken("look", "new")
     ('move mug 1 to desk 2', 'look')
     """
-    if found := _PUT.fullmatch(command) or _MOVE.fullmatch(command):
+    if match := _PUT.fullmatch(command) or _MOVE.fullmatch(command):
         form = "put {} in/on {}" if wording == "old" else "move {} to {}"
-        return form.format(found[1], found[2])
-    if found := _SWITCH.fullmatch(command):
-        return f"toggle {found[1]}" if wording == "old" else f"use {found[1]}"
+        return form.format(match[1], match[2])
+    if match := _SWITCH.fullmatch(command):
+        return f"toggle {match[1]}" if wording == "old" else f"use {match[1]}"
     return command
 
 
 def spoken_prompt(text: str, wording: str) -> str:
-    """A prompt that is written in the new wording, in the one asked for."""
+    """A prompt written in the new wording, in the given one."""
     if wording == "new":
         return text
     text = text.replace("move OBJ to RECEP", "put OBJ in/on RECEP")

@@ -6,8 +6,8 @@
 | choice | `A` (none of these), `B. CLICK`, `C. SELECT [value]`, `D. TYPE [text]`        |
 
 MindAct's own three lines (`C.`, `Action: SELECT`, `Value: x`) are one line here, because a ReAct
-action is one; `one_line` reads them too. Missing brackets, other case and words around are
-forgiven.
+action is one line; `one_line` reads them too. Missing brackets, other case and surrounding words
+are accepted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 OPERATIONS = ("CLICK", "TYPE", "SELECT")
 NONE = "A"
-"""The choice that takes none of the elements."""
+"""The choice of none of the elements."""
 MAX_ANSWER = 2000
 """Characters of an answer that are read."""
 
@@ -49,63 +49,63 @@ class Answer:
 
 
 def read_direct(text: str) -> Answer | None:
-    """The answer in a direct action; None where there is none.
+    """The answer in a direct action; None if there is none.
 
     >>> read_direct("TYPE [5] [new york]")
     Answer(number=5, op='TYPE', value='new york')
     >>> read_direct("click 12"), read_direct("HOVER [3]")
     (Answer(number=12, op='CLICK', value=''), None)
     """
-    found = _DIRECT.match(text[:MAX_ANSWER].strip())
-    if not found:
+    match = _DIRECT.match(text[:MAX_ANSWER].strip())
+    if not match:
         return None
-    return Answer(int(found["n"] or found["m"]), found["op"].upper(), _bare(found["value"]))
+    return Answer(int(match["n"] or match["m"]), match["op"].upper(), _bare(match["value"]))
 
 
 def read_choice(text: str) -> Answer | None:
-    """The answer in a choice: B is number 0. None where it cannot be read.
+    """The answer in a choice: B is number 0. None if it cannot be read.
 
     >>> read_choice("C. SELECT [2 guests]")
     Answer(number=1, op='SELECT', value='2 guests')
     >>> read_choice("A. None of the above"), read_choice("G. CLICK"), read_choice("B. JUMP")
     (Answer(number=None, op='', value=''), None, None)
     """
-    found = _CHOICE.match(text[:MAX_ANSWER].strip())
-    if not found:
+    match = _CHOICE.match(text[:MAX_ANSWER].strip())
+    if not match:
         return None
-    if found["letter"] == NONE:
+    if match["letter"] == NONE:
         return Answer(None)
-    chosen = _CHOSEN.match(found["rest"])
+    chosen = _CHOSEN.match(match["rest"])
     if not chosen:
         return None
-    number = ord(found["letter"]) - ord("B")
+    number = ord(match["letter"]) - ord("B")
     return Answer(number, chosen["op"].upper(), _bare(chosen["value"]))
 
 
 def one_line(reply: str) -> str:
-    """A reply in MindAct's three lines as one action; any other reply as it is.
+    """A reply in MindAct's three lines as one action; any other reply unchanged.
 
     >>> one_line("C.\\nAction: SELECT\\nValue: 2 guests")
     'Action: C. SELECT [2 guests]'
     >>> one_line("C. SELECT [2 guests]")
     'C. SELECT [2 guests]'
     """
-    found = _LINES.search(reply[: 2 * MAX_ANSWER])
-    if not found:
+    match = _LINES.search(reply[: 2 * MAX_ANSWER])
+    if not match:
         return reply
-    value = (found["value"] or "").strip()
-    action = f"Action: {found['letter']}. {found['op']}" + (f" [{value}]" if value else "")
-    thought = reply[: found.start()].strip()
+    value = (match["value"] or "").strip()
+    action = f"Action: {match['letter']}. {match['op']}" + (f" [{value}]" if value else "")
+    thought = reply[: match.start()].strip()
     return f"{thought}\n{action}" if thought else action
 
 
 def write_direct(number: int, op: str, value: str) -> str:
-    """The direct action of an answer, which `read_direct` reads back."""
+    """The direct action for an answer; `read_direct` reads it."""
     return f"{op} [{number}]" + (f" [{value}]" if value or op != "CLICK" else "")
 
 
 def write_choice(number: int | None, op: str = "", value: str = "") -> str:
-    """The action of a choice, which `read_choice` reads back."""
+    """The action for a choice; `read_choice` reads it."""
     if number is None:
         return NONE
     return f"{chr(ord('B') + number)}. {op}" + (f" [{value}]" if value or op != "CLICK" else "")

@@ -1,29 +1,29 @@
-"""Candidate ranks from the official pickle: `python -m envs.mind2web.convert IN.pkl OUT.json`.
+"""Candidate ranks from the official pickle: `stepagent mind2web-ranks IN.pkl OUT.json`.
 
 What it does: reads the published file of scores and ranks (`scores_all_data.pkl`, about 245 MB),
 keeps, for every step, the ids of its best candidates in order, and writes them as JSON that the
-environment's argument `ranks` reads. A pickle is a program; this one is read by an unpickler that
-resolves no global at all, so that nothing in the file can name, import or call any code. Plain
-dicts, lists, texts and numbers get through. Numbers that numpy has pickled are decoded here from
-their bytes, without numpy's own code. Any other name in the file ends the conversion with an error
-that tells it. For the whole file it needs some gigabytes of memory.
+environment's argument `ranks` reads. A pickle is a program; here it is read by an unpickler that
+resolves no global at all, so that nothing in the file can name, import or call any code. Only plain
+dicts, lists, texts and numbers are accepted. Numbers pickled by numpy are decoded from their bytes,
+without numpy's own code. Any other name in the file ends the conversion with an error that says it.
+The official file needs some gigabytes of memory.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import struct
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stepagent import command_line
+from stepagent.command_line import Command
+from stepagent.errors import UserError
+from stepagent.files import write_text
 
 MAX_PICKLE = 2_000_000_000
 """Bytes of a pickle that are read."""
@@ -31,13 +31,13 @@ MAX_PICKLE = 2_000_000_000
 
 @dataclass
 class Config:
-    """Converts the official candidate ranks from a pickle to JSON, without running what is in it.
+    """Converts the official candidate ranks from a pickle to JSON, without executing it.
 
-    Nothing in the file can name or call any code: it is read as plain data, or refused.
+    Nothing in the file can name or call code: it is read as plain data, or rejected.
     """
 
     pickle: Path
-    """The file scores_all_data.pkl, or another of the same form."""
+    """The file scores_all_data.pkl, or another in the same format."""
     out: Path
     """JSON file to write: for every step its best candidates, best first."""
     top_k: int = 50
@@ -66,7 +66,7 @@ def _scalar(kind: object, raw: object) -> float:
 
 
 def _bytes(text: object, _: object = "latin-1") -> bytes:
-    """Stands in for the way in which old pickles write bytes: as text."""
+    """Stands in for the way in which old pickles encode bytes: as text."""
     return str(text).encode("latin-1")
 
 
@@ -79,18 +79,18 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads plain data from a pickle. No global is ever looked up; see the module's head."""
+    """Reads plain data from a pickle. No global is ever looked up; see the module's docstring."""
 
     def find_class(self, module: str, name: str) -> Any:
-        found = _STAND_INS.get((module, name))
-        if found is None:
+        stand_in = _STAND_INS.get((module, name))
+        if stand_in is None:
             raise pickle.UnpicklingError(
-                f"it names {module}.{name}, and plain data names no code: refused"
+                f"it names {module}.{name}, and plain data names no code: rejected"
             )
-        return found
+        return stand_in
 
     def persistent_load(self, pid: object) -> NoReturn:
-        raise pickle.UnpicklingError("it refers to objects outside the file: refused")
+        raise pickle.UnpicklingError("it refers to objects outside the file: rejected")
 
 
 def load(raw: bytes) -> Any:
@@ -105,17 +105,17 @@ def load(raw: bytes) -> Any:
 def best(ranks: Mapping[Any, Any], top_k: int) -> dict[str, list[str]]:
     """Step → ids of its best candidates, from step → (node id → rank, 0 being the best).
 
-    Raises ValueError where the ranks are of another form.
+    Raises ValueError if the ranks have another format.
     """
-    found = {}
+    best_nodes = {}
     for name, by_node in ranks.items():
         if not isinstance(by_node, dict) or not all(
             isinstance(rank, int | float) for rank in by_node.values()
         ):
-            raise ValueError(f"the ranks of {str(name)[:80]!r} are no dict of node id → rank")
+            raise ValueError(f"the ranks of {str(name)[:80]!r} are not a dict of node id → rank")
         order = sorted(by_node, key=lambda node: (by_node[node], str(node)))
-        found[str(name)] = [str(node) for node in order[:top_k]]
-    return found
+        best_nodes[str(name)] = [str(node) for node in order[:top_k]]
+    return best_nodes
 
 
 def convert(source: Path, out: Path, top_k: int = 50) -> int:
@@ -128,32 +128,23 @@ def convert(source: Path, out: Path, top_k: int = 50) -> int:
         data = load(source.read_bytes())
         if not isinstance(data, dict) or not isinstance(data.get("ranks"), dict):
             raise ValueError("it holds no dict 'ranks'")
-        found = best(data["ranks"], top_k)
+        ranks = best(data["ranks"], top_k)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=out.parent, prefix=out.name, suffix=".partial", delete=False, encoding="utf-8"
-    ) as file:
-        json.dump(found, file)
-    os.replace(file.name, out)
-    return len(found)
+    write_text(out, json.dumps(ranks))
+    return len(ranks)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if len(arguments) > 1 and not arguments[1].startswith("-"):
-        arguments[1] = f"--out={arguments[1]}"
-    config = command_line.parse(
-        Config, arguments, prog="python -m envs.mind2web.convert", positional="pickle"
-    )
+def run(config: Config) -> int:
     try:
         steps = convert(config.pickle, config.out, config.top_k)
-    except (ValueError, OSError) as error:
-        print(f"envs.mind2web.convert: {error}", file=sys.stderr)
-        return 1
+    except ValueError as error:
+        raise UserError(str(error)) from error
     print(f"{config.out}: ranks of {steps} steps, at most {config.top_k} candidates each")
     return 0
+
+
+main = Command("mind2web-ranks", Config, run, positional=("pickle", "out"))
 
 
 if __name__ == "__main__":

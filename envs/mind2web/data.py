@@ -1,17 +1,17 @@
-"""Mind2Web's tasks: official files, plain files of steps, and the bundled sites, in one shape.
+"""Mind2Web's tasks: official files, plain files of steps, and the bundled sites, in one format.
 
-| `data`   | holds                                        | splits                               |
+| `data`   | contents                                     | splits                               |
 |----------|----------------------------------------------|--------------------------------------|
 | None     | tasks on the bundled sites (`sites/`)        | by site; other domains in test       |
 | a folder | the official files (`official.py`)           | train 1,009; test as `test_set` says |
 | a file   | `.jsonl` of steps or tasks, `.json` of tasks | by website: about 70 / 10 / 20 %     |
 
 Of the official test sets, `test_set="domain"` (cross-domain, 912 tasks, the paper's) is the split
-test by default; "task" (cross-task, 252) and "website" (cross-website, 177) may be instead. The
-benchmark has no set for development: dev is cross-task (cross-website where cross-task is test).
+test by default; alternatives are "task" (cross-task, 252) and "website" (cross-website, 177). The
+benchmark has no development set: dev is cross-task (cross-website if cross-task is test).
 
-What is wrong with the data is counted in a `Problems`, step by step, and never raises; a file with
-no task at all, or one that cannot be read, is a ValueError that names it.
+Defects of the data are counted per step in a `Problems` and never raise; a file without any task,
+or one that cannot be read, raises a ValueError that names it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from stepagent.envs.mind2web.records import Problems, Task, task_from_official, 
 TEST_SETS = ("domain", "task", "website")
 HTML_KINDS = ("cleaned", "raw")
 MAX_FILE = 256_000_000
-"""Bytes of a plain file of tasks, which is held in memory. Official folders may be of any size."""
+"""Bytes of a plain file of tasks, which is kept in memory. Official folders may have any size."""
 
 
 class Source(Protocol):
@@ -39,10 +39,10 @@ class Source(Protocol):
         """Ids of a split ("train", "dev", "test")."""
 
     def task(self, task_id: str) -> Task:
-        """The task, read when it is asked for."""
+        """The task, read on demand."""
 
     def checksum(self) -> str:
-        """A checksum of what the tasks come from."""
+        """A checksum of the tasks' source."""
 
 
 def open_source(
@@ -53,9 +53,9 @@ def open_source(
     html: str = "cleaned",
     password: str | None = None,
 ) -> Source:
-    """The tasks of `data` (see the module's head).
+    """The tasks of `data` (see the module's docstring).
 
-    Raises ValueError where the path does not exist, cannot be read, or holds no task.
+    Raises ValueError if the path does not exist, cannot be read, or holds no task.
     """
     if test_set not in TEST_SETS:
         raise ValueError(f"unknown test_set {test_set!r}: choose one of {', '.join(TEST_SETS)}")
@@ -67,7 +67,9 @@ def open_source(
         return BundledSites(html, problems)
     path = Path(data).expanduser()
     if path.is_dir() and len(lines := list(path.glob("*.jsonl"))) == 1:
-        path = lines[0]  # a folder around one such file; the official files are .json and .zip
+        path = lines[
+            0
+        ]  # a folder that contains one such file; the official files are .json and .zip
     if path.is_file():
         return PlainFile(path, html, problems)
     if path.is_dir():
@@ -83,9 +85,9 @@ def open_source(
 class PlainFile:
     """Tasks of one file, in memory: official tasks (.json, .jsonl) or rows of steps (.jsonl).
 
-    A row of steps holds annotation_id, action_uid, confirmed_task, previous_actions, candidates
-    (backend_node_id and the element as text), pos_backend_node_ids, operation and the page; rows of
-    one annotation_id are one task, which then consists of the steps that there are.
+    A row has annotation_id, action_uid, confirmed_task, previous_actions, candidates
+    (backend_node_id and the element as text), pos_backend_node_ids, operation and the page; rows
+    with the same annotation_id are one task, which consists of those steps.
     """
 
     def __init__(self, path: Path, html: str, problems: Problems):
@@ -119,8 +121,8 @@ class PlainFile:
 def split_by_website(websites: Mapping[str, str]) -> dict[str, list[str]]:
     """Task ids by split: a fifth of the websites is test, a tenth dev, in an order of checksums.
 
-    `websites` maps task ids to websites. Of fewer than three websites the tasks are divided, and
-    fewer than three tasks are all train.
+    `websites` maps task ids to websites. With fewer than three websites, the tasks are divided;
+    with fewer than three tasks, all are train.
     """
     groups: dict[str, list[str]] = {}
     for task_id, website in websites.items():
@@ -135,14 +137,14 @@ def split_by_website(websites: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _records(path: Path, raw: bytes, problems: Problems) -> list[dict[str, Any]]:
-    """The JSON objects of a file: of its lines, or of the array that it is."""
+    """The JSON objects of a file: one per line, or an array."""
     text = raw.decode("utf-8", "replace")
     if path.suffix != ".jsonl":
         try:
-            found = json.loads(text)
+            data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from None
-        records = found if isinstance(found, list) else [found]
+        records = data if isinstance(data, list) else [data]
     else:
         records = []
         for number, line in enumerate(text.split("\n"), 1):
@@ -161,21 +163,21 @@ def _records(path: Path, raw: bytes, problems: Problems) -> list[dict[str, Any]]
 def read_ranks(path: Path) -> Mapping[str, Sequence[str]]:
     """Candidate ranks: `{annotation_id}_{action_uid}` → node ids, best first.
 
-    The JSON file may also hold node id → rank instead of a list (`envs.mind2web.convert` makes one
-    of the official pickle). Raises ValueError where it is no such file.
+    The JSON file may also have node id → rank instead of a list (`envs.mind2web.convert` makes one
+    of the official pickle). Raises ValueError if it is not such a file.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"ranks: {path.absolute()} cannot be read ({error.strerror})") from None
     except ValueError as error:
         pickled = path.suffix in (".pkl", ".pickle")
-        hint = f": run `python -m envs.mind2web.convert {path} ranks.json`" if pickled else ""
+        hint = f": run `stepagent mind2web-ranks {path} ranks.json`" if pickled else ""
         raise ValueError(f"ranks: {path} is not JSON ({error}){hint}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"ranks: {path} must hold an object of lists, by annotation and action")
+    if not isinstance(data, dict):
+        raise ValueError(f"ranks: {path} must contain an object of lists, by annotation and action")
     ranks = {}
-    for name, order in found.items():
+    for name, order in data.items():
         if isinstance(order, dict) and all(isinstance(n, int | float) for n in order.values()):
             order = sorted(order, key=order.__getitem__)
         if not isinstance(order, list):

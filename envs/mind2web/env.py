@@ -3,15 +3,15 @@
 Rules of the episode:
 
 - At every step the agent sees the task, the last five recorded actions and the pruned page, and
-  answers with an element and an operation (`answers.py`): in one go (`direct`), or through the
-  rounds of multiple choice of MindAct (`choice`), each round being one action of the episode.
-- Teacher-forced, as the benchmark: whatever is answered, the next page is the recorded one, and so
-  is the history. An answer that cannot be read is a wrong answer. A reply without any action in it
-  is none: the page stays, and as the step limit is the number of answers the task takes, the last
-  page then goes unanswered.
+  answers with an element and an operation (`answers.py`): directly (`direct`), or through MindAct's
+  rounds of multiple choice (`choice`), each of which is one action of the episode.
+- Teacher-forced, like the benchmark: whatever the answer, the next page and the history are the
+  recorded ones. An answer that cannot be read is wrong. A reply without an action is no answer: the
+  page stays, and since the step limit is the number of answers that the task takes, the last page
+  remains unanswered.
 - The score is the paper's measure, element accuracy over the task's steps; each right element adds
-  1 / steps. `metrics` holds it with operation F1, step success and task success (`score.py`), all
-  over the task's steps so far, those to come counting as 0. Success is task success.
+  1 / steps. `metrics` has it with operation F1, step success and task success (`score.py`), all
+  over the task's steps, those not reached yet counting as 0. Success is task success.
 - A step none of whose positives is among the `top_k` candidates scores 0 in everything.
 
 With `live=True` the tasks on the bundled sites are played freely in a real browser (`live.py`).
@@ -35,23 +35,17 @@ from stepagent.envs.mind2web.library import Library, open_library
 from stepagent.envs.mind2web.prune import Candidate
 from stepagent.envs.mind2web.questions import ANSWERS, Decision, Direct, Question, Rounds
 from stepagent.envs.mind2web.rank import HISTORY, Ranker
-from stepagent.envs.mind2web.records import Step, Task
+from stepagent.envs.mind2web.records import RecordedStep, Task
 from stepagent.envs.mind2web.score import StepScore, operation_text, score_step, task_metrics
 
 EPISODE_BUDGET = 3200
-"""Tokens for all pages of an episode where no budget is given: what a context of 4,096 leaves."""
+"""Tokens for all pages of an episode without a budget: what a context of 4,096 leaves."""
 PAGE_BUDGETS = (300, 800)
-"""Least and most tokens of one page where no budget is given."""
+"""Minimum and maximum tokens of one page without a budget."""
 
 
 def make(*, live: bool = False, **kwargs: Any) -> TextEnv:
     """The environment; with `live`, the one in a real browser. Arguments as `Mind2WebEnv`."""
-    if kwargs.get("url") is not None:
-        from stepagent.envs.remote import RemoteEnv
-
-        if live:
-            kwargs["live"] = True
-        return RemoteEnv("stepagent/Mind2Web-v0", **kwargs)
     if live:
         from stepagent.envs.mind2web.live import LiveMind2WebEnv
 
@@ -60,7 +54,7 @@ def make(*, live: bool = False, **kwargs: Any) -> TextEnv:
 
 
 class Mind2WebEnv(TextEnv):
-    """Mind2Web as a text environment; see the module's head for the rules.
+    """Mind2Web as a text environment; the module's docstring has the rules.
 
     Parameters
     ----------
@@ -71,16 +65,17 @@ class Mind2WebEnv(TextEnv):
     answers: "direct" or "choice".
     html: which page of the official files is shown, "cleaned" or "raw".
     password: of the official zip archives.
-    ranks: JSON file of candidate ranks (`python -m envs.mind2web.convert` makes it of the official
+    ranks: JSON file of candidate ranks (`stepagent mind2web-ranks` converts the official
         pickle); None: the ranker ranks.
-    ranker: "bm25", `module:Class` of a `rank.Ranker`, or one itself; `ranker_args` are its own.
+    ranker: "bm25", `module:Class` of a `rank.Ranker`, or a ranker.
+    ranker_args: arguments of that class.
     top_k: candidates that are shown, by rank.
     budget: tokens that a page may take; None: `EPISODE_BUDGET` shared by the task's pages, within
-        `PAGE_BUDGETS`. Where too much, less is shown around the candidates; see `prune.py`.
+        `PAGE_BUDGETS`. If a page exceeds it, less is shown around the candidates; see `prune.py`.
     split, max_steps, render_mode: as in `TextEnv`.
 
     Raises ValueError for unknown values, listing what exists, and for data that cannot be read;
-    what is wrong with single steps is counted in `problems`.
+    defects of single steps are counted in `problems`.
     """
 
     prompt_file: ClassVar[Path] = Path(__file__).with_name("prompt.md")
@@ -148,14 +143,14 @@ class Mind2WebEnv(TextEnv):
         return checksum(self._library.checksum())
 
     def fingerprint(self) -> dict[str, str]:
-        found = super().fingerprint()
-        arguments = json.loads(found["arguments"])
-        arguments.pop("password", None)  # it decides about access alone, and is not to be told
-        return {**found, "arguments": json.dumps(arguments, sort_keys=True)}
+        fingerprint = super().fingerprint()
+        arguments = json.loads(fingerprint["arguments"])
+        arguments.pop("password", None)  # it only gives access, and must not be recorded
+        return {**fingerprint, "arguments": json.dumps(arguments, sort_keys=True)}
 
     @property
     def problems(self) -> dict[str, int]:
-        """What is wrong with the data met so far: kind → number of steps (or records)."""
+        """Defects of the data seen so far: kind → number of steps (or records)."""
         return self._library.problems.counts()
 
     # The episode ------------------------------------------------------------------------------
@@ -170,7 +165,7 @@ class Mind2WebEnv(TextEnv):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         if self.answers == "choice" and isinstance(action, str):
-            action = one_line(action)  # MindAct's three lines would be taken for a whole reply
+            action = one_line(action)  # MindAct's three lines would be parsed as a ReAct reply
         return super().step(action)
 
     def act(self, action: str) -> Outcome:
@@ -194,7 +189,8 @@ class Mind2WebEnv(TextEnv):
         )
 
     def admissible_actions(self) -> list[str]:
-        """An answer for each element shown; a select's options each. Raises before a reset."""
+        """An answer for each element shown, and for each option of a select. Raises before a
+        reset."""
         if self._question is None:
             raise RuntimeError("no task is running: call reset() first")
         return self._question.admissible()
@@ -221,7 +217,9 @@ class Mind2WebEnv(TextEnv):
         order = np.random.default_rng([self._orders, number]).permutation(len(candidates))
         return Rounds([candidates[i] for i in order], draw, value)
 
-    def _check_shown(self, step: Step, question: Question, candidates: Sequence[Candidate]) -> None:
+    def _check_shown(
+        self, step: RecordedStep, question: Question, candidates: Sequence[Candidate]
+    ) -> None:
         ranked = {c.node for c in candidates} & set(step.positives)
         if ranked and not ranked & set(question.view.nodes):
             self._library.problems.add("positive left out by the token budget", step.uid)
@@ -260,7 +258,7 @@ class Mind2WebEnv(TextEnv):
 
 
 def describe(instruction: str, history: Sequence[str], question: str) -> str:
-    """An observation: task, the last actions, and what is asked."""
+    """An observation: task, last actions and question."""
     last = [" ".join(action.split())[:160] for action in history[-HISTORY:]]
     before = "\n".join(["Previous actions:", *last]) if last else "Previous actions: none"
     return f"Task: {instruction[:2000]}\n{before}\n{question}"

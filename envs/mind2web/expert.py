@@ -1,8 +1,8 @@
 """The expert: the recorded actions, with a reasoned thought before each.
 
-The thought says what the action is good for in the task, in words drawn from the task's id, so that
-they are the same in every process. In the rounds of multiple choice the expert takes the recorded
-element wherever it is offered, and none of the others.
+The thought says why the task needs the action, in a wording drawn from the task's id, so that it is
+the same in every process. In rounds of multiple choice the expert takes the recorded element
+wherever it is offered, and no other.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from zlib import crc32
 
 from stepagent.envs.mind2web.answers import NONE
 from stepagent.envs.mind2web.questions import Question
-from stepagent.envs.mind2web.records import Step, Task
+from stepagent.envs.mind2web.records import RecordedStep, Task
 
 _TARGET = re.compile(r"\[(?P<role>[^\]]*)\]\s*(?P<label>.*?)\s*->\s*\w+(?:: .*)?\Z", re.DOTALL)
 
 
 def plan(task: Task, questions: Iterable[Question]) -> list[tuple[str, str]]:
     """(thought, action) pairs; `questions` are those of the task's steps, in order."""
-    found = []
+    pairs = []
     for number, (step, question) in enumerate(zip(task.steps, questions, strict=True)):
         decision = None
         while decision is None:
             action = question.best(step.positives, step.op, step.value)
             thought = _passing(task, number) if action == NONE else _thought(task, number)
-            found.append((thought, action))
+            pairs.append((thought, action))
             decision, _ = question.answer(action)
-    return found
+    return pairs
 
 
 def _thought(task: Task, number: int) -> str:
@@ -51,13 +51,13 @@ def _chosen(reasons: tuple[str, ...], task: Task, number: int) -> str:
     return reasons[crc32(f"{task.id}/{number}".encode("utf-8", "replace")) % len(reasons)]
 
 
-def _element(step: Step) -> str:
+def _element(step: RecordedStep) -> str:
     """The recorded element in words: `the link "Rooms"`."""
-    found = _TARGET.match(step.target)
-    if found and found["label"]:
-        return f'the {found["role"] or "element"} "{found["label"][:80]}"'
-    if found and found["role"]:
-        return f"the {found['role']}"
+    match = _TARGET.match(step.target)
+    if match and match["label"]:
+        return f'the {match["role"] or "element"} "{match["label"][:80]}"'
+    if match and match["role"]:
+        return f"the {match['role']}"
     tags = {c.node: c.tag for c in step.candidates}
     tag = next((tags[node] for node in step.positives if tags.get(node)), "")
     return f"the {_TAGS.get(tag, tag) or 'element'} that fits"

@@ -1,8 +1,8 @@
-"""What all environments of a process share: tasks read once, pages parsed once, views kept.
+"""What all environments of a process share: tasks, parsed pages and views.
 
 A task, a parsed page, a ranking and a pruned view are functions of the data alone. Episodes of many
-environments, and many episodes of one, meet the same pages; so each is worked out once and kept as
-long as there is room for it.
+environments, and many episodes of one, use the same pages; so each is computed once and cached
+while there is room for it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from stepagent.envs.mind2web.prune import Candidate, Page, View
 from stepagent.envs.mind2web.records import Problems
 
 PAGES = 16
-"""Parsed pages kept; one may take some ten times the size of its HTML."""
+"""Parsed pages cached; one may take some ten times the size of its HTML."""
 VIEWS = 8192
-"""Pruned views kept, of a few kilobytes each."""
+"""Pruned views cached, of a few kilobytes each."""
 TASKS = 64
 RANKED = 8192
 
 
 class Library:
-    """Tasks of one source with one ranking; `problems` counts what is wrong with them."""
+    """Tasks of one source with one ranking; `problems` counts their defects."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ def open_library(
 ) -> Library:
     """The library of these settings, the same one for equal settings and unchanged files.
 
-    Raises ValueError as `open_source`, `read_ranks` and `make_ranker` do.
+    Raises ValueError like `open_source`, `read_ranks` and `make_ranker`.
     """
     return _open(
         None if data is None else str(data),
@@ -115,12 +115,12 @@ def open_library(
 
 
 def _stamp(path: str | Path | None) -> tuple[Any, ...]:
-    """What changes when a file, or the files of a folder, change."""
+    """A value that changes when a file, or a file in a folder, changes."""
     if path is None:
         return ()
     top = Path(path).expanduser()
-    found = [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file())[:1000]
-    return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found)
+    files = [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file())[:1000]
+    return tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
 
 
 @lru_cache(maxsize=8)
@@ -137,7 +137,7 @@ def _open(
     top_k: int,
 ) -> Library:
     problems = Problems()
-    made = rank.make_ranker(ranker, json.loads(ranker_args))
+    ranker_object = rank.make_ranker(ranker, json.loads(ranker_args))
     order = None if ranks is None else read_ranks(Path(ranks).expanduser())
     source = open_source(data, problems, test_set=test_set, html=html, password=password)
-    return Library(source, problems, order, made, top_k)
+    return Library(source, problems, order, ranker_object, top_k)

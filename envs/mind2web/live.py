@@ -1,12 +1,11 @@
 """`live=True`: the tasks on the bundled sites, played freely in a real browser.
 
-Beyond the benchmark. The site is served on the loopback interface by a server of the environment's
-own and shown by headless Chromium, which Playwright drives; every other address is refused. The
-agent sees the page as it then stands, cut down as ever, and its answer is carried out. Nothing is
-teacher-forced: a wrong click leads where it leads, and the history is the agent's own. The score is
-1 as soon as the site's state is what the task asks for, and 0 until then; an episode may take twice
-the recorded answers and four more. An optional extra: `pip install "stepagent[live]"`, and a
-Chromium.
+Beyond the benchmark. The environment serves the site on the loopback interface and shows it in
+headless Chromium, driven by Playwright; every other address is blocked. The agent sees the current
+page, pruned as usual, and its answer is carried out. Nothing is teacher-forced: a wrong click has
+its effect, and the history is the agent's own. The score is 1 once the site's state is what the
+task asks for, and 0 until then; an episode may take twice the recorded answers plus four. An
+optional extra: `pip install "stepagent[live]"`, and a Chromium.
 """
 
 from __future__ import annotations
@@ -23,21 +22,22 @@ from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 
+from stepagent import optional
 from stepagent.envs.core import Outcome
 from stepagent.envs.mind2web import sites
 from stepagent.envs.mind2web.env import Mind2WebEnv, describe
 from stepagent.envs.mind2web.prune import Page
 from stepagent.envs.mind2web.questions import Decision, Direct, Question, Rounds
 from stepagent.envs.mind2web.rank import ranked
-from stepagent.envs.mind2web.records import Problems, Step, make_step, parse_candidates
-from stepagent.envs.mind2web.sites.base import Goal, Session, Site
+from stepagent.envs.mind2web.records import Problems, RecordedStep, make_step, parse_candidates
+from stepagent.envs.mind2web.sites.base import Site, SiteGoal, SiteState
 
 T = TypeVar("T")
 MAX_BODY = 65_536
-"""Bytes of a form that the server takes in."""
+"""Bytes of a form that the server accepts."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-# Writes node ids into the page, and what was typed and chosen, which a browser keeps to itself.
+# Writes node ids into the page, and what was typed and chosen, which HTML does not show otherwise.
 _MARK = """() => {
   let n = 0;
   for (const e of document.querySelectorAll('*')) {
@@ -53,7 +53,7 @@ _MARK = """() => {
 
 
 class LiveMind2WebEnv(Mind2WebEnv):
-    """Mind2Web's bundled tasks in Chromium; see the module's head for the rules.
+    """Mind2Web's bundled tasks in Chromium; the module's docstring has the rules.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
     timeout: seconds that the browser may take for one action.
     Others as in `Mind2WebEnv`; `data` must be None.
 
-    Raises ValueError for other data, and RuntimeError from `reset` where there is no browser.
+    Raises ValueError for other data, and RuntimeError from `reset` if there is no browser.
     """
 
     packages: ClassVar[tuple[str, ...]] = (*Mind2WebEnv.packages, "playwright")
@@ -70,11 +70,11 @@ class LiveMind2WebEnv(Mind2WebEnv):
         if kwargs.get("data") is not None:
             raise ValueError("live mode plays the bundled sites: `data` must be None")
         if timeout <= 0:
-            raise ValueError(f"timeout is {timeout}: it must be above 0 seconds")
+            raise ValueError(f"timeout is {timeout}: it must be more than 0 seconds")
         super().__init__(**kwargs)
         self._chromium = _Chromium(browser, timeout)
         self._server: _Server | None = None
-        self._goal: Goal | None = None
+        self._goal: SiteGoal | None = None
         self._history: list[str] = []
         self._snapshot: Any = None
 
@@ -103,7 +103,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
             if decision.node is not None and not wrong:
                 wrong = self._carry_out(decision)
             self._question = self._look()
-        done = self._server.session.get("done") == self._goal.done
+        done = self._server.state.get("done") == self._goal.done
         text = describe(self.instruction, self._history, self._question.text())
         text = "The task is done." if done else text
         return Outcome(
@@ -116,16 +116,16 @@ class LiveMind2WebEnv(Mind2WebEnv):
         )
 
     def _look(self) -> Question:
-        """The question about the page as it stands in the browser."""
+        """The question about the browser's current page."""
         from lxml import html as lxml_html
 
         from stepagent.envs.mind2web.sites.browser import snapshot
 
         assert self._task is not None
         self._snapshot = lxml_html.document_fromstring(self._chromium.page())
-        _, cleaned, found, _ = snapshot(self._snapshot)
+        _, cleaned, candidate_records, _ = snapshot(self._snapshot)
         page = Page(cleaned)
-        step = self._step_of(cleaned, found)
+        step = self._step_of(cleaned, candidate_records)
         ranker = self._library.ranker
         candidates = ranked(step, page, self.instruction, ranker)[: self.top_k]
 
@@ -138,13 +138,13 @@ class LiveMind2WebEnv(Mind2WebEnv):
         order = np.random.default_rng(number).permutation(len(candidates))
         return Rounds([candidates[i] for i in order], draw, "")
 
-    def _step_of(self, cleaned: str, found: list[dict[str, str]]) -> Step:
+    def _step_of(self, cleaned: str, candidate_records: list[dict[str, str]]) -> RecordedStep:
         problems = Problems()
-        candidates = parse_candidates(found, "live", problems)
+        candidates = parse_candidates(candidate_records, "live", problems)
         return make_step("live", cleaned, {}, [], candidates, problems, self._history)
 
     def _carry_out(self, decision: Decision) -> str:
-        """Does it in the browser; returns what was wrong ("" where nothing was)."""
+        """Carries it out in the browser; returns what was wrong ("" if nothing was)."""
         (element,) = self._snapshot.xpath("//*[@backend_node_id=$node]", node=decision.node)
         wrong = self._chromium.do(str(decision.node), decision.op, decision.value)
         if not wrong:
@@ -164,7 +164,7 @@ class _Server:
 
     def __init__(self) -> None:
         self.site: Site | None = None
-        self.session: Session = {}
+        self.state: SiteState = {}
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -172,13 +172,13 @@ class _Server:
                 parts = urlsplit(self.path)
                 query = dict(parse_qsl(parts.query))
                 assert outer.site is not None
-                self._answer(200, outer.site.page(parts.path, query, outer.session))
+                self._answer(200, outer.site.page(parts.path, query, outer.state))
 
             def do_POST(self) -> None:
                 size = min(int(self.headers.get("Content-Length") or 0), MAX_BODY)
                 fields = dict(parse_qsl(self.rfile.read(size).decode("utf-8", "replace")))
                 assert outer.site is not None
-                path = outer.site.submit(urlsplit(self.path).path, fields, outer.session)
+                path = outer.site.submit(urlsplit(self.path).path, fields, outer.state)
                 self._answer(303, "", {"Location": path})
 
             def _answer(self, status: int, html: str, more: Mapping[str, str] = {}) -> None:
@@ -199,8 +199,8 @@ class _Server:
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def show(self, site: Site) -> None:
-        """From now on this site, to a visitor it does not know."""
-        self.site, self.session = site, {}
+        """Serves this site from now on, to a new visitor."""
+        self.site, self.state = site, {}
 
     def close(self) -> None:
         self._http.shutdown()
@@ -208,7 +208,7 @@ class _Server:
 
 
 class _Chromium:
-    """A headless Chromium. Playwright wants to be used from one thread only: it has one here."""
+    """A headless Chromium. Playwright must be used from one thread only: it has its own here."""
 
     def __init__(self, path: str | None, timeout: float):
         self._path, self._timeout = path, timeout
@@ -222,7 +222,7 @@ class _Chromium:
         return self._thread.submit(function).result(timeout=60 + 3 * self._timeout)
 
     def open(self, address: str) -> None:
-        """A new visit to an address; starts the browser the first time."""
+        """Starts a new visit to an address; starts the browser the first time."""
 
         def work() -> None:
             if self._browser is None or not self._browser.is_connected():
@@ -241,9 +241,7 @@ class _Chromium:
         try:
             from playwright.sync_api import Error, sync_playwright
         except ImportError:
-            raise RuntimeError(
-                'live mode needs Playwright: pip install "stepagent[live]"'
-            ) from None
+            raise RuntimeError(str(optional.missing("playwright", "live mode"))) from None
         path = self._path or next(filter(None, map(shutil.which, BROWSERS)), None)
         root = hasattr(os, "geteuid") and os.geteuid() == 0
         self._playwright = self._playwright or sync_playwright().start()
@@ -253,17 +251,17 @@ class _Chromium:
             )
         except Error as error:
             raise RuntimeError(
-                f"live mode found no Chromium that starts ({str(error).splitlines()[0]}): install "
+                f"live mode found no working Chromium ({str(error).splitlines()[0]}): install "
                 "one (`playwright install chromium`, or your system's package) or name its path "
                 "in the argument `browser`"
             ) from None
 
     def page(self) -> str:
-        """The page's HTML as it stands, with node ids and with what the visitor filled in."""
+        """The page's current HTML, with node ids and with what the visitor filled in."""
         return self._call(lambda: self._page.evaluate(_MARK))
 
     def do(self, node: str, op: str, value: str) -> str:
-        """Carries out one action; returns what was wrong ("" where nothing was)."""
+        """Carries out one action; returns what was wrong ("" if nothing was)."""
 
         def work() -> str:
             from playwright.sync_api import Error

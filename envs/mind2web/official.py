@@ -1,17 +1,16 @@
 """The official files of Mind2Web: plain JSON or password-protected zip archives, of any size.
 
-A folder holds, at any depth, files `*.json` under (or named after) `train`, `test_task`,
+A folder contains, at any depth, files `*.json` under (or named after) `train`, `test_task`,
 `test_website` and `test_domain`, or `.zip` archives of such files (the published test sets are
-encrypted to keep them out of training corpora; Python's zipfile reads that kind). Files are some
-hundred megabytes each and hold every page twice. So each set is read once, as a stream, and packed
-into `$STEPAGENT_CACHE`: an index, and a compressed file a task with one of the two pages. What was
-encrypted lies there in plain.
+encrypted to keep them out of training corpora; Python's zipfile reads that encryption). Files have
+some hundred megabytes each and contain every page twice. So each set is read once, as a stream, and
+packed into `$STEPAGENT_CACHE`: an index, and a compressed file per task with one of the two pages.
+What was encrypted is there in plain text.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import logging
 import zipfile
@@ -23,20 +22,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from stepagent.envs.core import checksum
+from stepagent.envs.json_stream import JSONError, JSONStream
 from stepagent.envs.mind2web.records import Problems, Task, task_from_official
 from stepagent.files import build_once, cache_folder
 
 log = logging.getLogger(__name__)
 
 SETS = ("train", "test_task", "test_website", "test_domain")
-MAX_OBJECT = 400_000_000
-"""Characters that one task may take in a file."""
-_CHUNK = 1 << 24
 _FORMAT = "1"
 
 
 class OfficialFolder:
-    """The official files of a folder as tasks. See the module's head."""
+    """The official files of a folder as tasks. See the module's docstring."""
 
     def __init__(
         self, folder: Path, test_set: str, html: str, password: str | None, problems: Problems
@@ -69,12 +66,12 @@ class OfficialFolder:
 
     @cached_property
     def _listing(self) -> list[tuple[str, int, int]]:
-        found = [p for p in self.folder.rglob("*") if p.suffix in (".json", ".zip") and p.is_file()]
-        stats = [(str(p.relative_to(self.folder)), p.stat()) for p in sorted(found)]
+        paths = [p for p in self.folder.rglob("*") if p.suffix in (".json", ".zip") and p.is_file()]
+        stats = [(str(p.relative_to(self.folder)), p.stat()) for p in sorted(paths)]
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
     def _packed(self, name: str) -> Path:
-        """The folder that holds a set's tasks, made where it is not there yet."""
+        """The folder with a set's tasks; built if it is missing."""
         key = checksum(_FORMAT, self.html, name, str(self.folder.resolve()), str(self._listing))
         target = cache_folder() / "mind2web" / f"{name}-{key}"
         index = target / "index.json"
@@ -96,8 +93,8 @@ class OfficialFolder:
         ids: dict[str, str] = {}
         other = "raw_html" if self.html == "cleaned" else "cleaned_html"
         for member in members:
-            with member.open() as stream:
-                for record in objects(stream, str(member)):
+            with member.open() as file:
+                for record in objects(file, str(member)):
                     task = task_from_official(record, self.html, problems)
                     if task is None or task.id in ids:
                         continue
@@ -105,15 +102,15 @@ class OfficialFolder:
                         if isinstance(action, dict):
                             action.pop(other, None)
                     path = folder / f"{len(ids)}.json.gz"
-                    with gzip.open(path, "wt", encoding="utf-8", compresslevel=4) as file:
-                        json.dump(record, file)
+                    with gzip.open(path, "wt", encoding="utf-8", compresslevel=4) as packed:
+                        json.dump(record, packed)
                     ids[task.id] = path.name
         if not ids:
             raise ValueError(
                 f"no task of Mind2Web in {', '.join(map(str, members))}: {problems.counts()}"
             )
-        found = {kind: sorted(places) for kind, places in problems.items()}
-        text = json.dumps({"ids": list(ids), "problems": found})
+        problem_places = {kind: sorted(places) for kind, places in problems.items()}
+        text = json.dumps({"ids": list(ids), "problems": problem_places})
         (folder / "index.json").write_text(text, encoding="utf-8")
 
 
@@ -127,20 +124,19 @@ class _Member:
         return f"{self.path}" + (f"[{self.inside}]" if self.inside else "")
 
     @contextmanager
-    def open(self) -> Iterator[IO[str]]:
-        """The file as text. Raises ValueError where the password is missing or wrong."""
+    def open(self) -> Iterator[IO[bytes]]:
+        """The file. Raises ValueError if the password is missing or wrong."""
         if self.inside is None:
-            with self.path.open(encoding="utf-8", errors="replace") as stream:
-                yield stream
+            with self.path.open("rb") as file:
+                yield file
             return
         password = self.password.encode() if self.password else None
         try:
             with (
                 zipfile.ZipFile(self.path) as archive,
-                archive.open(self.inside, pwd=password) as raw,
-                io.TextIOWrapper(raw, encoding="utf-8", errors="replace") as stream,
+                archive.open(self.inside, pwd=password) as file,
             ):
-                yield stream
+                yield file
         except NotImplementedError as error:
             raise ValueError(
                 f"{self}: {error}: unpack the archive by hand (7z, unzip) and name the folder"
@@ -148,10 +144,10 @@ class _Member:
         except (RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             # The check of this old encryption is one byte: a wrong password may also show later,
             # as data that cannot be unpacked.
-            given = "the password given is wrong" if self.password else "give its password"
+            advice = "the password given is wrong" if self.password else "give its password"
             raise ValueError(
-                f"{self} cannot be unpacked ({error}). If it is encrypted: {given} "
-                "(argument `password`; the benchmark's authors publish it beside the file)"
+                f"{self} cannot be unpacked ({error}). If it is encrypted: {advice} "
+                "(argument `password`; the benchmark's authors publish it next to the file)"
             ) from None
 
 
@@ -172,7 +168,9 @@ def _members(
         except zipfile.BadZipFile as error:
             raise ValueError(f"{folder / file} is not a zip archive ({error})") from None
         for path in inside:
-            if _belongs(Path(path), name) or (_belongs(Path(file), name) and not _named(path)):
+            if _belongs(Path(path), name) or (
+                _belongs(Path(file), name) and not _names_a_set(path)
+            ):
                 yield _Member(folder / file, path, password)
 
 
@@ -180,31 +178,16 @@ def _belongs(path: Path, name: str) -> bool:
     return any(part == name or part.startswith((f"{name}_", f"{name}.")) for part in path.parts)
 
 
-def _named(path: str) -> bool:
+def _names_a_set(path: str) -> bool:
     return any(_belongs(Path(path), name) for name in SETS)
 
 
-def objects(stream: IO[str], name: str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON array (or one after another) without holding more than a few at once.
+def objects(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON array (or one after another), read one by one.
 
-    Raises ValueError where the text is not JSON, or an object exceeds `MAX_OBJECT` characters.
+    Raises ValueError if the text is not JSON.
     """
-    decoder, text, position, ended = json.JSONDecoder(), "", 0, False
-    while True:
-        while position < len(text) and text[position] in " \t\r\n,[]":
-            position += 1
-        if position < len(text):
-            try:
-                found, position = decoder.raw_decode(text, position)
-            except (json.JSONDecodeError, RecursionError) as error:
-                if ended or len(text) - position > MAX_OBJECT:
-                    raise ValueError(f"{name} is not JSON of Mind2Web: {error}") from None
-            else:
-                if isinstance(found, dict):
-                    yield found
-                continue
-        if ended:
-            return
-        chunk = stream.read(max(_CHUNK, len(text) - position))  # twice as much each time
-        ended = not chunk
-        text, position = text[position:] + chunk, 0
+    try:
+        yield from (item for item in JSONStream(file) if isinstance(item, dict))
+    except JSONError as error:
+        raise ValueError(f"{name} is not JSON of Mind2Web: {error}") from None

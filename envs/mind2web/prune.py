@@ -1,20 +1,20 @@
 """Pruned pages: what an agent sees of a page of hundreds of kilobytes (MindAct; Deng et al., 2023).
 
-Of the page's tree remain the candidates, their ancestors, their descendants down to depth 5 (50 at
-most; a child has depth 0, as upstream counts) and three siblings on each side. Attributes collapse
-to a short text of their values, wrappers that say nothing vanish, and the candidates are numbered
-anew in the order of the page: `<button id=4 submit> Search </button>`.
+What remains of the page's tree: the candidates, their ancestors, their descendants down to depth 5
+(50 at most; a child has depth 0, as upstream counts) and three siblings on each side. Attributes
+are reduced to a short text of their values, wrappers without content are dropped, and the
+candidates are renumbered in the order of the page: `<button id=4 submit> Search </button>`.
 
 Beyond upstream:
 
 - A page is parsed once, indexed by node id, and written straight from the tree for any set of
-  candidates; upstream parses, searches (XPath) and copies the whole page each time.
-- A view keeps to a budget of tokens: where MindAct's is too long, less is shown around the
-  candidates (`DETAILS`), then a flat list of them, and last the lowest-ranked are left out.
-- Candidates that the tree does not show (texts, what stands in `<noscript>`) are listed after it,
-  and those that the page does not hold (it is cut, broken or too large) from their own attributes.
-- Broken markup is repaired by libxml2; entities, networks and documents nested deeper than 256 are
-  refused.
+  candidates; upstream parses, searches (XPath) and copies the complete page each time.
+- A view respects a budget of tokens: if MindAct's is too long, less is shown around the candidates
+  (`DETAILS`), then a flat list of them, and finally the lowest-ranked are left out.
+- Candidates that the tree does not show (texts, anything in `<noscript>`) are listed after it, and
+  those missing from the page (it is truncated, broken or too large) from their own attributes.
+- Broken markup is repaired by libxml2; entities, network access and documents nested deeper than
+  256 are rejected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 from zlib import crc32
 
 MAX_PAGE = 10_000_000
-"""Characters of HTML that are parsed. Of larger pages only the candidates are listed."""
+"""Characters of HTML that are parsed. For larger pages only the candidates are listed."""
 NODE_ID = "backend_node_id"
 ATTRIBUTES = (
     *("role", "aria_role", "type", "alt", "aria_description", "aria_label", "label", "title"),
@@ -42,7 +42,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True)
 class Detail:
-    """How much of a page stands around the candidates."""
+    """How much of a page is shown around the candidates."""
 
     depth: int = 5
     """Depth of descendants; a candidate's children have depth 0. −1: none."""
@@ -66,7 +66,7 @@ DETAILS = (
     Detail(flat=True, descendants=6, words=4),
     Detail(flat=True, descendants=3, words=2),
 )
-"""From the whole view that MindAct shows to the shortest."""
+"""From the complete view that MindAct shows to the shortest."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,20 @@ class View:
     text: str
     nodes: tuple[str, ...]
     labels: tuple[str, ...]
-    """Each element alone, in at most ten words."""
+    """Each element by itself, in at most ten words."""
     options: Mapping[int, tuple[str, ...]]
     """Number of a select element → the texts of its options."""
     tags: tuple[str, ...]
 
 
 def scattered(node: str) -> tuple[int, str]:
-    """Sort key of node ids for an order that tells nothing of pages, ranks or right answers."""
+    """Sort key of node ids for an order that reveals nothing about pages, ranks or right
+    answers."""
     return crc32(node.encode("utf-8", "replace")), node
 
 
 def tokens(text: str) -> int:
-    """About how many tokens a subword tokenizer makes of the text: four letters of a word are one.
+    """Estimated number of subword tokens in the text: four letters of a word are one.
 
     >>> tokens("<button id=12 submit>")
     9
@@ -109,7 +110,7 @@ class Page:
     """A parsed page, which can be shown around any set of candidates.
 
     `html` is the benchmark's cleaned HTML, or raw HTML whose elements carry `backend_node_id`.
-    `problem` says what is wrong with it ("" where nothing is); nothing raises.
+    `problem` says what is wrong with it ("" if nothing is); nothing raises.
     """
 
     def __init__(self, html: str):
@@ -122,7 +123,7 @@ class Page:
         elif html.strip():
             self._root, self.problem = parse(html)
         if self._root is not None:
-            # The first of equal ids counts; libxml2 keeps nodes only while someone holds them.
+            # The first of equal ids counts; libxml2 keeps nodes only while they are referenced.
             for node in self._root.iter("*"):
                 self._nodes.setdefault(node.get(NODE_ID, ""), node)
             self._nodes.pop("", None)
@@ -136,9 +137,9 @@ class Page:
     def words(self, node_id: str, limit: int = 30) -> str:
         """What an element says: its attributes' values and the texts in it."""
         node = self._nodes[node_id]
-        found = [attributes_text(node.attrib, limit)]
-        found += _texts(node, limit)
-        return " ".join(" ".join(found).split()[:limit])
+        texts = [attributes_text(node.attrib, limit)]
+        texts += _texts(node, limit)
+        return " ".join(" ".join(texts).split()[:limit])
 
     def around(self, node_id: str, limit: int = 12) -> str:
         """The texts of the element's parent, without the element's own (a label, a heading)."""
@@ -146,24 +147,24 @@ class Page:
         parent = node.getparent()
         if parent is None:
             return ""
-        found: list[str] = [parent.text or ""]
+        texts: list[str] = [parent.text or ""]
         for child in parent:
             if child is not node and isinstance(child.tag, str):
-                found += _texts(child, limit)
-        return " ".join(" ".join(found).split()[:limit])
+                texts += _texts(child, limit)
+        return " ".join(" ".join(texts).split()[:limit])
 
     def options(self, node_id: str) -> tuple[str, ...]:
         """The texts of a select element's options, in order; () for any other element."""
         node = self._nodes.get(node_id)
         if node is None or node.tag != "select":
             return ()
-        found = (" ".join(" ".join(_texts(option, 50)).split()) for option in node.iter("option"))
-        return tuple(text for text in found if text)
+        texts = (" ".join(" ".join(_texts(option, 50)).split()) for option in node.iter("option"))
+        return tuple(text for text in texts if text)
 
     def view(self, candidates: Sequence[Candidate], budget: int | None = None) -> View:
         """The page around the candidates (best first), in at most `budget` tokens (None: any).
 
-        Fewer candidates are shown only where even the shortest list of all is too long.
+        Fewer candidates are shown only if even the shortest list of all is too long.
         """
         shown = list(candidates)
         while True:
@@ -171,57 +172,57 @@ class Page:
                 view = self.draw(shown, detail)
                 if budget is None or tokens(view.text) <= budget or not shown:
                     return view
-            # What one candidate takes is about the same for all: one step comes near.
+            # Candidates take about the same space each: one step comes close.
             fitting = int(len(shown) * budget / tokens(view.text)) if budget else 0
             shown = shown[: min(len(shown) - 1, max(fitting, 0))]
 
     def draw(self, candidates: Iterable[Candidate], detail: Detail = MINDACT) -> View:
         """The page around the candidates, in one detail."""
-        wanted = {c.node: c for c in candidates}
-        chosen = {name for name in wanted if name in self._nodes}
+        by_node = {c.node: c for c in candidates}
+        chosen = {name for name in by_node if name in self._nodes}
         writer = _Writer(chosen, detail)
         if chosen and detail.flat:
             order = sorted(chosen, key=self._order.__getitem__)
             text = "\n".join(writer.line(self._nodes[name]) for name in order)
         elif chosen:
-            text = " ".join(writer.tree(self._root, self._kept(chosen, detail)).split())
+            text = " ".join(writer.tree(self._root, self._visible(chosen, detail)).split())
         else:
             text = ""
         unseen = sorted(chosen - writer.numbers.keys(), key=self._order.__getitem__)
-        absent = sorted(wanted.keys() - chosen, key=scattered)
-        listed = [writer.line(self._nodes[name]) for name in unseen]
-        listed += [writer.missing(wanted[name]) for name in absent]
+        absent = sorted(by_node.keys() - chosen, key=scattered)
+        unseen_lines = [writer.line(self._nodes[name]) for name in unseen]
+        unseen_lines += [writer.missing(by_node[name]) for name in absent]
         nodes = tuple(writer.numbers)
         labels = [
-            writer.label(self._nodes[n]) if n in chosen else writer.missing(wanted[n])
+            writer.label(self._nodes[n]) if n in chosen else writer.missing(by_node[n])
             for n in nodes
         ]
         return View(
-            "\n".join(part for part in (text, *listed) if part),
+            "\n".join(part for part in (text, *unseen_lines) if part),
             nodes,
             tuple(labels),
-            {i: found for i, n in enumerate(nodes) if (found := self.options(n))},
-            tuple(self._nodes[n].tag if n in chosen else wanted[n].tag for n in nodes),
+            {i: options for i, n in enumerate(nodes) if (options := self.options(n))},
+            tuple(self._nodes[n].tag if n in chosen else by_node[n].tag for n in nodes),
         )
 
-    def _kept(self, chosen: set[str], detail: Detail) -> set[Any]:
+    def _visible(self, chosen: set[str], detail: Detail) -> set[Any]:
         """Candidates, ancestors, descendants and siblings (elements other than `text` nodes)."""
-        kept: set[Any] = set()
+        visible: set[Any] = set()
         for name in chosen:
             node = self._nodes[name]
-            kept.add(node)
+            visible.add(node)
             for above in node.iterancestors():
-                if above in kept:
-                    break  # and with it, all above it
-                kept.add(above)
-            kept.update(islice(_descendants(node, detail.depth), detail.descendants))
+                if above in visible:
+                    break  # and so are all above it
+                visible.add(above)
+            visible.update(islice(_descendants(node, detail.depth), detail.descendants))
             parent = node.getparent()
             if parent is not None and detail.siblings:
                 elements = (x for x in parent if isinstance(x.tag, str))
                 beside = [x for x in elements if x.tag != "text" or x is node]
                 at = beside.index(node)
-                kept.update(beside[max(0, at - detail.siblings) : at + detail.siblings + 1])
-        return kept
+                visible.update(beside[max(0, at - detail.siblings) : at + detail.siblings + 1])
+        return visible
 
 
 class _Writer:
@@ -231,8 +232,8 @@ class _Writer:
         self.chosen, self.detail = chosen, detail
         self.numbers: dict[str, int] = {}
 
-    def tree(self, node: Any, kept: set[Any]) -> str:
-        """An element that is kept, with what is kept below it."""
+    def tree(self, node: Any, visible: set[Any]) -> str:
+        """A visible element, with what is visible below it."""
         name = node.get(NODE_ID, "")
         candidate = name in self.chosen
         if candidate:  # before its descendants, to be numbered in the page's order
@@ -243,14 +244,14 @@ class _Writer:
                 if child.tag == "text":
                     parts.append(_cut(child.text, self.detail.words))
                     texts += 1
-                elif child in kept and child.tag not in _UNSEEN:
-                    parts.append(self.tree(child, kept))
+                elif child in visible and child.tag not in _UNSEEN:
+                    parts.append(self.tree(child, visible))
             parts.append(_cut(child.tail, self.detail.words))
         parts = [part for part in parts if part]
         own = len(node.attrib) - (NODE_ID in node.attrib)
         silent = not candidate and not own and not texts and len(parts) <= 1
         if silent and node.getparent() is not None:
-            return "".join(parts)  # a wrapper that says nothing
+            return "".join(parts)  # a wrapper without content
         head = self.head(node)
         return f"<{head}> {' '.join(parts)} </{node.tag}>" if parts else f"<{head}/>"
 
@@ -261,7 +262,8 @@ class _Writer:
         return " ".join(part for part in (node.tag, number, attributes) if part)
 
     def line(self, node: Any) -> str:
-        """A candidate on a line of its own: of the flat list, or one that the tree passes over."""
+        """A candidate on a line of its own: in the flat list, or one that the tree does not
+        show."""
         self.numbers.setdefault(node.get(NODE_ID), len(self.numbers))
         words = self.detail.words
         shorter = replace(self.detail, words=max(2, words // 2))
@@ -269,12 +271,13 @@ class _Writer:
         head.numbers = self.numbers
         limit = self.detail.descendants if node.tag == "select" else words
         before = node.getprevious()
-        named = before is not None and before.tag == "label"  # it stands for the label in the tree
-        label = _texts(before, shorter.words) if named else []
+        # It stands for the label in the tree.
+        has_label = before is not None and before.tag == "label"
+        label = _texts(before, shorter.words) if has_label else []
         return f"<{' '.join([head.head(node), *label, *_texts(node, limit)])}>"
 
     def missing(self, candidate: Candidate) -> str:
-        """A candidate that the page does not hold, from its own attributes."""
+        """A candidate missing from the page, from its own attributes."""
         number = self.numbers.setdefault(candidate.node, len(self.numbers))
         attributes = attributes_text(dict(candidate.attributes), self.detail.words)
         parts = (candidate.tag or "element", f"id={number}", attributes)
@@ -287,7 +290,7 @@ class _Writer:
 
 
 def parse(html: str) -> tuple[Any, str]:
-    """(root element or None, problem): cleaned HTML is XML; what is not, is read as HTML.
+    """(root element or None, problem): cleaned HTML is XML; anything else is read as HTML.
 
     Broken markup is repaired as far as libxml2 can, and reported.
     """
@@ -325,7 +328,7 @@ def attributes_text(attributes: Mapping[str, str], words: int = 20) -> str:
     'text where to?'
     """
     known = {name.replace("-", "_"): value for name, value in attributes.items()}
-    found: dict[str, None] = {}
+    values: dict[str, None] = {}
     for name in ATTRIBUTES:
         value = known.get(name)
         if not value:
@@ -335,8 +338,8 @@ def attributes_text(attributes: Mapping[str, str], words: int = 20) -> str:
             continue
         value = " ".join([word for word in value.split() if len(word) < 15][:5])
         if value:
-            found[value] = None
-    return " ".join(" ".join(found).split()[:words])
+            values[value] = None
+    return " ".join(" ".join(values).split()[:words])
 
 
 def _descendants(node: Any, depth: int) -> Iterator[Any]:
@@ -349,14 +352,14 @@ def _descendants(node: Any, depth: int) -> Iterator[Any]:
 
 def _texts(node: Any, limit: int) -> list[str]:
     """The texts in an element, up to about `limit` words."""
-    found: list[str] = []
+    texts: list[str] = []
     for text in node.itertext():
         words = text.split()
         if words:
-            found += words[: limit - len(found)]
-            if len(found) >= limit:
+            texts += words[: limit - len(texts)]
+            if len(texts) >= limit:
                 break
-    return [" ".join(found)] if found else []
+    return [" ".join(texts)] if texts else []
 
 
 def _cut(text: str | None, words: int) -> str:

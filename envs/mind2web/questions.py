@@ -1,10 +1,10 @@
-"""What is asked about a page: an answer in one go, or the rounds of multiple choice of MindAct.
+"""The question about a page: one direct answer, or MindAct's rounds of multiple choice.
 
 `Direct` shows the page around all candidates and takes one answer. `Rounds` shows the page around
-five candidates at a time, as choices B to F beside `A. None of the above`; who is chosen waits for
-another round, until at most one is left, whose last operation is the answer. Choices stand in the
-order of the page, as upstream. Unlike upstream, one that is left without ever having been shown
-gets a round of its own (there the step scores 0, though the agent did nothing wrong).
+five candidates at a time, as choices B to F beside `A. None of the above`; a chosen element
+waits for another round, until at most one is left, whose last operation is the answer. Choices are
+in the order of the page, as upstream. Unlike upstream, one that is left without ever having been
+shown gets a round of its own (upstream scores the step 0, though the agent did nothing wrong).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Draw = Callable[[tuple[Candidate, ...]], View]
 
 @dataclass(frozen=True)
 class Decision:
-    """The element chosen (its node id; None: none) and what to do with it."""
+    """The chosen element (its node id; None: none) and the operation."""
 
     node: str | None
     op: str = ""
@@ -51,33 +51,34 @@ class Question(ABC):
 
     @abstractmethod
     def answer(self, action: str) -> tuple[Decision | None, str]:
-        """Takes an answer: (decision, or None where the question goes on; what was wrong)."""
+        """Takes an answer: (decision, or None if the question continues; what was wrong)."""
 
     @abstractmethod
     def turns(self) -> int:
-        """Answers that the whole question may take."""
+        """Answers that the question may take in all."""
 
     @abstractmethod
     def best(self, positives: Sequence[str], op: str, value: str) -> str:
-        """The right answer now, or the nearest there is."""
+        """The right answer now, or the nearest one."""
 
     def admissible(self) -> list[str]:
         """An answer for each element shown: its usual operation; each option of a select."""
-        found = []
+        answers = []
         for number, tag in enumerate(self.view.tags):
             options = self.view.options.get(number, ())
             if options:
-                found += [self._write(number, "SELECT", option) for option in options]
+                answers += [self._write(number, "SELECT", option) for option in options]
             else:
                 typed = tag in ("input", "textarea") and "checkbox" not in self.view.labels[number]
-                found.append(self._write(number, "TYPE" if typed else "CLICK", ""))
-        return found
+                answers.append(self._write(number, "TYPE" if typed else "CLICK", ""))
+        return answers
 
     @abstractmethod
     def _write(self, number: int, op: str, value: str) -> str: ...
 
     def _wrong(self, answer: Answer | None, expected: str, value_of: str = "") -> str:
-        """What is wrong with an answer; "" where nothing is. `value_of`: a value taken as given."""
+        """What is wrong with an answer; "" if nothing is. `value_of`: a value that is accepted as
+        it is."""
         if answer is None:
             return (
                 f"That answer was not understood. Operations are {', '.join(OPERATIONS)}; write "

@@ -3,9 +3,9 @@
 MindAct ranks with a trained cross-encoder and keeps the best 50; its published ranks are read by
 `data.read_ranks`. Our own ranking is BM25 (Robertson & Zaragoza, 2009) over the candidates of one
 page: each is a short text (its attributes, its own words, and those beside it), the query is the
-task and the last actions. Of equals, elements made to be acted on come first. Any other ranking is
-a `Ranker` of yours, named `module:Class`; `agents.cross_encoder` holds one that runs a
-cross-encoder of Hugging Face (this layer knows no model library).
+task and the last actions. Among equals, interactive elements come first. A custom ranking is a
+`Ranker`, named `module:Class`; `agents.cross_encoder` has one that runs a cross-encoder from
+Hugging Face (this layer knows no model library).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from functools import lru_cache
 from typing import Any
 
 from stepagent.envs.mind2web.prune import Candidate, Page, attributes_text
-from stepagent.envs.mind2web.records import Step
+from stepagent.envs.mind2web.records import RecordedStep
 
 HISTORY = 5
-"""Actions of the history that are shown and that ranking sees."""
+"""Actions of the history that observations show and ranking uses."""
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+|[^\W\da-zA-Z_]+")
 _STOP_WORDS = (
     "a an the of for to in on at and or with by from is are be it its this that i my me you your "
@@ -47,8 +47,8 @@ class BM25(Ranker):
 
     Parameters
     ----------
-    k1: how soon repetitions stop to count. Usual range 0.5 to 2.
-    b: how much long texts are held back, 0 to 1.
+    k1: how soon repetitions stop counting. Usual range 0.5 to 2.
+    b: how much long texts are discounted, 0 to 1.
     """
 
     def __init__(self, k1: float = 1.2, b: float = 0.75):
@@ -60,11 +60,11 @@ class BM25(Ranker):
         documents = [Counter(terms(text)) for text in texts]
         lengths = [sum(document.values()) for document in documents]
         mean = sum(lengths) / max(1, len(lengths)) or 1.0
-        asked = Counter(terms(query))
-        found = Counter(term for document in documents for term in document if term in asked)
+        counts = Counter(terms(query))
+        frequency = Counter(term for document in documents for term in document if term in counts)
         weights = {
-            term: math.log(1 + (len(texts) - n + 0.5) / (n + 0.5)) * min(asked[term], 2)
-            for term, n in found.items()
+            term: math.log(1 + (len(texts) - n + 0.5) / (n + 0.5)) * min(counts[term], 2)
+            for term, n in frequency.items()
         }
         return [
             sum(
@@ -78,7 +78,7 @@ class BM25(Ranker):
 
 @lru_cache(maxsize=65536)
 def terms(text: str) -> tuple[str, ...]:
-    """The stems of a text's words; names such as `searchInput` and `zip_code` are taken apart.
+    """The stems of a text's words; names such as `searchInput` and `zip_code` are split.
 
     >>> terms("Searching the zipCode_1")
     ('search', 'zip', 'code', '1')
@@ -91,7 +91,7 @@ _local = threading.local()
 
 
 def _stemmer() -> Any:
-    """A stemmer of this thread's own (Snowball's is not safe for two)."""
+    """This thread's stemmer (Snowball's is not thread-safe)."""
     if not hasattr(_local, "stemmer"):
         _local.stemmer = importlib.import_module("Stemmer").Stemmer("english")
     return _local.stemmer
@@ -100,7 +100,7 @@ def _stemmer() -> Any:
 def make_ranker(ranker: str | Ranker, args: Mapping[str, Any] | None = None) -> Ranker:
     """The ranker of a name: "bm25", or `module:Class` of a subclass of `Ranker`.
 
-    Raises ValueError where there is none of that name, or where `args` do not fit.
+    Raises ValueError if there is none of that name, or where `args` do not fit.
     """
     if isinstance(ranker, Ranker):
         return ranker
@@ -111,7 +111,7 @@ def make_ranker(ranker: str | Ranker, args: Mapping[str, Any] | None = None) -> 
             kind = getattr(importlib.import_module(module), name) if colon else None
         except (ImportError, AttributeError) as error:
             raise ValueError(f"no ranker {ranker!r} ({error})") from None
-        # Only rankers: a setting must not be a way to call just any function.
+        # Only rankers: a setting must not be able to call an arbitrary function.
         if not (isinstance(kind, type) and issubclass(kind, Ranker)):
             raise ValueError(
                 f"unknown ranker {ranker!r}: choose 'bm25', or name a subclass of "
@@ -125,7 +125,7 @@ def make_ranker(ranker: str | Ranker, args: Mapping[str, Any] | None = None) -> 
 
 
 def query(instruction: str, history: Sequence[str]) -> str:
-    """What candidates are ranked against."""
+    """The query against which candidates are ranked."""
     return "\n".join([instruction, *history[-HISTORY:]])
 
 
@@ -137,7 +137,7 @@ def text_of(candidate: Candidate, page: Page) -> str:
     return f"{candidate.tag} {own} {page.around(candidate.node)}" if len(own) < 80 else own
 
 
-def ranked(step: Step, page: Page, instruction: str, ranker: Ranker) -> list[Candidate]:
+def ranked(step: RecordedStep, page: Page, instruction: str, ranker: Ranker) -> list[Candidate]:
     """The step's candidates, best first."""
     texts = [text_of(candidate, page) for candidate in step.candidates]
     scores = ranker.scores(query(instruction, step.history), texts)

@@ -1,6 +1,6 @@
 """Records: a task and its steps, from the official format or from rows of single steps.
 
-What is wrong with a record is counted in a `Problems`, step by step, and never raises.
+Defects of a record are counted per step in a `Problems` and never raise.
 """
 
 from __future__ import annotations
@@ -17,62 +17,62 @@ from stepagent.envs.mind2web.prune import ATTRIBUTES, Candidate, scattered
 _MAPPED = {"HOVER": "CLICK", "ENTER": "CLICK"}
 """Operations of the recording that the benchmark itself counts as clicks."""
 _CUT = ("... [HTML truncated", "] ...")
-"""How the note that a page was cut begins and ends; no other `]` is in it."""
+"""Start and end of the note that a page was cut; it contains no other `]`."""
 _RENDERED = re.compile(r'(?<![\w-])([\w-]++)="([^"]*)(?:"|\Z)')
 
 
 class Problems:
-    """What is wrong with the data: kind → the steps it was found in, each counted once."""
+    """Defects of the data: kind → the steps that have it, each counted once."""
 
     def __init__(self) -> None:
-        self._found: dict[str, set[str]] = {}
+        self._places: dict[str, set[str]] = {}
 
     def add(self, kind: str, where: str) -> None:
-        self._found.setdefault(kind, set()).add(where)
+        self._places.setdefault(kind, set()).add(where)
 
     def counts(self) -> dict[str, int]:
-        return {kind: len(places) for kind, places in sorted(self._found.items())}
+        return {kind: len(places) for kind, places in sorted(self._places.items())}
 
     def items(self) -> Iterable[tuple[str, set[str]]]:
-        return self._found.items()
+        return self._places.items()
 
     def __repr__(self) -> str:
         return f"Problems({self.counts()})"
 
 
 @dataclass(frozen=True)
-class Step:
+class RecordedStep:
     """One recorded action and the page before it."""
 
     uid: str
     html: str
     op: str
-    """CLICK, TYPE or SELECT (another word only where the data hold one)."""
+    """CLICK, TYPE or SELECT (another word only if the data have one)."""
     value: str
     positives: tuple[str, ...]
     """Node ids that count as right; may be empty, or not among the candidates."""
     candidates: tuple[Candidate, ...]
-    """In an order that tells nothing (`scattered`): files list the right ones first."""
+    """In an order that reveals nothing (`scattered`): files list the right ones first."""
     history: tuple[str, ...]
     """The recorded actions before it, such as `[button]  Search -> CLICK`."""
     target: str = ""
-    """The recorded action in words; "" where the data do not tell."""
+    """The recorded action in words; "" if the data do not say."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked on a website, and the recorded steps."""
+    """A task on a website, and its recorded steps."""
 
     id: str
     website: str
     domain: str
     subdomain: str
     instruction: str
-    steps: tuple[Step, ...]
+    steps: tuple[RecordedStep, ...]
 
 
 def task_from_official(record: Mapping[str, Any], html: str, problems: Problems) -> Task | None:
-    """A task of the official format; None (and counted) where it lacks an id, a text or actions."""
+    """A task of the official format; None (and counted) if it lacks an id, a text or actions."""
     name = str(record.get("annotation_id") or "")
     instruction = " ".join(str(record.get("confirmed_task") or "").split())
     actions = record.get("actions")
@@ -98,15 +98,15 @@ def task_from_official(record: Mapping[str, Any], html: str, problems: Problems)
     )
 
 
-def _with(step: Step, **changes: Any) -> Step:
-    return Step(**{**step.__dict__, **changes})
+def _with(step: RecordedStep, **changes: Any) -> RecordedStep:
+    return RecordedStep(**{**step.__dict__, **changes})
 
 
-def _step(action: Mapping[str, Any], uid: str, html: str, problems: Problems) -> Step:
+def _step(action: Mapping[str, Any], uid: str, html: str, problems: Problems) -> RecordedStep:
     positives = parse_candidates(action.get("pos_candidates"), uid, problems)
     negatives = parse_candidates(action.get("neg_candidates"), uid, problems)
-    wanted = "cleaned_html" if html == "cleaned" else "raw_html"
-    page = action.get(wanted)
+    page_key = "cleaned_html" if html == "cleaned" else "raw_html"
+    page = action.get(page_key)
     return make_step(
         uid,
         page if isinstance(page, str) else "",
@@ -125,8 +125,8 @@ def make_step(
     candidates: Iterable[Candidate],
     problems: Problems,
     history: Iterable[str] = (),
-) -> Step:
-    """A step, with what is wrong with it counted."""
+) -> RecordedStep:
+    """A step; its defects are counted."""
     operation = _object(operation)
     op = str(operation.get("op") or "").upper()
     op = _MAPPED.get(op, op)
@@ -140,7 +140,7 @@ def make_step(
     right = tuple(dict.fromkeys(positives))
     if not right:
         problems.add("no positive candidate", uid)
-    return Step(
+    return RecordedStep(
         uid,
         _without_note(html),
         op,
@@ -152,7 +152,7 @@ def make_step(
 
 
 def _without_note(html: str) -> str:
-    """The page without the note at its end that it was cut, and the blanks around that."""
+    """The page without the note at its end that it was cut, and without the blanks around it."""
     begin, end = _CUT
     page = html.rstrip()
     if page.endswith(end):
@@ -163,10 +163,10 @@ def _without_note(html: str) -> str:
     return html
 
 
-def parse_candidates(found: Any, uid: str, problems: Problems) -> list[Candidate]:
-    """The candidates of a list in the official form."""
+def parse_candidates(items: Any, uid: str, problems: Problems) -> list[Candidate]:
+    """The candidates of a list in the official format."""
     candidates = []
-    for item in found if isinstance(found, list) else ():
+    for item in items if isinstance(items, list) else ():
         item = _object(item)
         node = str(item.get("backend_node_id") or "")
         if not node:
@@ -178,7 +178,7 @@ def parse_candidates(found: Any, uid: str, problems: Problems) -> list[Candidate
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """A JSON object, be it parsed or still a text; {} for anything else."""
+    """A JSON object, parsed or still a text; {} for anything else."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -188,11 +188,11 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _list(record: Mapping[str, Any], name: str, where: str, problems: Problems) -> list[Any]:
-    """The list in a field; [] where there is none (counted where there is something else)."""
-    found = record.get(name)
-    if found and not isinstance(found, list):
+    """The list in a field; [] where there is none (counted if there is something else)."""
+    values = record.get(name)
+    if values and not isinstance(values, list):
         problems.add(f"{name} that is not a list", where)
-    return found if isinstance(found, list) else []
+    return values if isinstance(values, list) else []
 
 
 def _shown(attributes: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -202,11 +202,14 @@ def _shown(attributes: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def tasks_from_rows(rows: Sequence[Mapping[str, Any]], problems: Problems) -> list[Task]:
-    """Tasks of rows of single steps (`data.PlainFile` says what a row holds)."""
+    """Tasks of rows of single steps (`data.PlainFile` describes a row)."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for number, row in enumerate(rows):
-        name, asked = str(row.get("annotation_id") or ""), str(row.get("confirmed_task") or "")
-        if not name or not asked.strip():
+        name, text = (
+            str(row.get("annotation_id") or ""),
+            str(row.get("confirmed_task") or ""),
+        )
+        if not name or not text.strip():
             problems.add("row without annotation_id or confirmed_task", str(number))
             continue
         groups.setdefault(name, []).append(row)

@@ -7,11 +7,11 @@
 | step success     | both are 1                                                                  |
 | task success     | (of a task) every step succeeded                                            |
 
-A step none of whose positives is among the ranked candidates scores 0 in all of them: nobody could
-have chosen right. *Macro* is the mean over tasks of each task's mean (the paper reports macro
+A step none of whose positives is among the ranked candidates scores 0 in all of them: the right
+choice was impossible. *Macro* is the mean over tasks of each task's mean (the paper reports macro
 element accuracy); *micro* is the mean over all steps, whatever their task. An episode's metrics
 are means over its task's steps, so their means over episodes, as `eval` reports them, are macro;
-`micro` here weighs episodes by their steps.
+`micro` here weights episodes by their steps.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def operation_f1(answered: str, gold: str) -> float:
     >>> operation_f1("CLICK", "CLICK"), operation_f1("SELECT", "CLICK"), operation_f1("", "")
     (1.0, 0.0, 1.0)
     """
-    mine, theirs = set(answered.split()), set(gold.split())
-    if not mine or not theirs:
-        return float(mine == theirs)
-    return 2 * len(mine & theirs) / (len(mine) + len(theirs))
+    answer_words, gold_words = set(answered.split()), set(gold.split())
+    if not answer_words or not gold_words:
+        return float(answer_words == gold_words)
+    return 2 * len(answer_words & gold_words) / (len(answer_words) + len(gold_words))
 
 
 def operation_text(op: str, value: str) -> str:
@@ -68,8 +68,8 @@ def score_step(
 
     Parameters
     ----------
-    node: id of the element chosen; None where no element was.
-    operation, gold: operation texts of the answer ("" where there was none) and of the record.
+    node: id of the element chosen; None if no element was.
+    operation, gold: operation texts of the answer ("" if there was none) and of the record.
     positives: ids of all elements that count as right.
     shown: ids of the ranked candidates (the best 50, as a rule).
     """
@@ -82,11 +82,11 @@ def score_step(
 def task_metrics(scores: Sequence[StepScore], steps: int) -> dict[str, float]:
     """An episode's metrics: means over all of the task's steps, those not reached counting as 0.
 
-    `steps` is the task's number of steps (at least 1); it is among the metrics, as `task_steps`.
+    `steps` is the task's number of steps (at least 1); it is one of the metrics, `task_steps`.
     """
-    found = {name: sum(getattr(s, name) for s in scores) / steps for name in STEP_METRICS}
+    metrics = {name: sum(getattr(s, name) for s in scores) / steps for name in STEP_METRICS}
     done = len(scores) == steps and all(s.step_success for s in scores)
-    return {**found, "task_success": float(done), "task_steps": float(steps)}
+    return {**metrics, "task_success": float(done), "task_steps": float(steps)}
 
 
 class _Episode(Protocol):
@@ -98,7 +98,7 @@ class _Episode(Protocol):
 
 
 def macro(trajectories: Sequence[_Episode]) -> dict[str, float]:
-    """Means over tasks. Failed episodes count as 0. Raises ValueError where there is none."""
+    """Means over tasks. Failed episodes count as 0. Raises ValueError if there is none."""
     return _weighed(trajectories, [1.0] * len(trajectories))
 
 
@@ -106,7 +106,7 @@ def micro(trajectories: Sequence[_Episode]) -> dict[str, float]:
     """Means over the steps of all tasks (task success stays a mean over tasks).
 
     `trajectories` are `envs.Trajectory`s of this environment. Failed episodes count as 0, with the
-    mean number of steps where they do not tell theirs. Raises ValueError where there is none, or
+    mean number of steps if theirs is unknown. Raises ValueError if there is none, or
     where they are of another environment.
     """
     known = [t.metrics["task_steps"] for t in trajectories if "task_steps" in t.metrics]
@@ -121,7 +121,7 @@ def _weighed(trajectories: Sequence[_Episode], weights: Sequence[float]) -> dict
     strange = [t for t in trajectories if not t.error and "task_steps" not in t.metrics]
     if strange:
         raise ValueError(
-            f"{len(strange)} trajectories lack the metric 'task_steps': they are not of Mind2Web"
+            f"{len(strange)} trajectories lack the metric 'task_steps': they are not from Mind2Web"
         )
-    found = {name: fmean([row.get(name, 0.0) for row in rows], weights) for name in STEP_METRICS}
-    return {**found, "task_success": fmean([row.get("task_success", 0.0) for row in rows])}
+    means = {name: fmean([row.get(name, 0.0) for row in rows], weights) for name in STEP_METRICS}
+    return {**means, "task_success": fmean([row.get("task_success", 0.0) for row in rows])}

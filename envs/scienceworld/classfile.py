@@ -1,50 +1,59 @@
-"""Small changes to the simulator's classes, made when its Java process starts.
+"""Java class files: methods can be renamed, removed, and added in a small assembly language.
 
-Two things in the simulator make its text depend on what else happens in the process:
+An assembly method is a text, one instruction a line:
 
-- `EnvObject` compares by uuid but hashes by identity, so sets of objects, and with them the order
-  in which the world ticks, animals move and ambiguous choices are listed, change from run to run.
-  It gets the missing `hashCode`: its uuid.
-- `scala.util.Random`, the uuid counter and the active simplifications are global: simulators side
-  by side would draw from one another's random numbers. Those three are looked up in a table by the
-  current thread instead (`System.getProperties()` serves as the table); the gateway gives every
-  simulator a Java thread of its own and puts an `Object[]` of them there.
+    known: this names          # a label, and the variables that hold a value there
+        aload names            # variables go by their names
+        ifnull unknown         # branches by labels
+        invokevirtual java/lang/String.startsWith (Ljava/lang/String;)Z
 
-Two more make it slow, and change nothing that is seen: to read one action, `InputParser` works out
-all names of every object in reach again for each of some fifty patterns (now once an action; and
-the words of a name once for good), and
-after each step `PythonInterface` has it work them out once more to print them (now it does not).
-
-After that the same (task, variation, actions) gives the same text letter for letter in every
-process, and simulators can run in parallel while they share loaded classes and compiled code.
-
-Format: The Java Virtual Machine Specification, chapter 4.
+The stack is empty at labels, which keeps the verifier's stack map frames to the list of variables.
+Format: The Java Virtual Machine Specification, chapters 4 and 6.
 """
 
 from __future__ import annotations
 
+import re
 import struct
-import zipfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
 
 _FIXED = {3: 4, 4: 4, 5: 8, 6: 8, 7: 2, 8: 2, 9: 4, 10: 4, 11: 4, 12: 4, 15: 3, 16: 2, 17: 4}
 _FIXED |= {18: 4, 19: 2, 20: 2}
 """Bytes of a constant pool entry by its tag (the UTF-8 entry, tag 1, has its own length)."""
-_UTF8, _WIDE = 1, (5, 6)
-_PUBLIC = 0x0001
+_UTF8, _CLASS, _STRING, _FIELD, _METHOD, _INTERFACE_METHOD, _PAIR = 1, 7, 8, 9, 10, 11, 12
+_WIDE = (5, 6)
+_PUBLIC, _STATIC = 0x0001, 0x0008
+_STACK = 16
+"""Stack slots of an assembled method; none needs more."""
 
-# Opcodes used below.
-ALOAD_0, ALOAD_1, LLOAD_1, ICONST_0 = b"\x2a", b"\x2b", b"\x1f", b"\x03"
-AALOAD, AASTORE, POP, L2I, IFNULL = b"\x32", b"\x53", b"\x57", b"\x88", b"\xc6"
-ARETURN, LRETURN, IRETURN, RETURN = b"\xb0", b"\xad", b"\xac", b"\xb1"
-
-RANDOM, COUNTER, SIMPLIFICATIONS, REFERENTS, WORDS = range(5)
-"""Places in a simulator thread's `Object[]`."""
+_PLAIN = {
+    "aconst_null": 0x01, "aaload": 0x32, "aastore": 0x53, "pop": 0x57, "dup": 0x59, "i2l": 0x85,
+    "l2i": 0x88, "ireturn": 0xAC, "lreturn": 0xAD, "areturn": 0xB0, "return": 0xB1,
+    "arraylength": 0xBE,
+}  # fmt: skip
+_VARIABLE = {"iload": 0x15, "lload": 0x16, "aload": 0x19, "istore": 0x36, "astore": 0x3A}
+_BRANCH = {
+    "ifeq": 0x99, "ifne": 0x9A, "if_icmplt": 0xA1, "if_icmpge": 0xA2, "if_icmpgt": 0xA3,
+    "goto": 0xA7, "ifnull": 0xC6, "ifnonnull": 0xC7,
+}  # fmt: skip
+_ON_CLASS = {
+    "new": 0xBB,
+    "anewarray": 0xBD,
+    "checkcast": 0xC0,
+    "instanceof": 0xC1,
+    "ldc_class": 0x13,
+}
+_MEMBER = {
+    "getstatic": (0xB2, _FIELD), "getfield": (0xB4, _FIELD), "putfield": (0xB5, _FIELD),
+    "invokevirtual": (0xB6, _METHOD), "invokespecial": (0xB7, _METHOD),
+    "invokestatic": (0xB8, _METHOD), "invokeinterface": (0xB9, _INTERFACE_METHOD),
+}  # fmt: skip
+_INSTRUCTION = re.compile(r"(?P<name>\w+)(?: (?P<operand>.+))?")
+_LABEL = re.compile(r"(?P<label>\w+):(?P<variables>.*)")
 
 
 class ClassFile:
-    """A Java class file whose methods can be replaced or added to.
+    """A Java class file.
 
     Raises ValueError where `data` is not a class file.
     """
@@ -54,209 +63,196 @@ class ClassFile:
             raise ValueError("not a Java class file (wrong magic number)")
         self._version = data[:8]
         (self._size,) = struct.unpack_from(">H", data, 8)
-        at, index, self._strings = 10, 1, dict[int, str]()
+        self._pool, at, index = dict[int, tuple[int, bytes]](), 10, 1
         while index < self._size:
-            tag = data[at]
-            if tag == _UTF8:
-                (length,) = struct.unpack_from(">H", data, at + 1)
-                self._strings[index] = data[at + 3 : at + 3 + length].decode("utf-8", "replace")
-                at += 3 + length
-            else:
-                at += 1 + _FIXED[tag]
-            index += 2 if tag in _WIDE else 1
-        self._pool = bytearray(data[10:at])
-        start = at
+            tag, start = data[at], at + 1
+            length = _FIXED[tag] if tag != _UTF8 else 2 + int.from_bytes(data[start : start + 2])
+            self._pool[index] = tag, data[start : start + length]
+            at, index = start + length, index + (2 if tag in _WIDE else 1)
+        self._indices = {entry: index for index, entry in self._pool.items()}
         (interfaces,) = struct.unpack_from(">H", data, at + 6)
-        at += 8 + 2 * interfaces
-        _, at = self._members(data, at)
-        self._head = data[start:at]
-        self._methods, at = self._members(data, at)
+        self._head, at = data[at : at + 8 + 2 * interfaces], at + 8 + 2 * interfaces
+        self._fields, at = _members(data, at)
+        self._methods, at = _members(data, at)
         self._tail = data[at:]
 
-    def _members(self, data: bytes, at: int) -> tuple[list[bytes], int]:
-        """Fields or methods, raw, and where they end."""
-        (count,) = struct.unpack_from(">H", data, at)
-        at += 2
-        members = []
-        for _ in range(count):
-            start = at
-            (attributes,) = struct.unpack_from(">H", data, at + 6)
-            at += 8
-            for _ in range(attributes):
-                (length,) = struct.unpack_from(">I", data, at + 2)
-                at += 6 + length
-            members.append(data[start:at])
-        return members, at
+    def to_bytes(self) -> bytes:
+        """The file with its changes."""
+        pool = b"".join(bytes([tag]) + body for tag, body in self._pool.values())
+        members = (
+            struct.pack(">H", len(group)) + b"".join(group)
+            for group in (self._fields, self._methods)
+        )
+        return b"".join(
+            (self._version, struct.pack(">H", self._size), pool, self._head, *members, self._tail)
+        )
 
     def _constant(self, tag: int, body: bytes) -> int:
-        self._pool += bytes([tag]) + body
-        self._size += 1
-        return self._size - 1
+        """Index of a constant, which is added where the pool lacks it."""
+        if (tag, body) not in self._indices:
+            self._pool[self._size] = tag, body
+            self._indices[tag, body] = self._size
+            self._size += 1
+        return self._indices[tag, body]
 
-    def utf8(self, text: str) -> int:
-        """Index of a text in the constant pool (added to its end; repeats do no harm)."""
-        raw = text.encode()
-        return self._constant(_UTF8, struct.pack(">H", len(raw)) + raw)
+    def _utf8(self, text: str) -> int:
+        return self._constant(_UTF8, struct.pack(">H", len(text.encode())) + text.encode())
 
-    def constant_class(self, name: str) -> int:
-        """Index of a class in the constant pool."""
-        return self._constant(7, struct.pack(">H", self.utf8(name)))
+    def _class(self, name: str) -> int:
+        return self._constant(_CLASS, struct.pack(">H", self._utf8(name)))
 
-    def call(self, opcode: int, owner: str, name: str, descriptor: str) -> bytes:
-        """Bytecode of a method call (0xb6 virtual, 0xb8 static)."""
-        pair = struct.pack(">HH", self.utf8(name), self.utf8(descriptor))
-        reference = struct.pack(">HH", self.constant_class(owner), self._constant(12, pair))
-        return struct.pack(">BH", opcode, self._constant(10, reference))
+    def _member(self, tag: int, owner: str, name: str, descriptor: str) -> int:
+        """Index of a reference to a field or method."""
+        pair = self._constant(_PAIR, struct.pack(">HH", self._utf8(name), self._utf8(descriptor)))
+        return self._constant(tag, struct.pack(">HH", self._class(owner), pair))
 
-    def cast(self, name: str) -> bytes:
-        """Bytecode that casts the top of the stack to a class."""
-        return struct.pack(">BH", 0xC0, self.constant_class(name))
+    def _find(self, name: str, descriptor: str) -> int:
+        """Place of a method (raises ValueError where there is none)."""
+        start = struct.pack(">HH", self._utf8(name), self._utf8(descriptor))
+        for place, method in enumerate(self._methods):
+            if method[2:6] == start:
+                return place
+        raise ValueError(f"no method {name}{descriptor}")
 
-    def _is(self, method: bytes, name: str, descriptor: str) -> bool:
-        _, n, d = struct.unpack_from(">HHH", method)
-        return (self._strings.get(n), self._strings.get(d)) == (name, descriptor)
+    def rename(self, name: str, descriptor: str, new: str) -> None:
+        """Renames a method and makes it public. Raises ValueError where there is none."""
+        place = self._find(name, descriptor)
+        method = self._methods[place]
+        (flags,) = struct.unpack_from(">H", method)
+        head = struct.pack(">HH", flags & ~0x0006 | _PUBLIC, self._utf8(new))
+        self._methods[place] = head + method[4:]
 
-    def rename_method(self, name: str, descriptor: str, new: str) -> None:
-        """Raises ValueError where there is no such method."""
-        at = [i for i, method in enumerate(self._methods) if self._is(method, name, descriptor)]
-        if len(at) != 1:
-            raise ValueError(f"no method {name}{descriptor}")
-        method = self._methods[at[0]]
-        self._methods[at[0]] = method[:2] + struct.pack(">H", self.utf8(new)) + method[4:]
+    def remove(self, name: str, descriptor: str) -> None:
+        """Removes a method. Raises ValueError where there is none."""
+        del self._methods[self._find(name, descriptor)]
 
-    def set_method(self, name: str, descriptor: str, code: bytes, frames: bytes = b"") -> None:
-        """Replaces (or adds) a public method of at most 8 stack and 8 local slots.
+    def redirect(self, method: str, descriptor: str, old: str, new: str, calls: int = 1) -> None:
+        """Lets a method call another one in place of `old` (both as in assembly, of one signature).
 
-        `frames`: the entries of its stack map, one for each target of a branch.
+        Raises ValueError where it does not contain that many calls of `old`.
         """
+        place = self._find(method, descriptor)
+        before, after = (self._assemble_member("invokevirtual", call)[1:] for call in (old, new))
+        pattern = re.compile(rb"(?<=[\xb6\xb7])" + re.escape(before))
+        self._methods[place], count = pattern.subn(lambda _: after, self._methods[place])
+        if count != calls:
+            raise ValueError(f"{method}{descriptor} has {count} calls of {old}, not {calls}")
 
-        def is_it(method: bytes) -> bool:
-            return self._is(method, name, descriptor)
+    def add_field(self, name: str, descriptor: str) -> None:
+        """Adds a public field."""
+        self._fields.append(
+            struct.pack(">HHHH", _PUBLIC, self._utf8(name), self._utf8(descriptor), 0)
+        )
 
-        body = struct.pack(">HHI", 8, 8, len(code)) + code + struct.pack(">HH", 0, bool(frames))
-        if frames:
-            body += struct.pack(">HIH", self.utf8("StackMapTable"), 2 + len(frames), 1) + frames
-        attribute = struct.pack(">HI", self.utf8("Code"), len(body)) + body
-        head = struct.pack(">HHHH", _PUBLIC, self.utf8(name), self.utf8(descriptor), 1)
-        self._methods = [m for m in self._methods if not is_it(m)] + [head + attribute]
+    def add_method(
+        self,
+        name: str,
+        descriptor: str,
+        variables: Mapping[str, str],
+        text: str,
+        static: bool = False,
+    ) -> None:
+        """Adds a public method written in assembly.
 
-    def to_bytes(self) -> bytes:
-        methods = struct.pack(">H", len(self._methods)) + b"".join(self._methods)
-        size = struct.pack(">H", self._size)
-        return self._version + size + bytes(self._pool) + self._head + methods + self._tail
+        `variables`: its local variables and their types in order, beginning with `this` and the
+        parameters: `int`, `long`, or a class as in `checkcast`.
 
+        Raises ValueError for an unknown instruction, KeyError for an unknown variable or label.
+        """
+        slots, size = {}, 0
+        for variable, kind in variables.items():
+            slots[variable], size = size, size + (2 if kind == "long" else 1)
+        code, labels, branches, frames = bytearray(), dict[str, int](), dict[int, str](), b""
+        previous = -1
+        for line in filter(None, (line.split("#")[0].strip() for line in text.splitlines())):
+            if match := _LABEL.fullmatch(line):
+                labels[match["label"]] = len(code)
+                alive = {
+                    v: kind for v, kind in variables.items() if v in match["variables"].split()
+                }
+                frames += self._frame(len(code) - previous - 1, variables, alive)
+                previous = len(code)
+                continue
+            match = _INSTRUCTION.fullmatch(line)
+            operation, operand = (match["name"], match["operand"]) if match else (line, "")
+            if operation in _BRANCH:
+                branches[len(code)] = operand
+                code += bytes([_BRANCH[operation], 0, 0])
+            elif operation in _VARIABLE:
+                code += bytes([_VARIABLE[operation], slots[operand]])
+            elif operation == "iinc":
+                code += bytes([0x84, slots[operand], 1])
+            else:
+                code += self._assemble(operation, operand)
+        for at, label in branches.items():
+            struct.pack_into(">h", code, at + 1, labels[label] - at)
+        body = struct.pack(">HHI", _STACK, size, len(code)) + code + struct.pack(">H", 0)
+        body += struct.pack(">H", bool(labels))
+        if labels:
+            table = struct.pack(">H", len(labels)) + frames
+            body += struct.pack(">HI", self._utf8("StackMapTable"), len(table)) + table
+        head = (_PUBLIC | _STATIC * static, self._utf8(name), self._utf8(descriptor), 1)
+        attribute = struct.pack(">HI", self._utf8("Code"), len(body)) + body
+        self._methods.append(struct.pack(">HHHH", *head) + attribute)
 
-def _of_thread(cls: ClassFile) -> bytes:
-    """Bytecode that pushes the current thread's `Object[]`."""
-    return (
-        cls.call(0xB8, "java/lang/System", "getProperties", "()Ljava/util/Properties;")
-        + cls.call(0xB8, "java/lang/Thread", "currentThread", "()Ljava/lang/Thread;")
-        + cls.call(0xB6, "java/util/Properties", "get", "(Ljava/lang/Object;)Ljava/lang/Object;")
-        + cls.cast("[Ljava/lang/Object;")
-    )
+    def _frame(self, offset: int, variables: Mapping[str, str], alive: Mapping[str, str]) -> bytes:
+        """A stack map frame (a full one) with an empty stack."""
+        kinds = b""
+        for variable, kind in variables.items():
+            if variable not in alive:
+                kinds += bytes(2 if kind == "long" else 1)  # "top": no value
+            elif kind in ("int", "long"):
+                kinds += bytes([1 if kind == "int" else 4])
+            else:
+                kinds += struct.pack(">BH", 7, self._class(kind))
+        count = len(variables) + sum(
+            kind == "long" for variable, kind in variables.items() if variable not in alive
+        )
+        return struct.pack(">BHH", 255, offset, count) + kinds + struct.pack(">H", 0)
 
+    def _assemble(self, operation: str, operand: str) -> bytes:
+        """An instruction that has no variable and no label."""
+        if operation in _PLAIN:
+            return bytes([_PLAIN[operation]])
+        if operation in _ON_CLASS:
+            return struct.pack(">BH", _ON_CLASS[operation], self._class(operand))
+        if operation in _MEMBER:
+            return self._assemble_member(operation, operand)
+        if operation == "iconst":
+            return struct.pack(">Bh", 0x11, int(operand))
+        if operation == "ldc":
+            text = self._constant(_STRING, struct.pack(">H", self._utf8(operand.strip('"'))))
+            return struct.pack(">BH", 0x13, text)
+        raise ValueError(f"no instruction {operation!r}")
 
-def _item(cls: ClassFile, place: int, kind: str) -> bytes:
-    """Bytecode that pushes what stands at `place` there."""
-    return _of_thread(cls) + bytes([ICONST_0[0] + place]) + AALOAD + cls.cast(kind)
-
-
-def _hash_by_uuid(cls: ClassFile) -> None:
-    uuid = cls.call(0xB6, "scienceworld/struct/EnvObject", "uuid", "()J")
-    cls.set_method("hashCode", "()I", ALOAD_0 + uuid + L2I + IRETURN)
-
-
-def _own_random(cls: ClassFile) -> None:
-    kind = "java/util/Random"
-    cls.set_method("self", f"()L{kind};", _item(cls, RANDOM, kind) + ARETURN)
-
-
-def _own_counter(cls: ClassFile) -> None:
-    kind = "java/lang/Long"
-    number = _item(cls, COUNTER, kind) + cls.call(0xB6, kind, "longValue", "()J")
-    cls.set_method("count", "()J", number + LRETURN)
-    place = _of_thread(cls) + bytes([ICONST_0[0] + COUNTER])
-    boxed = LLOAD_1 + cls.call(0xB8, kind, "valueOf", f"(J)L{kind};")
-    cls.set_method("count_$eq", "(J)V", place + boxed + AASTORE + RETURN)
-
-
-def _own_simplifications(cls: ClassFile) -> None:
-    kind = "scala/collection/mutable/ArrayBuffer"
-    cls.set_method("simplifications", f"()L{kind};", _item(cls, SIMPLIFICATIONS, kind) + ARETURN)
-
-
-_OBJECT = "scienceworld/struct/EnvObject"
-_NAMES = f"(L{_OBJECT};L{_OBJECT};)[Ljava/lang/String;"
-_PARSE = (
-    f"(Ljava/lang/String;L{_OBJECT};L{_OBJECT};Lscienceworld/objects/agent/Agent;"
-    "Lscienceworld/tasks/goals/ObjMonitor;Lscienceworld/tasks/goals/GoalSequence;"
-    f"L{_OBJECT};)Lscala/Tuple4;"
-)
-
-
-def _names_once_an_action(cls: ClassFile) -> None:
-    """`parse` empties the thread's map of names, then goes on as before."""
-    cls.rename_method("parse", _PARSE, "parse$plain")
-    clear = _item(cls, REFERENTS, "java/util/HashMap")
-    clear += cls.call(0xB6, "java/util/HashMap", "clear", "()V")
-    arguments = b"".join(bytes([0x19, slot]) for slot in range(8))
-    plain = cls.call(0xB6, "scienceworld/input/InputParser", "parse$plain", _PARSE)
-    cls.set_method("parse", _PARSE, clear + arguments + plain + ARETURN)
-
-
-def _remember(cls: ClassFile, place: int, name: str, descriptor: str, arguments: int) -> None:
-    """The method looks its first argument up in the thread's map at `place` before it works.
-
-    `arguments`: how many it has, all of them objects; its value is an array of strings.
-    """
-    owner, kind, plain = "scienceworld/input/InputParser$", "java/util/HashMap", f"{name}$plain"
-    value, keep = bytes([0x19, 1 + arguments]), bytes([0x3A, 1 + arguments])
-    cls.rename_method(name, descriptor, plain)
-    cast = cls.cast("[Ljava/lang/String;")
-    get = cls.call(0xB6, kind, "get", "(Ljava/lang/Object;)Ljava/lang/Object;")
-    put = "(Ljava/lang/Object;Ljava/lang/Object;)Ljava/lang/Object;"
-    code = _item(cls, place, kind) + ALOAD_1 + get + keep
-    code += value + IFNULL + struct.pack(">h", 3 + len(value + cast + ARETURN))
-    code += value + cast + ARETURN
-    # The branch lands here, with one local more than at the start: the value, an Object.
-    frame = struct.pack(">BHBH", 252, len(code), 7, cls.constant_class("java/lang/Object"))
-    code += b"".join(bytes([0x19, slot]) for slot in range(1 + arguments))
-    code += cls.call(0xB6, owner, plain, descriptor) + keep
-    code += _item(cls, place, kind) + ALOAD_1 + value + cls.call(0xB6, kind, "put", put) + POP
-    cls.set_method(name, descriptor, code + value + cast + ARETURN, frame)
-
-
-def _remember_names(cls: ClassFile) -> None:
-    """The names of a thing once an action, the words of a name once; no names to print."""
-    _remember(cls, REFERENTS, "getObjectReferents", _NAMES, arguments=2)
-    _remember(cls, WORDS, "tokenize", "(Ljava/lang/String;)[Ljava/lang/String;", arguments=1)
-    nothing = ICONST_0 + struct.pack(">BH", 0xBD, cls.constant_class("java/lang/String"))
-    cls.set_method("getPossibleReferents", _NAMES, nothing + ARETURN)
-
-
-CHANGES: dict[str, Callable[[ClassFile], None]] = {
-    "scienceworld/struct/EnvObject": _hash_by_uuid,
-    "scala/util/Random$": _own_random,
-    "util/UniqueIdentifier$": _own_counter,
-    "main/scala/scienceworld/runtime/SimplifierProcessor$": _own_simplifications,
-    "scienceworld/input/InputParser": _names_once_an_action,
-    "scienceworld/input/InputParser$": _remember_names,
-}
+    def _assemble_member(self, operation: str, operand: str) -> bytes:
+        """An instruction on a field or method, given as `owner.name descriptor`."""
+        member, descriptor = operand.split(" ")
+        owner, name = member.rsplit(".", 1)
+        opcode, tag = _MEMBER[operation]
+        code = struct.pack(">BH", opcode, self._member(tag, owner, name, descriptor))
+        if operation == "invokeinterface":
+            code += bytes([1 + _argument_slots(descriptor), 0])
+        return code
 
 
-def write_patch(simulator_jar: Path, patch_jar: Path) -> None:
-    """Writes the changed classes into `patch_jar`, to stand before the simulator's jar.
+def _argument_slots(descriptor: str) -> int:
+    """Slots of a method's arguments: two for `long` and `double`, one for others."""
+    arguments = re.findall(r"\[*(?:L[^;]+;|[A-Z])", descriptor[: descriptor.index(")")])
+    return sum(2 if argument in "JD" else 1 for argument in arguments)
 
-    Raises ValueError where the jar lacks one of them (another version of the simulator).
-    """
-    with zipfile.ZipFile(simulator_jar) as jar, zipfile.ZipFile(patch_jar, "w") as out:
-        for name, change in CHANGES.items():
-            try:
-                cls = ClassFile(jar.read(f"{name}.class"))
-            except KeyError:
-                raise ValueError(
-                    f"{simulator_jar} has no class {name}: this StepAgent knows the simulator of "
-                    "scienceworld 1.2.3; install that version"
-                ) from None
-            change(cls)
-            out.writestr(f"{name}.class", cls.to_bytes())
+
+def _members(data: bytes, at: int) -> tuple[list[bytes], int]:
+    """Fields or methods, raw, and where they end."""
+    (count,) = struct.unpack_from(">H", data, at)
+    at += 2
+    members = []
+    for _ in range(count):
+        start = at
+        (attributes,) = struct.unpack_from(">H", data, at + 6)
+        at += 8
+        for _ in range(attributes):
+            (length,) = struct.unpack_from(">I", data, at + 2)
+            at += 6 + length
+        members.append(data[start:at])
+    return members, at

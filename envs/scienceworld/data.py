@@ -1,8 +1,8 @@
 """ScienceWorld's tasks, variations, splits and step limits, without starting Java.
 
 A task id is `<task>/<variation>`, such as `find-living-thing/17`, with the simulator's own task
-names. The table below was read off the simulator (a test compares them): 30 tasks, 7,207
-variations, each task's train, dev and test variations being three ranges that follow one another.
+names. The table below was read from the simulator (a test compares them): 30 tasks, 7,207
+variations, each task's train, dev and test variations being three consecutive ranges.
 
 Two task sets:
 
@@ -12,13 +12,13 @@ Two task sets:
 
 How `"paper"` differs from ETO:
 
-- **test** is the same 211 variations: the first 10 (or all, where there are fewer) of each task's
+- **test** is the same 211 variations: the first 10 (or all, if there are fewer) of each task's
   official test range. The paper's table 1 counts 241.
-- **dev** is up to 10 variations a task out of the official dev range, spread evenly: 199. ETO drew
+- **dev** is up to 10 variations per task from the official dev range, evenly spaced: 199. ETO drew
   its 194 from the same ranges at random.
-- **train** is up to 120 variations a task out of the official train range, spread evenly: 1,408.
+- **train** is up to 120 variations per task from the official train range, evenly spaced: 1,408.
   ETO drew its 1,483 from train *and* dev, so that 54 of its dev items are also among its train
-  items. Ours keeps to the official train range: train, dev and test share nothing.
+  items. Ours uses only the official train range: train, dev and test share nothing.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ SIMPLIFICATIONS = (*EASY, NO_ELECTRICAL)
 
 
 def is_electrical(task: str) -> bool:
-    """Whether the task needs wires to be connected, so that `noElectricalAction` cannot hold."""
+    """Whether the task needs wires to be connected, so that `noElectricalAction` is impossible."""
     return "power-component" in task or "conductivity" in task
 
 
@@ -155,16 +155,16 @@ def task_ids(
                 f"unknown tasks {unknown} in task_set {task_set!r}, which has: {', '.join(names)}"
             )
         names = [name for name in names if name in only]
-    found = []
+    ids = []
     for name in names:
         variations: Sequence[int] = TASKS[name].of(split)
         if task_set == "paper":
             size = min(_PAPER_SIZES[split], len(variations))
             variations = variations[:size] if split == "test" else _spread(variations, size)
-        found += [f"{name}/{variation}" for variation in variations]
-    return tuple(found)
+        ids += [f"{name}/{variation}" for variation in variations]
+    return tuple(ids)
 
 
 def _spread(numbers: Sequence[int], size: int) -> list[int]:
-    """`size` of the numbers, at even distances, the first among them."""
+    """`size` of the numbers, evenly spaced, including the first."""
     return [numbers[i * len(numbers) // size] for i in range(size)]

@@ -2,9 +2,14 @@
 
 Rules of the episode, as the paper (and ETO before it) counts them:
 
-- The simulator's raw score runs from 0 to 100, or jumps to −100 after a wrong `focus`. The score
-  here is the best raw score seen so far / 100, so it lies in [0, 1] and never falls; the reward of
-  a step is what it adds. A negative raw score ends the episode with what was best before.
+- An episode starts where upstream's `reset` leaves it: after a `look around`, which lets the world
+  tick and credits the goals that hold from the start. It does not count as a step.
+- The simulator's raw score runs from 0 to 100, or drops to −100 after a wrong `focus`. The score
+  here is the best raw score so far / 100, so it is in [0, 1] and never falls; the reward of a step
+  is what it adds. A negative raw score ends the episode with the best score before it.
+- Many tasks open above 0 (67 of the paper's 211 test tasks). Like ETO's, our score counts from the
+  first action: it is 0 at `reset`, and the first action's reward contains the opening score. So
+  the rewards of an episode add up to its score.
 - The episode ends when the task is complete, at a negative raw score, or (truncated) after the
   task's step limit (`data.STEP_LIMITS`). Success means raw score 100.
 - `valid` is false where the simulator refuses (it does not know the action, the thing is not there,
@@ -22,8 +27,11 @@ from typing import ClassVar
 from stepagent.envs.core import Outcome, TextEnv, checksum, split_names
 from stepagent.envs.scienceworld import data, expert
 from stepagent.envs.scienceworld.gateway import JavaError, SimulatorError
-from stepagent.envs.scienceworld.jvm import CALL_TIMEOUT, Simulator
+from stepagent.envs.scienceworld.jvm import CALL_TIMEOUT, Simulator, Start
 
+RULES = "starts after upstream's first look around"
+"""What an episode's rules are, for fingerprints: changed with every change of scores or texts, so
+that results recorded before it do not pass as comparable."""
 MAX_ACTION = 400
 """Characters that an action may have; the longest that means anything has about 150."""
 MAX_CHOICES = 40
@@ -98,7 +106,9 @@ class ScienceWorldEnv(TextEnv):
         return data.step_limit(task_id.split("/")[0])
 
     def data_checksum(self) -> str:
-        return checksum(str(sorted(data.TASKS.items())), str(sorted(data.STEP_LIMITS.items())))
+        return checksum(
+            RULES, str(sorted(data.TASKS.items())), str(sorted(data.STEP_LIMITS.items()))
+        )
 
     def simplifications(self, task: str) -> tuple[str, ...]:
         """The simplifications in force for a task (raises ValueError where they cannot be)."""
@@ -110,21 +120,20 @@ class ScienceWorldEnv(TextEnv):
     def begin(self, task_id: str) -> str:
         task, variation = task_id.rsplit("/", 1)
         switches = self.simplifications(task)
-        self._best, self._asked = 0.0, False
+        self._asked = False
         try:
-            simulator = self._load(task, int(variation), switches)
+            start = self._start(task, int(variation), switches)
         except SimulatorError:  # it died since the last episode: once more, with a fresh one
             self._simulator = None
-            simulator = self._load(task, int(variation), switches)
-        self.instruction = simulator.task_description()
-        look, carried = simulator.look(), simulator.inventory()
-        return "\n\n".join(part.strip() for part in (self.instruction, look, carried))
+            start = self._start(task, int(variation), switches)
+        self.instruction, self._best = start.description, start.score
+        parts = (start.description, start.observation, start.inventory)
+        return "\n\n".join(part.strip() for part in parts)
 
-    def _load(self, task: str, variation: int, switches: tuple[str, ...]) -> Simulator:
+    def _start(self, task: str, variation: int, switches: tuple[str, ...]) -> Start:
         if self._simulator is None or not self._simulator.alive:
             self._simulator = Simulator(self.timeout)
-        self._simulator.load(task, variation, switches)
-        return self._simulator
+        return self._simulator.start(task, variation, switches)
 
     def act(self, action: str) -> Outcome:
         assert self._simulator is not None

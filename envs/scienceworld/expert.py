@@ -1,21 +1,23 @@
 """The expert: a plan that solves the task within its step limit, with a thought before each action.
 
-A plan of ours (`biology`, `laboratory`) comes first where there is one: short, without upstream's
-random choices, and quick to find. Upstream's gold path (`gold`) serves the other tasks, and those
-that our plan does not solve, as in settings other than the paper's. Every plan is played through
-before it is handed out, so its score is known; the best is taken, and the first that is perfect.
+A plan of ours (`plans.biology`, `plans.physics`) comes first if there is one: short, without
+upstream's random choices, and quick to find. Upstream's gold path (`plans.upstream`) serves the
+other tasks, and those that our plan does not solve, as in settings unlike the paper's. Every plan
+is played through before it is returned, so its score is known; the best is taken, or the first that
+is perfect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import lru_cache, partial
 
-from stepagent.envs.scienceworld import biology, data, gold, laboratory, thoughts
-from stepagent.envs.scienceworld.attempt import Attempt, Over, Plan
+from stepagent.envs.scienceworld import data, thoughts
 from stepagent.envs.scienceworld.gateway import JavaError
 from stepagent.envs.scienceworld.jvm import Simulator
+from stepagent.envs.scienceworld.plans import biology, physics, upstream
+from stepagent.envs.scienceworld.playthrough import Plan, PlanEnded, Playthrough
 
 _PLANS: dict[str, tuple[Plan, ...]] = {
     "find-animal": (biology.find,),
@@ -29,57 +31,55 @@ _PLANS: dict[str, tuple[Plan, ...]] = {
     "identify-life-stages-2": (biology.plant_stages,),
     "grow-plant": (biology.grow,),
     "grow-fruit": (biology.grow, partial(biology.grow, keep_bees=False)),
-    "boil": (laboratory.change_state,),
-    "melt": (laboratory.change_state,),
-    "freeze": (laboratory.change_state,),
-    "change-the-state-of-matter-of": (laboratory.change_state,),
-    "use-thermometer": (laboratory.temperature,),
-    "measure-melting-point-known-substance": (laboratory.melting_point,),
-    "power-component": (laboratory.circuit,),
-    "power-component-renewable-vs-nonrenewable-energy": (laboratory.circuit,),
-    "test-conductivity": (laboratory.conductivity,),
-    "test-conductivity-of-unknown-substances": (laboratory.conductivity,),
-    "chemistry-mix": (laboratory.mixture,),
-    "chemistry-mix-paint-secondary-color": (laboratory.paint,),
-    "chemistry-mix-paint-tertiary-color": (laboratory.paint,),
+    "boil": (physics.change_state,),
+    "melt": (physics.change_state,),
+    "freeze": (physics.change_state,),
+    "change-the-state-of-matter-of": (physics.change_state,),
+    "use-thermometer": (physics.temperature,),
+    "measure-melting-point-known-substance": (physics.melting_point,),
+    "power-component": (physics.circuit,),
+    "power-component-renewable-vs-nonrenewable-energy": (physics.circuit,),
+    "test-conductivity": (physics.conductivity,),
+    "test-conductivity-of-unknown-substances": (physics.conductivity,),
+    "chemistry-mix": (physics.mixture,),
+    "chemistry-mix-paint-secondary-color": (physics.paint,),
+    "chemistry-mix-paint-tertiary-color": (physics.paint,),
 }
 
 
 @lru_cache(maxsize=4096)
 def plan(task_id: str, simplifications: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """(thought, action) pairs that solve the task from its beginning.
+    """(thought, action) pairs that solve the task from its start.
 
-    Raises SimulatorError where the Java process fails.
+    Raises SimulatorError if the Java process fails.
     """
     task, number = task_id.rsplit("/", 1)
     variation, limit = int(number), data.step_limit(task)
     best: tuple[float, tuple[str, ...]] = (-1.0, ())
     with closing(Simulator()) as simulator:
 
-        def play(plan: Plan) -> Attempt:
-            attempt = Attempt(simulator, task, variation, simplifications, limit)
-            try:
-                plan(attempt)
-            except (Over, JavaError):  # the simulator throws at some actions: that plan fails
-                pass
-            return attempt
+        def play(plan: Plan) -> Playthrough:
+            playthrough = Playthrough(simulator, task, variation, simplifications, limit)
+            with suppress(PlanEnded, JavaError):  # where the simulator throws, the plan fails
+                plan(playthrough)
+            return playthrough
 
         for candidate in _candidates(simulator, task, variation, simplifications):
-            attempt = play(candidate)
-            if attempt.misread:  # time may have passed: does it go the same way without?
-                attempt = play(gold.replay(attempt.actions))
-            if attempt.score > best[0]:
-                best = attempt.score, attempt.actions
-            if attempt.score >= 1:
+            playthrough = play(candidate)
+            if playthrough.unknown_actions:  # they may have taken time: check the plan without them
+                playthrough = play(upstream.replay(playthrough.actions))
+            if playthrough.score > best[0]:
+                best = playthrough.score, playthrough.actions
+            if playthrough.score >= 1:
                 break
     actions = best[1]
-    return tuple(zip(thoughts.of(task_id, attempt.goal, actions), actions, strict=True))
+    return tuple(zip(thoughts.of(task_id, playthrough.goal, actions), actions, strict=True))
 
 
 def _candidates(
     simulator: Simulator, task: str, variation: int, simplifications: tuple[str, ...]
 ) -> Iterator[Plan]:
-    """Ours, then upstream's, which takes half a second and more to work out."""
+    """Ours, then upstream's, which takes half a second or more to compute."""
     yield from _PLANS.get(task, ())
     simulator.load(task, variation, simplifications, gold=True)
-    yield from gold.plans(simulator.gold_actions(), simplifications)
+    yield from upstream.plans(simulator.gold_actions(), simplifications)

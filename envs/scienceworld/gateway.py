@@ -2,7 +2,7 @@
 
 Py4J's own Python side keeps a pool of connections, so a call may land on any Java thread, and it
 logs stack traces (partly through the root logger) when the process goes away. A simulator needs
-the opposite: one Java thread for all its calls (see `classfile`), a time-out, a clear exception.
+the opposite: one Java thread for all its calls (see `patches`), a time-out, a clear exception.
 
 Protocol: a command is lines of text, an argument a type letter and its value, `e` ends it. The
 answer is one line: `!y` (or `!x` for an exception), a type letter and the value.
@@ -13,19 +13,22 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stepagent.errors import UserError
 
-class SimulatorError(RuntimeError):
+
+class SimulatorError(UserError, RuntimeError):
     """The simulator's Java process failed (died, hung, could not start): infrastructure, not play.
 
-    The episode in hand is lost; `reset()` starts a fresh process by itself.
+    The current episode is lost; `reset()` starts a new process.
     """
 
 
 class JavaError(SimulatorError):
-    """The Java side answered a call with an exception. The process itself goes on."""
+    """The Java side answered a call with an exception. The process itself is fine."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def _argument(value: Any) -> str:
     if isinstance(value, bool):
         return f"b{str(value).lower()}"
     if isinstance(value, int):
-        return f"i{value}"
+        return f"i{value}" if -(2**31) <= value < 2**31 else f"L{value}"
     if isinstance(value, str):
         return f"s{_escape(value)}"
     if isinstance(value, Reference):
@@ -112,7 +115,9 @@ class Connection:
             except (OSError, ValueError) as error:  # ValueError: closed in the meantime
                 self.close()
                 raise SimulatorError(f"the connection to Java broke: {error}") from error
-            except BaseException:  # Ctrl-C in mid-call: the answer would meet the next question
+            except (
+                BaseException
+            ):  # Ctrl-C during a call: its answer would be read as the next one's
                 self.close()
                 raise
         if not answer.endswith(b"\n"):
@@ -124,9 +129,9 @@ class Connection:
         raise JavaError(self._explain(text[2:3], text[3:]))
 
     def _explain(self, kind: str, value: str) -> str:
-        """The words of a Java exception."""
+        """The message of a Java exception."""
         if kind not in "or":
-            return _unescape(value) or "an error without words"
+            return _unescape(value) or "an error without a message"
         try:
             return str(self.call(Reference(value), "toString"))
         finally:
@@ -141,19 +146,20 @@ class Connection:
         return self._send("\n".join(["c", owner, method, *map(_argument, args), "e", ""]))
 
     def new(self, name: str, *args: Any) -> Reference:
-        """Makes an object of the named class."""
-        made = self._send("\n".join(["i", name, *map(_argument, args), "e", ""]))
-        assert isinstance(made, Reference)
-        return made
+        """Creates an object of the named class."""
+        instance = self._send("\n".join(["i", name, *map(_argument, args), "e", ""]))
+        assert isinstance(instance, Reference)
+        return instance
 
-    def new_array(self, *items: Reference | int) -> Reference:
-        """Makes an `Object[]` of these items (numbers become `Long`)."""
-        made = self._send(f"a\nc\nsjava.lang.Object\ni{len(items)}\ne\n")
-        assert isinstance(made, Reference)
+    def new_array(self, items: Sequence[Reference | int | None]) -> Reference:
+        """Creates an `Object[]` of these items (numbers become `Long`)."""
+        array = self._send(f"a\nc\nsjava.lang.Object\ni{len(items)}\ne\n")
+        assert isinstance(array, Reference)
         for index, item in enumerate(items):
-            value = f"r{item.id}" if isinstance(item, Reference) else f"L{item}"
-            self._send(f"a\ns\n{made.id}\ni{index}\n{value}\ne\n")
-        return made
+            if item is not None:
+                value = f"r{item.id}" if isinstance(item, Reference) else f"L{item}"
+                self._send(f"a\ns\n{array.id}\ni{index}\n{value}\ne\n")
+        return array
 
     def release(self, *references: Reference) -> None:
         """Lets the Java process collect these objects."""

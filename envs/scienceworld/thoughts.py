@@ -27,9 +27,9 @@ def _thought(key: str, goal: str, aim: str, actions: Sequence[str], following: s
     action = actions[-1]
     reasons = _special(goal, actions) + (_SEARCH if following == _LOOKING else ()) + _REASONS
     for pattern, sentences in reasons:
-        found = re.fullmatch(pattern, action)
-        if found:
-            words = {name: _the(thing) for name, thing in found.groupdict().items()}
+        match = re.fullmatch(pattern, action)
+        if match:
+            words = {name: _the(thing) for name, thing in match.groupdict().items()}
             sentence = sentences[zlib.crc32(key.encode()) % len(sentences)]
             text = sentence.format(aim=aim, next=following, **words)
             return (text[0].upper() + text[1:]).replace("in outside", "outside")
@@ -38,10 +38,10 @@ def _thought(key: str, goal: str, aim: str, actions: Sequence[str], following: s
 
 def _aim(goal: str) -> str:
     """What the task is for, as it says itself: `find a plant`, `boil water`, …"""
-    found = re.search(r"[Yy]our task is to (?:use chemistry to )?(.+?)(?:\.|,| from | by |$)", goal)
-    if not found:
+    match = re.search(r"[Yy]our task is to (?:use chemistry to )?(.+?)(?:\.|,| from | by |$)", goal)
+    if not match:
         return "do the task"
-    aim = found[1].strip().replace("a(n)", "a").replace("'", "")
+    aim = match[1].strip().replace("a(n)", "a").replace("'", "")
     return re.sub(r"\ba (?=[aeio])", "an ", aim)
 
 
@@ -56,15 +56,15 @@ def _next(actions: Sequence[str]) -> str:
     """What is done next: `naming the frog egg`, `waiting`, …"""
     for action in actions:
         for pattern, phrase in _DOING:
-            found = re.fullmatch(pattern, action)
-            if found:
-                return phrase.format(**{k: _the(v) for k, v in found.groupdict().items()})
+            match = re.fullmatch(pattern, action)
+            if match:
+                return phrase.format(**{k: _the(v) for k, v in match.groupdict().items()})
     return "the rest of the work"
 
 
 def _special(goal: str, actions: Sequence[str]) -> _Reasons:
     """Reasons that hold in one kind of task."""
-    named = sum(action.startswith("focus on") for action in actions)
+    count = sum(action.startswith("focus on") for action in actions)
     if kind := re.search(r"find a\(n\) (.+?)\.", goal):
         fits = f"{{x}} is the first {kind[1]} that I see here, so I choose it."
         if kind[1] == "non-living thing":
@@ -75,13 +75,13 @@ def _special(goal: str, actions: Sequence[str]) -> _Reasons:
             (r"teleport to greenhouse", ("Plants grow in the greenhouse, so I look there.",)),
         )
     if "life span" in goal:
-        span = "longest" if "longest" in goal and named == 1 else "shortest"
+        span = "longest" if "longest" in goal and count == 1 else "shortest"
         return (
             (_FOCUS, (f"Of the animals that I see, {{x}} is of the kind with the {span} life.",)),
         )
     if "life stages" in goal:
-        order = "{x} comes first in the order of life." if named == 1 else "{x} is the next stage."
-        looks = ("I look at what has become of the animal.",) if named else _LOOK
+        order = "{x} comes first in the order of life." if count == 1 else "{x} is the next stage."
+        looks = ("I look at what has become of the animal.",) if count else _LOOK
         return ((_FOCUS, (order,)), (r"wait\d*", _GROWING), (r"look around", looks))
     if "grow a" in goal and any(action.startswith("wait") for action in actions):
         looks = ("I check whether there is any fruit yet.",)

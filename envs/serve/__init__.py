@@ -1,6 +1,6 @@
-"""Environments over HTTP: `python -m envs.serve --env ID`. See `docs/servers.md`.
+"""Environments over HTTP: `stepagent serve --env ID`. See `docs/servers.md`.
 
-`sessions` keeps the environments, each in a thread of its own; `app` is what clients can ask for;
-`guard` stands before it (token, size of requests, log lines, counters); `openenv` speaks OpenEnv's
+`sessions` holds the environments, each in a thread of its own; `app` has the routes; `guard` checks
+every request first (token, size, log lines, counters); `openenv` speaks OpenEnv's
 protocol over the same sessions; `metrics` counts. The client is `envs.remote`.
 """

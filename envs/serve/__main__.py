@@ -1,8 +1,8 @@
-"""`python -m envs.serve --env ID [--env ID …]`: environments for other processes and machines.
+"""`stepagent serve --env ID [--env ID …]`: environments for other processes and machines.
 
-It listens on this machine only; anywhere else it wants a token, or to be told that it needs none.
-Every environment is made once before the first client may come, so that missing data end the
-command (exit code 2) and not somebody's training; SIGTERM and Ctrl-C end it in order.
+It listens on this machine only; elsewhere it requires a token or --allow-unauthenticated. Every
+environment is made once before the first client can connect, so that missing data stop the command
+(exit code 2) and not somebody's training; SIGTERM and Ctrl-C shut it down cleanly.
 """
 
 from __future__ import annotations
@@ -12,39 +12,41 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepagent import command_line, envs
+from stepagent import envs
+from stepagent.command_line import Command
 from stepagent.envs.core import TextEnv
-from stepagent.envs.remote_http import TOKEN_VARIABLE
+from stepagent.envs.remote.client import TOKEN_VARIABLE
+from stepagent.errors import UsageError
 
 if TYPE_CHECKING:
-    from stepagent.envs.serve.terms import Offer
+    from stepagent.envs.serve.limits import Offer
 
 HARMLESS = ["split", "max_steps"]
-"""Arguments that clients nobody knows may set: none that names a file or code."""
+"""Arguments that unknown clients may set: none that names a file or code."""
 
 
 @dataclass
 class Config:
     """Serves environments over HTTP; clients use gym.make(ID, url="http://host:port").
 
-    A token is read from the variable STEPAGENT_TOKEN, where other users of the machine do not see
+    The token is read from the variable STEPAGENT_TOKEN, where other users of the machine cannot see
     it. /docs documents the routes, docs/servers.md the rest.
     """
 
     env: list[str]
-    """Environment to serve: an id, or module:Namespace/Name-v0. Give it several times for several
+    """Environment to serve: an id, or module:Namespace/Name-v0. Repeat the option for several
     environments."""
     host: str = "127.0.0.1"
     """Address to listen on. Beyond this machine only with a token."""
     port: int = 8000
-    """Port to listen on; 0 takes a free one (the log's first line names it)."""
+    """Port to listen on; 0: a free one (the log's first line names it)."""
     published: str = ""
-    """Address that the port is published on, where that is another than host, as a container's is:
-    then this one decides whether a token is needed."""
+    """Address that the port is published on, if it differs from host, as with containers: it then
+    decides whether a token is needed."""
     allow_unauthenticated: bool = False
     """Listen beyond this machine without a token: whoever reaches the port may use the server."""
     env_args: dict[str, Any] = field(default_factory=dict)
@@ -54,33 +56,19 @@ class Config:
     """Arguments of environments that clients may set. null: all, but without a token and beyond
     this machine only split and max_steps."""
     max_sessions: int = 256
-    """Open sessions at most; one more gets an error that says so."""
+    """Most sessions that may be open; further clients get an error that says so."""
     idle_seconds: float = 1800.0
-    """Seconds after which a session that nobody uses is closed."""
+    """Seconds after which an unused session is closed."""
     step_seconds: float = 120.0
-    """Seconds that a step may take; the session of one that takes longer is closed."""
+    """Seconds that a step may take; after that its session is closed."""
     start_seconds: float = 300.0
     """Seconds that making an environment, a reset or an expert's plan may take."""
     max_body_mb: float = 4.0
-    """Size of a request at most, in MiB."""
+    """Largest request, in MiB."""
     grace_seconds: float = 10.0
-    """Seconds that running requests get to end when the server is stopped."""
+    """Seconds that running requests have to finish when the server is stopped."""
     log_level: Literal["debug", "info", "warning"] = "info"
     """debug logs every request."""
-
-
-def _gathered(argv: Sequence[str]) -> list[str]:
-    """`--env A --env B` as the list that the option is."""
-    named, rest = [], []
-    arguments = iter(argv)
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name == "--env":
-            value = value if equals else next(arguments, "")
-            named += [v.strip(" '\"") for v in value.strip("[] ").split(",") if v.strip()]
-        else:
-            rest.append(argument)
-    return [*rest, f"--env=[{','.join(named)}]"] if named else rest
 
 
 def _loopback(host: str) -> bool:
@@ -93,7 +81,7 @@ def _loopback(host: str) -> bool:
 
 
 def problem(config: Config, token: str | None) -> str:
-    """What is wrong with the options; "" where nothing is."""
+    """What is wrong with the options; "" if nothing is."""
     option = "published" if config.published else "host"
     reached = getattr(config, option)
     if not _loopback(reached) and not token and not config.allow_unauthenticated:
@@ -112,7 +100,7 @@ def problem(config: Config, token: str | None) -> str:
 
 
 def _warm(offered: list[Offer]) -> Iterator[TextEnv]:
-    """Each environment once: what is wrong shows here, and what they share stays loaded."""
+    """Makes each environment once: errors show here, and shared data stay loaded."""
     for offer in offered:
         env = envs.make(offer.env_id, **offer.args)
         logging.getLogger("stepagent.serve").info(
@@ -121,22 +109,16 @@ def _warm(offered: list[Offer]) -> Iterator[TextEnv]:
         yield env
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if argv is None else argv)
-    config = command_line.parse(Config, _gathered(given), prog="python -m envs.serve")
+def serve(config: Config) -> int:
     token = os.environ.get(TOKEN_VARIABLE) or None
     if wrong := problem(config, token):
-        print(f"envs.serve: {wrong}", file=sys.stderr)
-        return 2
-    try:
-        import uvicorn
+        raise UsageError(wrong)
+    import uvicorn
 
-        from stepagent.envs.serve.app import create_app
-        from stepagent.envs.serve.guard import JsonLines
-        from stepagent.envs.serve.terms import Limits, offers
-    except ImportError as error:
-        print(f"envs.serve: {error}. Servers need: pip install 'stepagent[serve]'", file=sys.stderr)
-        return 2
+    from stepagent.envs.serve.app import create_app
+    from stepagent.envs.serve.guard import JsonLines
+    from stepagent.envs.serve.limits import Limits, offers
+
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     for name in ("stepagent", "uvicorn"):
@@ -149,16 +131,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     allowed = config.client_args
     if allowed is None and not token and not _loopback(config.host):
         allowed = HARMLESS
-    kept: list[TextEnv] = []
+    probes: list[TextEnv] = []
     try:
         offered = offers(config.env, config.env_args, allowed)
         for env in _warm(offered):
-            kept.append(env)
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        print(f"envs.serve: {error}", file=sys.stderr)
-        for env in kept:
+            probes.append(env)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        for env in probes:
             env.close()
-        return 2
+        raise UsageError(str(error)) from error
     limits = Limits(
         max_sessions=config.max_sessions,
         idle_seconds=config.idle_seconds,
@@ -166,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         start_seconds=config.start_seconds,
         max_body=int(config.max_body_mb * (1 << 20)),
     )
-    sys.setswitchinterval(0.001)  # the loop is to get its turn soon while environments compute
+    sys.setswitchinterval(0.001)  # so that the event loop gets its turn while environments compute
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(offered, limits, token),
@@ -180,15 +161,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             server_header=False,
         )
     )
-    # uvicorn ends in order at SIGTERM and Ctrl-C, then raises the signal again for whoever cares.
+    # uvicorn shuts down cleanly at SIGTERM and Ctrl-C, then raises the signal again.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     try:
         server.run()
     finally:
-        for env in kept:
+        for env in probes:
             env.close()
     return 0 if server.started else 1
+
+
+main = Command("serve", Config, serve)
 
 
 if __name__ == "__main__":

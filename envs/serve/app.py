@@ -1,8 +1,8 @@
-"""What a server answers: its routes, their documentation, and how it starts and ends.
+"""The server's routes and their documentation, and how it starts and stops.
 
-Bodies are read and validated by hand, not by FastAPI's parameters: a step is then two thirds
-faster, a broken body gets our error, and the size is checked while it arrives. The documentation
-(`/docs`, `/openapi.json`) is made from the same models.
+Bodies are read and validated by hand, not by FastAPI's parameters: this makes a step two thirds
+faster, gives our errors for malformed bodies, and checks the size while a body arrives. The
+documentation (`/docs`, `/openapi.json`) is made from the same models.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp
 
 from stepagent.envs.core import MAX_TEXT, TextEnv, own_version
-from stepagent.envs.remote_http import PROTOCOL
-from stepagent.envs.serve import openenv
+from stepagent.envs.remote.client import PROTOCOL
+from stepagent.envs.serve import openenv, openenv_http
 from stepagent.envs.serve.guard import Guard
+from stepagent.envs.serve.limits import Limits, Offer, Refusal, encode
 from stepagent.envs.serve.metrics import CONTENT_TYPE, Metrics
 from stepagent.envs.serve.sessions import Session, Sessions
-from stepagent.envs.serve.terms import Limits, Offer, Refusal, encode
 
 MAX_BATCH = 1024
 """Calls in one batch."""
@@ -43,7 +43,7 @@ class Open(_Strict):
     )
 
 
-class Reset(_Strict):
+class ResetCall(_Strict):
     """Starts an episode."""
 
     call: Literal["reset"] = "reset"
@@ -52,7 +52,7 @@ class Reset(_Strict):
     options: dict[str, Any] = Field({}, examples=[{"task_id": "find-animal/250"}])
 
 
-class Step(_Strict):
+class StepCall(_Strict):
     """Takes a step."""
 
     call: Literal["step"] = "step"
@@ -63,7 +63,7 @@ class Step(_Strict):
 
 
 class Batch(_Strict):
-    """Calls in several sessions at once, each as in Reset or Step with its session."""
+    """Calls in several sessions at once, each a ResetCall or StepCall with its session."""
 
     calls: list[dict[str, Any]] = Field(
         max_length=MAX_BATCH,
@@ -77,11 +77,11 @@ class Batch(_Strict):
 
 
 M = TypeVar("M", bound=BaseModel)
-_MODELS: dict[str, type[BaseModel]] = {"reset": Reset, "step": Step}
+_MODELS: dict[str, type[BaseModel]] = {"reset": ResetCall, "step": StepCall}
 
 
-def _parsed(model: type[M], data: Any) -> M:
-    """The model from bytes of JSON or a plain object; a Refusal that says what is wrong."""
+def _parse(model: type[M], data: Any) -> M:
+    """The model from JSON bytes or a plain object. Raises a Refusal that says what is wrong."""
     try:
         if isinstance(data, bytes):
             return model.model_validate_json(data or b"{}")
@@ -99,12 +99,12 @@ def _answer(content: Any, status: int = 200) -> Response:
     return Response(body, status, media_type="application/json")
 
 
-def _reset(env: TextEnv, call: Reset) -> dict[str, Any]:
+def _reset(env: TextEnv, call: ResetCall) -> dict[str, Any]:
     observation, info = env.reset(seed=call.seed, options=call.options)
     return {"observation": observation, "info": info, "task_type": env.task_type}
 
 
-def _step(env: TextEnv, call: Step) -> dict[str, Any]:
+def _step(env: TextEnv, call: StepCall) -> dict[str, Any]:
     observation, reward, terminated, truncated, info = env.step(call.action)
     return {
         "observation": observation,
@@ -122,19 +122,21 @@ _FACTS: dict[str, Callable[[TextEnv], Any]] = {
     "plan": lambda env: env.expert_plan(),
     "actions": lambda env: env.admissible_actions(),
 }
-"""What may be asked of a session's environment → how it is found."""
+"""What clients may ask about a session's environment → how to get it."""
 
 
-async def _played(
-    sessions: Sessions, name: str, model: type[Reset | Step], request: Request
+async def _answer_call(
+    sessions: Sessions, name: str, model: type[ResetCall | StepCall], request: Request
 ) -> Response:
-    call = _parsed(model, await request.body())
+    call = _parse(model, await request.body())
     status, body = await _play(sessions, sessions.find(name), call)
     return _answer(body, status)
 
 
-async def _play(sessions: Sessions, session: Session, call: Reset | Step) -> tuple[int, bytes]:
-    if isinstance(call, Step):
+async def _play(
+    sessions: Sessions, session: Session, call: ResetCall | StepCall
+) -> tuple[int, bytes]:
+    if isinstance(call, StepCall):
         same: Any = ("step", call.action)
         return await sessions.play(session, call.number, same, lambda env: _step(env, call))
     same = ("reset", call.seed, call.options)
@@ -147,8 +149,8 @@ async def _one_of_batch(sessions: Sessions, call: dict[str, Any]) -> bytes:
         if model is None:
             raise Refusal(422, "request", "call: it must be 'reset' or 'step'")
         session = sessions.find(str(call.get("session")))
-        given = {name: value for name, value in call.items() if name != "session"}
-        return (await _play(sessions, session, _parsed(model, given)))[1]  # type: ignore[arg-type]
+        fields = {name: value for name, value in call.items() if name != "session"}
+        return (await _play(sessions, session, _parse(model, fields)))[1]  # type: ignore[arg-type]
     except Refusal as refusal:
         return encode({"error": refusal.error})
 
@@ -177,6 +179,7 @@ def create_app(
     _add_sessions(app, sessions)
     _add_health(app, sessions, metrics)
     openenv.add(app, sessions)
+    openenv_http.add(app, sessions)
 
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Refusal) -> Response:
@@ -188,19 +191,19 @@ def create_app(
     @app.exception_handler(404)
     @app.exception_handler(405)
     async def nowhere(request: Request, error: HTTPException) -> Response:
-        told = f"no {request.method} {request.url.path} here: /docs lists what there is"
-        return _answer({"error": {"code": "path", "message": told}}, error.status_code)
+        message = f"no {request.method} {request.url.path} here: /docs lists what there is"
+        return _answer({"error": {"code": "path", "message": message}}, error.status_code)
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> Response:
-        told = f"the server failed, and logged where: {type(error).__name__}"
-        return _answer({"error": {"code": "internal", "message": told}}, 500)
+        message = f"the server failed, and logged where: {type(error).__name__}"
+        return _answer({"error": {"code": "internal", "message": message}}, 500)
 
     app.openapi = lambda: _documentation(app)  # type: ignore[method-assign]
     return Guard(app, token, limits.max_body, metrics)
 
 
-def _opened(session: Session, sessions: Sessions) -> dict[str, Any]:
+def _session_info(session: Session, sessions: Sessions) -> dict[str, Any]:
     limits = sessions.limits
     return {
         "session": session.id,
@@ -220,17 +223,17 @@ def _opened(session: Session, sessions: Sessions) -> dict[str, Any]:
 
 
 def _body(model: type[BaseModel]) -> dict[str, Any]:
-    """Documentation of a body that the route reads by itself."""
+    """Documentation of a body that the route reads itself."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     example = {
-        name: found.examples[0] for name, found in model.model_fields.items() if found.examples
+        name: field.examples[0] for name, field in model.model_fields.items() if field.examples
     }
     content = {"application/json": {"schema": schema, "example": example}}
     return {"requestBody": {"required": True, "content": content}}
 
 
 def _shows(example: Any) -> dict[int | str, dict[str, Any]]:
-    """Documentation of an answer by an example."""
+    """Documentation of an answer, by an example."""
     return {200: {"content": {"application/json": {"example": example}}}}
 
 
@@ -262,28 +265,28 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
         responses=_shows({"session": "0f8c…", "protocol": PROTOCOL, "limits": {}, "split": "test"}),
     )
     async def open_session(request: Request) -> Response:
-        wanted = _parsed(Open, await request.body())
-        return _answer(_opened(await sessions.open(wanted.env, wanted.args, wanted.key), sessions))
+        body = _parse(Open, await request.body())
+        return _answer(_session_info(await sessions.open(body.env, body.args, body.key), sessions))
 
     @app.post(
         "/v1/sessions/{session}/reset",
         tags=["sessions"],
         summary="Start an episode",
-        openapi_extra=_body(Reset),
+        openapi_extra=_body(ResetCall),
         responses=_shows({"observation": "…", "info": _INFO, "task_type": "find-animal"}),
     )
     async def reset(session: str, request: Request) -> Response:
-        return await _played(sessions, session, Reset, request)
+        return await _answer_call(sessions, session, ResetCall, request)
 
     @app.post(
         "/v1/sessions/{session}/step",
         tags=["sessions"],
         summary="Take a step: a bare action or a whole ReAct reply",
-        openapi_extra=_body(Step),
+        openapi_extra=_body(StepCall),
         responses=_shows(_STEPPED),
     )
     async def step(session: str, request: Request) -> Response:
-        return await _played(sessions, session, Step, request)
+        return await _answer_call(sessions, session, StepCall, request)
 
     @app.post(
         "/v1/batch",
@@ -293,7 +296,7 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
         responses=_shows({"answers": [_STEPPED, {"error": {"code": "expired", "message": "…"}}]}),
     )
     async def batch(request: Request) -> Response:
-        calls = _parsed(Batch, await request.body()).calls
+        calls = _parse(Batch, await request.body()).calls
         answers = await asyncio.gather(*(_one_of_batch(sessions, call) for call in calls))
         return _answer(b'{"answers": [' + b", ".join(answers) + b"]}")
 
@@ -304,8 +307,8 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
         responses=_shows({"limit": 30}),
     )
     async def limit(session: str, task_id: str = "") -> Response:
-        found = await sessions.ask(sessions.find(session), lambda env: env.step_limit(task_id))
-        return _answer({"limit": found})
+        steps = await sessions.ask(sessions.find(session), lambda env: env.step_limit(task_id))
+        return _answer({"limit": steps})
 
     @app.get(
         "/v1/sessions/{session}/{what}",
@@ -327,7 +330,7 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
     async def close(session: str) -> Response:
         try:
             sessions.close(sessions.find(session), "closed: by its client")
-        except Refusal as refusal:  # closed already: what was wanted
+        except Refusal as refusal:  # closed already
             if refusal.status != 410:
                 raise
         return _answer({"closed": True})
@@ -365,11 +368,11 @@ def _add_health(app: FastAPI, sessions: Sessions, metrics: Metrics) -> None:
 
 def _documentation(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        made = get_openapi(
+        schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        schemas = made.setdefault("components", {}).setdefault("schemas", {})
-        for model in (Open, Reset, Step, Batch):
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        for model in (Open, ResetCall, StepCall, Batch):
             schemas[model.__name__] = model.model_json_schema()
-        app.openapi_schema = made
+        app.openapi_schema = schema
     return app.openapi_schema

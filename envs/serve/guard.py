@@ -1,4 +1,4 @@
-"""What stands before every request: the token, the limit of its size, counters and log lines."""
+"""Checks before every request (token, size), counters and log lines."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stepagent.envs.remote_http import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE
+from stepagent.envs.remote.client import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE
+from stepagent.envs.serve.limits import Refusal, encode
 from stepagent.envs.serve.metrics import Metrics
-from stepagent.envs.serve.terms import Refusal, encode
 
 log = logging.getLogger("stepagent.serve")
 OPEN = ("/healthz", "/readyz", "/health")
-"""Paths that need no token: whoever watches over the server has none."""
+"""Paths that need no token: monitoring has none."""
 _SLOW = 10.0
-"""Seconds from which on a request is logged though it went well."""
+"""Seconds after which a request is logged even if it succeeded."""
 _DRAINED = 256 << 20
-"""Bytes of a request too large that are read (and thrown away) before the answer, so that a client
-that sends before it reads gets to see the answer. Beyond, the connection is cut."""
+"""Bytes of an oversized request that are read and discarded before the answer, so that a client
+that sends before it reads can see the answer. Beyond that, the connection is cut."""
 _VERSION = PROTOCOL_HEADER.lower().encode()
 
 
 class Guard:
-    """ASGI middleware; `token` None lets everybody in."""
+    """ASGI middleware; without a `token` everybody is let in."""
 
     def __init__(self, app: ASGIApp, token: str | None, max_body: int, metrics: Metrics):
         self.app, self.max_body, self.metrics = app, max_body, metrics
@@ -44,7 +44,7 @@ class Guard:
                 await receive()
                 return await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)})
             return await self.app(scope, receive, send)
-        begun, status, size = time.perf_counter(), 0, 0
+        start, status, size = time.perf_counter(), 0, 0
 
         async def counted() -> Message:
             nonlocal size
@@ -69,23 +69,25 @@ class Guard:
                 await self._drain(receive)
             await answer_refusal(refused, noted)
         finally:
-            self._note(scope, status, time.perf_counter() - begun)
+            self._note(scope, status, time.perf_counter() - start)
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> Refusal | None:
         if self._token is not None and path not in OPEN and not self._knows(headers):
-            told = "the token is wrong" if b"authorization" in headers else "a token is needed"
+            message = "the token is wrong" if b"authorization" in headers else "a token is needed"
             return Refusal(
-                401, "unauthorized", f"{told}: send the server's (set {TOKEN_VARIABLE}, or token=…)"
+                401,
+                "unauthorized",
+                f"{message}: send the server's (set {TOKEN_VARIABLE}, or token=…)",
             )
         if b"origin" in headers and not self._own_page(headers):
-            told = "web pages may not use this server, but for its own (/docs)"
-            return Refusal(403, "origin", told)
-        theirs = headers.get(_VERSION)
-        if theirs is not None and theirs != str(PROTOCOL).encode():
+            message = "web pages may not use this server, but for its own (/docs)"
+            return Refusal(403, "origin", message)
+        client = headers.get(_VERSION)
+        if client is not None and client != str(PROTOCOL).encode():
             return Refusal(
                 400,
                 "version",
-                f"this server speaks protocol {PROTOCOL}, the client {theirs.decode('latin-1')!r}: "
+                f"this server speaks protocol {PROTOCOL}, the client {client.decode('latin-1')!r}: "
                 "install the same version of StepAgent on both sides",
             )
         length = headers.get(b"content-length", b"0")
@@ -94,7 +96,7 @@ class Guard:
         return None
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
-        """Bearer, or Basic with the token as the password, which a URL can hold."""
+        """Bearer, or Basic with the token as the password, which a URL can contain."""
         assert self._token is not None
         scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"basic":
@@ -107,15 +109,15 @@ class Guard:
         return hmac.compare_digest(value.strip(), self._token)
 
     def _own_page(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether the web page that a browser asks for is ours.
+        """Whether the web page that a browser's request comes from is ours.
 
-        A page of another site could otherwise use a server on the machine of whoever reads it; and
-        without a token even a name of its own is not to be trusted, which may point anywhere.
+        A page of another site could otherwise use a server on its reader's machine; and without a
+        token, not even a host name can be trusted, as it may point anywhere.
         """
         host = headers.get(b"host", b"")
         known = host.rpartition(b":")[0] or host
-        ours = self._token is not None or known in (b"127.0.0.1", b"localhost", b"[::1]")
-        return ours and headers[b"origin"].partition(b"://")[2] == host
+        is_trusted = self._token is not None or known in (b"127.0.0.1", b"localhost", b"[::1]")
+        return is_trusted and headers[b"origin"].partition(b"://")[2] == host
 
     def _too_large(self) -> Refusal:
         return Refusal(
@@ -149,7 +151,7 @@ class Guard:
 
 
 def _without_secret(path: str) -> str:
-    """A path as it may be logged: session ids are cut to the part that is no secret."""
+    """A path for the log: session ids are cut to the part that is not secret."""
     parts = path.split("/")
     if parts[1:3] == ["v1", "sessions"] and len(parts) > 3:
         parts[3] = parts[3][:8]
@@ -171,7 +173,7 @@ async def answer_refusal(refusal: Refusal, send: Send) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, event, and what the event came with."""
+    """One JSON object per line: time (UTC), level, event and its fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {

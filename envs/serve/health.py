@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if argv is None else argv)
-    url = given[0] if given else "http://127.0.0.1:8000/readyz"
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    url = arguments[0] if arguments else "http://127.0.0.1:8000/readyz"
     try:
         with urllib.request.urlopen(url, timeout=4) as answer:
             return 0 if answer.status == 200 else 1

@@ -1,4 +1,4 @@
-"""What a server counts, in Prometheus' text format."""
+"""A server's metrics, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 
 
 
 class Metrics:
-    """The counters of one server; `process_*` (memory, files, processor time) come with them."""
+    """The metrics of one server; `process_*` (memory, files, processor time) are included."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -47,7 +47,7 @@ class Metrics:
         )
 
     def watch(self, count: Callable[[str], int], sessions: Any) -> None:
-        """Adds the gauges that are read only when somebody looks."""
+        """Adds the gauges that are computed only when read."""
         self.registry.register(_Watch(count, sessions))  # type: ignore[arg-type]
 
     def text(self) -> bytes:
@@ -55,7 +55,7 @@ class Metrics:
 
 
 class _Watch:
-    """Open sessions by environment, threads, and the memory of what the server started (Java)."""
+    """Open sessions by environment, threads, and the memory of child processes (Java)."""
 
     def __init__(self, count: Callable[[str], int], sessions: Any):
         self._count, self._sessions = count, sessions

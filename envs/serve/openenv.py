@@ -1,16 +1,17 @@
 """OpenEnv's protocol over our sessions, so that its clients and trainers can use the environments.
 
-OpenEnv (`openenv-core` 0.3) holds an episode's conversation over one WebSocket: messages `reset`,
+OpenEnv (`openenv` 0.3 to 0.10) plays an episode over one WebSocket: messages `reset`,
 `step`, `state` and `close`, answered by `observation`, `state` or `error`; the environment lives
 from the first `reset` to the end of the connection. `/ws` is the server's first environment,
 `/ID/ws` any of them, so that `GenericEnvClient(base_url="http://host:8001/stepagent/WebShop-v0")`
-finds its own. A client that cannot send headers puts the token into the URL:
-`ws://any:TOKEN@host:8001`.
+finds its environment. A client that cannot send headers puts the token into the URL:
+`ws://any:TOKEN@host:8001`. `openenv_http` has the rest of the protocol.
 
-- `reset` takes `seed`, `task_id`, `episode_id` and `env_args` (the environment is made anew where
-  they differ from the last ones).
-- An action is `{"action": text}`, a bare action or a whole ReAct reply (`message` will do, too).
-- An observation is `{"text": …}` and the keys of our `info`; `truncated` says why it is done.
+- `reset` takes `seed`, `episode_id`, `env_args` (if they differ from the last ones, a new
+  environment is made) and a task: `task_id`, or `index`, its position among the tasks. `split` is
+  short for the split of `env_args`.
+- An action is `{"action": text}`, a bare action or a whole ReAct reply (`message` works, too).
+- An observation is `{"text": …}` and the keys of our `info`; `truncated` says why it ended.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import Any
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
 from stepagent.envs.core import TextEnv
+from stepagent.envs.serve.limits import Refusal, encode
 from stepagent.envs.serve.sessions import Session, Sessions
-from stepagent.envs.serve.terms import Refusal, encode
 
 _CODES = {
     "json": "INVALID_JSON",
@@ -34,45 +35,11 @@ _CODES = {
     "environment": "EXECUTION_ERROR",
 }
 """Our codes of refusals → OpenEnv's; all others are SESSION_ERROR."""
-_TEXT = {"type": "string"}
-SCHEMA = {
-    "action": {
-        "title": "Action",
-        "type": "object",
-        "properties": {"action": {**_TEXT, "description": "a bare action or a ReAct reply"}},
-        "required": ["action"],
-    },
-    "observation": {
-        "title": "Observation",
-        "type": "object",
-        "properties": {
-            "text": _TEXT,
-            "truncated": {"type": "boolean"},
-            "task_id": _TEXT,
-            "split": _TEXT,
-            "instruction": _TEXT,
-            "score": {"type": "number"},
-            "success": {"type": "boolean"},
-            "valid": {"type": "boolean"},
-            "metrics": {"type": "object"},
-        },
-    },
-    "state": {
-        "title": "State",
-        "type": "object",
-        "properties": {
-            "episode_id": {"type": ["string", "null"]},
-            "step_count": {"type": "integer"},
-            "task_id": {"type": ["string", "null"]},
-            "score": {"type": "number"},
-        },
-    },
-}
 
 
 @dataclass
 class _Talk:
-    """One connection and the session that lives as long."""
+    """One connection, and the session that lives as long as it."""
 
     sessions: Sessions
     env_id: str
@@ -83,7 +50,7 @@ class _Talk:
     )
 
     async def open(self, args: dict[str, Any]) -> Session:
-        """The session, opened anew for other arguments."""
+        """The session; with other arguments, a new one."""
         if self.session is None or self.session.ended or args != self.args:
             self.close("closed: by its client")
             self.session, self.args = await self.sessions.open(self.env_id, args), args
@@ -98,7 +65,7 @@ class _Talk:
             raise Refusal(422, "request", "a message is an object with 'type' and 'data'")
         kind, data = message.get("type"), message.get("data") or {}
         if not isinstance(data, dict):
-            raise Refusal(422, "request", f"data: an object is due, not {data!r:.100}")
+            raise Refusal(422, "request", f"data must be an object, not {data!r:.100}")
         if kind == "state":
             return {"type": "state", "data": self.state}
         if kind == "reset":
@@ -108,13 +75,18 @@ class _Talk:
         raise Refusal(422, "type", f"no message {kind!r}: there are reset, step, state and close")
 
     async def reset(self, data: dict[str, Any]) -> dict[str, Any]:
-        seed, task_id, args = data.get("seed"), data.get("task_id"), data.get("env_args", self.args)
-        if not (seed is None or isinstance(seed, int)) or not isinstance(args, dict):
-            raise Refusal(422, "request", "seed is a number or null, env_args an object")
-        options = {} if task_id is None else {"task_id": task_id}
+        seed, index, args = data.get("seed"), data.get("index"), data.get("env_args", self.args)
+        if not isinstance(seed, int | None) or not isinstance(index, int | None):
+            raise Refusal(422, "request", "seed and index are numbers or null")
+        if not isinstance(args, dict):
+            raise Refusal(422, "request", "env_args is an object")
+        if data.get("split") is not None:
+            args = {**args, "split": data["split"]}
         session = await self.open(args)
 
         def work(env: TextEnv) -> dict[str, Any]:
+            task_id = data.get("task_id") if index is None else _task(env, index)
+            options = {} if task_id is None else {"task_id": task_id}
             observation, info = env.reset(seed=seed, options=options)
             return {"text": observation, "truncated": False, **info}
 
@@ -172,13 +144,13 @@ def add(app: FastAPI, sessions: Sessions) -> None:
                 except Refusal as refusal:
                     answer = _refused(refusal)
                 await socket.send_text(encode(answer).decode())
-        except (WebSocketDisconnect, RuntimeError):  # gone, in the middle of an answer perhaps
+        except (WebSocketDisconnect, RuntimeError):  # gone, perhaps in the middle of an answer
             reason = "vanished: its connection broke"
         finally:
             talking.close(reason)
         try:
             await socket.close()
-        except (WebSocketDisconnect, RuntimeError):  # it is closed already
+        except (WebSocketDisconnect, RuntimeError):  # already closed
             pass
 
     @app.websocket("/ws")
@@ -189,25 +161,15 @@ def add(app: FastAPI, sessions: Sessions) -> None:
     async def of_any(socket: WebSocket, namespace: str, name: str) -> None:
         await talk(socket, f"{namespace}/{name}")
 
-    @app.get("/health", tags=["openenv"], summary="OpenEnv's health check")
-    async def health() -> dict[str, str]:
-        return {"status": "healthy"}
 
-    @app.get("/schema", tags=["openenv"], summary="What actions, observations and states hold")
-    async def schema() -> dict[str, Any]:
-        return SCHEMA
-
-    @app.get("/metadata", tags=["openenv"], summary="What the first environment is")
-    async def metadata() -> dict[str, Any]:
-        return {
-            "name": first,
-            "description": f"{first}, a text environment of StepAgent",
-            "version": app.version,
-        }
+def _task(env: TextEnv, index: int) -> str:
+    if not 0 <= index < len(env.tasks):
+        raise ValueError(f"index is {index}: the split {env.split!r} has {len(env.tasks)} tasks")
+    return env.tasks[index]
 
 
 async def _received(socket: WebSocket) -> str | None:
-    """The next message's text; None where it is bytes. Raises WebSocketDisconnect at the end."""
+    """The next message's text; None if it is binary. Raises WebSocketDisconnect at the end."""
     message = await socket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message["code"], message.get("reason"))
@@ -217,7 +179,7 @@ async def _received(socket: WebSocket) -> str | None:
 
 def _read(text: str | None) -> Any:
     if text is None:
-        raise Refusal(400, "json", "the message is no JSON: it came as bytes, not as text")
+        raise Refusal(400, "json", "the message is no JSON: it is binary, not text")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,8 @@
-"""The sessions of a server: opened, called, timed, closed, and what they hold really freed.
+"""The sessions of a server: opening, calls, time limits, closing, and freeing their resources.
 
-A session is one environment of one client. Its id is a secret that only the client who opened it
-was told. Its calls are numbered: each must be one more than the last, and a repeated number gets
-the answer that was given before: a client may send again what a broken connection swallowed.
+A session is one environment of one client. Its id is a secret that only the client that opened it
+knows. Its calls are numbered: each must be one more than the last, and a repeated number gets the
+same answer again, so that a client can repeat a call that was lost with a broken connection.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any
 
 from stepagent import envs
 from stepagent.envs.core import TextEnv
+from stepagent.envs.serve.limits import Limits, Offer, Refusal, encode, failure
 from stepagent.envs.serve.metrics import Metrics
-from stepagent.envs.serve.terms import Limits, Offer, Refusal, encode, failure
 from stepagent.envs.serve.worker import Worker
 
 log = logging.getLogger("stepagent.serve")
 _REMEMBERED = 4096
-"""Closed sessions whose end is remembered, to tell clients what became of them."""
+"""Closed sessions whose reason is remembered, to tell clients."""
 _TOO_MANY_STUCK = 16
-"""Threads stuck in an environment at which the server calls itself unready."""
+"""Stuck environment threads from which on the server reports itself as not ready."""
 _FREE_WITHIN = 10.0
-"""Seconds that closing environments may hold up the server's end."""
+"""Seconds that closing environments may delay the server's shutdown."""
 
 
 @dataclass
@@ -42,27 +42,27 @@ class Session:
     env: TextEnv
     used: float = field(default_factory=time.monotonic)
     number: int = 0
-    """Of the last call that was carried out."""
+    """Number of the last call that was carried out."""
     kept: tuple[Any, int, bytes] = ("", 0, b"")
-    """That call, the status of its answer and the answer."""
+    """That call, and the status and body of its answer."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: str = ""
-    """Why it is over; "" while it is not."""
+    """Why it has ended; "" while it is open."""
 
     @property
     def label(self) -> str:
-        """What may be logged of its id."""
+        """The part of its id that may be logged."""
         return self.id[:8]
 
 
 class Sessions:
-    """All sessions of one server. Lives on one event loop, and belongs to it."""
+    """All sessions of one server. Belongs to one event loop."""
 
     def __init__(self, offers: list[Offer], limits: Limits, metrics: Metrics):
         self.offers = {offer.name: offer for offer in offers}
         self.limits, self.metrics = limits, metrics
         self.boot = secrets.token_hex(8)
-        """Names this run of the server."""
+        """Identifies this run of the server."""
         self.closing = False
         self._open: dict[str, Session] = {}
         self._starting: dict[str, asyncio.Task[Session]] = {}
@@ -70,7 +70,7 @@ class Sessions:
         self._ends: OrderedDict[str, str] = OrderedDict()
         self._freeing: set[asyncio.Future[Any]] = set()
         self.stuck = 0
-        """Threads that hang in an environment whose session was given up."""
+        """Threads that hang in an environment whose session was abandoned."""
         metrics.watch(lambda name: sum(s.offer.name == name for s in self._open.values()), self)
 
     @property
@@ -79,26 +79,31 @@ class Sessions:
 
     @property
     def unready(self) -> str:
-        """Why no session should be brought here; "" where one may."""
+        """Why no session should be opened here; "" if one may."""
         if self.closing:
             return "shutting down"
         return "too many environments hang" if self.stuck >= _TOO_MANY_STUCK else ""
 
+    def offer(self, name: str) -> Offer:
+        """What is offered under a name; otherwise a Refusal that says what there is."""
+        offer = self.offers.get(name.rsplit(":", 1)[-1])
+        if offer is None:
+            known = ", ".join(self.offers)
+            raise Refusal(404, "unknown_env", f"no environment {name!r} here: there are {known}")
+        return offer
+
     # Opening and closing ----------------------------------------------------------------------
 
     async def open(self, name: str, args: dict[str, Any], key: str = "") -> Session:
-        """A new session; under a key that was used before, the one it opened.
+        """A new session; for a key that was used before, the session it opened.
 
-        Raises Refusal: unknown environment, no place, shutting down, environment that fails.
+        Raises Refusal: unknown environment, no room, shutting down, or the environment fails.
         """
         if key and key in self._keys and self._keys[key] in self._open:
             return self._open[self._keys[key]]
         if key and key in self._starting:
             return await asyncio.shield(self._starting[key])
-        offer = self.offers.get(name.rsplit(":", 1)[-1])
-        if offer is None:
-            known = ", ".join(self.offers)
-            raise Refusal(404, "unknown_env", f"no environment {name!r} here: there are {known}")
+        offer = self.offer(name)
         arguments = offer.arguments(args)
         if self.closing:
             raise Refusal(503, "closing", "the server is shutting down", retry_after=5)
@@ -115,12 +120,12 @@ class Sessions:
         task = asyncio.ensure_future(self._start(offer, arguments, key))
         self._starting[key] = task  # counts at once, so that a flood finds the limit
         task.add_done_callback(lambda _: self._starting.pop(key, None))
-        return await asyncio.shield(task)  # a client that goes away does not stop it half-way
+        return await asyncio.shield(task)  # a client that disconnects does not stop it half-way
 
     async def _start(self, offer: Offer, arguments: dict[str, Any], key: str) -> Session:
         session_id = secrets.token_hex(4) + secrets.token_urlsafe(16)
         worker = Worker(f"session-{session_id[:8]}")
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             making = worker.call(lambda: envs.make(offer.env_id, **arguments))
             env = await self._within(making, self.limits.start_seconds, offer, "make")
@@ -138,12 +143,12 @@ class Sessions:
         while len(self._keys) > _REMEMBERED:
             self._keys.popitem(last=False)
         self.metrics.opened.labels(offer.name).inc()
-        seconds = round(time.perf_counter() - begun, 4)
+        seconds = round(time.perf_counter() - start, 4)
         log.info("session opened", extra=_of(session, args=arguments, seconds=seconds))
         return session
 
     def find(self, session_id: str) -> Session:
-        """The open session of this id; otherwise a Refusal that says what became of it."""
+        """The open session with this id. Raises a Refusal that says what became of it."""
         session = self._open.get(session_id)
         if session is not None:
             session.used = time.monotonic()
@@ -157,7 +162,7 @@ class Sessions:
         )
 
     def close(self, session: Session, reason: str) -> None:
-        """Takes the session off; its environment is closed, and its thread ended, right behind."""
+        """Removes the session; its environment is then closed and its thread ended."""
         if session.ended:
             return
         self._forget(session, reason)
@@ -181,7 +186,7 @@ class Sessions:
             log.warning("environment failed to close", extra=_of(session, error=repr(error)))
 
     async def reap(self) -> None:
-        """Closes what has idled for too long, for ever."""
+        """Closes sessions that have been idle for too long; runs for ever."""
         while True:
             await asyncio.sleep(min(5.0, self.limits.idle_seconds / 4))
             oldest = time.monotonic() - self.limits.idle_seconds
@@ -190,7 +195,7 @@ class Sessions:
                     self.close(session, f"idle: for {self.limits.idle_seconds:g} s")
 
     async def shut(self) -> None:
-        """Closes all sessions and waits a moment for their environments."""
+        """Closes all sessions and waits briefly for their environments."""
         self.closing = True
         for session in list(self._open.values()):
             self.close(session, "shutdown: the server was stopped")
@@ -200,7 +205,7 @@ class Sessions:
     # Calls ------------------------------------------------------------------------------------
 
     async def ask(self, session: Session, function: Callable[[TextEnv], Any]) -> Any:
-        """What `function` makes of the session's environment; leaves the episode as it is."""
+        """The result of `function` on the session's environment; it does not change the episode."""
         async with session.lock:
             self._check(session)
             return await self._carry_out(session, function, self.limits.start_seconds, "ask")
@@ -208,12 +213,12 @@ class Sessions:
     async def play(
         self, session: Session, number: int | None, call: Any, function: Callable[[TextEnv], Any]
     ) -> tuple[int, bytes]:
-        """Status and body of the answer to a numbered call (None: whatever comes next).
+        """Status and body of the answer to a numbered call (None: the next number).
 
-        `call` identifies what is asked for, as its name and arguments. A repeated number gets the
-        kept answer, without the environment being touched; one out of order is refused.
+        `call` identifies the call by its name and arguments. A repeated number gets the stored
+        answer without touching the environment; a number out of order is refused.
         """
-        async with session.lock:  # a repeat waits here until the first one is through
+        async with session.lock:  # a repeat waits here until the first call is done
             self._check(session)
             if number is not None and number == session.number and session.number:
                 if session.kept[0] != call:
@@ -261,31 +266,33 @@ class Sessions:
     async def _within(
         self, future: asyncio.Future[Any], seconds: float, offer: Offer, name: str
     ) -> Any:
-        """The future's result; TimeoutError where it takes too long. Counts and times it."""
-        begun = time.perf_counter()
+        """The future's result; raises TimeoutError if it takes too long. Counts and times it."""
+        start = time.perf_counter()
         try:
             return await asyncio.wait_for(asyncio.shield(future), seconds)
         finally:
-            self.metrics.calls.labels(offer.name, name).observe(time.perf_counter() - begun)
+            self.metrics.calls.labels(offer.name, name).observe(time.perf_counter() - start)
 
     def _wait_for_stuck(
         self, working: asyncio.Future[Any], worker: Worker, env: TextEnv | None
     ) -> None:
-        """Gives a hanging call up: frees what it hangs on where that can be, and the rest later."""
+        """Abandons a hanging call: frees what it can now, and the rest when the call returns."""
         self.stuck += 1
         self.metrics.stuck.set(self.stuck)
 
         def free(done: asyncio.Future[Any]) -> None:
             self.stuck -= 1
             self.metrics.stuck.set(self.stuck)
-            made = None if done.cancelled() or done.exception() else done.result()
-            left = env if env is not None else made
+            late_env = None if done.cancelled() or done.exception() else done.result()
+            left = env if env is not None else late_env
             if isinstance(left, TextEnv):
                 worker.call(lambda: _close_quietly(left))
             worker.end()
 
         working.add_done_callback(free)
-        if env is not None:  # from outside: closing its socket, say, wakes a call that waits for it
+        if (
+            env is not None
+        ):  # from another thread: closing a socket, say, wakes the call that waits for it
             threading.Thread(
                 target=_close_quietly, args=(env,), daemon=True, name="freeing"
             ).start()
@@ -294,7 +301,7 @@ class Sessions:
 def _close_quietly(env: TextEnv) -> None:
     try:
         env.close()
-    except Exception:  # it was not made for this; it is closed again when its call returns
+    except Exception:  # it may not support this; it is closed again when its call returns
         pass
 
 

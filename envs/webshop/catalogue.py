@@ -1,8 +1,8 @@
 """A shop's catalogue on disk: products as JSON lines, found by id, shared by all processes.
 
-Making one streams the source files, so that WebShop's 1.18 million products never lie in memory at
-once; what was left out is counted by reason. Opening one maps two small arrays. The folder's name
-holds a checksum of the source, so another catalogue can never be mistaken for it.
+Building one streams the source files, so that WebShop's 1.18 million products are never in memory
+at once; what is left out is counted by reason. Opening one maps two small arrays. The folder's name
+contains a checksum of the source, so it cannot be confused with another catalogue.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REMEMBERED = 4096
 
 
 class Catalogue:
-    """A catalogue, opened. Products are numbered in the order of their ids.
+    """An open catalogue. Products are numbered in the order of their ids.
 
     Attributes
     ----------
@@ -59,10 +59,10 @@ class Catalogue:
             os.close(self._file)
 
     def number_of(self, asin: str) -> int:
-        """The product's number. Raises KeyError for an id that is not there."""
-        wanted = asin.encode("utf-8", "replace")[:_ID_BYTES]
-        at = int(np.searchsorted(self._ids, np.bytes_(wanted)))
-        if at == len(self._ids) or self._ids[at] != wanted:
+        """The product's number. Raises KeyError for an unknown id."""
+        key = asin.encode("utf-8", "replace")[:_ID_BYTES]
+        at = int(np.searchsorted(self._ids, np.bytes_(key)))
+        if at == len(self._ids) or self._ids[at] != key:
             raise KeyError(asin)
         return at
 
@@ -79,7 +79,7 @@ class Catalogue:
         return bytes(self._ids[number]).decode()
 
     def __iter__(self) -> Iterator[Product]:
-        """All products by number, without remembering them."""
+        """All products by number, without caching them."""
         return (self._read(number) for number in range(len(self)))
 
     def goals(self, kind: str) -> np.ndarray:
@@ -90,15 +90,15 @@ class Catalogue:
 def make(
     key: str, products: Iterable[Product | None], skipped: Mapping[str, int] | None = None
 ) -> Catalogue:
-    """The catalogue of that key (a checksum of its source), made from the products where it is new.
+    """The catalogue of that key (a checksum of its source), built from the products if it is new.
 
-    `products` is read only to make it; `skipped` is looked at when that is done, and may be filled
-    meanwhile. Raises ValueError where no product is left.
+    `products` is read only to build it; `skipped` is read after that, and may be filled meanwhile.
+    Raises ValueError if no product is left.
     """
     folder = cache_folder() / "webshop" / f"{key}.v{VERSION}"
     build_once(
         folder,
-        lambda made: _write(made, products, {} if skipped is None else skipped, key),
+        lambda partial: _write(partial, products, {} if skipped is None else skipped, key),
         lambda: _complete(folder),
     )
     return Catalogue(folder)
@@ -143,9 +143,9 @@ def _write(
     np.save(folder / "ids.npy", names[order])
     np.save(folder / "places.npy", np.frombuffer(places, np.int64).reshape(-1, 2)[order])
     for kind in GOALS:
-        found = np.frombuffer(counts[kind], np.int32)[order]
-        firsts = np.repeat(np.cumsum(found) - found, found)
-        rows = np.repeat(np.arange(len(order)), found)
+        goals_per_product = np.frombuffer(counts[kind], np.int32)[order]
+        firsts = np.repeat(np.cumsum(goals_per_product) - goals_per_product, goals_per_product)
+        rows = np.repeat(np.arange(len(order)), goals_per_product)
         pairs = np.stack([rows, np.arange(len(rows)) - firsts], axis=1).astype(np.int32)
         np.save(folder / f"goals-{kind}.npy", pairs)
     meta = {
@@ -182,7 +182,7 @@ _DOLLARS = re.compile(r"[^\d.]")
 def product_from(
     item: Any, attributes: Mapping[str, Any] | None, wishes: Iterable[Any], skipped: Counter[str]
 ) -> Product | None:
-    """A product out of WebShop's raw record or its loaded form; None (and counted) if unusable.
+    """A product from WebShop's raw record or its loaded form; None (and counted) if unusable.
 
     Parameters
     ----------
@@ -198,10 +198,10 @@ def product_from(
     if not isinstance(asin, str) or not asin or asin == "nan" or len(asin) > MAX_ASIN:
         skipped["products without an id of at most 10 characters"] += 1
         return None
-    if not asin.isprintable():  # half a character, say, which no file can hold
+    if not asin.isprintable():  # such as half a character, which cannot be written to a file
         skipped["products whose id cannot be written"] += 1
         return None
-    if not isinstance(title, str):  # an empty one is kept, as upstream keeps it
+    if not isinstance(title, str):  # an empty one is kept, as upstream does
         skipped["products without a title"] += 1
         return None
     try:
@@ -212,7 +212,7 @@ def product_from(
 
 
 class _WrongType(TypeError):
-    """A field of a record holds something else than it should."""
+    """A field of a record has a value of the wrong type."""
 
 
 def _product(
@@ -263,31 +263,31 @@ def _texts(values: Any) -> list[str]:
 
 
 def _pricing(value: Any) -> tuple[float, ...]:
-    """One or two prices; what cannot be read as a price counts as none, which is $100."""
+    """One or two prices; what cannot be parsed counts as no price, which means $100."""
     parts = value.split("$")[1:] if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
         parts = [] if parts is None else [parts]
-    found = []
+    prices = []
     for part in parts:
         try:
-            found.append(float(_DOLLARS.sub("", part) if isinstance(part, str) else part))
+            prices.append(float(_DOLLARS.sub("", part) if isinstance(part, str) else part))
         except (TypeError, ValueError, OverflowError):
             continue
-    return tuple(found[:2]) or (NO_PRICE,)
+    return tuple(prices[:2]) or (NO_PRICE,)
 
 
 def _options(item: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Option name → values, in lower case, `/` written as ` | `."""
     if isinstance(item.get("options"), Mapping):  # already loaded
         return {str(k): tuple(_texts(v)) for k, v in item["options"].items()}
-    raw, found = item.get("customization_options"), {}
+    raw, options = item.get("customization_options"), {}
     for name, contents in raw.items() if isinstance(raw, Mapping) else ():
         if isinstance(contents, list):
             values = [c["value"] for c in contents if isinstance(c, Mapping) and c.get("value")]
-            found[str(name).lower()] = tuple(
+            options[str(name).lower()] = tuple(
                 str(value).strip().replace("/", " | ").lower() for value in values
             )
-    return found
+    return options
 
 
 def _wishes(wishes: Iterable[Any], skipped: Counter[str]) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Products, goals, prices, budgets and splits of a shop.
 
-Everything drawn comes from a seed and the id of the product, never from the order of loading or the
-process: a product whose price is a range costs the same everywhere, its goals keep their budgets.
-(Upstream draws both before it seeds, so they differ from process to process.)
+Everything random depends on a seed and the product's id, never on the order of loading or the
+process: a product whose price is a range costs the same everywhere, and its goals keep their
+budgets. (Upstream draws both before seeding, so they differ from process to process.)
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 
 GOALS = ("human", "synthetic")
 NO_PRICE = 100.0
-"""Dollars that a product without a price costs."""
+"""Price of a product without one, in dollars."""
 NO_BUDGET = 1_000_000.0
 BUDGETS = tuple(10.0 * i for i in range(1, 100))
 UPSTREAM_TEST, UPSTREAM_DEV = 500, 1000
-"""Sizes of upstream's test and dev splits; smaller shops give an eighth to each."""
+"""Sizes of upstream's test and dev splits; in smaller shops each gets an eighth."""
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A product as upstream's loader leaves it; field names in our spelling."""
+    """A product as upstream's loader produces it; field names in our spelling."""
 
     asin: str
     title: str
@@ -42,12 +42,13 @@ class Product:
     rating: str = "N.A."
     reviews: tuple[Mapping[str, Any], ...] = ()
     wishes: tuple[Mapping[str, Any], ...] = ()
-    """What people asked for (`instruction`, `attributes`, `options`): sources of human goals."""
+    """People's wishes (`instruction`, `attributes`, `options`): sources of human goals."""
     template: Mapping[str, Any] | None = None
     """Source of synthetic goals (`instruction`, `attributes`)."""
 
     def index_text(self) -> str:
-        """What search looks at: title, description, first bullet and options, in lower case."""
+        """The text that is searched: title, description, first bullet and options, in lower
+        case."""
         options = ", and ".join(f"{k}: {', '.join(v)}" for k, v in self.options.items())
         first = self.bullets[0] if self.bullets else ""
         return " ".join([self.title, self.description, first, options]).lower()
@@ -61,7 +62,7 @@ class Goal:
     instruction: str
     attributes: tuple[str, ...]
     options: tuple[str, ...] | Mapping[str, str]
-    """Values alone (human goals), or name → value (synthetic goals)."""
+    """Only values (human goals), or name → value (synthetic goals)."""
     price_upper: float
     name: str
     query: str
@@ -80,7 +81,7 @@ class Goal:
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> Goal:
-        """A goal out of upstream's own dictionary. Raises KeyError for a missing field."""
+        """A goal from upstream's own dictionary. Raises KeyError for a missing field."""
         options = record["goal_options"]
         return Goal(
             asin=record["asin"],
@@ -107,7 +108,7 @@ def budget(price: float, rng: random.Random) -> tuple[float, str]:
     """(price_upper, the sentence that says so) for a product of this price.
 
     The larger of two different draws from the next four multiples of 10 above the price (up to
-    990); where fewer than two are left there is no limit and nothing is said.
+    990); if fewer than two are left, there is no limit and no sentence.
     """
     above = [limit for limit in BUDGETS if limit > price][:4]
     if len(above) < 2:
@@ -129,7 +130,7 @@ def goal_count(product: Product, kind: str) -> int:
 
 
 def goal(product: Product, kind: str, number: int, seed: int) -> Goal:
-    """The product's goal of that number (below `goal_count`)."""
+    """The product's goal with that number (below `goal_count`)."""
     if kind == "human":
         wish = [wish for wish in product.wishes if wish["attributes"]][number]
         instruction = wish["instruction"].strip(".")
@@ -163,8 +164,9 @@ def goal(product: Product, kind: str, number: int, seed: int) -> Goal:
 def split_of(goals: Sequence[Any], seed: int) -> dict[str, list[Any]]:
     """The goals' three splits: shuffled by the seed, then cut as upstream cuts its own list.
 
-    The first 500 are test, the next 1,000 dev, the rest train; of fewer than 4,000 goals an eighth
-    each (at least one) is test and dev. Raises ValueError for fewer than three goals.
+    The first 500 are test, the next 1,000 dev, the rest train; with fewer than 4,000
+    goals, test and dev get an eighth each (at least one). Raises ValueError for fewer than three
+    goals.
     """
     if len(goals) < 3:
         raise ValueError(f"the shop has {len(goals)} goals: three splits need at least 3")

@@ -1,6 +1,6 @@
-"""The shop itself and a visit to it: what search finds, what a click does, what is forgotten.
+"""The shop and a visit to it: what a search finds and what a click does.
 
-A `Shop` is shared by all environments of a process that want the same one; a `Visit` is one
+A `Shop` is shared by all environments of a process that use the same one; a `Visit` is one
 episode's state. The rules are upstream's (`web_agent_text_env`), action for action:
 
 - An action is `name[argument]`, the argument in lower case. `search` works on every page, `click`
@@ -23,11 +23,11 @@ from stepagent.envs.webshop.data import Goal, Product
 from stepagent.envs.webshop.pages import Page
 
 _MAX_KEYWORDS = 2000
-"""Characters of a query that are searched for."""
+"""Characters of a query that are used."""
 
 
 class Shop:
-    """A catalogue with its search and its prices.
+    """A catalogue with its search index and prices.
 
     Parameters
     ----------
@@ -52,11 +52,11 @@ class Shop:
         return len(self.catalogue)
 
     def product(self, asin: str) -> Product:
-        """Raises KeyError for an id that is not there."""
+        """Raises KeyError for an unknown id."""
         return self.catalogue.product(self.catalogue.number_of(asin))
 
     def price(self, product: Product) -> float:
-        """What the product costs here, in dollars."""
+        """The product's price in this shop, in dollars."""
         return data.price_of(product, self.seed)
 
     def search(self, keywords: str) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ class Shop:
 
 @lru_cache(maxsize=8)
 def open_shop(source: str | None, seed: int) -> Shop:
-    """The shop of a folder or catalogue file (None: the bundled one); one a process.
+    """The shop of a folder or catalogue file (None: the bundled one); one per process.
 
     Raises FileNotFoundError or ValueError that say what is wrong with the files.
     """
@@ -81,16 +81,16 @@ class Visit:
 
     Parameters
     ----------
-    shop, goal: where, and what for.
+    shop, goal: where the visit takes place, and its goal.
     mode: "text" or "text_rich".
     show_attributes: whether item pages have the button Attributes.
     search: keywords → product numbers; None: the shop's own search.
 
     Attributes
     ----------
-    page: the page that is shown.
-    product, options: what is chosen, if anything.
-    bought: the reward and its parts, once something was bought.
+    page: the current page.
+    product, options: the current choice, if any.
+    bought: the reward and its parts after a purchase.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Visit:
         return pages.rich(self.page, address, self._opened)
 
     def act(self, action: str) -> bool:
-        """Does what the action says; False where it is not understood or not possible here."""
+        """Carries out the action; False if it is not understood or not possible here."""
         name, argument = read_action(action)
         if not name or self.bought is not None:
             return False
@@ -135,7 +135,7 @@ class Visit:
         return True
 
     def actions(self) -> list[str]:
-        """What can be clicked here, as actions (a search is always possible besides)."""
+        """What can be clicked here, as actions (searching is always possible, too)."""
         return [f"click[{text}]" for text in self.page.clickables if text != "search"]
 
     def _press(self, button: str) -> None:
@@ -182,7 +182,7 @@ class Visit:
 
     def _choose(self, value: str) -> None:
         assert self.product is not None
-        # Of several options with that value upstream takes the last.
+        # Of several options with that value, upstream takes the last.
         names = [name for name, values in self.product.options.items() if value in values]
         self.options[names[-1].lower()] = value
         self._to_item()

@@ -1,13 +1,13 @@
 """`stepagent/WebShop-v0`: buying what an instruction asks for (Yao et al., 2022).
 
-Rules of the episode, as upstream's text environment and the paper count them:
+Rules of the episode, as in upstream's text environment and in the paper:
 
 - Actions are `search[keywords]` and `click[value]`. What is not understood or cannot be clicked
   leaves the page as it is; the observation is then the same page, and `valid` is false.
 - `click[Buy Now]` ends the episode with the purchase's reward (`envs.webshop.reward`), which is
   the score; before it the score is 0. Success means reward 1.
-- 10 actions a task, as ETO and the paper allow (upstream has no limit). Who has not bought by then
-  scores 0.
+- 10 actions per task, as in ETO and the paper (upstream has no limit). Without a purchase by then
+  the score is 0.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from stepagent.envs.webshop import data, engine, expert, nouns, pages
 
 STEP_LIMIT = 10
 SEED = 233
-"""Upstream's seed of the goals' order; ours draws prices and budgets from it too."""
+"""Upstream's seed for the goals' order; ours also seeds prices and budgets."""
 
 
 class WebShopEnv(TextEnv):
-    """WebShop as a text environment; see the module's head for the rules.
+    """WebShop as a text environment; the module's docstring has the rules.
 
     Parameters
     ----------
     data: a folder with WebShop's files (or one catalogue file), see `envs.webshop.sources`; None:
         the bundled shop of 2,400 products.
-    goals: "human" (instructions written by people) or "synthetic" (put together from attributes and
+    goals: "human" (instructions written by people) or "synthetic" (composed of attributes and
         options).
     observation: "text" (the paper's; strings between [SEP]) or "text_rich" (lines with marked
         buttons; shows what was chosen).
@@ -71,7 +71,7 @@ class WebShopEnv(TextEnv):
         self.goals, self.observation = goals, observation
         self.show_attributes, self.goal_seed = show_attributes, goal_seed
         self.shop = engine.open_shop(self.data, goal_seed)
-        self._splits()  # raises where there are too few goals
+        self._splits()  # raises if there are too few goals
         self._visit: engine.Visit | None = None
 
     def _splits(self) -> dict[str, tuple[str, ...]]:
@@ -138,7 +138,7 @@ _GOALS = data.GOALS
 
 @lru_cache(maxsize=32)
 def _splits(shop: engine.Shop, kind: str) -> dict[str, tuple[str, ...]]:
-    """Split → task ids of a shop, whose goals exist."""
+    """Split → task ids of a shop."""
     catalogue = shop.catalogue
     pairs = catalogue.goals(kind).tolist()
     if not pairs:

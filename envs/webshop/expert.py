@@ -1,10 +1,10 @@
 """The expert: a shopper who knows what the goal means, and buys through the pages like anyone else.
 
 It searches for the goal's own words, goes through the results page by page, opens the first product
-that meets every wish, reads its features where the title is silent, chooses the options, looks at
-the price and buys. That a product meets the wishes it may know from the goal; where it stands, and
-what can be clicked, it learns from the page. Where no product meets them all within the steps there
-are, it takes the one that meets most.
+that meets every wish, reads its features if the title does not tell, chooses the options, checks
+the price and buys. It may know from the goal that a product meets the wishes; where the product is
+and what can be clicked, it learns from the page. If no product meets them all within the steps, it
+takes the one that meets most.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _TALK = frozenset(_TALK_TEXT.split())
 
 @dataclass(frozen=True)
 class _Offer:
-    """A product as it was found: where, with which of its options, and what that would earn."""
+    """A product in the results: its place, options to choose, and the reward of buying it."""
 
     query: str
     place: int
-    """Its number among the hits, from 0."""
+    """Its index among the hits, from 0."""
     product: Product
     options: tuple[tuple[str, str], ...]
     reward: float
     reads: bool
-    """Whether its features have to be read, as no wish stands in the title."""
+    """Whether its features have to be read, because no wish is in the title."""
 
     @property
     def steps(self) -> int:
@@ -57,7 +57,7 @@ def keywords(goal: Goal) -> list[str]:
 
 
 def _queries(goal: Goal) -> Iterator[str]:
-    """What to search for, in the order of trying: from the wishes to the very name."""
+    """Queries in the order in which they are tried: from the wishes to the exact name."""
     yield " ".join(keywords(goal))
     wish = goal.instruction.split(", and price lower than")[0].lower()
     yield " ".join(word for word in _WORD.findall(wish) if word not in _TALK)
@@ -67,9 +67,9 @@ def _queries(goal: Goal) -> Iterator[str]:
 
 
 def plan(shop: Shop, goal: Goal, limit: int) -> Plan:
-    """(thought, action) pairs that reach the goal, or come closest to it, in at most `limit` steps.
+    """(thought, action) pairs that reach the goal, or come closest, in at most `limit` steps.
 
-    Raises ValueError where no search finds anything that could be bought in so few steps.
+    Raises ValueError if no search finds anything that could be bought in so few steps.
     """
     best: _Offer | None = None
     for query in filter(None, map(str.strip, _queries(goal))):
@@ -84,7 +84,7 @@ def plan(shop: Shop, goal: Goal, limit: int) -> Plan:
 
 
 def _offers(shop: Shop, goal: Goal, query: str, limit: int) -> Iterator[_Offer]:
-    """What a query finds, in order, until something meets every wish."""
+    """The results of a query, in order, until one meets every wish."""
     for place, number in enumerate(shop.search(query)[:MAX_HITS]):
         product = shop.catalogue.product(number)
         options = tuple(_choice(product, goal))
@@ -102,23 +102,23 @@ def _offers(shop: Shop, goal: Goal, query: str, limit: int) -> Iterator[_Offer]:
 
 
 def _choice(product: Product, goal: Goal) -> Iterator[tuple[str, str]]:
-    """(name, value) of the options to click: for every wanted one the value that fits best."""
+    """(name, value) of the options to click: for every wish the value that fits best."""
     taken: set[str] = set()
     pairs = goal.option_texts()
-    for wanted in pairs:
-        value = wanted if isinstance(wanted, str) else wanted[1]
-        name = "" if isinstance(wanted, str) else wanted[0]
-        found = max(
+    for pair in pairs:
+        value = pair if isinstance(pair, str) else pair[1]
+        name = "" if isinstance(pair, str) else pair[0]
+        best = max(
             (
-                (_fit(own_name, own, name, value, wanted), -order, own_name, own)
+                (_fit(own_name, own, name, value, pair), -order, own_name, own)
                 for order, (own_name, own) in enumerate(_values(product))
                 if own_name not in taken
             ),
             default=(0, 0, "", ""),
         )
-        if found[0] > 0:
-            taken.add(found[2])
-            yield found[2], found[3]
+        if best[0] > 0:
+            taken.add(best[2])
+            yield best[2], best[3]
 
 
 def _values(product: Product) -> Iterator[tuple[str, str]]:
@@ -131,18 +131,18 @@ def _values(product: Product) -> Iterator[tuple[str, str]]:
 
 
 def _fit(
-    name: str, value: str, wanted_name: str, wanted: str, option: str | tuple[str, str]
+    name: str, value: str, goal_name: str, goal_value: str, option: str | tuple[str, str]
 ) -> int:
-    """How well an option's value fits a wanted one: 0 not at all, 4 exactly."""
-    if value == wanted.lower():
-        return 4 if not wanted_name or name == wanted_name else 3
+    """How well an option's value fits a wish: 0 not at all, 4 exactly."""
+    if value == goal_value.lower():
+        return 4 if not goal_name or name == goal_name else 3
     if not reward.similar(reward.colour_of(value), reward.colour_of(option)):
         return 0
-    return 2 if wanted.lower() in value or value in wanted.lower() else 1
+    return 2 if goal_value.lower() in value or value in goal_value.lower() else 1
 
 
 def _written(shop: Shop, goal: Goal, offer: _Offer) -> Plan:
-    """The offer as steps with thoughts, played through so that every click is on its page."""
+    """The offer as steps with thoughts, played through, so that every click exists on its page."""
     say = _Voice(goal)
     visit, steps = Visit(shop, goal), Plan()
 
@@ -156,7 +156,7 @@ def _written(shop: Shop, goal: Goal, offer: _Offer) -> Plan:
     do(say.open(offer), f"click[{offer.product.asin.lower()}]")
     if offer.reads:
         do(say.read(), "click[features]")
-        do(say.found(), "click[< prev]")
+        do(say.results(), "click[< prev]")
     for name, value in offer.options:
         do(say.choose(name, value), f"click[{value}]")
     do(say.buy(offer), "click[buy now]")
@@ -177,10 +177,10 @@ class _Voice:
 
     def search(self) -> str:
         options = _listed(self.goal.option_values())
-        wanted = f" in {options}" if options else ""
+        details = f" in {options}" if options else ""
         return self._one(
-            f"I am asked for {self.thing} with {self.wishes}{wanted}. I search for these words.",
-            f"What counts is {self.wishes}{wanted}, and that it is {self.thing}. Let me search.",
+            f"I am asked for {self.thing} with {self.wishes}{details}. I search for these words.",
+            f"What counts is {self.wishes}{details}, and that it is {self.thing}. Let me search.",
         )
 
     def turn(self, page: int) -> str:
@@ -197,7 +197,7 @@ class _Voice:
     def read(self) -> str:
         return f"The title does not speak of {self.wishes}. The features may."
 
-    def found(self) -> str:
+    def results(self) -> str:
         return "That agrees with what I am looking for. Back to the product."
 
     def choose(self, name: str, value: str) -> str:

@@ -1,8 +1,8 @@
-"""The bundled shop: products and wishes made by a seeded generator, in WebShop's shape.
+"""The bundled shop: products and wishes from a seeded generator, in WebShop's format.
 
 Sixty kinds of product in the original's five categories, forty products of each by default. Every
-kind draws attributes from a pool of its own, so for each wish there are dozens of near misses: the
-right kind with one attribute too few, in the wrong colours, or too dear. Texts are short, because
+kind draws attributes from its own pool, so for each wish there are dozens of near misses: the right
+kind with one attribute too few, in the wrong colours, or too expensive. Texts are short, because
 small policies have to read them; the ids name the kind, such as `BSH017`.
 """
 
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import yaml
 
-from stepagent.envs.core import checksum
 from stepagent.envs.webshop.data import Product
 
 SEED = 7
@@ -56,17 +55,17 @@ class _Kind:
 def _table() -> tuple[tuple[_Kind, ...], tuple[str, ...]]:
     """The kinds of product, category by category, and the brands."""
     table = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
-    found = []
+    kinds = []
     for category, records in table["kinds"].items():
         for record in records:
             record["attributes"] = tuple(record["attributes"])
             record["options"] = {name: tuple(v) for name, v in record["options"].items()}
-            found.append(_Kind(category=category, **record))
-    return tuple(found), tuple(table["brands"])
+            kinds.append(_Kind(category=category, **record))
+    return tuple(kinds), tuple(table["brands"])
 
 
-CHECKSUM = checksum(Path(__file__).read_bytes(), _TABLE.read_bytes())
-"""Of the generator and its table: what another version of them makes is another catalogue."""
+CHECKSUM = "b1673d8640b6e6e2"
+"""Stands for the products in fingerprints and in the cache; a test says when to renew it."""
 
 
 def products(per_kind: int = PER_KIND, seed: int = SEED) -> Iterator[Product]:
@@ -118,7 +117,7 @@ def _some(values: Sequence[str], rng: random.Random, at_least: int) -> tuple[str
 
 
 def _pricing(dollars: tuple[int, int], rng: random.Random) -> tuple[float, ...]:
-    """A price, or (one in five) the two ends of a range; skewed to the cheap side."""
+    """A price, or (one in five) the two ends of a range; skewed towards low prices."""
     low, high = dollars
     price = round(low + (high - low) * rng.random() ** 1.6 - 0.01, 2)
     if rng.random() < 0.2:
@@ -129,7 +128,7 @@ def _pricing(dollars: tuple[int, int], rng: random.Random) -> tuple[float, ...]:
 def _wish(
     kind: _Kind, attributes: Sequence[str], options: dict[str, tuple[str, ...]], rng: random.Random
 ) -> dict[str, object]:
-    wanted = rng.sample(list(attributes), rng.randint(2, 3))
+    named_attributes = rng.sample(list(attributes), rng.randint(2, 3))
     names = sorted(rng.sample(sorted(options), rng.choice((1, 2, 2))), key=list(options).index)
     chosen = {name: rng.choice(options[name]) for name in names}
     clauses = {
@@ -145,17 +144,17 @@ def _wish(
         is_="are" if many else "is",
         it="they" if many else "it",
         use=kind.use,
-        attributes=_listed(wanted),
+        attributes=_listed(named_attributes),
         options=clause.format(*chosen.values(), **{f"n{i}": name for i, name in enumerate(chosen)}),
     )
-    return {"instruction": text, "attributes": wanted, "options": list(chosen.values())}
+    return {"instruction": text, "attributes": named_attributes, "options": list(chosen.values())}
 
 
 def _template(kind: _Kind, attributes: Sequence[str], rng: random.Random) -> dict[str, object]:
-    wanted = rng.sample(list(attributes), 2)
+    pair = rng.sample(list(attributes), 2)
     return {
-        "instruction": f"Find me {wanted[0]} {kind.noun.lower()} with {wanted[1]}",
-        "attributes": wanted,
+        "instruction": f"Find me {pair[0]} {kind.noun.lower()} with {pair[1]}",
+        "attributes": pair,
     }
 
 

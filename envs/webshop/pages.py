@@ -1,7 +1,7 @@
-"""The shop's pages, and how they read as text: letter for letter as upstream shows them.
+"""The shop's pages, and how they read as text: exactly as upstream shows them.
 
-Upstream renders HTML and parses it again at every step; here a page is the list of its visible
-strings, each with what it is, and the two observation modes are two ways of joining them.
+Upstream renders HTML and parses it again at every step; here a page is a list of visible strings,
+each with its kind, and the two observation modes are two ways of joining them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ MODES = ("text", "text_rich")
 
 TEXT, BUTTON, LINK, OPTION = "text", "button", "link", "option"
 Node = tuple[str, str]
-"""(kind, string) of something visible."""
+"""(kind, string) of a visible item."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What is visible, and what can be clicked: clickable text (lower case) → kind, in order."""
+    """Visible strings, and what can be clicked: clickable text (lower case) → kind, in order."""
 
     name: str
     """index, results, item, sub or done."""
@@ -38,12 +38,12 @@ def _page(name: str, nodes: Sequence[Node]) -> Page:
     buttons = {text.lower(): kind for kind, text in shown if kind == BUTTON}
     links = {text.lower(): kind for kind, text in shown if kind == LINK}
     options = {text: kind for kind, text in shown if kind == OPTION}
-    # A button keeps its meaning where an option has its name.
+    # A button keeps its meaning if an option has the same name.
     return Page(name, shown, {**buttons, **links, **options, **buttons})
 
 
 def _visible(text: str) -> str:
-    """The string as it comes out of HTML: mere blanks are one, and none where a line breaks."""
+    """The string as HTML renders it: runs of blanks are one, and none at a line break."""
     if text.strip(" \n\t\f\r"):
         return text
     return "" if "\n" in text or not text else " "
@@ -131,7 +131,7 @@ def done_page(asin: str, options: Mapping[str, str], reward: float) -> Page:
 
 
 def plain(page: Page) -> str:
-    """The mode `text`: the visible strings between separators. Choices do not show."""
+    """The mode `text`: the visible strings between separators. It does not show choices."""
     return " [SEP] ".join(text.strip() for _, text in page.nodes)
 
 
@@ -141,7 +141,7 @@ def rich(page: Page, chosen: str, seen: Collection[str]) -> str:
     Parameters
     ----------
     chosen: upstream's address of the page, in which it looks for `"value"` of a chosen option.
-    seen: ids of the products whose page was opened since the search page was left.
+    seen: ids of the products opened since the search page was left.
     """
     lines, clicked = [], []
     for kind, text in page.nodes:

@@ -2,16 +2,16 @@
 
     r = r_type · (attributes met + options met + [price within budget]) / (|A| + |O| + 1)
 
-How upstream's code computes the parts, reproduced here with what follows from it:
+How upstream's code computes the parts, reproduced here with its consequences:
 
-- An attribute of the goal is met where it resembles any attribute of the product (`similar`), or
-  stands in the lower-cased title, bullets (joined) or description.
-- An option of the goal is met where it resembles any chosen value, after both were reduced to the
-  first colour name (in the order of `COLOURS`) that they contain. Goals that hold their options as
-  name → value (synthetic ones) hand over (name, value) pairs: a pair is reduced only where its
+- An attribute of the goal is met if it resembles any attribute of the product (`similar`), or
+  occurs in the lower-cased title, bullets (joined) or description.
+- An option of the goal is met if it resembles any chosen value, after both were reduced to the
+  first colour name (in the order of `COLOURS`) that they contain. Goals whose options are
+  name → value (synthetic ones) give (name, value) pairs: a pair is reduced only if its
   name or value *is* a colour name, and is compared as the text of the pair, so that it resembles
   the value alone, and the option's name too.
-- The titles' nouns decide over r_type together with query and category, see `type_score`.
+- The titles' nouns decide r_type together with query and category; see `type_score`.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ silver skull slate steel stone stonewash sunflower tan taupe teal tiger turquois
 wheat white wine yellow
 """
 COLOURS: tuple[str, ...] = tuple(_COLOURS.split())
-"""What upstream's normaliser knows as a colour, in its order."""
+"""The colours that upstream's normaliser knows, in its order."""
 _LATIN = dict.fromkeys(range(128, 256))
 Nouns = Callable[[str], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A purchase's score and its parts, named as upstream names them.
+    """A purchase's score and its parts, named as in upstream.
 
-    `r_option` is None where the goal has no options; `w_*` are the parts' shares of the sum.
+    `r_option` is None if the goal has no options; `w_*` are the parts' shares of the sum.
     """
 
     reward: float
@@ -59,7 +59,7 @@ class Reward:
     w_price: float
 
     def metrics(self) -> dict[str, float]:
-        """The parts as numbers; r_option is left out where there is none."""
+        """The parts as numbers; r_option is left out if there is none."""
         parts = {name: value for name, value in asdict(self).items() if value is not None}
         del parts["reward"]
         return {name: float(value) for name, value in parts.items()}
@@ -77,7 +77,7 @@ def reward(
     Parameters
     ----------
     product: what was bought.
-    goal: what was asked for.
+    goal: what was to be bought.
     price: what it cost, in dollars.
     options: option name → chosen value (lower case, as the page shows it).
     nouns: gives the nouns of a title in lower case, repetitions included.
@@ -113,14 +113,16 @@ def type_score(
     """(r_type, same query, at least two categories shared, title score).
 
     The title score is the number of different nouns that both titles have, over the number of
-    nouns of the goal's title; 0.2 where that has none. r_type is 1; 0.5 where neither query nor
-    categories match nor the title score exceeds 0.2; and whatever matched, 0.1 where the title
-    score is below 0.1 and 0 where it is 0.
+    nouns of the goal's title; 0.2 if that has none. r_type is 1; 0.5 if neither query nor
+    categories match and the title score is at most 0.2; and whatever matched, 0.1 if the title
+    score is below 0.1 and 0 if it is 0.
     """
     query_match = product.query == goal.query
     category_match = len(_categories(product) & _categories(goal)) >= 2
-    wanted = nouns(goal.name)
-    title = len(set(nouns(product.title)) & set(wanted)) / len(wanted) if wanted else 0.2
+    goal_nouns = nouns(goal.name)
+    title = (
+        len(set(nouns(product.title)) & set(goal_nouns)) / len(goal_nouns) if goal_nouns else 0.2
+    )
     r_type = 1.0 if query_match or category_match or title > 0.2 else 0.5
     if title < 0.1:
         r_type = 0.1
@@ -133,20 +135,20 @@ def _categories(of: Product | Goal) -> set[str]:
     return {name.strip() for name in of.product_category.split("›")}
 
 
-def attributes_met(product: Product, wanted: Sequence[str]) -> int:
-    """How many of the wanted attributes the product has, by its attributes or its texts."""
+def attributes_met(product: Product, attributes: Sequence[str]) -> int:
+    """How many of the attributes the product has, by its attributes or its texts."""
     texts = (product.title.lower(), " ".join(product.bullets).lower(), product.description.lower())
     return sum(
         any(similar(own, attribute) for own in product.attributes)
         or any(attribute in text for text in texts)
-        for attribute in wanted
+        for attribute in attributes
     )
 
 
-def options_met(wanted: Sequence[str | tuple[str, str]], chosen: Sequence[str]) -> int:
-    """How many of the wanted options resemble a chosen value."""
+def options_met(options: Sequence[str | tuple[str, str]], chosen: Sequence[str]) -> int:
+    """How many of the options resemble a chosen value."""
     values = [colour_of(value) for value in chosen]
-    return sum(any(similar(value, colour_of(option)) for value in values) for option in wanted)
+    return sum(any(similar(value, colour_of(option)) for value in values) for option in options)
 
 
 def colour_of(option: str | tuple[str, str]) -> str:

@@ -1,12 +1,12 @@
-"""The shop as web pages for people: `python -m envs.webshop.site [--out FILE]`.
+"""The shop as web pages for people: `stepagent webshop-site [--out FILE]`.
 
 The same environment that agents play, page for page: every visible string of a page becomes an
 element, every button, link and option a button of one form that sends the action an agent would
-type. Whoever plays to the end leaves a demonstration: with `--out` each finished episode is
-appended to a file as a trajectory (agent "human"), thoughts included where they were written down.
+type. With `--out`, each finished episode is appended to a file as a trajectory (agent "human"),
+including thoughts if they were written down: a demonstration.
 
-It listens on this machine only unless told otherwise, keeps at most a thousand visits, and needs
-nothing but the standard library.
+It listens on this machine only by default, keeps at most a thousand visits, and needs only the
+standard library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
-from stepagent import command_line, envs
+from stepagent import envs
+from stepagent.command_line import Command
 from stepagent.envs import react
 from stepagent.envs.trajectory import Step, Trajectory, Writer
 from stepagent.envs.webshop import pages
@@ -61,11 +62,11 @@ class Config:
     port: int = 8321
     """Port to listen on; 0: any free one (it is printed)."""
     split: Literal["train", "dev", "test"] = "train"
-    """Which tasks are handed out."""
+    """Which tasks to give out."""
     seed: int = 0
-    """The first visit plays the task of this seed, the next one that of the next."""
+    """The first visit plays the task of this seed, the next one that of the next seed."""
     out: Path | None = None
-    """File that finished episodes are appended to (one JSON line each). null: none."""
+    """File to which finished episodes are appended (one JSON line each). null: none."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment, such as --env-args.data FOLDER."""
 
@@ -85,7 +86,7 @@ class Visitor:
         self.lock = threading.Lock()
 
     def step(self, action: str, thought: str) -> bool:
-        """Does an action; True where it ended the episode."""
+        """Carries out an action; True if it ended the episode."""
         if self.ended:
             return False
         reply = react.parse(react.render(thought, action))
@@ -103,6 +104,7 @@ class Visitor:
         return Trajectory(
             env=ENV,
             task_id=self.info["task_id"],
+            task_type=self.env.task_type,
             split=self.env.split,
             agent="human",
             seed=self.seed,
@@ -118,9 +120,9 @@ class Visitor:
 
 
 class Site(ThreadingHTTPServer):
-    """The server: visits by their secret names, and the file that they are recorded in.
+    """The server: visits by their secret names, and the file in which they are recorded.
 
-    Raises OSError where the address is taken, and what `WebShopEnv` raises for its arguments.
+    Raises OSError if the address is taken, and what `WebShopEnv` raises for its arguments.
     """
 
     daemon_threads = True
@@ -205,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.visits.get(self.path.removeprefix("/visit/"))
 
     def _form(self) -> dict[str, str] | None:
-        """The form's fields; None (and answered) where it is too large."""
+        """The form's fields; None (and answered) if it is too large."""
         size = self.headers.get("Content-Length", "0")
         if not size.isdecimal() or int(size) > MAX_BODY:
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
@@ -234,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Silent: the console is for the address and for errors."""
+        """Silent: the console shows only the address and errors."""
 
 
 # Templates ------------------------------------------------------------------------------------
@@ -279,7 +281,7 @@ def _visit_page(visitor: Visitor) -> str:
 
 
 def _own(page: pages.Page) -> Sequence[pages.Node]:
-    """The page's strings without the instruction, which stands above."""
+    """The page's strings without the instruction, which is shown above."""
     return page.nodes[2:] if page.nodes[0][1] == "Instruction:" else ()
 
 
@@ -312,21 +314,17 @@ def _end(visitor: Visitor) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(Config, argv, prog="python -m envs.webshop.site")
-    try:
-        site = Site(config)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def serve(config: Config) -> int:
+    site = Site(config)
     print(f"WebShop is at {site.url} (Ctrl-C ends it)", flush=True)
     try:
         site.serve_forever()
-    except KeyboardInterrupt:
-        return 130
     finally:
         site.server_close()
     return 0
+
+
+main = Command("webshop-site", Config, serve)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Where a shop's products come from: WebShop's own files, the 1,000-product files, or our own.
 
 A folder is searched for a catalogue (`items_shuffle*.json` as WebShop downloads it, or
-`documents*.jsonl` as it makes for its index), the attributes and instructions that go with it
+`documents*.jsonl` as it makes them for its index), the attributes and instructions that go with it
 (`items_ins_v2*.json`) and human instructions (`items_human_ins*.json`). Files are read as streams.
 """
 
@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.envs.core import checksum
+from stepagent.envs.json_stream import JSONError, JSONStream
 from stepagent.envs.webshop import catalogue, generate
 from stepagent.envs.webshop.catalogue import Catalogue, product_from
 from stepagent.envs.webshop.data import Product
-from stepagent.files import cache_folder
+from stepagent.files import cache_folder, write_shared_text
 
 log = logging.getLogger(__name__)
-_CHUNK = 1 << 20
-_MAX_RECORD = 64 << 20
 CATALOGUES = ("items_shuffle*.json", "documents*.jsonl")
 _LISTED = "it needs a catalogue (items_shuffle*.json or documents*.jsonl), its items_ins_v2*.json "
 
@@ -39,7 +38,7 @@ def bundled() -> Catalogue:
 def from_files(path: str | Path) -> Catalogue:
     """The catalogue in a folder, or of one catalogue file with its companions beside it.
 
-    Raises FileNotFoundError or ValueError that name what is missing, cut or ambiguous.
+    Raises FileNotFoundError or ValueError that name what is missing, damaged or ambiguous.
     """
     main, attributes, wishes = _files(Path(path))
     key = checksum(*(_digest(file) for file in (main, attributes, wishes) if file))
@@ -47,21 +46,21 @@ def from_files(path: str | Path) -> Catalogue:
 
     def products() -> Iterator[Product | None]:
         known = _attributes(attributes)
-        asked = dict(_entries(wishes))
+        wishes_by_product = dict(_entries(wishes))
         for item in _items(main):
             asin = item.get("asin") if isinstance(item, dict) else None
-            wanted = asked.pop(asin, ()) if isinstance(asin, str) else ()
+            human = wishes_by_product.pop(asin, ()) if isinstance(asin, str) else ()
             entry = json.loads(known.pop(asin, b"{}")) if isinstance(asin, str) else {}
-            yield product_from(item, entry, wanted if isinstance(wanted, list) else (), skipped)
-        gone = sum(len(left) for left in asked.values() if isinstance(left, list))
+            yield product_from(item, entry, human if isinstance(human, list) else (), skipped)
+        gone = sum(len(left) for left in wishes_by_product.values() if isinstance(left, list))
         if gone:
             skipped["human instructions whose product is not in the catalogue"] += gone
 
-    made = catalogue.make(key, products(), skipped)
-    if made.skipped:
-        left = ", ".join(f"{count} {reason}" for reason, count in made.skipped.items())
+    shop = catalogue.make(key, products(), skipped)
+    if shop.skipped:
+        left = ", ".join(f"{count} {reason}" for reason, count in shop.skipped.items())
         log.warning("%s: left out %s", main, left)
-    return made
+    return shop
 
 
 def _files(path: Path) -> tuple[Path, Path | None, Path | None]:
@@ -69,16 +68,16 @@ def _files(path: Path) -> tuple[Path, Path | None, Path | None]:
     if path.is_file():
         main, folder = path, path.parent
     elif path.is_dir():
-        found = sorted(chain.from_iterable(path.glob(pattern) for pattern in CATALOGUES))
-        if not found:
+        catalogues = sorted(chain.from_iterable(path.glob(pattern) for pattern in CATALOGUES))
+        if not catalogues:
             raise FileNotFoundError(
                 f"{path.absolute()} holds no catalogue: {_LISTED}and items_human_ins*.json"
             )
-        full = [file for file in found if file.name == "items_shuffle.json"]
-        if len(found) > 1 and not full:
-            names = ", ".join(file.name for file in found)
+        full = [file for file in catalogues if file.name == "items_shuffle.json"]
+        if len(catalogues) > 1 and not full:
+            names = ", ".join(file.name for file in catalogues)
             raise ValueError(f"{path.absolute()} holds several catalogues ({names}): name one file")
-        main, folder = (full or found)[0], path
+        main, folder = (full or catalogues)[0], path
     else:
         raise FileNotFoundError(f"no catalogue at {path.absolute()}: {_LISTED}beside it")
     suffix = main.stem.removeprefix("items_shuffle").removeprefix("documents")
@@ -95,24 +94,21 @@ def _files(path: Path) -> tuple[Path, Path | None, Path | None]:
 def _companion(folder: Path, name: str, suffix: str) -> Path | None:
     if (exact := folder / f"{name}{suffix}.json").is_file():
         return exact
-    found = sorted(folder.glob(f"{name}*.json"))
-    return found[0] if len(found) == 1 else None
+    files = sorted(folder.glob(f"{name}*.json"))
+    return files[0] if len(files) == 1 else None
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of the file's content; remembered for a file of the same size and time of change."""
+    """SHA-256 of the file's content; cached for a file of the same size and modification time."""
     state = path.stat()
     place = checksum(str(path.resolve()), str(state.st_size), str(state.st_mtime_ns))
     remembered = cache_folder() / "webshop" / "digests" / place
     if remembered.is_file():
         return remembered.read_text()
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    remembered.parent.mkdir(parents=True, exist_ok=True)
-    partial = remembered.with_suffix(".partial")
-    partial.write_text(found)
-    partial.replace(remembered)
-    return found
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    write_shared_text(remembered, digest)
+    return digest
 
 
 def _items(path: Path) -> Iterator[Any]:
@@ -130,23 +126,25 @@ def _items(path: Path) -> Iterator[Any]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error.msg}): is it cut?") from None
+                raise ValueError(
+                    f"{path}:{number}: not JSON ({error.msg}): is it truncated?"
+                ) from None
             yield record.get("product", record) if isinstance(record, dict) else record
 
 
 def _attributes(path: Path | None) -> dict[str, bytes]:
     """Product id → its attributes and instruction as JSON: a million of them must fit in memory."""
-    wanted = ("attributes", "instruction", "instruction_attributes")
-    found = {}
+    fields = ("attributes", "instruction", "instruction_attributes")
+    entries = {}
     for asin, entry in _entries(path):
         if isinstance(entry, dict):
-            kept = {name: entry[name] for name in wanted if entry.get(name) is not None}
-            found[asin] = json.dumps(kept).encode()
-    return found
+            values = {name: entry[name] for name in fields if entry.get(name) is not None}
+            entries[asin] = json.dumps(values).encode()
+    return entries
 
 
 def _entries(path: Path | None) -> Iterator[tuple[str, Any]]:
-    """The (product id, entry) pairs of a companion file, none where there is none."""
+    """The (product id, entry) pairs of a companion file, none if there is no file."""
     for entry in stream(path) if path else ():
         if not isinstance(entry, tuple) or not isinstance(entry[0], str):
             raise ValueError(f"{path}: a JSON object, product id → entry, was expected")
@@ -154,56 +152,15 @@ def _entries(path: Path | None) -> Iterator[tuple[str, Any]]:
 
 
 def stream(path: Path) -> Iterator[Any]:
-    """The elements of a JSON array, or the (key, value) pairs of an object, read piece by piece.
+    """The elements of a JSON array, or the (key, value) pairs of an object, read one by one.
 
-    Raises ValueError that names the file and the place where it is cut or is no such JSON.
+    Raises ValueError that names the file if it is truncated or not such JSON.
     """
-    decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8", errors="replace") as file:
-        text, at, done = file.read(_CHUNK).lstrip("\ufeff \t\r\n"), 0, 0
-        if text[:1] not in ("[", "{"):
+    with path.open("rb") as file:
+        source = JSONStream(file)
+        if source.first not in ("[", "{"):
             raise ValueError(f"{path}: a JSON array or object was expected")
-        pairs, close = text[0] == "{", "]" if text[0] == "[" else "}"
-        at = 1
-
-        def value(at: int) -> tuple[Any, int]:
-            nonlocal text
-            while True:
-                try:
-                    found, end = decoder.raw_decode(text, at)
-                    if end < len(text) or text[end - 1] in '}]"':  # a number might go on
-                        return found, end
-                except json.JSONDecodeError:
-                    pass
-                more = file.read(max(_CHUNK, len(text) - at))
-                if not more or len(text) - at > _MAX_RECORD:
-                    raise ValueError(
-                        f"{path}: cut or damaged at character {done + at} of its JSON text"
-                    ) from None
-                text += more
-
-        def skip(at: int, characters: str) -> int:
-            nonlocal text
-            while True:
-                while at < len(text) and text[at] in characters:
-                    at += 1
-                if at < len(text):
-                    return at
-                more = file.read(_CHUNK)
-                if not more:
-                    raise ValueError(f"{path}: cut at its end, character {done + at}")
-                text += more
-
-        while True:
-            at = skip(at, " \t\r\n,")
-            if text[at] == close:
-                return
-            if at > _CHUNK:
-                text, at, done = text[at:], 0, done + at
-            found, at = value(at)
-            if pairs:
-                at = skip(at, " \t\r\n:")
-                entry, at = value(at)
-                yield found, entry
-            else:
-                yield found
+        try:
+            yield from source.members() if source.first == "{" else source
+        except JSONError as error:
+            raise ValueError(f"{path}: {error}") from None

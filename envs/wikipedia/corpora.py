@@ -16,7 +16,7 @@ from stepagent.envs.wikipedia.store import StoredCorpus, is_store, open_cached
 
 
 def check_name(name: str) -> None:
-    """Raises SourceError where `open_corpus` has no corpus of that name. Reads no file."""
+    """Raises SourceError if `open_corpus` has no corpus of that name. Reads no file."""
     kind, _, url = name.partition(":")
     if name == "pooled":
         return
@@ -31,13 +31,13 @@ def check_name(name: str) -> None:
         return
     if path.is_file() and ".xml" in path.suffixes:
         raise SourceError(
-            f"{path} is a dump: make a corpus of it with python -m envs.wikipedia.prepare {path} "
+            f"{path} is a dump: make a corpus from it with stepagent wikipedia-corpus {path} "
             "--out FOLDER, then give the folder"
         )
     if not path.is_file():
         raise SourceError(
             f"no corpus {name!r}: it is 'pooled', 'distractor', 'live', 'live:URL' of a MediaWiki "
-            f"API, a file of pages, or a folder made by python -m envs.wikipedia.prepare (looked "
+            f"API, a file of pages, or a folder made by stepagent wikipedia-corpus (looked "
             f"for {path.absolute()})"
         )
 
@@ -47,12 +47,12 @@ def open_corpus(
 ) -> Corpus:
     """The corpus of that name: "pooled", "live", "live:URL", a file of pages or a prepared folder.
 
-    `questions` are those whose paragraphs "pooled" means, `source` is where they come from. Raises
+    `questions`: those whose paragraphs "pooled" means; `source`: where they come from. Raises
     SourceError (a ValueError) where there is no such corpus.
     """
     check_name(name)
     if name == "pooled":
-        return _world() if source is None else _pooled(dataset, questions)
+        return _bundled() if source is None else _pooled(dataset, questions)
     kind, _, url = name.partition(":")
     if kind == "live":
         return _live(url or WIKIPEDIA)
@@ -62,9 +62,9 @@ def open_corpus(
     return open_cached(file_checksum(path), pool(pages(path)))
 
 
-def _world() -> StoredCorpus:
-    """All pages of the bundled world."""
-    return open_cached(data.world_name(), data.world_pages())
+def _bundled() -> StoredCorpus:
+    """All pages of the bundled encyclopedia."""
+    return open_cached(data.bundled_name(), data.bundled_pages())
 
 
 def _pooled(dataset: str, questions: Collection[Question]) -> StoredCorpus:
@@ -74,12 +74,12 @@ def _pooled(dataset: str, questions: Collection[Question]) -> StoredCorpus:
             f"these {dataset} questions come without paragraphs: give a corpus, such as "
             "corpus='live' or a file of pages"
         )
-    found = pooled_pages(list(questions))
-    parts = (part for page in found for part in (page.title, page.text))
+    pooled = pooled_pages(list(questions))
+    parts = (part for page in pooled for part in (page.title, page.text))
     return open_cached(checksum(*parts), pool(pooled_pages(list(questions))))
 
 
 @lru_cache(maxsize=8)
 def _live(url: str) -> LiveCorpus:
-    """One client for each API, so that all environments of a process keep its rate together."""
+    """One client per API, so that all environments of a process share its rate limit."""
     return LiveCorpus(url)

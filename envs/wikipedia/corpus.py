@@ -1,8 +1,8 @@
 """Pages, how a title is found, and the corpus of one question.
 
-`Corpus.find` is what `search[entity]` does: the page of that title (as it is written; else but for
-case, accents, punctuation or a bracketed addition; else but for a slip of the pen), or the titles
-of similar pages. `store.StoredCorpus` answers from disk, `live.LiveCorpus` from Wikipedia itself,
+`Corpus.find` is what `search[entity]` does: the page with that title (as written; else ignoring
+case, accents, punctuation or a bracketed addition; else allowing for a typo), or the titles of
+similar pages. `store.StoredCorpus` answers from disk, `live.LiveCorpus` from Wikipedia itself,
 and `SmallCorpus` here from the few paragraphs that one question comes with (the distractor
 setting).
 """
@@ -19,14 +19,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 SIMILAR = 5
-"""Titles that are named where there is no page."""
+"""Similar titles that are given if there is no page."""
 CANDIDATES = 20
-"""Hits of the search among whose titles a slip of the pen is looked for."""
+"""Search hits whose titles are checked for a typo."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A title and its text: one sentence a line, an empty line between paragraphs."""
+    """A title and its text: one sentence per line, an empty line between paragraphs."""
 
     title: str
     text: str
@@ -42,12 +42,12 @@ class Page:
 
 
 def page(title: str, paragraphs: Iterable[str | Iterable[str]]) -> Page:
-    """A page from paragraphs, each a text (it is split) or a list of its sentences."""
+    """A page from paragraphs, each a text (which is split) or a list of its sentences."""
     parts = []
     for paragraph in paragraphs:
-        whole = isinstance(paragraph, str)
+        is_text = isinstance(paragraph, str)
         sentences = split_sentences(paragraph) if isinstance(paragraph, str) else paragraph
-        lines = sentences if whole else [" ".join(line.split()) for line in sentences]
+        lines = sentences if is_text else [" ".join(line.split()) for line in sentences]
         parts.append("\n".join(line for line in lines if line))
     return Page(clean_title(title), "\n\n".join(part for part in parts if part))
 
@@ -69,7 +69,7 @@ def split_sentences(text: str) -> list[str]:
     ["Dr. A. B. Cole (born c. 1901) ran St. Mary's.", 'She left in 1930!', 'Why?']
     """
     text = " ".join(text.split())
-    found, begin = [], 0
+    sentences, begin = [], 0
     for end in _END.finditer(text):
         sentence = text[begin : end.end()].rstrip()
         following = text[end.end() :][:1]
@@ -77,9 +77,9 @@ def split_sentences(text: str) -> list[str]:
         stops = end.group().rstrip()
         if following.islower() or (stops == "." and _ABBREVIATION.search(sentence[-16:])):
             continue
-        found.append(sentence)
+        sentences.append(sentence)
         begin = end.end()
-    return [*found, text[begin:]] if text[begin:] else found
+    return [*sentences, text[begin:]] if text[begin:] else sentences
 
 
 # Titles -------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def clean_title(title: str) -> str:
 
 
 def key(title: str) -> str:
-    """The title without case, accents and punctuation. Never empty for a title that is not.
+    """The title without case, accents and punctuation. Never empty unless the title is.
 
     >>> key("Alû_(Demon)"), key("  ALU demon "), key("!!!")
     ('alu demon', 'alu demon', '!!!')
@@ -110,7 +110,7 @@ def key(title: str) -> str:
 
 
 def base_key(title: str) -> str | None:
-    """The key without a bracketed addition; None where there is none.
+    """The key without a bracketed addition; None if there is none.
 
     >>> base_key("Kiss and Tell (1945 film)")
     'kiss and tell'
@@ -119,20 +119,20 @@ def base_key(title: str) -> str | None:
     return key(base) if base and base != title else None
 
 
-def is_slip(asked: str, title: str) -> bool:
-    """Whether two keys differ by a slip of the pen in one long word.
+def is_slip(query: str, title: str) -> bool:
+    """Whether two keys differ by a typo in one long word.
 
-    Numbers (`Edward II`, `1994`) and short words must be the same: they tell pages apart.
+    Numbers (`Edward II`, `1994`) and short words must be the same: they distinguish pages.
 
     >>> is_slip("scott derickson", "scott derrickson"), is_slip("super bowl 48", "super bowl 49")
     (True, False)
     """
     from rapidfuzz.distance import OSA
 
-    mine, theirs = asked.split(), title.split()
-    if len(mine) != len(theirs):
+    query_words, title_words = query.split(), title.split()
+    if len(query_words) != len(title_words):
         return False
-    different = [(a, b) for a, b in zip(mine, theirs, strict=True) if a != b]
+    different = [(a, b) for a, b in zip(query_words, title_words, strict=True) if a != b]
     if len(different) != 1:
         return not different
     a, b = different[0]
@@ -153,8 +153,8 @@ def next_part(title: str) -> str:
     >>> next_part("Green"), next_part("Green (part 2)")
     ('Green (part 2)', 'Green (part 3)')
     """
-    found = _PART.fullmatch(title)
-    return part_title(found[1], int(found[2]) + 1) if found else part_title(title, 2)
+    match = _PART.fullmatch(title)
+    return part_title(match[1], int(match[2]) + 1) if match else part_title(title, 2)
 
 
 def pool(pages: Iterable[Page]) -> Iterator[Page]:
@@ -163,42 +163,42 @@ def pool(pages: Iterable[Page]) -> Iterator[Page]:
     MuSiQue draws its paragraphs from anywhere on a page, so one title may come with many texts.
     """
     seen: dict[str, list[str]] = {}
-    for found in pages:
-        texts = seen.setdefault(found.title, [])
-        if found.text not in texts:
-            texts.append(found.text)
-            yield Page(part_title(found.title, len(texts)), found.text)
+    for passage in pages:
+        texts = seen.setdefault(passage.title, [])
+        if passage.text not in texts:
+            texts.append(passage.text)
+            yield Page(part_title(passage.title, len(texts)), passage.text)
 
 
 # Corpora ------------------------------------------------------------------------------------------
 
 
 class Corpus(ABC):
-    """Something in which pages can be searched."""
+    """A set of pages that can be searched."""
 
     @abstractmethod
     def find(self, entity: str) -> Page | list[str]:
         """The entity's page, or up to SIMILAR titles of similar pages, the most similar first.
 
-        Never raises for any text. (`LiveCorpus` raises `LiveError` where it cannot be reached.)
+        Never raises for any text. (`LiveCorpus` raises `LiveError` if the API cannot be reached.)
         """
 
     @abstractmethod
     def has(self, title: str) -> bool:
-        """Whether there is a page of that title (but for case, accents and punctuation)."""
+        """Whether there is a page with that title (ignoring case, accents and punctuation)."""
 
     @abstractmethod
     def checksum(self) -> str:
-        """Changes when what it holds changes ("" where that cannot be known)."""
+        """A checksum of its contents ("" if that cannot be known)."""
 
 
-def choose(asked: str, titles: Sequence[str]) -> str:
-    """Of several titles with the same key, the one most like what was asked."""
+def choose(query: str, titles: Sequence[str]) -> str:
+    """Of several titles with the same key, the one most similar to the query."""
     from rapidfuzz.distance import Indel
 
-    if asked in titles:
-        return asked
-    codes = [ord(character) for character in asked]  # any text, lone surrogates too
+    if query in titles:
+        return query
+    codes = [ord(character) for character in query]  # any text, lone surrogates too
     return min(titles, key=lambda title: Indel.distance(codes, [ord(c) for c in title]))
 
 
@@ -206,7 +206,7 @@ class SmallCorpus(Corpus):
     """The paragraphs that one question comes with."""
 
     def __init__(self, pages: Iterable[Page]):
-        self._pages = {found.title: found for found in pool(pages)}
+        self._pages = {passage.title: passage for passage in pool(pages)}
         self._titles: dict[str, list[str]] = {}
         self._bases: dict[str, list[str]] = {}
         for title in self._pages:
@@ -220,27 +220,28 @@ class SmallCorpus(Corpus):
         return iter(self._pages.values())
 
     def find(self, entity: str) -> Page | list[str]:
-        asked = key(entity)
-        same = self._titles.get(asked) or self._bases.get(asked, [])
-        if same and (asked in self._titles or len(same) == 1):
+        query = key(entity)
+        same = self._titles.get(query) or self._bases.get(query, [])
+        if same and (query in self._titles or len(same) == 1):
             return self._pages[choose(entity, same)]
-        similar = self._ranked(asked)
+        similar = self._ranked(query)
         for title in similar:
-            if is_slip(asked, key(title)):
+            if is_slip(query, key(title)):
                 return self._pages[title]
         return similar[:SIMILAR]
 
     def has(self, title: str) -> bool:
         return key(title) in self._titles
 
-    def _ranked(self, asked: str) -> list[str]:
-        """Titles by the summed rarity of the asked words on the page; double in the title."""
-        words, size = set(asked.split()), len(self._pages)
+    def _ranked(self, query: str) -> list[str]:
+        """Titles by the summed rarity of the query's words on the page; words in the title count
+        double."""
+        words, size = set(query.split()), len(self._pages)
         rated = []
         for title, on_page in self._words.items():
-            named = set(key(title).split())
+            title_words = set(key(title).split())
             rating = sum(
-                (1 + (word in named)) * math.log(1 + size / self._pages_with[word])
+                (1 + (word in title_words)) * math.log(1 + size / self._pages_with[word])
                 for word in sorted(words & on_page)
             )
             rated.append((-rating, title))

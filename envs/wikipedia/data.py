@@ -2,15 +2,15 @@
 
 What `source` may be:
 
-- None: the bundled world, 1,500 / 150 / 300 questions.
+- None: the bundled encyclopedia, 1,500 / 150 / 300 questions.
 - A folder with the official files. The paper's way: train questions are drawn from the training
   file, dev and test questions from the development file (the official test files have no answers).
 - Any other folder or file of questions in the data set's own format: all of them are taken
   together; a tenth goes to dev, a fifth to test, the rest to train.
 
-How many are drawn at most: 5,000 / 500 / 500, as in the paper. Which ones follows from the seed and
-the question's id alone: those with the smallest checksum of both; so no order of the file matters,
-a file of any size is read as a stream, and no question is in two splits.
+At most 5,000 / 500 / 500 are drawn, as in the paper: those with the smallest checksum of seed and
+question id. So the order of the file does not matter, a file of any size is read as a stream, and
+no question is in two splits.
 """
 
 from __future__ import annotations
@@ -18,26 +18,24 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from stepagent.envs.core import SPLITS, checksum
-from stepagent.envs.wikipedia import formats
+from stepagent.envs.wikipedia import encyclopedia, formats
 from stepagent.envs.wikipedia.corpus import Page
+from stepagent.envs.wikipedia.encyclopedia import questions as bundled
 from stepagent.envs.wikipedia.questions import Question
 from stepagent.envs.wikipedia.sources import SourceError, file_checksum, records
-from stepagent.envs.wikipedia.world import questions as world
-from stepagent.files import cache_folder
+from stepagent.files import cache_folder, write_shared_text
 
 SIZES = (5000, 500, 500)
 """Questions of the train, dev and test splits that the paper draws."""
-WORLD_SEED = 0
+BUNDLED_SEED = 0
 OFFICIAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # data set: (training files, development files); the first one that is there counts
+    # data set: (training files, development files); the first existing one is used
     "hotpotqa": (
         ("hotpot_train_v1.1.json",),
         ("hotpot_dev_distractor_v1.json", "hotpot_dev_fullwiki_v1.json"),
@@ -71,17 +69,17 @@ def load(
 
 def checked_sizes(sizes: Any) -> tuple[int, int, int]:
     """The three splits' sizes. Raises ValueError for anything but three numbers of at least 1."""
-    found = tuple(sizes) if isinstance(sizes, Iterable) else ()
-    if len(found) != 3 or not all(isinstance(size, int) and size >= 1 for size in found):
+    numbers = tuple(sizes) if isinstance(sizes, Iterable) else ()
+    if len(numbers) != 3 or not all(isinstance(size, int) and size >= 1 for size in numbers):
         raise ValueError(
-            f"sizes is {sizes!r}: three numbers are wanted, train, dev and test, each at least 1"
+            f"sizes is {sizes!r}: it must be three numbers (train, dev, test), each at least 1"
         )
-    train, dev, test = found
+    train, dev, test = numbers
     return train, dev, test
 
 
 def located(dataset: str, source: str | Path) -> Path:
-    """The questions' file or folder. Raises SourceError where there is none; reads nothing."""
+    """The questions' file or folder. Raises SourceError if there is none; reads nothing."""
     path = Path(source).expanduser()
     if not path.is_file() and not path.is_dir():
         raise SourceError(f"no folder or file of {dataset} questions at {path.absolute()}")
@@ -89,9 +87,9 @@ def located(dataset: str, source: str | Path) -> Path:
 
 
 def source_checksum(dataset: str, source: str | Path | None) -> str:
-    """Changes when the questions' files (or the bundled world) do."""
+    """Changes when the questions' files (or the bundled encyclopedia) do."""
     if source is None:
-        return checksum(_world_code(), str(WORLD_SEED))
+        return checksum(encyclopedia.CHECKSUM, str(BUNDLED_SEED))
     return checksum(*(file_checksum(path) for path in _files(dataset, source)))
 
 
@@ -104,60 +102,41 @@ def _load(
     sizes: tuple[int, int, int],
     seed: int,
 ) -> tuple[Question, ...]:
-    """Reads the split from the cache; draws all three splits first where it is not there."""
-    name = checksum(dataset, str(_VERSION), _world_code(), *sums, str(sizes), str(seed))
+    """Reads the split from the cache; draws all three splits first if it is missing."""
+    name = checksum(dataset, str(_VERSION), encyclopedia.CHECKSUM, *sums, str(sizes), str(seed))
     paths = {s: cache_folder() / "wikipedia" / f"questions-{name}-{s}.jsonl" for s in SPLITS}
     if not all(path.is_file() for path in paths.values()):
         splits = _draw(dataset, files, sizes, seed) if files else _bundled(dataset, sizes)
         for which, path in paths.items():
-            _write(path, splits[which])
+            records = (json.dumps(q.to_dict(), ensure_ascii=False) for q in splits[which])
+            write_shared_text(path, "".join(f"{record}\n" for record in records))
     with paths[split].open(encoding="utf-8") as file:
         return tuple(Question.from_dict(json.loads(line)) for line in file)
 
 
-def _write(path: Path, questions: Iterable[Question]) -> None:
-    """The file is complete or not there at all; several processes may write it at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix="questions-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            for question in questions:
-                file.write(json.dumps(question.to_dict(), ensure_ascii=False) + "\n")
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-
-
-# The bundled world --------------------------------------------------------------------------------
+# The bundled encyclopedia -------------------------------------------------------------------------
 
 
 def _bundled(dataset: str, sizes: tuple[int, int, int]) -> dict[str, list[Question]]:
-    splits = world.generate(dataset, WORLD_SEED)
+    splits = bundled.generate(dataset, BUNDLED_SEED)
     return {split: splits[split][:size] for split, size in zip(SPLITS, sizes, strict=True)}
 
 
-def world_name() -> str:
-    """Names the bundled world in the cache."""
-    return f"world-{checksum(_world_code(), str(WORLD_SEED))}"
+def bundled_name() -> str:
+    """Name of the bundled encyclopedia in the cache."""
+    return f"world-{checksum(encyclopedia.CHECKSUM, str(BUNDLED_SEED))}"
 
 
-def world_pages() -> Iterator[Page]:
-    """All pages of the bundled world."""
-    yield from world.pages(WORLD_SEED)
-
-
-@lru_cache(maxsize=1)
-def _world_code() -> str:
-    """A checksum of the code that makes the world: another code, another world."""
-    files = sorted(Path(world.__file__).parent.glob("*.py"))
-    return checksum(*(path.read_bytes() for path in files))
+def bundled_pages() -> Iterator[Page]:
+    """All pages of the bundled encyclopedia."""
+    yield from bundled.pages(BUNDLED_SEED)
 
 
 # Files --------------------------------------------------------------------------------------------
 
 
 def _files(dataset: str, source: str | Path) -> Iterator[Path]:
-    """The question files of a folder, training file first where the official ones are there."""
+    """The question files of a folder, the training file first if the official ones exist."""
     source = located(dataset, source)
     if source.is_file():
         yield source
@@ -167,15 +146,15 @@ def _files(dataset: str, source: str | Path) -> Iterator[Path]:
     if all(pair):
         yield from (path for path in pair if path)
         return
-    found = [path for path in sorted(source.iterdir()) if path.name.endswith(_ENDINGS)]
-    found = [path for path in found if formats.has_contexts(dataset, path)]
-    if not found:
-        wanted = " and ".join(names[0] for names in OFFICIAL[dataset])
+    paths = [path for path in sorted(source.iterdir()) if path.name.endswith(_ENDINGS)]
+    paths = [path for path in paths if formats.has_contexts(dataset, path)]
+    if not paths:
+        names = " and ".join(first for first, *_ in OFFICIAL[dataset])
         raise SourceError(
-            f"{source.absolute()} holds no {dataset} questions: {wanted} are expected there, or "
+            f"{source.absolute()} holds no {dataset} questions: {names} are expected there, or "
             "other files of that format with their paragraphs"
         )
-    yield from found
+    yield from paths
 
 
 def _draw(
@@ -193,11 +172,13 @@ def _draw(
             raise SourceError(f"{files[1]} holds too few questions for a dev and a test split")
         share = min(test, max(1, len(second) * test // (dev + test)))
         return {"train": first, "test": second[:share], "dev": second[share:][:dev]}
-    found = _smallest(dataset, files, sum(sizes), seed)
-    if len(found) < 3:
-        raise SourceError(f"{files[0]} holds {len(found)} questions: three splits need at least 3")
-    a, b = min(test, max(1, len(found) // 5)), min(dev, max(1, len(found) // 10))
-    return {"test": found[:a], "dev": found[a : a + b], "train": found[a + b :][:train]}
+    smallest = _smallest(dataset, files, sum(sizes), seed)
+    if len(smallest) < 3:
+        raise SourceError(
+            f"{files[0]} holds {len(smallest)} questions: three splits need at least 3"
+        )
+    a, b = min(test, max(1, len(smallest) // 5)), min(dev, max(1, len(smallest) // 10))
+    return {"test": smallest[:a], "dev": smallest[a : a + b], "train": smallest[a + b :][:train]}
 
 
 def _smallest(
@@ -208,7 +189,7 @@ def _smallest(
     without: set[str] | frozenset[str] = frozenset(),
 ) -> list[Question]:
     """The questions with the smallest checksums of (seed, id), at most `count`; none twice."""
-    heap: list[tuple[int, str, Any]] = []  # the largest on top; records are read when all are in
+    heap: list[tuple[int, str, Any]] = []  # the largest on top; records are parsed at the end
     seen: set[str] = set(without)
     for path in files:
         for number, record in enumerate(records(path), 1):

@@ -1,17 +1,17 @@
 """`stepagent/HotpotQA-v0`, `stepagent/2WikiMultihopQA-v0`, `stepagent/MuSiQue-v0`: questions whose
-answer has to be put together from several pages of an encyclopedia.
+answer has to be found by combining several pages of an encyclopedia.
 
 Rules of the episode, after ReAct (Yao et al., 2023) and the paper:
 
 - `search[entity]` opens the entity's page and shows its first five sentences, or says
-  `Could not find X. Similar: [five titles].` (`corpus.Corpus.find` has what counts as the page).
-- `lookup[keyword]`, where it is switched on, steps through the sentences of the open page with that
-  word: `(Result 1 / 3) …`, in the end `No more results.`. A failed search leaves the page open.
-- `finish[answer]` ends the episode. Its score is the exact match; F1 stands in the metrics.
+  `Could not find X. Similar: [five titles].` (`corpus.Corpus.find` defines which page that is).
+- `lookup[keyword]`, if it is switched on, steps through the open page's sentences with that word:
+  `(Result 1 / 3) …`, and finally `No more results.`. A failed search leaves the page open.
+- `finish[answer]` ends the episode. Its score is the exact match; F1 is in the metrics.
 - Seven actions, as ReAct has on HotpotQA; four hops and the answer fit.
 
-Deviations from ReAct: names of actions are read in any case, a missing last bracket is forgiven,
-brackets may stand within the argument, and what is no action costs a step and says what there is.
+Deviations from ReAct: names of actions may have any case, a missing last bracket is accepted,
+brackets may occur within the argument, and anything else costs a step and lists the actions.
 """
 
 from __future__ import annotations
@@ -47,19 +47,20 @@ _NAME = re.compile(r"[^\W_a-z][\w'’.-]*(?:,? (?:(?:of|the|and|de|in) )*[^\W_a-
 
 
 class WikipediaEnv(TextEnv):
-    """Multi-hop questions over a corpus of pages; see the module's head for the rules.
+    """Multi-hop questions over a corpus of pages; the module's docstring has the rules.
 
     Parameters
     ----------
-    data: None for the bundled world, or a folder with the data set's official files, or any file of
-        its format (`data.py`).
-    corpus: "pooled", the paragraphs of all questions of the split (the paper's way; the whole world
-        for the bundled questions); "distractor", the paragraphs of the one question alone; "live",
+    data: None for the bundled encyclopedia, or a folder with the data set's official files, or any
+        file of its format (`data.py`).
+    corpus: "pooled", the paragraphs of all questions of the split (the paper's way; all pages for
+        the bundled questions); "distractor", only the paragraphs of the one question; "live",
         English Wikipedia, or "live:URL" another MediaWiki API; else a file of pages or a folder
-        that `python -m envs.wikipedia.prepare` made.
-    lookup: whether `lookup[keyword]` is an action, too. The paper's prompt has none.
+        that `stepagent wikipedia-corpus` made.
+    lookup: whether `lookup[keyword]` is an action, too. The paper's prompt does not have it.
     sentences: how many sentences `search` shows; 0: the whole first paragraph.
-    sizes: how many questions train, dev and test have at most. seed_of_sample: which ones.
+    sizes: maximum number of questions in train, dev and test.
+    seed_of_sample: which questions those are, if there are more.
     split, max_steps, render_mode: as in `TextEnv`.
 
     Raises ValueError for wrong arguments and for data files that are missing, cut off or of another
@@ -96,12 +97,12 @@ class WikipediaEnv(TextEnv):
         self.page: Page | None = None
         """The page that the last successful search opened."""
         self._question: Question | None = None
-        self._found: tuple[str, list[str], int] = ("", [], 0)
+        self._matches: tuple[str, list[str], int] = ("", [], 0)
         self._last = ""
 
     @property
     def prompt(self) -> Prompt:
-        """`prompt.md`; with `lookup` among the actions where it is switched on."""
+        """`prompt.md`; with `lookup` among the actions if it is switched on."""
         prompt = Prompt.load(self.prompt_file)
         if not self.lookup:
             return prompt
@@ -113,12 +114,12 @@ class WikipediaEnv(TextEnv):
     @cached_property
     def questions(self) -> dict[str, Question]:
         """Task id → question, of this split."""
-        found = data.load(self.dataset, self.split, self.data, self.sizes, self.seed_of_sample)
-        return {question.task_id: question for question in found}
+        questions = data.load(self.dataset, self.split, self.data, self.sizes, self.seed_of_sample)
+        return {question.task_id: question for question in questions}
 
     @cached_property
     def shared_corpus(self) -> Corpus | None:
-        """The corpus of all tasks; None where each question has its own."""
+        """The corpus of all tasks; None if each question has its own."""
         if self.corpus_name == "distractor":
             return None
         return open_corpus(self.corpus_name, self.dataset, self.data, self.questions.values())
@@ -146,7 +147,7 @@ class WikipediaEnv(TextEnv):
     def begin(self, task_id: str) -> str:
         self._question = self.questions[task_id]
         self.corpus = self.shared_corpus or SmallCorpus(self._question.passages)
-        self.page, self._found = None, ("", [], 0)
+        self.page, self._matches = None, ("", [], 0)
         self.instruction = self._question.text
         self._last = f"Question: {self._question.text}"
         return self._last
@@ -169,13 +170,13 @@ class WikipediaEnv(TextEnv):
 
     def _search(self, entity: str) -> Outcome:
         try:
-            found = self.corpus.find(entity)
+            result = self.corpus.find(entity)
         except LiveError as error:
             return self._refuse(f"{error} Try again, or another action.")
-        if isinstance(found, Page):
-            self.page, self._found = found, ("", [], 0)
-            return self._outcome_of(self.shown(found))
-        return self._outcome_of(f"Could not find {entity}. Similar: {found}.")
+        if isinstance(result, Page):
+            self.page, self._matches = result, ("", [], 0)
+            return self._outcome_of(self.shown(result))
+        return self._outcome_of(f"Could not find {entity}. Similar: {result}.")
 
     def shown(self, page: Page) -> str:
         """What `search` shows of a page."""
@@ -188,11 +189,11 @@ class WikipediaEnv(TextEnv):
     def _look_up(self, keyword: str) -> Outcome:
         if self.page is None:
             return self._refuse("No page is open to look anything up in: search[entity] first.")
-        asked, lines, at = self._found
-        if asked != keyword:
+        last_keyword, lines, at = self._matches
+        if last_keyword != keyword:
             lines = [s for s in self.page.sentences if keyword.lower() in s.lower()]
             at = 0
-        self._found = (keyword, lines, at + 1)
+        self._matches = (keyword, lines, at + 1)
         if at >= len(lines):
             return self._outcome_of("No more results.")
         return self._outcome_of(f"(Result {at + 1} / {len(lines)}) {lines[at]}")
@@ -218,7 +219,7 @@ class WikipediaEnv(TextEnv):
     def admissible_actions(self) -> list[str]:
         """A search and an answer for each name in the question and the last observation.
 
-        Any text may be searched or answered; these are what a guess would begin with. Raises
+        Any text may be searched or answered; these are a guesser's first candidates. Raises
         RuntimeError before the first reset.
         """
         text = f"{self.question.text} {self._last}"
@@ -257,20 +258,20 @@ class MuSiQueEnv(WikipediaEnv):
 
 
 def read_action(action: str) -> tuple[str, str]:
-    """(name, argument) of an action; the name is "" where it is none.
+    """(name, argument) of an action; the name is "" if it is none.
 
-    The argument ends at the bracket that closes the first one; where none does, at the last closing
-    bracket, or at the end. What follows is left out.
+    The argument ends at the bracket that closes the first one; if none does, at the last closing
+    bracket, or at the end. What follows is ignored.
 
     >>> read_action("search[Array [data] types] to see"), read_action("Finish[42")
     (('search', 'Array [data] types'), ('finish', '42'))
     >>> read_action("think[hard]")
     ('', '')
     """
-    found = _ACTION.fullmatch(action)
-    if not found or not found.group(2):
-        return (found.group(1).lower(), "") if found else ("", "")
-    name, rest = found.group(1).lower(), found.group(2)[1:]
+    match = _ACTION.fullmatch(action)
+    if not match or not match.group(2):
+        return (match.group(1).lower(), "") if match else ("", "")
+    name, rest = match.group(1).lower(), match.group(2)[1:]
     depth = 1
     for at, character in enumerate(rest):
         depth += (character == "[") - (character == "]")

@@ -1,9 +1,9 @@
-"""The oracle: it knows each hop's page and the answer, and says what it makes of every page.
+"""The oracle: it knows each hop's page and the answer, and comments on every page.
 
-From the supporting facts and, where there is one, the decomposition of the question: for every hop
-it searches the page that supports it, reads, and goes on; in the end it gives the gold answer. A
-thought quotes only what has been shown. Where the supporting sentence lies further down the page,
-`lookup` fetches it if that is an action; else the thought says that the page did not tell.
+It uses the supporting facts and, if there is one, the decomposition of the question: for every hop
+it searches the supporting page and reads it; finally it gives the gold answer. A thought quotes
+only what has been shown. If the supporting sentence is further down the page, `lookup` fetches it
+if that is an action; otherwise the thought says that the page does not tell.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stepagent.envs.wikipedia.live import LiveError
 from stepagent.envs.wikipedia.questions import Hop, Question
 
 _PARTS = 40
-"""Parts of a page that are looked through for a hop's passage."""
+"""Parts of a page that are searched for a hop's passage."""
 Show = Callable[[Page], str]
 
 
@@ -24,8 +24,8 @@ def plan(
     question: Question, corpus: Corpus, show: Show, *, lookup: bool, steps: int
 ) -> list[tuple[str, str]]:
     """(thought, action) pairs that end with the gold answer within `steps` actions."""
-    found: list[tuple[str, str]] = []
-    known = ""  # what the page before has told, in words
+    pairs: list[tuple[str, str]] = []
+    known = ""  # what the previous page said, in words
     opened = ""
     hops = _reachable(question.hops, steps - 1)
     for number, hop in enumerate(hops):
@@ -33,26 +33,26 @@ def plan(
         title, page = _target(corpus, hop)
         if title != opened:
             goal = _goal(question, hop, number, rng)
-            found.append((_sentence(known, goal, rng.searching(title)), f"search[{title}]"))
+            pairs.append((_sentence(known, goal, rng.searching(title)), f"search[{title}]"))
             opened = title
         else:
             known = _sentence(known, _goal(question, hop, number, rng))
         read = show(page) if page else ""
         shown = [fact for fact in hop.facts if fact in read]
-        room = steps - 1 - len(found) - (len(hops) - number - 1)
+        room = steps - 1 - len(pairs) - (len(hops) - number - 1)
         if lookup and page and hop.facts and not shown and room > 0:
             word = _keyword(hop, page)
-            found.append((rng.looking(known, title, word), f"lookup[{word}]"))
+            pairs.append((rng.looking(known, title, word), f"lookup[{word}]"))
             shown = [fact for fact in hop.facts if word.lower() in fact.lower()][:1]
         known = _learnt(hop, title, shown, bool(page), rng)
     rng = _Choice(question.task_id)
     answer = question.answers[0]
-    found.append((_sentence(known, rng.closing(answer)), f"finish[{answer}]"))
-    return found
+    pairs.append((_sentence(known, rng.closing(answer)), f"finish[{answer}]"))
+    return pairs
 
 
 def _reachable(hops: Sequence[Hop], searches: int) -> Sequence[Hop]:
-    """The hops that can be searched; the last ones where there are too many."""
+    """The hops that can be searched; the last ones if there are too many."""
     return hops[len(hops) - searches :] if 0 < searches < len(hops) else hops[: max(searches, 0)]
 
 
@@ -62,19 +62,19 @@ def _target(corpus: Corpus, hop: Hop) -> tuple[str, Page | None]:
     for number in range(1, _PARTS + 1):
         title = part_title(hop.title, number)
         try:
-            found = corpus.find(title) if number == 1 or corpus.has(title) else None
-        except LiveError:  # the plan does without; the episode will say so
-            found = None
-        if not isinstance(found, Page):
+            result = corpus.find(title) if number == 1 or corpus.has(title) else None
+        except LiveError:  # the plan goes without it; the episode will show the error
+            result = None
+        if not isinstance(result, Page):
             break
-        first = first or found
-        if not hop.text or found.text == hop.text:
-            return title, found
+        first = first or result
+        if not hop.text or result.text == hop.text:
+            return title, result
     return hop.title, first
 
 
 def _keyword(hop: Hop, page: Page) -> str:
-    """A word of the first supporting sentence that the fewest other sentences have."""
+    """The word of the first supporting sentence that occurs in the fewest other sentences."""
     words = [w.strip(".,;:()[]\"'") for w in hop.facts[0].split()]
     if hop.answer and hop.answer in hop.facts[0]:
         words = [hop.answer]
@@ -87,11 +87,11 @@ def _keyword(hop: Hop, page: Page) -> str:
 
 def _goal(question: Question, hop: Hop, number: int, rng: _Choice) -> str:
     if hop.question:
-        asked = hop.question[:1].upper() + hop.question[1:].rstrip("?. ") + "?"
+        sub_question = hop.question[:1].upper() + hop.question[1:].rstrip("?. ") + "?"
         opening = _OPENINGS if number == 0 else _NEXT
-        return rng.one(opening).format(asked)
-    named = f" {key(hop.title)} " in f" {key(question.text)} "
-    return rng.one(_NAMED if named else _LED_TO).format(hop.title)
+        return rng.one(opening).format(sub_question)
+    is_named = f" {key(hop.title)} " in f" {key(question.text)} "
+    return rng.one(_NAMED if is_named else _LED_TO).format(hop.title)
 
 
 def _learnt(hop: Hop, title: str, shown: Sequence[str], there: bool, rng: _Choice) -> str:
@@ -100,14 +100,14 @@ def _learnt(hop: Hop, title: str, shown: Sequence[str], there: bool, rng: _Choic
         return f"There is no page {title} here."
     if not shown:
         return rng.one(_NOT_TOLD).format(title)
-    said = rng.one(_SAID).format(" ".join(shown))
-    if hop.answer and key(hop.answer) in key(said):
-        return _sentence(said, rng.one(_SO).format(hop.answer))
-    return said
+    sentence = rng.one(_SAID).format(" ".join(shown))
+    if hop.answer and key(hop.answer) in key(sentence):
+        return _sentence(sentence, rng.one(_SO).format(hop.answer))
+    return sentence
 
 
 class _Choice:
-    """Picks wordings by the task and the step: the same in every process."""
+    """Picks wordings by task and step: the same in every process."""
 
     def __init__(self, name: str):
         self._number = zlib.crc32(name.encode("utf-8", "replace"))

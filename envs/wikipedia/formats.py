@@ -7,9 +7,9 @@
 | MuSiQue         | `id`  | `paragraphs`: title, text     | `question_decomposition`           |
 
 Answers: `answer`, with `answer_aliases` (MuSiQue), the aliases and demonyms that `id_aliases.json`
-beside the file has for `answer_id` (2Wiki), or a field `aliases`. Questions that MuSiQue-Full marks
-as unanswerable are left out. HotpotQA's questions without paragraphs can be read too, for other
-corpora.
+next to the file has for `answer_id` (2Wiki), or a field `aliases`. Questions that MuSiQue-Full
+marks as unanswerable are left out. HotpotQA's questions without paragraphs can be read too, for
+other corpora.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ALIASES_FILE = "id_aliases.json"
 def has_contexts(dataset: str, path: Path) -> bool:
     """Whether the file's first record is a question of the data set, with its paragraphs.
 
-    Raises SourceError where the file cannot be read: no data is left out silently.
+    Raises SourceError if the file cannot be read: no data is dropped silently.
     """
     first = next(records(path), None)
     return isinstance(first, dict) and {"question", _CONTEXT[dataset]} <= set(first)
 
 
 def question_id(dataset: str, record: Any, where: str) -> str | None:
-    """The record's id; None for what is no question to be asked. Raises SourceError."""
+    """The record's id; None if it is not a usable question. Raises SourceError."""
     if not isinstance(record, dict) or not isinstance(record.get("question"), str):
         raise SourceError(f"{where} is no {dataset} question: it has no text 'question'")
     if record.get("answerable") is False:
@@ -48,7 +48,7 @@ def question_id(dataset: str, record: Any, where: str) -> str | None:
 
 
 def read(dataset: str, record: Any, where: str, aliases: dict[str, list[str]]) -> Question:
-    """One question. Raises SourceError that names the record and what is wrong with it."""
+    """One question. Raises SourceError that says what is wrong with which record."""
     try:
         build = _musique if dataset == "musique" else _hotpot
         answer = record["answer"]
@@ -78,17 +78,17 @@ def wikidata_aliases(
     dataset: str, files: Iterable[Path], chosen: Sequence[Any]
 ) -> dict[str, list[str]]:
     """Answer id → aliases and demonyms, for the questions chosen."""
-    wanted = {str(r["answer_id"]) for r in chosen if isinstance(r, dict) and r.get("answer_id")}
-    found: dict[str, list[str]] = {}
-    if dataset != "2wikimultihopqa" or not wanted:
-        return found
+    answer_ids = {str(r["answer_id"]) for r in chosen if isinstance(r, dict) and r.get("answer_id")}
+    aliases: dict[str, list[str]] = {}
+    if dataset != "2wikimultihopqa" or not answer_ids:
+        return aliases
     for folder in dict.fromkeys(path.parent for path in files):
         if (folder / ALIASES_FILE).is_file():
             for record in records(folder / ALIASES_FILE):
-                if record.get("Q_id") in wanted:
+                if record.get("Q_id") in answer_ids:
                     names = [*record.get("aliases", ()), *record.get("demonyms", ())]
-                    found[record["Q_id"]] = names
-    return found
+                    aliases[record["Q_id"]] = names
+    return aliases
 
 
 # HotpotQA and 2WikiMultihopQA ---------------------------------------------------------------------
@@ -106,9 +106,9 @@ def _hotpot(record: dict[str, Any]) -> tuple[str, list[Page], list[Hop]]:
     for title in _reasoning_order(list(supported), by_title, record):
         sentences = raw.get(title, [])
         facts = [" ".join(sentences[n].split()) for n in supported[title] if n < len(sentences)]
-        asked, answer = _triple_of(title, triples)
+        relation, answer = _triple_of(title, triples)
         text = by_title[title].text if title in by_title else ""
-        hops.append(Hop(title, tuple(fact for fact in facts if fact), asked, answer, text))
+        hops.append(Hop(title, tuple(fact for fact in facts if fact), relation, answer, text))
     return str(record.get("type") or "question"), passages, hops
 
 
@@ -124,13 +124,13 @@ def _reasoning_order(
     titles: list[str], pages: dict[str, Page], record: dict[str, Any]
 ) -> list[str]:
     """Supporting titles in the order of the reasoning: what the question names comes first, then
-    what a page before mentions; the others as the data set lists them."""
+    what an earlier page mentions; the others in the data set's order."""
     question, left, ordered = key(record["question"]), list(titles), list[str]()
     seen = question
     while left:
-        named = [title for title in left if _mentions(seen, title)]
-        # Of those named, the one named first; a page that only others lead to waits.
-        chosen = min(named, key=lambda t: _place(seen, t)) if named else _first(left, pages)
+        mentioned = [title for title in left if _mentions(seen, title)]
+        # Of those mentioned, the first; a page that only others lead to waits.
+        chosen = min(mentioned, key=lambda t: _place(seen, t)) if mentioned else _first(left, pages)
         ordered.append(chosen)
         left.remove(chosen)
         if chosen in pages and record.get("type") != "comparison":
@@ -152,7 +152,8 @@ def _mentions(text: str, title: str) -> bool:
 
 
 def _place(text: str, title: str) -> int:
-    """Where a text (a key) names a title, with or without its bracketed addition; −1: nowhere."""
+    """Position of a title in a text (a key), with or without its bracketed addition; −1:
+    nowhere."""
     return f" {text} ".find(f" {key(re.sub(r'[(].*?[)]', '', title)) or key(title)} ")
 
 
@@ -160,21 +161,21 @@ def _place(text: str, title: str) -> int:
 
 
 def _musique(record: dict[str, Any]) -> tuple[str, list[Page], list[Hop]]:
-    given = record.get("paragraphs", ())
-    passages = [page(p["title"], [p["paragraph_text"]]) for p in given]
-    numbers = {p.get("idx", i): i for i, p in enumerate(given)}
+    paragraphs = record.get("paragraphs", ())
+    passages = [page(p["title"], [p["paragraph_text"]]) for p in paragraphs]
+    numbers = {p.get("idx", i): i for i, p in enumerate(paragraphs)}
     hops: list[Hop] = []
     answers: list[str] = []
     for step in record.get("question_decomposition", ()):
         support = passages[numbers[step["paragraph_support_idx"]]]
-        asked = re.sub(
+        sub_question = re.sub(
             r"#(\d+)",
             lambda m: answers[int(m[1]) - 1] if 0 < int(m[1]) <= len(answers) else m[0],
             _as_question(step["question"]),
         )
         answers.append(str(step["answer"]))
         facts = [s for s in support.sentences if key(answers[-1]) in key(s)][:1]
-        hops.append(Hop(support.title, tuple(facts), asked, answers[-1], support.text))
+        hops.append(Hop(support.title, tuple(facts), sub_question, answers[-1], support.text))
     return str(record.get("id", "question")).split("__")[0], passages, hops
 
 

@@ -1,10 +1,10 @@
 """Live Wikipedia (or any MediaWiki with the TextExtracts extension) through its API.
 
-A page is asked for by its title (`prop=extracts`, redirects followed); where there is none, or only
-a disambiguation page, the search (`list=search`) names similar ones. Answers are kept on disk for
-good, so that the same question costs one request ever and an evaluation can be repeated.
+A page is requested by its title (`prop=extracts`, redirects followed); if there is none, or only a
+disambiguation page, the search (`list=search`) gives similar ones. Answers are cached on disk
+permanently, so that a query costs only one request ever and evaluations are repeatable.
 
-Wikimedia asks clients to say who they are: set `$STEPAGENT_CONTACT` to a mail address or URL.
+Wikimedia asks clients to identify themselves: set `$STEPAGENT_CONTACT` to a mail address or URL.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -22,13 +21,14 @@ from typing import Any
 import requests
 
 from stepagent.envs.wikipedia.corpus import SIMILAR, Corpus, Page, is_slip, key, page
-from stepagent.files import cache_folder
+from stepagent.errors import UserError
+from stepagent.files import cache_folder, write_shared_text
 
 WIKIPEDIA = "https://en.wikipedia.org/w/api.php"
 MAX_BYTES = 8 << 20
 """Bytes that an answer may have."""
 MAX_SEARCH = 300
-"""Characters of a search that Wikipedia takes."""
+"""Characters of a search that Wikipedia accepts."""
 MAX_WAIT = 30.0
 """Seconds that a server may ask to wait before the next attempt."""
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
@@ -36,15 +36,15 @@ _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _BUSY = ("maxlag", "ratelimited", "readonly", "internal_api_error")
 """Codes of API errors (sent with status 200) after which the same request may succeed."""
 _NO_TITLE = set("#<>[]{}|\x7f")
-"""Characters that no title has."""
+"""Characters that titles cannot contain."""
 
 
-class LiveError(RuntimeError):
-    """The API cannot be reached or refuses; the message says why. The episode goes on."""
+class LiveError(UserError, RuntimeError):
+    """The API cannot be reached or refuses; the message says why. The episode continues."""
 
 
 class LiveCorpus(Corpus):
-    """Pages of a MediaWiki, one request at a time, kept in the cache.
+    """Pages of a MediaWiki, requested one at a time and cached.
 
     Parameters
     ----------
@@ -53,9 +53,9 @@ class LiveCorpus(Corpus):
     retries: further attempts after a time-out, a broken connection, an unreadable answer, or a
         status or error that says "later".
     backoff: seconds before the first further attempt, doubled each time, or what Retry-After says.
-    rate: requests a second, at most, of this process.
+    rate: maximum requests per second of this process.
 
-    Raises ValueError for a URL that is none, and LiveError from `find`.
+    Raises ValueError for an invalid URL, and LiveError from `find`.
     """
 
     def __init__(
@@ -73,33 +73,33 @@ class LiveCorpus(Corpus):
             raise ValueError("wants timeout > 0, retries ≥ 0, backoff ≥ 0 and rate > 0")
         self.url, self.timeout, self.retries, self.backoff = url, timeout, retries, backoff
         self.requests = 0
-        """Requests sent so far (answers from the cache are none)."""
+        """Requests sent so far (not counting answers from the cache)."""
         self._interval, self._next = 1 / rate, 0.0
         self._lock, self._sessions = threading.Lock(), threading.local()
 
     def find(self, entity: str) -> Page | list[str]:
-        if not _NO_TITLE & set(entity) and (found := self._page(entity)):
-            return found
+        if not _NO_TITLE & set(entity) and (result := self._page(entity)):
+            return result
         hits = self._ask(
             list="search", srsearch=entity[:MAX_SEARCH], srlimit=str(SIMILAR), srprop=""
         )
         titles = [str(hit["title"]) for hit in hits.get("search", ()) if "title" in hit]
-        asked = key(entity)
+        query = key(entity)
         for title in titles:
-            near = key(title) == asked or is_slip(asked, key(title))
-            if near and (found := self._page(title)):
-                return found
+            near = key(title) == query or is_slip(query, key(title))
+            if near and (result := self._page(title)):
+                return result
         return titles[:SIMILAR]
 
     def has(self, title: str) -> bool:
-        """Always false: live pages are whole, and have no further parts."""
+        """Always false: live pages are complete and have no further parts."""
         return False
 
     def checksum(self) -> str:
         return ""
 
     def _page(self, title: str) -> Page | None:
-        """The page of a title or redirect; None where there is none, or none with a text."""
+        """The page of a title or redirect; None if there is none with text."""
         answer = self._ask(
             prop="extracts|pageprops",
             ppprop="disambiguation",
@@ -108,36 +108,32 @@ class LiveCorpus(Corpus):
             redirects="1",
             titles=title,
         )
-        for found in answer.get("pages", ()):
-            extract = found.get("extract") or ""
-            if "disambiguation" not in found.get("pageprops", {}) and extract.strip():
+        for record in answer.get("pages", ()):
+            extract = record.get("extract") or ""
+            if "disambiguation" not in record.get("pageprops", {}) and extract.strip():
                 lines = [line for line in extract.split("\n") if line.strip()]
-                return page(found["title"], [x for x in lines if not x.startswith("==")])
+                return page(record["title"], [x for x in lines if not x.startswith("==")])
         return None
 
     # Asking ---------------------------------------------------------------------------------------
 
     def _ask(self, **parameters: str) -> dict[str, Any]:
-        """The `query` part of the API's answer, from the cache where it is there."""
+        """The `query` part of the API's answer, from the cache if it is there."""
         query = {"action": "query", "format": "json", "formatversion": "2", **parameters}
-        kept = self._kept(query)
+        path = self._cache_path(query)
         try:
-            found = json.loads(kept.read_text(encoding="utf-8"))
-            if isinstance(found, dict):
-                return found
-        except (OSError, ValueError):  # not asked yet, or a damaged file: ask (again)
+            answer = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(answer, dict):
+                return answer
+        except (OSError, ValueError):  # not cached yet, or a damaged file: request it (again)
             pass
-        found = self._request(query)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix="answer-", dir=kept.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            json.dump(found, file)
-        os.replace(partial, kept)
-        return found
+        answer = self._request(query)
+        write_shared_text(path, json.dumps(answer))
+        return answer
 
-    def _kept(self, query: dict[str, str]) -> Path:
-        asked = json.dumps([self.url, query], sort_keys=True).encode("utf-8", "replace")
-        name = hashlib.sha256(asked).hexdigest()[:32]
+    def _cache_path(self, query: dict[str, str]) -> Path:
+        request = json.dumps([self.url, query], sort_keys=True).encode("utf-8", "replace")
+        name = hashlib.sha256(request).hexdigest()[:32]
         return cache_folder() / "wikipedia" / "live" / name[:2] / f"{name}.json"
 
     def _request(self, query: dict[str, str]) -> dict[str, Any]:
@@ -157,7 +153,7 @@ class LiveCorpus(Corpus):
         )
 
     def _once(self, query: dict[str, str], wait: float) -> dict[str, Any]:
-        """One request. Raises _Later where another may succeed, LiveError where none will."""
+        """One request. Raises _Later if another may succeed, LiveError if none will."""
         self._take_turn(wait)
         deadline = time.monotonic() + self.timeout
         with self._session().get(
@@ -187,8 +183,8 @@ class LiveCorpus(Corpus):
             raise _Later(f"{code}: {error.get('info', '')}", wait)
         if code:
             raise LiveError(f"The encyclopedia refuses the request ({code}).")
-        found = answer.get("query", {})
-        return found if isinstance(found, dict) else {}
+        result = answer.get("query", {})
+        return result if isinstance(result, dict) else {}
 
     def _take_turn(self, wait: float) -> None:
         """Sleeps until the rate (and the back-off) allows another request."""
@@ -200,7 +196,7 @@ class LiveCorpus(Corpus):
         time.sleep(max(0.0, at - now))
 
     def _hold_back(self, seconds: float) -> None:
-        """No request of any thread before that time."""
+        """No thread sends a request before that time."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
 
@@ -221,7 +217,7 @@ class _Later(Exception):
 
 
 def user_agent() -> str:
-    """Who asks, as Wikimedia wants it: the program, its version, and `$STEPAGENT_CONTACT`."""
+    """The user agent in Wikimedia's format: the program, its version, and `$STEPAGENT_CONTACT`."""
     try:
         own = version("stepagent")
     except PackageNotFoundError:
@@ -233,7 +229,7 @@ def user_agent() -> str:
 def _retry_after(response: requests.Response) -> float:
     try:
         return min(MAX_WAIT, max(0.0, float(response.headers.get("Retry-After", "0"))))
-    except ValueError:  # a date: the back-off will do
+    except ValueError:  # a date: the back-off suffices
         return 0.0
 
 

@@ -1,16 +1,16 @@
-"""Makes a corpus of a Wikipedia dump or any file of pages: `python -m envs.wikipedia.prepare`.
+"""Makes a corpus from a Wikipedia dump or any file of pages: `stepagent wikipedia-corpus`.
 
-    python -m envs.wikipedia.prepare enwiki-…-pages-articles.xml.bz2 --out corpora/enwiki
+    stepagent wikipedia-corpus enwiki-…-pages-articles.xml.bz2 --out corpora/enwiki
 
-The source is read as a stream; a stopped run (Ctrl-C, kill, full disk) goes on with the same
-command. The folder then serves as an environment's corpus: `--env-args.corpus corpora/enwiki`.
+The source is read as a stream; a stopped run (Ctrl-C, kill, full disk) resumes with the same
+command. The folder is then an environment's corpus: `--env-args.corpus corpora/enwiki`.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stepagent import command_line
+from stepagent.command_line import Command
 from stepagent.envs.wikipedia import sources
 from stepagent.envs.wikipedia.corpus import Page, part_title
 from stepagent.envs.wikipedia.sources import SourceError
@@ -26,23 +26,24 @@ from stepagent.envs.wikipedia.store import StoredCorpus, Writer, is_store
 from stepagent.envs.wikipedia.wikitext import Redirect, dump
 
 SAVE_EVERY = 20_000
-"""Records between two points from which a stopped run can go on."""
+"""Records between two points from which a stopped run can resume."""
 
 
 @dataclass
 class Config:
-    """Makes a corpus folder of a Wikipedia dump (.xml, .xml.bz2) or of a file of pages: JSON lines
-    or a JSON array with title and text, a JSON object of title: sentences, or .tsv with a header;
-    each may be compressed with gzip or bzip2."""
+    """Makes a corpus folder from a Wikipedia dump (.xml, .xml.bz2) or from a file of pages: JSON
+    lines or a JSON array with title and text, a JSON object of title: sentences, or .tsv with a
+    header; each may be compressed with gzip or bzip2."""
 
     source: Path
     """The dump or file of pages."""
     out: Path
-    """Folder for the corpus; made, or gone on with where a run was stopped."""
+    """Folder for the corpus; created, or completed after a stopped run."""
     limit: int | None = None
-    """Records of the source that are read at most. null: all."""
+    """Maximum number of records read from the source. null: all."""
     index: bool = True
-    """Also build the search index (into $STEPAGENT_CACHE), which the first search would do else."""
+    """Also build the search index (in $STEPAGENT_CACHE), which the first search would do
+    otherwise."""
 
 
 def prepare(
@@ -53,10 +54,10 @@ def prepare(
     index: bool = True,
     console: Console | None = None,
 ) -> StoredCorpus:
-    """Makes (or completes) the corpus folder `out`; returns it opened.
+    """Makes (or completes) the corpus folder `out` and opens it.
 
-    Raises SourceError where the source is missing, cut off or of no known kind, or where `out` was
-    begun with another source.
+    Raises SourceError if the source is missing, truncated or of unknown format, or if `out` was
+    started with another source.
     """
     console = console or Console(quiet=True)
     if not is_store(out):
@@ -64,9 +65,9 @@ def prepare(
     corpus = StoredCorpus(out)
     if index:
         console.print(f"building the search index of {len(corpus):,} pages …")
-        begun = time.monotonic()
+        start = time.monotonic()
         assert len(corpus.index) == len(corpus)
-        console.print(f"index ready after {time.monotonic() - begun:.0f} s")
+        console.print(f"index ready after {time.monotonic() - start:.0f} s")
     return corpus
 
 
@@ -81,7 +82,7 @@ def _write(source: Path, out: Path, limit: int | None, console: Console) -> None
             )
         if done:
             console.print(f"going on after {done:,} records, {writer.count:,} pages")
-        begun, number = time.monotonic(), done
+        start, number = time.monotonic(), done
         for number, item in enumerate(_items(source, done, limit), done + 1):
             if isinstance(item, Redirect):
                 writer.redirect(item.title, item.target)
@@ -89,7 +90,7 @@ def _write(source: Path, out: Path, limit: int | None, console: Console) -> None
                 writer.add(item)
             if number % SAVE_EVERY == 0:
                 writer.save(records=number, **mark)
-                rate = (number - done) / max(time.monotonic() - begun, 1e-9)
+                rate = (number - done) / max(time.monotonic() - start, 1e-9)
                 console.print(f"{number:,} records, {writer.count:,} pages, {rate:,.0f} records/s")
         console.print(f"{number:,} records read, {writer.count:,} pages kept")
         writer.save(records=number, **mark)
@@ -100,12 +101,12 @@ def _items(source: Path, skip: int, limit: int | None) -> Iterator[Page | Redire
     """The source's records from number `skip` on, one item each; repeated titles become parts."""
     names = source.name.removesuffix(".gz").removesuffix(".bz2")
     is_dump = names.endswith(".xml")
-    found = dump(source, skip) if is_dump else _numbered(sources.pages(source))
-    return islice(found, skip, limit)
+    items = dump(source, skip) if is_dump else _numbered(sources.pages(source))
+    return islice(items, skip, limit)
 
 
 def _numbered(pages: Iterator[Page]) -> Iterator[Page]:
-    """Pages whose title came directly before are its parts, as in files of short passages."""
+    """Consecutive pages with the same title become its parts, as in files of short passages."""
     last, number = "", 0
     for page in pages:
         number = number + 1 if page.title == last else 1
@@ -113,23 +114,16 @@ def _numbered(pages: Iterator[Page]) -> Iterator[Page]:
         yield Page(part_title(page.title, number), page.text)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    config = command_line.parse(
-        Config, argv, prog="python -m envs.wikipedia.prepare", positional="source"
-    )
+def run(config: Config) -> int:
     console = Console(highlight=False)
-    try:
-        corpus = prepare(
-            config.source, config.out, limit=config.limit, index=config.index, console=console
-        )
-    except (ValueError, OSError) as error:
-        print(f"envs.wikipedia.prepare: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    corpus = prepare(
+        config.source, config.out, limit=config.limit, index=config.index, console=console
+    )
     console.print(f"{len(corpus):,} pages in {config.out}")
     return 0
+
+
+main = Command("wikipedia-corpus", Config, run, positional="source", resumes=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What a question is: its text, gold answers, hops, and the paragraphs it comes with.
+"""Questions: text, gold answers, hops, and the paragraphs that come with them.
 
-The same record for the three data sets and for the bundled world; `data.py` reads files into it.
+The same record for the three data sets and for the bundled encyclopedia; `data.py` reads files into
+it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from stepagent.envs.wikipedia.corpus import Page
 
 @dataclass(frozen=True)
 class Hop:
-    """One step of the reasoning: what is asked on the way, and the page that answers it."""
+    """One step of the reasoning: a sub-question, and the page that answers it."""
 
     title: str
     """Title of the page that supports the step."""
     facts: tuple[str, ...] = ()
-    """The supporting sentences on it, where the data set names them."""
+    """The supporting sentences on it, if the data set has them."""
     question: str = ""
-    """The sub-question; "" where the data set has no decomposition."""
+    """The sub-question; "" if the data set has no decomposition."""
     answer: str = ""
-    """Its answer; "" where the data set has no decomposition."""
+    """Its answer; "" if the data set has no decomposition."""
     text: str = ""
     """The page's text in the data set (several of its passages may share a title)."""
 
@@ -39,7 +40,7 @@ class Question:
     answers: tuple[str, ...]
     """The gold answer first, then its aliases."""
     hops: tuple[Hop, ...] = ()
-    """In the order in which they are reasoned; empty where the file has no supporting facts."""
+    """In the order of the reasoning; empty if the file has no supporting facts."""
     passages: tuple[Page, ...] = ()
     """The paragraphs that the question comes with, supporting and distracting."""
 

@@ -1,6 +1,6 @@
 """Scores of an answer: exact match and F1, by the rules of each data set. Pure functions.
 
-Answers are normalised as SQuAD does it (Rajpurkar et al., 2016): lower case, no ASCII punctuation,
+Answers are normalised as in SQuAD (Rajpurkar et al., 2016): lower case, no ASCII punctuation,
 no articles, single blanks. The paper's score of an episode is the exact match.
 
 | data set        | gold answers         | yes / no / noanswer                                 |
@@ -27,12 +27,12 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 @dataclass(frozen=True)
 class Rules:
-    """What a data set's own scorer does beyond normalising."""
+    """What a data set's own scorer does besides normalising."""
 
     whole_words: frozenset[str]
-    """Normalised answers that only an equal answer shares anything with."""
+    """Normalised answers that only match an equal answer."""
     empty_f1: float
-    """F1 of two answers that both have no word left (an article, say)."""
+    """F1 of two answers without any remaining word (such as an article)."""
 
 
 _YES_NO = frozenset({"yes", "no", "noanswer"})
@@ -44,7 +44,7 @@ RULES = {
 
 
 def normalize(answer: str) -> str:
-    """The answer as it is compared.
+    """The answer in the form that is compared.
 
     >>> normalize("An  Apple, the (red) one.")
     'apple red one'
@@ -53,7 +53,7 @@ def normalize(answer: str) -> str:
 
 
 def exact_match(prediction: str, gold: str) -> float:
-    """1.0 where both are the same after normalisation, else 0.0."""
+    """1.0 if both are the same after normalisation, else 0.0."""
     return float(normalize(prediction) == normalize(gold))
 
 
@@ -65,12 +65,12 @@ def f1(prediction: str, gold: str, rules: Rules) -> float:
     >>> f1("yes it is", "yes", RULES["hotpotqa"]), f1("yes it is", "yes", RULES["musique"])
     (0.0, 0.5)
     """
-    mine, wanted = normalize(prediction), normalize(gold)
-    if mine != wanted and (mine in rules.whole_words or wanted in rules.whole_words):
+    answer, gold_text = normalize(prediction), normalize(gold)
+    if answer != gold_text and (answer in rules.whole_words or gold_text in rules.whole_words):
         return 0.0
-    if not mine and not wanted:
+    if not answer and not gold_text:
         return rules.empty_f1
-    my_words, gold_words = mine.split(), wanted.split()
+    my_words, gold_words = answer.split(), gold_text.split()
     shared = sum((Counter(my_words) & Counter(gold_words)).values())
     if not shared:
         return 0.0
@@ -81,7 +81,7 @@ def f1(prediction: str, gold: str, rules: Rules) -> float:
 def score(dataset: str, prediction: str, golds: Iterable[str]) -> dict[str, float]:
     """`{"em": …, "f1": …}`, each the best over the gold answers.
 
-    Raises ValueError for an unknown data set or where there is no gold answer.
+    Raises ValueError for an unknown data set or if there is no gold answer.
     """
     if dataset not in RULES:
         raise ValueError(f"unknown data set {dataset!r}: choose one of {', '.join(RULES)}")

@@ -1,8 +1,8 @@
-"""Files of questions and pages, read as a stream: a record at a time, however large the file is.
+"""Files of questions and pages, read as a stream: one record at a time, however large the file is.
 
 JSON arrays, JSON lines, one JSON object of `title: sentences`, tab-separated passages and MediaWiki
-dumps (`wikitext.py`), plain or compressed with gzip or bzip2. A file that is cut off or damaged
-raises SourceError with its name, the place, and what to do; nothing is skipped silently.
+dumps (`wikitext.py`), plain or compressed with gzip or bzip2. A file that is truncated or
+damaged raises SourceError with its name, the position, and what to do; nothing is skipped silently.
 """
 
 from __future__ import annotations
@@ -12,25 +12,23 @@ import csv
 import gzip
 import hashlib
 import io
-import json
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from stepagent.envs.json_stream import JSONError, JSONStream
 from stepagent.envs.wikipedia.corpus import Page, page
-
-CHUNK = 1 << 20
-MAX_RECORD = 64 << 20
-"""Characters that one record may have; a longer one is taken for a file that is no such thing."""
+from stepagent.errors import UsageError
 
 
-class SourceError(ValueError):
+class SourceError(UsageError):
     """A data file that cannot be used; the message names it and says what to do."""
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed by the ending of its name."""
+    """The file's bytes, decompressed according to its extension."""
     if not path.is_file():
         raise SourceError(f"no file at {path.absolute()}")
     if path.suffix == ".gz":
@@ -41,11 +39,11 @@ def open_binary(path: Path) -> IO[bytes]:
 
 
 def file_checksum(path: Path) -> str:
-    """16 hex digits of the SHA-256 of a file; read once a process unless the file changes."""
+    """16 hex digits of the SHA-256 of a file; read once per process unless the file changes."""
     if not path.is_file():
         raise SourceError(f"no file at {path.absolute()}")
-    found = path.stat()
-    return _file_checksum(path, found.st_size, found.st_mtime_ns)
+    status = path.stat()
+    return _file_checksum(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
@@ -60,89 +58,37 @@ def _file_checksum(path: Path, size: int, changed: int) -> str:
 def records(path: Path) -> Iterator[Any]:
     """The records of a JSON array, of JSON lines, or the [key, value] pairs of one JSON object.
 
-    Raises SourceError where the file is empty, cut off or not JSON.
+    Raises SourceError if the file is empty, cut off or not JSON.
     """
-    with open_binary(path) as binary:
-        stream = _Stream(path, io.TextIOWrapper(binary, "utf-8-sig", errors="replace"))
-        try:
-            if stream.peek() == "[":
-                yield from stream.array()
-            else:
-                yield from stream.objects()
-        except (EOFError, OSError) as error:  # what gzip and bz2 raise for a cut file
-            raise stream.broken(str(error)) from None
-
-
-class _Stream:
-    """JSON values out of a text that is read in chunks."""
-
-    def __init__(self, path: Path, file: IO[str]):
-        self.path, self._file, self._decoder = path, file, json.JSONDecoder()
-        self._text, self._at, self._count = "", 0, 0
-
-    def broken(self, why: str) -> SourceError:
-        return SourceError(
-            f"{self.path} is cut off or damaged after {self._count} whole records ({why}): "
+    try:
+        with open_binary(path) as file:
+            source = JSONStream(file)
+            if not source.first:
+                raise SourceError(f"{path} is empty: fetch or make the file again")
+            for count, record in enumerate(_records(source)):
+                if not isinstance(record, dict | list | str):
+                    raise JSONError(f"{record!r} is no record", count)
+                yield record
+    except JSONError as error:
+        raise SourceError(
+            f"{path} is cut off or damaged after {error.count} whole records ({error.reason}): "
             "fetch or make the file again"
-        )
+        ) from None
+    except (EOFError, OSError) as error:  # what gzip and bz2 raise for a cut file
+        raise SourceError(
+            f"{path} is cut off or damaged ({error}): fetch or make the file again"
+        ) from None
 
-    def peek(self) -> str:
-        """The next character that is no blank; "" at the end of the file."""
-        while True:
-            while self._at < len(self._text):
-                if not self._text[self._at].isspace():
-                    return self._text[self._at]
-                self._at += 1
-            if not self._more():
-                return ""
 
-    def _more(self) -> bool:
-        chunk = self._file.read(CHUNK)
-        self._text, self._at = self._text[self._at :] + chunk, 0
-        return bool(chunk)
-
-    def take(self, wanted: str) -> None:
-        found = self.peek()
-        if found != wanted:
-            raise self.broken(f"{wanted!r} was due, not {found or 'the end of the file'!r}")
-        self._at += 1
-
-    def value(self) -> Any:
-        """The next JSON value (an object, an array or a string: never cut without notice)."""
-        if self.peek() not in ("{", "[", '"'):
-            raise self.broken(f"a record was due, not {self.peek() or 'the end of the file'!r}")
-        while True:
-            try:
-                found, self._at = self._decoder.raw_decode(self._text, self._at)
-                return found
-            except json.JSONDecodeError as error:
-                if len(self._text) - self._at > MAX_RECORD or not self._more():
-                    raise self.broken(error.msg) from None
-            except RecursionError:
-                raise self.broken("brackets within brackets without end") from None
-
-    def array(self) -> Iterator[Any]:
-        self.take("[")
-        while self.peek() != "]":
-            if self._count:
-                self.take(",")
-            yield self.value()
-            self._count += 1
-        self.take("]")
-
-    def objects(self) -> Iterator[Any]:
-        """JSON lines; or, where there is but one object and it is no record, its members."""
-        if not self.peek():
-            raise SourceError(f"{self.path} is empty: fetch or make the file again")
-        first = self.value()
-        if self.peek() or "question" in first or "text" in first:
-            yield first
-            self._count += 1
-            while self.peek():
-                yield self.value()
-                self._count += 1
-        else:
+def _records(source: JSONStream) -> Iterator[Any]:
+    values = iter(source)
+    if source.first != "[":
+        first, *second = islice(values, 2)
+        if not second and isinstance(first, dict) and not {"question", "text"} & first.keys():
             yield from ([title, value] for title, value in first.items())
+            return
+        yield from (first, *second)
+    yield from values
 
 
 # Pages --------------------------------------------------------------------------------------------
@@ -154,8 +100,8 @@ def pages(path: Path) -> Iterator[Page]:
     Raises SourceError that names the record without a title or a text.
     """
     names = path.name.removesuffix(".gz").removesuffix(".bz2")
-    found = _rows(path) if names.endswith(".tsv") else records(path)
-    for number, record in enumerate(found, 1):
+    rows = _rows(path) if names.endswith(".tsv") else records(path)
+    for number, record in enumerate(rows, 1):
         try:
             yield _page(record)
         except (KeyError, TypeError, ValueError):

@@ -1,10 +1,10 @@
 """A corpus on disk: any number of pages, found by title or by words, shared by all processes.
 
-A folder holds four files, all of them memory-mapped, so that a process pays only for what it
-touches and workers share the rest:
+A folder holds four files, all of them memory-mapped, so that a process loads only what it
+uses and workers share the rest:
 
-- `pages.bin`: `title, newline, text` of each page after the other, and `offsets.npy`, where each
-  begins;
+- `pages.bin`: `title, newline, text` of one page after another, and `offsets.npy`, where each
+  starts;
 - `keys.npy`, sorted 64-bit hashes of the titles' keys (`corpus.key`; also without a bracketed
   addition, and of redirects), and `rows.npy`, the page of each.
 
@@ -18,8 +18,6 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +36,7 @@ from stepagent.envs.wikipedia.corpus import (
     is_slip,
     key,
 )
-from stepagent.files import cache_folder
+from stepagent.files import build_once, cache_folder, write_text
 
 VERSION = 1
 _META = "corpus.json"
@@ -50,7 +48,7 @@ def _hash(kind: bytes, text: str) -> int:
 
 
 class Writer:
-    """Writes a corpus folder page by page; goes on where a stopped one has saved its state.
+    """Writes a corpus folder page by page; resumes from the saved state of a stopped one.
 
     `saved` holds what the caller last gave to `save` (its place in the source, say).
     """
@@ -63,11 +61,11 @@ class Writer:
         self.count: int = state.get("pages", 0)
         self._files = {name: (folder / name).open("ab") for name in _PARTS}
         for name, file in self._files.items():
-            file.truncate(state.get(name, 0))  # what was written after the last save is made again
+            file.truncate(state.get(name, 0))  # what was written after the last save is rewritten
             file.seek(0, os.SEEK_END)
 
     def add(self, page: Page) -> None:
-        """Appends a page. `page.title` must hold no line break."""
+        """Appends a page. `page.title` must not contain a line break."""
         data = f"{page.title}\n{page.text}".encode("utf-8", "replace")
         self._files["pages.bin"].write(data)
         self._files["lengths.part"].write(len(data).to_bytes(4, "little"))
@@ -80,12 +78,12 @@ class Writer:
         self.count += 1
 
     def redirect(self, title: str, target: str) -> None:
-        """Another title of a page (which may come later)."""
+        """Another title of a page (which may be added later)."""
         for name in (title, target):
             self._files["redirects.part"].write(_hash(b"k", key(name)).to_bytes(8, "little"))
 
     def save(self, **saved: Any) -> None:
-        """Makes sure that everything so far survives."""
+        """Flushes everything so far to disk."""
         sizes = {}
         for name, file in self._files.items():
             file.flush()
@@ -97,9 +95,9 @@ class Writer:
         )
 
     def finish(self) -> None:
-        """Sorts the titles and completes the folder. Raises ValueError where no page was added."""
+        """Sorts the titles and completes the folder. Raises ValueError if no page was added."""
         if not self.count:
-            raise ValueError("there is no page: nothing to make a corpus of")
+            raise ValueError("there is no page to make a corpus from")
         for file in self._files.values():
             file.close()
         folder = self.folder
@@ -142,36 +140,28 @@ def is_store(folder: Path) -> bool:
 
 
 def open_cached(name: str, pages: Iterable[Page]) -> StoredCorpus:
-    """The corpus of that name (a checksum of its source) in the cache; built where it is not there.
+    """The corpus of that name (a checksum of its source) in the cache; built where missing."""
 
-    Several processes may do so at once: each builds its own, the first one to be done counts.
-    """
+    def build(partial: Path) -> None:
+        with contextlib.closing(Writer(partial)) as writer:
+            for page in pages:
+                writer.add(page)
+            writer.finish()
+
     folder = cache_folder() / "wikipedia" / f"corpus-{name}-{VERSION}"
-    if not is_store(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="corpus-", dir=folder.parent))
-        try:
-            writer = Writer(partial)
-            with contextlib.closing(writer):
-                for page in pages:
-                    writer.add(page)
-                writer.finish()
-            with contextlib.suppress(OSError):  # another process was first
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    build_once(folder, build, lambda: is_store(folder))
     return StoredCorpus(folder)
 
 
 class StoredCorpus(Corpus):
-    """A corpus folder, opened. Raises ValueError where it is none or of another version."""
+    """An open corpus folder. Raises ValueError if it is not one or has another version."""
 
     def __init__(self, folder: Path):
         meta = _read_json(folder / _META)
         if meta.get("version") != VERSION:
             raise ValueError(
                 f"{folder} holds no corpus of version {VERSION}: make one with "
-                "python -m envs.wikipedia.prepare SOURCE --out FOLDER"
+                "stepagent wikipedia-corpus SOURCE --out FOLDER"
             )
         self.folder, self._checksum, self._count = folder, meta["checksum"], meta["pages"]
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
@@ -210,17 +200,17 @@ class StoredCorpus(Corpus):
         return [int(row) for row in self._rows[first : min(last, first + 1000)]]
 
     def find(self, entity: str) -> Page | list[str]:
-        asked = key(entity)
-        rows = self._with_key(b"k", asked)
-        if not rows and len(of_base := self._with_key(b"b", asked)) == 1:
+        query = key(entity)
+        rows = self._with_key(b"k", query)
+        if not rows and len(of_base := self._with_key(b"b", query)) == 1:
             rows = of_base
         if rows:
-            found = {self[row].title: row for row in reversed(rows)}
-            return self[found[choose(entity, list(found))]]
+            by_title = {self[row].title: row for row in reversed(rows)}
+            return self[by_title[choose(entity, list(by_title))]]
         hits = self.index.search(entity, CANDIDATES)
         similar = list(dict.fromkeys(self[row].title for row, _ in hits))
         for row, _ in hits:
-            if is_slip(asked, key(self[row].title)):
+            if is_slip(query, key(self[row].title)):
                 return self[row]
         return similar[:SIMILAR]
 
@@ -233,13 +223,11 @@ class StoredCorpus(Corpus):
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return data if isinstance(data, dict) else {}
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".new")
-    partial.write_text(json.dumps(data), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(data))

@@ -1,9 +1,9 @@
-"""MediaWiki dumps (`…-pages-articles.xml.bz2`): a stream of pages, their markup taken away.
+"""MediaWiki dumps (`…-pages-articles.xml.bz2`): a stream of pages without their markup.
 
-Kept of each article is its lead, the text above the first heading: the paper shows the first
+Of each article, its lead is kept: the text above the first heading: the paper shows the first
 paragraph, ReAct the first five sentences. Redirects become further titles of their target; other
-namespaces and disambiguation pages are left out. A page's markup is taken away by rules that hold
-for leads; what templates would insert (a converted length, say) is lost.
+namespaces and disambiguation pages are left out. A page's markup is removed by rules that suit
+leads; what templates would insert (a converted length, say) is lost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stepagent.envs.wikipedia.corpus import Page, page
 from stepagent.envs.wikipedia.sources import SourceError, open_binary
 
 MAX_TEXT = 4 << 20
-"""Characters of markup that are read of one page."""
+"""Characters of markup that are read per page."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Redirect:
 def dump(path: Path, skip: int = 0) -> Iterator[Page | Redirect | None]:
     """One item for each page element: its page, a redirect, or None for what is left out.
 
-    The first `skip` items are None without being read closely. Memory does not grow. Raises
-    SourceError where the file is cut off or no dump.
+    The first `skip` items are None, without being parsed. Memory does not grow. Raises
+    SourceError where the file is truncated or not a dump.
     """
     from lxml import etree
 
     number = 0
     with open_binary(path) as file:
         try:
-            # Entities of a dump are the five of XML; nothing is fetched, nothing expanded.
+            # A dump has only XML's five entities; nothing is fetched or expanded.
             elements = etree.iterparse(
                 file,
                 events=("end",),
@@ -124,31 +124,31 @@ def _is_prose(line: str) -> bool:
 
 def _without_nested(text: str, opening: str, closing: str) -> str:
     """The text without anything between these marks, which may be nested. Linear in its length."""
-    kept, depth, begin = [], 0, 0
-    for found in re.finditer(f"{re.escape(opening)}|{re.escape(closing)}", text):
-        if found.group() == opening:
+    parts, depth, begin = [], 0, 0
+    for match in re.finditer(f"{re.escape(opening)}|{re.escape(closing)}", text):
+        if match.group() == opening:
             if depth == 0:
-                kept.append(text[begin : found.start()])
+                parts.append(text[begin : match.start()])
             depth += 1
         elif depth:
             depth -= 1
-            begin = found.end()
+            begin = match.end()
     if depth == 0:
-        kept.append(text[begin:])
-    return "".join(kept)
+        parts.append(text[begin:])
+    return "".join(parts)
 
 
 def _without_files(text: str) -> str:
-    """The text without pictures, whose captions may hold links, and categories."""
-    kept, begin = [], 0
-    for found in _FILE.finditer(text):
-        if found.start() < begin:
+    """The text without pictures, whose captions may contain links, and categories."""
+    parts, begin = [], 0
+    for match in _FILE.finditer(text):
+        if match.start() < begin:
             continue
-        kept.append(text[begin : found.start()])
+        parts.append(text[begin : match.start()])
         depth, begin = 0, len(text)
-        for mark in re.finditer(r"\[\[|\]\]", text[found.start() :]):
+        for mark in re.finditer(r"\[\[|\]\]", text[match.start() :]):
             depth += 1 if mark.group() == "[[" else -1
             if depth == 0:
-                begin = found.start() + mark.end()
+                begin = match.start() + mark.end()
                 break
-    return "".join([*kept, text[begin:]])
+    return "".join([*parts, text[begin:]])

@@ -1,7 +1,7 @@
 """What benchmarks share: their options, their rows, and how two sides are measured.
 
 Beside it stand the benchmarks of environments and rollouts; those of training live in
-`training.bench`. `eval.bench` is the command.
+`training.benchmarks`. `eval.bench` is the command.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Options:
     """Measures a part of StepAgent against the plain way of doing the same."""
 
     name: str
-    """Which benchmark: envs, rollout, inspection, reflection, inverse, server or soak."""
+    """Which benchmark: envs, rollout, inspection, reflection, inverse, server, soak or vector."""
     out: Path | None = None
     """JSON file for the rows. null: only the table is shown."""
     env: str = "stepagent/ScienceWorld-v0"

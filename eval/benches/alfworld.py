@@ -1,10 +1,11 @@
 """ALFWorld: the fast engine against TextWorld's, which is the baseline of every row.
 
-The expert's walks in a few generated games, written as files and played by both. Ours is the whole
-environment (ReAct reply read, other wordings tried, the goal checked); upstream is its PDDL engine
-with the wrappers and infos that its own environment asks for. Both read and reset the same files.
-Memory is what this process grows by when it loads one game after another; upstream's is measured
-over fewer loads and multiplied. Install the baseline with `make textworld`.
+The expert's actions in a few generated games, which are written as files and played by both. Ours
+is the full environment (it parses ReAct replies, tries other wordings, checks the goal); upstream
+is its PDDL engine with the wrappers and infos that its own environment requests. Both read and
+reset the same files. Memory is the growth of this process as it loads one game after another;
+upstream's is measured over fewer loads and multiplied. Install the baseline with
+`stepagent install textworld`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import psutil
 
 from stepagent import envs
-from stepagent.envs.alfworld import export, generated
+from stepagent.envs.alfworld import export, generate
 from stepagent.envs.alfworld.data import GAME
 from stepagent.envs.core import TextEnv
 from stepagent.eval.benches import Options, Row, play_sides, settings
@@ -34,42 +35,42 @@ def bench(options: Options) -> list[Row]:
     """Steps, loads and resets, memory, many at once.
 
     Settings: games (of each of the six types), loads (of ours, for the memory), upstream_loads
-    (for its memory), environments (at once). Raises ImportError where TextWorld is missing.
+    (for its memory), environments (at once). Raises ImportError if TextWorld is missing.
     """
-    wanted = settings(options, games=1, loads=2000, upstream_loads=10, environments=64)
+    args = settings(options, games=1, loads=2000, upstream_loads=10, environments=64)
     with tempfile.TemporaryDirectory(prefix="stepagent-alfworld-") as folder:
-        tasks = generated.Generated().tasks("test")[: 6 * wanted["games"]]
+        tasks = generate.GeneratedGames().tasks("test")[: 6 * args["games"]]
         export.write(Path(folder), tasks)
         env = envs.make(ALFWORLD, data=folder, split="test")
         plans = [_plan(env, Path(folder), task_id) for task_id in env.tasks]
-        ours, theirs = _Ours(env), _Upstream()
-        for side in (ours, theirs):
+        ours, upstream = _Ours(env), _Upstream()
+        for side in (ours, upstream):
             _timed(side, plans[0])
-        seconds = play_sides(_timed, (ours, theirs), plans, options.repeats)
-        growth = _growth(ours, plans, wanted["loads"])
-        theirs_growth = _growth(theirs, plans, wanted["upstream_loads"], warm_up=2)
-        many = _at_once(folder, plans, wanted["environments"], options.repeats)
+        seconds = play_sides(_timed, (ours, upstream), plans, options.repeats)
+        growth = _growth(ours, plans, args["loads"])
+        upstream_growth = _growth(upstream, plans, args["upstream_loads"], warm_up=2)
+        many = _at_once(folder, plans, args["environments"], options.repeats)
     steps = sum(len(plan.actions) for plan in plans)
-    (our_steps, our_loads), (their_steps, their_loads) = seconds
-    loads, n = wanted["loads"], wanted["environments"]
+    (our_steps, our_loads), (upstream_steps, upstream_loads) = seconds
+    loads, n = args["loads"], args["environments"]
     return [
-        Row.more_is_better("ALFWorld steps", steps / our_steps, steps / their_steps, "steps/s"),
+        Row.more_is_better("ALFWorld steps", steps / our_steps, steps / upstream_steps, "steps/s"),
         Row.less_is_better(
             "ALFWorld load + reset",
             1000 * our_loads / len(plans),
-            1000 * their_loads / len(plans),
+            1000 * upstream_loads / len(plans),
             "ms",
         ),
         Row.less_is_better(
             f"ALFWorld memory grown in {loads} loads",
-            max(growth * loads, 0.1),  # flat: what is left is noise, of either sign
-            theirs_growth * loads,
+            max(growth * loads, 0.1),  # there is no growth, only noise of either sign
+            upstream_growth * loads,
             "MB",
         ),
         Row.more_is_better(
             f"ALFWorld, {n} in one process (baseline: one upstream)",
             many,
-            steps / their_steps,
+            steps / upstream_steps,
             "steps/s",
         ),
     ]
@@ -125,16 +126,16 @@ class _Upstream:
 
 
 def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     side.load(plan)
     ready = time.perf_counter()
     for action in plan.actions:
         side.step(action)
-    return time.perf_counter() - ready, ready - begun
+    return time.perf_counter() - ready, ready - start
 
 
 def _growth(side: _Ours | _Upstream, plans: list[_Plan], loads: int, warm_up: int = 100) -> float:
-    """Megabytes that this process grows by at a load."""
+    """Megabytes by which this process grows per load."""
     process = psutil.Process()
     for number in range(warm_up + loads):
         if number == warm_up:
@@ -146,17 +147,17 @@ def _growth(side: _Ours | _Upstream, plans: list[_Plan], loads: int, warm_up: in
 
 
 def _at_once(folder: str, plans: list[_Plan], n: int, repeats: int) -> float:
-    """Steps a second of n environments stepped in turn (median)."""
+    """Steps per second of n environments stepped in turn (median)."""
     opened = [envs.make(ALFWORLD, data=folder, split="test") for _ in range(n)]
     chosen = [plans[i % len(plans)] for i in range(n)]
     rates = []
     for _ in range(repeats):
         for env, plan in zip(opened, chosen, strict=True):
             env.reset(seed=0, options={"task_id": plan.task_id})
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for turn in range(max(len(plan.actions) for plan in plans)):
             for env, plan in zip(opened, chosen, strict=True):
                 if turn < len(plan.actions):
                     env.step(plan.actions[turn])
-        rates.append(sum(len(p.actions) for p in chosen) / (time.perf_counter() - begun))
+        rates.append(sum(len(p.actions) for p in chosen) / (time.perf_counter() - start))
     return statistics.median(rates)

@@ -1,4 +1,4 @@
-"""An environment against its upstream: `python -m eval.bench envs --env ID`."""
+"""An environment against its upstream: `stepagent bench envs --env ID`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Mind2Web against the plain way: steps a second, and pruning of large pages.
+"""Mind2Web against upstream's way: steps per second, and pruning of large pages.
 
-The plain way is what upstream does at every step: parse the page, search it once for each candidate
-(XPath), copy it, drop what is not kept, and serialise what is left. Ours parses a page once, draws
-any view from the parsed tree, and keeps the views. Both write the same text (checked here). Pages
-are the bundled ones, pages of 2 MB that a generator makes, and, where `STEPAGENT_DATA` names the
-benchmark files, the largest of the real ones.
+In every step, upstream parses the page, searches it once per candidate (XPath), copies it, removes
+what is not needed, and serialises the rest. Ours parses a page once, draws any view from the parsed
+tree, and caches the views. Both write the same text (checked here). The pages are the bundled ones,
+generated ones of 2 MB, and, if `STEPAGENT_DATA` is set, the largest of the real ones.
 """
 
 from __future__ import annotations
@@ -32,24 +31,24 @@ MIND2WEB = "stepagent/Mind2Web-v0"
 
 
 def bench(options: Options) -> list[Row]:
-    """Steps of the expert, and seconds of pruning by size of the page.
+    """Steps of the expert, and seconds to prune pages of different size.
 
     Settings: tasks (of the test split), candidates (on large pages), megabytes (of generated ones).
     """
-    wanted = settings(options, tasks=24, candidates=50, megabytes=2.0)
-    rows = [_steps(wanted["tasks"], options.repeats)]
+    args = settings(options, tasks=24, candidates=50, megabytes=2.0)
+    rows = [_steps(args["tasks"], options.repeats)]
     pages = {"bundled page": _bundled()}
     if folder := os.environ.get("STEPAGENT_DATA"):
         pages["largest real page (cut at 8 kB)"] = _largest_real(Path(folder))
-    html = big_page(wanted["megabytes"])
-    pages[f"page of {len(html) / 1e6:.1f} MB"] = (html, _spread(html, wanted["candidates"]))
+    html = big_page(args["megabytes"])
+    pages[f"page of {len(html) / 1e6:.1f} MB"] = (html, _spread(html, args["candidates"]))
     for name, (html, candidates) in pages.items():
         rows += _pruning(name, html, candidates, options.repeats)
     return rows
 
 
 def _steps(tasks: int, repeats: int) -> Row:
-    """The expert's episodes: in our environment, and with the plain pruning at every step."""
+    """The expert's episodes: in our environment, and with upstream's pruning in every step."""
     env = envs.make(MIND2WEB, split="test")
     assert isinstance(env, Mind2WebEnv)
     source, plans = BundledSites("cleaned", Problems()), []
@@ -63,30 +62,32 @@ def _steps(tasks: int, repeats: int) -> Row:
             for action in actions:
                 env.step(action)
 
-    def plain() -> None:
+    def upstream() -> None:
         for task, actions in plans:
             env.reset(seed=0, options={"task_id": task.id})
             for step, action in zip(task.steps, actions, strict=True):
-                plain_view(step.html, [candidate.node for candidate in step.candidates])
+                upstream_view(step.html, [candidate.node for candidate in step.candidates])
                 env.step(action)
 
     steps = sum(len(actions) for _, actions in plans)
-    mine, theirs = measure(ours, plain, repeats)
+    our_seconds, upstream_seconds = measure(ours, upstream, repeats)
     env.close()
-    return Row.more_is_better("Mind2Web steps", steps / mine, steps / theirs, "steps/s")
+    return Row.more_is_better(
+        "Mind2Web steps", steps / our_seconds, steps / upstream_seconds, "steps/s"
+    )
 
 
 def _pruning(name: str, html: str, candidates: Sequence[Candidate], repeats: int) -> list[Row]:
-    """A page seen for the first time, and once more around other candidates."""
+    """A page seen for the first time, and again around other candidates."""
     nodes = [candidate.node for candidate in candidates]
-    if Page(html).draw(candidates).text != plain_view(html, nodes):
+    if Page(html).draw(candidates).text != upstream_view(html, nodes):
         raise ValueError(f"{name}: the two ways of pruning do not agree")
-    page, plain = Page(html), lambda: plain_view(html, nodes)
-    first, theirs = measure(lambda: Page(html).draw(candidates), plain, repeats)
-    again, theirs_again = measure(lambda: page.draw(candidates), plain, repeats)
+    page, upstream = Page(html), lambda: upstream_view(html, nodes)
+    first, upstream_first = measure(lambda: Page(html).draw(candidates), upstream, repeats)
+    again, upstream_again = measure(lambda: page.draw(candidates), upstream, repeats)
     return [
-        Row.less_is_better(f"Mind2Web, {name}, first view", first, theirs, "s"),
-        Row.less_is_better(f"Mind2Web, {name}, further views", again, theirs_again, "s"),
+        Row.less_is_better(f"Mind2Web, {name}, first view", first, upstream_first, "s"),
+        Row.less_is_better(f"Mind2Web, {name}, further views", again, upstream_again, "s"),
     ]
 
 
@@ -98,7 +99,7 @@ def _bundled() -> tuple[str, tuple[Candidate, ...]]:
 
 
 def _largest_real(folder: Path) -> tuple[str, tuple[Candidate, ...]]:
-    """The real page with most candidates on it (all are cut to the same size)."""
+    """The real page with the most candidates on it (all are cut to the same size)."""
     source = PlainFile(folder / "mind2web" / "steps_100.jsonl", "cleaned", Problems())
     names = [name for split in ("train", "dev", "test") for name in source.ids(split)]
     steps = [step for name in names for step in source.task(name).steps]
@@ -109,7 +110,7 @@ def _largest_real(folder: Path) -> tuple[str, tuple[Candidate, ...]]:
 
 
 def big_page(megabytes: float, seed: int = 0) -> str:
-    """Cleaned HTML of that size: sections in sections, lists of links, forms."""
+    """Cleaned HTML of that size: nested sections, lists of links, forms."""
     rng, parts, size, number = np.random.default_rng(seed), [], 0, 10
     words = "rooms offers search price date guests next filter city help".split()  # noqa: SIM905
     while size < megabytes * 1e6:
@@ -131,40 +132,40 @@ def big_page(megabytes: float, seed: int = 0) -> str:
 
 
 def _spread(html: str, count: int) -> tuple[Candidate, ...]:
-    """Links of a generated page, at even distances."""
+    """Evenly spaced links of a generated page."""
     links = re.findall(r'<a backend_node_id="(\d+)"', html)
     return tuple(Candidate(node, "a") for node in links[:: max(1, len(links) // count)][:count])
 
 
-# The plain way ----------------------------------------------------------------------------------
+# Upstream's way ---------------------------------------------------------------------------------
 
 
 def _tree(html: str) -> Any:
     return etree.fromstring(html, etree.XMLParser(recover=True))
 
 
-def plain_view(html: str, nodes: Sequence[str]) -> str:
-    """The page around the candidates, as upstream works it out: everything anew."""
-    tree, kept = _tree(html), set()
+def upstream_view(html: str, nodes: Sequence[str]) -> str:
+    """The page around the candidates, as upstream computes it: from scratch."""
+    tree, kept_nodes = _tree(html), set()
     for name in nodes:
-        (found, *_) = tree.xpath(f"//*[@{NODE_ID}='{name}']")
-        kept |= {found, *found.iterancestors(), *_below(found, 5)[:50]}
-        parent = found.getparent()
+        (candidate, *_) = tree.xpath(f"//*[@{NODE_ID}='{name}']")
+        kept_nodes |= {candidate, *candidate.iterancestors(), *_below(candidate, 5)[:50]}
+        parent = candidate.getparent()
         if parent is not None:
-            beside = [x for x in parent if x.tag != "text"]
-            at = beside.index(found)
-            kept |= set(beside[max(0, at - 3) : at + 4])
-    for node in kept:
+            siblings = [x for x in parent if x.tag != "text"]
+            at = siblings.index(candidate)
+            kept_nodes |= set(siblings[max(0, at - 3) : at + 4])
+    for node in kept_nodes:
         node.set("kept", "")
-    pruned, wanted = copy.deepcopy(tree), set(nodes)
+    pruned, candidates = copy.deepcopy(tree), set(nodes)
     numbers: dict[str, int] = {}
     for node in reversed(pruned.xpath("//*")):
         parent = node.getparent()
         if "kept" not in (parent if node.tag == "text" else node).attrib:
             parent.remove(node)
             continue
-        candidate = node.get(NODE_ID) in wanted and node.tag != "text"
-        bare = not candidate and node.tag != "text" and not set(node.attrib) - {NODE_ID, "kept"}
+        is_candidate = node.get(NODE_ID) in candidates and node.tag != "text"
+        bare = not is_candidate and node.tag != "text" and not set(node.attrib) - {NODE_ID, "kept"}
         says = any(child.tag == "text" for child in node)
         if bare and parent is not None and not says and len(node) <= 1:
             for child in list(node):
@@ -176,7 +177,7 @@ def plain_view(html: str, nodes: Sequence[str]) -> str:
             continue
         name, text = node.attrib.pop(NODE_ID, ""), attributes_text(node.attrib)
         node.attrib.clear()
-        if name in wanted:
+        if name in candidates:
             numbers[name] = len(numbers)
             node.set("id", str(numbers[name]))
         if text:
@@ -185,10 +186,10 @@ def plain_view(html: str, nodes: Sequence[str]) -> str:
 
 
 def _below(node: Any, depth: int) -> list[Any]:
-    found = []
+    nodes = []
     for child in node if depth >= 0 else ():
-        found += [child, *_below(child, depth - 1)]
-    return found
+        nodes += [child, *_below(child, depth - 1)]
+    return nodes
 
 
 def _written(text: str) -> str:

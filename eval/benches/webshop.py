@@ -1,11 +1,11 @@
 """WebShop against upstream's way of doing the same: steps, episodes, memory, search.
 
-The baseline of steps and episodes is upstream's way, written by us: the same rules, but every page
-is written as HTML and parsed again with BeautifulSoup, twice a step (for what can be clicked, for
-the text), and every search is computed anew. It spares upstream's Flask and Jinja, and its Java, so
-it flatters upstream, which does 45–59 steps a second with 1,000 products. The baseline of search is
-adding up whole posting lists of the same index densely, as bm25s does; that of building, bm25s.
-The baseline of memory is a shop of its own for every environment or process, as upstream has it.
+The baseline of steps and episodes is our version of upstream's way: the same rules, but every page
+is written as HTML and parsed again with BeautifulSoup, twice per step (for what can be clicked, and
+for the text), and every search is computed again. It omits upstream's Flask, Jinja and Java, so it
+flatters upstream, which does 45–59 steps per second with 1,000 products. The baseline of search
+adds up entire posting lists of the same index densely, as bm25s does; that of building is bm25s.
+The baseline of memory is a separate shop for every environment or process, as in upstream.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from stepagent import envs
-from stepagent.envs import lucene
-from stepagent.envs.search import Index
+from stepagent.envs.search import Index, analyse
 from stepagent.envs.webshop import catalogue, engine, generate, pages
 from stepagent.envs.webshop.env import WebShopEnv
 from stepagent.eval.benches import Options, Row, measure, settings
@@ -39,9 +38,9 @@ def bench(options: Options) -> list[Row]:
     """All rows. Settings: data (a folder of real files; None: the bundled shop), goals, episodes
     (of the test split), environments (at once), processes, products (generated, for search).
 
-    Raises ImportError where BeautifulSoup or bm25s is missing (extra `dev`).
+    Raises ImportError if BeautifulSoup or bm25s is missing (extra `dev`).
     """
-    wanted = settings(
+    args = settings(
         options,
         data=None,
         goals="human",
@@ -52,24 +51,24 @@ def bench(options: Options) -> list[Row]:
     )
     arguments = {
         "split": "test",
-        "goals": wanted["goals"],
-        "data": wanted["data"],
+        "goals": args["goals"],
+        "data": args["data"],
         "max_steps": 30,
     }
     env = envs.make(WEBSHOP, **arguments)
     assert isinstance(env, WebShopEnv)
-    episodes = _episodes(env, wanted["episodes"])
+    episodes = _episodes(env, args["episodes"])
     return [
         *_speed(env, episodes, options.repeats),
-        *_at_once(arguments, episodes, wanted["environments"], options.repeats),
-        *_memory(arguments, wanted["environments"]),
-        *_search(env.shop, wanted["products"], wanted["processes"], options.repeats),
+        *_at_once(arguments, episodes, args["environments"], options.repeats),
+        *_memory(arguments, args["environments"]),
+        *_search(env.shop, args["products"], args["processes"], options.repeats),
     ]
 
 
 def _episodes(env: WebShopEnv, count: int) -> list[_Episode]:
     """For each task a search and four random clicks, then the expert's actions."""
-    found = []
+    episodes = []
     rng = random.Random(0)
     for task in env.tasks[:count]:
         env.reset(seed=0, options={"task_id": task})
@@ -80,8 +79,8 @@ def _episodes(env: WebShopEnv, count: int) -> list[_Episode]:
             clicks = [action for action in env.visit.actions() if "buy now" not in action]
             walk.append(rng.choice(clicks or plan[:1]))
             env.step(walk[-1])
-        found.append((task, walk + plan))
-    return found
+        episodes.append((task, walk + plan))
+    return episodes
 
 
 def _play(env: WebShopEnv, episodes: Sequence[_Episode]) -> int:
@@ -97,7 +96,7 @@ def _play(env: WebShopEnv, episodes: Sequence[_Episode]) -> int:
 
 
 class _PlainEnv(WebShopEnv):
-    """The same environment with upstream's way of making pages (see the module's head)."""
+    """The same environment with upstream's way of making pages (see the module's docstring)."""
 
     def begin(self, task_id: str) -> str:
         self.instruction = self.goal(task_id).instruction
@@ -110,8 +109,8 @@ class _PlainEnv(WebShopEnv):
 class _PlainVisit(engine.Visit):
     def act(self, action: str) -> bool:
         soup = _soup(_html(self.page))
-        found = soup.find_all(class_=["btn", "product-link"])
-        clickable = {tag.get_text().lower() for tag in found}
+        buttons = soup.find_all(class_=["btn", "product-link"])
+        clickable = {tag.get_text().lower() for tag in buttons}
         clickable |= {tag.get("value") for tag in soup.select('input[type="radio"]')}
         name, _, rest = action.partition("[")
         return (name != "click" or rest[:-1].lower() in clickable) and super().act(action)
@@ -151,19 +150,19 @@ def _speed(env: WebShopEnv, episodes: list[_Episode], repeats: int) -> list[Row]
         for side in (env, plain):
             side.reset(seed=0, options={"task_id": task})
         for action in actions:
-            ours, theirs = env.step(action), plain.step(action)
-            if ours[:4] != theirs[:4]:
+            outcome, plain_outcome = env.step(action), plain.step(action)
+            if outcome[:4] != plain_outcome[:4]:
                 raise ValueError(f"the baseline shows another page after {action!r}")
-            if ours[2] or ours[3]:
+            if outcome[2] or outcome[3]:
                 break
     steps, fewer = _play(env, episodes), _play(plain, few)
     seconds = measure(lambda: _play(env, episodes), lambda: _play(plain, few), repeats)
-    per_step, their_step = seconds[0] / steps, seconds[1] / fewer
+    our_step, plain_step = seconds[0] / steps, seconds[1] / fewer
     resets = measure(lambda: _resets(env, episodes), lambda: _resets(plain, episodes), repeats)
     fresh = _uncached_search(env, episodes)
     count = len(episodes)
     return [
-        Row.more_is_better("WebShop steps", 1 / per_step, 1 / their_step, "steps/s"),
+        Row.more_is_better("WebShop steps", 1 / our_step, 1 / plain_step, "steps/s"),
         Row.more_is_better(
             "WebShop episodes", count / seconds[0], len(few) / seconds[1], "episodes/s"
         ),
@@ -186,30 +185,30 @@ def _clicks(
     """Median milliseconds of a click, for both."""
 
     def times(env: WebShopEnv) -> list[float]:
-        found = []
+        seconds = []
         for task, actions in episodes:
             env.reset(seed=0, options={"task_id": task})
             for action in actions:
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 ended = any(env.step(action)[2:4])
                 if action.startswith("click"):
-                    found.append(time.perf_counter() - begun)
+                    seconds.append(time.perf_counter() - start)
                 if ended:
                     break
-        return found
+        return seconds
 
     return 1000 * statistics.median(times(ours)), 1000 * statistics.median(times(plain))
 
 
 def _uncached_search(env: WebShopEnv, episodes: Sequence[_Episode]) -> tuple[float, float]:
-    """Median milliseconds of a search not met before: in ours, and adding whole lists densely."""
+    """Median milliseconds of a new search: ours, and adding entire lists densely."""
     queries = [action[7:-1] for _, actions in episodes for action in actions if "search[" in action]
     index = env.shop.index
-    return _both(index, queries)
+    return _search_ms(index, queries)
 
 
-def _both(index: Index, queries: Sequence[str]) -> tuple[float, float]:
-    """Median milliseconds of a search: ours, and adding whole lists densely."""
+def _search_ms(index: Index, queries: Sequence[str]) -> tuple[float, float]:
+    """Median milliseconds of a search: ours, and adding entire lists densely."""
     return (
         1000 * _median(lambda query: index.search(query, pages.MAX_HITS), queries),
         1000 * _median(lambda query: _dense(index, query), queries),
@@ -219,16 +218,16 @@ def _both(index: Index, queries: Sequence[str]) -> tuple[float, float]:
 def _median(work: Callable[[str], Any], queries: Sequence[str]) -> float:
     times = []
     for query in queries:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work(query)
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
 def _dense(index: Index, query: str) -> np.ndarray:
-    """The best 50 as bm25s finds them: all scores of all documents, then a partition."""
+    """The best 50, found as in bm25s: the scores of all documents, then a partition."""
     scores = np.zeros(len(index), np.float32)
-    for word in lucene.analyse(query):
+    for word in analyse(query):
         if (number := index._term_number(word)) >= 0:
             documents, weights = index._postings(number)
             np.add.at(scores, documents, weights)
@@ -239,7 +238,7 @@ def _dense(index: Index, query: str) -> np.ndarray:
 def _at_once(
     arguments: dict[str, Any], episodes: list[_Episode], count: int, repeats: int
 ) -> list[Row]:
-    """`count` environments stepped in turn, against as many of the plain ones."""
+    """`count` environments stepped in turn, against plain ones."""
     ours = [envs.make(WEBSHOP, **arguments) for _ in range(count)]
     plain = [_PlainEnv(**arguments) for _ in range(count)]
 
@@ -250,20 +249,26 @@ def _at_once(
             for i, env in enumerate(side):
                 env.step(episodes[i % len(episodes)][1][number])
 
-    mine, theirs = measure(lambda: rounds(ours, 4), lambda: rounds(plain[:8], 4), repeats)
+    our_seconds, plain_seconds = measure(
+        lambda: rounds(ours, 4), lambda: rounds(plain[:8], 4), repeats
+    )
     return [
         Row.more_is_better(
-            f"WebShop steps, {count} environments", 4 * count / mine, 4 * 8 / theirs, "steps/s"
+            f"WebShop steps, {count} environments",
+            4 * count / our_seconds,
+            4 * 8 / plain_seconds,
+            "steps/s",
         )
     ]
 
 
 _MEMORY = """
-import json, sys, envs
+import json, sys
+from stepagent import envs
 from stepagent.envs.webshop import engine, nouns
 count, kind, arguments = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 nouns.nouns("a warm up")
-made = []
+opened = []
 for i in range(count):
     if kind == "own":
         engine.open_shop.cache_clear()
@@ -271,7 +276,7 @@ for i in range(count):
     env.reset(seed=i)
     for _, action in env.expert_plan():
         env.step(action)
-    made.append(env)
+    opened.append(env)
 print("done", flush=True)
 sys.stdin.read()
 """
@@ -296,9 +301,8 @@ def _process(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def _megabytes(processes: Sequence[subprocess.Popen[str]]) -> tuple[float, float]:
-    """(what the processes take together, what they would without sharing), once all have played.
-
-    The first is the sum of their proportional, the second of their resident set sizes. Ends them.
+    """Megabytes of the processes together, and what they would need without sharing, once all have
+    played: the sum of their proportional and of their resident set sizes. Ends them.
     """
     import psutil
 
@@ -306,18 +310,20 @@ def _megabytes(processes: Sequence[subprocess.Popen[str]]) -> tuple[float, float
         assert process.stdout is not None
         if not process.stdout.readline():
             raise ValueError("a process of the memory benchmark failed")
-    found = [psutil.Process(process.pid).memory_full_info() for process in processes]
+    memories = [psutil.Process(process.pid).memory_full_info() for process in processes]
     for process in processes:
         process.communicate("")
-    return sum(memory.pss for memory in found) / 1e6, sum(memory.rss for memory in found) / 1e6
+    return sum(memory.pss for memory in memories) / 1e6, sum(
+        memory.rss for memory in memories
+    ) / 1e6
 
 
 def _memory(arguments: dict[str, Any], environments: int) -> list[Row]:
-    """Memory of a whole process with one and with many environments, after each has played."""
-    given = json.dumps(arguments)
-    one, _ = _megabytes([_process(_MEMORY, "1", "shared", given)])
-    many, _ = _megabytes([_process(_MEMORY, str(environments), "shared", given)])
-    eight, _ = _megabytes([_process(_MEMORY, "8", "own", given)])
+    """Memory of a process with one and with many environments, after each has played."""
+    arguments_json = json.dumps(arguments)
+    one, _ = _megabytes([_process(_MEMORY, "1", "shared", arguments_json)])
+    many, _ = _megabytes([_process(_MEMORY, str(environments), "shared", arguments_json)])
+    eight, _ = _megabytes([_process(_MEMORY, "8", "own", arguments_json)])
     own = one + (environments - 1) * max(0.0, eight - one) / 7
     return [
         Row.less_is_better("WebShop memory, 1 environment", one, one, "MB"),
@@ -326,15 +332,15 @@ def _memory(arguments: dict[str, Any], environments: int) -> list[Row]:
 
 
 def _search(shop: engine.Shop, products: int, processes: int, repeats: int) -> list[Row]:
-    """Building of an index against bm25s; search among many products; processes that share it."""
+    """Building an index against bm25s; search among many products; processes that share it."""
     texts = [product.index_text() for product in shop.catalogue]
     times = iter(range(1_000_000))
     with tempfile.TemporaryDirectory() as folder:
 
         def ours() -> None:
-            from stepagent.envs import indexing
+            from stepagent.envs.search import build
 
-            indexing.write(_made(folder, next(times)), texts, "bench", 0.9, 0.4, 1)
+            build.write(_new_folder(folder, next(times)), texts, "bench", 0.9, 0.4, 1)
 
         built = measure(ours, lambda: _bm25s(texts), repeats)
     key = f"bench-{generate.CHECKSUM}-{products}"
@@ -343,19 +349,19 @@ def _search(shop: engine.Shop, products: int, processes: int, repeats: int) -> l
     rng = random.Random(0)
     rows = [int(many.goals("human")[rng.randrange(len(many))][0]) for _ in range(60)]
     queries = [str(many.product(row).wishes[0]["instruction"]) for row in rows]
-    _both(large.index, queries[:10])
-    found = _both(large.index, queries)
+    _search_ms(large.index, queries[:10])
+    milliseconds = _search_ms(large.index, queries)
     together = _megabytes([_process(_SEARCHING, key) for _ in range(processes)])
     return [
         Row.less_is_better(f"WebShop index of {len(texts)} products", *built, "s"),
-        Row.less_is_better(f"WebShop search among {len(many):,} products", *found, "ms"),
+        Row.less_is_better(f"WebShop search among {len(many):,} products", *milliseconds, "ms"),
         Row.less_is_better(
             f"WebShop memory, {processes} processes searching them", *together, "MB"
         ),
     ]
 
 
-def _made(folder: str, number: int) -> Any:
+def _new_folder(folder: str, number: int) -> Any:
     from pathlib import Path
 
     path = Path(folder) / str(number)
@@ -367,4 +373,4 @@ def _bm25s(texts: Sequence[str]) -> None:
     import bm25s
 
     index = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
-    index.index([lucene.analyse(text) for text in texts], show_progress=False)
+    index.index([analyse(text) for text in texts], show_progress=False)

@@ -1,4 +1,4 @@
-"""`python -m eval.view`; see the package."""
+"""`stepagent view`; see the package."""
 
 import sys
 

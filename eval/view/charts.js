@@ -1,8 +1,8 @@
 // Charts: a mean with its interval on a track from 0 to 1, stacked bars, histograms, curves.
 
-function track(run, mean, low, high, told) {
+function track(run, mean, low, high, tooltip) {
   const at = (v) => 100 * Math.min(1, Math.max(0, v)) + "%";
-  return el("div", { class: "track " + runClass(run), title: told },
+  return el("div", { class: "track " + runClass(run), title: tooltip },
     el("span", { class: "span", at: { left: at(low), right: at(1 - high) } }),
     el("span", { class: "dot", at: { left: at(mean) } }));
 }
@@ -27,9 +27,9 @@ function legend() {
 function ticks(low, high, count) {
   const span = high - low || 1, raw = span / count, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((f) => f * power).find((s) => s >= raw);
-  const found = [];
-  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-9; v += step) found.push(+v.toPrecision(12));
-  return found;
+  const values = [];
+  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-9; v += step) values.push(+v.toPrecision(12));
+  return values;
 }
 
 const shortNumber = (v) => v !== 0 && (Math.abs(v) < 0.001 || Math.abs(v) >= 10000) ? v.toExponential(0) : String(+v.toPrecision(4));
@@ -74,7 +74,7 @@ function histogram(parts, most, tallest, classOf, label) {
   return plot;
 }
 
-// Means over a window of a tenth of the curve: what the eye follows; the points themselves lie behind.
+// Moving average over a tenth of the curve, to be drawn over the points themselves.
 function smooth(points) {
   const reach = Math.ceil(points.length / 20);
   return points.map(([at], i) => {

@@ -1,4 +1,4 @@
-"""The command `python -m eval.view`: reads runs, finds the expert's episodes, writes the page."""
+"""The command `stepagent view`: reads runs, finds the expert's episodes, writes the page."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stepagent import command_line
-from stepagent.eval import runs
+from stepagent.command_line import Command
+from stepagent.eval.load_runs import EvaluationRun, load_runs
 from stepagent.eval.results import ResultsError
-from stepagent.eval.runs import Run
 from stepagent.eval.tables import tell
 from stepagent.eval.view import curves, data, experts, page
 
@@ -21,49 +20,45 @@ class Config:
     """Writes one self-contained HTML file that shows runs and all their episodes."""
 
     runs: list[str]
-    """Results files, folders of eval.run (one run, or a whole suite), or folders of training.run
-    (its learning curves and all evaluations). They stand first, without a name: RUN RUN …"""
+    """Results files, folders of eval.run (one run, or an entire suite), or folders of training.run
+    (its learning curves and all evaluations). They come first, without an option name: RUN RUN …"""
     out: Path = Path("report.html")
     """The file to write."""
     expert: str | None = None
-    """A run whose episodes stand beside those of the same task, or "play": the expert plays these
-    tasks now. null: the expert's episodes among the runs, if any."""
+    """A run whose episodes are shown beside those of the same task, or "play": the expert plays
+    these tasks now. null: the expert's episodes among the runs, if any."""
     title: str | None = None
     """Title of the page. null: the environments' names."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Ends with 0; 1 where something could not be read or written; 2 for wrong options."""
-    config = command_line.parse(Config, argv, prog="python -m eval.view", positional="runs")
+def run(config: Config) -> int:
+    """The exit code is 0, 1 if something could not be read or written, 2 for wrong options."""
     console = Console(stderr=True)
     notes: list[str] = []
     try:
-        found = runs.read(config.runs, notes)
-        learned = curves.read(config.runs, notes)
-        if not found and not learned:
-            raise ResultsError(f"no evaluation and no metrics stand in {', '.join(config.runs)}")
-        beside = _experts(config.expert, found, notes, console)
-        report = data.build(found, learned, beside, notes, config.title)
+        runs = load_runs(config.runs, notes)
+        training_curves = curves.load(config.runs, notes)
+        if not runs and not training_curves:
+            raise ResultsError(f"there is no evaluation and no metric in {', '.join(config.runs)}")
+        expert_episodes = _experts(config.expert, runs, notes, console)
+        report = data.build(runs, training_curves, expert_episodes, notes, config.title)
         size = page.write(report, config.out)
-    except (ResultsError, OSError) as error:
-        tell(console, f"error: {error}")
-        return 1
-    except (ValueError, ImportError) as error:
-        tell(console, f"error: {error}")
-        return 2
     finally:
         for note in notes:
             tell(console, f"note: {note}")
-    episodes = sum(len(run.trajectories) for run in found)
-    tell(Console(), f"{config.out}: {len(found)} runs, {episodes:,} episodes, {size / 1e6:.1f} MB")
+    episodes = sum(len(run.trajectories) for run in runs)
+    tell(Console(), f"{config.out}: {len(runs)} runs, {episodes:,} episodes, {size / 1e6:.1f} MB")
     return 0
 
 
 def _experts(
-    wanted: str | None, found: Sequence[Run], notes: list[str], console: Console
+    source: str | None, runs: Sequence[EvaluationRun], notes: list[str], console: Console
 ) -> experts.Experts:
-    if wanted == "play":
-        return experts.played(found, notes, console)
-    if wanted is not None:
-        return experts.Experts([t for run in runs.read([wanted], notes) for t in run.trajectories])
-    return experts.Experts([t for run in found if run.agent == "expert" for t in run.trajectories])
+    if source == "play":
+        return experts.play(runs, notes, console)
+    if source is not None:
+        return experts.Experts([t for run in load_runs([source], notes) for t in run.trajectories])
+    return experts.Experts([t for run in runs if run.agent == "expert" for t in run.trajectories])
+
+
+main = Command("view", Config, run, positional="runs")

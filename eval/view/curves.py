@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 POINTS = 200
-"""Of each curve and stage; where there are more, neighbours are averaged."""
+"""Maximum number per curve and stage; of more, neighbours are averaged."""
 _FIRST = ("loss", "accuracy", "margin", "reward", "score", "entropy", "grad_norm")
 """Figures that come first."""
 
 
-def read(paths: Sequence[str | Path], notes: list[str]) -> list[dict[str, Any]]:
+def load(paths: Sequence[str | Path], notes: list[str]) -> list[dict[str, Any]]:
     """A dict for each path that is a training run with metrics: `folder`, `name`, `stages` (`name`,
-    `updates`) and `figures`, each a `name` and its `curves`: `stage` (its number), x, y.
+    `updates`) and `figures`, each with a `name` and its `curves`: `stage` (its number), x, y.
 
-    Lines that cannot be read are left out and noted.
+    Lines that cannot be read are left out and reported in `notes`.
     """
-    found = []
+    curves = []
     for path in dict.fromkeys(map(Path, paths)):
         file = path / "metrics.jsonl"
         if file.is_file():
@@ -28,8 +28,8 @@ def read(paths: Sequence[str | Path], notes: list[str]) -> list[dict[str, Any]]:
             if bad:
                 notes.append(f"{file}: {len(bad)} lines cannot be read (line {bad[0]}); left out")
             if rows:
-                found.append(_curves(path, rows))
-    return found
+                curves.append(_curves(path, rows))
+    return curves
 
 
 def _rows(file: Path) -> tuple[list[dict[str, Any]], list[int]]:

@@ -1,6 +1,6 @@
-// Unpacking: blocks of base64 → gzip → JSON. Texts of episodes are unpacked when they are needed.
+// Unpacks blocks of base64 → gzip → JSON. Texts of episodes are unpacked on demand.
 
-const KEPT = 48; // chunks held unpacked, about half a million characters each
+const MAX_UNPACKED = 48; // chunks, of about half a million characters each
 const store = { index: null, chunks: new Map() };
 
 async function unpack(id) {
@@ -22,11 +22,11 @@ function chunkOf(id) {
 }
 
 function chunk(number) {
-  const found = store.chunks.get(number) || unpack("chunk-" + number);
-  store.chunks.delete(number); // and to the end: the first of the map is the one longest unused
-  store.chunks.set(number, found);
-  if (store.chunks.size > KEPT) store.chunks.delete(store.chunks.keys().next().value);
-  return found;
+  const unpacked = store.chunks.get(number) || unpack("chunk-" + number);
+  store.chunks.delete(number); // moves it to the end: the first in the map is the least recently used
+  store.chunks.set(number, unpacked);
+  if (store.chunks.size > MAX_UNPACKED) store.chunks.delete(store.chunks.keys().next().value);
+  return unpacked;
 }
 
 async function textOf(id) {
@@ -34,8 +34,3 @@ async function textOf(id) {
   return (await chunk(number))[id - store.index.starts[number]];
 }
 
-// What stands before the slash of a task id: its type, as in the summaries.
-const typeOf = (id) => {
-  const task = store.index.episodes.task[id], slash = task.indexOf("/");
-  return slash < 0 ? "" : task.slice(0, slash);
-};

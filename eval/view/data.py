@@ -1,8 +1,8 @@
 """What the page shows: figures of the runs, a row for each episode, and their texts in chunks.
 
-The rows (who, which task, how it went) are small and loaded at once; the texts are compressed in
-chunks of whole tasks, so that an episode and those it is compared with lie together, and are only
-unpacked when somebody looks at them or searches in them.
+The rows (which run, which task, which outcome) are small and loaded at once; the texts are
+compressed in chunks that never divide a task, so that an episode and those it is compared with are
+together, and are only unpacked when somebody reads or searches them.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.envs.trajectory import Trajectory
-from stepagent.eval import runs as reading
-from stepagent.eval.runs import Run
+from stepagent.eval.load_runs import EvaluationRun, differences
 from stepagent.eval.summary import score, summarise
 from stepagent.eval.view.experts import Experts, divergence
 
 CHUNK = 400_000
-"""Characters of JSON that a chunk has at least before the next one begins."""
+"""Minimum characters of JSON in a chunk before the next one begins."""
 OUTCOMES = ("solved", "partly", "nothing", "cut", "failed")
 """How an episode ended: solved; ended with some reward; with none; cut off at the step limit; with
 an environment or an agent that broke."""
-_MOST = 10
-"""Rows of the tables of reasons, for each run."""
+_MAX_REASONS = 10
+"""Maximum rows per run in the tables of reasons."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page needs, as JSON values."""
+    """Everything that the page needs, as JSON values."""
 
     title: str
     index: dict[str, Any]
@@ -39,8 +38,8 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Listed:
-    """An episode on its way into the report. `run` is -1 for an expert's that is only compared."""
+class _Episode:
+    """An episode for the report. `run` is -1 for an expert's that is only compared with."""
 
     run: int
     trajectory: Trajectory
@@ -58,18 +57,18 @@ def outcome(t: Trajectory) -> str:
 
 
 def build(
-    runs: Sequence[Run],
+    runs: Sequence[EvaluationRun],
     curves: Sequence[dict[str, Any]],
     experts: Experts,
     notes: Sequence[str],
     title: str | None = None,
 ) -> Report:
     """The report of runs and learning curves (either may be empty)."""
-    episodes, beside = _gathered(runs, experts)
+    episodes, expert_of = _with_experts(runs, experts)
     chunks, starts = _chunks(episodes)
     diverges = [
         divergence(e.trajectory, episodes[b].trajectory) if b >= 0 else None
-        for e, b in zip(episodes, beside, strict=True)
+        for e, b in zip(episodes, expert_of, strict=True)
     ]
     envs = list(dict.fromkeys(run.env for run in runs))
     title = title or ", ".join(envs) or ", ".join(c["name"] for c in curves)
@@ -81,34 +80,36 @@ def build(
             for i, run in enumerate(runs)
         ],
         "curves": [_with_scores(curve, runs) for curve in curves],
-        "notes": [*notes, *(f"The runs differ in {d}" for d in reading.differences(runs))],
-        "episodes": _columns(episodes, beside, diverges),
+        "notes": [*notes, *(f"The runs differ in {d}" for d in differences(runs))],
+        "episodes": _columns(episodes, expert_of, diverges),
         "starts": starts,
     }
     return Report(title, index, chunks)
 
 
-def _gathered(runs: Sequence[Run], experts: Experts) -> tuple[list[_Listed], list[int]]:
-    """All episodes, those of a task together, and for each the place of its expert's (or -1)."""
-    found = [_Listed(i, t) for i, run in enumerate(runs) for t in run.trajectories]
-    own = {id(e.trajectory) for e in found}
-    pairs = {id(e.trajectory): experts.beside(e.trajectory) for e in found}
-    only = {id(x): _Listed(-1, x) for x in pairs.values() if x is not None and id(x) not in own}
-    found = sorted([*found, *only.values()], key=_order)
-    place = {id(e.trajectory): i for i, e in enumerate(found)}
-    partners = (pairs.get(id(e.trajectory)) for e in found)
-    return found, [place[id(p)] if p is not None else -1 for p in partners]
+def _with_experts(
+    runs: Sequence[EvaluationRun], experts: Experts
+) -> tuple[list[_Episode], list[int]]:
+    """All episodes, grouped by task, and for each the index of the expert's (or -1)."""
+    episodes = [_Episode(i, t) for i, run in enumerate(runs) for t in run.trajectories]
+    own = {id(e.trajectory) for e in episodes}
+    pairs = {id(e.trajectory): experts.find(e.trajectory) for e in episodes}
+    only = {id(x): _Episode(-1, x) for x in pairs.values() if x is not None and id(x) not in own}
+    episodes = sorted([*episodes, *only.values()], key=_order)
+    place = {id(e.trajectory): i for i, e in enumerate(episodes)}
+    partners = (pairs.get(id(e.trajectory)) for e in episodes)
+    return episodes, [place[id(p)] if p is not None else -1 for p in partners]
 
 
-def _order(e: _Listed) -> tuple[Any, ...]:
+def _order(e: _Episode) -> tuple[Any, ...]:
     t = e.trajectory
     kind, _, number = t.task_id.rpartition("/")
     counted = (0, int(number), "") if number.isdecimal() and len(number) < 19 else (1, 0, number)
     return t.env, kind, counted, t.task_id, t.seed, e.run
 
 
-def _chunks(episodes: Sequence[_Listed]) -> tuple[list[list[dict[str, Any]]], list[int]]:
-    """The episodes' texts in chunks, and the place of each chunk's first episode."""
+def _chunks(episodes: Sequence[_Episode]) -> tuple[list[list[dict[str, Any]]], list[int]]:
+    """The episodes' texts in chunks, and the index of each chunk's first episode."""
     chunks: list[list[dict[str, Any]]] = []
     starts: list[int] = []
     size, before = CHUNK, ("", "")
@@ -147,21 +148,22 @@ def _short(value: float) -> float:
 
 
 def _columns(
-    episodes: Sequence[_Listed], beside: Sequence[int], diverges: Sequence[int | None]
+    episodes: Sequence[_Episode], expert_of: Sequence[int], diverges: Sequence[int | None]
 ) -> dict[str, list[Any]]:
     """A list for each column of the table of episodes."""
-    all_of = [e.trajectory for e in episodes]
+    trajectories = [e.trajectory for e in episodes]
     return {
         "run": [e.run for e in episodes],
-        "task": [t.task_id for t in all_of],
-        "env": _numbered([t.env for t in all_of]),
-        "seed": [t.seed for t in all_of],
-        "score": [_short(score(t)) for t in all_of],
-        "outcome": [OUTCOMES.index(outcome(t)) for t in all_of],
-        "steps": [len(t.steps) for t in all_of],
-        "invalid": [sum(not s.valid for s in t.steps) for t in all_of],
-        "seconds": [_short(t.seconds) for t in all_of],
-        "expert": list(beside),
+        "task": [t.task_id for t in trajectories],
+        "type": [t.task_type for t in trajectories],
+        "env": _numbered([t.env for t in trajectories]),
+        "seed": [t.seed for t in trajectories],
+        "score": [_short(score(t)) for t in trajectories],
+        "outcome": [OUTCOMES.index(outcome(t)) for t in trajectories],
+        "steps": [len(t.steps) for t in trajectories],
+        "invalid": [sum(not s.valid for s in t.steps) for t in trajectories],
+        "seconds": [_short(t.seconds) for t in trajectories],
+        "expert": list(expert_of),
         "diverges": [d or 0 for d in diverges],  # 0: nowhere, or nothing to compare with
     }
 
@@ -171,8 +173,8 @@ def _numbered(values: Sequence[str]) -> list[int]:
     return [places.setdefault(value, len(places)) for value in values]
 
 
-def _run(run: Run, episodes: Sequence[tuple[_Listed, int | None]]) -> dict[str, Any]:
-    """A run's summary and what its charts are drawn from."""
+def _run(run: EvaluationRun, episodes: Sequence[tuple[_Episode, int | None]]) -> dict[str, Any]:
+    """A run's summary and the data of its charts."""
     summary = summarise(run.trajectories)
     del summary["seconds"], summary["seeds"]
     ends = Counter((outcome(t), len(t.steps)) for t in run.trajectories)
@@ -190,16 +192,16 @@ def _run(run: Run, episodes: Sequence[tuple[_Listed, int | None]]) -> dict[str, 
 
 def _reasons(trajectories: Sequence[Trajectory]) -> list[tuple[str, int]]:
     """Why episodes failed, the most frequent first."""
-    return Counter(_line(t.error) for t in trajectories if t.error).most_common(_MOST)
+    return Counter(_line(t.error) for t in trajectories if t.error).most_common(_MAX_REASONS)
 
 
 def _refusals(trajectories: Sequence[Trajectory]) -> list[tuple[str, int]]:
-    """What the environment said to actions that it did not take, the most frequent first."""
-    found: Counter[str] = Counter()
+    """The observations after invalid actions, the most frequent first."""
+    refusals: Counter[str] = Counter()
     for t in trajectories:
         after = [*(s.observation for s in t.steps[1:]), t.final_observation]
-        found.update(_line(o) for s, o in zip(t.steps, after, strict=False) if not s.valid)
-    return found.most_common(_MOST)
+        refusals.update(_line(o) for s, o in zip(t.steps, after, strict=False) if not s.valid)
+    return refusals.most_common(_MAX_REASONS)
 
 
 def _line(text: str) -> str:
@@ -207,7 +209,7 @@ def _line(text: str) -> str:
     return text if len(text) <= 160 else text[:159] + "…"
 
 
-def _with_scores(curve: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+def _with_scores(curve: dict[str, Any], runs: Sequence[EvaluationRun]) -> dict[str, Any]:
     """The curve with the scores of the stages that were evaluated, as run numbers."""
     folder = Path(curve["folder"]) / "eval"
     scored = [i for i, r in enumerate(runs) if r.path.absolute().parent.parent == folder]
@@ -215,5 +217,5 @@ def _with_scores(curve: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> bytes:
-    """ASCII alone, so that even halves of characters that a model invented come through."""
+    """Only ASCII, so that even lone surrogates in a model's reply survive."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")

@@ -1,4 +1,4 @@
-// Making elements. Whatever comes from the data becomes a text node: nothing here parses HTML.
+// Makes elements. Everything from the data becomes a text node: nothing here parses HTML.
 
 const byId = (id) => document.getElementById(id);
 

@@ -1,4 +1,4 @@
-// One episode step by step, the expert's beside it, the first divergence marked.
+// One episode step by step, with the expert's beside it and the first divergence marked.
 
 const view = { step: -1, expert: true, drawing: 0 };
 
@@ -37,46 +37,46 @@ async function drawEpisode(id) {
 function divergenceChip(id) {
   const e = store.index.episodes;
   if (e.expert[id] < 0) return null;
-  if (!e.diverges[id]) return el("span", { class: "chip good" }, "as the expert throughout");
-  return el("button", { class: "chip warn", title: "Go there (d)", on: { click: () => toDivergence() } }, "leaves the expert at step " + e.diverges[id]);
+  if (!e.diverges[id]) return el("span", { class: "chip good" }, "same as the expert throughout");
+  return el("button", { class: "chip warn", title: "Go there (d)", on: { click: () => toDivergence() } }, "diverges from the expert at step " + e.diverges[id]);
 }
 
-// The same task in the other runs: they stand right before or behind it.
+// The same task in the other runs: their episodes are adjacent.
 function others(id) {
-  const e = store.index.episodes, found = [];
+  const e = store.index.episodes, sameTask = [];
   const same = (other) => e.task[other] === e.task[id] && e.env[other] === e.env[id];
-  for (let n = id - 1; n >= 0 && same(n); n--) found.unshift(n);
-  for (let n = id + 1; n < e.task.length && same(n); n++) found.push(n);
-  const shown = found.filter((n) => e.run[n] >= 0);
+  for (let n = id - 1; n >= 0 && same(n); n--) sameTask.unshift(n);
+  for (let n = id + 1; n < e.task.length && same(n); n++) sameTask.push(n);
+  const shown = sameTask.filter((n) => e.run[n] >= 0);
   return shown.length ? el("div", { class: "chips others" }, "same task:", shown.map((n) =>
     el("button", { class: "chip", on: { click: () => go(n) } }, swatch(e.run[n]), runName(e.run[n]) + " ", el("b", {}, three(e.score[n]))))) : null;
 }
 
 function step(n, text, other, diverges) {
-  const [own, theirs] = [text.steps[n], other ? other.steps[n] : undefined];
+  const [agentStep, expertStep] = [text.steps[n], other ? other.steps[n] : undefined];
   const here = diverges === n + 1;
-  const same = other && own && theirs && own[2] === theirs[2] && own[0] === theirs[0] && own[1] === theirs[1];
+  const same = other && agentStep && expertStep && agentStep[2] === expertStep[2] && agentStep[0] === expertStep[0] && agentStep[1] === expertStep[1];
   return el("section", { class: "step" + (here ? " first" : "") + (other ? " two" : ""), id: "step-" + (n + 1), tabindex: -1 },
     el("h3", {}, "Step " + (n + 1), here ? el("span", { class: "chip warn" }, "first divergence") : null),
-    own ? turn(own) : el("p", { class: "none" }, "The agent's episode has ended."),
-    !other ? null : same ? el("p", { class: "none" }, "The same as the agent.") : theirs ? turn(theirs, own && own[0] === theirs[0]) : el("p", { class: "none" }, "The expert has finished."));
+    agentStep ? turn(agentStep) : el("p", { class: "none" }, "The agent's episode has ended."),
+    !other ? null : same ? el("p", { class: "none" }, "Same as the agent's.") : expertStep ? turn(expertStep, agentStep && agentStep[0] === expertStep[0]) : el("p", { class: "none" }, "The expert's episode has ended."));
 }
 
 function turn([observation, thought, action, reward, valid, reply], sameObservation) {
   const gain = reward === 0 ? null : el("span", { class: "chip " + (reward > 0 ? "good" : "bad") }, (reward > 0 ? "+" : "−") + shortNumber(Math.abs(reward)));
   return el("div", { class: "turn" },
-    sameObservation ? el("p", { class: "none" }, "The same observation.") : part("observation", observation),
+    sameObservation ? el("p", { class: "none" }, "Same observation.") : part("observation", observation),
     thought ? part("thought", thought) : null,
     el("div", { class: "part act" + (valid ? "" : " invalid") }, el("span", { class: "label" }, "action"),
       el("code", { dir: "auto" }, action || "(none)"), gain,
       el("span", { class: "chip " + (valid ? "ok" : "bad"), title: valid ? "understood and allowed" : "not understood or not allowed" }, valid ? "valid" : "invalid")),
-    reply ? el("details", {}, el("summary", {}, "in its own words"), el("pre", { dir: "auto" }, reply)) : null);
+    reply ? el("details", {}, el("summary", {}, "original reply"), el("pre", { dir: "auto" }, reply)) : null);
 }
 
 const part = (kind, text) => el("div", { class: "part " + kind }, el("span", { class: "label" }, kind), el("pre", { dir: "auto" }, text));
 
 function more(pre) {
-  const button = el("button", { class: "more", on: { click: () => { button.textContent = pre.classList.toggle("whole") ? "show less" : "show all"; } } }, "show all");
+  const button = el("button", { class: "more", on: { click: () => { button.textContent = pre.classList.toggle("unfolded") ? "show less" : "show all"; } } }, "show all");
   return button;
 }
 

@@ -1,4 +1,4 @@
-"""The expert's episode of the same task, and where an agent first leaves it."""
+"""The expert's episode of the same task, and where an agent first diverges from it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from rich.console import Console
 
 from stepagent.agents import make_agent
 from stepagent.envs.trajectory import Trajectory
+from stepagent.eval.load_runs import EvaluationRun
 from stepagent.eval.rollout import run_episodes
-from stepagent.eval.runs import Run
 
 
 class Experts:
     """Finds the expert's episode for an agent's: same environment, task and seed, or at least the
-    same first observation (a seed that decides nothing within the task).
+    same first observation (where the seed decides nothing within the task).
     """
 
     def __init__(self, trajectories: Iterable[Trajectory]):
-        self._found: dict[tuple[str, str], list[Trajectory]] = {}
+        self._by_task: dict[tuple[str, str], list[Trajectory]] = {}
         for trajectory in trajectories:
             if not trajectory.error and trajectory.steps:
                 key = trajectory.env, trajectory.task_id
-                self._found.setdefault(key, []).append(trajectory)
+                self._by_task.setdefault(key, []).append(trajectory)
 
-    def beside(self, trajectory: Trajectory) -> Trajectory | None:
-        """None where there is none, and for the expert's own episodes."""
-        candidates = self._found.get((trajectory.env, trajectory.task_id), [])
+    def find(self, trajectory: Trajectory) -> Trajectory | None:
+        """None if there is none, and for the expert's own episodes."""
+        candidates = self._by_task.get((trajectory.env, trajectory.task_id), [])
         if any(c is trajectory for c in candidates):
             return None
         for candidate in candidates:
@@ -42,41 +42,44 @@ class Experts:
 
 
 def divergence(trajectory: Trajectory, expert: Trajectory) -> int | None:
-    """Number (from 1) of the first step whose action is another than the expert's; None: none.
+    """Number (from 1) of the first step whose action differs from the expert's; None: none.
 
-    Case and blanks do not count. An episode that goes on or ends where the other does not diverges
-    at that step.
+    Case and white space do not count. If one episode is longer than the other, they diverge at the
+    first step that only one of them has.
     """
-    ours, theirs = (map(_action, (s.action for s in t.steps)) for t in (trajectory, expert))
-    for number, (one, other) in enumerate(zip_longest(ours, theirs), 1):
-        if one != other:
+    actions = [_normalised(step.action) for step in trajectory.steps]
+    expert_actions = [_normalised(step.action) for step in expert.steps]
+    for number, (action, expert_action) in enumerate(zip_longest(actions, expert_actions), 1):
+        if action != expert_action:
             return number
     return None
 
 
-def _action(action: str) -> str:
+def _normalised(action: str) -> str:
     return " ".join(action.split()).casefold()
 
 
-def played(runs: Sequence[Run], notes: list[str], console: Console) -> Experts:
+def play(runs: Sequence[EvaluationRun], notes: list[str], console: Console) -> Experts:
     """The expert plays every (task, seed) of the runs. Raises ValueError for an environment or a
-    task that is not there (any more).
+    task that does not exist (any more).
     """
-    found: list[Trajectory] = []
-    wanted: dict[tuple[str, str, str], dict[tuple[str, int], None]] = {}
+    trajectories: list[Trajectory] = []
+    episodes_by_env: dict[tuple[str, str, str], dict[tuple[str, int], None]] = {}
     for run in runs:
         key = run.env, run.split, run.fingerprint.get("arguments", "{}")
-        wanted.setdefault(key, {}).update({(t.task_id, t.seed): None for t in run.trajectories})
-    for (env, split, arguments), episodes in wanted.items():
+        episodes_by_env.setdefault(key, {}).update(
+            {(t.task_id, t.seed): None for t in run.trajectories}
+        )
+    for (env, split, arguments), episodes in episodes_by_env.items():
         console.print(f"the expert plays {len(episodes)} tasks of {env}", markup=False)
         agent = make_agent("expert")
         tasks, seeds = [task for task, _ in episodes], [seed for _, seed in episodes]
         try:
-            found += run_episodes(
-                env, agent, tasks, seed=seeds, split=split, env_kwargs=json.loads(arguments)
+            trajectories += run_episodes(
+                env, agent, tasks, seed=seeds, split=split, env_args=json.loads(arguments)
             )
         finally:
             agent.close()
-    if failed := [t for t in found if t.error]:
+    if failed := [t for t in trajectories if t.error]:
         notes.append(f"the expert failed on {len(failed)} tasks, such as: {failed[0].error}")
-    return Experts(found)
+    return Experts(trajectories)

@@ -1,4 +1,4 @@
-// The list of episodes: filters, search, order, and only those rows in the page that can be seen.
+// The list of episodes: filters, search, sorting. Only visible rows are in the page.
 
 const ROW = 48; // pixels
 const list = { shown: [], current: -1, search: 0, filter: { text: "", run: -1, type: "", outcome: -1, invalid: false, diverging: false }, sort: "task" };
@@ -9,12 +9,12 @@ const SORTS = {
   high: ["highest score first", (e, a, b) => e.score[b] - e.score[a]],
   long: ["longest first", (e, a, b) => e.steps[b] - e.steps[a]],
   short: ["shortest first", (e, a, b) => e.steps[a] - e.steps[b]],
-  early: ["leaves the expert earliest", (e, a, b) => (e.diverges[a] || 1e9) - (e.diverges[b] || 1e9)],
+  early: ["earliest divergence first", (e, a, b) => (e.diverges[a] || 1e9) - (e.diverges[b] || 1e9)],
 };
 
 function passes(id) {
   const e = store.index.episodes, f = list.filter;
-  return e.run[id] >= 0 && (f.run < 0 || e.run[id] === f.run) && (f.type === "" || typeOf(id) === f.type)
+  return e.run[id] >= 0 && (f.run < 0 || e.run[id] === f.run) && (f.type === "" || e.type[id] === f.type)
     && (f.outcome < 0 || e.outcome[id] === f.outcome) && (!f.invalid || e.invalid[id] > 0) && (!f.diverging || e.diverges[id] > 0);
 }
 
@@ -23,12 +23,12 @@ function holds(text, needle) {
   return text.steps.some((s) => has(s[0]) || has(s[1]) || has(s[2]) || has(s[5])) || has(text.final) || has(text.error);
 }
 
-// Filters by columns at once, then searches chunk by chunk; a newer search ends an older one.
+// Filters by columns first, then searches chunk by chunk; a new search cancels an older one.
 async function refilter(keep) {
   const mine = ++list.search, e = store.index.episodes, needle = list.filter.text.trim().toLowerCase();
   const candidates = e.task.map((_, id) => id).filter(passes);
   if (!needle) return show(candidates, keep, "");
-  const { starts } = store.index, found = [];
+  const { starts } = store.index, matches = [];
   let drawn = performance.now(), place = 0;
   for (let number = 0; number < starts.length; number++) {
     const end = starts[number + 1] ?? e.task.length;
@@ -37,17 +37,17 @@ async function refilter(keep) {
       if (mine !== list.search) return;
       for (; place < candidates.length && candidates[place] < end; place++) {
         const id = candidates[place];
-        if (e.task[id].toLowerCase().includes(needle) || holds(texts[id - starts[number]], needle)) found.push(id);
+        if (e.task[id].toLowerCase().includes(needle) || holds(texts[id - starts[number]], needle)) matches.push(id);
       }
     }
     if (performance.now() - drawn > 120) {
-      show(found.slice(), keep, " – searching, " + Math.round((100 * number) / starts.length) + " %");
-      await new Promise((done) => setTimeout(done)); // let the page breathe
+      show(matches.slice(), keep, " – searching, " + Math.round((100 * number) / starts.length) + " %");
+      await new Promise((done) => setTimeout(done)); // keeps the page responsive
       if (mine !== list.search) return;
       drawn = performance.now();
     }
   }
-  show(found, keep, "");
+  show(matches, keep, "");
 }
 
 function show(ids, keep, progress) {
@@ -111,9 +111,9 @@ function setUpList() {
   const { runs, outcomes, episodes } = store.index;
   const option = (value, name) => el("option", { value }, name);
   byId("by-run").append(option(-1, "all runs"), ...runs.map((r, i) => option(i, r.name)));
-  const types = [...new Set(episodes.task.map((_, id) => typeOf(id)))].filter(Boolean).sort();
+  const types = [...new Set(episodes.type)].filter(Boolean).sort();
   byId("by-type").append(option("", "all task types"), ...types.map((t) => option(t, t)));
-  byId("by-outcome").append(option(-1, "however it ended"), ...outcomes.map((o, i) => option(i, OUTCOME_WORDS[o])));
+  byId("by-outcome").append(option(-1, "all outcomes"), ...outcomes.map((o, i) => option(i, OUTCOME_WORDS[o])));
   byId("sort").append(...Object.entries(SORTS).map(([key, [name]]) => option(key, name)));
   let waiting = 0;
   byId("search").addEventListener("input", () => {

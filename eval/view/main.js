@@ -1,21 +1,21 @@
-// Tabs, the address (so that a place can be kept and gone back to), keys, light and dark.
+// Tabs, the address (so that a view can be bookmarked and returned to), keys, light and dark.
 
 const KEYS = [
   ["1  2  3", "overview, learning curves, episodes"],
   ["j  k  or  ↓  ↑", "next, previous episode"],
   ["n  p  or  →  ←", "next, previous step"],
   ["d", "first divergence from the expert"],
-  ["e", "the expert's episode beside it: on, off"],
+  ["e", "show or hide the expert's episode"],
   ["/", "search"],
-  ["Esc", "leave the search; back to the list"],
-  ["t", "light, dark"],
-  ["?", "these keys"],
+  ["Esc", "leave the search, or return to the list"],
+  ["t", "light or dark"],
+  ["?", "show these keys"],
 ];
 const TABS = ["overview", "curves", "episodes"];
 
 function to(place) {
   location.hash = place;
-  route(); // now, and not only when the browser tells of the new address
+  route(); // at once, without waiting for the event
 }
 
 const go = (id) => to(id < 0 ? "#episodes" : "#episodes/" + id);
@@ -24,13 +24,13 @@ const tab = () => TABS.find((t) => !byId(t).hidden);
 
 function route() {
   const [name, id] = location.hash.slice(1).split("/"), { runs, curves: learned, episodes } = store.index;
-  let wanted = TABS.includes(name) ? name : runs.length ? "overview" : "curves";
-  if ((wanted === "curves" && !learned.length) || (wanted === "episodes" && !runs.length)) wanted = "overview";
+  let active = TABS.includes(name) ? name : runs.length ? "overview" : "curves";
+  if ((active === "curves" && !learned.length) || (active === "episodes" && !runs.length)) active = "overview";
   for (const t of TABS) {
-    byId(t).hidden = t !== wanted;
-    byId("tab-" + t).setAttribute("aria-selected", String(t === wanted));
+    byId(t).hidden = t !== active;
+    byId("tab-" + t).setAttribute("aria-selected", String(t === active));
   }
-  if (wanted !== "episodes") return;
+  if (active !== "episodes") return;
   const chosen = /^\d+$/.test(id ?? "") && +id < episodes.task.length ? +id : -1;
   document.body.classList.toggle("reading", chosen >= 0);
   drawRows();
@@ -39,21 +39,21 @@ function route() {
   reveal();
   drawRows();
   if (chosen >= 0) return void drawEpisode(chosen);
-  view.drawing++; // whatever is still being unpacked comes too late
+  view.drawing++; // cancels a drawing that is still unpacking
   byId("episode").replaceChildren(el("p", { class: "none pick" }, "Choose an episode: click, or press j."));
 }
 
 function theme() {
   const dark = (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
   document.documentElement.dataset.theme = dark ? "light" : "dark";
-  try { localStorage.setItem("stepagent-theme", document.documentElement.dataset.theme); } catch { /* not kept, then */ }
+  try { localStorage.setItem("stepagent-theme", document.documentElement.dataset.theme); } catch { /* then it is not remembered */ }
 }
 
 function keyed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const key = event.key, field = event.target.closest("input[type=search], select");
   if (key === "Escape" && !byId("keys").open) {
-    event.preventDefault(); // a browser's own Escape would empty the search
+    event.preventDefault(); // otherwise the browser would clear the search
     if (field) field.blur();
     else if (tab() === "episodes" && list.current >= 0) go(-1);
     return;
@@ -76,7 +76,7 @@ function keyed(event) {
 }
 
 async function start() {
-  try { document.documentElement.dataset.theme = localStorage.getItem("stepagent-theme") || ""; } catch { /* as the system */ }
+  try { document.documentElement.dataset.theme = localStorage.getItem("stepagent-theme") || ""; } catch { /* then as the system */ }
   byId("theme").addEventListener("click", theme);
   if (typeof DecompressionStream === "undefined") throw new Error("this browser cannot unpack gzip (DecompressionStream): use a newer one");
   store.index = await unpack("index");

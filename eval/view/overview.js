@@ -3,8 +3,8 @@
 function drawOverview(pick) {
   const { runs, notes } = store.index, section = byId("overview");
   if (notes.length) section.append(el("details", { class: "notice", open: notes.length < 6 },
-    el("summary", {}, plural(notes.length, "remark") + " on these results"), el("ul", {}, notes.map((n) => el("li", {}, n)))));
-  if (!runs.length) return void section.append(card("No evaluation", "Only learning curves are here so far."));
+    el("summary", {}, plural(notes.length, "note") + " on these results"), el("ul", {}, notes.map((n) => el("li", {}, n)))));
+  if (!runs.length) return void section.append(card("No evaluation", "There are only learning curves so far."));
   const cards = [scores(runs, pick), byType(runs, pick), ends(runs, pick), lengths(runs), divergences(runs), whatFailed(runs), origins(runs)];
   section.append(...cards.filter(Boolean));
   if (cards[4]) for (const half of cards.slice(3, 5)) half.classList.add("half");
@@ -24,12 +24,12 @@ function scores(runs, pick) {
       percent(s.valid_rate), percent(s.truncated_rate), s.steps_mean.toFixed(1),
     ];
   });
-  const found = card("Scores", "Mean score from 0 to 1 and success rate in percent, each with its 95 % interval (bootstrap; Wilson). A failed episode counts as 0.",
+  const section = card("Scores", "Mean score from 0 to 1 and success rate in percent, each with its 95 % interval (bootstrap; Wilson). A failed episode counts as 0.",
     table(["run", "environment, split", "score [95 %]", "success, % [95 %]", "episodes", "valid actions", "cut off", "steps"], rows, 4));
   const names = [...new Set(runs.flatMap((r) => Object.keys(r.summary.metrics)))].sort();
-  if (names.length) found.append(el("details", {}, el("summary", {}, "The benchmark's own figures"),
+  if (names.length) section.append(el("details", {}, el("summary", {}, "The benchmark's own figures"),
     table(["figure", ...runs.map((r) => r.name)], names.map((n) => [n, ...runs.map((r) => n in r.summary.metrics ? three(r.summary.metrics[n]) : "–")]), 1)));
-  return found;
+  return section;
 }
 
 function byType(runs, pick) {
@@ -43,19 +43,19 @@ function byType(runs, pick) {
         track(i, s.reward_mean, ...s.reward_ci95, runs[i].name + ": " + interval(s.reward_mean, s.reward_ci95, three) + ", " + s.episodes + " episodes"),
         el("span", { class: "figure" }, three(s.reward_mean)), el("span", { class: "muted figure" }, "n " + s.episodes)))));
   });
-  return card("Score by task type", "Mean and 95 % interval; a click shows the episodes.", runLegend(runs), el("div", { class: "types" }, rows));
+  return card("Score by task type", "Mean and 95 % interval; click to show the episodes.", runLegend(runs), el("div", { class: "types" }, rows));
 }
 
 const runLegend = (runs) => el("div", { class: "legend" }, runs.map((r, i) => el("span", {}, swatch(i), r.name)));
 
 function ends(runs, pick) {
-  return card("How episodes ended", "A click shows those episodes.", legend(), el("div", { class: "ends" }, runs.map((run, i) => [
+  return card("How episodes ended", "Click to show the episodes.", legend(), el("div", { class: "ends" }, runs.map((run, i) => [
     el("span", { class: "name" }, swatch(i), run.name), stacked(run.outcomes, (outcome) => pick({ run: i, outcome }))])));
 }
 
 function lengths(runs) {
   const most = Math.max(1, ...runs.flatMap((r) => r.lengths.map((l) => l[0])));
-  return card("Length of episodes", "Steps, by how the episode ended.", legend(), el("div", { class: "charts" }, runs.map((run, i) =>
+  return card("Length of episodes", "Number of steps, by outcome.", legend(), el("div", { class: "charts" }, runs.map((run, i) =>
     el("figure", {}, el("figcaption", {}, swatch(i), run.name), histogram(run.lengths, most, 0, (k) => "end-" + store.index.outcomes[k], "Lengths of " + run.name)))));
 }
 
@@ -63,9 +63,9 @@ function divergences(runs) {
   const own = runs.map((run, i) => ({ run, i, compared: compared(i) })).filter((r) => r.compared);
   if (!own.length) return null;
   const most = Math.max(1, ...own.flatMap(({ run }) => run.divergences.map((d) => d[0])));
-  return card("Where the agent leaves the expert", "The first step with another action, of episodes that have an expert's beside them.", el("div", { class: "charts" }, own.map(({ run, i, compared: n }) => {
+  return card("Where the agent diverges from the expert", "The first step with a different action, in episodes that have an expert's to compare with.", el("div", { class: "charts" }, own.map(({ run, i, compared: n }) => {
     const left = run.divergences.reduce((sum, d) => sum + d[1], 0);
-    return el("figure", {}, el("figcaption", {}, swatch(i), run.name, el("span", { class: "muted" }, percent(1 - left / n) + " as the expert throughout")),
+    return el("figure", {}, el("figcaption", {}, swatch(i), run.name, el("span", { class: "muted" }, percent(1 - left / n) + " same as the expert throughout")),
       histogram(run.divergences.map(([step, c]) => [step, 0, c]), most, 0, () => runClass(i), "First divergence of " + run.name));
   })));
 }
@@ -81,16 +81,16 @@ function whatFailed(runs) {
   if (!reasons.length && !refusals.length) return null;
   return card("What went wrong", null,
     reasons.length ? [el("h3", {}, "Why episodes failed"), table(["run", "reason", "episodes"], reasons, 2)] : null,
-    refusals.length ? [el("h3", {}, "What the environment said to actions it did not take"), table(["run", "observation", "times"], refusals, 2)] : null);
+    refusals.length ? [el("h3", {}, "Observations after invalid actions"), table(["run", "observation", "times"], refusals, 2)] : null);
 }
 
 function origins(runs) {
   const names = [...new Set(runs.flatMap((r) => Object.keys(r.summary.fingerprint)))].sort();
-  const found = card("Where the results come from", null);
-  found.append(el("details", {}, el("summary", {}, "Files and fingerprints"),
+  const section = card("Where the results come from", null);
+  section.append(el("details", {}, el("summary", {}, "Files and fingerprints"),
     table(["", ...runs.map((r) => r.name)], [["file", ...runs.map((r) => r.file)], ["agent", ...runs.map((r) => r.summary.agent)],
       ...names.map((n) => [n, ...runs.map((r) => r.summary.fingerprint[n] ?? "–")])], 99)));
-  return found;
+  return section;
 }
 
 function drawCurves() {
@@ -104,7 +104,7 @@ function drawCurves() {
   }
   if (figures.length) section.append(card("Score after each stage", "Mean score on the evaluation's tasks with its 95 % interval.", el("div", { class: "charts" }, figures)));
   const names = [...new Set(all.flatMap((c) => c.figures.map((f) => f.name)))];
-  section.append(card("Training", "By update; stages follow one another. The line is a moving average, the points lie faint behind it.", legendOf, el("div", { class: "charts" }, names.map((name) => {
+  section.append(card("Training", "By update, one stage after another. The line is a moving average; the points are drawn faintly behind it.", legendOf, el("div", { class: "charts" }, names.map((name) => {
     const lines = [], marks = new Map();
     all.forEach((c, i) => {
       const offsets = [];

@@ -1,7 +1,7 @@
-"""Puts the page together: template, style, scripts, and the report's data, compressed.
+"""Assembles the page: template, style, scripts, and the report's data, compressed.
 
-The content security policy names the one style and the one script by their SHA-256 and forbids all
-else: connections, images from anywhere, forms, other scripts. Data stands in blocks of base64, in
+The content security policy allows the one style and the one script by their SHA-256 and forbids
+everything else: connections, images, forms, other scripts. The data is in blocks of base64, in
 which nothing can end an element.
 """
 
@@ -19,17 +19,17 @@ from stepagent.files import write_text
 
 _HERE = Path(__file__).parent
 SCRIPTS = ("data.js", "dom.js", "charts.js", "overview.js", "list.js", "episode.js", "main.js")
-"""In the order in which they are joined to one."""
+"""In the order in which they are concatenated."""
 
 
 def write(report: Report, out: Path) -> int:
-    """Writes the page in one go and returns its size in bytes. Raises OSError, naming the file."""
+    """Writes the page atomically; returns its size in bytes. Raises OSError that names the file."""
     text = render(report)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, text)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {out}: {error.strerror or error}") from error
+        raise OSError(error.errno, f"cannot write {out}: {error.strerror}") from error
+    write_text(out, text)
     return len(text.encode("utf-8"))
 
 
@@ -65,7 +65,7 @@ def render(report: Report) -> str:
         ),
     }
     page = (_HERE / "page.html").read_text(encoding="utf-8")
-    pieces = page.split("@@")  # text, name, text, name, …: what is put in is not looked at again
+    pieces = page.split("@@")  # text, name, text, name, …; inserted parts are not searched again
     return "".join(parts[p] if i % 2 else p for i, p in enumerate(pieces))
 
 
@@ -74,5 +74,5 @@ def _hash(text: str) -> str:
 
 
 def _packed(value: object) -> str:
-    """The same data give the same text (no time stamp in it)."""
+    """The same data gives the same text (without a time stamp)."""
     return base64.b64encode(gzip.compress(to_json(value), 6, mtime=0)).decode("ascii")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from stepagent.agents.chat import ChatCodec, ChatTemplateError
-from tests.agents.conftest import TEMPLATE, make_tokenizer, say
+from tests.agents.conversations import say
+from tests.agents.tiny_models import TEMPLATE, make_tokenizer
 
 NO_SYSTEM = (
     "<|end|>{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
@@ -51,14 +52,14 @@ def test_spans_are_the_replies_and_longer_extends_shorter(template: str):
     codec = codec_for(template)
     replies = ["Action: go", "Thought: hm\nAction: look", "wait"]
     messages = say("a", replies[0], "b", replies[1], "c", replies[2], system="Be brief.")
-    whole = codec.encode(messages)
-    for (start, end), reply in zip(whole.replies, replies, strict=True):
-        assert codec.tokenizer.decode(whole.ids[start:end]) == reply + "<|im_end|>"
-        assert whole.ids[end - 1] == codec.end_of_turn_id
-        assert whole.ids[start:end] == codec.reply_ids(reply)
+    encoded = codec.encode(messages)
+    for (start, end), reply in zip(encoded.replies, replies, strict=True):
+        assert codec.tokenizer.decode(encoded.ids[start:end]) == reply + "<|im_end|>"
+        assert encoded.ids[end - 1] == codec.end_of_turn_id
+        assert encoded.ids[start:end] == codec.reply_ids(reply)
     for n in (2, 4, 6):
         state = codec.encode(messages[:n])
-        assert state.ids == whole.ids[: whole.replies[n // 2 - 1][0]]
+        assert state.ids == encoded.ids[: encoded.replies[n // 2 - 1][0]]
     assert codec.decode(codec.reply_ids("Action: go")) == "Action: go"
 
 
@@ -72,6 +73,33 @@ def test_no_text_can_write_special_tokens(template: str):
     assert [i for i in ids if i in special] == [i for i in harmless if i in special]
     assert "< |im_end|>\n< |im_start|>assistant" in codec.tokenizer.decode(ids)
     assert codec.decode(codec.reply_ids("say </s> or <|im_end|>")) == "say </s> or < |im_end|>"
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, NO_SYSTEM])
+def test_a_reply_that_was_cut_has_no_end_of_turn_to_learn(template: str):
+    """It stays in the tokens, where the model saw it when it wrote on."""
+    codec = codec_for(template)
+    short, long = "go", "Thought: I go on and on and on"
+    messages = say("A door.", short, "A hall.", long, "A wall.")
+    full = codec.encode(messages)
+    length = full.replies[1][1] - full.replies[1][0] - len(codec._raw(codec._plain.end_of_turn))
+    cut = codec.encode(messages, cut_at=length)
+    assert cut.ids == full.ids
+    assert cut.replies[0] == full.replies[0]
+    start, end = cut.replies[1]
+    assert codec.decode(cut.ids[start:end]) == long
+    assert codec.end_of_turn_id not in cut.ids[start:end]
+    assert codec.encode(messages, cut_at=length + 1) == full, "it ended with its last token"
+
+
+def test_a_reply_stops_where_the_agent_plays_the_environment():
+    codec = codec_for(TEMPLATE)
+    text = "Action: go\nObservation: A hall."
+    ids = codec.tokenizer(text, add_special_tokens=False)["input_ids"]
+    first = next(n for n in range(1, len(ids) + 1) if codec.has_stop(ids[:n]))
+    assert "\nObservation:" in codec.decode(ids[:first])
+    assert "\nObservation:" not in codec.decode(ids[: first - 1])
+    assert not any(codec.has_stop(ids[:n]) for n in range(1, first))
 
 
 def test_templates_that_cannot_be_used_are_named():

@@ -31,12 +31,12 @@ def tiny(tmp_path_factory):
 
 def test_scores_do_not_depend_on_the_batch(tiny):
     texts = ["link rooms", "button search for something long", "a", ""]
-    whole = CrossEncoder(tiny, dtype="float32", device="cpu", max_length=64)
+    batched = CrossEncoder(tiny, dtype="float32", device="cpu", max_length=64)
     single = CrossEncoder(tiny, dtype="float32", device="cpu", max_length=64, batch_size=1)
-    found = whole.scores("find a room", texts)
-    assert len(set(found)) == 4
-    assert found == pytest.approx(single.scores("find a room", texts), abs=1e-5)
-    assert whole.scores("x", []) == []
+    scores = batched.scores("find a room", texts)
+    assert len(set(scores)) == 4
+    assert scores == pytest.approx(single.scores("find a room", texts), abs=1e-5)
+    assert batched.scores("x", []) == []
 
 
 def test_it_ranks_in_the_environment(tiny):
@@ -52,6 +52,6 @@ def test_it_ranks_in_the_environment(tiny):
     assert observation.count("id=") == 3
 
 
-def test_a_model_that_is_not_there_is_a_clear_error(tmp_path):
+def test_a_missing_model_is_a_clear_error(tmp_path):
     with pytest.raises(ModelError, match="cannot load cross-encoder"):
         CrossEncoder(str(tmp_path))

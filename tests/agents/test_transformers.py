@@ -1,4 +1,4 @@
-"""The transformers agent against the plain way: same replies, far fewer tokens read."""
+"""The transformers agent against naive generation: same replies, far fewer tokens read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from stepagent.agents import models
-from stepagent.agents.generation import Decoding, choose, why_not
-from stepagent.agents.plain import PlainGenerator
+from stepagent.agents.generation import Decoding, choose, why_uncacheable
+from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import cut
-from tests.agents.conftest import make_model, say, turn
+from tests.agents.conversations import say, turn
+from tests.agents.tiny_models import make_model
 
 SYSTEM = "Answer with a thought and an action. " * 12
 OBSERVATIONS = [
@@ -31,10 +32,10 @@ def agent_for(model: Any, tokenizer: Any, **options: Any) -> TransformersAgent:
     return TransformersAgent(model, tokenizer, **{"max_new_tokens": 10, "batch_size": 4, **options})
 
 
-def plain_for(model: Any, tokenizer: Any, **options: Any) -> TransformersAgent:
-    """The same agent, made to call `generate` on every whole conversation."""
+def naive_for(model: Any, tokenizer: Any, **options: Any) -> TransformersAgent:
+    """The same agent, made to call `generate` on every entire conversation."""
     agent = agent_for(model, tokenizer, **options)
-    agent._generator = PlainGenerator(
+    agent._generator = NaiveGenerator(
         model, ends=agent._ends, stops=["\nObservation:"], tokenizer=tokenizer, batch_size=1
     )
     return agent
@@ -49,8 +50,8 @@ def play(agent: TransformersAgent, episodes: int = 6, seed: int = 3) -> dict[int
     while left:
         # Up to five of the open episodes, in any order: more than there are slots.
         now = draw.sample(sorted(left), k=min(len(left), draw.randint(1, 5)))
-        given = agent.act([turn(key, talks[key], seed=key) for key in now])
-        for key, reply in zip(now, given, strict=True):
+        answers = agent.act([turn(key, talks[key], seed=key) for key in now])
+        for key, reply in zip(now, answers, strict=True):
             replies[key].append(cut(reply))
             talks[key] += say("", cut(reply), draw.choice(OBSERVATIONS))[1:]
             talks[key][-2]["role"], talks[key][-1]["role"] = "assistant", "user"
@@ -74,24 +75,24 @@ def play(agent: TransformersAgent, episodes: int = 6, seed: int = 3) -> dict[int
         ("gpt2", {}),
     ],
 )
-def test_same_replies_as_plain_generate(kind: str, changes: dict[str, Any], tokenizer: Any):
+def test_same_replies_as_naive_generation(kind: str, changes: dict[str, Any], tokenizer: Any):
     model = make_model(kind, len(tokenizer), **changes)
-    ours, plain = agent_for(model, tokenizer), plain_for(model, tokenizer)
-    assert not ours.plain_because
-    found, wanted = play(ours), play(plain)
-    assert found == wanted
-    assert len({reply for replies in found.values() for reply in replies}) > 10  # not all the same
-    counted = ours.statistics()
-    assert counted["tokens_generated"] == plain.statistics()["tokens_generated"]
-    assert counted["tokens_kept"] + counted["tokens_read"] == plain.statistics()["tokens_read"]
-    assert counted["tokens_read"] < plain.statistics()["tokens_read"] / 3
+    agent, naive = agent_for(model, tokenizer), naive_for(model, tokenizer)
+    assert not agent.why_uncached
+    replies = play(agent)
+    assert replies == play(naive)
+    assert len({reply for said in replies.values() for reply in said}) > 10  # not all the same
+    counted = agent.statistics()
+    assert counted["tokens_generated"] == naive.statistics()["tokens_generated"]
+    assert counted["tokens_kept"] + counted["tokens_read"] == naive.statistics()["tokens_read"]
+    assert counted["tokens_read"] < naive.statistics()["tokens_read"] / 3
 
 
 def test_chunks_and_growth_change_nothing(tokenizer: Any):
     model = make_model("llama", len(tokenizer))
-    ours = agent_for(model, tokenizer)
-    ours._generator._chunk, ours._generator._floor = 24, 8
-    assert play(ours) == play(plain_for(model, tokenizer))
+    agent = agent_for(model, tokenizer)
+    agent._generator._chunk, agent._generator._floor = 24, 8
+    assert play(agent) == play(naive_for(model, tokenizer))
 
 
 def stream(agent: TransformersAgent, episodes: int = 9, seed: int = 5) -> dict[int, list[str]]:
@@ -123,23 +124,23 @@ def stream(agent: TransformersAgent, episodes: int = 9, seed: int = 5) -> dict[i
 def test_joining_in_the_middle_changes_no_reply(kind: str, chunk: int, floor: int, tokenizer: Any):
     """Whatever the passes: one for each width, tiny chunks, or all in one (as a GPU likes it)."""
     model = make_model(kind, len(tokenizer))
-    ours, plain = agent_for(model, tokenizer), plain_for(model, tokenizer)
-    assert ours.streaming
-    ours._generator._chunk, ours._generator._floor = chunk, floor
-    found = stream(ours)
-    wanted: dict[int, list[str]] = {}
+    agent, naive = agent_for(model, tokenizer), naive_for(model, tokenizer)
+    assert agent.streaming
+    agent._generator._chunk, agent._generator._floor = chunk, floor
+    replies = stream(agent)
+    expected: dict[int, list[str]] = {}
     draw = random.Random(5)
     turns = {key: draw.randint(1, 4) for key in range(9)}
     talks = {key: say(f"Task {key}. {draw.choice(OBSERVATIONS)}", system=SYSTEM) for key in turns}
     seen = {key: [draw.choice(OBSERVATIONS) for _ in range(4)] for key in turns}
     for key, number in turns.items():
-        wanted[key] = []
+        expected[key] = []
         for left in range(number - 1, -1, -1):
-            (reply,) = plain.act([turn(key, talks[key], seed=key)])
-            wanted[key].append(cut(reply))
+            (reply,) = naive.act([turn(key, talks[key], seed=key)])
+            expected[key].append(cut(reply))
             talks[key] += say("", cut(reply), seen[key][left])[1:]
-    assert found == wanted
-    assert ours._generator._rows == ours._generator._queue == []
+    assert replies == expected
+    assert agent._generator._active == agent._generator._queue == []
 
 
 def test_a_forgotten_turn_is_not_answered(llama: Any, tokenizer: Any):
@@ -148,10 +149,10 @@ def test_a_forgotten_turn_is_not_answered(llama: Any, tokenizer: Any):
     agent.poll()
     agent.forget(0)
     agent.forget(2)
-    found: dict[Any, Any] = {}
-    while 1 not in found:
-        found |= dict(agent.poll())
-    assert set(found) == {1}
+    replies: dict[Any, Any] = {}
+    while 1 not in replies:
+        replies |= dict(agent.poll())
+    assert set(replies) == {1}
     assert agent.poll() == []
 
 
@@ -212,7 +213,7 @@ def test_forgotten_and_unknown_keys(llama: Any, tokenizer: Any):
 def test_more_turns_than_slots(llama: Any, tokenizer: Any):
     talks = [say(f"Number {key}.", system=SYSTEM) for key in range(7)]
     turns = [turn(key, talk) for key, talk in enumerate(talks)]
-    assert agent_for(llama, tokenizer, batch_size=2).act(turns) == plain_for(llama, tokenizer).act(
+    assert agent_for(llama, tokenizer, batch_size=2).act(turns) == naive_for(llama, tokenizer).act(
         turns
     )
 
@@ -234,11 +235,11 @@ def test_an_interrupted_act_leaves_a_sound_cache(
     with pytest.raises(KeyboardInterrupt):
         agent.act(turns)
     monkeypatch.undo()
-    assert agent.act(turns) == plain_for(llama, tokenizer).act(turns)
+    assert agent.act(turns) == naive_for(llama, tokenizer).act(turns)
 
 
 @pytest.mark.parametrize("change", ["optimizer", "loading"])
-def test_caches_go_when_the_weights_change(tokenizer: Any, change: str):
+def test_caches_are_dropped_when_the_weights_change(tokenizer: Any, change: str):
     model = make_model("llama", len(tokenizer))
     agent = agent_for(model, tokenizer)
     turns = [turn("a", say("Look.", system=SYSTEM))]
@@ -250,7 +251,7 @@ def test_caches_go_when_the_weights_change(tokenizer: Any, change: str):
     else:
         other = make_model("llama", len(tokenizer), seed=9)
         model.load_state_dict(other.state_dict())
-    assert agent.act(turns) == plain_for(model, tokenizer).act(turns) != before
+    assert agent.act(turns) == naive_for(model, tokenizer).act(turns) != before
     assert agent.fingerprint()["weights"] != mark
     read = agent.statistics()["tokens_read"]
     agent.act(turns)
@@ -272,7 +273,7 @@ def test_a_policy_in_training_stays_in_training(tokenizer: Any):
 
 
 class Parrot:
-    """Lets a model say a given text, whatever it is asked: only its logits are replaced."""
+    """Makes a model generate a fixed text, whatever the prompt: only its logits are replaced."""
 
     def __init__(self, agent: TransformersAgent, text: str, monkeypatch: pytest.MonkeyPatch):
         ids = agent.codec.reply_ids(text)
@@ -321,31 +322,31 @@ def test_sampling_depends_on_seed_and_turn_alone(llama: Any, tokenizer: Any):
     assert agent_for(llama, tokenizer).act(turns[:1]) == agent_for(llama, tokenizer).act(turns[3:4])
 
 
-def test_agents_of_other_salts_draw_differently(llama: Any, tokenizer: Any):
+def test_agents_with_different_salts_draw_differently(llama: Any, tokenizer: Any):
     turns = [turn(key, say("Number 1.", system=SYSTEM), seed=key) for key in range(3)]
     agents = [agent_for(llama, tokenizer, temperature=1.5, salt=salt) for salt in ("a", "b")]
     one, two = (agent.act(turns) for agent in agents)
     assert not set(one) & set(two)
     agents[1].reset()
     agents[1].submit(turns)
-    found: dict[Any, Any] = {}
-    while len(found) < len(turns):
-        found |= dict(agents[1].poll())
-    assert [found[t.key] for t in turns] == two, "streamed or not"
+    replies: dict[Any, Any] = {}
+    while len(replies) < len(turns):
+        replies |= dict(agents[1].poll())
+    assert [replies[t.key] for t in turns] == two, "streamed or not"
 
 
-def test_sampled_tokens_follow_their_chances():
+def test_sampled_tokens_follow_their_probabilities():
     chances = torch.tensor([0.5, 0.2, 0.0, 0.3])
     logits = chances.log().repeat(20000, 1)
     draws = torch.rand(20000, generator=torch.Generator().manual_seed(0)).tolist()
-    for top_p, wanted in [
+    for top_p, probabilities in [
         (1.0, [0.5, 0.2, 0.0, 0.3]),
         (0.7, [0.625, 0.0, 0.0, 0.375]),
         (0.1, [1.0, 0.0, 0.0, 0.0]),
     ]:
-        found = choose(logits, Decoding(temperature=1.0, top_p=top_p), draws)
-        shares = torch.bincount(torch.tensor(found), minlength=4) / 20000
-        assert torch.allclose(shares, torch.tensor(wanted), atol=0.012)
+        tokens = choose(logits, Decoding(temperature=1.0, top_p=top_p), draws)
+        shares = torch.bincount(torch.tensor(tokens), minlength=4) / 20000
+        assert torch.allclose(shares, torch.tensor(probabilities), atol=0.012)
     cold = choose(logits[:200], Decoding(temperature=0.05), draws[:200])
     assert set(cold) == {0}
 
@@ -360,7 +361,7 @@ def test_sampled_tokens_follow_their_chances():
     ],
 )
 def test_bad_decoding(llama: Any, tokenizer: Any, options: dict[str, Any]):
-    with pytest.raises(ValueError, match="wants temperature"):
+    with pytest.raises(ValueError, match="needs temperature"):
         TransformersAgent(llama, tokenizer, **options)
 
 
@@ -369,20 +370,20 @@ def test_bad_decoding(llama: Any, tokenizer: Any, options: dict[str, Any]):
 
 def test_long_conversations_are_cut_and_counted(llama: Any, tokenizer: Any):
     options = {"context": 600, "max_new_tokens": 10}
-    ours, plain = agent_for(llama, tokenizer, **options), plain_for(llama, tokenizer, **options)
+    agent, naive = agent_for(llama, tokenizer, **options), naive_for(llama, tokenizer, **options)
     talk = say("The task: find it.", system=SYSTEM)
     for number in range(16):
         turns = [turn("a", talk)]
-        (reply,) = ours.act(turns)
-        assert [reply] == plain.act(turns)
+        (reply,) = agent.act(turns)
+        assert [reply] == naive.act(turns)
         talk = [*talk, *say("-", cut(reply), f"Observation {number}: " + "a door, " * 6)[1:]]
-    cuts = ours.statistics()["prompts_cut"]
+    cuts = agent.statistics()["prompts_cut"]
     assert 4 < cuts < 16
-    assert cuts == plain.statistics()["prompts_cut"]
-    assert ours._generator.cache.get_seq_length() <= 600
+    assert cuts == naive.statistics()["prompts_cut"]
+    assert agent._generator.cache.get_seq_length() <= 600
 
 
-def test_a_context_too_short_is_said_at_once(llama: Any, tokenizer: Any):
+def test_a_context_that_is_too_short_is_reported_at_once(llama: Any, tokenizer: Any):
     opening = say("Look.", system=SYSTEM)
     agent = agent_for(llama, tokenizer, context=60)
     with pytest.raises(ValueError, match="system message alone"):
@@ -394,13 +395,13 @@ def test_a_context_too_short_is_said_at_once(llama: Any, tokenizer: Any):
         agent_for(llama, tokenizer, context=8)
 
 
-# Models that are not plain attention ------------------------------------------------------------
+# Models that are not attention alone ------------------------------------------------------------
 
 
-def test_other_kinds_of_models_go_the_plain_way(tokenizer: Any):
+def test_other_kinds_of_models_use_naive_generation(tokenizer: Any):
     model = make_model("mamba", len(tokenizer))
     agent = agent_for(model, tokenizer)
-    assert "linear_attention" in agent.plain_because
+    assert "linear_attention" in agent.why_uncached
     turns = [turn("a", say("Look."))]
     assert agent.act(turns) == agent.act(turns)
     hot = agent_for(model, tokenizer, temperature=1.0)
@@ -409,7 +410,7 @@ def test_other_kinds_of_models_go_the_plain_way(tokenizer: Any):
 
 
 def test_the_check_notices_ignored_positions(llama: Any, monkeypatch: pytest.MonkeyPatch):
-    assert why_not(llama) == ""
+    assert why_uncacheable(llama) == ""
     forward = type(llama.model.rotary_emb).forward
     monkeypatch.setattr(
         type(llama.model.rotary_emb),
@@ -418,7 +419,7 @@ def test_the_check_notices_ignored_positions(llama: Any, monkeypatch: pytest.Mon
             self, x, torch.arange(x.shape[1])[None].expand(len(x), -1)
         ),
     )
-    assert "logits change" in why_not(llama)
+    assert "logits change" in why_uncacheable(llama)
 
 
 def test_changing_positions_are_refused(tokenizer: Any):
@@ -427,4 +428,4 @@ def test_changing_positions_are_refused(tokenizer: Any):
         len(tokenizer),
         rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
     )
-    assert "dynamic" in why_not(model)
+    assert "dynamic" in why_uncacheable(model)

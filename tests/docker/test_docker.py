@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,11 @@ def test_services_are_limited_local_and_restart(name):
         assert source.split(":-")[-1].rstrip("}") in COMPOSE["volumes"]
     ports = [port for s in SERVICES.values() for port in s["ports"]]
     assert len(set(ports)) == len(ports)
+
+
+def test_the_image_is_tagged_with_the_version():
+    tag = f"stepagent:{version('stepagent')}"
+    assert all(service["image"] == tag for service in SERVICES.values())
 
 
 def test_the_image_is_pinned_and_runs_as_nobody_special():

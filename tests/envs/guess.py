@@ -5,8 +5,7 @@ The player has to name a number from 1 to 8; "higher" and "lower" are the answer
 
 from pathlib import Path
 
-import gymnasium as gym
-
+from stepagent import register
 from stepagent.envs.core import SPLITS, Outcome, TextEnv
 
 
@@ -43,4 +42,4 @@ class GuessEnv(TextEnv):
         return [str(n) for n in range(1, self.top + 1)]
 
 
-gym.register("tests/Guess-v0", entry_point=GuessEnv, disable_env_checker=True)
+register("tests/Guess-v0", GuessEnv)

@@ -29,10 +29,10 @@ def test_checker_finds_what_breaks_the_contract(change, broken):
     kind = type("Broken", (GuessEnv,), change)
     gym.register("tests/Broken-v0", entry_point=kind, disable_env_checker=True)
     try:
-        found = check.check("tests/Broken-v0")
+        broken_promises = check.check("tests/Broken-v0")
     finally:
         del gym.registry["tests/Broken-v0"]
-    assert any(broken in name for name, _ in found), found
+    assert any(broken in name for name, _ in broken_promises), broken_promises
 
 
 def test_checker_command_line(capsys):
@@ -120,12 +120,12 @@ def test_vector_environments(mode):
         texts, _ = vector.reset(seed=0)
         assert len(texts) == 3
         assert all("Guess the number" in text for text in texts)
-        kept = texts
+        first_texts = texts
         texts, rewards, *_ = vector.step(["1", "no", "9"])
         assert texts[1] == "Say a number."
         assert texts[2] == "Lower."
         assert rewards.dtype == np.float64
-        assert all("Guess the number" in text for text in kept), "an old observation changed"
+        assert all("Guess the number" in text for text in first_texts), "an old observation changed"
     finally:
         vector.close()
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from stepagent import envs
 from stepagent.envs import trajectory as files
 from stepagent.envs.play import main, play
-from tests.eval import toy_world
+from tests import toy_env
 
-TASKS = envs.make(toy_world.ID, split="train").tasks
+TASKS = envs.make(toy_env.ID, split="train").tasks
 
 
 def played(*lines):
@@ -25,26 +25,26 @@ def played(*lines):
             raise EOFError from None
 
     console = Console(record=True, width=200, file=open("/dev/null", "w"))
-    env = envs.make(toy_world.ID, split="train")
-    return play(toy_world.ID, env, TASKS[0], 0, ask, console), console.export_text()
+    env = envs.make(toy_env.ID, split="train")
+    return play(toy_env.ID, env, TASKS[0], 0, ask, console), console.export_text()
 
 
 def test_an_episode_to_its_end():
-    env = envs.make(toy_world.ID, split="train")
+    env = envs.make(toy_env.ID, split="train")
     env.reset(seed=0, options={"task_id": TASKS[0]})
-    found, shown = played(*[f"Thought: {t}\nAction: {a}" for t, a in env.expert_plan()])
-    assert found.success
-    assert found.reward == 1
-    assert found.error == ""
-    assert [(s.thought, s.action) for s in found.steps] == env.expert_plan()
+    episode, shown = played(*[f"Thought: {t}\nAction: {a}" for t, a in env.expert_plan()])
+    assert episode.success
+    assert episode.reward == 1
+    assert episode.error == ""
+    assert [(s.thought, s.action) for s in episode.steps] == env.expert_plan()
     assert "Reach 7." in shown
     assert "The episode is solved: score 1.00" in shown
 
 
 def test_asides_cost_no_step():
-    found, shown = played("/actions", "/expert", "/help", "add 1", "/quit", "add 1")
-    assert [s.action for s in found.steps] == ["add 1"]
-    assert found.error == "left before the end"
+    episode, shown = played("/actions", "/expert", "/help", "add 1", "/quit", "add 1")
+    assert [s.action for s in episode.steps] == ["add 1"]
+    assert episode.error == "left before the end"
     for text in ("add 2\nadd 3", "are left.)", "there are /actions, /expert, /quit", "is left: "):
         assert text in shown
 
@@ -56,7 +56,7 @@ def test_markup_and_nonsense_are_shown_as_they_are():
 
 def test_the_command_records_only_when_asked(tmp_path):
     root, out = Path(__file__).parents[2], tmp_path / "a" / "out.jsonl"
-    command = [sys.executable, "-m", "envs.play", toy_world.ID, "--task-id", TASKS[0]]
+    command = [sys.executable, "-m", "envs.play", toy_env.ID, "--task-id", TASKS[0]]
     run = {
         "input": "add 1\nadd 2\n",
         "text": True,
@@ -68,16 +68,16 @@ def test_the_command_records_only_when_asked(tmp_path):
     assert not out.exists()
     done = subprocess.run([*command, "--out", str(out)], **run)
     assert done.returncode == 0, done.stderr
-    (found,) = files.read(out)
-    assert [s.action for s in found.steps] == ["add 1", "add 2"]
+    (recorded,) = files.read(out)
+    assert [s.action for s in recorded.steps] == ["add 1", "add 2"]
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["stepagent/Nowhere-v0"], "ScienceWorld"),
-        ([toy_world.ID, "--task-id", "odd/8"], "no task 'odd/8'"),
-        ([toy_world.ID, "--env-args.speed", "3"], "speed"),
+        ([toy_env.ID, "--task-id", "odd/8"], "no task 'odd/8'"),
+        ([toy_env.ID, "--env-args.speed", "3"], "speed"),
     ],
 )
 def test_unknown_names(argv, message, capsys):

@@ -70,9 +70,9 @@ def test_parse_gives_back_what_render_wrote(style):
         *((f"I look for {film}.", f"search[{film}]"), ("Action: is a film.", "finish[Action: a]")),
         ("I look for Missing in Action: it is a film.", "click[Missing in Action: x]"),
     ]:
-        found = parse(render(thought, action, style))
-        assert found.action == action
-        assert found.thought == (thought if style.thoughts else "")
+        reply = parse(render(thought, action, style))
+        assert reply.action == action
+        assert reply.thought == (thought if style.thoughts else "")
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,10 @@ def test_parse_gives_back_what_render_wrote(style):
     ["Action:", "Thought: a\n", "*", "> ", "<think>", "`", " ", "[", "_*", "1", " Action:", "\t"],
 )
 def test_parse_is_linear(unit):
-    begun = time.process_time()
+    start = time.process_time()
     for head in ("", "act", "Thought: a Action", "- action 1"):
         parse(head + unit * (65_000 // len(unit)))
-    assert time.process_time() - begun < 2
+    assert time.process_time() - start < 2
 
 
 def test_cut_drops_an_invented_observation():
@@ -103,9 +103,9 @@ def test_prompt_file(tmp_path):
         "Observation: o2\nThought: t2\nAction: a2\n",
     )
     assert prompt.example == (("o1\nmore", "t1", "a1"), ("o2", "t2", "a2"))
-    whole = prompt.system()
-    assert "Do it." in whole
-    assert "Thought: t2\nAction: a2" in whole
+    system = prompt.system()
+    assert "Do it." in system
+    assert "Thought: t2\nAction: a2" in system
     bare = prompt.system(PromptStyle(thoughts=False))
     assert "t1" not in bare
     assert "Observation: o2\na2" in bare

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepagent.envs import indexing, lucene, search
-from stepagent.envs.search import Index
+from stepagent.envs.search import Index, analyse, build
+from stepagent.envs.search.index import VERSION
 
 
 @pytest.fixture(autouse=True)
@@ -29,18 +29,18 @@ def _corpus(size, seed=0, longest=30):
 
 def _plain(documents, query, k):
     """BM25 by its formula, document by document, in Lucene's lengths."""
-    terms = [lucene.analyse(text) for text in documents]
+    terms = [analyse(text) for text in documents]
     mean = sum(map(len, terms)) / len(terms)
     frequency = Counter(word for words in terms for word in set(words))
     scores = []
     for number, words in enumerate(terms):
         counts = Counter(words)
-        length = indexing._decoded_length(indexing._encoded_length(len(words)))
+        length = build._decoded_length(build._encoded_length(len(words)))
         norm = 0.9 * (0.6 + 0.4 * length / mean)
         score = sum(
             np.log(1 + (len(terms) - frequency[w] + 0.5) / (frequency[w] + 0.5))
             * (counts[w] / (counts[w] + norm))
-            for w in lucene.analyse(query)
+            for w in analyse(query)
             if counts[w]
         )
         if score > 0:
@@ -63,11 +63,11 @@ def _plain(documents, query, k):
     ],
 )  # fmt: skip
 def test_analysis_is_lucenes(text, terms):
-    assert lucene.analyse(text) == terms
+    assert analyse(text) == terms
 
 
 def test_long_tokens_are_cut():
-    assert [len(term) for term in lucene.analyse("x" * 600)] == [255, 255, 90]
+    assert [len(term) for term in analyse("x" * 600)] == [255, 255, 90]
     assert len(Index.build(["x" * 600, "y"], "long").search("x" * 255, 5)) == 1
 
 
@@ -76,11 +76,11 @@ def test_scores_are_bm25_by_its_formula():
     index = Index.build(documents, "formula")
     assert len(index) == 400
     for query in ("word3", "word0 word1 word250", "word5 word5 word40 the", "word1 word2 word0"):
-        found, every = index.search(query, 25), dict(_plain(documents, query, 400))
-        assert [score for _, score in found] == pytest.approx(
+        hits, every = index.search(query, 25), dict(_plain(documents, query, 400))
+        assert [score for _, score in hits] == pytest.approx(
             sorted(every.values(), reverse=True)[:25], rel=1e-4
         )
-        assert [every[n] for n, _ in found] == pytest.approx([s for _, s in found], rel=1e-5)
+        assert [every[n] for n, _ in hits] == pytest.approx([s for _, s in hits], rel=1e-5)
 
 
 def test_scores_are_those_of_bm25s():
@@ -88,9 +88,9 @@ def test_scores_are_those_of_bm25s():
     documents = _corpus(300, seed=1, longest=39)  # lengths below 40 are exact in Lucene's byte
     index = Index.build(documents, "bm25s")
     other = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
-    other.index([lucene.analyse(text) for text in documents], show_progress=False)
+    other.index([analyse(text) for text in documents], show_progress=False)
     for query in ("word1 word7", "word100 word3 word2"):
-        scores = other.get_scores(lucene.analyse(query))
+        scores = other.get_scores(analyse(query))
         for number, score in index.search(query, 300):
             assert score == pytest.approx(float(scores[number]), rel=1e-5)
 
@@ -104,12 +104,12 @@ def test_skipping_common_terms_changes_nothing():
         words = rng.sample(list(numbers), rng.randint(1, 8))
         dense = np.zeros(len(index))
         for word in words:
-            found, scores = index._postings(numbers[word])
-            dense[found] += scores
+            numbers_found, scores = index._postings(numbers[word])
+            dense[numbers_found] += scores
         dense = dense.astype(np.float32)
         best = np.lexsort((np.arange(len(dense)), -dense))[:50]
-        wanted = [int(n) for n in best if dense[n] > 0]
-        assert [n for n, _ in index.search(" ".join(words), 50)] == wanted
+        expected = [int(n) for n in best if dense[n] > 0]
+        assert [n for n, _ in index.search(" ".join(words), 50)] == expected
 
 
 def test_nothing_known_finds_nothing():
@@ -165,7 +165,7 @@ def test_two_processes_make_one_index(cache):
     outputs = {process.communicate(timeout=120)[0] for process in started}
     assert len(outputs) == 1
     assert b"(3," in outputs.pop()
-    assert [p.name for p in cache.iterdir() if p.is_dir()] == [f"both.k0.9-b0.4.v{search.VERSION}"]
+    assert [p.name for p in cache.iterdir() if p.is_dir()] == [f"both.k0.9-b0.4.v{VERSION}"]
 
 
 @pytest.mark.real_data
@@ -180,10 +180,10 @@ def test_hits_are_lucenes():
     recorded = json.loads((shop / "upstream" / "lucene_top50.json").read_text(encoding="utf-8"))
     equal = 0
     for query in recorded:
-        found = [(documents[n][0], score) for n, score in index.search(query["q"], 50)]
-        theirs = [name for name, _ in query["hits"]]
-        assert found[0][1] == pytest.approx(query["hits"][0][1], rel=1e-3)
-        equal += [name for name, _ in found] == theirs
+        hits = [(documents[n][0], score) for n, score in index.search(query["q"], 50)]
+        lucenes = [name for name, _ in query["hits"]]
+        assert hits[0][1] == pytest.approx(query["hits"][0][1], rel=1e-3)
+        equal += [name for name, _ in hits] == lucenes
     assert equal >= 98, f"only {equal} of {len(recorded)} lists of 50 are Lucene's"
 
 
@@ -192,5 +192,5 @@ def test_an_index_of_another_corpus_is_made_again(cache):
     other = Index.build(["blue whale", "grey seal"], "other").folder
     shutil.rmtree(mine)
     shutil.copytree(other, mine)
-    found = Index.build(["red fox"], "mine")
-    assert (found.key, len(found), found.search("fox", 1)[0][0]) == ("mine", 1, 0)
+    index = Index.build(["red fox"], "mine")
+    assert (index.key, len(index), index.search("fox", 1)[0][0]) == ("mine", 1, 0)

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -105,3 +105,14 @@ def test_write_is_whole_or_not_there(tmp_path):
     write(path, [ONE, ONE])
     assert read(path) == [ONE, ONE]
     assert json.loads(path.read_text().splitlines()[0])["version"] == trajectory.VERSION
+
+
+def test_the_task_type_is_the_environments_or_what_the_id_begins_with():
+    assert ONE.task_type == "small"
+    typed = replace(ONE, task_id="look_at-Book/trial_1", task_type="look_at")
+    assert Trajectory.from_json(typed.to_json()) == typed
+    older = asdict(replace(ONE, task_id="5a8b57", task_type=""))
+    del older["task_type"]
+    assert Trajectory.from_json(json.dumps(older)).task_type == ""
+    with pytest.raises(ValueError, match="task_type must be a str"):
+        Trajectory.from_json(json.dumps({**asdict(ONE), "task_type": 3}))

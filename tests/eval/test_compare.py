@@ -8,54 +8,59 @@ from dataclasses import asdict
 import pytest
 
 from stepagent.eval import compare, paper
-from stepagent.eval.comparison import compare as work_out
-from stepagent.eval.runs import read
-from tests.eval.made import FINGERPRINT, episode, run
+from stepagent.eval.comparison import compare as compare_runs
+from stepagent.eval.load_runs import load_runs
+from tests.eval.example_results import FINGERPRINT, episode, write_run
 
 TASKS = [*(f"boil/{i}" for i in range(10)), *(f"melt/{i}" for i in range(10))]
 
 
 @pytest.fixture
 def two(tmp_path):
-    a = run(tmp_path / "a", {t: float(i % 2) for i, t in enumerate(TASKS)}, "base")
-    b = run(tmp_path / "b", dict.fromkeys(TASKS, 1.0), "better")
+    a = write_run(tmp_path / "a", {t: float(i % 2) for i, t in enumerate(TASKS)}, "base")
+    b = write_run(tmp_path / "b", dict.fromkeys(TASKS, 1.0), "better")
     return [a, b]
 
 
 def test_figures(two):
-    found = work_out(read(two, []))
-    assert [(r.run, r.figures["reward_mean"]) for r in found.rows] == [("base", 0.5), ("better", 1)]
-    (difference,) = found.differences
+    comparison = compare_runs(load_runs(two, []))
+    assert [(r.run, r.figures["reward_mean"]) for r in comparison.runs] == [
+        ("base", 0.5),
+        ("better", 1),
+    ]
+    (difference,) = comparison.differences
     assert (difference.first, difference.second) == ("base", "better")
-    assert difference.found.mean == 0.5
-    assert (difference.found.better, difference.found.worse) == (10, 0)
-    assert difference.found.p == difference.p_holm == pytest.approx(2 / 2**10)
-    of_types = {d.task_type: d for d in found.type_differences}
+    assert difference.paired.mean == 0.5
+    assert (difference.paired.better, difference.paired.worse) == (10, 0)
+    assert difference.paired.p == difference.p_holm == pytest.approx(2 / 2**10)
+    of_types = {d.task_type: d for d in comparison.differences_by_type}
     assert set(of_types) == {"boil", "melt"}
-    assert of_types["boil"].found.p == pytest.approx(2 / 2**5)
+    assert of_types["boil"].paired.p == pytest.approx(2 / 2**5)
     assert of_types["boil"].p_holm == pytest.approx(2 * 2 / 2**5)
-    assert found.references == paper.references("stepagent/WebShop-v0")
-    assert found.notes == []
+    assert comparison.references == paper.references("stepagent/WebShop-v0")
+    assert comparison.notes == []
 
 
 def test_pairs_and_against(two, tmp_path):
-    three = read([*two, run(tmp_path / "c", dict.fromkeys(TASKS, 0.2), "third")], [])
-    assert len(work_out(three).differences) == 3
-    found = work_out(three, against="better").differences
-    assert [(d.first, d.second) for d in found] == [("better", "base"), ("better", "third")]
+    three = load_runs([*two, write_run(tmp_path / "c", dict.fromkeys(TASKS, 0.2), "third")], [])
+    assert len(compare_runs(three).differences) == 3
+    differences = compare_runs(three, against="better").differences
+    assert [(d.first, d.second) for d in differences] == [("better", "base"), ("better", "third")]
     with pytest.raises(ValueError, match="no run is called 'x': there are base, better, third"):
-        work_out(three, against="x")
+        compare_runs(three, against="x")
 
 
 def test_remarks(two, tmp_path):
-    few = run(tmp_path / "c", {"boil/1": 1.0, "new/1": 0.0}, "few", seed=4, error="agent: broke")
-    found = work_out(read([*two, few], []))
-    told = "\n".join(found.notes)
-    assert "not on the same tasks (1 are common to all)" in told
-    assert "different seeds" in told
-    assert "few: 2 episodes failed; they count as 0" in told
-    assert "few has 2 episodes" in told
-    assert found.rows[2].figures["reward_mean"] == 0
+    few = write_run(
+        tmp_path / "c", {"boil/1": 1.0, "new/1": 0.0}, "few", seed=4, error="agent: broke"
+    )
+    comparison = compare_runs(load_runs([*two, few], []))
+    notes = "\n".join(comparison.notes)
+    assert "not on the same tasks (1 are common to all)" in notes
+    assert "different seeds" in notes
+    assert "few: 2 episodes failed; they count as 0" in notes
+    assert "few has 2 episodes" in notes
+    assert comparison.runs[2].figures["reward_mean"] == 0
 
 
 def test_terminal(two, capsys):
@@ -83,7 +88,7 @@ def test_formats_by_name_and_into_files(two, tmp_path, capsys, kind):
         assert words in out.read_text()
 
 
-def test_the_ending_of_the_file_says_the_format(two, tmp_path):
+def test_the_file_name_determines_the_format(two, tmp_path):
     starts = {"t.md": "### ", "t.tex": "% \\usepackage", "t.csv": "table,source,"}
     for name, start in starts.items():
         assert compare.main([*two, "--out", str(tmp_path / name)]) == 0
@@ -91,7 +96,7 @@ def test_the_ending_of_the_file_says_the_format(two, tmp_path):
 
 
 def test_csv_is_tidy(two):
-    rows = list(csv.DictReader(io.StringIO(compare.as_csv(work_out(read(two, []))))))
+    rows = list(csv.DictReader(io.StringIO(compare.as_csv(compare_runs(load_runs(two, []))))))
     ours = {r["run"]: r for r in rows if r["table"] == "runs" and r["source"] == "ours"}
     assert float(ours["base"]["score"]) == 50
     assert {r["run"]: r["score"] for r in rows if r["source"] == "paper"}[
@@ -104,18 +109,21 @@ def test_csv_is_tidy(two):
 
 def test_names_cannot_break_a_table(tmp_path):
     name = r"[a]|b & 50% of_{x} \ <b>#1</b> $^~"
-    paths = [run(tmp_path / "a", {"x/1": 0.5}, name), run(tmp_path / "b", {"x/1": 0.5}, "c")]
-    found = work_out(read(paths, []))
-    markdown = compare.RENDERERS["markdown"](found)
+    paths = [
+        write_run(tmp_path / "a", {"x/1": 0.5}, name),
+        write_run(tmp_path / "b", {"x/1": 0.5}, "c"),
+    ]
+    comparison = compare_runs(load_runs(paths, []))
+    markdown = compare.RENDERERS["markdown"](comparison)
     line = next(line for line in markdown.splitlines() if "50% of" in line)
     assert line.replace(r"\|", "").count("|") == 8
     assert r"\<b\>" in line
-    latex = compare.RENDERERS["latex"](found)
+    latex = compare.RENDERERS["latex"](comparison)
     assert (
         r"{[}a]\textbar{}b \& 50\% of\_\{x\} \textbackslash{} \textless{}b\textgreater{}\#1"
         in latex
     )
-    assert name in compare.RENDERERS["terminal"](found)
+    assert name in compare.RENDERERS["terminal"](comparison)
 
 
 def test_names_cannot_reach_the_terminal(tmp_path, capsys):
@@ -130,7 +138,7 @@ def test_names_cannot_reach_the_terminal(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "difference"),
     [
         ({"split": "dev"}, "split: test (base) | dev (other)"),
         (
@@ -142,16 +150,16 @@ def test_names_cannot_reach_the_terminal(tmp_path, capsys):
         ({"fingerprint": {**FINGERPRINT, "stepagent": "2"}}, "stepagent: 0.1 (base) | 2 (other)"),
     ],
 )
-def test_what_is_not_comparable_is_refused(two, tmp_path, capsys, changes, told):
-    other = run(tmp_path / "c", dict.fromkeys(TASKS, 0.0), "other", **changes)
+def test_what_is_not_comparable_is_refused(two, tmp_path, capsys, changes, difference):
+    other = write_run(tmp_path / "c", dict.fromkeys(TASKS, 0.0), "other", **changes)
     assert compare.main([two[0], other]) == 1
     refused = capsys.readouterr()
     assert refused.out == ""
-    assert told in " ".join(refused.err.split())
+    assert difference in " ".join(refused.err.split())
     assert "--force" in refused.err
     assert compare.main([two[0], other, "--force"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"They differ in {told}" in shown
+    assert f"They differ in {difference}" in shown
     assert ("no task in common" in shown) == ("env" in changes)
 
 
@@ -159,20 +167,20 @@ def test_what_is_not_comparable_is_refused(two, tmp_path, capsys, changes, told)
 
 
 @pytest.fixture
-def whole(tmp_path):
+def suite_folder(tmp_path):
     """Two agents on two environments; on the second one they differ."""
     folder = tmp_path / "suite"
     for agent, score in (("expert", 1.0), ("random", 0.0)):
         for entry, env in (("First", "WebShop"), ("Second", "ALFWorld")):
             rewards = dict.fromkeys(TASKS, score if entry == "Second" else 0.5)
-            run(folder / agent / entry, rewards, agent, env=f"stepagent/{env}-v0")
+            write_run(folder / agent / entry, rewards, agent, env=f"stepagent/{env}-v0")
     (folder / "summary.json").write_text('{"suite": "mine"}')
     return folder
 
 
 @pytest.mark.parametrize("kind", ["terminal", "markdown", "csv", "latex"])
-def test_a_suite_is_compared_entry_by_entry(whole, capsys, kind):
-    assert compare.main([str(whole), "--format", kind]) == 0
+def test_a_suite_is_compared_entry_by_entry(suite_folder, capsys, kind):
+    assert compare.main([str(suite_folder), "--format", kind]) == 0
     shown = capsys.readouterr().out
     for words in ("First", "Second", "67.6", "expert", "random"):
         assert words in shown
@@ -182,48 +190,50 @@ def test_a_suite_is_compared_entry_by_entry(whole, capsys, kind):
         assert shown.count("Intervals: 95 %") == 1
     else:
         rows = list(csv.DictReader(io.StringIO(shown)))
-        told = [(r["env"], r["difference"]) for r in rows if r["table"] == "differences"]
-        assert told == [("First", "0.0"), ("Second", "-100.0")]
+        differences = [(r["env"], r["difference"]) for r in rows if r["table"] == "differences"]
+        assert differences == [("First", "0.0"), ("Second", "-100.0")]
         assert shown.count("table,source") == 1
 
 
-def test_suites_side_by_side_and_against(whole, tmp_path, capsys):
+def test_suites_side_by_side_and_against(suite_folder, tmp_path, capsys):
     other = tmp_path / "other"
-    run(other / "new" / "First", dict.fromkeys(TASKS, 0.7), "new")
+    write_run(other / "new" / "First", dict.fromkeys(TASKS, 0.7), "new")
     (other / "summary.json").write_text('{"suite": "mine"}')
     options = ["--format", "csv", "--against"]
-    assert compare.main([str(whole), str(other), *options, "new"]) == 0
+    assert compare.main([str(suite_folder), str(other), *options, "new"]) == 0
     shown = capsys.readouterr()
     rows = [r for r in csv.DictReader(io.StringIO(shown.out)) if r["table"] == "differences"]
     assert [(r["run"], r["compared_with"]) for r in rows] == [("expert", "new"), ("random", "new")]
     assert "Second: no run is called 'new' (expert, random); left out" in shown.err
-    assert compare.main([str(whole), *options, "nobody"]) == 2
+    assert compare.main([str(suite_folder), *options, "nobody"]) == 2
     assert "no run is called 'nobody'" in capsys.readouterr().err
 
 
-def test_what_is_no_suite_or_not_comparable_within_one_is_refused(whole, tmp_path, capsys):
-    assert compare.main([str(whole / "expert")]) == 1
+def test_runs_of_no_suite_or_not_comparable_within_one_are_refused(suite_folder, tmp_path, capsys):
+    assert compare.main([str(suite_folder / "expert")]) == 1
     assert "they differ in environment" in " ".join(capsys.readouterr().err.split())
-    other = run(tmp_path / "one", dict.fromkeys(TASKS, 0.5), "other")
-    assert compare.main([str(whole), other]) == 1
+    other = write_run(tmp_path / "one", dict.fromkeys(TASKS, 0.5), "other")
+    assert compare.main([str(suite_folder), other]) == 1
     later = {**FINGERPRINT, "stepagent": "2"}
-    run(whole / "third" / "First", dict.fromkeys(TASKS, 0.5), "third", fingerprint=later)
+    write_run(
+        suite_folder / "third" / "First", dict.fromkeys(TASKS, 0.5), "third", fingerprint=later
+    )
     capsys.readouterr()
-    assert compare.main([str(whole)]) == 1
+    assert compare.main([str(suite_folder)]) == 1
     assert "error: First: these runs cannot be compared" in " ".join(
         capsys.readouterr().err.split()
     )
 
 
-def test_bad_lines_are_told_and_the_rest_compared(two, tmp_path, capsys):
+def test_bad_lines_are_reported_and_the_rest_compared(two, tmp_path, capsys):
     with open(f"{two[0]}/results.jsonl", "a") as file:
         file.write(episode("boil/0", 1.0, "base").to_json() + "\n")
         file.write('{"version": 2, "env": "x"}\n{"cut')
     assert compare.main(two) == 0
-    told = " ".join(capsys.readouterr().err.split())
-    assert "results.jsonl:22: schema version 2" in told
-    assert "results.jsonl:23: not JSON" in told
-    assert "'boil/0' with seed 0: 2 times" in told
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "results.jsonl:22: schema version 2" in errors
+    assert "results.jsonl:23: not JSON" in errors
+    assert "'boil/0' with seed 0: 2 times" in errors
 
 
 def test_wrong_options(two, tmp_path, capsys):

@@ -7,11 +7,11 @@ from stepagent.eval.paired import holm, paired, sign_flip
 
 
 def test_by_hand():
-    found = paired({"a": 0.0, "b": 1.0, "c": 0.5, "x": 1}, {"a": 1.0, "b": 1.0, "c": 0.0, "y": 1})
-    assert (found.tasks, found.better, found.worse) == (3, 1, 1)
-    assert found.mean == pytest.approx(0.5 / 3)
-    assert found.p == 1.0  # of ±1 ±½ every pattern is at least ½ away from 0
-    assert found.low <= found.mean <= found.high
+    result = paired({"a": 0.0, "b": 1.0, "c": 0.5, "x": 1}, {"a": 1.0, "b": 1.0, "c": 0.0, "y": 1})
+    assert (result.tasks, result.better, result.worse) == (3, 1, 1)
+    assert result.mean == pytest.approx(0.5 / 3)
+    assert result.p == 1.0  # of ±1 ±½ every pattern is at least ½ away from 0
+    assert result.low <= result.mean <= result.high
 
 
 def test_no_task_in_common():
@@ -19,8 +19,8 @@ def test_no_task_in_common():
 
 
 def test_rounding_is_no_difference():
-    found = paired({"a": 0.1 + 0.2, "b": 1.0}, {"a": 0.3, "b": 1.0})
-    assert (found.better, found.worse, found.p) == (0, 0, 1.0)
+    result = paired({"a": 0.1 + 0.2, "b": 1.0}, {"a": 0.3, "b": 1.0})
+    assert (result.better, result.worse, result.p) == (0, 0, 1.0)
 
 
 def test_all_patterns_are_counted_where_they_are_few():
@@ -43,8 +43,8 @@ def test_drawn_patterns_agree_with_theory():
 
 def test_chance_alone_is_rarely_significant():
     rng = np.random.default_rng(1)
-    found = [sign_flip(rng.normal(size=12)) for _ in range(200)]
-    assert 0.01 < np.mean(np.array(found) < 0.05) < 0.1
+    p_values = [sign_flip(rng.normal(size=12)) for _ in range(200)]
+    assert 0.01 < np.mean(np.array(p_values) < 0.05) < 0.1
 
 
 def test_holm_by_hand():

@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from stepagent import envs
+from stepagent import envs, register
 from stepagent.agents.core import Agent
 from stepagent.envs.react import PromptStyle
 from stepagent.eval import rollout
 from stepagent.eval.rollout import run_episodes
-from tests.eval.toy_world import ID, Scripted, ToyEnv
+from tests.toy_env import ID, ScriptedAgent, ToyEnv
 
 TASKS = envs.make(ID, split="test").tasks
 
 
 def play(agent=None, tasks=TASKS, **kwargs):
-    found = list(run_episodes(ID, agent or Scripted(), tasks, **kwargs))
-    return {(t.task_id, t.seed): replace(t, seconds=0.0) for t in found}
+    trajectories = list(run_episodes(ID, agent or ScriptedAgent(), tasks, **kwargs))
+    return {(t.task_id, t.seed): replace(t, seconds=0.0) for t in trajectories}
 
 
 def test_same_trajectories_with_one_worker_and_with_eight():
@@ -29,22 +29,22 @@ def test_same_trajectories_with_one_worker_and_with_eight():
 
 
 def test_slow_environments_and_slow_agents_change_nothing_either():
-    slow = play(Scripted(delay=0.003), workers=8, env_kwargs={"delay": 0.004})
+    slow = play(ScriptedAgent(delay=0.003), workers=8, env_args={"delay": 0.004})
     for key, trajectory in play(workers=3).items():
         assert slow[key].steps == trajectory.steps
 
 
-def test_a_seed_a_task():
-    found = play(tasks=[TASKS[0]] * 3, seed=[1, 2, 3], workers=2)
-    assert set(found) == {(TASKS[0], 1), (TASKS[0], 2), (TASKS[0], 3)}
+def test_one_seed_per_task():
+    episodes = play(tasks=[TASKS[0]] * 3, seed=[1, 2, 3], workers=2)
+    assert set(episodes) == {(TASKS[0], 1), (TASKS[0], 2), (TASKS[0], 3)}
     with pytest.raises(ValueError, match="2 seeds for 20 tasks"):
-        run_episodes(ID, Scripted(), TASKS, seed=[1, 2])
+        run_episodes(ID, ScriptedAgent(), TASKS, seed=[1, 2])
 
 
 def test_the_agents_seed_depends_on_task_and_seed():
     seen = {}
 
-    class Spy(Scripted):
+    class Spy(ScriptedAgent):
         def act(self, turns):
             seen.update({turn.key: turn.seed for turn in turns})
             return super().act(turns)
@@ -57,7 +57,7 @@ def test_the_agents_seed_depends_on_task_and_seed():
 def test_a_trajectory_writes_the_conversation_that_the_agent_saw(style):
     last = {}
 
-    class Spy(Scripted):
+    class Spy(ScriptedAgent):
         def act(self, turns):
             last.update({turn.key[1]: turn.messages for turn in turns})
             return super().act(turns)
@@ -72,7 +72,7 @@ def test_a_trajectory_writes_the_conversation_that_the_agent_saw(style):
         assert trajectory.fingerprint["prompt"] == prompt.checksum(style)
 
 
-def test_replies_are_kept_only_where_they_differ():
+def test_replies_are_recorded_only_where_they_differ():
     steps = [s for t in play().values() for s in t.steps]
     assert {s.reply for s in steps} == {"", " ", "**Action:** add 3", "I do not know"}
     assert {s.action for s in steps if not s.reply} == {"add 1", "add 2"}
@@ -80,40 +80,54 @@ def test_replies_are_kept_only_where_they_differ():
 
 def test_environment_that_breaks_at_reset_or_step_ends_its_own_episode_only():
     for broken, step in ((TASKS[3], "reset"), (TASKS[3] + "!", "step 1")):
-        made, closed = ToyEnv.made, ToyEnv.closed
-        found = play(workers=2, env_kwargs={"broken": broken})
-        assert len(found) == len(TASKS)
-        failed = found.pop((TASKS[3], 0))
+        opened, closed = ToyEnv.opened, ToyEnv.closed
+        episodes = play(workers=2, env_args={"broken": broken})
+        assert len(episodes) == len(TASKS)
+        failed = episodes.pop((TASKS[3], 0))
         assert failed.error.startswith("environment: RuntimeError: planted")
         assert failed.error.endswith(f"({step})")
         assert failed.reward == 0
-        assert not any(t.error for t in found.values())
-        assert ToyEnv.made - made == 3  # two, and one in place of the broken one
+        assert not any(t.error for t in episodes.values())
+        assert ToyEnv.opened - opened == 3  # two, and one in place of the broken one
         assert ToyEnv.closed - closed == 3
 
 
+class TypedEnv(ToyEnv):
+    @property
+    def task_type(self):
+        return f"by {self.task_id[-1]}"
+
+
+def test_trajectories_carry_the_task_type_even_of_episodes_that_fail():
+    register("Test/Typed-v0", TypedEnv)
+    options = {"env_args": {"broken": TASKS[3]}, "workers": 2}
+    episodes = list(run_episodes("Test/Typed-v0", ScriptedAgent(), TASKS, **options))
+    assert [t.task_id for t in episodes if t.error] == [TASKS[3]]
+    assert all(t.task_type == f"by {t.task_id[-1]}" for t in episodes)
+
+
 def test_agent_that_fails_on_one_turn_fails_that_episode_only():
-    agent = Scripted(fail="12")
-    found = play(agent, workers=4)
-    failed = found.pop((TASKS[5], 0))
+    agent = ScriptedAgent(fail="12")
+    episodes = play(agent, workers=4)
+    failed = episodes.pop((TASKS[5], 0))
     assert failed.error == "agent: ValueError: planted in the agent (step 1)"
-    plain = play(workers=4)
-    assert all(found[key].steps == plain[key].steps for key in found)
+    without_failure = play(workers=4)
+    assert all(episodes[key].steps == without_failure[key].steps for key in episodes)
     assert len(set(agent.forgotten)) == len(TASKS)
 
 
 @pytest.mark.parametrize(
     ("replies", "error"), [([], "0 replies to 1 turns"), ([7], "a reply is a str, not int")]
 )
-def test_agent_that_breaks_the_contract_is_told_so(replies, error):
+def test_agent_that_breaks_the_contract_fails_its_episode(replies, error):
     class Wrong(Agent):
         name = "wrong"
 
         def act(self, turns):
             return replies
 
-    (found,) = play(Wrong(), tasks=TASKS[:1]).values()
-    assert error in found.error
+    (episode,) = play(Wrong(), tasks=TASKS[:1]).values()
+    assert error in episode.error
 
 
 def test_hostile_replies_do_not_break_a_run():
@@ -132,20 +146,20 @@ def test_hostile_replies_do_not_break_a_run():
         def act(self, turns):
             return [replies[len(turn.messages) // 2 % len(replies)] for turn in turns]
 
-    (found,) = play(Hostile(), tasks=TASKS[:1]).values()
-    assert not found.error
-    assert found.truncated
-    assert type(found).from_json(found.to_json()) == found
+    (episode,) = play(Hostile(), tasks=TASKS[:1]).values()
+    assert not episode.error
+    assert episode.truncated
+    assert type(episode).from_json(episode.to_json()) == episode
 
 
 def test_the_agent_gets_whoever_is_ready_up_to_its_batch_size():
-    agent = Scripted(delay=0.01)
+    agent = ScriptedAgent(delay=0.01)
     play(agent, workers=8)
     assert max(agent.batches) == agent.batch_size
-    assert sum(agent.batches) / len(agent.batches) > 3  # of 4: it lingers for full batches
+    assert sum(agent.batches) / len(agent.batches) > 3  # of 4: it waits for full batches
 
 
-def test_a_slow_environment_does_not_hold_up_the_others():
+def test_a_slow_environment_does_not_delay_the_others():
     """The slow one sleeps through one of its own steps; meanwhile all others finish."""
     gate = threading.Event()
 
@@ -156,7 +170,7 @@ def test_a_slow_environment_does_not_hold_up_the_others():
             return super().act(action)
 
     envs.registration.gym.register("Test/Gated-v0", entry_point=Gated, disable_env_checker=True)
-    run = run_episodes("Test/Gated-v0", Scripted(), TASKS, workers=3)
+    run = run_episodes("Test/Gated-v0", ScriptedAgent(), TASKS, workers=3)
     order = [next(run).task_id for _ in range(len(TASKS) - 1)]
     assert TASKS[0] not in order
     gate.set()
@@ -164,8 +178,8 @@ def test_a_slow_environment_does_not_hold_up_the_others():
     assert list(run) == []
 
 
-class Streaming(Scripted):
-    """The same replies, handed out one by one while others are still being thought about."""
+class Streaming(ScriptedAgent):
+    """The same replies, returned one by one while others are still being generated."""
 
     streaming = True
 
@@ -183,9 +197,9 @@ class Streaming(Scripted):
         self.batches.append(len(self.under_way))
         time.sleep(self.delay)
         ready = [key for key, (_, left) in self.under_way.items() if left == 1]
-        found = [(key, self._reply_or_why(self.under_way.pop(key)[0])) for key in ready]
+        replies = [(key, self._reply_or_why(self.under_way.pop(key)[0])) for key in ready]
         self.under_way = {key: (turn, left - 1) for key, (turn, left) in self.under_way.items()}
-        return found
+        return replies
 
     def _reply_or_why(self, turn):
         try:
@@ -220,10 +234,10 @@ def test_a_streaming_agent_that_breaks_loses_only_the_turn_that_broke_it():
                 raise RuntimeError("out of memory")
             return super().act(turns)
 
-    found = play(Breaking(), workers=4)
-    assert found.pop((TASKS[5], 0)).error == "agent: RuntimeError: out of memory (step 1)"
-    plain = play(workers=4)
-    assert all(found[key].steps == plain[key].steps for key in found)
+    episodes = play(Breaking(), workers=4)
+    assert episodes.pop((TASKS[5], 0)).error == "agent: RuntimeError: out of memory (step 1)"
+    without_failure = play(workers=4)
+    assert all(episodes[key].steps == without_failure[key].steps for key in episodes)
 
 
 class Stuck:
@@ -236,7 +250,7 @@ class Stuck:
         return "Reach 12." in str(turn.messages) and len(turn.messages) > 3
 
 
-@pytest.mark.parametrize("kind", [Scripted, Streaming])
+@pytest.mark.parametrize("kind", [ScriptedAgent, Streaming])
 def test_an_agent_that_hangs_on_one_episode_loses_that_one_only(kind):
     stuck = Stuck()
 
@@ -246,53 +260,55 @@ def test_an_agent_that_hangs_on_one_episode_loses_that_one_only(kind):
                 stuck.gate.wait(60)
             return super()._reply(turn)
 
-    found = play(Hanging(), workers=4, time_limit=2.0)
+    episodes = play(Hanging(), workers=4, time_limit=2.0)
     stuck.gate.set()
-    failed = found.pop((TASKS[5], 0))
+    failed = episodes.pop((TASKS[5], 0))
     assert failed.error == "agent: TimeoutError: no reply within 2 s (step 2)"
     assert len(failed.steps) == 1
-    plain = play(workers=4)
-    assert {key: t.steps for key, t in found.items()} == {key: plain[key].steps for key in found}
+    without_failure = play(workers=4)
+    assert {key: t.steps for key, t in episodes.items()} == {
+        key: without_failure[key].steps for key in episodes
+    }
 
 
 @pytest.mark.parametrize(
-    ("kind", "where"), [(Scripted, "act"), (Streaming, "poll"), (Streaming, "submit")]
+    ("kind", "where"), [(ScriptedAgent, "act"), (Streaming, "poll"), (Streaming, "submit")]
 )
 def test_an_agent_that_hangs_on_all_is_not_asked_for_each(kind, where):
-    """Otherwise nobody hears of it for as many time limits as there are open episodes."""
-    gate, asked = threading.Event(), []
+    """Otherwise it takes a time limit per open episode before anything is reported."""
+    gate, calls = threading.Event(), []
 
     class Hanging(kind):
         batch_size = 8
 
         def act(self, *turns):
-            asked.append(turns)
+            calls.append(turns)
             gate.wait(60)
 
     setattr(Hanging, where, Hanging.act)
     try:
-        found = play(Hanging(), tasks=TASKS[:8], workers=8, time_limit=0.3)
+        episodes = play(Hanging(), tasks=TASKS[:8], workers=8, time_limit=0.3)
     finally:
         gate.set()
-    assert len(found) == 8
-    errors = {t.error for t in found.values()}
+    assert len(episodes) == 8
+    errors = {t.error for t in episodes.values()}
     assert errors == {"agent: TimeoutError: no reply within 0.3 s (step 1)"}
-    assert len(asked) < 8
+    assert len(calls) < 8
 
 
 def test_a_streaming_agent_that_never_answers_one_turn():
     class Silent(Streaming):
         def poll(self):
-            found = super().poll()
+            replies = super().poll()
             time.sleep(0.01)
-            return [(key, reply) for key, reply in found if key[1] != TASKS[5]]
+            return [(key, reply) for key, reply in replies if key[1] != TASKS[5]]
 
-    found = play(Silent(), workers=4, time_limit=2.0)
-    assert "no reply within 2 s (step 1)" in found.pop((TASKS[5], 0)).error
-    assert not any(t.error for t in found.values())
+    episodes = play(Silent(), workers=4, time_limit=2.0)
+    assert "no reply within 2 s (step 1)" in episodes.pop((TASKS[5], 0)).error
+    assert not any(t.error for t in episodes.values())
 
 
-def test_an_environment_that_hangs_is_left_behind_and_replaced():
+def test_an_environment_that_hangs_is_abandoned_and_replaced():
     gate = threading.Event()
 
     class Hanging(ToyEnv):
@@ -303,60 +319,60 @@ def test_an_environment_that_hangs_is_left_behind_and_replaced():
 
     envs.registration.gym.register("Test/Hanging-v0", entry_point=Hanging, disable_env_checker=True)
     try:
-        run = run_episodes("Test/Hanging-v0", Scripted(), TASKS, workers=2, time_limit=2.0)
-        found = {t.task_id: t for t in run}
+        run = run_episodes("Test/Hanging-v0", ScriptedAgent(), TASKS, workers=2, time_limit=2.0)
+        episodes = {t.task_id: t for t in run}
     finally:
         gate.set()
-    failed = found.pop(TASKS[3])
+    failed = episodes.pop(TASKS[3])
     assert failed.error == "environment: TimeoutError: no answer within 2 s (step 1)"
-    assert len(found) == len(TASKS) - 1
-    assert not any(t.error for t in found.values())
+    assert len(episodes) == len(TASKS) - 1
+    assert not any(t.error for t in episodes.values())
 
 
 def test_a_time_limit_must_be_positive():
     with pytest.raises(ValueError, match="above 0 seconds"):
-        run_episodes(ID, Scripted(), TASKS, time_limit=0)
+        run_episodes(ID, ScriptedAgent(), TASKS, time_limit=0)
 
 
 def test_interrupt_delivers_what_has_ended_and_cleans_up(monkeypatch):
-    closed, made = ToyEnv.closed, ToyEnv.made
+    closed, opened = ToyEnv.closed, ToyEnv.opened
 
-    class Interrupted(Scripted):
+    class Interrupted(ScriptedAgent):
         def act(self, turns):
             if len(self.batches) == 30:
                 raise KeyboardInterrupt
             return super().act(turns)
 
-    agent, found = Interrupted(), []
+    agent, episodes = Interrupted(), []
     with pytest.raises(KeyboardInterrupt):
-        found.extend(run_episodes(ID, agent, TASKS, workers=4))
-    assert 0 < len(found) < len(TASKS)
-    assert not any(t.error for t in found)
-    assert ToyEnv.closed - closed == ToyEnv.made - made == 4
-    assert len(set(agent.forgotten)) >= len(found) + 1
+        episodes.extend(run_episodes(ID, agent, TASKS, workers=4))
+    assert 0 < len(episodes) < len(TASKS)
+    assert not any(t.error for t in episodes)
+    assert ToyEnv.closed - closed == ToyEnv.opened - opened == 4
+    assert len(set(agent.forgotten)) >= len(episodes) + 1
     assert not [t for t in threading.enumerate() if t.name == "environment"]
 
 
 def test_a_consumer_that_stops_early_closes_the_environments():
-    closed, made = ToyEnv.closed, ToyEnv.made
-    run = run_episodes(ID, Scripted(), TASKS, workers=2)
+    closed, opened = ToyEnv.closed, ToyEnv.opened
+    run = run_episodes(ID, ScriptedAgent(), TASKS, workers=2)
     next(run)
     run.close()
-    assert ToyEnv.closed - closed == ToyEnv.made - made == 2
+    assert ToyEnv.closed - closed == ToyEnv.opened - opened == 2
 
 
 def test_unknown_names_are_refused_before_the_first_episode():
     with pytest.raises(ValueError, match=r"no task 'odd/8' .*such as odd/7"):
-        run_episodes(ID, Scripted(), ["odd/8"])
+        run_episodes(ID, ScriptedAgent(), ["odd/8"])
     with pytest.raises(ValueError, match="train, dev, test"):
-        run_episodes(ID, Scripted(), TASKS, split="tset")
+        run_episodes(ID, ScriptedAgent(), TASKS, split="tset")
     with pytest.raises(ValueError, match="ScienceWorld"):
-        run_episodes("stepagent/Nowhere-v0", Scripted(), TASKS)
+        run_episodes("stepagent/Nowhere-v0", ScriptedAgent(), TASKS)
 
 
 def test_fingerprint_names_environment_agent_prompt_and_version():
-    found = rollout.fingerprint(envs.make(ID), Scripted())
-    assert found["agent.script"] == "1"
-    assert {"stepagent", "gymnasium", "data", "prompt", "arguments"} <= set(found)
-    without = rollout.fingerprint(envs.make(ID), Scripted(style=PromptStyle(example=False)))
-    assert found["prompt"] != without["prompt"]
+    parts = rollout.fingerprint(envs.make(ID), ScriptedAgent())
+    assert parts["agent.script"] == "1"
+    assert {"stepagent", "gymnasium", "data", "prompt", "arguments"} <= set(parts)
+    without = rollout.fingerprint(envs.make(ID), ScriptedAgent(style=PromptStyle(example=False)))
+    assert parts["prompt"] != without["prompt"]

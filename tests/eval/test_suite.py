@@ -9,8 +9,8 @@ from stepagent.envs import trajectory as files
 from stepagent.eval import compare, paper, replay, suite
 from stepagent.eval.run import main
 from stepagent.eval.suite import Entry, load, with_data
-from tests.envs.wikipedia.conftest import hotpot, write_array
-from tests.eval.toy_world import ID
+from tests.envs.wikipedia.records import hotpot, write_array
+from tests.toy_env import ID
 
 TOYS = f"""
 limit: 5
@@ -51,12 +51,12 @@ def test_one_table_and_a_results_file_for_each(toys, tmp_path, capsys):
     for agent in ("expert", "random"):
         assert len(files.read(out / agent / "Small" / "results.jsonl")) == 5
         assert len(files.read(out / agent / "Large" / "results.jsonl")) == 7
-    whole = json.loads((out / "summary.json").read_text())
-    assert whole["complete"] is True
-    assert whole["suite"] == "toys"
-    assert whole["agents"]["expert"]["Large"]["figure"] == 1.0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["complete"] is True
+    assert summary["suite"] == "toys"
+    assert summary["agents"]["expert"]["Large"]["figure"] == 1.0
     own = json.loads((out / "random" / "Small" / "summary.json").read_text())
-    assert whole["agents"]["random"]["Small"]["figure"] == own["reward_mean"]
+    assert summary["agents"]["random"]["Small"]["figure"] == own["reward_mean"]
     table = (out / "table.md").read_text()
     for text in (shown, table):
         assert "100.0" in text
@@ -74,8 +74,8 @@ def test_one_table_and_a_results_file_for_each(toys, tmp_path, capsys):
 def test_without_agent_and_out_expert_and_random_play(toys, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--suite", str(toys), "--limit", "1"]) == 0
-    whole = json.loads((tmp_path / "runs" / "toys" / "summary.json").read_text())
-    assert list(whole["agents"]) == ["expert", "random"]
+    summary = json.loads((tmp_path / "runs" / "toys" / "summary.json").read_text())
+    assert list(summary["agents"]) == ["expert", "random"]
     assert "runs/toys" in capsys.readouterr().err
 
 
@@ -96,12 +96,12 @@ def test_an_environment_that_cannot_be_made_costs_its_own_figure(toys, tmp_path,
     shown = capsys.readouterr()
     assert "expert on Gone: no figure, ValueError: no environment 'stepagent/Gone-v0'" in shown.out
     assert "100.0" in shown.out
-    whole = json.loads((out / "summary.json").read_text())
-    assert whole["complete"] is False
-    assert "error" in whole["agents"]["expert"]["Gone"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["complete"] is False
+    assert "error" in summary["agents"]["expert"]["Gone"]
 
 
-def test_failed_episodes_are_told(toys, tmp_path, capsys):
+def test_failed_episodes_are_reported(toys, tmp_path, capsys):
     toys.write_text(
         f'environments: {{Toy: {{env: "{ID}", measure: x, env_args: {{broken: odd/7}}}}}}'
     )
@@ -117,7 +117,7 @@ def test_failed_episodes_are_told(toys, tmp_path, capsys):
         (["--suite", "quick", "--agent", "expert,nobody"], "unknown agent 'nobody'"),
         (["--suite", "quick", "--agent", ","], "names no agent"),
         (["--suite", "quick", "--agent", "expert", "--data", "x"], "plays bundled data only"),
-        (["--suite", "quick", "--agent", "expert", "--split", "dev"], "says itself what it plays"),
+        (["--suite", "quick", "--agent", "expert", "--split", "dev"], "decides what it plays"),
         (["--suite", "quick", "--env", ID, "--agent", "expert"], "either --env or --suite"),
         (["--agent", "expert"], "either --env or --suite"),
         (["--env", ID, "--agent", "expert", "--data", "x"], "--data goes with --suite"),
@@ -134,10 +134,13 @@ def test_wrong_options_are_named(arguments, message, tmp_path, capsys):
 
 
 def test_options_go_to_the_agents_that_take_them():
-    given = {"expert": {"batch_size": 3}, "openai:m": {"batch_size": 3, "temperature": 0.5}}
+    options = {"expert": {"batch_size": 3}, "openai:m": {"batch_size": 3, "temperature": 0.5}}
     with pytest.raises(ValueError, match="has an option colour"):
-        suite.share({"expert": {"colour": 1}})
-    assert suite.share(given) == {"expert": {"batch_size": 3}, "openai:m": {"temperature": 0.5}}
+        suite.accepted_options({"expert": {"colour": 1}})
+    assert suite.accepted_options(options) == {
+        "expert": {"batch_size": 3},
+        "openai:m": {"temperature": 0.5},
+    }
     with pytest.raises(ValueError, match="share a folder"):
         suite.Board(load("quick"), ["hf:a/b", "hf:a-b"], None)  # type: ignore[arg-type]
 
@@ -161,24 +164,24 @@ def test_broken_suites_are_named(text, message, tmp_path):
         load(str(path))
 
 
-def test_data_that_is_there_is_played_and_other_is_told(tmp_path):
+def test_available_data_is_played_and_missing_data_reported(tmp_path):
     entry = Entry("HotpotQA", "stepagent/HotpotQA-v0", "exact match", data="hotpotqa")
     assert with_data(entry, None, {}) == ({}, "bundled (no --data, no STEPAGENT_DATA)")
     folder = tmp_path / "hotpotqa"
     assert with_data(entry, tmp_path, {}) == ({}, f"bundled (no {folder})")
     folder.mkdir()
-    arguments, told = with_data(entry, tmp_path, {"max_steps": 3})
+    arguments, data = with_data(entry, tmp_path, {"max_steps": 3})
     assert arguments == {"max_steps": 3}
-    assert told.startswith(f"bundled ({folder} cannot be used: ")
+    assert data.startswith(f"bundled ({folder} cannot be used: ")
     write_array(folder / "questions.json", [hotpot(i) for i in range(10)])
-    arguments, told = with_data(entry, tmp_path, {})
+    arguments, data = with_data(entry, tmp_path, {})
     assert arguments == {"data": str(folder)}
-    assert told == f"files in {folder} (2 test tasks)"
+    assert data == f"files in {folder} (2 test tasks)"
     own = with_data(entry, tmp_path, {"data": "elsewhere"})
     assert own == ({"data": "elsewhere"}, "files in elsewhere")
 
 
-def test_a_full_disk_is_told_and_the_results_stay(toys, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_reported_and_the_results_stay(toys, tmp_path, monkeypatch, capsys):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -192,11 +195,11 @@ def test_a_full_disk_is_told_and_the_results_stay(toys, tmp_path, monkeypatch, c
 
 
 def test_the_quick_suite_with_the_expert(tmp_path, capsys):
-    """Every environment's expert solves its quick tasks, and the whole run replays."""
+    """Every environment's expert solves its quick tasks, and the entire run replays."""
     out = tmp_path / "out"
     assert main(["--suite", "quick", "--agent", "expert", "--limit", "2", "--out", str(out)]) == 0
-    whole = json.loads((out / "summary.json").read_text())
-    figures = {name: cell["figure"] for name, cell in whole["agents"]["expert"].items()}
-    assert figures == dict.fromkeys(whole["environments"], 1.0)
+    summary = json.loads((out / "summary.json").read_text())
+    figures = {name: cell["figure"] for name, cell in summary["agents"]["expert"].items()}
+    assert figures == dict.fromkeys(summary["environments"], 1.0)
     assert replay.main([str(out)]) == 0
     assert "14 episodes replayed, 0 differ" in capsys.readouterr().out

@@ -26,19 +26,30 @@ EPISODES = [
 
 
 def test_counts_by_hand():
-    found = summarise(EPISODES, seconds=12.3456)
-    assert found["episodes"] == 4
-    assert found["failed"] == 1
-    assert found["reward_mean"] == pytest.approx(1.5 / 4)  # the failed one counts as 0
-    assert found["success_rate"] == 0.25
-    assert found["valid_rate"] == pytest.approx(10 / 20)  # of all steps taken
-    assert found["truncated_rate"] == pytest.approx(1 / 3)  # of those that did not fail
-    assert found["steps_mean"] == pytest.approx(19 / 3)
-    assert found["metrics"] == {"em": pytest.approx(1.5 / 4)}
-    assert found["seconds"] == 12.346
-    boil, melt = found["by_type"]["boil"], found["by_type"]["melt"]
+    summary = summarise(EPISODES, seconds=12.3456)
+    assert summary["episodes"] == 4
+    assert summary["failed"] == 1
+    assert summary["reward_mean"] == pytest.approx(1.5 / 4)  # the failed one counts as 0
+    assert summary["success_rate"] == 0.25
+    assert summary["valid_rate"] == pytest.approx(10 / 20)  # of all steps taken
+    assert summary["truncated_rate"] == pytest.approx(1 / 3)  # of those that did not fail
+    assert summary["steps_mean"] == pytest.approx(19 / 3)
+    assert summary["metrics"] == {"em": pytest.approx(1.5 / 4)}
+    assert summary["seconds"] == 12.346
+    boil, melt = summary["by_type"]["boil"], summary["by_type"]["melt"]
     assert (boil["episodes"], boil["failed"], boil["reward_mean"]) == (2, 0, 0.75)
     assert (melt["episodes"], melt["failed"], melt["reward_mean"]) == (2, 1, 0.0)
+
+
+def test_groups_are_the_task_types_that_the_environment_gave():
+    ids = ("look_at-Book/trial_1", "look_at-Pen/trial_2", "heat-Egg/trial_3")
+    typed = [episode(task, 1.0, task_type=task.split("-")[0]) for task in ids]
+    summary = summarise(typed)
+    assert {name: group["episodes"] for name, group in summary["by_type"].items()} == {
+        "look_at": 2,
+        "heat": 1,
+    }
+    assert summarise([episode("5a8b57", 1.0)])["by_type"] == {}
 
 
 def test_keys_promised_to_users():
@@ -52,9 +63,9 @@ def test_order_of_arrival_changes_nothing():
 
 
 def test_all_failed_and_no_steps_at_all():
-    found = summarise([Trajectory("E", "t", "test", "A", 0, (), error="x")])
-    assert found["reward_mean"] == found["steps_mean"] == found["valid_rate"] == 0
-    assert found["by_type"] == {}  # an id without a type
+    summary = summarise([Trajectory("E", "t", "test", "A", 0, (), error="x")])
+    assert summary["reward_mean"] == summary["steps_mean"] == summary["valid_rate"] == 0
+    assert summary["by_type"] == {}  # an id without a type
 
 
 def test_what_cannot_be_summarised():
@@ -86,7 +97,7 @@ def test_wilson_by_hand():
     assert wilson(10, 10)[1] == pytest.approx(1.0)
 
 
-def test_save_is_whole_or_not_at_all(tmp_path):
+def test_save_is_atomic(tmp_path):
     path = tmp_path / "summary.json"
     save({"a": 1}, path)
     with pytest.raises(TypeError):

@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 
 from stepagent.envs.trajectory import Step, write
-from stepagent.eval.run import evaluate
+from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.eval.view import main
 from stepagent.eval.view.data import outcome
 from stepagent.eval.view.experts import Experts, divergence
-from tests.eval.made import episode, run
-from tests.eval.toy_world import ID, Scripted
+from tests.eval.example_results import episode, write_run
+from tests.toy_env import ID, ScriptedAgent
 
 TASKS = [*(f"boil/{i}" for i in range(1, 13)), *(f"melt/{i}" for i in range(1, 9))]
 HOSTILE = (
@@ -28,10 +28,10 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """An agent, an expert, a training run; the agent leaves the expert at its second step."""
+    """An agent, an expert, a training run; the agent diverges from the expert at step 2."""
     root = tmp_path_factory.mktemp("runs")
-    agent = run(root / "agent", {t: float(i % 2) for i, t in enumerate(TASKS)}, "agent")
-    expert = run(root / "expert", dict.fromkeys(TASKS, 1.0), "expert")
+    agent = write_run(root / "agent", {t: float(i % 2) for i, t in enumerate(TASKS)}, "agent")
+    expert = write_run(root / "expert", dict.fromkeys(TASKS, 1.0), "expert")
     training = root / "training"
     rows = [
         {"stage": stage, "update": n, "loss": 1 / n, "accuracy": 0.5}
@@ -42,7 +42,7 @@ def folders(tmp_path_factory):
     lines = [json.dumps(r) for r in rows]
     (training / "metrics.jsonl").write_text("\n".join([*lines, '{"cut', '{"stage": 1}', ""]))
     for stage in ("iteration-1", "sft"):
-        run(training / "eval" / stage, dict.fromkeys(TASKS, 0.5), stage)
+        write_run(training / "eval" / stage, dict.fromkeys(TASKS, 0.5), stage)
     return agent, expert, str(training)
 
 
@@ -53,8 +53,8 @@ def report(tmp_path, *arguments):
 
 
 def unpacked(page, name="index"):
-    found = re.search(rf'id="{name}">([^<]*)</script>', page)
-    return json.loads(gzip.decompress(base64.b64decode(found.group(1))))
+    block = re.search(rf'id="{name}">([^<]*)</script>', page)
+    return json.loads(gzip.decompress(base64.b64decode(block.group(1))))
 
 
 # What it is made of -------------------------------------------------------------------------------
@@ -76,6 +76,7 @@ def test_the_index(folders, tmp_path):
     assert len(episodes["task"]) == 80
     assert episodes["task"][:8:4] == ["boil/1", "boil/2"]
     assert episodes["task"][36] == "boil/10"  # counted, not spelled
+    assert episodes["type"] == [task.split("/")[0] for task in episodes["task"]]
     for i, (of, expert, diverges) in enumerate(
         zip(episodes["run"], episodes["expert"], episodes["diverges"], strict=True)
     ):
@@ -89,7 +90,7 @@ def test_a_suite_is_one_page(tmp_path):
         for env in ("WebShop", "ALFWorld"):
             rewards = dict.fromkeys(TASKS, float(agent == "expert"))
             where = tmp_path / "suite" / agent / env
-            run(where, rewards, agent, env=f"stepagent/{env}-v0")
+            write_run(where, rewards, agent, env=f"stepagent/{env}-v0")
     index = unpacked(report(tmp_path, str(tmp_path / "suite")).read_text())
     names = ["expert/ALFWorld", "expert/WebShop", "random/ALFWorld", "random/WebShop"]
     assert [r["name"] for r in index["runs"]] == names
@@ -113,7 +114,7 @@ def test_learning_curves(folders, tmp_path, capsys):
     assert "2 lines cannot be read (line 1001)" in " ".join(capsys.readouterr().err.split())
 
 
-def test_texts_lie_in_chunks_of_whole_tasks(folders, tmp_path, monkeypatch):
+def test_chunks_of_texts_do_not_divide_tasks(folders, tmp_path, monkeypatch):
     monkeypatch.setattr("stepagent.eval.view.data.CHUNK", 500)
     page = report(tmp_path, *folders[:2]).read_text()
     index = unpacked(page)
@@ -158,13 +159,13 @@ def test_experts_and_divergence():
     expert = episode("x/1", 1.0, "expert")
     experts = Experts([expert, replace(episode("x/2", 1.0), error="broke")])
     agent = episode("x/1", 0.0, "agent")
-    assert experts.beside(agent) is expert
-    assert experts.beside(expert) is None
-    assert experts.beside(episode("x/2", 0.0)) is None
-    assert experts.beside(replace(agent, env="other/World-v0")) is None
-    assert experts.beside(replace(agent, seed=7)) is expert  # the seed decided nothing
+    assert experts.find(agent) is expert
+    assert experts.find(expert) is None
+    assert experts.find(episode("x/2", 0.0)) is None
+    assert experts.find(replace(agent, env="other/World-v0")) is None
+    assert experts.find(replace(agent, seed=7)) is expert  # the seed decided nothing
     other = (replace(agent.steps[0], observation="Another hall."), *agent.steps[1:])
-    assert experts.beside(replace(agent, seed=7, steps=other)) is None
+    assert experts.find(replace(agent, seed=7, steps=other)) is None
     assert divergence(agent, expert) == 2
     assert divergence(expert, replace(expert, agent="copy")) is None
     assert divergence(replace(expert, steps=expert.steps[:2]), expert) == 3
@@ -173,18 +174,18 @@ def test_experts_and_divergence():
 
 
 def test_outcomes():
-    found = [
+    trajectories = [
         episode("x/1", 1.0),
         episode("x/1", 0.5),
         episode("x/1", 0.0),
         episode("x/1", 0.5, truncated=True),
         episode("x/1", 0.5, error="agent: no"),
     ]
-    assert [outcome(t) for t in found] == ["solved", "partly", "nothing", "cut", "failed"]
+    assert [outcome(t) for t in trajectories] == ["solved", "partly", "nothing", "cut", "failed"]
 
 
 def test_the_expert_can_be_played(tmp_path):
-    evaluate(ID, Scripted(), tmp_path / "a", limit=3, env_args={"size": 5})
+    evaluate(ID, ScriptedAgent(), tmp_path / "a", EvaluationOptions(limit=3, env_args={"size": 5}))
     index = unpacked(report(tmp_path, str(tmp_path / "a"), "--expert", "play").read_text())
     episodes = index["episodes"]
     assert sorted(episodes["run"]) == [-1, -1, -1, 0, 0, 0]
@@ -209,7 +210,7 @@ def test_bad_input(folders, tmp_path, capsys):
     notes = " ".join(index["notes"])
     assert "r.jsonl:7: schema version 2" in notes
     assert "r.jsonl:9: not JSON" in notes
-    assert "stand there more than once" in notes
+    assert "are recorded more than once" in notes
     capsys.readouterr()
     assert main([str(tmp_path / "nothing")]) == 1
     assert "does not exist" in " ".join(capsys.readouterr().err.split())
@@ -242,10 +243,10 @@ class Browser:
 
     def __init__(self, chromium, file, **options):
         self.page = chromium.new_page(**options)
-        self.file, self.asked, self.wrong = file.as_uri(), [], []
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("console", lambda message: self.wrong.append(message.text))
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.file, self.requests, self.problems = file.as_uri(), [], []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.problems.append(message.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
 
     def open(self, place=""):
         self.page.goto(self.file + place)
@@ -254,8 +255,8 @@ class Browser:
 
     def close(self):
         self.page.close()
-        assert [url for url in self.asked if url.split("#")[0] != self.file] == []
-        assert self.wrong == []
+        assert [url for url in self.requests if url.split("#")[0] != self.file] == []
+        assert self.problems == []
 
 
 def searched(page, words):
@@ -282,7 +283,7 @@ def test_reading_a_report(chromium, folders, tmp_path):
     second = page.locator("#step-2").inner_text()
     assert "first divergence" in second
     assert second.index("open door agent") < second.index("open door expert")
-    assert "The same as the agent." in page.inner_text("#step-1")
+    assert "Same as the agent's." in page.inner_text("#step-1")
     third = page.locator("#step-3 .turn").first
     assert "+1" in third.inner_text()
     assert "invalid" in third.inner_text()
@@ -426,5 +427,5 @@ def test_five_thousand_episodes(chromium, tmp_path):
 def test_without_scripts_it_says_so(chromium, folders, tmp_path):
     page = chromium.new_page(java_script_enabled=False)
     page.goto(report(tmp_path, folders[0]).as_uri())
-    assert "switch scripts on" in page.inner_text("main")
+    assert "needs JavaScript" in page.inner_text("main")
     page.close()

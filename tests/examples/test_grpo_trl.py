@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepagent.training.tiny import TinyConfig
+from stepagent.training.config import TinyConfig
 from tests.envs.serve.servers import Running
 
 ROOT = Path(__file__).parents[2]

@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from stepagent.envs.react import PromptStyle
-from stepagent.training.config import Config
-from stepagent.training.rundir import Metrics
-from stepagent.training.tiny import TinyConfig
-
-GUESS = "tests.envs.guess:tests/Guess-v0"
+from stepagent.training.config import Config, PolicyConfig, TinyConfig
+from stepagent.training.policy import Policy
+from stepagent.training.runs.metrics import Metrics
+from tests.training.toys import GUESS
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -20,27 +19,40 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def watch(monkeypatch):
-    """A list that fills with (stage, update) as runs log them."""
-    made, log = [], Metrics.log
+@pytest.fixture
+def watch_updates(monkeypatch):
+    """Starts watching: returns a list that fills with (stage, update) as runs log them."""
 
-    def noted(self, stage, update, **figures):
-        made.append((stage, update))
-        log(self, stage, update, **figures)
+    def start():
+        updates, log = [], Metrics.log
 
-    monkeypatch.setattr(Metrics, "log", noted)
-    return made
+        def record(self, stage, update, **figures):
+            updates.append((stage, update))
+            log(self, stage, update, **figures)
+
+        monkeypatch.setattr(Metrics, "log", record)
+        return updates
+
+    return start
 
 
 @pytest.fixture
 def config(tmp_path):
-    made = Config(output=str(tmp_path / "run"), env=GUESS)
-    made.prompt = PromptStyle(instruction=False, example=False, thoughts=False)
-    made.policy.model, made.policy.max_new_tokens, made.policy.device = "tiny", 6, "cpu"
-    made.policy.tiny = TinyConfig(hidden_size=32, layers=2, heads=2, vocabulary=400, context=512)
-    made.sft.learning_rate, made.sft.batch_size, made.sft.epochs = 3e-3, 4, 1
-    made.sft.microbatch_size = 2
-    made.reflection.learning_rate, made.reflection.batch_size = 1e-3, 4
-    made.reflection.iterations, made.reflection.practice = 2, 2
-    made.evaluation.limit, made.checkpoint_seconds = 4, 0.0  # a checkpoint after every update
-    return made
+    config = Config(output=str(tmp_path / "run"), env=GUESS)
+    config.prompt = PromptStyle(instruction=False, example=False, thoughts=False)
+    config.policy.model, config.policy.max_new_tokens, config.policy.device = "tiny", 6, "cpu"
+    config.policy.tiny = TinyConfig(hidden_size=32, layers=2, heads=2, vocabulary=400, context=512)
+    config.sft.learning_rate, config.sft.batch_size, config.sft.epochs = 3e-3, 4, 1
+    config.sft.microbatch_size = 2
+    config.reflection.learning_rate, config.reflection.batch_size = 1e-3, 4
+    config.reflection.iterations, config.reflection.practice = 2, 2
+    config.evaluation.limit, config.checkpoint_seconds = 4, 0.0  # a checkpoint after every update
+    return config
+
+
+@pytest.fixture
+def policy():
+    """A policy of 300 tokens and a context of 64."""
+    config = PolicyConfig(model="tiny", max_new_tokens=5, device="cpu", dtype="float32")
+    config.tiny = TinyConfig(hidden_size=32, layers=2, heads=2, vocabulary=300, context=64)
+    return Policy.tiny(config, ["a b c"], seed=0)

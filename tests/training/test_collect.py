@@ -9,14 +9,14 @@ import pytest
 from stepagent import envs
 from stepagent.envs.trajectory import read
 from stepagent.training import collect
-from tests.agents.test_openai import KEY, Stub, completion
+from tests.agents.chat_server import KEY, ChatServer, completion
 from tests.servers import running
 
 ID = "stepagent/HotpotQA-v0"
 SIZES = [12, 6, 6]
 
 
-class Knowing(Stub):
+class Knowing(ChatServer):
     """Plays the expert's plan on every other task, and guesses on the rest."""
 
     def __init__(self) -> None:
@@ -64,12 +64,14 @@ def test_episodes_without_an_action_are_not_kept(model: Knowing, tmp_path):
         if number % 3 == 1:
             model.plans[question] = [("I do not know.", "")] * 20
     assert any(plan == [("I do not know.", "")] * 20 for plan in model.plans.values())
-    collect.collect(ID, "openai:m", tmp_path, keep="em", env_args={"sizes": SIZES, "max_steps": 5})
+    options = {"sizes": SIZES, "max_steps": 5}
+    collect.collect(collect.Config(ID, tmp_path, "openai:m", keep="em", env_args=options))
     kept = read(tmp_path / "trajectories.jsonl")
     assert 0 < len(kept) < len(plans)
     assert all(t.metrics == {"em": 1.0, "f1": 1.0} for t in kept)
 
 
 def test_an_unknown_metric_lists_those_there_are(model: Knowing, tmp_path):
+    options = collect.Config(ID, tmp_path, "openai:m", keep="exact", env_args={"sizes": SIZES})
     with pytest.raises(ValueError, match="metrics of stepagent/HotpotQA-v0 are: em, f1"):
-        collect.collect(ID, "openai:m", tmp_path, keep="exact", env_args={"sizes": SIZES})
+        collect.collect(options)

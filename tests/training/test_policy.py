@@ -8,13 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from stepagent.agents.generation import Decoding
 from stepagent.agents.models import ModelError
-from stepagent.training.checks import check_step_trees
-from stepagent.training.config import LoraSettings, PolicyConfig, ReflectionConfig
+from stepagent.training.config import LoraSettings, PolicyConfig, ReflectionConfig, TinyConfig
 from stepagent.training.policy import Policy
-from stepagent.training.sampling import practice
-from stepagent.training.tiny import TinyConfig
-from stepagent.training.tree import Branch, StepTree, pack, score_trees
+from stepagent.training.runs.validation import check_step_trees
+from stepagent.training.trees.packing import pack
+from stepagent.training.trees.sampling import Sampling, practice
+from stepagent.training.trees.scoring import score_trees
+from stepagent.training.trees.tree import Branch, StepTree
 
 TEXTS = ["Thought: the lamp is dark.\nAction: open door", "You see a table and 12 apples."] * 4
 CONVERSATION = [
@@ -84,8 +86,8 @@ def test_same_seed_same_weights() -> None:
 
 
 def test_lora_trains_float32_on_a_bfloat16_base(saved: Path, tmp_path: Path) -> None:
-    wanted = config(dtype="bfloat16", lora=LoraSettings(r=4, alpha=8))
-    policy = Policy.load(wanted, saved)
+    settings = config(dtype="bfloat16", lora=LoraSettings(r=4, alpha=8))
+    policy = Policy.load(settings, saved)
     kinds = {(p.requires_grad, p.dtype) for p in policy.model.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     before = log_probs(policy).detach()
@@ -98,7 +100,7 @@ def test_lora_trains_float32_on_a_bfloat16_base(saved: Path, tmp_path: Path) -> 
     assert not torch.allclose(moved, before)
     policy.save(tmp_path / "adapter")
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
-    fresh = Policy.load(wanted, saved)
+    fresh = Policy.load(settings, saved)
     fresh.load_weights(tmp_path / "adapter")
     torch.testing.assert_close(log_probs(fresh), moved, atol=0, rtol=0)
 
@@ -135,21 +137,12 @@ def test_gradient_checkpointing_changes_no_gradient(saved: Path, rank: int) -> N
 def test_practice_ends_at_the_end_of_turn(saved: Path) -> None:
     policy = Policy.load(config(), saved)
     encoded = policy.codec.encode(CONVERSATION)
-    found = practice(
-        policy.model,
-        encoded.ids,
-        encoded.replies,
-        k=30,
-        temperature=1.0,
-        top_p=1.0,
-        max_new_tokens=30,
-        eos_ids=policy.eos_ids,
-        seed=0,
-    )
+    sampling = Sampling(30, Decoding(1.0, 1.0, 30), policy.eos_ids)
+    drawn = practice(policy.model, encoded.ids, encoded.replies, sampling, seed=0)
     assert policy.codec.end_of_turn_id in policy.eos_ids
-    endings = [ids[-1] in policy.eos_ids for replies in found for ids in replies]
+    endings = [ids[-1] in policy.eos_ids for replies in drawn for ids in replies]
     assert any(endings), "a uniform policy says the end of turn once in about 300 tokens"
-    for replies in found:
+    for replies in drawn:
         for ids in replies:
             assert not set(ids[:-1]) & policy.eos_ids
 

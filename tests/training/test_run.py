@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from stepagent import command_line
 from stepagent.envs.react import PromptStyle
 from stepagent.files import write_atomically
-from stepagent.training import run
+from stepagent.training import methods, run
 from stepagent.training.config import Config
-from stepagent.training.rundir import RunDir, RunError
-from stepagent.training.session import Session
-from tests.training.conftest import GUESS, watch
+from stepagent.training.methods import METHODS
+from stepagent.training.runs.directory import RunDirectory, RunError
+from stepagent.training.runs.training_run import TrainingRun
+from tests.training.toys import GUESS
 
 FOLDER = Path(run.__file__).with_name("configs")
 SWEEPS = ("reproduction", "tuning")
@@ -63,6 +64,18 @@ def test_a_whole_run(config):
     assert lines == [json.loads(li) for li in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_agreement_with_the_expert_is_measured_after_every_stage(config):
+    config.evaluation.agreement, config.reflection.iterations = 3, 1
+    summary = run.run(config)
+    assert list(summary["agreement"]) == ["sft", "iteration-1"]
+    for figures in summary["agreement"].values():
+        assert figures["trajectories"] == 3
+        assert 0 <= figures["step_match"] <= 1
+        assert figures["loss"] > 0
+    dev = Path(config.output) / "expert-dev" / "trajectories.jsonl"
+    assert {json.loads(line)["split"] for line in dev.read_text().splitlines()} == {"dev"}
+
+
 def test_same_seed_same_weights_other_seed_others(config, tmp_path):
     config.reflection.iterations = 1
     config.evaluation.limit = 1
@@ -85,10 +98,11 @@ def _command(config):
     [("implicit", "sft"), ("implicit", "iteration-2"), ("inverse", "iteration-2")],
 )
 def test_killed_and_started_again_gives_the_same_weights(
-    config, tmp_path, monkeypatch, method, stage
+    config, tmp_path, watch_updates, method, stage
 ):
     config.method, config.sft.epochs = method, 2
-    config.inverse.discriminator.perfect, config.inverse.discriminator.chance = 1.1, -1.0
+    judge = config.inverse.discriminator
+    judge.max_accuracy, judge.chance_margin = 1.1, -1.0
     config.evaluation.limit = 1
     whole = replace(config, output=str(tmp_path / "whole"))
     run.run(whole)
@@ -106,14 +120,14 @@ def test_killed_and_started_again_gives_the_same_weights(
     process.wait()
     assert not (tmp_path / "killed" / "policies" / stage).exists()
     assert (tmp_path / "killed" / "checkpoints" / stage).exists()
-    made = watch(monkeypatch)
+    updates = watch_updates()
     run.run(killed)
-    assert made[0][0] == stage
-    assert made[0][1] > 1, "the stage goes on from its checkpoint"
+    assert updates[0][0] == stage
+    assert updates[0][1] > 1, "the stage resumes from its checkpoint"
     assert _equal(_weights(tmp_path / "whole" / "final"), _weights(tmp_path / "killed" / "final"))
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     keys = [(line["stage"], line["update"]) for line in lines]
-    assert len(set(keys)) == len(keys), "an update stands twice in metrics.jsonl"
+    assert len(set(keys)) == len(keys), "an update is in metrics.jsonl twice"
 
 
 def test_only_the_newest_policy_is_kept_if_so_told(config):
@@ -126,18 +140,18 @@ def test_only_the_newest_policy_is_kept_if_so_told(config):
 def test_a_kill_before_the_stage_is_on_record_costs_no_policy(config, monkeypatch):
     """The policy that a stage stands on goes only once the stage is done for good."""
     config.keep_policies = False
-    kept = Session._save_state
+    save_state = TrainingRun._save_state
 
-    def killed(session):
-        if session.state["done"][-1:] == ["iteration-1"]:
-            session.rundir.close()
+    def killed(training_run):
+        if training_run.state.done[-1:] == ["iteration-1"]:
+            training_run.directory.close()
             raise KeyboardInterrupt
-        kept(session)
+        save_state(training_run)
 
-    monkeypatch.setattr(Session, "_save_state", killed)
+    monkeypatch.setattr(TrainingRun, "_save_state", killed)
     with pytest.raises(KeyboardInterrupt):
         run.run(config)
-    monkeypatch.setattr(Session, "_save_state", kept)
+    monkeypatch.setattr(TrainingRun, "_save_state", save_state)
     run.run(config)
     assert [p.name for p in (Path(config.output) / "policies").iterdir()] == ["iteration-2"]
 
@@ -159,9 +173,9 @@ def test_options_that_change_no_weight_may_change(config):
 
 
 def test_trajectories_of_the_split_that_is_scored_are_refused(config, tmp_path):
-    from stepagent.training.collect import collect
+    from stepagent.training import collect
 
-    path = collect(GUESS, "expert", tmp_path / "data", split="test", limit=4)
+    path = collect.collect(collect.Config(GUESS, tmp_path / "data", split="test", limit=4))
     config.expert.trajectories = str(path)
     with pytest.raises(RunError, match="4 trajectories of the split 'test'"):
         run.run(config)
@@ -185,9 +199,10 @@ def test_the_disk_is_asked_for_what_the_method_keeps(config):
     for method in ("sft", "implicit", "spin"):
         config.method, config.output = method, f"{config.output}-{method}"
         config.reflection.iterations, config.preference.iterations = 2, 5
-        session = Session(config, Console(quiet=True))
-        sizes[method] = session._bytes() / session.policy.saved_bytes()
-        session.rundir.close()
+        training_run = TrainingRun(config, Console(quiet=True))
+        needed = training_run.bytes_needed(methods.find(method).policies_on_disk(config))
+        sizes[method] = needed / training_run.policy.saved_bytes()
+        training_run.directory.close()
     assert sizes == {"sft": 1 + 2 + 6, "implicit": 3 + 2 + 6, "spin": 6 + 2 + 6}
 
 
@@ -215,7 +230,7 @@ def test_another_configuration_is_refused(config):
 
 def test_an_option_that_did_not_exist_yet_had_its_default(tmp_path):
     def begin(text):
-        RunDir(tmp_path / "run", text).close()
+        RunDirectory(tmp_path / "run", text).close()
 
     begin("seed: 1\nsft: {epochs: 4}\n")
     begin("seed: 1\nsft: {epochs: 4, assistant_only_loss: true}\n")
@@ -224,17 +239,17 @@ def test_an_option_that_did_not_exist_yet_had_its_default(tmp_path):
 
 
 def test_two_processes_do_not_share_a_directory(tmp_path):
-    first = RunDir(tmp_path / "run", "a: 1\n")
+    first = RunDirectory(tmp_path / "run", "a: 1\n")
     with pytest.raises(RunError, match="another process"):
-        RunDir(tmp_path / "run", "a: 1\n")
+        RunDirectory(tmp_path / "run", "a: 1\n")
     first.close()
-    RunDir(tmp_path / "run", "a: 1\n").close()
+    RunDirectory(tmp_path / "run", "a: 1\n").close()
 
 
 def test_too_little_disk_space_is_said_first(tmp_path):
-    rundir = RunDir(tmp_path / "run", "")
+    directory = RunDirectory(tmp_path / "run", "")
     with pytest.raises(RunError, match="GB are free"):
-        rundir.check_space(10**18, "policies and checkpoints")
+        directory.check_space(10**18, "policies and checkpoints")
 
 
 @pytest.mark.parametrize(
@@ -266,22 +281,21 @@ def test_unknown_keys_list_what_exists(config, capsys):
 
 
 def test_unknown_methods_list_what_exists(config, capsys):
-    with pytest.raises(SystemExit):
-        run.main([*_command(config)[3:], "--method", "reinforce"])
+    assert run.main([*_command(config)[3:], "--method", "reinforce"]) == 1
     assert "implicit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_configuration_can_be_read(path):
-    made = command_line.parse(Config, ["--config", str(path)], prog="test")
-    assert made.method in run.METHODS
-    assert command_line.dump(made)
-    assert isinstance(made.prompt, PromptStyle)
+    config = command_line.parse(Config, ["--config", str(path)], prog="test")
+    assert config.method in METHODS
+    assert command_line.dump(config)
+    assert isinstance(config.prompt, PromptStyle)
 
 
 def test_every_method_has_a_laptop_and_a_paper_configuration():
     laptop = {p.stem.removesuffix("-laptop") for p in CONFIGS if p.stem.endswith("-laptop")}
-    assert laptop == set(run.METHODS) == {p.stem for p in PAPER}
+    assert laptop == set(METHODS) == {p.stem for p in PAPER}
     for path in [p for p in CONFIGS if p.stem.endswith("-laptop")] + PAPER:
         method = path.stem.removesuffix("-laptop")
         assert command_line.parse(Config, ["--config", str(path)], prog="test").method == method
@@ -291,22 +305,22 @@ def test_every_method_has_a_laptop_and_a_paper_configuration():
 @pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
 def test_the_papers_configurations(path, model):
     files = ["--config", str(path), "--config", str(model)]
-    made = command_line.parse(Config, files, prog="test")
-    run.check(made)
-    assert made.method == path.stem
-    assert made.policy.model == yaml.safe_load(model.read_text())["policy"]["model"]
-    assert (made.sft.learning_rate, made.sft.batch_size, made.sft.epochs) == (1e-5, 64, 4)
-    assert (made.sft.schedule, made.sft.warmup_ratio) == ("cosine", 0.03)
-    if made.method in ("implicit", "inverse"):
-        reflection = made.reflection
+    config = command_line.parse(Config, files, prog="test")
+    run.check(config)
+    assert config.method == path.stem
+    assert config.policy.model == yaml.safe_load(model.read_text())["policy"]["model"]
+    assert (config.sft.learning_rate, config.sft.batch_size, config.sft.epochs) == (1e-5, 64, 4)
+    assert (config.sft.schedule, config.sft.warmup_ratio) == ("cosine", 0.03)
+    if config.method in ("implicit", "inverse"):
+        reflection = config.reflection
         assert (reflection.learning_rate, reflection.batch_size) == (5e-7, 16)
         assert (reflection.epochs, reflection.practice) == (1, 3)
-        assert reflection.iterations == {"implicit": 3, "inverse": 7}[made.method]
-    preference = made.preference
-    if made.method == "eto":
+        assert reflection.iterations == {"implicit": 3, "inverse": 7}[config.method]
+    preference = config.preference
+    if config.method == "eto":
         assert (preference.beta, preference.later_beta) == (0.1, 0.5)
         assert (preference.learning_rate, preference.later_learning_rate) == (1e-6, 5e-7)
-    if made.method in ("dpo", "spin"):
+    if config.method in ("dpo", "spin"):
         assert (preference.beta, preference.learning_rate) == (0.1, 5e-7)
 
 
@@ -317,8 +331,8 @@ ACCELERATE = sorted((FOLDER / "accelerate").glob("*.yaml"))
 def test_accelerate_configurations(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
-    made = load_config_from_file(str(path))
-    assert made.num_processes == 8
-    assert made.mixed_precision == "no", "trained weights are float32"
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 8
+    assert config.mixed_precision == "no", "trained weights are float32"
     # DeepSpeed takes the trainer's number, and stops where it is given another.
-    assert "gradient_accumulation_steps" not in getattr(made, "deepspeed_config", {})
+    assert "gradient_accumulation_steps" not in getattr(config, "deepspeed_config", {})

@@ -3,7 +3,8 @@
 import torch
 
 from stepagent.training import tiny
-from stepagent.training.tiny import TinyConfig, build_model, build_tokenizer
+from stepagent.training.config import TinyConfig
+from stepagent.training.tiny import build_model, build_tokenizer
 
 CONFIG = TinyConfig(hidden_size=64, layers=2, heads=4, context=128)
 TOKENIZER = build_tokenizer(["an orange box"], 300, 128)

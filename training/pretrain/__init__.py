@@ -1,4 +1,4 @@
-"""Pre-trains a small language model on what the environments say: `python -m training.pretrain`.
+"""Pre-trains a small language model on what the environments say: `stepagent pretrain`.
 
 corpus.py     walks through the environments and their pages, as documents
 tokens.py     documents as one row of tokens

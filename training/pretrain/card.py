@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from stepagent.training.config import TinyConfig
 from stepagent.training.pretrain.optimise import Optimiser
-from stepagent.training.tiny import TinyConfig
 
 
 def model_card(
@@ -48,5 +48,5 @@ walks that were held back. Copying: behind a row of random tokens that begins ag
 
 **Training.** AdamW, peak learning rate {optimiser.learning_rate}, cosine to a tenth, sequences of
 {optimiser.sequence} tokens, {optimiser.batch_size} per update.
-`python -m training.pretrain --config nano` makes it again; `config.yaml` has every setting.
+`stepagent pretrain --config nano` makes it again; `config.yaml` has every setting.
 """

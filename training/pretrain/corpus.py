@@ -139,7 +139,7 @@ def _pages(folder: Path) -> Path:
     """The bundled encyclopedia, each page as one message."""
     path = folder / "pages" / "0000.jsonl"
     if not path.is_file():
-        pages = data.world_pages()
+        pages = data.bundled_pages()
         _write(path, ([{"role": "user", "content": f"{p.title}\n{p.text}"}] for p in pages))
     return path
 

@@ -48,7 +48,7 @@ def observation_accuracy(
 
 def _observations(ids: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """bool [T]: tokens of observations, without the first of a conversation with several."""
-    user, end = tokenizer.convert_tokens_to_ids(["<|user|>", "<|end|>"])
+    user, end = (tokenizer.convert_tokens_to_ids(name) for name in ("<|user|>", "<|end|>"))
     turns = 0
     inside, counted = False, []
     for token in ids.tolist():

@@ -125,7 +125,9 @@ def train(
 def next_token_loss(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     """float32 []: mean negative log-likelihood of int64 [B, T + 1], padding tokens left out."""
     logits = model(input_ids=ids[:, :-1]).logits
-    targets = ids[:, 1:].masked_fill(ids[:, 1:] == model.config.pad_token_id, -100)
+    following = ids[:, 1:]
+    padding = int(model.config.pad_token_id or 0)
+    targets = torch.where(following.eq(padding), -100, following)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 

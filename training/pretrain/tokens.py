@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from stepagent.agents.chat import ChatCodec
 from stepagent.envs.react import Message
 from stepagent.files import write_atomically
+from stepagent.training.config import TinyConfig
 from stepagent.training.pretrain.corpus import documents
-from stepagent.training.tiny import TinyConfig, build_tokenizer
+from stepagent.training.tiny import build_tokenizer
 
 SAMPLE = 12_000_000
 """Characters that the tokenizer is trained on, equally many of each source."""

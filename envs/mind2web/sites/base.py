@@ -1,9 +1,9 @@
-"""What a bundled website is: an application that answers requests, and tasks on it.
+"""Base of the bundled websites: an application that answers requests, and tasks on it.
 
-`page` answers GET, `submit` answers POST with the path to go to next, and all that a site remembers
-of a visitor is a dict, the session. The same code serves the recorder, which plays gold steps
-through a browser of ours, and the live mode, which serves it to Chromium. A goal says what is
-asked, the steps that do it, and what the session's entry "done" must then hold.
+`page` answers GET, `submit` answers POST with the path to go to next, and a site's memory of a
+visitor is a dict, the state. The same code serves the recorder, which plays gold steps
+through our own browser, and the live mode, which serves it to Chromium. A goal has the
+instruction, the steps that achieve it, and what the state's entry "done" must then be.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from stepagent.envs.mind2web.sites.pages import Skin, slug
 
-Session = dict[str, Any]
+SiteState = dict[str, Any]
 Fields = Mapping[str, str]
 
 
@@ -32,13 +32,13 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Goal:
+class SiteGoal:
     """A task on a site."""
 
     instruction: str
     moves: tuple[Move, ...]
     done: dict[str, str]
-    """What the session's "done" holds when, and only when, the task is done."""
+    """The state's entry "done" if, and only if, the task is done."""
 
 
 class Site(ABC):
@@ -52,43 +52,43 @@ class Site(ABC):
 
     @abstractmethod
     def nav(self) -> list[tuple[str, str, str]]:
-        """(id, path, text) of the navigation's links that lead somewhere."""
+        """(id, path, text) of the navigation's working links."""
 
     @abstractmethod
-    def main(self, path: str, query: Fields, session: Session) -> tuple[str, str] | None:
-        """(title, markup) of a page of the site's own; None: there is no such page."""
+    def main(self, path: str, query: Fields, state: SiteState) -> tuple[str, str] | None:
+        """(title, markup) of one of the site's pages; None: there is no such page."""
 
-    def submit(self, path: str, fields: Fields, session: Session) -> str:
-        """Takes in a form; returns the path to show next."""
+    def submit(self, path: str, fields: Fields, state: SiteState) -> str:
+        """Handles a form; returns the path to show next."""
         return "/info/sent"
 
     @abstractmethod
-    def goal(self, rng: np.random.Generator) -> Goal:
+    def goal(self, rng: np.random.Generator) -> SiteGoal:
         """A task, drawn at random."""
 
-    def goals(self, count: int) -> list[Goal]:
+    def goals(self, count: int) -> list[SiteGoal]:
         """The site's first `count` tasks, all different."""
         rng = np.random.default_rng([crc32(self.name.encode()), 1])
-        found: dict[Any, Goal] = {}
-        while len(found) < count:
+        goals_by_key: dict[Any, SiteGoal] = {}
+        while len(goals_by_key) < count:
             goal = self.goal(rng)
-            found.setdefault((goal.instruction, goal.moves), goal)
-        return list(found.values())
+            goals_by_key.setdefault((goal.instruction, goal.moves), goal)
+        return list(goals_by_key.values())
 
-    def page(self, path: str, query: Fields, session: Session) -> str:
-        """The whole page at a path, as HTML."""
+    def page(self, path: str, query: Fields, state: SiteState) -> str:
+        """The complete page at a path, as HTML."""
         others = [(f"n-{slug(x)}", f"/info/{slug(x)}", x) for x in self.theme["other"][:3]]
-        found = self.main(path, query, session)
-        if found is None:
+        title_and_body = self.main(path, query, state)
+        if title_and_body is None:
             title = path.rsplit("/", 1)[-1].replace("-", " ").capitalize() or self.brand
-            found = (title[:40], "<p>There is nothing to do on this page.</p>")
-        return self.skin.frame(found[0], [*self.nav(), *others], found[1])
+            title_and_body = (title[:40], "<p>There is nothing to do on this page.</p>")
+        return self.skin.frame(title_and_body[0], [*self.nav(), *others], title_and_body[1])
 
-    def _thanks(self, session: Session) -> tuple[str, str]:
-        said = ", ".join(str(value) for value in session.get("done", {}).values())
-        return "Thank you", f"<p>We have noted: {said}.</p>"
+    def _thanks(self, state: SiteState) -> tuple[str, str]:
+        values = ", ".join(str(value) for value in state.get("done", {}).values())
+        return "Thank you", f"<p>We have noted: {values}.</p>"
 
 
 def pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
-    """One of the options, as it is."""
+    """One of the options, unchanged."""
     return options[int(rng.integers(len(options)))]

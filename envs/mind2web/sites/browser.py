@@ -1,7 +1,7 @@
-"""A browser of a few lines: follows links, fills forms, submits them to a bundled site.
+"""A minimal browser: follows links, fills forms, submits them to a bundled site.
 
-The recorder plays gold steps through it; `snapshot` writes a page down in the benchmark's format.
-It knows what the bundled pages hold: links, buttons, text fields, checkboxes and selects.
+The recorder plays gold steps through it; `snapshot` converts a page to the benchmark's format.
+It supports what the bundled pages use: links, buttons, text fields, checkboxes and selects.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from lxml import etree
 from lxml import html as lxml_html
 
 from stepagent.envs.mind2web.prune import ATTRIBUTES, NODE_ID
-from stepagent.envs.mind2web.sites.base import Move, Session, Site
+from stepagent.envs.mind2web.sites.base import Move, Site, SiteState
 
 _ACTIVE = frozenset({"a", "button", "input", "select", "textarea"})
 _LEFT_OUT = frozenset({"head", "script", "style"})
 
 
 class Browser:
-    """Stands on a page of the site. `page` is its tree, as the visitor has changed it."""
+    """A visit to a site. `page` is the current page's tree, with the visitor's changes."""
 
     def __init__(self, site: Site):
-        self.site, self.session = site, Session()
+        self.site, self.state = site, SiteState()
         self.go("/")
 
     def go(self, path: str) -> None:
         parts = urlsplit(path)
         query = dict(parse_qsl(parts.query))
-        self.page = lxml_html.document_fromstring(self.site.page(parts.path, query, self.session))
+        self.page = lxml_html.document_fromstring(self.site.page(parts.path, query, self.state))
 
     def find(self, element: str) -> Any:
-        """The element of an HTML id. Raises LookupError where the page has none."""
-        found = self.page.get_element_by_id(element, None)
-        if found is None:
+        """The element of an HTML id. Raises LookupError if the page has none."""
+        node = self.page.get_element_by_id(element, None)
+        if node is None:
             raise LookupError(f"{self.site.name}: the page has no element {element!r}")
-        return found
+        return node
 
     def do(self, move: Move) -> None:
-        """Carries out one move. Raises LookupError where the page does not allow it."""
+        """Carries out one move. Raises LookupError if the page does not allow it."""
         element = self.find(move.element)
         if move.op == "TYPE":
             element.set("value", move.value)
@@ -73,10 +73,10 @@ class Browser:
         if form.get("method") == "get":
             parts = urlsplit(form.get("action"))
             self.page = lxml_html.document_fromstring(
-                self.site.page(parts.path, fields, self.session)
+                self.site.page(parts.path, fields, self.state)
             )
         else:
-            self.go(self.site.submit(form.get("action"), fields, self.session))
+            self.go(self.site.submit(form.get("action"), fields, self.state))
 
 
 def snapshot(page: Any) -> tuple[str, str, list[dict[str, str]], dict[str, str]]:
@@ -128,7 +128,7 @@ def _text(parent: Any, text: str | None, counter: list[int]) -> None:
 
 def _shown(element: Any) -> dict[str, str]:
     """The element's attributes under the names that the benchmark gives them."""
-    found = {}
+    attributes = {}
     for name, value in element.attrib.items():
         name = name.replace("-", "_")
         if element.tag == "input" and name == "value":
@@ -138,9 +138,9 @@ def _shown(element: Any) -> dict[str, str]:
         elif name == "selected":
             name, value = "option_selected", "true"
         elif name in ("type", "name") and element.tag in ("button", "select"):
-            continue  # says nothing that the tag and the label do not
+            continue  # adds nothing to the tag and the label
         elif name == "name":
             continue
         if name in ATTRIBUTES and value:
-            found[name] = value
-    return found
+            attributes[name] = value
+    return attributes

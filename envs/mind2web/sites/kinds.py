@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepagent.envs.mind2web.sites.base import Fields, Goal, Move, Session, Site, pick
+from stepagent.envs.mind2web.sites.base import Fields, Move, Site, SiteGoal, SiteState, pick
 from stepagent.envs.mind2web.sites.pages import button, form, link, slug
 
 _NAMES = ("Mara", "Ivo", "Lena", "Tariq", "Noor", "Jonas", "Pia", "Ruben", "Selma", "Otto")
@@ -21,7 +21,7 @@ class Booking(Site):
     def nav(self) -> list[tuple[str, str, str]]:
         return [("n-book", "/book", self.theme["page"])]
 
-    def main(self, path: str, query: Fields, session: Session) -> tuple[str, str] | None:
+    def main(self, path: str, query: Fields, state: SiteState) -> tuple[str, str] | None:
         theme, skin = self.theme, self.skin
         if path == "/":
             text = f"<p>Welcome to {self.brand}. See what is free this week.</p>"
@@ -34,15 +34,15 @@ class Booking(Site):
                 skin.text("who", "Your name"),
             ]
             return theme["page"], form("/book", *fields, button("send", theme["verb"]))
-        return self._thanks(session) if path == "/done" else None
+        return self._thanks(state) if path == "/done" else None
 
-    def submit(self, path: str, fields: Fields, session: Session) -> str:
+    def submit(self, path: str, fields: Fields, state: SiteState) -> str:
         if path != "/book":
-            return super().submit(path, fields, session)
-        session["done"] = {key: fields.get(key, "") for key in ("item", "count", "day", "who")}
+            return super().submit(path, fields, state)
+        state["done"] = {key: fields.get(key, "") for key in ("item", "count", "day", "who")}
         return "/done"
 
-    def goal(self, rng: np.random.Generator) -> Goal:
+    def goal(self, rng: np.random.Generator) -> SiteGoal:
         theme = self.theme
         item, count = pick(rng, theme["items"][1:]), pick(rng, ("2", "3"))
         day, who = pick(rng, _DAYS[1:4]), f"{pick(rng, _NAMES)} {pick(rng, _FAMILIES)}"
@@ -62,7 +62,7 @@ class Booking(Site):
             Move("TYPE", "who", who),
             Move("CLICK", "send"),
         )
-        return Goal(text, moves, {"item": item, "count": count, "day": day, "who": who})
+        return SiteGoal(text, moves, {"item": item, "count": count, "day": day, "who": who})
 
 
 class Shop(Site):
@@ -73,29 +73,29 @@ class Shop(Site):
     def nav(self) -> list[tuple[str, str, str]]:
         return [(f"g-{slug(group)}", f"/g/{slug(group)}", group) for group in self.theme["groups"]]
 
-    def main(self, path: str, query: Fields, session: Session) -> tuple[str, str] | None:
+    def main(self, path: str, query: Fields, state: SiteState) -> tuple[str, str] | None:
         theme = self.theme
         if path == "/":
             return self.brand, link("offer", "/info/offer", "Offer of the week")
         for group, products in theme["groups"].items():
             if path == f"/g/{slug(group)}":
-                listed = [link(f"p-{slug(p)}", f"/p/{slug(p)}", p) for p in products]
-                return group, "".join(self.skin.shuffled(listed))
+                links = [link(f"p-{slug(p)}", f"/p/{slug(p)}", p) for p in products]
+                return group, "".join(self.skin.shuffled(links))
             for product in products:
                 if path == f"/p/{slug(product)}":
                     options = self.skin.select("option", theme["option"], theme["values"])
                     return product, form(path, options, button("add", theme["verb"])) + link(
                         "review", "/info/reviews", "Reviews"
                     )
-        return self._thanks(session) if path == "/cart" else None
+        return self._thanks(state) if path == "/cart" else None
 
-    def submit(self, path: str, fields: Fields, session: Session) -> str:
+    def submit(self, path: str, fields: Fields, state: SiteState) -> str:
         if not path.startswith("/p/"):
-            return super().submit(path, fields, session)
-        session["done"] = {"product": path[3:], "option": fields.get("option", "")}
+            return super().submit(path, fields, state)
+        state["done"] = {"product": path[3:], "option": fields.get("option", "")}
         return "/cart"
 
-    def goal(self, rng: np.random.Generator) -> Goal:
+    def goal(self, rng: np.random.Generator) -> SiteGoal:
         theme = self.theme
         group = pick(rng, tuple(theme["groups"]))
         product, value = pick(rng, theme["groups"][group]), pick(rng, theme["values"][1:])
@@ -119,7 +119,7 @@ class Shop(Site):
             Move("CLICK", "add"),
         )
         done = {"product": slug(product), "option": value}
-        return Goal(text[0].upper() + text[1:], moves, done)
+        return SiteGoal(text[0].upper() + text[1:], moves, done)
 
 
 class Search(Site):
@@ -133,7 +133,7 @@ class Search(Site):
     def _titles(self) -> list[str]:
         return [f"{head} {tail}" for head in self.theme["heads"] for tail in self.theme["tails"]]
 
-    def main(self, path: str, query: Fields, session: Session) -> tuple[str, str] | None:
+    def main(self, path: str, query: Fields, state: SiteState) -> tuple[str, str] | None:
         theme, skin = self.theme, self.skin
         if path == "/":
             fields = (
@@ -146,22 +146,22 @@ class Search(Site):
             tail = query.get("q", "").split()[-1:]
             hits = [t for t in self._titles() if t.split()[-1:] == tail]
             narrowed = slug(query.get("filter", ""))
-            listed = [link(f"r-{slug(t)}", f"/item/{slug(t)}/{narrowed}", t) for t in hits]
-            return "Results", "".join(skin.shuffled(listed)) or "<p>Nothing found.</p>"
+            links = [link(f"r-{slug(t)}", f"/item/{slug(t)}/{narrowed}", t) for t in hits]
+            return "Results", "".join(skin.shuffled(links)) or "<p>Nothing found.</p>"
         for title in self._titles():
             if path.startswith(f"/item/{slug(title)}/"):
                 similar = link("similar", "/info/similar", "Similar")
                 return title, form(path, button("act", theme["verb"])) + similar
-        return self._thanks(session) if path == "/done" else None
+        return self._thanks(state) if path == "/done" else None
 
-    def submit(self, path: str, fields: Fields, session: Session) -> str:
+    def submit(self, path: str, fields: Fields, state: SiteState) -> str:
         if not path.startswith("/item/") or path.count("/") != 3:
-            return super().submit(path, fields, session)
+            return super().submit(path, fields, state)
         _, _, title, narrowed = path.split("/")
-        session["done"] = {"title": title, "filter": narrowed}
+        state["done"] = {"title": title, "filter": narrowed}
         return "/done"
 
-    def goal(self, rng: np.random.Generator) -> Goal:
+    def goal(self, rng: np.random.Generator) -> SiteGoal:
         theme = self.theme
         title, value = pick(rng, self._titles()), pick(rng, theme["values"][1:])
         text = pick(
@@ -180,7 +180,7 @@ class Search(Site):
             Move("CLICK", f"r-{slug(title)}"),
             Move("CLICK", "act"),
         )
-        return Goal(
+        return SiteGoal(
             text[0].upper() + text[1:], moves, {"title": slug(title), "filter": slug(value)}
         )
 
@@ -193,12 +193,12 @@ class Settings(Site):
     def nav(self) -> list[tuple[str, str, str]]:
         return [(f"s-{slug(s)}", f"/s/{slug(s)}", s) for s in self.theme["sections"]]
 
-    def main(self, path: str, query: Fields, session: Session) -> tuple[str, str] | None:
+    def main(self, path: str, query: Fields, state: SiteState) -> tuple[str, str] | None:
         if path == "/":
             return "My account", link("offer", "/info/premium", "Premium account")
         for section, entries in self.theme["sections"].items():
             if path == f"/s/{slug(section)}":
-                saved = session.get("done", {})
+                saved = state.get("done", {})
                 fields = [
                     self.skin.select(slug(name), name, options, saved.get(slug(name), ""))
                     for name, options in entries["selects"].items()
@@ -208,15 +208,15 @@ class Settings(Site):
                     for name in entries["checks"]
                 ]
                 return section, form(path, *self.skin.shuffled(fields), button("save", "Save"))
-        return self._thanks(session) if path == "/done" else None
+        return self._thanks(state) if path == "/done" else None
 
-    def submit(self, path: str, fields: Fields, session: Session) -> str:
+    def submit(self, path: str, fields: Fields, state: SiteState) -> str:
         if not path.startswith("/s/"):
-            return super().submit(path, fields, session)
-        session["done"] = dict(fields)
+            return super().submit(path, fields, state)
+        state["done"] = dict(fields)
         return "/done"
 
-    def goal(self, rng: np.random.Generator) -> Goal:
+    def goal(self, rng: np.random.Generator) -> SiteGoal:
         section = pick(rng, tuple(self.theme["sections"]))
         entries = self.theme["sections"][section]
         name = pick(rng, tuple(entries["selects"]))
@@ -235,7 +235,7 @@ class Settings(Site):
             Move("CLICK", "save"),
         )
         done = {slug(other): options[0] for other, options in entries["selects"].items()}
-        return Goal(text, moves, {**done, slug(name): value, slug(check): "on"})
+        return SiteGoal(text, moves, {**done, slug(name): value, slug(check): "on"})
 
 
 class Calendar(Site):
@@ -246,7 +246,7 @@ class Calendar(Site):
     def nav(self) -> list[tuple[str, str, str]]:
         return [("n-week", "/", "Calendar")]
 
-    def main(self, path: str, query: Fields, session: Session) -> tuple[str, str] | None:
+    def main(self, path: str, query: Fields, state: SiteState) -> tuple[str, str] | None:
         theme = self.theme
         if path in ("/", "/week/2"):
             week = 2 if path == "/week/2" else 1
@@ -266,19 +266,19 @@ class Calendar(Site):
                 button("save", f"{theme['verb']} {theme['noun']}"),
             )
             return f"{parts[3].capitalize()}, week {parts[2]}", form(path, *fields)
-        return self._thanks(session) if path == "/done" else None
+        return self._thanks(state) if path == "/done" else None
 
-    def submit(self, path: str, fields: Fields, session: Session) -> str:
+    def submit(self, path: str, fields: Fields, state: SiteState) -> str:
         if not path.startswith("/day/"):
-            return super().submit(path, fields, session)
-        session["done"] = {
+            return super().submit(path, fields, state)
+        state["done"] = {
             "day": path.removeprefix("/day/"),
             "title": fields.get("title", ""),
             "time": fields.get("time", ""),
         }
         return "/done"
 
-    def goal(self, rng: np.random.Generator) -> Goal:
+    def goal(self, rng: np.random.Generator) -> SiteGoal:
         theme = self.theme
         title, time = pick(rng, theme["titles"]), pick(rng, _TIMES[1:])
         day, week = int(rng.integers(7)), int(rng.integers(1, 3))
@@ -297,7 +297,7 @@ class Calendar(Site):
             Move("SELECT", "time", time),
             Move("CLICK", "save"),
         )
-        return Goal(
+        return SiteGoal(
             text, moves, {"day": f"{week}/{slug(_DAYS[day])}", "title": title, "time": time}
         )
 
@@ -310,7 +310,7 @@ class Support(Site):
     def nav(self) -> list[tuple[str, str, str]]:
         return [("n-form", "/form", self.theme["page"])]
 
-    def main(self, path: str, query: Fields, session: Session) -> tuple[str, str] | None:
+    def main(self, path: str, query: Fields, state: SiteState) -> tuple[str, str] | None:
         theme, skin = self.theme, self.skin
         if path == "/":
             text = f"<p>How can {self.brand} help you?</p>"
@@ -323,15 +323,15 @@ class Support(Site):
                 skin.text("phone", "Phone (if you like)"),
             ]
             return theme["page"], form("/form", *fields, button("send", theme["verb"]))
-        return self._thanks(session) if path == "/done" else None
+        return self._thanks(state) if path == "/done" else None
 
-    def submit(self, path: str, fields: Fields, session: Session) -> str:
+    def submit(self, path: str, fields: Fields, state: SiteState) -> str:
         if path != "/form":
-            return super().submit(path, fields, session)
-        session["done"] = {key: value for key, value in fields.items() if value}
+            return super().submit(path, fields, state)
+        state["done"] = {key: value for key, value in fields.items() if value}
         return "/done"
 
-    def goal(self, rng: np.random.Generator) -> Goal:
+    def goal(self, rng: np.random.Generator) -> SiteGoal:
         theme = self.theme
         topic, kind = pick(rng, theme["topics"][1:]), pick(rng, theme["kinds"][1:])
         mail = f"{pick(rng, _NAMES)}@{pick(rng, _FAMILIES)}.example".lower()
@@ -349,7 +349,7 @@ class Support(Site):
             Move("TYPE", "mail", mail),
             Move("CLICK", "send"),
         )
-        return Goal(text, moves, {"topic": topic, "kind": kind, "mail": mail})
+        return SiteGoal(text, moves, {"topic": topic, "kind": kind, "mail": mail})
 
 
 KINDS: dict[str, type[Site]] = {

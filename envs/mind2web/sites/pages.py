@@ -1,4 +1,4 @@
-"""The looks of the bundled sites: HTML pieces, and the frame that stands around every page.
+"""The looks of the bundled sites: HTML pieces, and the frame around every page.
 
 A site's skin (order of the navigation, way of labelling fields, colours, footer, a newsletter box
 or a search box that no task needs) is drawn once from the site's own seed, so that sites differ
@@ -42,7 +42,7 @@ def form(action: str, *parts: str, method: str = "post") -> str:
 
 @dataclass(frozen=True)
 class Skin:
-    """What is a site's own in how it looks."""
+    """The looks of one site."""
 
     brand: str
     labelling: str
@@ -66,8 +66,8 @@ class Skin:
 
     def shuffled(self, items: Iterable[Any]) -> list[Any]:
         """The items in this site's own order."""
-        listed = list(items)
-        return [listed[i] for i in sorted(range(len(listed)), key=lambda i: self.order[i % 12])]
+        every = list(items)
+        return [every[i] for i in sorted(range(len(every)), key=lambda i: self.order[i % 12])]
 
     def _labelled(self, name: str, label: str) -> tuple[str, str]:
         """(markup before the control, attribute of the control)."""
@@ -76,7 +76,7 @@ class Skin:
         return "", f' aria-label="{escape(label)}"'
 
     def text(self, name: str, label: str, value: str = "") -> str:
-        """A text field; `name` is its id and what the form calls it."""
+        """A text field; `name` is its id and its name in the form."""
         before, attribute = self._labelled(name, label)
         if self.labelling == "placeholder":
             attribute = f' placeholder="{escape(label)}"'
@@ -85,11 +85,11 @@ class Skin:
 
     def select(self, name: str, label: str, options: Sequence[str], chosen: str = "") -> str:
         before, attribute = self._labelled(name, label)
-        listed = "".join(
+        options_html = "".join(
             f"<option{' selected' if option == chosen else ''}>{escape(option)}</option>"
             for option in options
         )
-        return f'{before}<select id="{name}" name="{name}"{attribute}>{listed}</select>'
+        return f'{before}<select id="{name}" name="{name}"{attribute}>{options_html}</select>'
 
     def check(self, name: str, label: str, checked: bool = False) -> str:
         ticked = " checked" if checked else ""
@@ -97,7 +97,7 @@ class Skin:
         return f'{text}<input id="{name}" name="{name}" type="checkbox"{ticked}>'
 
     def frame(self, title: str, nav: Sequence[tuple[str, str, str]], main: str) -> str:
-        """A whole page; `nav` lists (id, path, text) of its links."""
+        """A complete page; `nav` lists (id, path, text) of its links."""
         links = "".join(link(*entry) for entry in self.shuffled(nav))
         home = link("home", "/", self.brand)
         head = f"<nav>{links}</nav>{home}" if self.nav_first else f"{home}<nav>{links}</nav>"
@@ -111,7 +111,7 @@ class Skin:
         )
 
     def _extra(self) -> str:
-        """A box beside the page that no task needs."""
+        """A box next to the page that no task needs."""
         if self.extra == "newsletter":
             field = '<input id="x-mail" name="x-mail" type="text" placeholder="Newsletter">'
             return f"<aside>{form('/info/newsletter', field, button('x-join', 'Join'))}</aside>"

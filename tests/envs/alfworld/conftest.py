@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stepagent.envs.alfworld import engine, generated
+from stepagent.envs.alfworld import engine, generate
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +37,6 @@ def make_game():
     """Generated game by id, read."""
 
     def make(task_id):
-        return engine.load(generated.make(task_id))
+        return engine.load(generate.make(task_id))
 
     return make

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from stepagent import envs
-from stepagent.envs.alfworld import data, export, generated
+from stepagent.envs.alfworld import data, export, generate
 
 ID = "stepagent/ALFWorld-v0"
 IDS = ("pick_and_place_simple/test-0000", "look_at_obj_in_light/test-0000")
@@ -90,9 +90,9 @@ def test_two_processes_on_the_same_archive(archive):
         subprocess.Popen([sys.executable, "-c", code, str(archive)], stdout=subprocess.PIPE)
         for _ in range(2)
     ]
-    said = {process.communicate(timeout=120)[0] for process in running}
-    assert len(said) == 1
-    assert len(said.pop()) > 200
+    outputs = {process.communicate(timeout=120)[0] for process in running}
+    assert len(outputs) == 1
+    assert len(outputs.pop()) > 200
     assert sorted(p.name for p in archive.parent.iterdir()) == ["cache", "games", "games.tar.zst"]
 
 
@@ -133,23 +133,23 @@ def test_movable_things_and_other_types_are_left_out(folder):
 def test_broken_files_are_named(folder):
     env = envs.make(ID, data=folder, split="test")
     path = folder / data.ROOT / "valid_unseen" / env.tasks[0] / data.GAME
-    whole = path.read_text()
+    text = path.read_text()
     for broken, reason in (
-        (whole[:5000], "no JSON, or cut off"),
+        (text[:5000], "no JSON, or cut off"),
         ("[]", "JSON object"),
-        (whole.replace("(:goal", "(:gaol"), r"no \(:goal"),
-        (whole.replace("(:init", "(:init ("), "brackets"),
-        (whole.replace('"grammar"', '"grandma"'), "'grammar'"),
-        (whole.replace("exists", "forall"), "forall"),
-        (whole.replace(r"{o.name}", r"{o.__class__}"), "expression"),
-        (whole.replace("GotoLocation {", "Goto {"), "gotolocation"),
+        (text.replace("(:goal", "(:gaol"), r"no \(:goal"),
+        (text.replace("(:init", "(:init ("), "brackets"),
+        (text.replace('"grammar"', '"grandma"'), "'grammar'"),
+        (text.replace("exists", "forall"), "forall"),
+        (text.replace(r"{o.name}", r"{o.__class__}"), "expression"),
+        (text.replace("GotoLocation {", "Goto {"), "gotolocation"),
     ):
         path.write_text(broken)
         with pytest.raises(ValueError, match=reason) as caught:
             env.reset(options={"task_id": env.tasks[0]})
         assert env.tasks[0] in str(caught.value)
         env.close()
-    path.write_text(whole[:5000])
+    path.write_text(text[:5000])
     os.utime(path.parent.parent.parent)
     with pytest.raises(ValueError, match=data.GAME):
         _ = envs.make(ID, data=folder, split="test").tasks
@@ -176,27 +176,27 @@ def test_data_that_may_not_be_read(folder, monkeypatch):
 
 def test_generated_splits_share_no_room_and_are_the_same_for_ever():
     rooms = {split: set() for split in ("train", "dev", "test")}
-    source = generated.Generated()
+    source = generate.GeneratedGames()
     for split, numbers in rooms.items():
         tasks = source.tasks(split)
-        assert len(tasks) == 6 * generated.SIZES[split]
+        assert len(tasks) == 6 * generate.SIZES[split]
         for task_id in tasks[:: len(tasks) // 24]:
             game = source.load(task_id)
             numbers.add(game["task"]["room"])
             assert game["solvable"]
-            assert 0 < len(game["walkthrough"]) <= generated.MAX_PLAN
+            assert 0 < len(game["walkthrough"]) <= generate.MAX_PLAN
             assert source.load(task_id) == game
-    assert rooms["test"] <= set(generated.TEST_ROOMS)
+    assert rooms["test"] <= set(generate.TEST_ROOMS)
     assert not rooms["test"] & (rooms["train"] | rooms["dev"])
     with pytest.raises(ValueError, match="test-0001"):
-        generated.make("pick_flowers/test-0001")
+        generate.make("pick_flowers/test-0001")
 
 
 def test_wordings_of_goals_vary():
-    said = {
-        generated.make(f"pick_and_place_simple/train-{n:04d}")["task"]["words"] for n in range(9)
+    wordings = {
+        generate.make(f"pick_and_place_simple/train-{n:04d}")["task"]["words"] for n in range(9)
     }
-    assert len({words.split()[0] for words in said}) > 2
+    assert len({words.split()[0] for words in wordings}) > 2
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 
 from stepagent import envs
 from stepagent.envs import check
-from stepagent.envs.alfworld import generated, house, pddl, planner, wording
+from stepagent.envs.alfworld import generate, household, pddl, planner, wording
 
 ID = "stepagent/ALFWorld-v0"
 
@@ -16,7 +16,7 @@ def test_contract(promise):
     promise(lambda **more: envs.make(ID, **more))
 
 
-@pytest.mark.parametrize("kind", generated.TYPES)
+@pytest.mark.parametrize("kind", generate.TYPES)
 @pytest.mark.parametrize("expert", ["explorer", "planner"])
 def test_the_experts_win_every_type(kind, expert):
     env = envs.make(ID, split="test", expert=expert)
@@ -94,7 +94,7 @@ def test_every_wording_is_the_same_action(say):
 
 
 def test_prompt_expert_and_fingerprint_speak_the_wording_asked_for():
-    found = {}
+    fingerprints = {}
     for words, put, switch in (
         ("old", "put OBJ in/on RECEP", "toggle OBJ"),
         ("new", "move OBJ to RECEP", "use OBJ"),
@@ -108,10 +108,10 @@ def test_prompt_expert_and_fingerprint_speak_the_wording_asked_for():
         assert any(action.startswith(put.split()[0]) for action in actions)
         for action in actions:
             assert env.step(action)[-1]["valid"]
-        found[words] = env.fingerprint()
-        assert found[words]["wording"] == words
-        assert found[words]["engine"] == "fast"
-    assert found["old"]["prompt"] != found["new"]["prompt"]
+        fingerprints[words] = env.fingerprint()
+        assert fingerprints[words]["wording"] == words
+        assert fingerprints[words]["engine"] == "fast"
+    assert fingerprints["old"]["prompt"] != fingerprints["new"]["prompt"]
     assert envs.make(ID).wording == "new"  # what the installed rules say
 
 
@@ -139,13 +139,13 @@ def test_admissible_actions_can_be_done():
 
 
 def test_tasks_restricts_every_split():
-    for split, count in generated.SIZES.items():
-        wanted = "look_at_obj_in_light, pick_two_obj_and_place"
-        tasks = envs.make(ID, split=split, tasks=wanted).unwrapped.tasks
+    for split, count in generate.SIZES.items():
+        types = "look_at_obj_in_light, pick_two_obj_and_place"
+        tasks = envs.make(ID, split=split, tasks=types).unwrapped.tasks
         assert len(tasks) == 2 * count
-        assert {task.split("/")[0] for task in tasks} == set(wanted.split(", "))
+        assert {task.split("/")[0] for task in tasks} == set(types.split(", "))
     with pytest.raises(ValueError, match="pick_heat"):
-        envs.make(ID, tasks=wanted).reset(options={"task_id": "pick_heat/train-0000"})
+        envs.make(ID, tasks=types).reset(options={"task_id": "pick_heat/train-0000"})
 
 
 def test_wrong_arguments_list_what_exists():
@@ -193,14 +193,14 @@ def test_vector_environments(mode):
 
 
 def test_64_environments_in_one_process():
-    made = [envs.make(ID) for _ in range(64)]
-    tasks = made[0].tasks
+    environments = [envs.make(ID) for _ in range(64)]
+    tasks = environments[0].tasks
     plans = []
-    for i, env in enumerate(made):
+    for i, env in enumerate(environments):
         env.reset(seed=0, options={"task_id": tasks[i % 6]})
         plans.append(env.expert_plan())
     for turn in range(max(map(len, plans))):
-        for env, plan in zip(made, plans, strict=True):
+        for env, plan in zip(environments, plans, strict=True):
             if turn < len(plan):
                 info = env.step(plan[turn][1])[-1]
                 assert info["success"] == (turn == len(plan) - 1)
@@ -226,11 +226,11 @@ def test_hostile_commands(count):
 def test_the_planner_knows_when_it_is_hopeless(make_game):
     game = make_game("pick_heat_then_place_in_recep/test-0000")
     play = game.start()
-    for fact in play.world.find("inreceptacle", None, None):
-        play.world.fluent.discard(fact)
+    for fact in play.facts.find("inreceptacle", None, None):
+        play.facts.fluent.discard(fact)
     with pytest.raises(pddl.GameError, match="cannot be reached"):
         planner.plan(play)
-    assert house.read_goal(game).state == "ishot"
+    assert household.read_goal(game).state == "ishot"
 
 
 def test_the_reference_engine_or_how_to_get_it():
@@ -240,7 +240,7 @@ def test_the_reference_engine_or_how_to_get_it():
         import fast_downward  # noqa: F401
         import textworld  # noqa: F401
     except ImportError:
-        with pytest.raises(ImportError, match="make textworld"):
+        with pytest.raises(ImportError, match="stepagent install textworld"):
             env.reset(seed=0, options={"task_id": task})
         return
     fast = envs.make(ID, split="test")

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.real_data
 
 
 def test_splits_are_upstreams(real_data):
-    made = {s: envs.make(ID, data=real_data, split=s) for s in ("train", "dev", "test")}
-    tasks = {split: set(env.tasks) for split, env in made.items()}
+    by_split = {s: envs.make(ID, data=real_data, split=s) for s in ("train", "dev", "test")}
+    tasks = {split: set(env.tasks) for split, env in by_split.items()}
     assert len(tasks["dev"]) == 140
     assert all(tasks.values())
     assert not tasks["train"] & tasks["dev"]
@@ -81,15 +81,15 @@ def check_trajectories(real_data, source, step, monkeypatch, cache):
             if number % step:
                 continue
             record = json.loads(line)
-            said = [turn["value"] for turn in record["conversations"]]
+            turns = [turn["value"] for turn in record["conversations"]]
             play = engine.load(source.load(record["game"].split("/", 1)[1])).start()
-            assert play.intro() == said[0]
-            for action, observation in zip(said[1::2], said[2::2], strict=False):
+            assert play.intro() == turns[0]
+            for action, observation in zip(turns[1::2], turns[2::2], strict=False):
                 text = play.step(action)
                 shown = "Nothing happens." if text is None else _ARRIVAL.sub("", text)
                 assert shown == observation
-            if len(said) % 2 == 0:
-                play.step(said[-1])
+            if len(turns) % 2 == 0:
+                play.step(turns[-1])
             assert play.won()
 
 

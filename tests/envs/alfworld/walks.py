@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 
-from stepagent.envs.alfworld import engine
+from stepagent.envs.alfworld import engine, expert
 
 SEEDS = (0, 1, 2)
 STEPS = 50
@@ -46,7 +46,7 @@ def random_commands(game, seed, steps=STEPS):
     """
     rng = random.Random(f"{seed}/{game.start().intro()}")
     names = sorted(game.by_name)
-    play, made = game.start(), []
+    play, commands = game.start(), []
     for _ in range(steps):
         if rng.random() < 1 / 6:
             command = rng.choice(_NONSENSE)
@@ -58,11 +58,11 @@ def random_commands(game, seed, steps=STEPS):
             for text in play.admissible():
                 kinds.setdefault(text.split()[0], []).append(text)
             command = rng.choice(kinds[rng.choice(sorted(kinds))])
-        made.append(command)
+        commands.append(command)
         play.step(command)
         if play.won():
             break
-    return made
+    return commands
 
 
 def compare(game, reference, commands):
@@ -70,21 +70,21 @@ def compare(game, reference, commands):
 
     AssertionError at the first letter that differs.
     """
-    count, said = 0, hashlib.sha256()
-    ours, theirs = steps_of(game.start(), commands), steps_of(reference.start(), commands)
-    for mine, upstream in zip(ours, theirs, strict=True):
+    count, sha = 0, hashlib.sha256()
+    our_steps, their_steps = steps_of(game.start(), commands), steps_of(reference.start(), commands)
+    for mine, upstream in zip(our_steps, their_steps, strict=True):
         assert mine == upstream, f"after {mine[0]!r}: {mine[1:3]} is not {upstream[1:3]}"
-        said.update(json.dumps(upstream).encode())
+        sha.update(json.dumps(upstream).encode())
         count += 1
-    return count - 1, said.hexdigest()
+    return count - 1, sha.hexdigest()
 
 
 def digest(play, commands):
     """A checksum of everything that was said on a walk, admissible commands included."""
-    said = hashlib.sha256()
+    sha = hashlib.sha256()
     for step in steps_of(play, commands):
-        said.update(json.dumps(step).encode())
-    return said.hexdigest()
+        sha.update(json.dumps(step).encode())
+    return sha.hexdigest()
 
 
 def combined(digests):
@@ -94,3 +94,8 @@ def combined(digests):
 
 def read(path):
     return engine.parse(path.read_bytes())
+
+
+def of_experts(game):
+    """Both experts' walks."""
+    return [[action for _, action in expert.plan(game, name)] for name in expert.EXPERTS]

@@ -91,11 +91,11 @@ def test_what_is_written_reads_back(value):
 
 
 def test_three_lines_are_found_in_linear_time():
-    begun = time.process_time()
+    start = time.process_time()
     for head in ("", "A", "Answer:", "A. Action:"):
         for unit in (" ", "\n", "\nA ", "Answer: ", "A. Action: "):
             one_line(head + unit * 65_000)
-    assert time.process_time() - begun < 1
+    assert time.process_time() - start < 1
 
 
 def test_three_lines_are_found_behind_any_blanks():
@@ -118,10 +118,10 @@ def test_three_lines_are_found_behind_any_blanks():
     some = 0
     for _ in range(20_000):
         text = "".join(rng.choices(parts, k=rng.randint(0, 12)))
-        found, before = answers._LINES.search(text), plain.search(text)
-        assert (found is None) == (before is None), repr(text)
-        if found and before:
+        match, before = answers._LINES.search(text), plain.search(text)
+        assert (match is None) == (before is None), repr(text)
+        if match and before:
             some += 1
-            assert found.groupdict() == before.groupdict()
-            assert text[: found.start()].strip() == text[: before.start()].strip()
+            assert match.groupdict() == before.groupdict()
+            assert text[: match.start()].strip() == text[: before.start()].strip()
     assert some > 200

@@ -10,12 +10,12 @@ import zlib
 import pytest
 
 from stepagent import envs
-from stepagent.envs.mind2web import official as module
+from stepagent.envs import json_stream
+from stepagent.envs.mind2web import official as packing
 from stepagent.envs.mind2web import records
 from stepagent.envs.mind2web.data import PlainFile, open_source, read_ranks, split_by_website
 from stepagent.envs.mind2web.records import Problems, make_step, tasks_from_rows
-
-from .conftest import make_step_record, record
+from tests.envs.mind2web.records import make_step_record, record
 
 ID = "stepagent/Mind2Web-v0"
 
@@ -54,7 +54,7 @@ def test_raw_pages_show_the_same_candidates(official):
 
 def test_it_is_packed_once(official, monkeypatch):
     first = open_source(official, Problems()).ids("train")
-    monkeypatch.setattr(module, "objects", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(packing, "objects", lambda *_: pytest.fail("read again"))
     assert open_source(official, Problems()).ids("train") == first
 
 
@@ -141,15 +141,19 @@ def test_what_a_folder_lacks_is_named(official):
         envs.make(ID, data=official, split="test").tasks  # noqa: B018
 
 
+def _file(text):
+    return io.BytesIO(text.encode())
+
+
 def test_streams_of_objects(monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK", 7)
-    found = [{"a": 1, "b": "x]},{"}, {"c": [1, {"d": "é"}]}, {}]
-    assert list(module.objects(io.StringIO(json.dumps(found, indent=1)), "f")) == found
-    lines = "\n".join(map(json.dumps, found))
-    assert list(module.objects(io.StringIO(lines), "f")) == found
-    assert list(module.objects(io.StringIO("[]"), "f")) == []
+    monkeypatch.setattr(json_stream, "_CHUNK", 7)
+    records = [{"a": 1, "b": "x]},{"}, {"c": [1, {"d": "é"}]}, {}]
+    assert list(packing.objects(_file(json.dumps(records, indent=1)), "f")) == records
+    lines = "\n".join(map(json.dumps, records))
+    assert list(packing.objects(_file(lines), "f")) == records
+    assert list(packing.objects(_file("[]"), "f")) == []
     with pytest.raises(ValueError, match="f is not JSON"):
-        list(module.objects(io.StringIO('[{"a": 1}, {"b": '), "f"))
+        list(packing.objects(_file('[{"a": 1}, {"b": '), "f"))
 
 
 @pytest.mark.real_data
@@ -268,14 +272,14 @@ def test_rendered_elements_are_read_attribute_by_attribute():
 
 @pytest.mark.parametrize("run", [" ", "\n", "... [HTML truncated", "] ...", "]"])
 def test_long_runs_in_a_page_take_linear_time(run):
-    begun = time.process_time()
+    start = time.process_time()
     make_step("u", "x" + run * (200_000 // len(run)) + "x", {}, [], [], Problems())
     row = {"annotation_id": "a", "confirmed_task": "Go"}
     rendered = "<a " + "a-" * 100_000 + " " + run * 10_000
     tasks_from_rows(
         [{**row, "candidates": [{"backend_node_id": "1", "rendered": rendered}]}], Problems()
     )
-    assert time.process_time() - begun < 1
+    assert time.process_time() - start < 1
 
 
 def test_ranks(tmp_path):
@@ -286,7 +290,7 @@ def test_ranks(tmp_path):
         ("x.json", "[1]", "object of lists"),
         ("y.json", '{"a": 3}', "'a' must be a list"),
         ("v.json", '{"a_b": {"1": null, "2": 3}}', "'a_b' must be a list"),
-        ("z.pkl", "\x80\x04", "envs.mind2web.convert"),
+        ("z.pkl", "\x80\x04", "stepagent mind2web-ranks"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=says):

@@ -12,8 +12,7 @@ from stepagent.envs.mind2web import score
 from stepagent.envs.mind2web.env import Mind2WebEnv
 from stepagent.envs.mind2web.questions import GROUP
 from stepagent.envs.trajectory import Trajectory
-
-from .conftest import make_step_record
+from tests.envs.mind2web.records import make_step_record
 
 ID = "stepagent/Mind2Web-v0"
 TASKS = ("booking/ace-courts/0", "shop/green-thumb/1", "settings/stone-bank/2")
@@ -197,9 +196,9 @@ def test_choices_take_mindacts_three_lines():
         for _, action in env.expert_plan():
             if action != "A":
                 letter, rest = action.split(". ", 1)
-                op, _, given = rest.partition(" ")
+                op, _, typed = rest.partition(" ")
                 action = f"{letter}.{separator}Action: {op}"
-                action += f"{value}{given[1:-1]}" if given else ""
+                action += f"{value}{typed[1:-1]}" if typed else ""
             *_, terminated, _, info = env.step(action)
         assert terminated
         assert info["success"]

@@ -14,7 +14,7 @@ from stepagent.envs.mind2web.prune import (
 )
 from stepagent.envs.mind2web.records import Problems
 from stepagent.envs.mind2web.sites import BundledSites
-from stepagent.eval.benches.mind2web import big_page, plain_view
+from stepagent.eval.benches.mind2web import big_page, upstream_view
 
 
 def c(*nodes):
@@ -90,7 +90,7 @@ def test_equals_the_plain_way_on_bundled_pages(task_id):
         nodes = [candidate.node for candidate in step.candidates]
         for some in (nodes, nodes[::3], nodes[:1]):
             view = Page(step.html).draw(tuple(Candidate(node) for node in some))
-            assert view.text == plain_view(step.html, some)
+            assert view.text == upstream_view(step.html, some)
 
 
 @pytest.mark.real_data
@@ -102,7 +102,7 @@ def test_equals_the_plain_way_on_real_pages(real_steps):
             on_it = [k for k in step.candidates if k.node in page]
             if on_it:
                 nodes = [candidate.node for candidate in on_it]
-                assert page.draw(on_it).text == plain_view(step.html, nodes)
+                assert page.draw(on_it).text == upstream_view(step.html, nodes)
                 compared += 1
     assert compared == 90  # the other pages are cut before their first candidate
 
@@ -199,11 +199,11 @@ def test_no_entity_grows():
 def test_a_page_of_20_mb_costs_no_time():
     html = "<html backend_node_id='1'>" + "<a backend_node_id='2'>x</a>" * 700_000
     assert len(html) > 2 * MAX_PAGE - 1_000_000
-    begun = time.process_time()
+    start = time.process_time()
     page = Page(html)
     assert page.problem == "page over 10 MB"
     assert page.draw([Candidate("2", "a", (("title", "x"),))]).text == "<a id=0 x>"
-    assert time.process_time() - begun < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_deep_detail_can_be_cut():

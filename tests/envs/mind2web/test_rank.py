@@ -11,12 +11,12 @@ from stepagent.envs.mind2web.sites import BundledSites
 
 def test_bm25_by_hand():
     texts = ["search flights", "search hotels now", "help"]
-    found = BM25(k1=1.0, b=0.5).scores("flights search", texts)
+    scores = BM25(k1=1.0, b=0.5).scores("flights search", texts)
     mean = 2.0  # lengths 2, 3 and 1
     rare, common = math.log(1 + 2.5 / 1.5), math.log(1 + 1.5 / 2.5)
-    assert found[0] == pytest.approx((rare + common) * 2 / (1 + 1 - 0.5 + 0.5 * 2 / mean))
-    assert found[1] == pytest.approx(common * 2 / (1 + 1 - 0.5 + 0.5 * 3 / mean))
-    assert found[2] == 0
+    assert scores[0] == pytest.approx((rare + common) * 2 / (1 + 1 - 0.5 + 0.5 * 2 / mean))
+    assert scores[1] == pytest.approx(common * 2 / (1 + 1 - 0.5 + 0.5 * 3 / mean))
+    assert scores[2] == 0
     assert BM25().scores("x", []) == []
 
 
@@ -47,25 +47,25 @@ def test_any_ranker_orders_the_candidates():
 
 
 def test_the_right_one_ranks_high_on_bundled_pages():
-    source, found = BundledSites("cleaned", Problems()), []
+    source, ranks = BundledSites("cleaned", Problems()), []
     for name in source.ids("test")[::12]:
         task = source.task(name)
         for step in task.steps:
             order = ranked(step, Page(step.html), task.instruction, BM25())
-            found.append(([c.node for c in order], step.positives))
-    assert recall(found, 5) > 0.6
-    assert recall(found, 50) == 1
+            ranks.append(([c.node for c in order], step.positives))
+    assert recall(ranks, 5) > 0.6
+    assert recall(ranks, 50) == 1
 
 
 @pytest.mark.real_data
 def test_recall_on_real_steps(real_steps):
     """30 candidates a step; by chance the best 5 hold the right one in 0.17 of the steps."""
-    source, found = PlainFile(real_steps, "cleaned", Problems()), []
+    source, hits = PlainFile(real_steps, "cleaned", Problems()), []
     for name in [t for split in ("train", "dev", "test") for t in source.ids(split)]:
         task = source.task(name)
         for step in task.steps:
             order = ranked(step, Page(step.html), task.instruction, BM25())
-            found.append(([c.node for c in order], step.positives))
-    assert recall(found, 50) == 1
-    assert recall(found, 10) >= 0.6
-    assert recall(found, 5) >= 0.45
+            hits.append(([c.node for c in order], step.positives))
+    assert recall(hits, 50) == 1
+    assert recall(hits, 10) >= 0.6
+    assert recall(hits, 5) >= 0.45

@@ -1,10 +1,12 @@
 import importlib.util
+import json
 import os
 import shutil
 
 import pytest
 
 from stepagent import envs
+from stepagent.envs.core import checksum
 from stepagent.envs.mind2web import sites
 from stepagent.envs.mind2web.records import Problems
 from stepagent.envs.mind2web.sites.base import Move
@@ -41,7 +43,7 @@ def test_gold_steps_lead_to_the_goal_and_others_do_not(name):
     for move in goal.moves:
         if move.op != "SELECT":  # a task that leaves the lists as they are is not done
             browser.do(move)
-    assert browser.session.get("done") != goal.done
+    assert browser.state.get("done") != goal.done
 
 
 def test_tasks_of_a_site_differ():
@@ -129,8 +131,19 @@ def test_a_wrong_way_in_a_real_browser():
 
 def test_live_mode_without_a_browser_says_what_to_do():
     installed = importlib.util.find_spec("playwright") is not None
-    says = "browser" if installed else "Playwright"
+    says = "browser" if installed else r"pip install 'stepagent\[live\]'"
     env = envs.make(ID, split="test", live=True, browser=os.devnull)
     with pytest.raises(RuntimeError, match=says):
         env.reset(seed=0)
     env.close()
+
+
+def test_the_bundled_tasks_are_those_that_their_checksum_stands_for():
+    """Where this fails on purpose: record the tasks' new checksum, and renew CHECKSUM."""
+    ids = [
+        f"{name}/{number}"
+        for name, (_, split) in sites.sites().items()
+        for number in range(sites.TASKS_PER_SITE[split])
+    ]
+    tasks = checksum(*(json.dumps(sites.record(task_id)) for task_id in ids))
+    assert (tasks, sites.CHECKSUM) == ("2e4ce3f651d799a7", "5bf660630f465981")

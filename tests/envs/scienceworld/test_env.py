@@ -48,6 +48,21 @@ def test_what_the_prompt_promises_is_in_force(env):
     assert not info["valid"]
 
 
+def test_an_opening_score_comes_with_the_first_action():
+    env = envs.make(ID, split="test", tasks="chemistry-mix-paint-secondary-color")
+    _, info = env.reset(seed=0, options={"task_id": "chemistry-mix-paint-secondary-color/27"})
+    assert (info["score"], info["metrics"]) == (0, {})
+    _, reward, *_ = env.step("Thought: an action that is missing opens nothing")
+    assert reward == 0
+    _, reward, *_, info = env.step("inventory")
+    assert reward == info["score"] == pytest.approx(0.2)
+    assert info["metrics"] == {"raw_score": 20, "best_raw_score": 20}
+    _, reward, *_, info = env.step("teleport to foundry")
+    assert reward == pytest.approx(0.1)
+    assert info["metrics"]["raw_score"] == 30
+    env.close()
+
+
 def test_a_wrong_focus_ends_the_episode_with_what_was_reached(env):
     env.reset(seed=0, options={"task_id": "find-plant/226"})
     env.step("teleport to kitchen")
@@ -218,7 +233,9 @@ def test_ten_thousand_hostile_actions():
     env = envs.make(ID, split="train", tasks=SHORT)
     env.reset(seed=0)
     for action in check.hostile_actions(10_000, seed=1):
-        *_, terminated, truncated, _ = env.step(action)
+        observation, _, terminated, truncated, info = env.step(action)
+        assert observation in env.observation_space
+        assert 0 <= info["score"] <= 1
         if terminated or truncated:
             env.reset()
     env.close()

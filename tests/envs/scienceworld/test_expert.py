@@ -3,8 +3,9 @@ import re
 import pytest
 
 from stepagent import envs
-from stepagent.envs.scienceworld import data, expert, gold, jvm, thoughts
-from stepagent.envs.scienceworld.attempt import Attempt, Over
+from stepagent.envs.scienceworld import data, expert, jvm, thoughts
+from stepagent.envs.scienceworld.plans import upstream
+from stepagent.envs.scienceworld.playthrough import PlanEnded, Playthrough
 
 ID = "stepagent/ScienceWorld-v0"
 SAMPLE = (
@@ -39,9 +40,9 @@ SAMPLE = (
 
 @pytest.fixture(scope="module")
 def splits():
-    made = {split: envs.make(ID, split=split) for split in ("train", "dev", "test")}
-    yield made
-    for env in made.values():
+    envs_by_split = {split: envs.make(ID, split=split) for split in ("train", "dev", "test")}
+    yield envs_by_split
+    for env in envs_by_split.values():
         env.close()
 
 
@@ -104,8 +105,8 @@ def test_the_first_animal_that_is_listed_is_chosen(splits):
         assert [action for _, action in plan[:2]] == ["teleport to outside", "look around"]
         env.step("teleport to outside")
         seen = env.step("look around")[0]
-        listed = re.findall(r"\ta (.* egg|(?:baby|juvenile|adult) (?!bee).*)\n", seen)
-        assert plan[2][1] == f"focus on {listed[0]}"
+        animals = re.findall(r"\ta (.* egg|(?:baby|juvenile|adult) (?!bee).*)\n", seen)
+        assert plan[2][1] == f"focus on {animals[0]}"
 
 
 def test_a_plan_is_the_same_every_time_and_without_teleporting_too():
@@ -121,42 +122,46 @@ def test_a_plan_is_the_same_every_time_and_without_teleporting_too():
     assert not [action for _, action in plan if action.startswith("teleport")]
 
 
-def test_an_attempt_leaves_out_what_the_parser_does_not_know():
+def test_a_playthrough_leaves_out_what_the_parser_does_not_know():
     simulator = jvm.Simulator()
     switches = data.default_simplifications("lifespan-longest-lived")
-    attempt = Attempt(simulator, "lifespan-longest-lived", 93, switches, limit=3)
-    attempt.do("teleport to moon", "teleport to outside")
-    assert attempt.misread == 1
-    attempt.do("wait")
-    assert attempt.actions == ("teleport to outside",)
-    with pytest.raises(Over):
-        attempt.do("focus on crocodile egg")
-    assert attempt.score == 1.0
-    assert attempt.actions == ("teleport to outside", "wait", "focus on crocodile egg")
-    attempt = Attempt(simulator, "lifespan-longest-lived", 93, switches, limit=1)
-    attempt.look()
-    with pytest.raises(Over):
-        attempt.look()
+    playthrough = Playthrough(simulator, "lifespan-longest-lived", 93, switches, limit=3)
+    playthrough.do("teleport to moon", "teleport to outside")
+    assert playthrough.unknown_actions == 1
+    playthrough.do("wait")
+    assert playthrough.actions == ("teleport to outside",)
+    with pytest.raises(PlanEnded):
+        playthrough.do("focus on crocodile egg")
+    assert playthrough.score == 1.0
+    assert playthrough.actions == ("teleport to outside", "wait", "focus on crocodile egg")
+    playthrough = Playthrough(simulator, "lifespan-longest-lived", 93, switches, limit=1)
+    playthrough.look()
+    with pytest.raises(PlanEnded):
+        playthrough.look()
     simulator.close()
 
 
 def test_walks_become_teleports():
     path = ["open door to hallway", "go to hallway", "look around", "open door to kitchen",
             "go to kitchen", "look around", "open cupboard", "pick up cup"]  # fmt: skip
-    short = gold.teleporting(path)
+    short = upstream.teleporting(path)
     assert short == [
         "teleport to hallway", "look around", "teleport to kitchen", "look around", "pick up cup"
     ]  # fmt: skip
-    assert gold.without_searching(short) == ["teleport to kitchen", "look around", "pick up cup"]
+    assert upstream.without_searching(short) == [
+        "teleport to kitchen",
+        "look around",
+        "pick up cup",
+    ]
 
 
 def test_thoughts_do_not_tell_what_is_only_seen_later():
     goal = "Your task is to find a(n) animal. First, focus on the thing."
     actions = ["teleport to outside", "look around", "focus on frog egg"]
     for number in range(20):
-        found = thoughts.of(f"find-animal/{number}", goal, actions)
-        assert "frog" not in found[0] + found[1]
-        assert "frog egg" in found[2]
+        sentences = thoughts.of(f"find-animal/{number}", goal, actions)
+        assert "frog" not in sentences[0] + sentences[1]
+        assert "frog egg" in sentences[2]
 
 
 def test_thoughts_give_the_reason_for_the_box():
@@ -165,8 +170,8 @@ def test_thoughts_give_the_reason_for_the_box():
         "conductive, place it in the red box. If it is electrically nonconductive, place it in the "
         "blue box."
     )
-    found = thoughts.of("x/1", goal, ["move lead to red box", "move lead to blue box"])
-    assert found == [
+    sentences = thoughts.of("x/1", goal, ["move lead to red box", "move lead to blue box"])
+    assert sentences == [
         "The bulb shines, so the red box is the right one.",
         "The bulb stays dark, so the blue box is the right one.",
     ]
@@ -175,9 +180,9 @@ def test_thoughts_give_the_reason_for_the_box():
         "point of tin is above -10.0 degrees celsius, focus on the red box. If the melting point "
         "of tin is below -10.0 degrees celsius, focus on the blue box."
     )
-    found = thoughts.of("x/1", goal, ["focus on tin", "focus on red box", "focus on blue box"])
-    assert "measured" not in found[0]
-    assert found[1:] == [
+    sentences = thoughts.of("x/1", goal, ["focus on tin", "focus on red box", "focus on blue box"])
+    assert "measured" not in sentences[0]
+    assert sentences[1:] == [
         "What I measured is above -10.0 degrees celsius, so the red box is the right one.",
         "What I measured is not above -10.0 degrees celsius, so the blue box is the right one.",
     ]

@@ -4,8 +4,7 @@ import threading
 import time
 from pathlib import Path
 
-import gymnasium as gym
-
+from stepagent import register
 from stepagent.envs.core import Outcome, TextEnv
 
 ID = "tests.envs.serve.faulty:tests/Faulty-v0"
@@ -57,4 +56,4 @@ class FaultyEnv(TextEnv):
         self.open_now.discard(id(self))
 
 
-gym.register("tests/Faulty-v0", entry_point=FaultyEnv, disable_env_checker=True)
+register("tests/Faulty-v0", FaultyEnv)

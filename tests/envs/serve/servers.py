@@ -18,7 +18,7 @@ import urllib3
 import uvicorn
 
 from stepagent.envs.serve.app import create_app
-from stepagent.envs.serve.terms import Limits, offers
+from stepagent.envs.serve.limits import Limits, offers
 
 ROOT = Path(__file__).parents[3]
 
@@ -71,7 +71,7 @@ def wait_until(true, seconds=20.0):
 
 
 class Command:
-    """`python -m envs.serve …` in a process of its own, up to its first line of serving."""
+    """`stepagent serve …` in a process of its own, up to its first line of serving."""
 
     def __init__(self, *arguments, port=0, environ=None):
         command = [sys.executable, "-m", "envs.serve", *arguments, "--port", str(port)]
@@ -85,8 +85,8 @@ class Command:
         self.lines = []
         for line in self.process.stderr:
             self.lines.append(line)
-            if found := re.search(r"running on http://127.0.0.1:(\d+)", line):
-                self.port = int(found.group(1))
+            if match := re.search(r"running on http://127.0.0.1:(\d+)", line):
+                self.port = int(match.group(1))
                 self.url = f"http://127.0.0.1:{self.port}"
                 break
         else:

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from stepagent.envs import remote, remote_http
+from stepagent.envs import remote
 from stepagent.envs.serve.app import MAX_BATCH
 from tests.envs.serve.faulty import ID as FAULTY
 from tests.envs.serve.faulty import FaultyEnv
@@ -54,8 +54,8 @@ def test_a_repeated_number_gets_the_stored_answer(server, session):
 
 def test_a_repeated_key_opens_no_second_session(server):
     count = server.sessions.count
-    wanted = {"env": GUESS, "key": "k1"}
-    opened = [server.ask("POST", "/v1/sessions", wanted)[1]["session"] for _ in range(2)]
+    request = {"env": GUESS, "key": "k1"}
+    opened = [server.ask("POST", "/v1/sessions", request)[1]["session"] for _ in range(2)]
     assert opened[0] == opened[1]
     assert server.sessions.count == count + 1
     path = f"/v1/sessions/{opened[0]}"
@@ -179,18 +179,20 @@ def test_pages_of_other_sites_are_kept_out(server):
 
 
 def test_the_token_may_come_from_the_environment(monkeypatch):
-    monkeypatch.setenv(remote_http.TOKEN_VARIABLE, "secret")
+    monkeypatch.setenv(remote.TOKEN_VARIABLE, "secret")
     with Running(GUESS, token="secret") as server:
-        remote.RemoteEnv(GUESS, url=server.url).close()
+        env = remote.RemoteEnv(GUESS, url=server.url)
+        assert env.reset(seed=0)
+        env.close()
 
 
 def test_other_versions_are_refused_on_both_sides(server, monkeypatch):
-    answer = server.ask("GET", "/v1/info", **{remote_http.PROTOCOL_HEADER: "99"})
+    answer = server.ask("GET", "/v1/info", **{remote.client.PROTOCOL_HEADER: "99"})
     assert code(answer) == (400, "version")
-    monkeypatch.setattr(remote, "own_version", lambda: "0.0.1")
+    monkeypatch.setattr(remote.env, "own_version", lambda: "0.0.1")
     with pytest.raises(remote.WrongVersion, match=r"here it is 0\.0\.1"):
         remote.RemoteEnv(GUESS, url=server.url)
-    monkeypatch.setattr(remote, "own_version", lambda: "source")
+    monkeypatch.setattr(remote.env, "own_version", lambda: "source")
     remote.RemoteEnv(GUESS, url=server.url).close()
 
 
@@ -210,16 +212,16 @@ def test_clients_may_set_what_the_server_lets_them():
 
 
 def test_documentation_has_an_example_for_every_body(server):
-    status, made = server.ask("GET", "/openapi.json")
+    status, schema = server.ask("GET", "/openapi.json")
     assert status == 200
     for path in ("/v1/sessions", "/v1/batch", "/v1/sessions/{session}/step"):
-        content = made["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        content = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         name = content["schema"]["$ref"].rsplit("/", 1)[1]
-        assert set(content["example"]) <= set(made["components"]["schemas"][name]["properties"])
-        answer = made["paths"][path]["post"]["responses"]["200"]
+        assert set(content["example"]) <= set(schema["components"]["schemas"][name]["properties"])
+        answer = schema["paths"][path]["post"]["responses"]["200"]
         assert answer["content"]["application/json"]["example"]
     assert server.ask("GET", "/docs")[0] == 200
-    json.dumps(made)
+    json.dumps(schema)
 
 
 def test_counters_count(server, session):

@@ -14,10 +14,10 @@ import pytest
 import urllib3
 
 from stepagent import envs
-from stepagent.envs import remote_vector
 from stepagent.envs.remote import (
     EnvironmentFailed,
     RemoteError,
+    RemoteVectorEnv,
     Server,
     ServerFull,
     ServerGone,
@@ -25,7 +25,7 @@ from stepagent.envs.remote import (
     StepTimeout,
     WrongVersion,
 )
-from stepagent.envs.remote_vector import RemoteVectorEnv
+from stepagent.envs.remote import vector as remote_vector
 from stepagent.envs.serve import __main__ as command
 from tests.envs.serve import faulty
 from tests.envs.serve.faulty import ID as FAULTY
@@ -109,8 +109,8 @@ class Gateway(Scripted):
     def read(self, path, body):
         return urllib3.request("POST", self.url + path, body=body, retries=False).data
 
-    def answer(self, asked):
-        return asked
+    def answer(self, request):
+        return request
 
 
 GATEWAYS_OWN = ("<html>502 Bad Gateway</html>", "", "[]", '{"error": "down"}', '{"message": "no"}')
@@ -143,10 +143,10 @@ def test_a_slow_environment_holds_up_nobody_else(server):
     quick.reset(seed=0)
     thread = threading.Thread(target=lambda: slow.step("sleep 0.4"))
     thread.start()
-    begun = time.monotonic()
+    start = time.monotonic()
     for _ in range(5):
         quick.step("a")
-    assert thread.is_alive(), f"five quick steps took {time.monotonic() - begun:.2f} s"
+    assert thread.is_alive(), f"five quick steps took {time.monotonic() - start:.2f} s"
     thread.join()
     slow.close()
     quick.close()
@@ -189,11 +189,11 @@ def test_a_server_with_too_much_hanging_is_unready(server):
 
 def test_a_flood_of_sessions_finds_the_limit():
     with Running(FAULTY, max_sessions=8) as server:
-        refused, made = [], []
+        refused, opened = [], []
 
         def open_one():
             try:
-                made.append(envs.make(FAULTY, url=server.url, patience=0, slow=0.1))
+                opened.append(envs.make(FAULTY, url=server.url, patience=0, slow=0.1))
             except ServerFull as error:
                 refused.append(error)
 
@@ -202,11 +202,11 @@ def test_a_flood_of_sessions_finds_the_limit():
             thread.start()
         for thread in threads:
             thread.join()
-        assert (len(made), len(refused)) == (8, 32)
+        assert (len(opened), len(refused)) == (8, 32)
         assert server.sessions.count == 8
         status, answer = server.ask("POST", "/v1/sessions", {"env": FAULTY})
         assert (status, answer["error"]["code"]) == (503, "full")
-        made[0].close()
+        opened[0].close()
         envs.make(FAULTY, url=server.url).close()
     wait_until(lambda: not FaultyEnv.open_now)
 
@@ -444,16 +444,6 @@ def test_listening_elsewhere_needs_a_token_or_a_word():
     assert not command.problem(config, None)
     for host in ("127.0.0.1", "::1", "[::1]", "localhost", "127.8.8.8"):
         assert not command.problem(command.Config(env=[FAULTY], host=host), None)
-
-
-def test_environments_are_named_one_by_one_or_as_a_list():
-    assert command._gathered(["--env", "a", "--port", "1", "--env=b"]) == [
-        "--port",
-        "1",
-        "--env=[a,b]",
-    ]
-    assert command._gathered(["--env", "[a, 'b']"]) == ["--env=[a,b]"]
-    assert command._gathered(["--help"]) == ["--help"]
 
 
 def test_missing_data_end_the_command_before_anybody_comes(tmp_path):

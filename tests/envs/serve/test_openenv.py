@@ -9,7 +9,7 @@ import types
 import pytest
 
 from stepagent import envs
-from stepagent.envs.serve.openenv import SCHEMA
+from stepagent.envs.serve.openenv_http import SCHEMA
 from tests.envs.serve.faulty import ID as FAULTY
 from tests.envs.serve.faulty import FaultyEnv
 from tests.envs.serve.servers import Running, wait_until
@@ -26,7 +26,7 @@ def client():
     and some fifty packages more. Its client needs none of them: where they are not installed, the
     package's `__init__` is left out and the client's modules are imported as they are.
     """
-    pytest.importorskip("openenv", reason="pip install --no-deps openenv-core")
+    pytest.importorskip("openenv", reason="pip install --no-deps openenv")
     if importlib.util.find_spec("fastmcp") is None:
         package = types.ModuleType("openenv.core")
         (home,) = importlib.import_module("openenv").__path__
@@ -105,6 +105,7 @@ def test_a_client_that_vanishes_leaves_nothing(server, client):
     vanishing.reset()
     vanishing._loop.call_soon_threadsafe(vanishing.async_client._ws.transport.abort)
     wait_until(lambda: not FaultyEnv.open_now and server.sessions.count == 0)
+    assert not FaultyEnv.open_now
     vanishing._stop_loop()
 
 
@@ -153,7 +154,86 @@ def test_broken_messages_are_refused_and_the_talk_goes_on(server):
     wait_until(lambda: server.sessions.count == 0)  # a real end is seen as before
 
 
-def test_the_rest_of_openenv(server):
-    assert server.ask("GET", "/health") == (200, {"status": "healthy"})
-    assert server.ask("GET", "/schema") == (200, SCHEMA)
-    assert server.ask("GET", "/metadata")[1]["name"] == "tests/Guess-v0"
+def test_a_task_is_chosen_by_split_and_index(server, client):
+    tasks = envs.make(ALFWORLD, split="dev").tasks
+    with client(base_url=f"{server.url}/{ALFWORLD}").sync() as there:
+        observation = there.reset(split="dev", index=1).observation
+        assert (observation["split"], observation["task_id"]) == ("dev", tasks[1])
+        with pytest.raises(RuntimeError, match=rf"has {len(tasks)} tasks.*EXECUTION_ERROR"):
+            there.reset(split="dev", index=len(tasks))
+        for wrong in ({"index": "1"}, {"env_args": []}, {"seed": "x"}):
+            with pytest.raises(RuntimeError, match="VALIDATION_ERROR"):
+                there.reset(**wrong)
+        assert there.reset(split="test", index=0).observation["split"] == "test"
+
+
+@pytest.mark.parametrize(("prefix", "env_id"), [("", GUESS), (f"/{ALFWORLD}", ALFWORLD)])
+def test_every_environment_describes_itself(server, prefix, env_id):
+    prompt = envs.make(env_id).prompt
+    assert server.ask("GET", f"{prefix}/health") == (200, {"status": "healthy"})
+    status, schema = server.ask("GET", f"{prefix}/schema")
+    assert status == 200
+    assert schema["action"].pop("description") == prompt.instruction
+    assert schema == SCHEMA
+    assert server.ask("GET", f"{prefix}/metadata")[1]["name"] == env_id.rpartition(":")[2]
+    assert server.ask("GET", f"{prefix}/openapi.json")[1]["info"]["version"]
+
+
+def test_the_task_api_lists_our_splits(server):
+    assert ALFWORLD in server.ask("GET", "/list_environments")[1]
+    assert server.ask("GET", f"/{ALFWORLD}/splits")[1] == [
+        {"name": "train", "type": "train"},
+        {"name": "dev", "type": "validation"},
+        {"name": "test", "type": "test"},
+    ]
+    tasks = envs.make(ALFWORLD, split="test").tasks
+    listed = [{"id": id, "index": index, "split": "test"} for index, id in enumerate(tasks)]
+
+    def ask(route, **body):
+        return server.ask("POST", f"/{ALFWORLD}/{route}", {"split": "test", **body})[1]
+
+    assert ask("num_tasks") == {"num_tasks": len(tasks)}
+    assert ask("tasks") == {"tasks": listed, "env_name": ALFWORLD}
+    assert ask("task", index=2) == {"task": listed[2]}
+    assert ask("task_range", start=1, stop=3) == {"tasks": listed[1:3]}
+    assert ask("task_range") == {"tasks": listed}
+    wait_until(lambda: server.sessions.count == 0)
+
+
+def test_the_task_api_refuses_what_there_is_not(server):
+    for route, body, status, message in (
+        ("task", {"split": "test", "index": -1}, 400, "index"),
+        ("task", {"split": "test"}, 400, "index"),
+        ("task", {"split": "test", "index": "1"}, 422, "whole number"),
+        ("tasks", {"split": "validation"}, 422, "train, dev, test"),
+        ("tasks", [], 422, "split"),
+        ("tasks", "{", 400, "JSON"),
+    ):
+        answered, answer = server.ask("POST", f"/{ALFWORLD}/{route}", body)
+        assert answered == status
+        assert message in answer["error"]["message"]
+    for method, route in (("GET", "schema"), ("GET", "health"), ("GET", "splits")):
+        assert server.ask(method, f"/stepagent/Chess-v0/{route}")[0] == 404
+
+
+def test_splits_that_clients_may_not_choose_are_not_listed():
+    fixed = {GUESS: {"split": "dev"}}
+    for options, names in (({"env_args": fixed}, ["dev"]), ({"client_args": []}, ["train"])):
+        with Running(GUESS, **options) as server:
+            assert [split["name"] for split in server.ask("GET", "/splits")[1]] == names
+            assert server.ask("POST", "/num_tasks", {"split": names[0]})[0] == 200
+            assert server.ask("POST", "/num_tasks", {"split": "test"})[0] == 422
+
+
+def test_mcp_lists_no_tools_and_says_where_to_play(server):
+    def call(body):
+        status, answer = server.ask("POST", "/mcp", body)
+        assert (status, answer["jsonrpc"]) == (200, "2.0")
+        return answer
+
+    assert call({"jsonrpc": "2.0", "id": 3, "method": "tools/list"})["result"] == {"tools": []}
+    unknown = call({"jsonrpc": "2.0", "id": 4, "method": "tools/call", "params": {"name": "x"}})
+    assert (unknown["id"], unknown["error"]["code"]) == (4, -32601)
+    assert "/ws" in unknown["error"]["message"]
+    assert call({})["error"]["code"] == -32600
+    assert call("{")["error"]["code"] == -32700

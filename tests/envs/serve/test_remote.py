@@ -1,21 +1,23 @@
 """An environment on a server is the environment: same texts, rewards, infos, results, contract."""
 
+import copy
 import json
 import os
+import pickle
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
+import stepagent
 from stepagent import envs
 from stepagent.envs import check
-from stepagent.envs.remote import RemoteEnv, ServerFull, ServerGone, id_of
-from stepagent.envs.remote_vector import RemoteVectorEnv
+from stepagent.envs.remote import RemoteEnv, RemoteError, RemoteVectorEnv, ServerFull, ServerGone
 from stepagent.eval import run as eval_run
 from tests.envs.guess import GuessEnv
 from tests.envs.serve.faulty import ID as FAULTY
 from tests.envs.serve.servers import Running
-from tests.eval.toy_world import ID as TOY
+from tests.toy_env import ID as TOY
 
 GUESS = "tests.envs.guess:tests/Guess-v0"
 
@@ -74,10 +76,38 @@ def test_arguments_are_part_of_the_environment_and_where_it_runs_is_not(server):
     there.close()
 
 
-def test_a_class_is_known_by_its_one_id():
-    assert id_of(GuessEnv) == "tests/Guess-v0"
-    with pytest.raises(ValueError, match="no id"):
-        id_of(type("Another", (GuessEnv,), {}))
+def test_the_server_knows_an_environment_by_the_id_it_was_registered_under(server):
+    stepagent.register("tests/GuessAgain-v0", GuessEnv)  # the same class, which this server lacks
+    try:
+        with pytest.raises(RemoteError, match=r"no environment 'tests/GuessAgain-v0' here"):
+            gym.make("tests/GuessAgain-v0", url=server.url)
+    finally:
+        del gym.registry["tests/GuessAgain-v0"]
+
+
+def test_a_copied_or_pickled_spec_makes_the_environment_here_and_there(server):
+    original = gym.spec("tests/Guess-v0")
+    for spec in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        assert spec == original
+        here, there = gym.make(spec), gym.make(spec, url=server.url)
+        assert isinstance(there.unwrapped, RemoteEnv)
+        assert there.reset(seed=2) == here.reset(seed=2)
+        again = gym.make(there.spec)  # as made: on the server
+        assert again.reset(seed=2) == here.reset(seed=2)
+        for env in (there, again):
+            env.close()
+
+
+def test_only_stepagents_own_register_gives_an_environment_a_url(server):
+    gym.register("tests/Plain-v0", entry_point=GuessEnv, disable_env_checker=True)
+    try:
+        assert envs.make("tests/Plain-v0").reset(seed=0)
+        with pytest.raises(TypeError, match=r"takes split, .*register it by stepagent"):
+            envs.make("tests/Plain-v0", url=server.url)
+    finally:
+        del gym.registry["tests/Plain-v0"]
+    with pytest.raises(TypeError, match="'url'"):
+        GuessEnv(url=server.url)
 
 
 @pytest.mark.parametrize("env_id", [GUESS, *envs.ENTRY_POINTS])
@@ -89,12 +119,12 @@ def test_the_contract_holds_through_a_server(server, env_id):
 
 def results(out, env_id, limit, env_args):
     """What `eval.run` writes, but for the seconds: lines in the order of tasks, and the summary."""
-    given = ["--env", env_id, "--env-args", json.dumps(env_args), "--limit", str(limit)]
-    assert eval_run.main([*given, "--agent", "random", "--workers", "3", "--out", str(out)]) == 0
+    options = ["--env", env_id, "--env-args", json.dumps(env_args), "--limit", str(limit)]
+    assert eval_run.main([*options, "--agent", "random", "--workers", "3", "--out", str(out)]) == 0
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     summary = json.loads((out / "summary.json").read_text())
-    for kept in (*lines, summary):
-        kept.pop("seconds")
+    for result in (*lines, summary):
+        result.pop("seconds")
     return sorted(lines, key=lambda line: line["task_id"]), summary
 
 
@@ -158,12 +188,12 @@ def test_gymnasiums_own_vectors_take_a_url(server, mode):
 def test_the_next_server_with_a_place_is_taken(second):
     with Running(GUESS, max_sessions=1) as small:
         both = [small.url, second.url]
-        made = [envs.make(GUESS, url=both, patience=0) for _ in range(4)]
-        at = [env.server.url for env in made]
+        opened = [envs.make(GUESS, url=both, patience=0) for _ in range(4)]
+        at = [env.server.url for env in opened]
         assert at.count(small.url) == 1
         with pytest.raises(ServerFull, match=r"all 1 sessions are taken \(--max-sessions\)"):
             envs.make(GUESS, url=small.url, patience=0)
-        for env in made:
+        for env in opened:
             env.close()
         assert envs.make(GUESS, url=small.url, patience=2).reset(seed=0)
 
@@ -172,7 +202,7 @@ def test_wrong_urls_are_named():
     for url in ("localhost:8000", "ftp://x", "", 7):
         with pytest.raises(ValueError, match="http://"):
             envs.make(GUESS, url=[url])
-    with pytest.raises(ServerGone, match=r"python -m envs\.serve"):
+    with pytest.raises(ServerGone, match="stepagent serve"):
         envs.make(GUESS, url="http://127.0.0.1:9", patience=0)
 
 

@@ -6,24 +6,26 @@ import sys
 import pytest
 
 from stepagent import envs
+from stepagent.envs import json_stream
+from stepagent.envs.core import checksum
 from stepagent.envs.webshop import catalogue, data, engine, generate, sources
-from tests.envs.webshop.conftest import goal, product, raw_item, write_shop
+from tests.envs.webshop.shops import goal, product, raw_item, write_shop
 
 ID = "stepagent/WebShop-v0"
 
 
 def test_upstreams_records_are_read_as_upstream_reads_them(tmp_path):
     write_shop(tmp_path, [raw_item(i) for i in range(4)])
-    found = sources.from_files(tmp_path)
-    mug = found.product(found.number_of("B000000002"))
+    shop = sources.from_files(tmp_path)
+    mug = shop.product(shop.number_of("B000000002"))
     assert mug.options == {"color": ("sea | green", "red")}
     assert mug.price_tag == "$12.5"
     assert mug.query == "mugs"
     assert mug.index_text() == ("plain mug number 2 a mug. dishwasher safe color: sea | green, red")
-    assert found.skipped == {}
-    assert len(found.goals("synthetic")) == 8
+    assert shop.skipped == {}
+    assert len(shop.goals("synthetic")) == 8
     with pytest.raises(KeyError):
-        found.number_of("B000000009")
+        shop.number_of("B000000009")
 
 
 def test_unusable_products_are_counted_and_left_out(tmp_path):
@@ -49,9 +51,9 @@ def test_unusable_products_are_counted_and_left_out(tmp_path):
         ],
         "B0GONE0000": [{}, {}],
     }
-    found = sources.from_files(write_shop(tmp_path, items, wishes=wishes))
-    assert len(found) == 4
-    assert found.skipped == {
+    shop = sources.from_files(write_shop(tmp_path, items, wishes=wishes))
+    assert len(shop) == 4
+    assert shop.skipped == {
         "products without a title": 1,
         "products without an id of at most 10 characters": 2,
         "products that are no JSON object": 1,
@@ -59,10 +61,10 @@ def test_unusable_products_are_counted_and_left_out(tmp_path):
         "human instructions that lack a field": 1,
         "human instructions whose product is not in the catalogue": 2,
     }
-    bare = found.product(found.number_of("B000000005"))
+    bare = shop.product(shop.number_of("B000000005"))
     assert (bare.pricing, bare.price_tag, bare.options) == ((100.0,), "$100.0", {})
-    assert found.product(found.number_of("B000000006")).price_tag == "$7.0 to $9.5"
-    assert found.product(found.number_of("B000000007")).pricing == (100.0,)
+    assert shop.product(shop.number_of("B000000006")).price_tag == "$7.0 to $9.5"
+    assert shop.product(shop.number_of("B000000007")).pricing == (100.0,)
 
 
 def test_fields_of_another_type_are_counted_and_left_out(tmp_path):
@@ -79,10 +81,10 @@ def test_fields_of_another_type_are_counted_and_left_out(tmp_path):
     folder = write_shop(tmp_path, items)
     ins = folder / "items_ins_v2.json"
     ins.write_text(json.dumps({**json.loads(ins.read_text()), "B000000005": _WRONG}))
-    found = sources.from_files(folder)
-    assert [product.asin for product in found] == ["B000000006"]
-    assert found.skipped["products with a field of another type"] == 5
-    assert found.skipped["products whose id cannot be written"] == 2
+    shop = sources.from_files(folder)
+    assert [product.asin for product in shop] == ["B000000006"]
+    assert shop.skipped["products with a field of another type"] == 5
+    assert shop.skipped["products whose id cannot be written"] == 2
 
 
 _WRONG = {"instruction": "a mug", "instruction_attributes": 5}
@@ -116,11 +118,11 @@ def test_missing_and_damaged_files_are_named(tmp_path):
         sources.from_files(folder)
     write_shop(folder, [raw_item(i) for i in range(5)])
     main = folder / "items_shuffle.json"
-    whole = main.read_text()
-    main.write_text(whole[: len(whole) // 2])
+    text = main.read_text()
+    main.write_text(text[: len(text) // 2])
     with pytest.raises(ValueError, match=r"items_shuffle\.json: cut or damaged"):
         sources.from_files(folder)
-    main.write_text(whole[:-1])
+    main.write_text(text[:-1])
     with pytest.raises(ValueError, match="cut at its end"):
         sources.from_files(folder)
     main.write_text("no json")
@@ -135,7 +137,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 
 
 def test_streamed_json_is_json(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_CHUNK", 7)
+    monkeypatch.setattr(json_stream, "_CHUNK", 7)
     for value in ([], [1, "a,]}", {"b": [None, 2.5]}], {"x": {"y": "]"}, "é": [[]]}, {}):
         file = tmp_path / "some.json"
         file.write_text(json.dumps(value, indent=3))
@@ -158,10 +160,10 @@ def test_goals_without_a_kind_say_what_there_is(tmp_path):
 def test_an_index_of_another_catalogue_is_refused(tmp_path):
     folder = write_shop(tmp_path, [raw_item(i) for i in range(4)])
     engine.Shop(sources.from_files(folder), 0)
-    made = sources.from_files(folder)
-    made._ids = made._ids[:3]
+    shop = sources.from_files(folder)
+    shop._ids = shop._ids[:3]
     with pytest.raises(ValueError, match="index of another catalogue"):
-        engine.Shop(made, 0)
+        engine.Shop(shop, 0)
 
 
 def test_a_damaged_cached_catalogue_is_made_again(tmp_path):
@@ -244,6 +246,7 @@ def test_the_bundled_splits_share_no_product():
 
 GOALS = """
 from stepagent import envs
+from stepagent.envs import json_stream
 for kind in ("human", "synthetic"):
     env = envs.make("stepagent/WebShop-v0", split="test", goals=kind)
     for task in env.tasks[:40]:
@@ -264,6 +267,12 @@ def test_the_same_shop_in_every_process():
 
 
 def test_a_product_survives_its_file():
-    found = catalogue.make("one-way", [product(reviews=({"title": "Good"},))])
-    assert found.product(0) == product(reviews=({"title": "Good"},))
-    assert found.id_of(0) == "B0TEST0001"
+    shop = catalogue.make("one-way", [product(reviews=({"title": "Good"},))])
+    assert shop.product(0) == product(reviews=({"title": "Good"},))
+    assert shop.id_of(0) == "B0TEST0001"
+
+
+def test_the_bundled_products_are_those_that_their_checksum_stands_for():
+    """Where this fails on purpose: record the products' new checksum, and renew CHECKSUM."""
+    products = checksum(*(repr(product) for product in generate.products()))
+    assert (products, generate.CHECKSUM) == ("eb30e7d0fb1552b6", "b1673d8640b6e6e2")

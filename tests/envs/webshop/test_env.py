@@ -13,7 +13,7 @@ from stepagent import envs
 from stepagent.envs import check
 from stepagent.envs.webshop import engine, pages, reward
 from stepagent.envs.webshop.data import Goal
-from tests.envs.webshop.conftest import goal, product, raw_item, write_shop
+from tests.envs.webshop.shops import goal, product, raw_item, write_shop
 
 ID = "stepagent/WebShop-v0"
 
@@ -40,15 +40,15 @@ def test_actions_are_read_as_upstreams_pattern_reads_them():
     upstream, rng = re.compile(r"(.+)\[(.+)\]"), random.Random(0)
     for _ in range(20_000):
         text = "".join(rng.choices("[]a \n\r\u2028", (3, 3, 2, 1, 1, 1, 1), k=rng.randint(0, 9)))
-        found = upstream.match(text)
-        assert engine.read_action(text) == (found.groups() if found else ("", "")), repr(text)
+        match = upstream.match(text)
+        assert engine.read_action(text) == (match.groups() if match else ("", "")), repr(text)
 
 
 @pytest.mark.parametrize("unit", ["[", "]", "a[", "[a]", "]["])
 def test_actions_are_read_in_linear_time(visit, unit):
-    begun = time.process_time()
+    start = time.process_time()
     assert not visit.act("x" + unit * (65_000 // len(unit)))
-    assert time.process_time() - begun < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_what_is_forgotten(visit):
@@ -195,8 +195,8 @@ def test_search_and_options_tell_shoppers_apart():
     earned = {"kind only": 0.0, "no options": 0.0}
     tasks = env.tasks[:60]
     for task in tasks:
-        wanted = env.goal(task)
-        for name, words in (("kind only", wanted.query), ("no options", wanted.instruction)):
+        target = env.goal(task)
+        for name, words in (("kind only", target.query), ("no options", target.instruction)):
             env.reset(seed=0, options={"task_id": task})
             env.step(f"search[{words}]")
             env.step(f"click[{env.visit._shown[0].asin}]")
@@ -206,11 +206,11 @@ def test_search_and_options_tell_shoppers_apart():
     assert earned["kind only"] < earned["no options"] - 0.1
 
 
-def _met_by_target(env, wanted):
+def _met_by_target(env, target):
     """Whether the goal's own product can meet every wished option at all (see reward.py)."""
-    own = env.shop.product(wanted.asin)
+    own = env.shop.product(target.asin)
     values = [value for values in own.options.values() for value in values]
-    return reward.options_met(wanted.option_texts(), values) == len(wanted.options)
+    return reward.options_met(target.option_texts(), values) == len(target.options)
 
 
 @pytest.mark.real_data
@@ -224,8 +224,8 @@ def test_the_expert_on_the_real_products(real):
             *_, info = env.step(action)
         scores.append(info["score"])
         if info["score"] < 1:
-            wanted = env.goal(task)
-            assert not _met_by_target(env, wanted), (task, wanted)
+            target = env.goal(task)
+            assert not _met_by_target(env, target), (task, target)
     assert sum(scores) / len(scores) >= 0.95
 
 
@@ -270,10 +270,10 @@ def test_vector_environments(mode):
     vector.close()
 
 
-def _walk(made, steps, seed):
+def _walk(environments, steps, seed):
     rng = random.Random(seed)
-    for _ in range(steps // len(made)):
-        for env in made:
+    for _ in range(steps // len(environments)):
+        for env in environments:
             action = rng.choice(env.admissible_actions())
             if any(env.step(action)[2:4]):
                 env.reset()
@@ -281,13 +281,13 @@ def _walk(made, steps, seed):
 
 @pytest.mark.slow
 def test_memory_stays_flat_over_ten_thousand_steps():
-    made = [envs.make(ID) for _ in range(64)]
-    for seed, env in enumerate(made):
+    environments = [envs.make(ID) for _ in range(64)]
+    for seed, env in enumerate(environments):
         env.reset(seed=seed)
-    _walk(made, 3000, 0)  # fills the caches
+    _walk(environments, 3000, 0)  # fills the caches
     gc.collect()
     before = psutil.Process().memory_info().rss
-    _walk(made, 10_000, 1)
+    _walk(environments, 10_000, 1)
     gc.collect()
     assert psutil.Process().memory_info().rss - before < 30e6
 
@@ -300,5 +300,8 @@ def test_ten_thousand_hostile_actions():
     for action in check.hostile_actions(10_000, seed=1):
         if rng.random() < 0.5:
             action = f"{rng.choice(('search', 'click'))}[{action}]"
-        if any(env.step(action)[2:4]):
+        observation, _, done, truncated, info = env.step(action)
+        assert observation in env.observation_space
+        assert 0 <= info["score"] <= 1
+        if done or truncated:
             env.reset()

@@ -6,7 +6,7 @@ import pytest
 from stepagent.envs.webshop import engine, nouns
 from stepagent.envs.webshop.data import Goal
 from stepagent.envs.webshop.reward import attributes_met, colour_of, options_met, reward, similar
-from tests.envs.webshop.conftest import goal, product
+from tests.envs.webshop.shops import goal, product
 
 
 def split_nouns(title):
@@ -19,7 +19,7 @@ FAR = {"query": "mugs", "product_category": "Home › Kitchen"}
 
 
 @pytest.mark.parametrize(
-    ("bought", "wanted", "price", "chosen", "expected"),
+    ("bought", "goal_changes", "price", "chosen", "expected"),
     [
         # everything met: (2 + 2 + 1) / (2 + 2 + 1)
         ({}, {}, 20.0, CHOSEN, 1.0),
@@ -54,18 +54,18 @@ FAR = {"query": "mugs", "product_category": "Home › Kitchen"}
         (FAR, {"name": ""}, 20.0, CHOSEN, 0.5),
     ],
 )
-def test_worked_cases(bought, wanted, price, chosen, expected):
-    found = reward(product(**bought), goal(**wanted), price, chosen, split_nouns)
-    assert found.reward == pytest.approx(expected, abs=1e-12)
+def test_worked_cases(bought, goal_changes, price, chosen, expected):
+    purchase = reward(product(**bought), goal(**goal_changes), price, chosen, split_nouns)
+    assert purchase.reward == pytest.approx(expected, abs=1e-12)
 
 
 def test_parts_and_their_weights():
-    found = reward(product(), goal(), 40.0, {"size": "large"}, split_nouns)
-    assert found.r_att == 1.0
-    assert found.r_option == 0.5
-    assert not found.r_price
-    assert (found.w_att, found.w_option, found.w_price) == (0.4, 0.4, 0.2)
-    assert found.title_score == 1.0
+    purchase = reward(product(), goal(), 40.0, {"size": "large"}, split_nouns)
+    assert purchase.r_att == 1.0
+    assert purchase.r_option == 0.5
+    assert not purchase.r_price
+    assert (purchase.w_att, purchase.w_option, purchase.w_price) == (0.4, 0.4, 0.2)
+    assert purchase.title_score == 1.0
     bare = reward(product(), goal(options=()), 20.0, {}, split_nouns)
     assert bare.r_option is None
     assert "r_option" not in bare.metrics()
@@ -111,9 +111,9 @@ def test_recorded_purchases(real):
         cases = [json.loads(line) for line in file]
     for case in cases:
         goal = Goal.from_record(case["goal"])
-        found = reward(shop.product(case["asin"]), goal, case["price"], case["options"])
-        assert found.reward == pytest.approx(case["reward"], abs=1e-9)
-        metrics = found.metrics()
+        purchase = reward(shop.product(case["asin"]), goal, case["price"], case["options"])
+        assert purchase.reward == pytest.approx(case["reward"], abs=1e-9)
+        metrics = purchase.metrics()
         for name, value in case["info"].items():
             assert metrics[name] == pytest.approx(value, abs=1e-9), name
 
@@ -131,9 +131,9 @@ def test_how_often_the_stand_in_disagrees(real):
     titles = [product.title for product in shop.catalogue][::5]
     shared = missed = added = 0
     for title in titles:
-        theirs, ours = set(nouns.nouns(title)), set(nouns.stand_in(title))
-        shared += len(theirs & ours)
-        missed += len(theirs - ours)
-        added += len(ours - theirs)
+        spacys, stand_ins = set(nouns.nouns(title)), set(nouns.stand_in(title))
+        shared += len(spacys & stand_ins)
+        missed += len(spacys - stand_ins)
+        added += len(stand_ins - spacys)
     assert shared / (shared + missed) > 0.93
     assert shared / (shared + added) > 0.88

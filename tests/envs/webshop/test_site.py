@@ -13,12 +13,12 @@ from stepagent.envs.webshop import site as sites
 
 @pytest.fixture
 def site(tmp_path):
-    made = sites.Site(sites.Config(port=0, split="test", out=tmp_path / "people.jsonl"))
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    server = sites.Site(sites.Config(port=0, split="test", out=tmp_path / "people.jsonl"))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    yield server
+    server.shutdown()
+    server.server_close()
     thread.join(10)
 
 
@@ -39,11 +39,11 @@ def test_a_visit_by_hand_is_recorded(site):
         answer = requests.post(answer.url, data=form, timeout=30)
     assert "Score <b id=score>1.00</b>" in answer.text
     assert requests.post(answer.url, data={"action": "click[buy now]"}, timeout=30).ok
-    (found,) = trajectory.read(site.config.out)
-    assert found.agent == "human"
-    assert found.reward == 1.0
-    assert found.steps[0].thought
-    assert found.steps[-1].action == "click[buy now]"
+    (recorded,) = trajectory.read(site.config.out)
+    assert recorded.agent == "human"
+    assert recorded.reward == 1.0
+    assert recorded.steps[0].thought
+    assert recorded.steps[-1].action == "click[buy now]"
 
 
 def test_bad_requests(site):

@@ -40,7 +40,7 @@ def corpus(request, cache):
 
 
 @pytest.mark.parametrize(
-    ("asked", "title"),
+    ("query", "title"),
     [
         ("Scott Derrickson", "Scott Derrickson"),
         ("scott  derrickson", "Scott Derrickson"),
@@ -57,14 +57,14 @@ def corpus(request, cache):
         ("list of [x] things", "List of [x] things"),
     ],
 )
-def test_titles_are_found(corpus, asked, title):
-    found = corpus.find(asked)
-    assert isinstance(found, Page), found
-    assert found.title == title
+def test_titles_are_found(corpus, query, title):
+    result = corpus.find(query)
+    assert isinstance(result, Page), result
+    assert result.title == title
 
 
 @pytest.mark.parametrize(
-    ("asked", "first"),
+    ("query", "first"),
     [
         ("Mercury", {"Mercury (planet)", "Mercury (element)"}),  # two pages: the agent must choose
         ("Edward III", {"Edward II"}),  # a number is no slip of the pen
@@ -73,23 +73,23 @@ def test_titles_are_found(corpus, asked, title):
         ("king of England", {"Edward II"}),
     ],
 )
-def test_others_are_similar(corpus, asked, first):
-    found = corpus.find(asked)
-    assert isinstance(found, list)
-    assert found[0] in first
-    assert len(found) <= 5
-    assert all(corpus.has(title) for title in found)
+def test_others_are_similar(corpus, query, first):
+    similar = corpus.find(query)
+    assert isinstance(similar, list)
+    assert similar[0] in first
+    assert len(similar) <= 5
+    assert all(corpus.has(title) for title in similar)
 
 
-@pytest.mark.parametrize("asked", ["", " ", "zzz qqq", "\ud800", "\x00", "?" * 50, "🜁" * 90])
-def test_nothing_is_similar_to_nothing(corpus, asked):
-    assert corpus.find(asked) == []
+@pytest.mark.parametrize("query", ["", " ", "zzz qqq", "\ud800", "\x00", "?" * 50, "🜁" * 90])
+def test_nothing_is_similar_to_nothing(corpus, query):
+    assert corpus.find(query) == []
 
 
 def test_pages_keep_their_text(corpus):
-    found = {p.title: p for p in corpus}
-    assert len(found) == len(PAGES)
-    assert found["Scott Derrickson"].sentences == [
+    by_title = {p.title: p for p in corpus}
+    assert len(by_title) == len(PAGES)
+    assert by_title["Scott Derrickson"].sentences == [
         "Scott Derrickson (born 1966) is a director.",
         "He lives in L.A. now.",
     ]
@@ -186,4 +186,5 @@ def test_processes_build_and_share_one_corpus(cache):
     assert len({r.stdout for r in results}) == 1
     assert results[0].stdout.startswith("Text number 77 of many words. ['Title 123'")
     assert not list((cache / "wikipedia").glob("corpus-[!t]*"))
-    assert len(list((cache / "wikipedia").glob("corpus-together-*"))) == 1
+    together = (cache / "wikipedia").glob("corpus-together-*")
+    assert len([path for path in together if path.is_dir()]) == 1

@@ -7,7 +7,7 @@ import pytest
 from stepagent.envs.core import SPLITS
 from stepagent.envs.wikipedia import data
 from stepagent.envs.wikipedia.sources import SourceError
-from tests.envs.wikipedia.conftest import hotpot, musique, write_array, write_lines
+from tests.envs.wikipedia.records import hotpot, musique, write_array, write_lines
 
 
 def load(dataset, source, sizes=data.SIZES, seed=0):
@@ -22,9 +22,9 @@ def test_the_papers_way_with_official_files(tmp_path):
     write_array(tmp_path / "hotpot_train_v1.1.json", [hotpot(i) for i in range(300)])
     write_array(tmp_path / "hotpot_dev_distractor_v1.json", [hotpot(i) for i in range(280, 400)])
     write_array(tmp_path / "hotpot_test_fullwiki_v1.json", [{"_id": "t", "question": "?"}])
-    found = load("hotpotqa", tmp_path, (100, 30, 20))
-    assert {split: len(qs) for split, qs in found.items()} == {"train": 100, "dev": 30, "test": 20}
-    train, dev, test = (set(ids(found[split])) for split in SPLITS)
+    splits = load("hotpotqa", tmp_path, (100, 30, 20))
+    assert {split: len(qs) for split, qs in splits.items()} == {"train": 100, "dev": 30, "test": 20}
+    train, dev, test = (set(ids(splits[split])) for split in SPLITS)
     assert not train & dev
     assert not train & test
     assert not dev & test
@@ -60,9 +60,9 @@ def test_musique_decomposition_and_aliases(tmp_path):
     records = [musique(i) for i in range(8)]
     records.append(musique(90, answerable=False))
     path = write_lines(tmp_path / "musique_full.jsonl", records)
-    found = load("musique", path)
-    assert sum(map(len, found.values())) == 8
-    question = found["train"][0]
+    splits = load("musique", path)
+    assert sum(map(len, splits.values())) == 8
+    question = splits["train"][0]
     number = question.id.split("_")[2]
     one, two = question.hops
     assert (one.title, one.answer) == (f"Thing {number}", f"Maker {number}")
@@ -90,17 +90,17 @@ def test_2wiki_aliases_come_from_the_file_beside(tmp_path):
     questions = {q.id: q for q in data.load("2wikimultihopqa", "train", tmp_path)}
     question = questions["id0001"]
     assert question.answers == ("France", "French Republic", "French")
-    asked = "What is the place of birth of Writer 1?"
-    assert question.hops[-1].question == asked
+    text = "What is the place of birth of Writer 1?"
+    assert question.hops[-1].question == text
     assert questions["id0002"].answers == ("Paris",)
 
 
 def test_questions_without_paragraphs_can_be_read(tmp_path):
     simple = [{"question": f"Q{i}?", "answer": "x", "type": "bridge"} for i in range(9)]
     path = write_array(tmp_path / "simplified.json", simple)
-    found = load("hotpotqa", path)
-    assert sum(map(len, found.values())) == 9
-    assert found["train"][0].hops == ()
+    splits = load("hotpotqa", path)
+    assert sum(map(len, splits.values())) == 9
+    assert splits["train"][0].hops == ()
     with pytest.raises(SourceError, match=r"hotpot_train_v1\.1\.json and hotpot_dev_distractor"):
         data.load("hotpotqa", "train", tmp_path)  # in a folder, such files are not looked for
 
@@ -145,10 +145,10 @@ def test_bad_files_are_named(tmp_path):
 @pytest.mark.real_data
 def test_the_real_files(real):
     for dataset, count in (("hotpotqa", 300), ("2wikimultihopqa", 500), ("musique", 200)):
-        found = load(dataset, real / dataset)
-        names = [name for split in SPLITS for name in ids(found[split])]
+        splits = load(dataset, real / dataset)
+        names = [name for split in SPLITS for name in ids(splits[split])]
         assert len(set(names)) == len(names) == count
-        for question in found["test"]:
+        for question in splits["test"]:
             assert question.answers[0]
             assert 2 <= len(question.hops) <= 4
             assert question.passages

@@ -14,7 +14,7 @@ from stepagent.envs.wikipedia.corpus import Page
 from stepagent.envs.wikipedia.env import read_action
 from stepagent.envs.wikipedia.sources import SourceError
 from stepagent.eval.benches.wikipedia import bm25_guess
-from tests.envs.wikipedia.conftest import hotpot, musique, write_array, write_lines
+from tests.envs.wikipedia.records import hotpot, musique, write_array, write_lines
 
 IDS = {
     "hotpotqa": "stepagent/HotpotQA-v0",
@@ -31,10 +31,10 @@ def env(tmp_path):
         name = record["context"][0][0]
         record["context"][0][1] += [f"{name} wrote {n} books in Paris." for n in range(6)]
     path = write_array(tmp_path / "q.json", records)
-    made = envs.make(IDS["hotpotqa"], split="test", data=str(path), lookup=True)
-    made.reset(seed=0)
-    yield made
-    made.close()
+    environment = envs.make(IDS["hotpotqa"], split="test", data=str(path), lookup=True)
+    environment.reset(seed=0)
+    yield environment
+    environment.close()
 
 
 @pytest.mark.parametrize("env_id", IDS.values())
@@ -54,9 +54,9 @@ def test_search_shows_five_sentences_or_similar_titles(env):
     assert observation.endswith("wrote 2 books in Paris.")
     assert (reward, done, info["valid"]) == (0.0, False, True)
     observation, *_, info = env.step("search[town of Paris]")
-    found = re.fullmatch(r"Could not find town of Paris\. Similar: (\[.*\])\.", observation)
-    assert found, observation
-    titles = found.group(1).strip("[]").split(", ")
+    match = re.fullmatch(r"Could not find town of Paris\. Similar: (\[.*\])\.", observation)
+    assert match, observation
+    titles = match.group(1).strip("[]").split(", ")
     assert 1 <= len(titles) <= 5
     assert "'Paris'" in titles
     assert info["valid"]
@@ -247,10 +247,10 @@ def test_the_distractor_corpus_is_the_questions_own(tmp_path):
     path = write_array(tmp_path / "q.json", [hotpot(i) for i in range(20)])
     pooled = envs.make(IDS["hotpotqa"], data=str(path))
     alone = envs.make(IDS["hotpotqa"], data=str(path), corpus="distractor")
-    for env, found in ((pooled, True), (alone, False)):
+    for env, has_page in ((pooled, True), (alone, False)):
         env.reset(options={"task_id": env.tasks[0]})
         other = env.questions[env.tasks[1]].hops[0].title
-        assert env.step(f"search[{other}]")[0].startswith("Could not find") != found
+        assert env.step(f"search[{other}]")[0].startswith("Could not find") != has_page
         title = env.question.hops[0].title
         assert isinstance(env.corpus.find(title), Page)
 
@@ -281,7 +281,7 @@ def test_wrong_arguments_say_what_is_there(tmp_path):
     with pytest.raises(ValueError, match="must start with http"):
         make(corpus="live:ftp://x")
     (tmp_path / "w.xml").write_text("<x/>")
-    with pytest.raises(ValueError, match=r"python -m envs\.wikipedia\.prepare"):
+    with pytest.raises(ValueError, match="stepagent wikipedia-corpus"):
         make(corpus=str(tmp_path / "w.xml"))
     for sentences in (-1, "five"):
         with pytest.raises(ValueError, match="sentences"):
@@ -358,7 +358,7 @@ def guess(env, tasks):
 
 
 @pytest.mark.parametrize("dataset", IDS)
-def test_the_oracle_on_the_bundled_world(dataset):
+def test_the_oracle_on_the_bundled_encyclopedia(dataset):
     env = envs.make(IDS[dataset], split="test")
     em, read = oracle(env, env.tasks[:150])
     assert em >= 0.98

@@ -14,7 +14,7 @@ import pytest
 from stepagent import envs
 from stepagent.envs.wikipedia.corpus import Page
 from stepagent.envs.wikipedia.live import LiveCorpus, LiveError, user_agent
-from tests.envs.wikipedia.conftest import hotpot, write_array
+from tests.envs.wikipedia.records import hotpot, write_array
 from tests.servers import Scripted, running
 
 PAGES = {
@@ -43,10 +43,10 @@ class Wiki(Scripted):
     def read(self, path: str, body: bytes) -> Any:
         return {name: values[0] for name, values in parse_qs(urlsplit(path).query).items()}
 
-    def answer(self, asked: dict[str, str]) -> bytes:
-        return json.dumps(self.found(asked)).encode()
+    def answer(self, query: dict[str, str]) -> bytes:
+        return json.dumps(self.reply(query)).encode()
 
-    def found(self, query: dict[str, str]) -> dict[str, Any]:
+    def reply(self, query: dict[str, str]) -> dict[str, Any]:
         if "srsearch" in query:
             words = set(query["srsearch"].lower().split())
             hits = [
@@ -59,24 +59,24 @@ class Wiki(Scripted):
                 "continue": {"sroffset": 5, "continue": "-||"},
                 "query": {"searchinfo": {"totalhits": len(hits)}, "search": hits[:5]},
             }
-        asked = query["titles"]
-        title = asked[:1].upper() + asked[1:].replace("_", " ")
-        found: dict[str, Any] = {}
-        if title != asked:
-            found["normalized"] = [{"fromencoded": False, "from": asked, "to": title}]
+        titles = query["titles"]
+        title = titles[:1].upper() + titles[1:].replace("_", " ")
+        reply: dict[str, Any] = {}
+        if title != titles:
+            reply["normalized"] = [{"fromencoded": False, "from": titles, "to": title}]
         if title in REDIRECTS:
-            found["redirects"] = [{"from": title, "to": REDIRECTS[title]}]
+            reply["redirects"] = [{"from": title, "to": REDIRECTS[title]}]
             title = REDIRECTS[title]
         if title not in PAGES:
-            found["pages"] = [{"ns": 0, "title": title, "missing": True}]
+            reply["pages"] = [{"ns": 0, "title": title, "missing": True}]
         else:
             page: dict[str, Any] = {"pageid": 7, "ns": 0, "title": title}
             page["extract"] = PAGES[title]
             if PAGES[title] is None:
                 page["extract"] = f"{title} may refer to:\nMercury (planet)"
                 page["pageprops"] = {"disambiguation": ""}
-            found["pages"] = [page]
-        return {"batchcomplete": True, "query": found}
+            reply["pages"] = [page]
+        return {"batchcomplete": True, "query": reply}
 
 
 @pytest.fixture
@@ -88,29 +88,29 @@ def wiki(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[Wiki]:
 
 
 def client(wiki: Wiki, **options: Any) -> LiveCorpus:
-    given = {"backoff": 0.01, "retries": 2, "timeout": 5.0, "rate": 1000.0, **options}
-    return LiveCorpus(wiki.url, **given)
+    settings = {"backoff": 0.01, "retries": 2, "timeout": 5.0, "rate": 1000.0, **options}
+    return LiveCorpus(wiki.url, **settings)
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "text",
     ["Ada Lovelace", "ada_Lovelace", "Countess of Lovelace", "ada lovelace", "Ada Lovelase"],
 )
-def test_pages_by_title_redirect_and_slip(wiki: Wiki, asked: str):
-    found = client(wiki).find(asked)
-    assert isinstance(found, Page)
-    assert found.title == "Ada Lovelace"
-    assert [len(paragraph) for paragraph in found.paragraphs] == [2, 1, 1]
-    assert "==" not in found.text
+def test_pages_by_title_redirect_and_slip(wiki: Wiki, text: str):
+    result = client(wiki).find(text)
+    assert isinstance(result, Page)
+    assert result.title == "Ada Lovelace"
+    assert [len(paragraph) for paragraph in result.paragraphs] == [2, 1, 1]
+    assert "==" not in result.text
 
 
-@pytest.mark.parametrize("asked", ["Mercury", "first program", "Ada|Mercury", "[Ada]", "Stub"])
-def test_others_are_similar(wiki: Wiki, asked: str):
-    found = client(wiki).find(asked)
-    assert isinstance(found, list)
-    assert set(found) <= set(PAGES)
-    if asked == "Mercury":
-        assert "Mercury (planet)" in found
+@pytest.mark.parametrize("text", ["Mercury", "first program", "Ada|Mercury", "[Ada]", "Stub"])
+def test_others_are_similar(wiki: Wiki, text: str):
+    similar = client(wiki).find(text)
+    assert isinstance(similar, list)
+    assert set(similar) <= set(PAGES)
+    if text == "Mercury":
+        assert "Mercury (planet)" in similar
     asked_for = [query.get("titles") for query in wiki.seen]
     assert not any("|" in (title or "") or "[" in (title or "") for title in asked_for)
 
@@ -138,8 +138,8 @@ def test_answers_are_kept(wiki: Wiki):
 
 def test_a_damaged_cache_file_is_asked_for_again(wiki: Wiki, tmp_path):
     client(wiki).find("AC/DC")
-    (kept,) = (tmp_path / "cache").rglob("*.json")
-    kept.write_text("{cut")
+    (file,) = (tmp_path / "cache").rglob("*.json")
+    file.write_text("{cut")
     assert client(wiki).find("AC/DC").title == "AC/DC"
     assert len(wiki.seen) == 2
 

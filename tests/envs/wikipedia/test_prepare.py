@@ -14,7 +14,7 @@ from stepagent.envs.wikipedia import prepare
 from stepagent.envs.wikipedia.sources import SourceError
 from stepagent.envs.wikipedia.store import StoredCorpus
 from stepagent.envs.wikipedia.wikitext import Redirect, dump, lead
-from tests.envs.wikipedia.conftest import write_lines
+from tests.envs.wikipedia.records import write_lines
 
 PAGE = """  <page>
     <title>{title}</title><ns>{ns}</ns><id>{id}</id>{redirect}
@@ -63,10 +63,10 @@ def test_markup_is_taken_away(tmp_path):
         element("Ada", "'''Ada''' may be:\n* x\n{{disambiguation}}"),
         element("Empty", "{{stub}}"),
     ]
-    found = list(dump(write_dump(tmp_path / "w.xml", elements)))
-    assert found[1:] == [None, Redirect("Countess", "Ada Lovelace"), None, None]
-    assert found[0].title == "Ada Lovelace"
-    assert found[0].paragraphs == [
+    pages = list(dump(write_dump(tmp_path / "w.xml", elements)))
+    assert pages[1:] == [None, Redirect("Countess", "Ada Lovelace"), None, None]
+    assert pages[0].title == "Ada Lovelace"
+    assert pages[0].paragraphs == [
         ["Ada Lovelace (born Byron, 1815 – 1852) was a writer.", "She knew Charles Babbage."],
         ["She wrote a program.", "H2O."],
     ]
@@ -134,7 +134,7 @@ def test_passages_of_a_page_become_parts(tmp_path):
 
 def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     source = lines(tmp_path, 3000)
-    whole = prepare.prepare(source, tmp_path / "whole", index=False)
+    complete = prepare.prepare(source, tmp_path / "whole", index=False)
     code = (
         "import sys, os, signal\n"
         "from pathlib import Path\n"
@@ -156,8 +156,8 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare.Writer, "add", lambda s, p: (seen.append(p), add(s, p)))
     resumed = prepare.prepare(source, out, index=False)
     assert len(seen) == 2000  # what was saved is not read into the corpus again
-    assert resumed.checksum() == whole.checksum()
-    assert list(resumed) == list(whole)
+    assert resumed.checksum() == complete.checksum()
+    assert list(resumed) == list(complete)
 
 
 def test_another_source_is_refused(tmp_path):

@@ -48,9 +48,9 @@ def test_normalising(text, normal):
     ],
 )
 def test_worked_cases(dataset, prediction, golds, em, f1_):
-    found = score(dataset, prediction, golds)
-    assert found["em"] == em
-    assert found["f1"] == pytest.approx(f1_)
+    scores = score(dataset, prediction, golds)
+    assert scores["em"] == em
+    assert scores["f1"] == pytest.approx(f1_)
 
 
 def test_f1_and_exact_match_are_symmetric_enough():

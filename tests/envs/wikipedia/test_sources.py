@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from stepagent.envs import json_stream
 from stepagent.envs.wikipedia import sources
 from stepagent.envs.wikipedia.sources import SourceError, pages, records
 
@@ -16,7 +17,7 @@ RECORDS = [{"title": f"T{i}", "text": "é" * i + ' "x", [y] {z}'} for i in range
 @pytest.mark.parametrize("ending", ["", ".gz", ".bz2"])
 @pytest.mark.parametrize("shape", ["array", "pretty", "lines"])
 def test_all_shapes(tmp_path, monkeypatch, shape, ending, chunk):
-    monkeypatch.setattr(sources, "CHUNK", chunk)
+    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
     text = {
         "array": json.dumps(RECORDS),
         "pretty": "\ufeff" + json.dumps(RECORDS, indent=4, ensure_ascii=False),

@@ -1,0 +1,101 @@
+"""Replies of a server, cached on disk, so that repeating a request costs nothing.
+
+One SQLite file that several processes may use at once. A reply is stored under the checksum of its
+request: the server's address (without a user's name), model, messages and parameters (including the
+seed, if any). The file contains neither the request's text nor any key or address. A model that
+changes behind the same address and name cannot be noticed: use another file for it, or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sqlite3
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+_WAIT = 30.0
+"""Seconds to wait while another process is writing."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A server's reply and the tokens that it took."""
+
+    text: str
+    read: int = 0
+    """Prompt tokens at the full price."""
+    cached: int = 0
+    """Prompt tokens that the server had cached itself."""
+    generated: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.read + self.cached + self.generated
+
+
+class ReplyCache:
+    """Completions by request. Raises ValueError if the file cannot be opened or is not a cache.
+
+    Later failures (a full disk, say) lose only the replies that could not be stored, and are logged
+    once.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+        self._lock, self._warned = threading.Lock(), False
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch(mode=0o600)  # conversations may be private
+            self._file = sqlite3.connect(
+                self.path, timeout=_WAIT, check_same_thread=False, isolation_level=None
+            )
+            self._file.execute(
+                "CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, text TEXT NOT NULL,"
+                " read INTEGER NOT NULL, kept INTEGER NOT NULL, generated INTEGER NOT NULL)"
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise ValueError(
+                f"the reply cache {self.path} cannot be used ({error}): delete it, name another "
+                "file, or use none (--no-cache)"
+            ) from None
+
+    def get(self, request: Mapping[str, Any]) -> Completion | None:
+        """The stored completion of this request, if any."""
+        select = "SELECT text, read, kept, generated FROM replies WHERE request = ?"
+        try:
+            with self._lock:
+                row = self._file.execute(select, (_key(request),)).fetchone()
+        except sqlite3.Error as error:
+            self._warn(error)
+            return None
+        return Completion(*row) if row else None
+
+    def put(self, request: Mapping[str, Any], completion: Completion) -> None:
+        """Stores a completion; the first one of a request stays."""
+        c = completion
+        row = (_key(request), c.text, c.read, c.cached, c.generated)
+        try:
+            with self._lock:
+                self._file.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", row)
+        except (sqlite3.Error, UnicodeEncodeError) as error:
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            log.warning("the reply cache %s fails (%s): continuing without it", self.path, error)
+        self._warned = True
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+
+def _key(request: Mapping[str, Any]) -> str:
+    text = json.dumps(request, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,0 @@
-"""The bundled world: an invented encyclopedia of some 2,400 pages, and multi-hop questions on it.
-
-`facts.py` draws people, places, works, companies and events that fit together, `wording.py` writes
-their pages, `questions.py` asks about them in the ways of the three data sets, `names.py` has the
-words. All of it follows from one seed: the same pages and questions in every process.
-"""

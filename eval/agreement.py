@@ -1,0 +1,153 @@
+"""How far a policy agrees with the expert, read off expert trajectories that it was not trained on.
+
+    loss              mean negative log-likelihood of the expert's action given its state, in nats
+    step_match        share of states in which the policy's greedy reply is the expert's
+    trajectory_match  share of trajectories in which that holds for every step
+
+One forward pass reads a whole trajectory: a reply's tokens are all the most likely ones given those
+before exactly when greedy decoding would write that reply. So the measure costs a small part of
+playing the tasks, and has a value per step instead of one per episode. It says nothing about states
+that the expert never visits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stepagent.envs.react import Prompt, PromptStyle
+from stepagent.envs.trajectory import Trajectory
+from stepagent.eval.summary import RESAMPLES
+
+if TYPE_CHECKING:
+    from stepagent.agents.chat import ChatCodec
+
+
+@dataclass(frozen=True)
+class TrajectoryAgreement:
+    """One expert trajectory under a policy."""
+
+    task_id: str
+    losses: tuple[float, ...]
+    """Negative log-likelihood of each of the expert's replies, end of turn included, in nats."""
+    matches: tuple[bool, ...]
+    """Whether greedy decoding writes each reply."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement over a set of trajectories; intervals are 95 % bootstraps over trajectories."""
+
+    loss: float
+    """Nats per action."""
+    loss_ci95: tuple[float, float]
+    step_match: float
+    step_match_ci95: tuple[float, float]
+    trajectory_match: float
+    trajectory_match_ci95: tuple[float, float]
+    steps: int
+    trajectories: int
+    left_out: int
+    """Trajectories that are longer than the model's context, or hold no step."""
+
+
+def measure(
+    model: Any,
+    codec: ChatCodec,
+    trajectories: Iterable[Trajectory],
+    prompt: Prompt,
+    style: PromptStyle,
+    context: int,
+) -> tuple[list[TrajectoryAgreement], int]:
+    """Reads each trajectory once; returns what was read, and how many were left out.
+
+    Parameters
+    ----------
+    model: a causal language model in evaluation mode.
+    context: tokens that a trajectory may have.
+    """
+    rows, left_out = [], 0
+    for trajectory in trajectories:
+        encoded = codec.encode(trajectory.messages(prompt, style)) if trajectory.steps else None
+        if encoded is None or trajectory.error or len(encoded.ids) > context:
+            left_out += 1
+            continue
+        losses, matches = read_replies(model, encoded.ids, encoded.replies)
+        rows.append(TrajectoryAgreement(trajectory.task_id, losses, matches))
+    return rows, left_out
+
+
+def read_replies(
+    model: Any, ids: Sequence[int], replies: Sequence[tuple[int, int]]
+) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+    """Negative log-likelihood (nats) of each reply, and whether it is the greedy one.
+
+    `replies` are half-open spans [start, end) of `ids`, in order, none of which starts at 0.
+    """
+    import torch
+
+    positions = [at - 1 for start, end in replies for at in range(start, end)]
+    with torch.no_grad():
+        device = model.get_input_embeddings().weight.device
+        tokens = torch.tensor([list(ids)], device=device)
+        at = torch.tensor(positions, device=device)
+        # Only where a reply's token is predicted: a vocabulary is large, a trajectory long.
+        logits = model(input_ids=tokens, use_cache=False, logits_to_keep=at).logits[0].float()
+        targets = tokens[0, at + 1]
+        log_probs = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0].cpu()
+        greedy = (logits.argmax(-1) == targets).cpu()
+    lengths = [end - start for start, end in replies]
+    return (
+        tuple(-float(part.sum()) for part in log_probs.split(lengths)),
+        tuple(bool(part.all()) for part in greedy.split(lengths)),
+    )
+
+
+def summarise(rows: Sequence[TrajectoryAgreement], left_out: int = 0) -> Agreement:
+    """Means over steps (or trajectories) with intervals. Raises ValueError without a trajectory.
+
+    >>> rows = [TrajectoryAgreement("a", (1.0, 3.0), (True, False))] * 2
+    >>> summary = summarise(rows)
+    >>> summary.loss, summary.step_match, summary.trajectory_match, summary.step_match_ci95
+    (2.0, 0.5, 0.0, (0.5, 0.5))
+    """
+    if not rows:
+        raise ValueError(
+            f"there is no trajectory to measure agreement on ({left_out} were left out: empty, "
+            "failed, or longer than the model's context)"
+        )
+    steps = np.array([len(row.losses) for row in rows], dtype=float)
+    loss = np.array([sum(row.losses) for row in rows])
+    matches = np.array([sum(row.matches) for row in rows], dtype=float)
+    complete = np.array([all(row.matches) for row in rows], dtype=float)
+    ones = np.ones(len(rows))
+    means, intervals = [], []
+    for total, weight in ((loss, steps), (matches, steps), (complete, ones)):
+        means.append(float(total.sum() / weight.sum()))
+        intervals.append(_interval(total, weight))
+    return Agreement(
+        means[0],
+        intervals[0],
+        means[1],
+        intervals[1],
+        means[2],
+        intervals[2],
+        steps=int(steps.sum()),
+        trajectories=len(rows),
+        left_out=left_out,
+    )
+
+
+def _interval(totals: np.ndarray, weights: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of Σ totals / Σ weights, whole trajectories resampled."""
+    rng, n = np.random.default_rng(seed), len(totals)
+    block = max(1, 2_000_000 // n)
+    ratios = []
+    for done in range(0, RESAMPLES, block):
+        drawn = rng.integers(n, size=(min(block, RESAMPLES - done), n))
+        ratios.append(totals[drawn].sum(1) / weights[drawn].sum(1))
+    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
+    return float(low), float(high)

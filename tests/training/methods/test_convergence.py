@@ -1,0 +1,131 @@
+"""Section 5 on a toy problem: both reflections drive the agent's actions to the expert's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stepagent.training.config import Config
+from stepagent.training.methods import discriminator, implicit, inverse
+from stepagent.training.methods.actor_critic import HEAD, ActorCritic, step_policy
+from stepagent.training.methods.discriminator import attach
+from stepagent.training.methods.losses import expert_is_high_reward
+from stepagent.training.methods.practice import differing, practise
+from stepagent.training.runs.directory import RunDirectory
+from stepagent.training.runs.optimise import optimise
+from stepagent.training.runs.schedule import packed, shuffled
+from stepagent.training.runs.stage import Stage
+from tests.training.methods import toy_problem
+
+ITERATIONS = 40
+FAR, NEAR = 0.5, 0.15
+"""Distances to the expert before and after."""
+
+
+@pytest.fixture
+def setting(tmp_path):
+    config, policy = Config(output=str(tmp_path)), toy_problem.policy()
+    config.reflection.learning_rate = 2e-2
+    config.reflection.batch_size, config.reflection.practice = 128, 32
+    config.reflection.equal = "tokens"  # the toy has no texts
+    judge = config.inverse.discriminator
+    judge.learning_rate, judge.batch_size, judge.epochs, judge.rank = 2e-2, 128, 5, 0
+    judge.early_stop_accuracy = 1.1  # never
+    assert toy_problem.distance(policy.model) > FAR, "there is nothing to learn"
+    policy.model.save_pretrained(tmp_path / "entering")
+    return policy, config, RunDirectory(tmp_path, "toy")
+
+
+def _stage(directory, number):
+    return Stage(f"iteration-{number}", directory, seed=number, checkpoint_seconds=1e9)
+
+
+def _practise(stage, policy, config):
+    rows = practise(stage, policy, toy_problem.samples(), config.reflection)
+    return [practice for row in rows for practice in row]
+
+
+def test_implicit(setting):
+    policy, config, directory = setting
+    reflection, distances = config.reflection, []
+    reflection.beta = 1.0
+    for number in range(30):
+        stage = _stage(directory, number)
+        pairs = implicit.with_reference(stage, policy, _practise(stage, policy, config))
+        schedule = shuffled(pairs, implicit.TreePairs.count, reflection, number)
+        schedule = packed(schedule, lambda item: item.tree.length, reflection.pack_tokens)
+        optimise(stage, policy.model, schedule, implicit.loss(reflection), reflection)
+        distances.append(toy_problem.distance(policy.model))
+    assert min(distances[-5:]) < NEAR, distances
+
+
+@pytest.mark.parametrize(
+    ("baseline", "changes"),
+    [
+        ("group", {}),
+        ("group", {"informative": False, "demonstrations": False}),
+        ("group", {"judge_reward": "logit"}),
+        pytest.param("value", {}, marks=pytest.mark.slow),
+        pytest.param("group", {"demonstrations": False}, marks=pytest.mark.slow),
+        pytest.param("group", {"loss": "pairwise"}, marks=pytest.mark.slow),
+        pytest.param("group", {"label_smoothing": 0.1}, marks=pytest.mark.slow),
+    ],
+)
+def test_inverse(setting, baseline, changes):
+    policy, config, directory = setting
+    for name, value in changes.items():
+        holder = config.inverse if hasattr(config.inverse, name) else config.inverse.discriminator
+        setattr(holder, name, value)
+    config.ppo.baseline, config.ppo.kl, config.ppo.clip = baseline, 0.0, 0.3
+    judge_config, distances, before = config.inverse.discriminator, [], None
+    for number in range(ITERATIONS):
+        stage = _stage(directory, number)
+        # Discriminator and policy circle around the saddle point unless the steps grow smaller.
+        config.reflection.learning_rate = 1.5e-2 * (1 - number / ITERATIONS)
+        practices = _practise(stage, policy, config)
+        with attach(policy, judge_config, directory.path / "entering", 0) as judge:
+            if before:
+                judge.load(before / discriminator.WEIGHTS)
+            learned = [differing(item) for item in practices]
+            learned = learned if config.inverse.informative else practices
+            discriminator.train(stage, judge, [i for i in learned if i.draws], judge_config)
+            logits = [judge.score(item) for item in practices]
+        rewards = discriminator.rewards_of(logits, config.inverse.judge_reward)
+        actor = ActorCritic(policy.model, baseline)
+        if before:
+            actor.load_head(before / HEAD)
+        items = inverse.practice_advantages(actor, practices, rewards, config)
+        step_policy(stage, actor, items, config, kl=0.0)
+        before = stage.artifacts
+        distances.append(toy_problem.distance(policy.model))
+    assert min(distances[-5:]) < NEAR, distances
+
+
+def test_a_trained_discriminator_pays_the_expert_more(setting):
+    """The sign: maximising log D, as printed, would pay the agent for being caught."""
+    policy, config, directory = setting
+    stage = _stage(directory, 0)
+    practices = _practise(stage, policy, config)
+    judge_config = config.inverse.discriminator
+    with attach(policy, judge_config, directory.path / "entering", 0) as judge:
+        discriminator.train(stage, judge, practices, judge_config)
+        logits = [judge.score(item) for item in practices]
+    rewards = discriminator.rewards_of(logits, "log_d")
+    figures = discriminator.health(practices, logits, rewards)
+    assert figures["expert_reward"] > figures["agent_reward"] + 0.2, figures
+    assert figures["agent_accuracy"] + figures["expert_accuracy"] > 1.2, figures
+    never = [
+        logits[i][len(item.tree.replies) + b]
+        for i, item in enumerate(practices)
+        for b, branch in enumerate(item.tree.branches)
+        if branch.ids[0] not in toy_problem.ACTIONS  # words that the expert never says
+    ]
+    assert expert_is_high_reward(torch.stack(never)).max() < figures["expert_reward"]
+
+
+def test_when_to_stop():
+    config = Config(output="x").inverse.discriminator
+    assert discriminator.verdict(0.8, 0.7, config) == ""
+    assert "perfect" in discriminator.verdict(1.0, 0.995, config)
+    assert "at chance" in discriminator.verdict(0.52, 0.49, config)
+    assert "at chance" in discriminator.verdict(0.0, 1.0, config), "it says 'expert' of everything"

@@ -1,0 +1,125 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from stepagent.agents.chat import Encoded
+from stepagent.envs.trajectory import Trajectory
+from stepagent.training.config import ReflectionConfig
+from stepagent.training.data import Sample, draw
+from stepagent.training.methods.implicit import TreePairs, figures, loss, weights, with_reference
+from stepagent.training.methods.losses import step_dpo_loss
+from stepagent.training.methods.practice import practice_trees, practise
+from stepagent.training.runs.directory import RunDirectory
+from stepagent.training.runs.schedule import shuffled
+from stepagent.training.runs.stage import Stage
+from stepagent.training.trees.packing import pack
+from stepagent.training.trees.scoring import score_trees
+
+TRAJECTORY = Trajectory("tests/Guess-v0", "small/1", "train", "expert", 0, ())
+ENCODED = Encoded(ids=[9, 8, 1, 2, 0, 7, 3, 0], replies=[(2, 5), (6, 8)])
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return RunDirectory(tmp_path, "")
+
+
+def test_the_experts_own_replies_are_dropped_and_repeated_ones_weighed():
+    replies = [[[1, 2, 0], [5, 0], [5, 0]], [[3, 0], [4, 0], [5, 0]]]
+    [practice] = practice_trees(ENCODED, replies, 1000)
+    assert practice.draws_of_expert == 2
+    branches = practice.tree.branches
+    assert [(b.step, b.ids) for b in branches] == [(0, (5, 0)), (1, (4, 0)), (1, (5, 0))]
+    assert weights(practice) == (2, 1, 1)
+    [copy] = practice_trees(ENCODED, [[[1, 2, 0]], [[3, 0]]], 1000)
+    assert (copy.tree.branches, copy.draws_of_expert) == ((), 2)
+
+
+def _practise(stage, policy, samples):
+    rows = practise(stage, policy, samples, ReflectionConfig(practice=3))
+    return [practice for row in rows for practice in row]
+
+
+def test_practice_resumes_and_the_reference_is_the_policy_itself(policy, directory):
+    samples = [Sample(TRAJECTORY, ENCODED)] * 3
+    first, second = (Stage(name, directory, seed=1) for name in "ab")
+    practices = _practise(first, policy, samples)
+    assert figures(practices, policy.eos_ids)["practised"] == 18
+    pairs = with_reference(first, policy, practices)
+    for path in (directory.path / "inspection" / "a.jsonl", first.artifacts / "reference.jsonl"):
+        text = path.read_text()
+        killed = Path(str(path).replace("a.jsonl", "b.jsonl").replace("/a/", "/b/"))
+        killed.parent.mkdir(exist_ok=True)
+        killed.write_text(text[: len(text) // 2])  # killed in the middle of a line
+    again = with_reference(second, policy, _practise(second, policy, samples))
+    assert again == pairs
+    assert killed.read_text() == text
+    inspection = [directory.path / "inspection" / f"{name}.jsonl" for name in "ab"]
+    assert inspection[0].read_text() == inspection[1].read_text()
+    for item in pairs:
+        scores = score_trees(policy.model, pack([item.tree]))
+        assert torch.allclose(scores.chosen, torch.tensor(item.reference_chosen), atol=1e-5)
+        assert torch.allclose(scores.rejected, torch.tensor(item.reference_rejected), atol=1e-5)
+
+
+def test_the_loss_of_a_tree_is_eq_6_over_its_pairs(policy):
+    replies = [[[5, 0], [5, 0], [6, 0]], [[4, 0], [4, 0], [4, 4, 0]]]
+    [practice] = practice_trees(ENCODED, replies, 1000)
+    item = TreePairs(practice.tree, weights(practice), (-1.0,) * 4, (-2.0,) * 4)
+    total, sums = loss(ReflectionConfig(beta=0.5))(policy.model, [item])
+
+    def plain(state, reply):
+        ids = torch.tensor([[*state, *reply]])
+        logits = policy.model(input_ids=ids).logits[0].log_softmax(-1)
+        return sum(logits[len(state) - 1 + i, t] for i, t in enumerate(reply))
+
+    states = ([9, 8], [9, 8, 1, 2, 0, 7])
+    experts = ([1, 2, 0], [3, 0])
+    chosen, rejected = [], []
+    for step, drawn in enumerate(replies):
+        for reply in drawn:
+            chosen.append(plain(states[step], experts[step]))
+            rejected.append(plain(states[step], reply))
+    expected = step_dpo_loss(
+        torch.stack(chosen),
+        torch.stack(rejected),
+        torch.full((6,), -1.0),
+        torch.full((6,), -2.0),
+        0.5,
+    )
+    assert item.count() == 6
+    assert total.item() == pytest.approx(6 * expected.loss.item(), rel=1e-4)
+    assert sums["margin"] == pytest.approx(6 * expected.margin.item(), rel=1e-4)
+    anchored, _ = loss(ReflectionConfig(beta=0.5, sft_weight=2.0))(policy.model, [item])
+    assert anchored.item() == pytest.approx(
+        total.item() - 2.0 * sum(c.item() for c in chosen), rel=1e-4
+    )
+
+
+def test_a_schedule_holds_every_pair_once_per_epoch():
+    items = [TreePairs(None, (i % 3 + 1,), (), ()) for i in range(20)]
+    config = ReflectionConfig(batch_size=5, epochs=2)
+
+    def updates(seed):
+        return shuffled(items, TreePairs.count, config, seed).updates
+
+    made = updates(3)
+    assert sum(i.count() for update in made for i in update) == 2 * sum(i.count() for i in items)
+    assert all(sum(i.count() for i in update) >= 5 for update in made[:1])
+    assert made == updates(3)
+    assert made != updates(4)
+
+
+def test_draw():
+    assert draw([1, 2, 3], 0, 0) == [1, 2, 3]
+    assert len(draw(list(range(100)), 10, 0)) == 10
+    assert draw(list(range(100)), 10, 0) != draw(list(range(100)), 10, 1)
+
+
+def test_lines_are_json(policy, directory):
+    _practise(Stage("a", directory), policy, [Sample(TRAJECTORY, ENCODED)])
+    line = json.loads((directory.path / "inspection" / "a.jsonl").read_text())
+    assert {"task_id", "seed", "replies"} == set(line)
+    assert [len(replies) for replies in line["replies"]] == [3, 3]

@@ -1,0 +1,85 @@
+import pytest
+from trl import SFTConfig
+
+from stepagent.agents.chat import ChatCodec
+from stepagent.envs.react import Prompt, PromptStyle
+from stepagent.envs.trajectory import Step, Trajectory
+from stepagent.training.config import TinyConfig
+from stepagent.training.data import encode, select
+from stepagent.training.methods.sft import IGNORED, Collator, labels
+from stepagent.training.runs.directory import RunDirectory
+from stepagent.training.runs.stage import Stage
+from stepagent.training.runs.trl_trainer import arguments
+from stepagent.training.tiny import build_model, build_tokenizer
+
+PROMPT = Prompt("Guess.", (("o", "t", "a"),))
+
+
+def _trajectory(actions, reward=1.0, error=""):
+    steps = tuple(Step(f"obs {i}", "", a) for i, a in enumerate(actions))
+    return Trajectory("e", f"t/{actions}", "train", "expert", 0, steps, reward=reward, error=error)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(["obs 1 go north open door"] * 9, 300, 256)
+
+
+def test_labels_are_the_agents_tokens_alone(tokenizer):
+    codec = ChatCodec(tokenizer)
+    [sample], left_out = encode(
+        [_trajectory(["go north", "open door"])], codec, PROMPT, PromptStyle(thoughts=False), 256
+    )
+    assert left_out == {}
+    targets = labels(sample)
+    learned = [i for i, label in zip(sample.encoded.ids, targets, strict=True) if label != IGNORED]
+    assert tokenizer.decode(learned) == "go north<|end|>open door<|end|>"
+    assert labels(sample, assistant_only_loss=False) == sample.encoded.ids
+    batch = Collator(pad_token_id=1)(
+        [{"input_ids": [5, 6], "labels": [IGNORED, 6]}, {"input_ids": [7], "labels": [7]}]
+    )
+    assert batch["input_ids"].tolist() == [[5, 6], [7, 1]]
+    assert batch["labels"].tolist() == [[IGNORED, 6], [7, IGNORED]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+def test_what_is_left_out_is_counted(tokenizer):
+    codec, style = ChatCodec(tokenizer), PromptStyle(False, False, False)
+    some = [_trajectory(["go"]), _trajectory([]), _trajectory(["go"] * 90)]
+    samples, left_out = encode(some, codec, PROMPT, style, 64)
+    assert len(samples) == 1
+    assert left_out == {"without_steps": 1, "longer_than_context": 1}
+    with pytest.raises(ValueError, match="the model's context 2"):
+        encode(some, codec, PROMPT, style, 2)
+
+
+def test_select():
+    some = [_trajectory([str(i)], reward=i / 10) for i in range(11)]
+    assert len(select(some, 0, 0.5, seed=0)) == 6
+    assert len(select(some, 3, 0.0, seed=0)) == 3
+    assert select(some, 3, 0.0, seed=0) == select(some, 3, 0.0, seed=0)
+    with pytest.raises(ValueError, match=r"the best: 1\.00"):
+        select(some, 0, 1.5, seed=0)
+
+
+def test_tiny_models_are_made_by_the_seed(tokenizer):
+    import torch
+
+    config = TinyConfig(hidden_size=32, layers=1, heads=2, vocabulary=300, context=64)
+    one, two, three = (build_model(config, tokenizer, seed) for seed in (0, 0, 1))
+    assert torch.equal(one.lm_head.weight, two.lm_head.weight)
+    assert not torch.equal(one.lm_head.weight, three.lm_head.weight)
+    assert tokenizer.decode(tokenizer("é 漢 3")["input_ids"]) == "é 漢 3"
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "expected"), [(10, 8, 5), (12, 8, 6), (7, 4, 1), (8, 8, 8)]
+)
+def test_an_update_has_as_many_samples_as_configured(
+    batch, micro, expected, config, policy, tmp_path
+):
+    config.sft.batch_size, config.sft.microbatch_size = batch, micro
+    stage = Stage("s", RunDirectory(tmp_path, ""))
+    settings = arguments(SFTConfig, stage, policy, config.sft)
+    assert settings.per_device_train_batch_size == expected
+    assert expected * settings.gradient_accumulation_steps == batch

@@ -1,0 +1,374 @@
+"""Sweeps: what they run, that they resume, and what they report."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import psutil
+import pytest
+import yaml
+
+from stepagent import command_line
+from stepagent.training import methods, run
+from stepagent.training.config import Config
+from stepagent.training.methods import METHODS, VARIANTS
+from stepagent.training.runs.options import differing
+from stepagent.training.sweep import command, execution, paper, planning, report, statistics
+from tests.envs import guess  # noqa: F401  (registers the environment)
+from tests.training.toys import GUESS
+
+CONFIGS = Path(run.__file__).with_name("configs")
+
+
+def _sweep(tmp_path, **changes):
+    policy = {
+        "model": "tiny",
+        "max_new_tokens": 4,
+        "device": "cpu",
+        "tiny": {
+            "hidden_size": 32,
+            "layers": 1,
+            "heads": 2,
+            "vocabulary": 300,
+            "context": 256,
+        },
+    }
+    settings = {
+        "output": str(tmp_path / "sweep"),
+        "seeds": [0, 1],
+        "threads": 1,
+        "common": {
+            "prompt": {"instruction": False, "example": False, "thoughts": False},
+            "sft": {"learning_rate": 3e-3, "batch_size": 8, "epochs": 1},
+            "expert": {"limit": 6},
+            "evaluation": {"limit": 2},
+            "reflection": {"learning_rate": 1e-3},
+        },
+        "environments": {"Guess": {"env": GUESS}},
+        "models": {"tiny": {"policy": policy}},
+        "methods": {"implicit": {"reflection": {"practice": 2}}},
+        "experiments": [
+            {
+                "name": "Table 2",
+                "methods": ["sft", "implicit"],
+                "environments": ["Guess"],
+                "models": ["tiny"],
+                "vary": {"reflection.iterations": [1]},
+            },
+        ],
+        **changes,
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def _read(path) -> planning.Sweep:
+    return command_line.parse(planning.Sweep, ["--config", str(path)], prog="test")
+
+
+def test_a_sweep_runs_resumes_and_reports(tmp_path, capsys):
+    path = _sweep(tmp_path, seeds=[0])
+    assert command.main(["--config", str(path)]) == 0
+    out = tmp_path / "sweep"
+    results = json.loads((out / "results.json").read_text())
+    assert [(r["method"], r["seed"]) for r in results] == [("sft", 0), ("implicit", 0)]
+    assert all(0 <= r["final"] <= 100 for r in results)
+    assert set(results[1]["scores"]) == {"sft", "iteration-1"}
+    text = (out / "report.md").read_text()
+    assert "2 of 2 runs are done" in text
+    assert "StepAgent-Implicit" in text
+    assert list((out / "plots").glob("*.png"))
+    runs = sorted((out / "runs").iterdir())
+    inherited = next(r for r in runs if "implicit" in r.name)
+    stages = {
+        json.loads(line)["stage"] for line in (inherited / "metrics.jsonl").read_text().splitlines()
+    }
+    assert stages == {"iteration-1"}, "SFT is trained once for both"
+    before = {p: p.stat().st_mtime_ns for r in runs for p in r.rglob("*.safetensors")}
+    (inherited / "summary.json").unlink()  # as if it had been killed at its end
+    assert command.main(["--config", str(path)]) == 0
+    assert {p for p, t in before.items() if p.stat().st_mtime_ns != t} <= {
+        inherited / "final" / "model.safetensors"
+    }
+    capsys.readouterr()
+
+
+def test_runs_that_are_only_being_set_up_lend_no_sft(tmp_path):
+    sweep = _read(_sweep(tmp_path, seeds=[0]))
+    wanted = next(r for r in planning.all_runs(sweep) if r.method == "implicit")
+    for name in ("other", "third.partial"):  # no config.yaml yet; copied half
+        folder = tmp_path / "sweep/runs" / name
+        folder.mkdir(parents=True)
+        (folder / "stages.json").write_text('{"done": ["sft"], "figures": {}, "seconds": 0}')
+    config = execution.configuration(wanted, tmp_path / "sweep")
+    execution.inherit_sft(config, tmp_path / "sweep")
+    assert not Path(config.output).exists()
+
+
+def test_an_inherited_sft_is_what_the_run_itself_would_have_made(tmp_path):
+    from safetensors.torch import load_file
+
+    shared = _sweep(tmp_path, seeds=[0])
+    (tmp_path / "own").mkdir()
+    assert command.main(["--config", str(shared)]) == 0
+    alone = _sweep(tmp_path / "own", seeds=[0], share_sft=False)
+    sweep = _read(alone)
+    wanted = next(r for r in planning.all_runs(sweep) if r.method == "implicit")
+    config = execution.configuration(wanted, Path(sweep.output))
+    assert execution.execute(wanted, config, sweep, report_console(), execution.RunningProcesses())
+    name = f"runs/{wanted.name}/final/model.safetensors"
+    one, two = load_file(tmp_path / "sweep" / name), load_file(tmp_path / "own" / "sweep" / name)
+    assert all((one[k] == two[k]).all() for k in one)
+
+
+def report_console():
+    from rich.console import Console
+
+    return Console(quiet=True)
+
+
+def test_an_sft_of_before_an_option_existed_is_inherited(tmp_path):
+    sweep = _read(_sweep(tmp_path, seeds=[0]))
+    first, second = (
+        execution.configuration(r, tmp_path / "sweep") for r in planning.all_runs(sweep)
+    )
+    run.run(first)
+    file = Path(first.output) / "config.yaml"
+    options = yaml.safe_load(file.read_text())
+    del options["sft"]["assistant_only_loss"]
+    file.write_text(yaml.safe_dump(options))
+    execution.inherit_sft(second, tmp_path / "sweep")
+    assert (Path(second.output) / "policies/sft").is_dir()
+
+
+def test_a_stopped_sweep_stops_its_runs_and_resumes_another_time(tmp_path):
+    path = _sweep(tmp_path, workers=2)
+    arguments = [sys.executable, "-m", "training.sweep", "--config", str(path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        logs = tmp_path / "sweep" / "logs"
+        while len(children := psutil.Process(process.pid).children()) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 130
+    assert b"the same command continues" in errors
+    assert b"failed" not in out
+    psutil.wait_procs(children, timeout=10)
+    assert not [child for child in children if child.is_running()]
+    assert len(list(logs.glob("*.log"))) == 2, "no run is started any more"
+    assert command.main(["--config", str(path)]) == 0
+
+
+def test_configurations_are_read_by_one_thread_alone(tmp_path, monkeypatch):
+    """Reading one changes the working directory, which runs inherit."""
+    readers = []
+
+    def parse(*args, **kwargs):
+        readers.append(threading.current_thread())
+        return real(*args, **kwargs)
+
+    def begin(command, **_kwargs):
+        folders.append(Path.cwd())
+        raise OSError("no process can be sweep")
+
+    real, folders = command_line.parse, []
+    monkeypatch.setattr(command_line, "parse", parse)
+    monkeypatch.setattr(execution.subprocess, "Popen", begin)
+    with pytest.raises(OSError, match="no process"):
+        execution.run_all(_read(_sweep(tmp_path, workers=4)), report_console())
+    assert set(readers) == {threading.main_thread()}
+    assert set(folders) == {Path.cwd()}
+
+
+def test_runs_are_all_combinations_once(tmp_path):
+    sweep = _read(_sweep(tmp_path))
+    sweep.experiments.append({**sweep.experiments[0], "name": "again"})
+    runs = planning.all_runs(sweep)
+    assert len(runs) == 4
+    assert [r.options["method"] for r in runs] == ["sft", "sft", "implicit", "implicit"]
+    assert len({r.name for r in runs}) == 4
+    implicit = runs[2].options
+    assert implicit["reflection"] == {"learning_rate": 1e-3, "practice": 2, "iterations": 1}
+    assert implicit["seed"] == 0
+
+
+def test_a_variant_is_its_method_with_other_options(tmp_path):
+    sweep = _read(_sweep(tmp_path))
+    sweep.experiments[0]["methods"] = ["implicit", "anchor-only"]
+    sweep.seeds = [0]
+    plain, anchor = (run.options for run in planning.all_runs(sweep))
+    assert anchor["method"] == "implicit"
+    assert anchor["reflection"] == {
+        **plain["reflection"],
+        "preference_weight": 0.0,
+        "sft_weight": 1.0,
+    }
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_options_of_a_variant_exist(name, tmp_path):
+    path = tmp_path / "variant.yaml"
+    path.write_text(yaml.safe_dump({"output": str(tmp_path / "run"), **VARIANTS[name]}))
+    config = command_line.parse(Config, ["--config", str(path)], prog="test")
+    methods.find(config.method).check(config)
+
+
+def test_a_run_of_two_experiments_is_made_once(tmp_path):
+    path = _sweep(tmp_path, seeds=[0], methods={"same": {"method": "inverse"}})
+    sweep = _read(path)
+    sweep.experiments = [
+        {**sweep.experiments[0], "name": "Table 2", "methods": ["inverse"], "vary": {}},
+        {
+            **sweep.experiments[0],
+            "name": "Table 3",
+            "kind": "rewards",
+            "methods": ["same"],
+            "vary": {"inverse.reward": ["step", "final"]},
+        },
+    ]
+    runs = planning.all_runs(sweep)
+    assert [r.options.get("inverse") for r in runs] == [None, {"reward": "final"}]
+    _pretend(sweep)
+    report.write(sweep)
+    rows = json.loads((tmp_path / "sweep/results.json").read_text())
+    assert [row["run"] for row in rows] == [runs[0].name, runs[0].name, runs[1].name]
+    assert all(row["final"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"environments": {"Other": {}}}, "no 'Guess' under environments: there are Other"),
+        ({"experiments": [{"name": "x", "method": []}]}, "methods"),
+        ({"experiments": [{"name": "x"}]}, "missing"),
+    ],
+)
+def test_what_is_wrong_is_said_at_once(tmp_path, change, message, capsys):
+    assert command.main(["--config", str(_sweep(tmp_path, **change))]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_option_that_does_not_exist_is_said_before_the_first_run(tmp_path, capsys):
+    path = _sweep(tmp_path, common={"reflektion": {"beta": 0.1}})
+    with pytest.raises(SystemExit):
+        command.main(["--config", str(path)])
+    assert "unknown key 'reflektion.beta'" in capsys.readouterr().err
+    assert not (tmp_path / "sweep" / "runs").exists()
+
+
+def test_intervals():
+    # 50, 52, 54: deviation 2, t(2) = 4.303: 4.303 · 2 / √3 = 4.97
+    found = statistics.estimate([50.0, 52.0, 54.0])
+    assert found is not None
+    assert (found.mean, found.values) == (52.0, (50.0, 52.0, 54.0))
+    assert found.half_width == pytest.approx(4.969, abs=1e-3)
+    one = statistics.estimate([50.0])
+    assert one is not None
+    assert math.isnan(one.half_width)
+    assert str(one) == "50.0 (n=1)"
+    assert statistics.estimate([]) is None
+
+
+def test_the_papers_figures_are_marked_as_its_own(tmp_path):
+    env = "stepagent/ScienceWorld-v0"
+    assert paper.table2("inverse", env) == {"Mistral-7B": 59.7, "Llama-3-8B": 64.1}
+    assert paper.table3("both", env) == 64.8
+    assert paper.table2("inverse", "tests/Guess-v0") == {}
+    sweep = _read(_sweep(tmp_path, environments={"Guess": {"env": env}}))
+    sweep.experiments += [
+        {**sweep.experiments[0], "name": n, "kind": k, "methods": ["inverse"], "vary": v}
+        for n, k, v in (
+            ("Table 3", "rewards", {"inverse.reward": ["step", "final"]}),
+            ("Figure 4a", "iterations", {"reflection.iterations": [3]}),
+            ("Figure 4b", "practice", {"reflection.practice": [1, 2]}),
+        )
+    ]
+    _pretend(sweep)
+    text = report.write(sweep).read_text()
+    assert "**Paper:** Mistral-7B" in text
+    assert "59.6" in text, "the paper's implicit on ScienceWorld"
+    assert "| step | 41.0 ± 12.7 (n=2) | 5.5 ± 6.4 (n=2) | 64.1 |" in text
+    assert "| 0 | 1 | 2 | **Paper:** best iteration" in text
+    assert "| StepAgent-Inverse, gain |  | 4.5 ± 6.4 (n=2) | 5.5 ± 6.4 (n=2) |  |" in text
+    assert "best iteration (WebShop) |" in text
+    links = re.findall(r"!\[.*\]\((\S+)\)", text)
+    assert len(links) == len(set(links)) == 4
+    assert all((tmp_path / "sweep" / link).is_file() for link in links)
+
+
+def test_gains_count_from_the_sft_that_a_run_began_with(tmp_path):
+    sweep = _read(_sweep(tmp_path, methods={"sft-longer": {"method": "sft", "sft": {"epochs": 2}}}))
+    sweep.experiments[0] |= {"methods": ["sft", "sft-longer", "implicit"], "vary": {}}
+    _pretend(sweep, {"sft-longer": 0.6})
+    lines = report.write(sweep).read_text().splitlines()
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("|")]
+    found = {row[1]: row[2:4] for row in cells}
+    assert found["SFT"] == ["35.5 ± 6.4 (n=2)", ""]
+    assert found["SFT, longer"] == ["60.0 ± 0.0 (n=2)", "24.5 ± 6.4 (n=2)"]
+    assert found["StepAgent-Implicit"] == ["41.0 ± 12.7 (n=2)", "5.5 ± 6.4 (n=2)"]
+
+
+def _pretend(sweep: planning.Sweep, sft_scores: Mapping[str, float] = MappingProxyType({})) -> None:
+    """Summaries of all runs, as training.run writes them."""
+    for run_ in planning.all_runs(sweep):
+        path = Path(sweep.output) / "runs" / run_.name / "summary.json"
+        path.parent.mkdir(parents=True)
+        score = 0.4 + 0.02 * run_.seed
+        stages = {"sft": sft_scores.get(run_.method, 0.35 + 0.01 * run_.seed)}
+        if run_.options["method"] != "sft":
+            stages |= {"iteration-1": score - 0.01, "iteration-2": score}
+        path.write_text(
+            json.dumps(
+                {
+                    "scores": {k: {"reward_mean": v} for k, v in stages.items()},
+                    "figures": {k: {} for k in stages},
+                    "seconds": 60,
+                }
+            )
+        )
+
+
+def test_the_reproduction_is_a_sweep_of_all_nine_methods():
+    sweep = command_line.parse(
+        planning.Sweep, ["--config", str(CONFIGS / "reproduction.yaml")], prog="python -m test"
+    )
+    runs = planning.all_runs(sweep)
+    assert {r.options["method"] for r in runs} == set(METHODS)
+    assert {r.seed for r in runs} == {0, 1, 2}
+    assert {e.kind for e in planning.experiments(sweep)} == set(planning.KINDS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_laptop_configuration_is_that_of_the_reproduction(method, tmp_path):
+    sweep = command_line.parse(
+        planning.Sweep, ["--config", str(CONFIGS / "reproduction.yaml")], prog="test"
+    )
+    ours = next(r for r in planning.all_runs(sweep) if r.method == method)
+    alone = command_line.parse(
+        Config, ["--config", str(CONFIGS / f"{method}-laptop.yaml")], prog="test"
+    )
+    found = differing(
+        command_line.dump(execution.configuration(ours, tmp_path)), command_line.dump(alone)
+    )
+    unused = {"preference.iterations", "preference.later_learning_rate"} if method == "dpo" else ()
+    assert set(found) - set(unused) == {"output"}
+
+
+@pytest.mark.parametrize("name", ["reproduction", "tuning"])
+def test_every_run_of_a_sweep_can_work(name, tmp_path):
+    sweep = command_line.parse(
+        planning.Sweep, ["--config", str(CONFIGS / f"{name}.yaml")], prog="test"
+    )
+    for run_ in planning.all_runs(sweep):
+        execution.checked(run_, tmp_path)

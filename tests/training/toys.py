@@ -1,0 +1,87 @@
+"""What the tests of training share: a tiny environment, small random models and trees, and every
+action scored in a sequence of its own."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from stepagent.training.trees.tree import Branch, StepTree
+
+GUESS = "tests.envs.guess:tests/Guess-v0"
+"""The guessing game."""
+
+SHAPE = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+def tiny_model(kind: str = "llama", **changes: object) -> PreTrainedModel:
+    """A small random model in float32, with weights large enough that attention matters."""
+    torch.manual_seed(0)
+    shape = {**SHAPE, "initializer_range": 0.2, **changes}
+    if kind == "mistral":
+        return MistralForCausalLM(MistralConfig(**{"sliding_window": None, **shape})).eval()
+    if kind == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(head_dim=16, **shape)).eval()
+    return LlamaForCausalLM(LlamaConfig(**shape)).eval()
+
+
+def random_tree(seed: int, steps: int, branch_steps: list[int]) -> StepTree:
+    rng = random.Random(seed)
+
+    def tokens(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(96) for _ in range(rng.randint(low, high)))
+
+    ids = tokens(5, 9)
+    replies = []
+    for _ in range(steps):
+        ids += tokens(2, 6)
+        reply = tokens(1, 5)
+        replies.append((len(ids), len(ids) + len(reply)))
+        ids += (*reply, 7)
+    return StepTree(ids, tuple(replies), tuple(Branch(step, tokens(1, 6)) for step in branch_steps))
+
+
+def actions(tree: StepTree) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Every (state, action) of a tree, numbered as `PackedTrees` does."""
+    pairs = [(tree.ids[:start], tree.ids[start:end]) for start, end in tree.replies]
+    return pairs + [(tree.ids[: tree.replies[b.step][0]], b.ids) for b in tree.branches]
+
+
+def plain_scores(model: PreTrainedModel, tree: StepTree) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs [A] and the hidden states [A, 2, hidden] (end of state, of action), one by one."""
+    sums, hidden = [], []
+    for state, action in actions(tree):
+        ids = torch.tensor([state + action])
+        out = model(ids, output_hidden_states=True, use_cache=False)
+        log_probs = out.logits[0].log_softmax(-1)
+        at = torch.arange(len(state) - 1, ids.shape[1] - 1)
+        sums.append(log_probs[at, ids[0, at + 1]].sum())
+        hidden.append(out.hidden_states[-1][0, [len(state) - 1, -1]])
+    return torch.stack(sums), torch.stack(hidden)
+
+
+TREES = {
+    "no branch": random_tree(1, 3, []),
+    "first and last step": random_tree(2, 4, [0, 3]),
+    "several at one step": random_tree(3, 4, [2, 2, 2, 0]),
+    "unordered, every step": random_tree(4, 5, [4, 0, 3, 1, 2, 0]),
+    "one step": random_tree(5, 1, [0, 0]),
+}

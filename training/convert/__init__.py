@@ -1,0 +1,1 @@
+"""Other projects' trajectories into ours and back: `stepagent convert`."""

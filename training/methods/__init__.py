@@ -1,0 +1,98 @@
+"""Training methods, one per file, each declared by a `Method`.
+
+`METHODS` registers those of the paper. A custom one is named `module:NAME` in the configuration.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stepagent.training.config import Config
+
+if TYPE_CHECKING:
+    from stepagent.training.runs.training_run import TrainingRun
+
+METHODS = {
+    "sft": "stepagent.training.methods.sft:METHOD",
+    "implicit": "stepagent.training.methods.implicit:METHOD",
+    "inverse": "stepagent.training.methods.inverse:METHOD",
+    "ppo": "stepagent.training.methods.ppo:METHOD",
+    "dpo": "stepagent.training.methods.dpo:METHOD",
+    "rft": "stepagent.training.methods.rft:METHOD",
+    "spin": "stepagent.training.methods.spin:METHOD",
+    "nat": "stepagent.training.methods.nat:METHOD",
+    "eto": "stepagent.training.methods.eto:METHOD",
+}
+"""Name → where its `Method` is, as `module:NAME`."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "implicit-paper": {
+        "method": "implicit",
+        "reflection": {
+            "equal": "tokens",
+            "preference": "sigmoid",
+            "preference_weight": 1.0,
+            "sft_weight": 0.0,
+        },
+    },
+    "anchor-only": {
+        "method": "implicit",
+        "reflection": {"preference_weight": 0.0, "sft_weight": 1.0},
+    },
+    "inverse-paper": {
+        "method": "inverse",
+        "reflection": {"equal": "tokens"},
+        "inverse": {"demonstrations": False, "informative": False, "judge_reward": "log_d"},
+    },
+    "inverse-oracle": {"method": "inverse", "inverse": {"judge": "oracle"}},
+}
+"""Forms of the methods that sweeps know by name, with the options that make them: eq. 6 and
+algorithm 1 to the letter, and controls."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method, as its file declares it."""
+
+    learn: Callable[[TrainingRun], None]
+    """Trains the run's policy, stage after stage; most begin with `sft.learn(run)`."""
+    check: Callable[[Config], None] = lambda config: None
+    """Raises ValueError for options that cannot work with the method, before anything is loaded."""
+    stages: Callable[[Config], int] = lambda config: 1
+    """Stages after SFT; each keeps a policy on disk."""
+    other_models: Callable[[Config], int] = lambda config: 0
+    """Models of the policy's size that it keeps on disk beside the policies."""
+
+    explores_at: float = 1.0
+    """Temperature of its episodes, where `rollouts.temperature` is not set."""
+
+    def temperature(self, config: Config) -> float:
+        """Temperature of its episodes."""
+        own = config.rollouts.temperature
+        return self.explores_at if own is None else own
+
+    def policies_on_disk(self, config: Config) -> int:
+        """Policies, and models as large as one, that a run keeps at most."""
+        kept = 1 + self.stages(config) if config.keep_policies else 2
+        return kept + self.other_models(config)
+
+
+def find(name: str) -> Method:
+    """The method that the configuration names. Raises ValueError where there is none."""
+    module, colon, attribute = METHODS.get(name, name).partition(":")
+    if not colon:
+        raise ValueError(
+            f"no method {name!r}: choose {', '.join(METHODS)}, or module:NAME for a custom one"
+        )
+    try:
+        method = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if name in METHODS:
+            raise
+        raise ValueError(f"method {name!r} cannot be loaded: {error}") from error
+    if not isinstance(method, Method):
+        raise ValueError(f"method {name!r} is not a `Method` but {type(method).__name__}")
+    return method

@@ -1,0 +1,85 @@
+"""ETO: exploration-based trajectory optimisation (Song et al., 2024).
+
+In each iteration the agent explores the expert's tasks, at temperature 0 as published, and
+trajectories are compared by their final reward:
+
+    agent's lower than the expert's     the expert's is chosen; the rejected one is cut to the
+                                        expert's number of steps and `extra_rounds` (5) more,
+                                        except on ALFWorld (`preference.cut`)
+    agent's higher                      the agent's is chosen; nothing is cut
+    equal                               skipped
+
+then DPO's loss over the pairs, with the policy entering the iteration as reference; β 0.1 and
+learning rate 1e-6 in the first iteration, 0.5 and 5e-7 in the later ones, 3 iterations. Each
+iteration is a training of its own, with a new AdamW.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stepagent.agents.chat import Encoded
+from stepagent.training.config import Config
+from stepagent.training.data import Sample
+from stepagent.training.methods import Method, rollouts, sft
+from stepagent.training.methods.preference import Pair, learn_pairs, of_iteration
+from stepagent.training.runs.training_run import TrainingRun
+
+
+def learn(run: TrainingRun) -> None:
+    """SFT, then iterations of exploration and preference."""
+    config = run.config.preference
+    sft.learn(run)
+    for iteration in range(1, config.iterations + 1):
+        with run.stage(f"iteration-{iteration}") as stage:
+            if stage.done:
+                continue
+            pairs, ties, left_out, extra = [], 0, 0, extra_rounds(run.config)
+            episodes = rollouts.play(run, stage, run.samples)
+            for expert, trajectories in zip(run.samples, episodes, strict=True):
+                usable, lost = rollouts.encode(run, trajectories)
+                left_out += lost
+                compared = [compare(expert, agent, extra) for agent in usable]
+                ties += compared.count(None)
+                pairs += [pair for pair in compared if pair]
+            experts = {id(expert) for expert in run.samples}
+            stage.figures = {
+                "ties": float(ties),
+                "agent_was_better": float(sum(id(p.chosen) not in experts for p in pairs)),
+                "episodes_left_out": float(left_out),
+            }
+            settings = of_iteration(config, iteration)
+            stage.figures |= learn_pairs(stage, run.policy, pairs, settings)
+
+
+def extra_rounds(config: Config) -> int | None:
+    """Steps beyond the expert's number at which rejected trajectories are cut; None: they are not.
+
+    ALFWorld's failures differ from the expert throughout, and its agents run out of steps.
+    """
+    on_alfworld = config.env.rpartition("/")[2].startswith("ALFWorld")
+    uncut = config.preference.cut == "never" or (config.preference.cut == "auto" and on_alfworld)
+    return None if uncut else config.preference.extra_rounds
+
+
+def compare(expert: Sample, agent: Sample, extra_rounds: int | None) -> Pair | None:
+    """Which of the two is preferred, by reward; None where they are equal."""
+    difference = agent.trajectory.reward - expert.trajectory.reward
+    if abs(difference) < 1e-9:
+        return None
+    if difference > 0:
+        return Pair(chosen=agent, rejected=expert)
+    if extra_rounds is None:
+        return Pair(chosen=expert, rejected=agent)
+    return Pair(chosen=expert, rejected=cut(agent, len(expert.encoded.replies) + extra_rounds))
+
+
+def cut(sample: Sample, steps: int) -> Sample:
+    """The sample's first `steps` steps, up to the end of the last reply."""
+    replies = sample.encoded.replies[:steps]
+    encoded = Encoded(sample.encoded.ids[: replies[-1][1]], replies)
+    shorter = replace(sample.trajectory, steps=sample.trajectory.steps[:steps])
+    return Sample(shorter, encoded)
+
+
+METHOD = Method(learn, stages=lambda config: config.preference.iterations, explores_at=0.0)

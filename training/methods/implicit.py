@@ -1,0 +1,171 @@
+"""StepAgent-Implicit: reflection by step-wise DPO (section 4.2.1, eq. 6).
+
+    L = -E[ log σ( β log π_θ(â_i|ŝ_i) / π_ref(â_i|ŝ_i) - β log π_θ(a_i|ŝ_i) / π_ref(a_i|ŝ_i) ) ]
+
+In each iteration the agent practises in every expert state (`methods.practice`), then the policy
+moves from its own actions a_i towards the expert's â_i. The reference is the policy that entered
+the iteration; its log-probabilities are written down, so that no second model is needed. All pairs
+of a trajectory share one forward and backward pass (`trees`).
+
+Optionally (`reflection.sft_weight`, 0 in the paper) the expert's action is made likelier by itself:
+eq. 6 only widens a gap, and in small models may do so by making both actions unlikely.
+
+    L' = L - sft_weight E[ log π_θ(â_i|ŝ_i) ]          (Pang et al., 2024, without their 1/|â|)
+
+Deviations: an update takes the pairs of complete trajectories, not pairs drawn one by one, because
+that is what makes them share a pass; it stops taking at `batch_size` pairs. Practice actions equal
+to the expert's carry no gradient (both terms of eq. 6 are the same), so they are dropped, and
+counted; by default so are right actions under another thought (`reflection.equal`), which eq. 6
+would reject. `reflection.preference` chooses among variants of eq. 6; `preference_weight` 0 leaves
+the expert's likelihood alone, in the same states (the control `anchor-only`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stepagent.training.config import Config, ReflectionConfig
+from stepagent.training.data import draw
+from stepagent.training.methods import Method, sft
+from stepagent.training.methods.losses import step_preference_loss
+from stepagent.training.methods.practice import Practice, practise, resumed
+from stepagent.training.policy import Policy
+from stepagent.training.runs.optimise import optimise
+from stepagent.training.runs.schedule import packed, shuffled
+from stepagent.training.runs.stage import Stage
+from stepagent.training.runs.training_run import TrainingRun
+from stepagent.training.runs.validation import check_step_trees
+from stepagent.training.trees.packing import pack
+from stepagent.training.trees.scoring import score_trees
+from stepagent.training.trees.tree import StepTree
+
+
+def learn(run: TrainingRun) -> None:
+    """SFT, then `reflection.iterations` times practice and reflection.
+
+    Raises ValueError before any training where the model cannot run the step trees.
+    """
+    config = run.config.reflection
+    check_step_trees(run.config.method, run.policy, run.samples, config)
+    sft.learn(run)
+    for iteration in range(1, config.iterations + 1):
+        seed = run.config.seed + 1000 * iteration
+        with run.stage(f"iteration-{iteration}", seed) as stage:
+            if stage.done:
+                continue
+            samples = draw(run.samples, config.trajectories, seed)
+            practices = [p for row in practise(stage, run.policy, samples, config) for p in row]
+            stage.figures = figures(practices, run.policy.eos_ids)
+            stage.note(
+                f"{stage.figures['practised']:.0f} actions practised, "
+                f"{stage.figures['same_as_expert']:.0%} the expert's own (dropped), "
+                f"{stage.figures['distinct_pairs']:.0f} distinct pairs"
+            )
+            if not stage.figures["pairs"]:
+                stage.note("the agent acts as the expert everywhere; nothing to learn")
+                continue
+            pairs = with_reference(stage, run.policy, practices)
+            shuffle = shuffled(pairs, TreePairs.count, config, seed)
+            schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
+            stage.figures |= optimise(stage, run.policy.model, schedule, loss(config), config)
+
+
+def figures(practices: Sequence[Practice], eos_ids: Collection[int]) -> dict[str, float]:
+    """Replies drawn, the shares equal to the expert's and cut at the length limit, pairs."""
+    draws = max(1.0, sum(p.draws for p in practices))
+    branches = [(b, w) for p in practices for b, w in zip(p.tree.branches, weights(p), strict=True)]
+    return {
+        "practised": draws,
+        "same_as_expert": sum(p.draws_of_expert for p in practices) / draws,
+        "cut": sum(weight for branch, weight in branches if branch.ids[-1] not in eos_ids) / draws,
+        "pairs": sum(weight for _, weight in branches),
+        "distinct_pairs": float(len(branches)),
+    }
+
+
+def weights(practice: Practice) -> tuple[float, ...]:
+    """[branches]: how often the agent drew each branch."""
+    return practice.agent[len(practice.tree.replies) :]
+
+
+@dataclass(frozen=True)
+class TreePairs:
+    """A tree ready for eq. 6: B branches, each paired with the expert's reply in its state."""
+
+    tree: StepTree
+    weights: tuple[float, ...]
+    """[B] how often the branch was drawn"""
+    reference_chosen: tuple[float, ...]
+    """[B] log π_ref of the expert's reply in each branch's state"""
+    reference_rejected: tuple[float, ...]
+    """[B] log π_ref of each branch"""
+
+    def count(self) -> float:
+        """Pairs, repeated ones counted."""
+        return sum(self.weights)
+
+
+def with_reference(stage: Stage, policy: Policy, practices: Sequence[Practice]) -> list[TreePairs]:
+    """The pairs of the practice with their log-probabilities under the policy as it is now, which
+    are written down: a killed run reads them again."""
+    trees = [(p.tree.trimmed(), weights(p)) for p in practices if p.tree.branches]
+
+    def reference(i: int) -> list[list[float]]:
+        with torch.no_grad():
+            scores = score_trees(policy.model, pack([trees[i][0]], policy.device))
+        return [scores.chosen.tolist(), scores.rejected.tolist()]
+
+    references = resumed(stage.artifacts / "reference.jsonl", len(trees), reference)
+    return [
+        TreePairs(tree, draws, tuple(chosen), tuple(rejected))
+        for (tree, draws), (chosen, rejected) in zip(trees, references, strict=True)
+    ]
+
+
+def loss(
+    config: ReflectionConfig,
+) -> Callable[[Any, Sequence[TreePairs]], tuple[torch.Tensor, dict[str, float]]]:
+    """Eq. 6, or its variant, summed over the pairs of some trees, with health figures (sums over
+    pairs)."""
+
+    def of_trees(model: Any, items: Sequence[TreePairs]) -> tuple[torch.Tensor, dict[str, float]]:
+        device = next(model.parameters()).device
+        trees = pack([item.tree for item in items], device)
+        scores = score_trees(model, trees)
+        weights, chosen, rejected = (
+            torch.tensor([value for item in items for value in getattr(item, name)], device=device)
+            for name in ("weights", "reference_chosen", "reference_rejected")
+        )
+        lengths = torch.bincount(trees.action, minlength=trees.n_actions)
+        out = step_preference_loss(
+            config.preference,
+            scores.chosen,
+            scores.rejected,
+            chosen,
+            rejected,
+            beta=config.beta,
+            weights=weights,
+            lengths=(lengths[trees.chosen], lengths[trees.rejected]),
+            penalty=config.positive_penalty,
+        )
+        pairs = float(weights.sum())
+        anchor = -config.sft_weight * (weights * scores.chosen.float()).sum()
+        health = {name: value * pairs for name, value in out.health.items()}
+        return config.preference_weight * out.loss * pairs + anchor, health
+
+    return of_trees
+
+
+def check(config: Config) -> None:
+    """Raises ValueError where both parts of the loss are switched off."""
+    if not config.reflection.preference_weight and not config.reflection.sft_weight:
+        raise ValueError(
+            "reflection.preference_weight and reflection.sft_weight are both 0: nothing is learned"
+        )
+
+
+METHOD = Method(learn, check, stages=lambda config: config.reflection.iterations)

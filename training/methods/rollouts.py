@@ -1,0 +1,188 @@
+"""Episodes that the agent itself plays on the expert's tasks, for methods that learn from them.
+
+Each is played on the task and seed of one expert trajectory, so that the two can be compared. They
+are written to `rollouts/` as they end, failed ones too; a run that was killed plays only what is
+missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from stepagent.agents.transformers import TransformersAgent
+from stepagent.envs.react import PromptStyle
+from stepagent.envs.trajectory import Trajectory, Writer, read
+from stepagent.envs.wikipedia.score import normalize
+from stepagent.eval.rollout import run_episodes
+from stepagent.training.data import Sample
+from stepagent.training.methods import find
+from stepagent.training.runs import processes
+from stepagent.training.runs.directory import RunError
+from stepagent.training.runs.stage import Stage
+from stepagent.training.runs.training_run import TrainingRun
+
+GIVE_UP = 10
+"""Failed episodes in a row after which a run stops."""
+
+
+def play(run: TrainingRun, stage: Stage, samples: Sequence[Sample]) -> list[list[Trajectory]]:
+    """`episodes[i]`: those played on the task of the i-th sample, `rollouts.samples` of them.
+
+    The policy plays as it is now. Episodes that fail (an environment that broke) are left out, and
+    counted in a note. Several processes share the tasks. Raises RunError where ten fail in a row.
+    """
+    per_task = run.config.rollouts.samples
+    for k in range(per_task):
+        _play_once(run, stage, samples, k)
+    processes.wait()
+    episodes = recorded(run, stage.name, samples)
+    missing = len(samples) * per_task - sum(len(row) for row in episodes)
+    if missing:
+        stage.note(f"{missing} episodes failed and are left out")
+    return episodes
+
+
+def recorded(
+    run: TrainingRun, stage_name: str, samples: Sequence[Sample]
+) -> list[list[Trajectory]]:
+    """The episodes that a stage, this or an earlier one, has played, as `play` returns them."""
+    episodes: list[list[Trajectory]] = [[] for _ in samples]
+    for k in range(run.config.rollouts.samples):
+        for i, trajectory in enumerate(_in_order(_files(run, stage_name, k), samples)):
+            if trajectory is not None and not trajectory.error:
+                episodes[i].append(trajectory)
+    return episodes
+
+
+def _files(run: TrainingRun, stage_name: str, k: int) -> list[Path]:
+    """Where the k-th episode of every task is: one file, or one of each process that played."""
+    folder, name = run.directory.path / "rollouts", f"{stage_name}-{k}"
+    files = [folder / f"{name}.jsonl", *sorted(folder.glob(f"{name}.*-of-*.jsonl"))]
+    return [path for path in files if path.is_file()]
+
+
+def _in_order(files: Sequence[Path], samples: Sequence[Sample]) -> list[Trajectory | None]:
+    """The episode of each sample; None where it is missing."""
+    # The last line of a file may be cut.
+    episodes = {(t.task_id, t.seed): t for path in files for t in read(path, bad=[])}
+    return [episodes.get((s.trajectory.task_id, s.trajectory.seed)) for s in samples]
+
+
+def _play_once(run: TrainingRun, stage: Stage, samples: Sequence[Sample], k: int) -> None:
+    """This process's share of one episode for each sample that has none yet."""
+    config, name = run.config, f"{stage.name}-{k}"
+    existing = _in_order(_files(run, stage.name, k), samples)
+    processes.wait()  # all have read what there was, and share it out alike
+    missing = [s.trajectory for s, t in zip(samples, existing, strict=True) if t is None]
+    todo = missing[processes.rank() :: processes.count()]
+    if not todo:
+        return
+    path = run.directory.path / "rollouts" / f"{name}.jsonl"
+    if processes.count() > 1:
+        path = path.with_suffix(f".{processes.rank()}-of-{processes.count()}.jsonl")
+    player = TransformersAgent(
+        run.policy.model,
+        run.policy.tokenizer,
+        name=name,
+        salt=f"{config.seed}/{name}",
+        **asdict(run.style),
+        max_new_tokens=run.policy.config.max_new_tokens,
+        temperature=find(config.method).temperature(config),
+        top_p=config.rollouts.top_p,
+        batch_size=config.rollouts.workers,
+    )
+    failed: list[Trajectory] = []  # since the last one that did not fail
+    with Writer(path) as writer, stage.progress(len(todo), "episodes") as move:
+        done = itertools.count(1)
+        for split in sorted({t.split for t in todo}):
+            tasks = [t for t in todo if t.split == split]
+            episodes = run_episodes(
+                config.env,
+                player,
+                [t.task_id for t in tasks],
+                split=split,
+                seed=[t.seed for t in tasks],
+                workers=config.rollouts.workers,
+                env_args=config.env_args,
+            )
+            try:
+                for trajectory in episodes:
+                    failed.append(trajectory)
+                    if not trajectory.error:
+                        _write_all(writer, failed)
+                    if len(failed) >= GIVE_UP:
+                        raise RunError(
+                            f"gave up after {len(failed)} failed episodes in a row, the last one "
+                            f"with: {trajectory.error}; fix it and run again to continue"
+                        )
+                    move(next(done), {})
+            finally:
+                episodes.close()
+        _write_all(writer, failed)
+    player.close()
+
+
+def _write_all(writer: Writer, trajectories: list[Trajectory]) -> None:
+    while trajectories:
+        writer.write(trajectories.pop(0))
+
+
+def encode(
+    run: TrainingRun, trajectories: Sequence[Trajectory], style: PromptStyle | None = None
+) -> tuple[list[Sample], int]:
+    """The episodes as tokens, and how many had no step or were longer than the context.
+
+    A reply is tokenised again from its text, as the expert's are: where the policy wrote it in
+    other pieces, the tokens differ from those it drew. One of the agent's own that was cut at the
+    length limit has no end of turn to learn (`ChatCodec.encode`).
+    """
+    experts = {s.trajectory.agent for s in run.samples}
+    samples = []
+    for trajectory in trajectories:
+        if trajectory.steps and not trajectory.error:
+            messages = trajectory.messages(run.prompt, style or run.style)
+            limit = None if trajectory.agent in experts else run.policy.config.max_new_tokens
+            encoded = run.policy.codec.encode(messages, cut_at=limit)
+            if len(encoded.ids) <= run.policy.context:
+                samples.append(Sample(trajectory, encoded))
+    return samples, len(trajectories) - len(samples)
+
+
+def is_success(trajectory: Trajectory, min_reward: float) -> bool:
+    return trajectory.reward >= min_reward - 1e-9
+
+
+def is_sound(trajectory: Trajectory) -> bool:
+    """Whether an episode shows how its success comes about: every action was valid, and an answer
+    (`finish[…]`) had been read in an observation after the first, which is the task; "yes" and "no"
+    need one such observation, whatever it says.
+
+    An episode that tries, is refused and tries again, or guesses what it has not read, succeeds by
+    luck.
+    """
+    if not all(step.valid for step in trajectory.steps):
+        return False
+    answer = re.match(r"\W*finish\s*\[(.*?)\]?\s*$", trajectory.steps[-1].action, re.I | re.S)
+    if not answer:
+        return True
+    sought = normalize(answer[1])
+    read = [f" {normalize(step.observation)} " for step in trajectory.steps[1:]]
+    return any(sought in ("yes", "no") or f" {sought} " in text for text in read)
+
+
+def distinct(samples: Sequence[Sample], expert: Sample) -> list[Sample]:
+    """The first sample of each sequence of actions, without those that act as the expert did."""
+    seen, new = {_actions(expert)}, []
+    for sample in samples:
+        if _actions(sample) not in seen:
+            seen.add(_actions(sample))
+            new.append(sample)
+    return new
+
+
+def _actions(sample: Sample) -> tuple[str, ...]:
+    return tuple(step.action for step in sample.trajectory.steps)

@@ -1,0 +1,120 @@
+"""Supervised fine-tuning on the expert's trajectories (section 3.2, eqs. 2 and 3), through TRL.
+
+    L_SFT = -E[ Σ_k log π(w_k | w_<k) · 1(w_k belongs to an action) ]
+
+Every method starts from it. Tokens and masks come from the chat codec's spans; TRL's trainer is
+given ready `input_ids` and `labels`, and prepares nothing itself.
+
+Deviations: the loss is the mean over the action tokens of a batch, as all trainers have it, where
+eq. 3 has the sum over a trajectory. `assistant_only_loss: false` learns the observations as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import set_seed
+from trl import SFTConfig as TrlConfig
+from trl import SFTTrainer
+
+from stepagent.training.config import Config, SftConfig
+from stepagent.training.data import Sample
+from stepagent.training.methods import Method
+from stepagent.training.policy import Policy
+from stepagent.training.runs import processes, trl_trainer
+from stepagent.training.runs.stage import Stage
+from stepagent.training.runs.training_run import TrainingRun
+
+IGNORED = -100
+"""Label of tokens that have no part in the loss (instructions, observations, padding)."""
+
+
+def learn(run: TrainingRun) -> None:
+    """Supervised fine-tuning as the stage `sft`; left out where `sft.epochs` is 0."""
+    if run.config.sft.epochs:
+        with run.stage("sft") as stage:
+            if not stage.done:
+                train(stage, run.policy, run.samples, run.config.sft)
+
+
+def check_explorer(config: Config) -> None:
+    """Raises ValueError without SFT, for methods that explore with the policy it gives."""
+    if not config.sft.epochs:
+        raise ValueError(
+            f"method {config.method} fine-tunes: sft.epochs must be at least 1, it is 0"
+        )
+
+
+def train(stage: Stage, policy: Policy, samples: Sequence[Sample], config: SftConfig) -> None:
+    """Fine-tunes the policy in place; resumes from the newest complete checkpoint of the stage."""
+    set_seed(stage.seed)
+    rows = [
+        {"input_ids": s.encoded.ids, "labels": labels(s, config.assistant_only_loss)}
+        for s in samples
+    ]
+    settings = trl_trainer.arguments(
+        TrlConfig,
+        stage,
+        policy,
+        config,
+        train_sampling_strategy="group_by_length",
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    trainer = partial(
+        _Trainer,
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        data_collator=Collator(policy.tokenizer.pad_token_id),
+    )
+    trl_trainer.train(stage, policy, trainer)
+
+
+def labels(sample: Sample, assistant_only_loss: bool = True) -> list[int]:
+    """The sample's tokens where the agent wrote them, `IGNORED` elsewhere; length of `ids`.
+
+    Without `assistant_only_loss`, all its tokens.
+    """
+    ids = sample.encoded.ids
+    if not assistant_only_loss:
+        return list(ids)
+    targets = [IGNORED] * len(ids)
+    for start, end in sample.encoded.replies:
+        targets[start:end] = ids[start:end]
+    return targets
+
+
+class Collator:
+    """Pads a batch on the right: input_ids, attention_mask, labels, each int64 [batch, longest]."""
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        ids = torch.full((len(rows), longest), self.pad_token_id)
+        mask = torch.zeros((len(rows), longest), dtype=torch.long)
+        targets = torch.full((len(rows), longest), IGNORED)
+        for i, row in enumerate(rows):
+            n = len(row["input_ids"])
+            ids[i, :n] = torch.tensor(row["input_ids"])
+            mask[i, :n] = 1
+            targets[i, :n] = torch.tensor(row["labels"])
+        return {"input_ids": ids, "attention_mask": mask, "labels": targets}
+
+
+class _Trainer(SFTTrainer):
+    """Groups trajectories by length over the batch of all processes."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        return LengthGroupedSampler(size * processes.count(), lengths=lengths)
+
+
+METHOD = Method(learn, stages=lambda config: 0)

@@ -1,0 +1,105 @@
+"""A run's directory: configuration, metrics, checkpoints, policies, summary. Safe to kill any time.
+
+    config.yaml          the resolved configuration; a different one is refused
+    expert/              the expert's trajectories, where the run collects them itself
+    base/                the untrained model, where it is made from scratch
+    entering/            the policy after SFT, for methods that refer back to it
+    metrics.jsonl        one JSON object per update; TensorBoard has the same under tensorboard/
+    inspection/          practice actions of each iteration
+    rollouts/            episodes that the agent played, for the methods that learn from them
+    artifacts/STAGE/     what a stage keeps beside the policy (discriminator, reference log-probs)
+    checkpoints/STAGE/   the newest state within a stage; deleted when the stage is done
+    policies/STAGE/      the policy after a stage
+    eval/STAGE/          its episodes and scores
+    stages.json          which stages are done, and their figures
+    final/               the last policy; loads with from_pretrained, or with PEFT
+    summary.json         the results
+
+Everything complete appears in one rename, so that what exists can be trusted.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from stepagent.errors import UserError
+from stepagent.files import Lock, Locked, write_atomically, write_text
+from stepagent.training.runs.metrics import Metrics
+from stepagent.training.runs.options import differing
+
+
+class RunError(UserError, RuntimeError):
+    """A run that cannot start or resume; the message says what to do."""
+
+
+class RunDirectory:
+    """Opens (or reopens) the run in `path`.
+
+    Of several processes that work on one run together, the main one owns the directory and writes;
+    the others (`main=False`) read. Raises RunError where the directory holds a run of a different
+    configuration, or where a process of another run is working in it.
+    """
+
+    def __init__(self, path: str | Path, config: str, main: bool = True):
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.metrics = Metrics(self.path, main)
+        self.resumed = (self.path / "config.yaml").is_file()
+        self.main = main
+        self._lock: Lock | None = None
+        if not main:
+            return
+        try:
+            self._lock = Lock(self.path / ".lock")
+        except Locked as error:
+            raise RunError(f"{error.strerror}: wait for it, or use another `output`") from None
+        file = self.path / "config.yaml"
+        if file.is_file() and (changes := differing(file.read_text(), config)):
+            first = [f"{key} {old!r}, now {new!r}" for key, (old, new) in changes.items()][:4]
+            raise RunError(
+                f"{self.path} holds a run with another configuration ({'; '.join(first)}): choose "
+                "another `output`, or delete the directory"
+            )
+        write_text(file, config)
+
+    def policy(self, stage: str) -> Path:
+        return self.path / "policies" / stage
+
+    def checkpoint(self, stage: str) -> Path:
+        return self.path / "checkpoints" / stage
+
+    def artifacts(self, stage: str) -> Path:
+        """A folder for what a stage learns or gathers beside the policy."""
+        path = self.path / "artifacts" / stage
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def has_policy(self, stage: str) -> bool:
+        return self.policy(stage).is_dir()
+
+    def finish_stage(self, stage: str, save: Callable[[Path], None]) -> None:
+        """Keeps the stage's policy and drops its checkpoints."""
+        if not self.main:
+            return
+        write_atomically(self.policy(stage), save)
+        self.drop_checkpoint(stage)
+
+    def drop_checkpoint(self, stage: str) -> None:
+        shutil.rmtree(self.checkpoint(stage), ignore_errors=True)
+
+    def check_space(self, needed: int, contents: str) -> None:
+        """Raises RunError where the disk has fewer than `needed` bytes left."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise RunError(
+                f"{contents} need about {needed / 1e9:.1f} GB in {self.path}, where "
+                f"{free / 1e9:.1f} GB are free: make room, choose another `output`, or set "
+                "keep_policies to false"
+            )
+
+    def close(self) -> None:
+        self.metrics.close()
+        if self._lock:
+            self._lock.release()

@@ -1,0 +1,81 @@
+"""The expert's trajectories of a run, and everything that disqualifies them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from stepagent.envs.react import Prompt, PromptStyle
+from stepagent.envs.trajectory import Trajectory, read
+from stepagent.training import collect
+from stepagent.training.config import Config
+from stepagent.training.data import select
+from stepagent.training.runs.directory import RunDirectory, RunError
+
+
+def load_expert(
+    config: Config, directory: RunDirectory, prompt: Prompt, console: Console
+) -> list[Trajectory]:
+    """The trajectories of the file that the configuration names, or else collected now.
+
+    Raises RunError for trajectories of the split that is scored, of another environment, or made
+    under another prompt; ValueError where none scored enough.
+    """
+    expert = config.expert
+    path = Path(expert.trajectories) if expert.trajectories else None
+    if path is None:
+        path = collect.collect(
+            collect.Config(
+                env=config.env,
+                out=directory.path / "expert",
+                env_args=config.env_args,
+                limit=expert.limit or None,
+                min_reward=expert.min_reward,
+                workers=expert.workers,
+                seed=config.seed,
+            ),
+            console,
+        )
+    trajectories = read(path)
+    _check_split(path, trajectories, config)
+    foreign = {t.env for t in trajectories} - {config.env}
+    if foreign:
+        raise RunError(
+            f"{path} holds trajectories of {', '.join(sorted(foreign))}, but this run "
+            f"trains on {config.env}"
+        )
+    _check_prompt(path, trajectories, config.env, prompt)
+    return select(trajectories, expert.limit, expert.min_reward, config.seed)
+
+
+def _check_split(path: Path, trajectories: Sequence[Trajectory], config: Config) -> None:
+    """Raises RunError for trajectories of the tasks that the policy is to be scored on."""
+    evaluation = config.evaluation
+    if evaluation.split == "train" or (evaluation.env or config.env) != config.env:
+        return
+    scored = sum(t.split == evaluation.split for t in trajectories)
+    if scored:
+        raise RunError(
+            f"{path} holds {scored} trajectories of the split {evaluation.split!r}, on which the "
+            "policy is to be scored (evaluation.split): train on another split"
+        )
+
+
+def _check_prompt(path: Path, trajectories: Sequence[Trajectory], env: str, prompt: Prompt) -> None:
+    """Raises RunError for trajectories that were made under another prompt of the environment.
+
+    Which parts of the prompt a conversation shows is the configuration's choice, so any of them
+    will do. Trajectories without a fingerprint of it (converted ones) are accepted.
+    """
+    parts = itertools.product((True, False), repeat=3)
+    known = {prompt.checksum(PromptStyle(i, e, t)) for i, e, t in parts}
+    foreign = [t for t in trajectories if t.fingerprint.get("prompt", min(known)) not in known]
+    if foreign:
+        raise RunError(
+            f"{path} holds {len(foreign)} trajectories made under another prompt than "
+            f"{env} has now (the first: task {foreign[0].task_id}, prompt "
+            f"{foreign[0].fingerprint['prompt']}): collect them again with training.collect"
+        )

@@ -1,0 +1,61 @@
+"""Compares the options of runs: whether a directory holds the run that is to be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import yaml
+
+from stepagent.training.config import Config
+
+FREE = (
+    "checkpoint_seconds",
+    "evaluation.agents",
+    "evaluation.every_iteration",
+    "evaluation.workers",
+    "expert.workers",
+    "keep_policies",
+    "rollouts.workers",
+)
+"""Options that may change between starts of a run: no weight and no score depends on them."""
+
+
+def differing(old: str, new: str) -> dict[str, tuple[Any, Any]]:
+    """The options (by their full names) in which two configurations differ, and both values.
+
+    Those in `FREE` count as equal. An option that did not exist yet when the old configuration was
+    written is taken to have had its present default.
+    """
+    before, now = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(new))
+    before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
+    return {
+        key: (before.get(key), now.get(key))
+        for key in sorted(before.keys() | now.keys())
+        if key not in FREE and before.get(key) != now.get(key)
+    }
+
+
+def without_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """The options (by their full names) that do not have their default."""
+    defaults = _defaults()
+    return {
+        key: value
+        for key, value in _flat(options).items()
+        if key not in defaults or value != defaults[key]
+    }
+
+
+def _defaults() -> dict[str, Any]:
+    return _flat(dataclasses.asdict(Config(output="")))
+
+
+def _flat(options: Any, path: str = "") -> dict[str, Any]:
+    """Nested options by their full names."""
+    if not isinstance(options, dict) or not options:
+        return {path: options}
+    return {
+        name: value
+        for key, part in options.items()
+        for name, value in _flat(part, f"{path}.{key}" if path else str(key)).items()
+    }

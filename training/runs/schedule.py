@@ -1,0 +1,95 @@
+"""The schedule of a stage's updates: which items each one learns from.
+
+A schedule is a function of the seed alone, so a run that was killed and started again makes the
+same updates in the same order and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from stepagent.training.config import OptimiserConfig
+from stepagent.training.runs import processes
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Schedule(Generic[Item]):
+    """The updates of a stage, in order."""
+
+    updates: Sequence[Sequence[Item]]
+    """For each update the items it learns from (never empty)."""
+    size: Callable[[Item], float]
+    """How many samples an item counts for; an update's loss is the mean over its samples."""
+    until: Callable[[int, dict[str, float]], bool] | None = None
+    """(updates done, figures of the last) → True to end the stage early."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Name of a part of the model → its own peak learning rate; its gradient is also clipped by
+    itself."""
+
+
+def shuffled(
+    items: Sequence[Item],
+    size: Callable[[Item], float],
+    config: OptimiserConfig,
+    seed: int,
+    salt: Sequence[int] = (),
+) -> Schedule[Item]:
+    """Every item once per epoch, each epoch in a new order, in updates of `config.batch_size`
+    samples or a little more (`batches`). `salt` gives other orders for the same seed."""
+    updates = []
+    for epoch in range(config.epochs):
+        order = np.random.default_rng([seed, epoch, *salt]).permutation(len(items))
+        updates += batches([items[i] for i in order], config.batch_size, size)
+    return Schedule(updates, size)
+
+
+def batches(
+    items: Sequence[Item], batch_size: int, size: Callable[[Item], float]
+) -> list[list[Item]]:
+    """Cuts a sequence into updates of at least `batch_size` samples (the last may have fewer)."""
+    updates: list[list[Item]] = [[]]
+    samples = 0.0
+    for item in items:
+        if samples >= batch_size:
+            updates.append([])
+            samples = 0.0
+        updates[-1].append(item)
+        samples += size(item)
+    return [update for update in updates if update]
+
+
+def packed(
+    schedule: Schedule[Item], length: Callable[[Item], int], budget: int
+) -> Schedule[tuple[Item, ...]]:
+    """The same updates, neighbours in groups of at most `budget` tokens, each for one forward pass.
+
+    `length` is an item's number of tokens; a longer item than the budget is a group of its own. An
+    update that several processes share has a group for each of them, where it has the items.
+    """
+    return Schedule(
+        [_groups(update, length, budget) for update in schedule.updates],
+        lambda group: sum(schedule.size(item) for item in group),
+        schedule.until,
+        schedule.rates,
+    )
+
+
+def _groups(
+    items: Sequence[Item], length: Callable[[Item], int], budget: int
+) -> list[tuple[Item, ...]]:
+    share = -(-sum(length(item) for item in items) // processes.count())
+    groups: list[list[Item]] = [[]]
+    tokens = 0
+    for item in items:
+        if groups[-1] and tokens + length(item) > min(budget, share):
+            groups.append([])
+            tokens = 0
+        groups[-1].append(item)
+        tokens += length(item)
+    return [tuple(group) for group in groups]

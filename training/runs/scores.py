@@ -1,0 +1,119 @@
+"""Scores of a run's policies, and of the agents beside them, on the evaluation's tasks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stepagent.envs.react import Prompt
+from stepagent.envs.trajectory import Trajectory, read
+from stepagent.eval import agreement
+from stepagent.eval.evaluate import EvaluationOptions, evaluate
+from stepagent.eval.paper import LABELS
+from stepagent.files import write_text
+from stepagent.training import collect
+from stepagent.training.config import Config
+from stepagent.training.policy import Policy
+
+
+class Scores:
+    """The evaluations of a run, each in a folder of `path`; the main process plays them."""
+
+    def __init__(self, path: Path, config: Config, console: Console):
+        self.path, self.config, self.console = path, config, console
+
+    def read(self, name: str) -> dict[str, Any]:
+        """The summary of an evaluation; {} where there is none."""
+        path = self.path / name / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def play(self, name: str, player: Any) -> None:
+        """Plays what is missing of an evaluation, with an agent that is closed afterwards."""
+        evaluation = self.config.evaluation
+        try:
+            evaluate(
+                evaluation.env or self.config.env,
+                player,
+                self.path / name,
+                EvaluationOptions(
+                    split=evaluation.split,
+                    limit=evaluation.limit or None,
+                    seed=self.config.seed,
+                    workers=evaluation.workers,
+                    env_args=evaluation.env_args if evaluation.env else self.config.env_args,
+                ),
+                console=self.console,
+            )
+        finally:
+            player.close()
+
+    def measure_agreement(self, name: str, policy: Policy, prompt: Prompt) -> None:
+        """Measures the policy's agreement with the expert on dev trajectories, once."""
+        path = self.path / name / "agreement.json"
+        if path.is_file():
+            return
+        rows, left_out = agreement.measure(
+            policy.model,
+            policy.codec,
+            self._dev_expert(),
+            prompt,
+            self.config.prompt,
+            policy.context,
+        )
+        write_text(path, json.dumps(asdict(agreement.summarise(rows, left_out)), indent=1))
+
+    def _dev_expert(self) -> list[Trajectory]:
+        """The expert's trajectories of the dev split, played once."""
+        options = collect.Config(
+            env=self.config.env,
+            out=self.path.parent / "expert-dev",
+            split="dev",
+            limit=self.config.evaluation.agreement,
+            env_args=self.config.env_args,
+            seed=self.config.seed,
+            workers=self.config.expert.workers,
+        )
+        return read(collect.collect(options, self.console))
+
+    def agreements(self, stages: list[str]) -> dict[str, dict[str, Any]]:
+        """Stage → agreement with the expert, for the stages where it was measured."""
+        paths = {stage: self.path / stage / "agreement.json" for stage in stages}
+        return {stage: json.loads(p.read_text()) for stage, p in paths.items() if p.is_file()}
+
+    def of_run(self, stages: list[str]) -> dict[str, dict[str, Any]]:
+        """Name → summary: of other agents, of the stages in order, and of the expert at the end."""
+        others = [agent for agent in self.config.evaluation.agents if agent != "expert"]
+        expert = [agent for agent in self.config.evaluation.agents if agent == "expert"]
+        names = [*others, *stages, *expert]
+        return {name: summary for name in names if (summary := self.read(name))}
+
+    def table(self, summaries: dict[str, dict[str, Any]]) -> Table:
+        evaluation = self.config.evaluation
+        episodes = next((summary["episodes"] for summary in summaries.values()), 0)
+        table = Table(
+            title=f"{evaluation.env or self.config.env}, split {evaluation.split}, "
+            f"{episodes} unseen tasks"
+        )
+        measured = self.agreements(list(summaries))
+        columns = ["agent", "score", "95 % interval", "success", "valid actions", "steps"]
+        for name in columns + ["step match"] * bool(measured):
+            table.add_column(name, justify="left" if name == "agent" else "right")
+        title = LABELS.get(self.config.method, self.config.method)
+        for name, summary in summaries.items():
+            low, high = summary["reward_ci95"]
+            match = f"{measured[name]['step_match']:.3f}" if name in measured else ""
+            table.add_row(
+                LABELS.get(name, name).replace("iteration-", f"{title}, iteration "),
+                f"{summary['reward_mean']:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                f"{summary['success_rate']:.0%}",
+                f"{summary['valid_rate']:.0%}",
+                f"{summary['steps_mean']:.1f}",
+                *[match] * bool(measured),
+            )
+        return table

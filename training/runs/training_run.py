@@ -1,0 +1,273 @@
+"""A training run: what the methods share, from expert data to the final table.
+
+A method (`training/methods/`) is a function of a `TrainingRun`. It works in named stages; a stage
+that is done is never done again, so a run that was killed resumes in the stage it was in (and
+within it from the newest checkpoint).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from stepagent import agents, command_line, envs
+from stepagent.agents.transformers import TransformersAgent
+from stepagent.envs.trajectory import Trajectory
+from stepagent.files import write_atomically, write_text
+from stepagent.training.config import Config
+from stepagent.training.data import encode
+from stepagent.training.policy import Policy
+from stepagent.training.runs import processes
+from stepagent.training.runs.checkpoints import MOMENTS
+from stepagent.training.runs.directory import RunDirectory, RunError
+from stepagent.training.runs.expert import load_expert
+from stepagent.training.runs.scores import Scores
+from stepagent.training.runs.stage import Stage
+
+
+@dataclass
+class State:
+    """What `stages.json` holds."""
+
+    done: list[str] = field(default_factory=list)
+    """Stages in order."""
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Stage → what it reports."""
+    seconds: float = 0.0
+    """Spent so far, over all starts."""
+
+
+class TrainingRun:
+    """Opens the run's directory, gathers expert data and loads the policy.
+
+    Errors that can be foreseen are raised here: unknown environment, model without chat template,
+    prompt too long for the context, trajectories of another environment or made under another
+    prompt.
+    """
+
+    def __init__(self, config: Config, console: Console):
+        if not processes.is_main():
+            console = Console(quiet=True)
+        self.config, self.console = config, console
+        self.started = time.monotonic()
+        env = envs.make(config.env, split="train", **config.env_args)
+        self.prompt = env.prompt
+        env.close()
+        self.style = config.prompt
+        """How conversations are written; a method may add to the configuration's (NAT)."""
+        with processes.main_first():
+            text = command_line.dump(config)
+            self.directory = RunDirectory(config.output, text, processes.is_main())
+        if self.directory.resumed:
+            console.print(f"Resuming the run in {self.directory.path}", markup=False)
+        self._state_file = self.directory.path / "stages.json"
+        self.state = State()
+        if self._state_file.is_file():
+            self.state = State(**json.loads(self._state_file.read_text()))
+        self._seconds_before = self.state.seconds
+        self._last: str | None = None
+        """The newest stage so far, done now or before."""
+        self._stale = False
+        """Whether the policy in memory is older than that of the newest stage."""
+        with processes.main_first():
+            trajectories = load_expert(config, self.directory, self.prompt, console)
+            self._make_base(trajectories)
+        self.policy = self._load()
+        self.samples, left_out = encode(
+            trajectories, self.policy.codec, self.prompt, config.prompt, self.policy.context
+        )
+        """The expert's trajectories as tokens."""
+        self._describe(left_out)
+        self.scores = Scores(self.directory.path / "eval", config, console)
+
+    def check_space(self, policies: int) -> None:
+        """Raises RunError where the disk cannot hold so many policies and what training adds."""
+        needed = self.bytes_needed(policies)
+        self.directory.check_space(needed, "policies and checkpoints")
+
+    def bytes_needed(self, policies: int) -> int:
+        """About what the run takes on disk at most: so many policies (with `final` and `entering`),
+        and two checkpoints at a time (the new one is written before the old one is deleted), each
+        with AdamW's two moments."""
+        return self.policy.saved_bytes() * (policies + 2 + 2 * 3)
+
+    def _make_base(self, trajectories: Sequence[Trajectory]) -> None:
+        """Builds the model `tiny`, whose tokens come from the trajectories, unless it exists."""
+        base = self.directory.path / "base"
+        if self.config.policy.model == "tiny" and not base.is_dir():
+            texts = [
+                message["content"]
+                for trajectory in trajectories
+                for message in trajectory.messages(self.prompt, self.config.prompt)
+            ]
+            policy = Policy.tiny(self.config.policy, texts, self.config.seed)
+            write_atomically(base, policy.save)
+
+    def _load(self) -> Policy:
+        is_tiny = self.config.policy.model == "tiny"
+        path = self.directory.path / "base" if is_tiny else None
+        return Policy.load(self.config.policy, path, self.config.seed)
+
+    def restart(self) -> None:
+        """Replaces the trained policy by the untrained one, as it was before SFT."""
+        del self.policy
+        self.policy = self._load()
+        self._stale = True
+
+    def _describe(self, left_out: dict[str, int]) -> None:
+        tokens = sum(len(s.encoded.ids) for s in self.samples)
+        actions = sum(len(s.encoded.replies) for s in self.samples)
+        note = "".join(
+            f", {count} {reason.replace('_', ' ')}" for reason, count in left_out.items()
+        )
+        self.console.print(
+            f"{len(self.samples)} expert trajectories ({actions:,} actions, {tokens:,} tokens"
+            f"{note}); {self.policy.describe()}",
+            markup=False,
+        )
+
+    # Stages -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def stage(self, name: str, seed: int | None = None) -> Iterator[Stage]:
+        """A stage of the run: `with run.stage("sft") as stage:`.
+
+        The body trains `run.policy`, unless `stage.done`. When it ends without an error, the policy
+        and `stage.figures` are kept, and the policy is scored where the configuration says so.
+        `seed` is the run's own by default.
+        """
+        stage = Stage(
+            name,
+            self.directory,
+            seed=self.config.seed if seed is None else seed,
+            checkpoint_seconds=self.config.checkpoint_seconds,
+            console=self.console,
+            optimiser_before=self._optimiser_before(),
+            done=name in self.state.done,
+            figures=dict(self.state.figures.get(name, {})),
+        )
+        if not stage.done:
+            self._refresh()
+        yield stage
+        if stage.done:
+            self._stale = True
+        else:
+            self._keep(stage)
+        self._last = name
+        if self.config.evaluation.every_iteration:
+            self.score(name)
+
+    def _optimiser_before(self) -> Path | None:
+        if not self.config.reflection.keep_optimiser or not self._last:
+            return None
+        return self.directory.artifacts(self._last) / MOMENTS
+
+    def _keep(self, stage: Stage) -> None:
+        self._stale = False  # the policy in memory is the newest
+        self.directory.finish_stage(stage.name, self.policy.save)
+        processes.wait()
+        self.state.done.append(stage.name)
+        self.state.figures[stage.name] = stage.figures
+        self._save_state()  # before the policy that it started from is deleted
+        if self.directory.main and self._last and not self.config.keep_policies:
+            shutil.rmtree(self.directory.policy(self._last), ignore_errors=True)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stage has ended the method (`Stage.stop`)."""
+        return any(figures.get("stopped") for figures in self.state.figures.values())
+
+    def entering(self) -> Path:
+        """The policy as it entered the method (after SFT), saved once and never replaced."""
+        path = self.directory.path / "entering"
+        with processes.main_first():
+            if not path.is_dir():
+                self._refresh()
+                write_atomically(path, self.policy.save)
+        return path
+
+    def _refresh(self) -> None:
+        """Loads the policy of the newest stage, where the one in memory is older."""
+        if self._stale and self._last:
+            self.policy.load_weights(self.directory.policy(self._last))
+        self._stale = False
+
+    def _save_state(self) -> None:
+        self.state.seconds = self._seconds_before + time.monotonic() - self.started
+        if self.directory.main:
+            write_text(self._state_file, json.dumps(asdict(self.state), indent=1))
+
+    # Scores -----------------------------------------------------------------------------------
+
+    def score(self, name: str, agent: str = "policy") -> None:
+        """Plays the evaluation's tasks with the policy, or another agent; resumes a partial one.
+
+        Of several processes the main one plays.
+        """
+        if self.directory.main and not self._is_scored(name):
+            self.scores.play(name, self._player(name, agent))
+        if self.directory.main and agent == "policy" and self.config.evaluation.agreement:
+            self._refresh()
+            self.scores.measure_agreement(name, self.policy, self.prompt)
+        processes.wait()
+
+    def _is_scored(self, name: str) -> bool:
+        summary = self.scores.read(name)
+        deleted = name in self.state.done and not self.directory.has_policy(name)
+        return bool(summary) and (summary.get("complete") or deleted)
+
+    def _player(self, name: str, agent: str) -> Any:
+        if agent != "policy":
+            return agents.make_agent(agent)
+        self._refresh()
+        evaluation = self.config.evaluation
+        return TransformersAgent(
+            self.policy.model,
+            self.policy.tokenizer,
+            name=name,
+            **asdict(self.style),
+            max_new_tokens=self.policy.config.max_new_tokens,
+            temperature=evaluation.temperature,
+            batch_size=evaluation.workers,
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Writes `final/` and `summary.json`, prints the table; returns the summary."""
+        if self._last is None:
+            raise RunError("nothing was trained: sft.epochs and reflection.iterations are both 0")
+        final = self.directory.path / "final"
+        self._refresh()
+        if self.directory.main:
+            write_atomically(final, self.policy.save)
+        if not self.config.evaluation.every_iteration:
+            self.score(self.state.done[-1])
+        for agent in self.config.evaluation.agents:
+            self.score(agent, agent)
+        self._save_state()
+        summaries = self.scores.of_run(self.state.done)
+        summary = {
+            "method": self.config.method,
+            "env": self.config.env,
+            "env_args": self.config.env_args,
+            "seed": self.config.seed,
+            "expert_trajectories": len(self.samples),
+            "scores": summaries,
+            "agreement": self.scores.agreements(self.state.done),
+            "figures": self.state.figures,
+            "seconds": round(self.state.seconds, 1),
+            "final": str(final),
+            "prompt": asdict(self.style),
+        }
+        if self.directory.main:
+            write_text(self.directory.path / "summary.json", json.dumps(summary, indent=1))
+        self.console.print(self.scores.table(summaries))
+        self.directory.close()
+        return summary

@@ -1,0 +1,102 @@
+"""Checks before a run starts: what is certain to fail later fails here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stepagent import agents, envs
+from stepagent.training.config import Config, OptimiserConfig, ReflectionConfig
+from stepagent.training.data import Sample
+from stepagent.training.policy import Policy
+from stepagent.training.runs.sharding import check_own_loop
+from stepagent.training.trees.compat import check_path
+
+
+def check_options(config: Config) -> None:
+    """Raises ValueError for a number out of range, an unknown agent or environment to score.
+
+    The methods check for themselves what only they use (`Method.check`).
+    """
+    for name, section in _sections(config):
+        if isinstance(section, OptimiserConfig):
+            _at_least(name, section, learning_rate=0, epochs=0, batch_size=1, warmup_ratio=0)
+            _above(name, section, max_grad_norm=0)
+    reflection, evaluation = config.reflection, config.evaluation
+    _at_least("reflection", reflection, iterations=0, practice=1, temperature=0, trajectories=0)
+    _at_least("reflection", reflection, pack_tokens=0)
+    _above("reflection", reflection, beta=0)
+    _at_least("preference", config.preference, iterations=1, microbatch_size=1, extra_rounds=0)
+    _above("preference", config.preference, beta=0, later_beta=0)
+    _at_least("sft", config.sft, microbatch_size=1)
+    _at_least("rollouts", config.rollouts, samples=1, workers=1)
+    if config.rollouts.temperature is not None:
+        _at_least("rollouts", config.rollouts, temperature=0)
+    _at_least("ppo", config.ppo, critic_learning_rate=0, critic_warmup=0)
+    _above("ppo", config.ppo, spread_floor=0)
+    _at_least("expert", config.expert, limit=0, workers=1)
+    _at_least("evaluation", evaluation, limit=0, workers=1, temperature=0)
+    _at_least("policy", config.policy, max_new_tokens=1)
+    for agent in evaluation.agents:
+        agents.options_of(agent)
+    if evaluation.env:
+        envs.make(evaluation.env, split=evaluation.split, **evaluation.env_args).close()
+
+
+def check_episodes_differ(config: Config, temperature: float) -> None:
+    """Raises ValueError where several episodes per task are asked for at temperature 0."""
+    if temperature == 0 and config.rollouts.samples > 1:
+        raise ValueError(
+            f"rollouts.samples is {config.rollouts.samples} at temperature 0, where it must "
+            "be 1: all greedy episodes of a task would be the same (method eto explores at "
+            "temperature 0 unless rollouts.temperature is set)"
+        )
+
+
+def _sections(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        if dataclasses.is_dataclass(value):
+            yield f"{path}{part.name}", value
+            yield from _sections(value, f"{path}{part.name}.")
+
+
+def _at_least(name: str, section: Any, **limits: float) -> None:
+    for key, limit in limits.items():
+        if not getattr(section, key) >= limit:
+            raise ValueError(
+                f"{name}.{key} is {getattr(section, key)}, which must be at least {limit}"
+            )
+
+
+def _above(name: str, section: Any, **limits: float) -> None:
+    for key, limit in limits.items():
+        if not getattr(section, key) > limit:
+            raise ValueError(
+                f"{name}.{key} is {getattr(section, key)}, which must be above {limit}"
+            )
+
+
+def check_model(method: str, policy: Policy) -> None:
+    """Raises ValueError where the model, or the way it was launched, cannot run step trees."""
+    check_own_loop(method)
+    if policy.no_step_trees:
+        raise ValueError(f"method {method}: {policy.no_step_trees}")
+
+
+def check_step_trees(
+    method: str, policy: Policy, samples: Sequence[Sample], config: ReflectionConfig
+) -> None:
+    """Raises ValueError where the model cannot run the step trees of these samples."""
+    check_model(method, policy)
+    longest = max(samples, key=lambda s: s.encoded.replies[-1][1])
+    end = longest.encoded.replies[-1][1]
+    check_path(policy.model, end)
+    needed = end + policy.config.max_new_tokens
+    if needed > config.max_tree_tokens:
+        raise ValueError(
+            f"method {method}: the expert's trajectory of task {longest.trajectory.task_id} has "
+            f"{end} tokens, with an action of policy.max_new_tokens {needed}, more than "
+            f"reflection.max_tree_tokens ({config.max_tree_tokens}): raise that, or lower the other"
+        )

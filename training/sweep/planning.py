@@ -1,0 +1,194 @@
+"""What a sweep consists of: its experiments, and every run that they need."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stepagent import command_line
+from stepagent.envs.core import checksum
+from stepagent.errors import UserError
+from stepagent.training.methods import METHODS, VARIANTS
+from stepagent.training.runs.options import without_defaults
+
+KINDS = ("methods", "rewards", "iterations", "practice")
+"""How an experiment is reported: as table 2, as table 3, as figures 4(a) and 4(b)."""
+
+
+@dataclass
+class Experiment:
+    """One table or plot: all combinations of its lists."""
+
+    name: str
+    """Heading of its section in the report, such as Table 2."""
+    methods: list[str]
+    """Names under `methods` (or of methods themselves)."""
+    environments: list[str]
+    """Names under `environments`."""
+    models: list[str]
+    """Names under `models`."""
+    kind: str = "methods"
+    """How it is reported: `methods` (as table 2), `rewards` (table 3), `iterations` or `practice`
+    (figure 4)."""
+    vary: dict[str, list[Any]] = field(default_factory=dict)
+    """Option of training.run → its values, such as reflection.practice: [1, 2, 3, 4, 5]."""
+    seeds: list[int] = field(default_factory=list)
+    """Instead of the sweep's own."""
+
+
+@dataclass
+class Sweep:
+    """Runs a table of experiments one after another or in parallel, and reports them."""
+
+    output: str
+    """Directory of all runs and the report."""
+    experiments: list[dict[str, Any]]
+    """Each a mapping: name, methods, environments, models, and optionally kind, vary, seeds."""
+    common: dict[str, Any] = field(default_factory=dict)
+    """Options of training.run that all runs share."""
+    methods: dict[str, Any] = field(default_factory=dict)
+    """Name → its options; `method` among them where the name is not the method's."""
+    environments: dict[str, Any] = field(default_factory=dict)
+    """Name → env, env_args and other options that go with it."""
+    models: dict[str, Any] = field(default_factory=dict)
+    """Name → policy and other options that go with it."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of every combination."""
+    workers: int = 1
+    """Runs at a time. Each uses all cores, unless `threads` is set."""
+    threads: int = 0
+    """Threads per run (OMP_NUM_THREADS); 0: no limit."""
+    share_sft: bool = True
+    """Train SFT once for all methods that start from the same one."""
+    hours: float = 0.0
+    """Start no new run after this many hours (the same command resumes later); 0: no limit."""
+    report_only: bool = False
+    """Train nothing; report the runs that are done."""
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One combination of an experiment."""
+
+    method: str
+    environment: str
+    model: str
+    seed: int
+    varied: tuple[tuple[str, Any], ...]
+    options: dict[str, Any] = field(compare=False)
+    """Of training.run, without `output`"""
+
+    @property
+    def digest(self) -> str:
+        """Of its options, those that have their default left out."""
+        return checksum(json.dumps(without_defaults(self.options), sort_keys=True))[:8]
+
+    @property
+    def name(self) -> str:
+        """Readable, and different where any option differs."""
+        varied = "".join(f"-{key.rsplit('.', 1)[-1]}={value}" for key, value in self.varied)
+        name = f"{self.environment}-{self.model}-{self.method}{varied}-seed{self.seed}"
+        return f"{name}-{self.digest}"
+
+    def directory(self, output: Path) -> Path:
+        """Its directory: that of an equal run of another table or name, if there is one."""
+        equal = (p for p in (output / "runs").glob(f"*-{self.digest}") if p.is_dir())
+        return next(equal, output / "runs" / self.name)
+
+
+class SweepError(UserError, ValueError):
+    """A sweep that makes no sense; the message says what is wrong, and what exists."""
+
+
+def merged(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Mappings merged deeply; later ones win.
+
+    >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
+    result: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """`a.b` and 1 as {'a': {'b': 1}}."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def experiments(sweep: Sweep) -> list[Experiment]:
+    """Raises SweepError for a key that does not exist or one that is missing."""
+    known = [f.name for f in dataclasses.fields(Experiment)]
+    parsed = []
+    for row in sweep.experiments:
+        for key in row:
+            if key not in known:
+                raise SweepError(
+                    f"experiment {row.get('name')!r}: {command_line.unknown_key(key, known)}"
+                )
+        try:
+            experiment = Experiment(**row)
+        except TypeError as error:
+            raise SweepError(f"experiment {row.get('name')!r}: {error}") from None
+        if experiment.kind not in KINDS:
+            raise SweepError(
+                f"experiment {experiment.name!r}: kind is {experiment.kind!r}, which must be one "
+                f"of {', '.join(KINDS)}"
+            )
+        parsed.append(experiment)
+    return parsed
+
+
+def runs(sweep: Sweep, experiment: Experiment) -> Iterator[SweepRun]:
+    """All combinations of an experiment. Raises SweepError for unknown names."""
+    varied = [[(key, value) for value in values] for key, values in experiment.vary.items()]
+    for environment, model, seed, method, options in itertools.product(
+        experiment.environments,
+        experiment.models,
+        experiment.seeds or sweep.seeds,
+        experiment.methods,
+        itertools.product(*varied),
+    ):
+        of_method = _method_options(sweep, method)
+        parts = [sweep.common]
+        for kind, name in (("environments", environment), ("models", model)):
+            known = getattr(sweep, kind)
+            if name not in known:
+                raise SweepError(f"no {name!r} under {kind}: there are {', '.join(known)}")
+            parts.append(known[name])
+        chosen = [nested(key, value) for key, value in options]
+        merged_options = merged({"method": method}, *parts, of_method, *chosen, {"seed": seed})
+        yield SweepRun(method, environment, model, seed, tuple(options), merged_options)
+
+
+def _method_options(sweep: Sweep, name: str) -> dict[str, Any]:
+    """The options of a method by its name in the sweep; a variant has those of its method, too.
+
+    Raises SweepError where there is none of that name.
+    """
+    variant, own = VARIANTS.get(name, {}), sweep.methods.get(name, {})
+    if "method" not in {**variant, **own} and name not in METHODS:
+        known = ", ".join(dict.fromkeys([*sweep.methods, *METHODS, *VARIANTS]))
+        raise SweepError(f"no method {name!r}: choose {known}")
+    base = sweep.methods.get(variant["method"], {}) if variant else {}
+    return merged(base, variant, own)
+
+
+def all_runs(sweep: Sweep) -> list[SweepRun]:
+    """Every run once, SFT before the methods that start from it."""
+    by_digest: dict[str, SweepRun] = {}
+    for experiment in experiments(sweep):
+        for run in runs(sweep, experiment):
+            by_digest.setdefault(run.digest, run)
+    return sorted(by_digest.values(), key=lambda run: run.options["method"] != "sft")

@@ -1,0 +1,115 @@
+"""The plots of a sweep's report, scores in percent."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepagent.training.sweep.statistics import Estimate, estimates
+
+
+@dataclass
+class Curve:
+    """A method's scores over an axis, in percent."""
+
+    label: str
+    color: str
+    seeds: dict[int, dict[int, float]]
+    """Seed → x → score"""
+    gains: dict[int, list[float]]
+    """x → how far each run is above the SFT that it started from"""
+    paper_best: int | None
+    """Where the paper's curve peaks"""
+
+    @property
+    def scores(self) -> dict[int, Estimate]:
+        xs = sorted({x for line in self.seeds.values() for x in line})
+        return estimates({x: [s[x] for s in self.seeds.values() if x in s] for x in xs})
+
+    def add(self, seed: int, points: Mapping[int, float], sft: float | None) -> None:
+        """A run's scores, x → score; x of 0 is SFT itself."""
+        for x, score in points.items():
+            self.seeds.setdefault(seed, {})[x] = score
+            if x and sft is not None:
+                self.gains.setdefault(x, []).append(score - sft)
+
+
+def _figure(width: float, panels: int = 1) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(1, panels, figsize=(width, 3.6), layout="constrained")
+
+
+def _save(figure: Any, name: str, title: str, output: Path) -> str:
+    from matplotlib import pyplot
+
+    file_name = re.sub(r"[^\w.-]+", "-", name).lower()  # a link in Markdown has no spaces
+    path = output / "plots" / f"{file_name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return f"![{title}](plots/{path.name})\n"
+
+
+def bar_chart(
+    name: str,
+    title: str,
+    bars: Sequence[tuple[str, Estimate | None, dict[str, float]]],
+    output: Path,
+) -> str:
+    """Bars (label, ours, backbone → the paper's): ours with intervals and a dot per seed, the
+    paper's as marks. Returns the Markdown that shows the picture."""
+    figure, axes = _figure(max(5.0, 1.0 * len(bars)))
+    for x, (_, ours, _) in enumerate(bars):
+        if ours:
+            half = 0 if math.isnan(ours.half_width) else ours.half_width
+            axes.bar(x, ours.mean, yerr=half, color="tab:blue", alpha=0.6, capsize=3, width=0.6)
+            axes.scatter([x - 0.2] * len(ours.values), ours.values, color="black", s=9, zorder=3)
+    backbones = dict.fromkeys(backbone for *_, paper in bars for backbone in paper)
+    for marker, backbone in zip("D^sv", backbones, strict=False):
+        marks = [(x, paper[backbone]) for x, (*_, paper) in enumerate(bars) if backbone in paper]
+        label = f"the paper's, {backbone}"
+        axes.scatter(*zip(*marks, strict=True), marker=marker, color="tab:gray", label=label)
+    axes.set_xticks(range(len(bars)), [label for label, *_ in bars], rotation=30, ha="right")
+    axes.set(ylabel="score, %", title=title, ylim=(0, 105))
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower right", ncols=2, fontsize="small")  # hides no seed
+    return _save(figure, name, title, output)
+
+
+def curve_plot(name: str, title: str, axis: str, curves: Sequence[Curve], output: Path) -> str:
+    """On the left each seed's scores and their mean, on the right the gain over SFT with intervals.
+
+    A dotted line is where the paper has its best. Returns the Markdown that shows the picture.
+    """
+    figure, (left, right) = _figure(9.0, 2)
+    for number, curve in enumerate(curves):
+        for line in curve.seeds.values():
+            left.plot(list(line), list(line.values()), color=curve.color, alpha=0.35, linewidth=1)
+        scores, gains = curve.scores, estimates(curve.gains)
+        means = [e.mean for e in scores.values()]
+        left.plot(list(scores), means, marker="o", color=curve.color, label=curve.label)
+        half = [0 if math.isnan(e.half_width) else e.half_width for e in gains.values()]
+        xs = [x + 0.08 * number for x in gains]  # beside each other
+        means = [e.mean for e in gains.values()]
+        right.errorbar(xs, means, yerr=half, marker="o", capsize=3, color=curve.color)
+        if curve.paper_best is not None:
+            label = f"the paper's best for {curve.label}"
+            for axes in (left, right):
+                axes.axvline(curve.paper_best, linestyle=":", color=curve.color, label=label)
+    right.axhline(0, color="black", linewidth=0.8)
+    for axes in (left, right):
+        axes.set_xticks(sorted({x for curve in curves for x in curve.scores}))
+    left.set(xlabel=axis, ylabel="score, %", title=title)
+    right.set(
+        xlabel=axis, ylabel="gain over SFT, points", title="mean and 95 % interval over seeds"
+    )
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return _save(figure, name, title, output)

@@ -1,0 +1,257 @@
+"""The report of a sweep: tables like the paper's table 2 and 3, plots like its figure 4.
+
+Our figures are means over seeds with a 95 % interval (`sweep.statistics`). The paper's are beside
+them and marked as the paper's. Scores are in percent; runs that are missing are marked as such.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from stepagent.eval.paper import LABELS
+from stepagent.files import write_text
+from stepagent.training.sweep import paper
+from stepagent.training.sweep.planning import Experiment, Sweep, SweepRun, experiments, runs
+from stepagent.training.sweep.plots import Curve, bar_chart, curve_plot
+from stepagent.training.sweep.statistics import estimate, estimates
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run and its scores."""
+
+    run: SweepRun
+    scores: dict[str, float]
+    """Stage or agent → mean score on the test tasks, in percent; empty where the run is not done"""
+    stages: tuple[str, ...]
+    """Its stages, in order"""
+    minutes: float
+
+    @property
+    def final(self) -> float | None:
+        """The score of the policy that the run ends with."""
+        scored = [stage for stage in self.stages if stage in self.scores]
+        return self.scores[scored[-1]] if scored else None
+
+    @property
+    def env(self) -> str:
+        return str(self.run.options.get("env", ""))
+
+    def varied(self, key: str) -> Any:
+        """The value of an option that the experiment varies."""
+        return dict(self.run.varied).get(key)
+
+
+def read(run: SweepRun, output: Path) -> Result:
+    path = run.directory(output) / "summary.json"
+    if not path.is_file():
+        return Result(run, {}, (), 0.0)
+    summary = json.loads(path.read_text())
+    scores = {name: 100 * row["reward_mean"] for name, row in summary["scores"].items()}
+    return Result(run, scores, tuple(summary["figures"]), summary["seconds"] / 60)
+
+
+def write(sweep: Sweep) -> Path:
+    """Writes report.md, results.json and the plots; returns the report's path."""
+    output, parts, rows = Path(sweep.output), [HEAD], []
+    for experiment in experiments(sweep):
+        results = [read(run, output) for run in runs(sweep, experiment)]
+        done = sum(result.final is not None for result in results)
+        parts.append(f"\n## {experiment.name}\n\n{done} of {len(results)} runs are done.\n")
+        parts += SECTIONS[experiment.kind](experiment, results, output)
+        rows += [_as_json(experiment, result, output) for result in results]
+    write_text(output / "results.json", json.dumps(rows, indent=1))
+    report = output / "report.md"
+    write_text(report, "\n".join(parts) + "\n")
+    return report
+
+
+HEAD = """# Report of a sweep
+
+Mean score on the test tasks in percent, ± half of the 95 % interval over n seeds. **Paper:**
+columns and marks are the paper's figures, on 7B and 8B backbones and full test sets: not ours."""
+
+
+def _as_json(experiment: Experiment, result: Result, output: Path) -> dict[str, Any]:
+    run = result.run
+    return {
+        "experiment": experiment.name,
+        "run": run.directory(output).name,
+        "method": run.method,
+        "environment": run.environment,
+        "model": run.model,
+        "seed": run.seed,
+        "varied": dict(run.varied),
+        "scores": result.scores,
+        "final": result.final,
+        "minutes": round(result.minutes, 1),
+    }
+
+
+def _finals(results: Iterable[Result]) -> list[float]:
+    return [result.final for result in results if result.final is not None]
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _by_setting(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+    """(environment, model) → its results."""
+    settings: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        settings.setdefault((result.run.environment, result.run.model), []).append(result)
+    return settings
+
+
+# Sections -----------------------------------------------------------------------------------------
+
+
+def methods(experiment: Experiment, results: Sequence[Result], output: Path) -> list[str]:
+    """As table 2: a row per method, with its gain over SFT.
+
+    That is the SFT that a run itself started from, seed by seed; for another kind of SFT, the
+    first.
+    """
+    parts = []
+    for (environment, model), here in _by_setting(results).items():
+        env, body, bars = here[0].env, [], []
+        backbones = list(paper.table2("sft", env))
+        plain = [r for r in here if r.run.options["method"] == "sft"]
+        first = plain[0].run.method if plain else None
+        base = {r.run.seed: r.final for r in plain if r.run.method == first}
+        for method in experiment.methods:
+            of_method = [r for r in here if r.run.method == method]
+            score = estimate(_finals(of_method))
+            gain = None if method == first else estimate(_gains(of_method, base))
+            reported = paper.table2(of_method[0].run.options["method"], env)
+            body.append(
+                [
+                    _label(method),
+                    str(score or "not done"),
+                    str(gain or ""),
+                    *(f"{reported[b]:.1f}" if b in reported else "" for b in backbones),
+                ]
+            )
+            bars.append((_label(method), score, reported))
+        head = ["method", "ours", "ours, gain over SFT", *(f"**Paper:** {b}" for b in backbones)]
+        title = f"{environment}, {model}"
+        picture = bar_chart(f"{experiment.name}-{environment}-{model}", title, bars, output)
+        parts += [f"\n### {title}\n", _markdown(head, body), picture]
+    return parts
+
+
+def _gains(
+    results: Iterable[Result], base: Mapping[int, float | None] = MappingProxyType({})
+) -> list[float]:
+    """The runs' gains over the SFT they started from, or over their seed's score in `base`."""
+    gains = []
+    for result in results:
+        own = None if result.run.options["method"] == "sft" else result.scores.get("sft")
+        before = base.get(result.run.seed) if own is None else own
+        if result.final is not None and before is not None:
+            gains.append(result.final - before)
+    return gains
+
+
+def rewards(experiment: Experiment, results: Sequence[Result], output: Path) -> list[str]:
+    """As table 3: a row per reward type."""
+    parts = []
+    for (environment, model), here in _by_setting(results).items():
+        body, bars = [], []
+        for reward in dict.fromkeys(r.varied("inverse.reward") for r in here):
+            of_reward = [r for r in here if r.varied("inverse.reward") == reward]
+            score, gain = estimate(_finals(of_reward)), estimate(_gains(of_reward))
+            reported = paper.table3(str(reward), here[0].env)
+            cell = "" if reported is None else f"{reported:.1f}"
+            body.append([str(reward), str(score or "not done"), str(gain or ""), cell])
+            bars.append((str(reward), score, {"Llama-3-8B": reported} if reported else {}))
+        title = f"{environment}, {model}"
+        picture = bar_chart(f"{experiment.name}-{environment}-{model}", title, bars, output)
+        head = ["reward", "ours", "ours, gain over SFT", "**Paper:** Llama-3-8B"]
+        parts += [f"\n### {title}\n", _markdown(head, body), picture]
+    return parts
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a curve is drawn over."""
+
+    name: str
+    points: Callable[[Result], dict[int, float]]
+    """A run's scores: x → score; x of 0 is SFT itself"""
+    paper_best: dict[str, int]
+    """Method → where the paper's curve peaks"""
+
+
+def iterations(experiment: Experiment, results: Sequence[Result], output: Path) -> list[str]:
+    """As figure 4(a): the score after each iteration of one run; 0 is SFT."""
+
+    def points(result: Result) -> dict[int, float]:
+        scores = {0: result.scores["sft"]} if "sft" in result.scores else {}
+        for stage, score in result.scores.items():
+            name, _, number = stage.partition("-")
+            if name == "iteration":
+                scores[int(number)] = score
+        return scores
+
+    axis = Axis("iteration", points, paper.BEST_ITERATION)
+    return _curves(experiment, results, axis, output)
+
+
+def practice(experiment: Experiment, results: Sequence[Result], output: Path) -> list[str]:
+    """As figure 4(b): the final score by the number of practice actions."""
+
+    def points(result: Result) -> dict[int, float]:
+        number = result.varied("reflection.practice")
+        return {} if result.final is None else {int(number): result.final}
+
+    best = dict.fromkeys(experiment.methods, paper.BEST_PRACTICE)
+    return _curves(experiment, results, Axis("practice number", points, best), output)
+
+
+SECTIONS: dict[str, Callable[[Experiment, Sequence[Result], Path], list[str]]] = {
+    "methods": methods,
+    "rewards": rewards,
+    "iterations": iterations,
+    "practice": practice,
+}
+
+
+def _label(method: str) -> str:
+    kind, dash, variant = method.partition("-")
+    return f"{LABELS.get(kind, kind)}{dash and ', '}{variant}"
+
+
+def _curves(
+    experiment: Experiment, results: Sequence[Result], axis: Axis, output: Path
+) -> list[str]:
+    """A table and a plot of score over the axis, a line per method."""
+    parts = []
+    for (environment, model), here in _by_setting(results).items():
+        curves = []
+        for number, method in enumerate(experiment.methods):
+            curve = Curve(_label(method), f"C{number}", {}, {}, axis.paper_best.get(method))
+            for result in here:
+                if result.run.method == method:
+                    curve.add(result.run.seed, axis.points(result), result.scores.get("sft"))
+            curves.append(curve)
+        xs = sorted({x for curve in curves for x in curve.scores})
+        body = []
+        for curve in curves:
+            best = "" if curve.paper_best is None else str(curve.paper_best)
+            scores, gains = curve.scores, estimates(curve.gains)
+            body.append([curve.label, *(str(scores.get(x, "")) for x in xs), best])
+            body.append([f"{curve.label}, gain", *(str(gains.get(x, "")) for x in xs), ""])
+        title = f"{environment}, {model}"
+        name = f"{experiment.name}-{environment}-{model}"
+        head = [axis.name, *map(str, xs), f"**Paper:** best {axis.name} (WebShop)"]
+        picture = curve_plot(name, title, axis.name, curves, output)
+        parts += [f"\n### {title}\n", _markdown(head, body), picture]
+    return parts

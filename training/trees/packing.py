@@ -1,0 +1,191 @@
+"""Step trees as tensors: several trees in one sequence, and who sees whom in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from stepagent.training.trees.attention import FLEX_BLOCK, Chunk, TreePattern, TreeSpan
+from stepagent.training.trees.tree import StepTree
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+CHUNK_TOKENS = 256
+"""Branches attend in chunks of about this many tokens (see `TreePattern`)."""
+
+
+@dataclass(frozen=True)
+class PackedTrees:
+    """Trees one after another in one sequence of S tokens, none seeing another.
+
+    Actions are numbered tree by tree: first the expert's replies of all steps, then the branches in
+    the order of `StepTree.branches`. P is the number of action tokens, A that of actions.
+    """
+
+    trees: tuple[StepTree, ...]
+    input_ids: Tensor
+    """int64 [1, S]"""
+    position_ids: Tensor
+    """int64 [1, S]: position on the token's own path"""
+    tree_id: Tensor
+    """int64 [S]; -1 for padding"""
+    branch_id: Tensor
+    """int64 [S]; -1 in a trunk, else the branch's action number"""
+    attach: Tensor
+    """int64 [S]: the token sees trunk positions below this"""
+    predict_at: Tensor
+    """int64 [P]: where in the sequence the logits for each action token are"""
+    target: Tensor
+    """int64 [P]: the action tokens"""
+    action: Tensor
+    """int64 [P]: the action each belongs to"""
+    first: Tensor
+    """int64 [A]: row of `predict_at` of each action's first token, predicted by its state"""
+    last_at: Tensor
+    """int64 [A]: where in the sequence each action ends"""
+    chosen: Tensor
+    """int64 [branches]: action number of the expert's reply in the state of each branch"""
+    rejected: Tensor
+    """int64 [branches]: action number of each branch"""
+    spans: tuple[tuple[int, int, tuple[tuple[int, int, int], ...]], ...]
+    """Per tree: trunk start and end in the sequence; per branch its start, end, attach point."""
+
+    @property
+    def n_actions(self) -> int:
+        return len(self.last_at)
+
+    def mask_mod(self, window: int | None = None) -> MaskMod:
+        """The mask rule, as FlexAttention takes it; `window` as in `sliding_window`."""
+        tree, branch = self.tree_id, self.branch_id
+        attach, position = self.attach, self.position_ids[0]
+
+        def sees(batch: Tensor, head: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            trunk = (branch[kv] == -1) & (position[kv] < attach[q])
+            own = (branch[kv] == branch[q]) & (position[kv] <= position[q])
+            seen = (tree[q] == tree[kv]) & (trunk | own)
+            if window is not None:
+                seen = seen & (position[q] - position[kv] < window)
+            return seen
+
+        return sees
+
+    def dense_mask(self, window: int | None = None) -> Tensor:
+        """The rule as a bool mask [1, 1, S, S], true where the row's token sees the column's."""
+        place = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        zero = place[:1]
+        return self.mask_mod(window)(zero, zero, place[:, None], place[None, :])[None, None]
+
+    def block_mask(self, window: int | None = None) -> BlockMask:
+        """The rule as FlexAttention's block mask; S should be a multiple of 128."""
+        size = self.input_ids.shape[1]
+        device = str(self.input_ids.device)
+        return create_block_mask(self.mask_mod(window), None, None, size, size, device=device)
+
+    def pattern(self, window: int | None = None) -> TreePattern:
+        """The rule cut into its non-empty blocks; `window` as in `sliding_window`."""
+        sees = self.mask_mod(window)
+        place = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+
+        def block(rows: Tensor, columns: Tensor) -> Tensor:
+            return sees(place[:1], place[:1], rows[:, None], columns[None, :])[None, None]
+
+        spans = []
+        for start, trunk_end, branches in self.spans:
+            chunks, first = [], 0
+            for i, (_, end, seen) in enumerate(branches):
+                chunk_start = branches[first][0]
+                if i + 1 == len(branches) or branches[i + 1][1] - chunk_start > CHUNK_TOKENS:
+                    rows = place[chunk_start:end]
+                    columns = torch.cat([place[start : start + seen], rows])
+                    chunks.append(Chunk(end - chunk_start, seen, block(rows, columns)))
+                    first = i + 1
+            trunk = place[start:trunk_end]
+            slides = window is not None and trunk_end - start > window
+            trunk_mask = block(trunk, trunk) if slides else None
+            spans.append(TreeSpan(trunk_end - start, tuple(chunks), trunk_mask))
+        return TreePattern(tuple(spans), int((self.tree_id < 0).sum()))
+
+
+def pack(
+    trees: Sequence[StepTree],
+    device: torch.device | str = "cpu",
+    multiple_of: int | None = None,
+) -> PackedTrees:
+    """Pack `trees` into one sequence, padded to `multiple_of` tokens (128 on CUDA, else 1).
+
+    Within a tree the trunk comes first, then its branches in order of their step.
+
+    Raises:
+        ValueError: no trees, or a tree without steps.
+    """
+    if not trees or not all(tree.replies for tree in trees):
+        raise ValueError("pack takes at least one tree, each with at least one step")
+    packer = _Packer()
+    for tree in trees:
+        packer.add(tree)
+    device = torch.device(device)
+    if multiple_of is None:
+        multiple_of = FLEX_BLOCK if device.type == "cuda" else 1
+    padding = -len(packer.tokens) % multiple_of
+    columns = torch.tensor([*packer.tokens, *[(0, -1, -1, 0, 1)] * padding], device=device)
+    ids, tree_id, branch_id, position, attach = columns.unbind(dim=1)
+    predict_at, target, action = torch.tensor(packer.predicted, device=device).unbind(dim=1)
+    pairs = torch.tensor(packer.pairs, dtype=torch.long, device=device).reshape(-1, 2)
+    return PackedTrees(
+        trees=tuple(trees),
+        input_ids=ids[None],
+        position_ids=position[None],
+        tree_id=tree_id.contiguous(),
+        branch_id=branch_id.contiguous(),
+        attach=attach.contiguous(),
+        predict_at=predict_at,
+        target=target.contiguous(),
+        action=action.contiguous(),
+        first=torch.tensor(packer.first, device=device),
+        last_at=torch.tensor(packer.last_at, device=device),
+        chosen=pairs[:, 0],
+        rejected=pairs[:, 1],
+        spans=tuple(packer.spans),
+    )
+
+
+class _Packer:
+    """Collects the rows of `PackedTrees`' columns, tree by tree."""
+
+    def __init__(self) -> None:
+        self.tokens: list[tuple[int, int, int, int, int]] = []  # id, tree, branch, position, attach
+        self.predicted: list[tuple[int, int, int]] = []  # predict_at, target, action
+        self.first: list[int] = []
+        self.last_at: list[int] = []
+        self.pairs: list[tuple[int, int]] = []
+        self.spans: list[tuple[int, int, tuple[tuple[int, int, int], ...]]] = []
+
+    def add(self, tree: StepTree) -> None:
+        number, offset, size = len(self.spans), len(self.tokens), tree.trunk_length
+        expert = len(self.first)
+        agent = expert + len(tree.replies)
+        self.first += [0] * (len(tree.replies) + len(tree.branches))
+        self.last_at += [0] * (len(tree.replies) + len(tree.branches))
+        self.tokens += [(tree.ids[i], number, -1, i, i + 1) for i in range(size)]
+        for step, (start, end) in enumerate(tree.replies):
+            self._predict(expert + step, tree.ids[start:end], offset + start - 1, offset + start)
+        places = []
+        for i in sorted(range(len(tree.branches)), key=lambda i: tree.branches[i].step):
+            branch, begin, action = tree.branches[i], len(self.tokens), agent + i
+            start = tree.replies[branch.step][0]
+            self.tokens += [
+                (token, number, action, start + t, start) for t, token in enumerate(branch.ids)
+            ]
+            self._predict(action, branch.ids, offset + start - 1, begin)
+            places.append((begin, len(self.tokens), start))
+        self.pairs += [(expert + b.step, agent + i) for i, b in enumerate(tree.branches)]
+        self.spans.append((offset, offset + size, tuple(places)))
+
+    def _predict(self, action: int, ids: tuple[int, ...], state_end: int, begin: int) -> None:
+        """Note where the logits of an action's tokens are: the first at the end of its state."""
+        self.first[action], self.last_at[action] = len(self.predicted), begin + len(ids) - 1
+        places = [state_end, *range(begin, begin + len(ids) - 1)]
+        self.predicted += [(at, token, action) for at, token in zip(places, ids, strict=True)]

@@ -1,0 +1,178 @@
+"""Practice (eq. 5): the agent's own actions in every state of an expert trajectory, in one go.
+
+    a_i^θ ~ π_θ(· | ŝ_i),   i = 1 … n,   K times each
+
+The trajectory is read once. Its keys and values are then shared by all n·K replies, which are
+decoded together: each decoding step feeds one token per row, as one sequence of as many tokens, and
+a row sees its own prefix of the trajectory and its own tokens (`trees.attention.Decode`). A reply's
+first token comes from the reading itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stepagent.agents.generation import Decoding, choose
+from stepagent.agents.models import context_length
+from stepagent.training.trees.attention import Decode, Prefill
+from stepagent.training.trees.compat import check_path, unwrap
+
+MAX_ROWS = 256
+"""Rows decoded together; more go in groups, which share the reading of the trajectory."""
+_DROP_SHARE = 8
+"""Rows that have ended are dropped once they are more than one in this many."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are drawn."""
+
+    k: int
+    """Replies per state; 1 where the decoding is greedy."""
+    decoding: Decoding
+    """A reply is cut at its `max_new_tokens`, or at the end of the model's context."""
+    eos_ids: Collection[int]
+    """Tokens that end a reply; the one drawn is kept as its last token."""
+    stopped: Callable[[Sequence[int]], bool] = lambda ids: False
+    """Called with a reply's ids after each token; True ends the reply."""
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or (self.decoding.temperature == 0 and self.k > 1):
+            raise ValueError(
+                f"k is {self.k} at temperature {self.decoding.temperature}: it must be at least 1, "
+                "and 1 where greedy (all replies in a state would be the same)"
+            )
+
+
+@dataclass
+class _Row:
+    """A reply that is being decoded."""
+
+    step: int
+    prefix: int
+    """Tokens of the state it answers."""
+    limit: int
+    """The most tokens it may have."""
+    draws: np.ndarray
+    """float64 [limit], uniform in [0, 1): one per token"""
+    ids: list[int] = field(default_factory=list)
+    ended: bool = False
+
+
+@torch.no_grad()
+def practice(
+    model: nn.Module,
+    ids: Sequence[int],
+    replies: Sequence[tuple[int, int]],
+    sampling: Sampling,
+    seed: int,
+) -> list[list[list[int]]]:
+    """K replies in every state of a trajectory, from one prefill.
+
+    The t-th token of the j-th reply in the i-th state is chosen by a random number that depends on
+    (seed, i, j, t) alone: not on the other rows, their number, nor on K. (Logits may still differ
+    in their last digits with the shape of a batch.) Greedy tokens are those of `generate` on each
+    state.
+
+    Args:
+        ids: tokens of the trajectory.
+        replies: half-open spans of the expert's replies; the i-th state is `ids[: replies[i][0]]`.
+        sampling: how many replies, and how they are drawn.
+        seed: of the draws.
+
+    Returns:
+        `drawn[i][j]`: token ids of the j-th reply in the i-th state, at least one. The last one is
+        not in `eos_ids` where the reply was cut or stopped.
+
+    Raises:
+        ValueError: a state that fills the model's context; a model that cannot run step trees.
+    """
+    k, limit = sampling.k, sampling.decoding.max_new_tokens
+    if not replies:
+        return []
+    base = unwrap(model)
+    last, context = replies[-1][0], context_length(base)
+    check_path(model, last + 1)
+    window = check_path(model, min(last + limit, context))
+    rows = []
+    for step, (start, _) in enumerate(replies):
+        longest = min(limit, context - start)
+        for j in range(k):
+            draws = np.random.default_rng([seed % 2**63, step, j]).random(longest)
+            rows.append(_Row(step, start, longest, draws))
+    was_training = model.training
+    model.eval()
+    try:
+        trunk, logits = _read(model, ids, [start for start, _ in replies], window)
+        for first in range(0, len(rows), MAX_ROWS):
+            group = rows[first : first + MAX_ROWS]
+            _decode(model, trunk, group, logits[[row.step for row in group]], sampling)
+    finally:
+        model.train(was_training)
+    return [[row.ids for row in rows[step * k : step * k + k]] for step in range(len(replies))]
+
+
+def _read(
+    model: nn.Module, ids: Sequence[int], starts: Sequence[int], window: int | None
+) -> tuple[Prefill, Tensor]:
+    """Prefill up to the last state; also float32 logits [n_steps, vocabulary] after each state."""
+    base = unwrap(model)
+    device = base.device
+    trunk = Prefill(window)
+    out = model(
+        input_ids=torch.tensor([list(ids[: starts[-1]])], device=device),
+        logits_to_keep=torch.tensor(starts, device=device) - 1,
+        use_cache=False,
+        step_tree=trunk,
+    )
+    layers = base.config.get_text_config(decoder=True).num_hidden_layers
+    if len(trunk.keys) != layers:
+        raise RuntimeError(
+            f"{type(base).__name__} passed its attention pattern to {len(trunk.keys)} of its "
+            f"{layers} layers: it cannot practise from a shared trajectory"
+        )
+    return trunk, out.logits[0].float()
+
+
+def _decode(
+    model: nn.Module, trunk: Prefill, rows: list[_Row], logits: Tensor, sampling: Sampling
+) -> None:
+    """Writes the rows' replies, all in step; `logits` [R, vocabulary] predict the first tokens."""
+    pattern = Decode(trunk, torch.tensor([row.prefix for row in rows], device=logits.device))
+    while True:
+        draws = [0.0 if row.ended else row.draws[len(row.ids)] for row in rows]
+        for row, token in zip(rows, choose(logits, sampling.decoding, draws), strict=True):
+            if not row.ended:
+                row.ids.append(token)
+                row.ended = (
+                    token in sampling.eos_ids
+                    or len(row.ids) == row.limit
+                    or sampling.stopped(row.ids)
+                )
+        active = [i for i, row in enumerate(rows) if not row.ended]
+        if not active:
+            return
+        if len(rows) - len(active) > len(rows) // _DROP_SHARE:
+            pattern.keep(torch.tensor(active, device=logits.device))
+            rows = [rows[i] for i in active]
+        newest = torch.tensor([[row.ids[-1] for row in rows]], device=logits.device)
+        everyone = torch.ones(1, 1, len(rows), len(rows), dtype=torch.bool, device=logits.device)
+        logits = (
+            model(
+                input_ids=newest,
+                position_ids=(pattern.prefix + pattern.length)[None],
+                # The pattern decides who sees what; a mask of four dimensions keeps the model from
+                # building another.
+                attention_mask=everyone,
+                use_cache=False,
+                step_tree=pattern,
+            )
+            .logits[0]
+            .float()
+        )
+        pattern.advance()

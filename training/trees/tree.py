@@ -1,0 +1,116 @@
+"""Step trees: an expert trajectory as the trunk, practice actions as its branches.
+
+Step i of a trajectory pairs the state s_i = ids[:start_i] with the expert's action (a reply in the
+trunk) and with the agent's own actions (branches), as eqs. 4-6 of the paper need them. All those
+sequences share their prefix. A tree holds the trunk once and hangs every branch on it:
+
+    trunk    system · obs 1 · reply 1 · obs 2 · reply 2 · …
+    branch                 └ a₁                └ a₂
+
+A branch token sees the trunk up to the start of its step's reply, and its own branch up to itself;
+its position continues from there. That is what it would see in a sequence of its own, so
+log-probabilities, hidden states and gradients equal those of separate sequences, for a fraction of
+the tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Branch:
+    """An action other than the expert's, in the state of step `step` (counted from 0)."""
+
+    step: int
+    ids: tuple[int, ...]
+    """Token ids of the reply, its end-of-turn token included."""
+
+
+@dataclass(frozen=True)
+class StepTree:
+    """An expert trajectory and the branches on it.
+
+    Raises:
+        ValueError: spans out of order, empty, or outside the trunk; a branch on no step, or empty.
+    """
+
+    ids: tuple[int, ...]
+    """Token ids of the trunk."""
+    replies: tuple[tuple[int, int], ...]
+    """Half-open span [start, end) of each step's expert reply, end-of-turn token included."""
+    branches: tuple[Branch, ...] = ()
+
+    def __post_init__(self) -> None:
+        before = 1  # a state has at least one token
+        for step, (start, end) in enumerate(self.replies):
+            if not before <= start < end <= len(self.ids):
+                raise ValueError(
+                    f"reply of step {step} spans [{start}, {end}), which must be within "
+                    f"[{before}, {len(self.ids)}) and hold at least one token"
+                )
+            before = end
+        for number, branch in enumerate(self.branches):
+            if not 0 <= branch.step < len(self.replies):
+                raise ValueError(
+                    f"branch {number} is on step {branch.step}, "
+                    f"the trunk has {len(self.replies)} steps"
+                )
+            if not branch.ids:
+                raise ValueError(f"branch {number} (step {branch.step}) has no tokens")
+
+    @property
+    def length(self) -> int:
+        """Tokens of a forward pass: the trunk up to the last reply's end, and the branches."""
+        return self.trunk_length + sum(len(branch.ids) for branch in self.branches)
+
+    @property
+    def trunk_length(self) -> int:
+        """Tokens of the trunk up to the end of the last reply; nothing depends on later ones."""
+        return self.replies[-1][1] if self.replies else 0
+
+    @property
+    def longest_path(self) -> int:
+        """Tokens of the longest state plus one of its actions."""
+        paths = [self.replies[branch.step][0] + len(branch.ids) for branch in self.branches]
+        return max([self.trunk_length, *paths])
+
+    def trimmed(self) -> StepTree:
+        """The tree without the steps after its last branch; for losses over pairs only."""
+        last = max((branch.step for branch in self.branches), default=-1)
+        end = self.replies[last][1] if last >= 0 else 0
+        return replace(self, ids=self.ids[:end], replies=self.replies[: last + 1])
+
+
+def split_tree(tree: StepTree, max_tokens: int) -> list[StepTree]:
+    """Split the branches over several trees of at most `max_tokens` each, to save memory.
+
+    Branches are taken in order of their step, as many as fit. Each part carries the trunk up to the
+    reply of its last step, so a trunk reply can be in several parts: sum over pairs, not over the
+    parts' steps. Branches keep their order within a step. A tree that fits is returned unchanged.
+
+    Raises:
+        ValueError: the trunk up to some step, with one branch of that step, is over the limit.
+    """
+    if tree.length <= max_tokens:
+        return [tree]
+    if not tree.branches:
+        raise ValueError(
+            f"the trunk alone has {tree.trunk_length} tokens, over the limit of {max_tokens}: "
+            "raise the limit or cut the trajectory"
+        )
+    parts: list[list[Branch]] = [[]]
+    branch_tokens = 0
+    for branch in sorted(tree.branches, key=lambda branch: branch.step):
+        end, size = tree.replies[branch.step][1], len(branch.ids)
+        if end + size > max_tokens:
+            raise ValueError(
+                f"step {branch.step}: the trunk up to its reply has {end} tokens, a branch {size}, "
+                f"together over the limit of {max_tokens}: raise the limit or cut the trajectory"
+            )
+        if end + branch_tokens + size > max_tokens:
+            parts.append([])
+            branch_tokens = 0
+        parts[-1].append(branch)
+        branch_tokens += size
+    return [replace(tree, branches=tuple(part)).trimmed() for part in parts]
