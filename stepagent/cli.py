@@ -12,6 +12,10 @@ COMMANDS = {
     "eval": ("stepagent.eval.run", "score agents on an environment, or on a suite of them"),
     "train": ("stepagent.training.run", "train a policy with one of the nine methods"),
     "sweep": ("stepagent.training.sweep.command", "train a table of experiments and report it"),
+    "pretrain": (
+        "stepagent.training.pretrain.command",
+        "pre-train a small language model",
+    ),
     "collect": ("stepagent.training.collect", "collect an agent's episodes to learn from"),
     "convert": ("stepagent.training.convert.command", "convert trajectories of other projects"),
     "serve": ("stepagent.envs.serve.__main__", "serve environments over HTTP"),

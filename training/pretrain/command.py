@@ -1,0 +1,148 @@
+"""Pre-trains a small language model on environment text: `stepagent pretrain --config nano`.
+
+The output directory holds `corpus/` (the documents), `tokenizer/`, `tokens.npy`, `checkpoint/` (the
+newest state), `metrics.jsonl` and `model/` (the finished model with its card). The same command
+resumes wherever it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from stepagent import command_line
+from stepagent.command_line import Command
+from stepagent.errors import UserError
+from stepagent.training.config import TinyConfig
+from stepagent.training.pretrain.optimise import Optimiser
+
+
+@dataclass
+class Config:
+    """Pre-trains a small language model on what the environments say."""
+
+    output: str
+    """Directory of the corpus, the checkpoints and the model. Running again resumes."""
+    sources: dict[str, float] = field(default_factory=dict)
+    """Environments to walk through: id → text to collect, in millions of characters."""
+    shape: TinyConfig = field(default_factory=TinyConfig)
+    """Shape of the model."""
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    """Training."""
+    seed: int = 0
+    """Of walks, weights and order."""
+    threads: int = 0
+    """CPU threads; 0: as many as there are cores."""
+
+
+def pretrain(config: Config, console: Console) -> Path:
+    """Makes the model; returns its folder. Raises ValueError, OSError."""
+    import numpy as np
+    import torch
+    from transformers import AutoTokenizer
+
+    from stepagent.files import Lock, write_atomically, write_text
+    from stepagent.training.pretrain import measure
+    from stepagent.training.pretrain.card import model_card
+    from stepagent.training.pretrain.corpus import collect
+    from stepagent.training.pretrain.optimise import train
+    from stepagent.training.pretrain.tokens import make_tokenizer, write_tokens
+    from stepagent.training.tiny import build_model
+
+    if not config.sources:
+        raise ValueError("sources is empty: name environments to walk through, or --config nano")
+    folder = Path(config.output)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lock(folder / ".lock"):
+        _same_config(config)
+
+        def collected(name: str, size: float, total: float) -> None:
+            console.print(f"{name}: {size:.2f} of {total} million characters", end="\r")
+
+        parts = collect(config.sources, folder / "corpus", config.seed, collected)
+        console.print()
+        row = folder / "tokens.npy"
+        if not (folder / "tokenizer").is_dir():
+            fresh = make_tokenizer(parts, config.shape)
+            write_atomically(folder / "tokenizer", fresh.save_pretrained)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        # The last part of each environment is held back; pages have one part, which is learned.
+        held_back = {name: files[-1] for name, files in parts.items()}
+        learned = [f for name, files in parts.items() for f in (files[:-1] or files)]
+        if not row.is_file():
+            write_tokens(row, learned, tokenizer, config.seed)
+        tokens = np.load(row, mmap_mode="r")
+        model = build_model(config.shape, tokenizer, config.seed)
+        weights = sum(p.numel() for p in model.parameters())
+        console.print(
+            f"{len(tokens) / 1e6:.1f} M tokens, {weights / 1e6:.1f} M weights, "
+            f"{config.optimiser.updates:,} updates"
+        )
+        log = (folder / "metrics.jsonl").open("a")
+
+        def updated(done: int, figures: dict[str, float]) -> None:
+            if done % 10 == 0 or done == config.optimiser.updates:
+                log.write(json.dumps({"update": done, **figures}) + "\n")
+                log.flush()
+                console.print(
+                    f"update {done:,} of {config.optimiser.updates:,}: loss {figures['loss']:.3f}, "
+                    f"{figures['tokens_per_second']:,.0f} tokens/s"
+                )
+
+        with log:
+            train(model, tokens, config.optimiser, config.seed, folder, updated)
+        results: dict[str, Any] = {
+            "weights": weights,
+            "tokens_seen": config.optimiser.updates
+            * config.optimiser.batch_size
+            * config.optimiser.sequence,
+            "updates": config.optimiser.updates,
+            "copying": measure.copying_accuracy(model),
+            "sources": {
+                name: {
+                    "characters": sum(f.stat().st_size for f in parts[name]) / 1e6,
+                    **measure.observation_accuracy(model, tokenizer, part),
+                }
+                for name, part in held_back.items()
+            },
+        }
+
+        def save(partial: Path) -> None:
+            model.half().save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            card = model_card(config.shape, config.optimiser, results)
+            (partial / "README.md").write_text(card)
+            (partial / "results.json").write_text(json.dumps(results, indent=1))
+            (partial / "config.yaml").write_text(command_line.dump(replace(config, output="nano")))
+
+        write_atomically(folder / "model", save)
+        write_text(folder / "results.json", json.dumps(results, indent=1))
+    console.print(f"the model is in {folder / 'model'}", markup=False)
+    return folder / "model"
+
+
+def _same_config(config: Config) -> None:
+    """Raises ValueError where the folder holds another pre-training; keeps the configuration."""
+    from stepagent.files import write_text
+
+    path, text = Path(config.output) / "config.yaml", command_line.dump(config)
+    if path.is_file() and path.read_text() != text:
+        raise ValueError(f"{path} is of another pre-training: choose another output, or delete it")
+    write_text(path, text)
+
+
+def run(config: Config) -> int:
+    try:
+        pretrain(config, Console(highlight=False))
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    return 0
+
+
+main = Command("pretrain", Config, run, resumes=True, configs="stepagent.training")

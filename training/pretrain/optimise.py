@@ -1,0 +1,177 @@
+"""Next-token prediction over a row of tokens.
+
+Update n takes the same sequences whether the training was killed before or not: they are a function
+of (seed, n) alone. Weights, AdamW's moments and the position are written together, so a run that is
+killed at any moment resumes from the newest checkpoint and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from stepagent.files import write_atomically
+
+
+@dataclass
+class Optimiser:
+    """AdamW with warm-up and a cosine to a tenth of the rate."""
+
+    tokens: float = 20.0
+    """Tokens to train on, in millions; the corpus is read again when it ends."""
+    sequence: int = 1024
+    """Tokens of a sequence."""
+    batch_size: int = 16
+    """Sequences of an update."""
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    warmup_ratio: float = 0.02
+    """Share of the updates for warm-up."""
+    weight_decay: float = 0.1
+    """Of matrices; embeddings and norms have none."""
+    beta2: float = 0.95
+    """AdamW's second beta."""
+    max_grad_norm: float = 1.0
+    """Norm at which gradients are clipped."""
+
+    @property
+    def updates(self) -> int:
+        return math.ceil(self.tokens * 1e6 / (self.sequence * self.batch_size))
+
+    def rate(self, update: int) -> float:
+        """The learning rate of an update, counted from 0.
+
+        >>> config = Optimiser(tokens=100 * 1024 * 16 / 1e6, warmup_ratio=0.1)
+        >>> [round(config.rate(i) / config.learning_rate, 3) for i in (0, 9, 54, 99)]
+        [0.1, 1.0, 0.565, 0.1]
+        """
+        warmup = max(1, round(self.warmup_ratio * self.updates))
+        if update < warmup:
+            return self.learning_rate * (update + 1) / warmup
+        way = (update - warmup) / max(1, self.updates - warmup - 1)
+        return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, way))))
+
+
+def train(
+    model: LlamaForCausalLM,
+    tokens: np.ndarray,
+    config: Optimiser,
+    seed: int,
+    folder: Path,
+    on_update: Callable[[int, dict[str, float]], None],
+    checkpoint_seconds: float = 120.0,
+) -> None:
+    """Trains the model in place, from the newest checkpoint in `folder` on.
+
+    Parameters
+    ----------
+    tokens: uint16 [N]; the model's padding token is not learned.
+    on_update: called with (updates done, figures).
+
+    Raises ValueError where there are fewer tokens than a sequence holds.
+    """
+    if len(tokens) <= config.sequence:
+        raise ValueError(
+            f"the corpus has {len(tokens)} tokens, a sequence {config.sequence}: collect more"
+        )
+    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if not (p.dim() == 2 and "embed" not in n)]
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        betas=(0.9, config.beta2),
+        fused=True,
+    )
+    done, saved = _load(folder / "checkpoint", model, optimiser), time.monotonic()
+    model.train()
+    for update in range(done, config.updates):
+        started = time.monotonic()
+        ids = torch.from_numpy(_batch(tokens, config, seed, update).astype(np.int64))
+        loss = next_token_loss(model, ids)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        for group in optimiser.param_groups:
+            group["lr"] = config.rate(update)
+        optimiser.step()
+        optimiser.zero_grad()
+        rate = ids.numel() / (time.monotonic() - started)
+        figures = {
+            "loss": float(loss.detach()),
+            "grad_norm": float(norm),
+            "tokens_per_second": rate,
+        }
+        if not math.isfinite(figures["loss"]):
+            raise ValueError(f"update {update + 1}: the loss is {figures['loss']}: lower the rate")
+        on_update(update + 1, figures)
+        if time.monotonic() - saved > checkpoint_seconds or update + 1 == config.updates:
+            _save(folder / "checkpoint", model, optimiser, update + 1)
+            saved = time.monotonic()
+    model.eval()
+
+
+def next_token_loss(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+    """float32 []: mean negative log-likelihood of int64 [B, T + 1], padding tokens left out."""
+    logits = model(input_ids=ids[:, :-1]).logits
+    following = ids[:, 1:]
+    padding = int(model.config.pad_token_id or 0)
+    targets = torch.where(following.eq(padding), -100, following)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def _batch(tokens: np.ndarray, config: Optimiser, seed: int, update: int) -> np.ndarray:
+    """uint16 [batch_size, sequence + 1]; each pass over the tokens has its own cuts and order."""
+    per_pass = (len(tokens) - 1) // config.sequence
+    rows = []
+    for i in range(update * config.batch_size, (update + 1) * config.batch_size):
+        lap, place = divmod(i, per_pass)
+        rng = np.random.default_rng([seed, 5, lap])
+        shift = int(rng.integers((len(tokens) - 1) % config.sequence + 1))
+        begin = shift + int(rng.permutation(per_pass)[place]) * config.sequence
+        rows.append(tokens[begin : begin + config.sequence + 1])
+    return np.stack(rows)
+
+
+def _save(path: Path, model: LlamaForCausalLM, optimiser: torch.optim.AdamW, update: int) -> None:
+    moments = {
+        f"{i}.{name}": value
+        for i, state in optimiser.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+    def save(partial: Path) -> None:
+        partial.mkdir()
+        weights = {name: value.detach() for name, value in model.named_parameters()}
+        save_file(weights, partial / "weights.safetensors")
+        save_file(moments, partial / "moments.safetensors")
+        (partial / "position.json").write_text(json.dumps({"update": update}))
+
+    write_atomically(path, save)
+
+
+def _load(path: Path, model: LlamaForCausalLM, optimiser: torch.optim.AdamW) -> int:
+    """Puts a checkpoint back; returns its number of updates, 0 where there is none."""
+    if not (path / "position.json").is_file():
+        return 0
+    weights = load_file(path / "weights.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(path / "moments.safetensors").items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    return int(json.loads((path / "position.json").read_text())["update"])
