@@ -60,7 +60,7 @@ def test_rare_endings():
 @pytest.mark.parametrize("killed_after", [1, 3, 5])
 def test_a_killed_training_ends_with_the_same_weights(tokenizer, tmp_path, killed_after):
     tokens = np.random.default_rng(0).integers(10, len(tokenizer), 500).astype(np.uint16)
-    config = Optimiser(tokens=6 * 2 * 32 / 1e6, sequence=32, batch_size=2)
+    config = Optimiser(tokens=6 * 2 * 32 / 1e6, sequence=32, batch_size=2, checkpoint_seconds=0.0)
 
     def run(folder, stop_after=0):
         model = build_model(SHAPE, tokenizer, seed=0)
@@ -70,7 +70,7 @@ def test_a_killed_training_ends_with_the_same_weights(tokenizer, tmp_path, kille
                 raise KeyboardInterrupt
 
         try:
-            train(model, tokens, config, 0, folder, on_update, checkpoint_seconds=0.0)
+            train(model, tokens, config, folder, on_update)
         except KeyboardInterrupt:
             return None
         return model.state_dict()
@@ -84,7 +84,7 @@ def test_a_killed_training_ends_with_the_same_weights(tokenizer, tmp_path, kille
 def test_too_little_text_is_said(tokenizer, tmp_path):
     model = build_model(SHAPE, tokenizer, seed=0)
     with pytest.raises(ValueError, match="the corpus has 10 tokens, a sequence 1024"):
-        train(model, np.zeros(10, np.uint16), Optimiser(), 0, tmp_path, lambda *_: None)
+        train(model, np.zeros(10, np.uint16), Optimiser(), tmp_path, lambda *_: None)
 
 
 def test_which_tokens_are_observations(tokenizer):

@@ -24,8 +24,8 @@ from stepagent.training.runs.training_run import TrainingRun
 from tests.training.toys import GUESS
 
 FOLDER = Path(run.__file__).with_name("configs")
-SWEEPS = ("reproduction", "tuning", "methods-check")
-CONFIGS = [p for p in sorted(FOLDER.glob("*.yaml")) if p.stem not in SWEEPS]
+NOT_RUNS = ("reproduction", "tuning", "methods-check", "nano")
+CONFIGS = [p for p in sorted(FOLDER.glob("*.yaml")) if p.stem not in NOT_RUNS]
 PAPER = sorted((FOLDER / "paper").glob("*.yaml"))
 MODELS = sorted((FOLDER / "paper" / "models").glob("*.yaml"))
 

@@ -96,7 +96,7 @@ def pretrain(config: Config, console: Console) -> Path:
                 )
 
         with log:
-            train(model, tokens, config.optimiser, config.seed, folder, updated)
+            train(model, tokens, config.optimiser, folder, updated)
         results: dict[str, Any] = {
             "weights": weights,
             "tokens_seen": config.optimiser.updates

@@ -44,6 +44,10 @@ class Optimiser:
     """AdamW's second beta."""
     max_grad_norm: float = 1.0
     """Norm at which gradients are clipped."""
+    seed: int = 0
+    """Of the order in which sequences are read."""
+    checkpoint_seconds: float = 120.0
+    """Time between checkpoints; 0: after every update."""
 
     @property
     def updates(self) -> int:
@@ -67,10 +71,8 @@ def train(
     model: LlamaForCausalLM,
     tokens: np.ndarray,
     config: Optimiser,
-    seed: int,
     folder: Path,
     on_update: Callable[[int, dict[str, float]], None],
-    checkpoint_seconds: float = 120.0,
 ) -> None:
     """Trains the model in place, from the newest checkpoint in `folder` on.
 
@@ -99,7 +101,7 @@ def train(
     model.train()
     for update in range(done, config.updates):
         started = time.monotonic()
-        ids = torch.from_numpy(_batch(tokens, config, seed, update).astype(np.int64))
+        ids = torch.from_numpy(_batch(tokens, config, update).astype(np.int64))
         loss = next_token_loss(model, ids)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
@@ -116,7 +118,7 @@ def train(
         if not math.isfinite(figures["loss"]):
             raise ValueError(f"update {update + 1}: the loss is {figures['loss']}: lower the rate")
         on_update(update + 1, figures)
-        if time.monotonic() - saved > checkpoint_seconds or update + 1 == config.updates:
+        if time.monotonic() - saved > config.checkpoint_seconds or update + 1 == config.updates:
             _save(folder / "checkpoint", model, optimiser, update + 1)
             saved = time.monotonic()
     model.eval()
@@ -131,13 +133,13 @@ def next_token_loss(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def _batch(tokens: np.ndarray, config: Optimiser, seed: int, update: int) -> np.ndarray:
+def _batch(tokens: np.ndarray, config: Optimiser, update: int) -> np.ndarray:
     """uint16 [batch_size, sequence + 1]; each pass over the tokens has its own cuts and order."""
     per_pass = (len(tokens) - 1) // config.sequence
     rows = []
     for i in range(update * config.batch_size, (update + 1) * config.batch_size):
         lap, place = divmod(i, per_pass)
-        rng = np.random.default_rng([seed, 5, lap])
+        rng = np.random.default_rng([config.seed, 5, lap])
         shift = int(rng.integers((len(tokens) - 1) % config.sequence + 1))
         begin = shift + int(rng.permutation(per_pass)[place]) * config.sequence
         rows.append(tokens[begin : begin + config.sequence + 1])
