@@ -281,7 +281,7 @@ def test_what_is_no_episode_is_named_record_by_record(tmp_path, house):
         (3, "a JSON int"),
         ({"item_id": "webshop_1", "conversations": None}, "a task, not an episode"),
         ({"chosen": [], "rejected": []}, "preference pairs"),
-        ({"task_id": "trial", "plan": {}, "scene": {}}, "training.collect"),
+        ({"task_id": "trial", "plan": {}, "scene": {}}, "stepagent collect"),
     ]
     converted = run(tmp_path, [good, *(record for record, _ in bad)], code=1)
     assert len(converted) == 1
