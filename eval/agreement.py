@@ -20,7 +20,7 @@ import numpy as np
 
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Trajectory
-from stepagent.eval.summary import RESAMPLES
+from stepagent.eval.summary import resamples
 
 if TYPE_CHECKING:
     from stepagent.agents.chat import ChatCodec
@@ -141,13 +141,8 @@ def summarise(rows: Sequence[TrajectoryAgreement], left_out: int = 0) -> Agreeme
     )
 
 
-def _interval(totals: np.ndarray, weights: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def _interval(totals: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Percentile interval of Σ totals / Σ weights, whole trajectories resampled."""
-    rng, n = np.random.default_rng(seed), len(totals)
-    block = max(1, 2_000_000 // n)
-    ratios = []
-    for done in range(0, RESAMPLES, block):
-        drawn = rng.integers(n, size=(min(block, RESAMPLES - done), n))
-        ratios.append(totals[drawn].sum(1) / weights[drawn].sum(1))
+    ratios = [totals[i].sum(axis=1) / weights[i].sum(axis=1) for i in resamples(len(totals))]
     low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
     return float(low), float(high)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,17 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     >>> bootstrap([0.5] * 20)
     (0.5, 0.5)
     """
-    data, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
-    block = max(1, 2_000_000 // len(data))  # resamples at a time: at most 16 MB
-    means = [
-        data[rng.integers(len(data), size=(min(block, RESAMPLES - done), len(data)))].mean(axis=1)
-        for done in range(0, RESAMPLES, block)
-    ]
+    data = np.asarray(values, dtype=float)
+    means = [data[drawn].mean(axis=1) for drawn in resamples(len(data), seed)]
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
+
+
+def resamples(n: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """`RESAMPLES` bootstrap samples of n items: indices [block, n], at most 16 MB at a time."""
+    rng, block = np.random.default_rng(seed), max(1, 2_000_000 // n)
+    for done in range(0, RESAMPLES, block):
+        yield rng.integers(n, size=(min(block, RESAMPLES - done), n))
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:

@@ -207,19 +207,18 @@ def practice_advantages(
         draws = [
             weights + expert_members(item) for weights, item in zip(draws, practices, strict=True)
         ]
-    if actor.baseline == "value":
-        baselines = [policy.values[policy.first] for policy in outputs]
-    else:
-        baselines = group_means(practices, draws, rewards)
-    if not config.inverse.informative:
-        advantages = [r - b for r, b in zip(rewards, baselines, strict=True)]
-    elif actor.baseline == "value":
-        advantages = scaled(
-            [r - b for r, b in zip(rewards, baselines, strict=True)], draws, config.ppo.spread_floor
-        )
-    else:
-        advantages = _group_advantages(practices, draws, rewards, config.ppo.spread_floor)
+    floor = config.ppo.spread_floor
+    if config.inverse.informative and actor.baseline == "group":
+        advantages = _group_advantages(practices, draws, rewards, floor)
         draws = [w * (a != 0) for w, a in zip(draws, advantages, strict=True)]
+    else:
+        if actor.baseline == "value":
+            baselines = [policy.values[policy.first] for policy in outputs]
+        else:
+            baselines = group_means(practices, draws, rewards)
+        advantages = [r - b for r, b in zip(rewards, baselines, strict=True)]
+        if config.inverse.informative:
+            advantages = scaled(advantages, draws, floor)
     rows = zip(practices, outputs, rewards, draws, advantages, strict=True)
     items = [_of_practice(*row) for row in rows if float(row[3].sum())]
     return items if config.inverse.informative else whitened(items)

@@ -45,7 +45,7 @@ def pretrain(config: Config, console: Console) -> Path:
     import torch
     from transformers import AutoTokenizer
 
-    from stepagent.files import Lock, write_atomically, write_text
+    from stepagent.files import Lock, write_atomically
     from stepagent.training.pretrain import measure
     from stepagent.training.pretrain.card import model_card
     from stepagent.training.pretrain.corpus import collect
@@ -122,7 +122,6 @@ def pretrain(config: Config, console: Console) -> Path:
             (partial / "config.yaml").write_text(command_line.dump(replace(config, output="nano")))
 
         write_atomically(folder / "model", save)
-        write_text(folder / "results.json", json.dumps(results, indent=1))
     console.print(f"the model is in {folder / 'model'}", markup=False)
     return folder / "model"
 
