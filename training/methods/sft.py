@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import set_seed
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
@@ -26,7 +25,7 @@ from stepagent.training.config import Config, SftConfig
 from stepagent.training.data import Sample
 from stepagent.training.methods import Method
 from stepagent.training.policy import Policy
-from stepagent.training.runs import processes, trl_trainer
+from stepagent.training.runs import trl_trainer
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 
@@ -62,7 +61,6 @@ def train(stage: Stage, policy: Policy, samples: Sequence[Sample], config: SftCo
         stage,
         policy,
         config,
-        train_sampling_strategy="group_by_length",
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     trainer = partial(
@@ -112,9 +110,8 @@ class _Trainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         lengths = [len(ids) for ids in rows["input_ids"]]
-        return LengthGroupedSampler(size * processes.count(), lengths=lengths)
+        return trl_trainer.EpochSampler(self, len(lengths), lengths)
 
 
 METHOD = Method(learn, stages=lambda config: 0)

@@ -8,12 +8,16 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from stepagent.training.config import PreferenceConfig, SftConfig
 from stepagent.training.policy import Policy
@@ -119,6 +123,30 @@ def train(stage: Stage, policy: Policy, make_trainer: Callable[..., Any]) -> Non
         policy.model.eval()
         # TRL replaces the model's forward, and each trainer wraps it once more.
         vars(unwrap(policy.model)).pop("forward", None)
+
+
+class EpochSampler(Sampler[int]):
+    """An order of the samples for each epoch: a function of the seed and the epoch alone.
+
+    So a resumed training takes the same batches as an uninterrupted one. It asks the trainer, as
+    `set_epoch` does not reach the sampler of a resumed loader of several processes.
+    """
+
+    def __init__(self, trainer: Any, samples: int, lengths: Sequence[int] | None = None):
+        """`lengths`: in tokens, one for each sample; similar ones then share an update's batch."""
+        self._trainer, self._samples, self._lengths = trainer, samples, lengths
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __iter__(self) -> Iterator[int]:
+        args, epoch = self._trainer.args, int(self._trainer.state.epoch or 0)
+        seed = int(np.random.SeedSequence([args.seed, epoch]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
+        if self._lengths is None:
+            return iter(torch.randperm(self._samples, generator=generator).tolist())
+        update = args.train_batch_size * args.gradient_accumulation_steps * processes.count()
+        return iter(get_length_grouped_indices(self._lengths, update, generator=generator))
 
 
 _DISK_ERRORS = ("PytorchStreamWriter failed", "No space left", "I/O error")
