@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Trajectory
 from stepagent.errors import UsageError
 from stepagent.eval.load_runs import EvaluationRun, load_runs
+from stepagent.eval.recorded_env import import_modules, recorded_env
 from stepagent.eval.results import ResultsError
 from stepagent.eval.summary import summarise
 from stepagent.eval.tables import tell
@@ -43,6 +44,9 @@ class Config:
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment that replace the recorded ones, such as --env-args.data FOLDER
     if the data has moved."""
+    modules: list[str] = field(default_factory=list)
+    """Modules that register the runs' custom environments. They are imported, which a results file
+    alone cannot cause."""
     limit: int | None = None
     """Maximum number of episodes of each run. null: all."""
 
@@ -115,14 +119,14 @@ def compare(trajectory: Trajectory, env: TextEnv) -> Iterator[tuple[int, str, ob
         yield n, "end of the episode", True, ended
 
 
-def replay_run(
-    run: EvaluationRun, *, env_args: Mapping[str, Any] | None = None, limit: int | None = None
-) -> Replay:
+def replay_run(run: EvaluationRun, config: Config) -> Replay:
     """Replays a run's episodes.
 
-    Raises ValueError if the environment cannot be made as recorded.
+    Raises ValueError if the environment cannot be made as recorded, UsageError if it may not be
+    (see `recorded_env`).
     """
-    env = make_env(run, env_args)
+    env_id, env_args = recorded_env(run, config.env_args)
+    env = envs.make(env_id, **env_args)
     try:
         now = env.fingerprint()
         changes = [
@@ -131,7 +135,7 @@ def replay_run(
             if not name.startswith("agent.") and name not in _NOT_REPLAYED
             if now.get(name) != then
         ]
-        trajectories = run.trajectories[:limit]
+        trajectories = run.trajectories[: config.limit]
         differences = [replay(trajectory, env) for trajectory in trajectories]
     finally:
         env.close()
@@ -161,15 +165,6 @@ def summary_errors(run: EvaluationRun) -> list[str]:
         for name in names
         if summary.get(name) != recomputed[name]
     ]
-
-
-def make_env(run: EvaluationRun, env_args: Mapping[str, Any] | None = None) -> TextEnv:
-    """The environment of a run, with the arguments that its fingerprint holds."""
-    try:
-        recorded = json.loads(run.fingerprint.get("arguments", "{}"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{run.path}: its fingerprint's arguments are not JSON: {error}") from None
-    return envs.make(run.env, **{**recorded, **(env_args or {}), "split": run.split})
 
 
 def _side_by_side(recorded: str, replayed: str) -> str:
@@ -220,13 +215,14 @@ def check(config: Config) -> int:
             raise UsageError("name at least one run: stepagent replay DIR …")
         if config.limit is not None and config.limit < 1:
             raise UsageError(f"limit is {config.limit}: it must be at least 1")
+        import_modules(config.modules)
         runs = load_runs(config.runs, notes, everything=True)
         for note in notes:
             tell(console, f"note: {note}")
         if not runs:
             raise UsageError(f"there are no results in {', '.join(config.runs)}")
         for run in runs:
-            result = replay_run(run, env_args=config.env_args, limit=config.limit)
+            result = replay_run(run, config)
             errors = summary_errors(run)
             _show(run, result, errors, console)
             episodes, differing = episodes + result.episodes, differing + len(result.differences)

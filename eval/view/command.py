@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
 from stepagent.command_line import Command
 from stepagent.eval.load_runs import EvaluationRun, load_runs
+from stepagent.eval.recorded_env import import_modules
 from stepagent.eval.results import ResultsError
 from stepagent.eval.tables import tell
 from stepagent.eval.view import curves, data, experts, page
@@ -27,6 +28,9 @@ class Config:
     expert: str | None = None
     """A run whose episodes are shown beside those of the same task, or "play": the expert plays
     these tasks now. null: the expert's episodes among the runs, if any."""
+    modules: list[str] = field(default_factory=list)
+    """With `--expert play`, modules that register the runs' custom environments. They are imported,
+    which a results file alone cannot cause."""
     title: str | None = None
     """Title of the page. null: the environments' names."""
 
@@ -40,7 +44,7 @@ def run(config: Config) -> int:
         training_curves = curves.load(config.runs, notes)
         if not runs and not training_curves:
             raise ResultsError(f"there is no evaluation and no metric in {', '.join(config.runs)}")
-        expert_episodes = _experts(config.expert, runs, notes, console)
+        expert_episodes = _experts(config, runs, notes, console)
         report = data.build(runs, training_curves, expert_episodes, notes, config.title)
         size = page.write(report, config.out)
     finally:
@@ -52,12 +56,15 @@ def run(config: Config) -> int:
 
 
 def _experts(
-    source: str | None, runs: Sequence[EvaluationRun], notes: list[str], console: Console
+    config: Config, runs: Sequence[EvaluationRun], notes: list[str], console: Console
 ) -> experts.Experts:
-    if source == "play":
+    if config.expert == "play":
+        import_modules(config.modules)
         return experts.play(runs, notes, console)
-    if source is not None:
-        return experts.Experts([t for run in load_runs([source], notes) for t in run.trajectories])
+    if config.expert is not None:
+        return experts.Experts(
+            [t for run in load_runs([config.expert], notes) for t in run.trajectories]
+        )
     return experts.Experts([t for run in runs if run.agent == "expert" for t in run.trajectories])
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from stepagent.agents import make_agent
 from stepagent.envs.trajectory import Trajectory
 from stepagent.eval.load_runs import EvaluationRun
+from stepagent.eval.recorded_env import recorded_env
 from stepagent.eval.rollout import run_episodes
 
 
@@ -60,23 +61,26 @@ def _normalised(action: str) -> str:
 
 
 def play(runs: Sequence[EvaluationRun], notes: list[str], console: Console) -> Experts:
-    """The expert plays every (task, seed) of the runs. Raises ValueError for an environment or a
-    task that does not exist (any more).
+    """The expert plays every (task, seed) of the runs. Raises ValueError for a task that does not
+    exist (any more), UsageError for an environment that may not be made (see `recorded_env`).
     """
     trajectories: list[Trajectory] = []
-    episodes_by_env: dict[tuple[str, str, str], dict[tuple[str, int], None]] = {}
+    episodes_by_env: dict[tuple[str, str], dict[tuple[str, int], None]] = {}
     for run in runs:
-        key = run.env, run.split, run.fingerprint.get("arguments", "{}")
+        env, arguments = recorded_env(run)
+        key = env, json.dumps(arguments, sort_keys=True)
         episodes_by_env.setdefault(key, {}).update(
             {(t.task_id, t.seed): None for t in run.trajectories}
         )
-    for (env, split, arguments), episodes in episodes_by_env.items():
+    for (env, arguments), episodes in episodes_by_env.items():
         console.print(f"the expert plays {len(episodes)} tasks of {env}", markup=False)
         agent = make_agent("expert")
         tasks, seeds = [task for task, _ in episodes], [seed for _, seed in episodes]
         try:
+            env_args = json.loads(arguments)
+            split = env_args.pop("split")
             trajectories += run_episodes(
-                env, agent, tasks, seed=seeds, split=split, env_args=json.loads(arguments)
+                env, agent, tasks, seed=seeds, split=split, env_args=env_args
             )
         finally:
             agent.close()

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from stepagent.command_line import Command
 from stepagent.errors import UsageError
+from stepagent.eval.recorded_env import import_modules
 from stepagent.files import write_text
 from stepagent.training.convert.converter import Converter, SetupError
 from stepagent.training.convert.exports import EXPORTS, Conversations, write_rows
@@ -31,6 +32,7 @@ def convert(config: Config) -> Report:
 
     Raises ValueError for what cannot be read or converted at all (nothing is written then).
     """
+    import_modules(config.modules)
     out, converter = _checked_out(config), Converter(config)
     trajectories = converter.trajectories(config.files)
     rows: Iterator[dict[str, Any]]

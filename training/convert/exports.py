@@ -17,6 +17,7 @@ from typing import Any
 from stepagent import envs
 from stepagent.envs import PromptStyle, Trajectory
 from stepagent.envs.react import Message, Prompt
+from stepagent.eval.recorded_env import check_id
 from stepagent.files import write_atomically
 
 Row = dict[str, Any]
@@ -45,6 +46,7 @@ class Conversations:
                     f"the environment of {trajectory.task_id!r} is unknown, and with it the "
                     "prompt: name it with --env"
                 )
+            check_id(env, f"trajectory {trajectory.task_id!r}")
             instance = envs.make(env, **{**self.arguments, "split": trajectory.split})
             self._prompts[env] = instance.prompt
             instance.close()

@@ -39,6 +39,9 @@ class Config:
     """Environment of all records. null: recognised record by record."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment, such as --env-args.data FOLDER."""
+    modules: list[str] = field(default_factory=list)
+    """Modules that register custom environments of StepAgent's trajectories. They are imported,
+    which a file alone cannot cause."""
     replay: bool = True
     """Play the actions again where the task can be found. Scores then come from the environment."""
     observations: Literal["file", "replay"] = "file"

@@ -18,6 +18,7 @@ from stepagent import command_line, envs
 from stepagent.envs import Trajectory
 from stepagent.envs.react import Message
 from stepagent.envs.trajectory import read
+from stepagent.eval.recorded_env import check_id, safe_arguments
 
 Row = dict[str, Any]
 _REWARDS = "-rewards"
@@ -44,7 +45,8 @@ def step_pairs(folder: Path) -> Iterator[Row]:
         trajectories.setdefault((trajectory.task_id, trajectory.seed), []).append(trajectory)
     is_tiny = config.policy.model == "tiny"
     tokenizer = load_tokenizer(folder / "base" if is_tiny else config.policy.model)
-    env = envs.make(config.env, split="train", **config.env_args)
+    check_id(config.env, str(folder))
+    env = envs.make(config.env, split="train", **safe_arguments(config.env_args, str(folder), {}))
     prompt = env.prompt
     env.close()
     for number, (stage, line) in enumerate(_practice(folder / "inspection"), 1):
