@@ -194,7 +194,7 @@ def as_csv(*compared: Comparison) -> str:
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for line in (line for c in compared for line in _csv_lines(c)):
-        writer.writerow({k: tables.plain(v) if isinstance(v, str) else v for k, v in line.items()})
+        writer.writerow({k: tables.cell(v) if isinstance(v, str) else v for k, v in line.items()})
     return file.getvalue()
 
 

@@ -35,6 +35,16 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
+def cell(text: str) -> str:
+    """The text as a cell of a CSV file that a spreadsheet shows and never runs as a formula.
+
+    >>> cell("=HYPERLINK(1)"), cell(" @x"), cell("hf:model")
+    ("'=HYPERLINK(1)", "' @x", 'hf:model')
+    """
+    safe = plain(text)
+    return f"'{safe}" if safe.lstrip().startswith(("=", "+", "-", "@")) else safe
+
+
 def tell(console: Console, text: str) -> None:
     """Prints a line as it is: without markup, cursor movements or line breaks."""
     console.print(plain(text), markup=False, highlight=False, soft_wrap=True)

@@ -95,6 +95,16 @@ def test_the_file_name_determines_the_format(two, tmp_path):
         assert (tmp_path / name).read_text().startswith(start)
 
 
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", " =1", "\r=1"])
+def test_no_cell_of_a_csv_is_a_formula(tmp_path, name):
+    runs = [write_run(tmp_path / side, {"a": 1.0}, agent=name + side) for side in ("x", "y")]
+    shown = compare.as_csv(compare_runs(load_runs(runs, [])))
+    rows = list(csv.DictReader(io.StringIO(shown)))
+    cells = [cell for row in rows for cell in row.values() if cell and "1" in cell]
+    assert any(cell[-1] == "x" for cell in cells)
+    assert not [cell for cell in cells if cell.lstrip()[0] in "=+@" or cell.lstrip()[:2] == "-1"]
+
+
 def test_csv_is_tidy(two):
     rows = list(csv.DictReader(io.StringIO(compare.as_csv(compare_runs(load_runs(two, []))))))
     ours = {r["run"]: r for r in rows if r["table"] == "runs" and r["source"] == "ours"}
