@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from stepagent import envs
@@ -57,6 +58,8 @@ class Config:
     this machine only split and max_steps."""
     max_sessions: int = 256
     """Most sessions that may be open; further clients get an error that says so."""
+    max_connections: int = 1024
+    """Most connections; for a further one, one that is idle is closed."""
     idle_seconds: float = 1800.0
     """Seconds after which an unused session is closed."""
     step_seconds: float = 120.0
@@ -91,7 +94,8 @@ def problem(config: Config, token: str | None) -> str:
             "port may use it"
         )
     for name, least in (
-        *(("max_sessions", 1), ("idle_seconds", 0.1), ("step_seconds", 0.001)),
+        *(("max_sessions", 1), ("max_connections", 1)),
+        *(("idle_seconds", 0.1), ("step_seconds", 0.001)),
         *(("start_seconds", 0.001), ("max_body_mb", 0.01), ("port", 0)),
     ):
         if getattr(config, name) < least:
@@ -118,6 +122,7 @@ def serve(config: Config) -> int:
     from stepagent.envs.serve.app import create_app
     from stepagent.envs.serve.guard import JsonLines
     from stepagent.envs.serve.limits import Limits, offers
+    from stepagent.envs.serve.protocol import LimitedProtocol, available_connections
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
@@ -153,6 +158,9 @@ def serve(config: Config) -> int:
             create_app(offered, limits, token),
             host=config.host,
             port=config.port,
+            http=partial(  # type: ignore[arg-type]
+                LimitedProtocol, max_connections=available_connections(config.max_connections)
+            ),
             log_config=None,
             access_log=False,
             timeout_keep_alive=75,

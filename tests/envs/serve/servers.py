@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import urllib3
@@ -19,6 +20,7 @@ import uvicorn
 
 from stepagent.envs.serve.app import create_app
 from stepagent.envs.serve.limits import Limits, offers
+from stepagent.envs.serve.protocol import LimitedProtocol
 
 ROOT = Path(__file__).parents[3]
 
@@ -26,13 +28,23 @@ ROOT = Path(__file__).parents[3]
 class Running:
     """A server in a thread. `with Running(ID) as server: server.url`."""
 
-    def __init__(self, *env_ids, token=None, env_args=None, client_args=None, port=0, **limits):
+    def __init__(
+        self,
+        *env_ids,
+        token=None,
+        env_args=None,
+        client_args=None,
+        port=0,
+        max_connections=64,
+        **limits,
+    ):
         offered = offers(list(env_ids), env_args or {}, client_args)
         self.app = create_app(offered, Limits(**limits), token)
         self.sessions = self.app.app.state.sessions
         config = uvicorn.Config(
             self.app,
             port=port,
+            http=partial(LimitedProtocol, max_connections=max_connections),
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=2,

@@ -1,0 +1,160 @@
+"""What a connection sends before the application sees it has limits, and honest clients go on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from stepagent.envs.serve import protocol
+from tests.envs.serve.servers import Running
+from tests.toy_env import ID
+
+
+@pytest.fixture
+def server():
+    with Running(ID) as running:
+        yield running
+
+
+def _connect(server):
+    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
+
+
+def _answer(connection):
+    """(status, error) of what the server sends until it closes; (0, None) for nothing."""
+    received = b""
+    with contextlib.suppress(OSError):
+        while chunk := connection.recv(65536):
+            received += chunk
+    if not received:
+        return 0, None
+    head, _, body = received.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+def _send(connection, data):
+    with contextlib.suppress(OSError):  # the server may close first
+        connection.sendall(data)
+
+
+def _health_seconds(server, while_true):
+    slowest = 0.0
+    while while_true():
+        started = time.monotonic()
+        assert server.ask("GET", "/healthz")[0] == 200
+        slowest = max(slowest, time.monotonic() - started)
+        time.sleep(0.01)
+    return slowest
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /" + b"a" * 100_000,
+        b"GET /healthz HTTP/1.1\r\n" + b"x: " + b"a" * 100_000,
+        b"GET /healthz HTTP/1.1\r\n" + b"x: y\r\n" * 20_000,
+        b"GET /healthz HTTP/1.1\r\n" + b"x: y\r\n" * 12_000 + b"\r\n",
+        b"GET /healthz HTTP/1.1\r\nx: " + b"a" * 70_000 + b"\r\n\r\n",
+    ],
+    ids=["a long URL", "a long header", "many headers", "many, complete", "long, complete"],
+)
+def test_a_head_beyond_64_kb_is_refused(server, data):
+    with _connect(server) as connection:
+        _send(connection, data)
+        assert _answer(connection) in ((431, "head"), (0, None)), "0: it was reset while sending"
+    with _connect(server) as connection:
+        for i in range(0, len(data), 9000):
+            _send(connection, data[i : i + 9000])
+            time.sleep(0.001)
+        assert _answer(connection)[0] in (431, 0)
+    assert server.ask("GET", "/healthz")[0] == 200
+
+
+def test_a_head_of_60_kb_is_read(server):
+    for size in (60_000, 30_000):
+        assert server.ask("GET", "/healthz", x="a" * size)[0] == 200
+
+
+def test_the_body_does_not_count(server):
+    status, answer = server.ask("POST", "/v1/batch", b'{"calls": [' + b" " * 300_000 + b"]}")
+    assert (status, answer) == (200, {"answers": []})
+
+
+def test_slow_heads_and_bodies_are_cut(monkeypatch):
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.5)
+    starts = [
+        b"",
+        b"GET /healthz HTTP/1.1\r\nx: ",
+        b"POST /v1/batch HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{",
+        b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\nGET /he",  # the second one of a connection
+    ]
+    with Running(ID) as server, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(_connect(server)) for _ in starts]
+        for connection, start in zip(connections, starts, strict=True):
+            _send(connection, start)
+        time.sleep(0.1)
+        assert server.ask("GET", "/healthz")[0] == 200
+        assert [_answer(c)[:2] for c in connections[:3]] == [(408, "slow")] * 3
+        received = b""
+        while chunk := connections[3].recv(65536):
+            received += chunk
+        assert received.count(b"HTTP/1.1") == 2
+        assert b"HTTP/1.1 408" in received
+
+
+def test_half_open_connections_lock_nobody_out(caplog):
+    with Running(ID, max_connections=20) as server, contextlib.ExitStack() as stack:
+        alive = stack.enter_context(_connect(server))
+        _send(alive, b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert alive.recv(65536).startswith(b"HTTP/1.1 200")
+        half_open = [stack.enter_context(_connect(server)) for _ in range(60)]
+        done = threading.Event()
+        threading.Timer(0.5, done.set).start()
+        assert _health_seconds(server, lambda: not done.is_set()) < 0.2
+        assert len(server.server.server_state.connections) <= 21
+        _send(alive, b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert alive.recv(65536).startswith(b"HTTP/1.1 200"), "one that was used stays longest"
+        closed = sum(_is_closed(connection) for connection in half_open)
+        assert closed >= 40
+    assert "too many connections" in caplog.text
+
+
+def _is_closed(connection):
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def test_endless_heads_and_slow_bodies_do_not_slow_the_others(server):
+    stop = threading.Event()
+
+    def attack(start, chunk):
+        while not stop.is_set():
+            with contextlib.suppress(OSError), _connect(server) as connection:
+                connection.sendall(start)
+                while not stop.is_set():
+                    connection.sendall(chunk)
+                    time.sleep(0.001)
+
+    body = b"POST /v1/batch HTTP/1.1\r\nhost: a\r\ncontent-length: 4000000\r\n\r\n"
+    attacks = [(b"GET /healthz HTTP/1.1\r\n", b"x: y\r\n" * 100), (b"GET /", b"a" * 1000)] * 3
+    attacks += [(body, b" ")] * 10
+    threads = [threading.Thread(target=attack, args=a, daemon=True) for a in attacks]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 1.5
+    times = _health_seconds(server, lambda: time.monotonic() < end)
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+    assert times < 1.0, "0.2 s on a quiet machine"
