@@ -145,6 +145,11 @@ def own_version() -> str:
         return "source"
 
 
+def _is_count(value: object, least: int) -> bool:
+    """Whether it is an integer of at most 64 bits, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
 class TextEnv(gym.Env[str, str], ABC):
     """Base of all environments. The module's docstring says what a subclass implements.
 
@@ -169,8 +174,8 @@ class TextEnv(gym.Env[str, str], ABC):
     ):
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-        if max_steps is not None and max_steps < 1:
-            raise ValueError(f"max_steps is {max_steps}: it must be at least 1")
+        if max_steps is not None and not _is_count(max_steps, least=1):
+            raise ValueError(f"max_steps is {max_steps!r:.50}: it must be an integer from 1 on")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"unknown render_mode {render_mode!r}: choose None or 'ansi'")
         self.split, self.max_steps, self.render_mode = split, max_steps, render_mode
@@ -263,8 +268,11 @@ class TextEnv(gym.Env[str, str], ABC):
         """Starts `options["task_id"]`, or a task drawn by the seed.
 
         The same (task id, seed) gives the same text in every process, whether the id was given or
-        drawn. Raises ValueError for an unknown option or a task id that is not of this split.
+        drawn. Raises ValueError for an unknown option, a negative seed or a task id that is not of
+        this split.
         """
+        if seed is not None and not _is_count(seed, least=0):
+            raise ValueError(f"the seed is {seed!r:.50}: it must be an integer from 0 on")
         super().reset(seed=seed)
         unknown = set(options or ()) - {"task_id"}
         if unknown:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import re
 import time
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -99,6 +100,16 @@ def raise_refusal(error: dict[str, Any], url: str) -> NoReturn:
     raise EnvironmentFailed(f"{kind}: {message}")
 
 
+def checked_token(token: str | None) -> str:
+    """The token, "" for none. Raises ValueError for one that HTTP's headers cannot carry."""
+    if token and not re.fullmatch("[!-~]+", token):
+        raise ValueError(
+            f"the token (argument `token`, or {TOKEN_VARIABLE}) may have visible ASCII characters "
+            "only, and no blanks or line ends"
+        )
+    return token or ""
+
+
 class Server:
     """One server, as this process's clients see it; threads share it and its connections.
 
@@ -107,7 +118,7 @@ class Server:
     url: such as http://127.0.0.1:8001, with a path if a proxy needs one.
     token: what the server was started with; None: the variable STEPAGENT_TOKEN, if set.
 
-    Raises ValueError for an invalid URL.
+    Raises ValueError for an invalid URL or token.
     """
 
     def __init__(self, url: str, token: str | None = None):
@@ -121,8 +132,7 @@ class Server:
         self.max_body = 1 << 20
         """Bytes that a request may have; replaced by the server's own limit."""
         self._headers = {"Content-Type": "application/json", PROTOCOL_HEADER: str(PROTOCOL)}
-        token = token or os.environ.get(TOKEN_VARIABLE)
-        if token:
+        if token := checked_token(token or os.environ.get(TOKEN_VARIABLE)):
             self._headers["Authorization"] = f"Bearer {token}"
         self._pool = urllib3.connection_from_url(self.url, maxsize=256, block=False, retries=False)
 

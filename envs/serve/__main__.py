@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stepagent import envs
 from stepagent.command_line import Command
 from stepagent.envs.core import TextEnv
-from stepagent.envs.remote.client import TOKEN_VARIABLE
+from stepagent.envs.remote.client import TOKEN_VARIABLE, checked_token
 from stepagent.errors import UsageError
 
 if TYPE_CHECKING:
@@ -114,7 +114,10 @@ def _warm(offered: list[Offer]) -> Iterator[TextEnv]:
 
 
 def serve(config: Config) -> int:
-    token = os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        token = checked_token(os.environ.get(TOKEN_VARIABLE)) or None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if wrong := problem(config, token):
         raise UsageError(wrong)
     import uvicorn

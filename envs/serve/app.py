@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from stepagent.envs.core import MAX_TEXT, TextEnv, own_version
 from stepagent.envs.remote.client import PROTOCOL
-from stepagent.envs.serve import openenv, openenv_http
+from stepagent.envs.serve import documentation, openenv, openenv_http
 from stepagent.envs.serve.guard import Guard
 from stepagent.envs.serve.limits import Limits, Offer, Refusal, encode
 from stepagent.envs.serve.metrics import CONTENT_TYPE, Metrics
@@ -173,6 +173,8 @@ def create_app(
         title="StepAgent environments",
         version=own_version(),
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from another host
+        redoc_url=None,
         description=(__doc__ or "").split("\n")[0],
     )
     app.state.sessions = sessions
@@ -198,6 +200,11 @@ def create_app(
     async def broken(_: Request, error: Exception) -> Response:
         message = f"the server failed, and logged where: {type(error).__name__}"
         return _answer({"error": {"code": "internal", "message": message}}, 500)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        page = documentation.page(app.openapi())
+        return Response(page, media_type="text/html", headers=documentation.HEADERS)
 
     app.openapi = lambda: _documentation(app)  # type: ignore[method-assign]
     return Guard(app, token, limits.max_body, metrics)

@@ -7,6 +7,7 @@ import binascii
 import hmac
 import json
 import logging
+import re
 import time
 from typing import Any
 
@@ -152,10 +153,11 @@ class Guard:
 
 def _without_secret(path: str) -> str:
     """A path for the log: session ids are cut to the part that is not secret."""
-    parts = path.split("/")
-    if parts[1:3] == ["v1", "sessions"] and len(parts) > 3:
-        parts[3] = parts[3][:8]
-    return "/".join(parts)[:200]
+    return _SESSION.sub(r"\1", path)[:200]
+
+
+_SESSION = re.compile(r"(?<![\w-])([0-9a-f]{8})[\w-]{22}(?![\w-])")
+"""A session's id, wherever it is in a path."""
 
 
 async def answer_refusal(refusal: Refusal, send: Send) -> None:
@@ -172,6 +174,18 @@ async def answer_refusal(refusal: Refusal, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+_MAX_FIELD, _MAX_TRACEBACK = 1000, 10_000
+"""Characters of a log line's field."""
+
+
+def _short(value: Any) -> Any:
+    """The value, or the beginning of its text where that is too long for a log."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if len(text) <= _MAX_FIELD else f"{text[:_MAX_FIELD]}… ({len(text)} characters)"
+
+
 class JsonLines(logging.Formatter):
     """One JSON object per line: time (UTC), level, event and its fields."""
 
@@ -180,9 +194,9 @@ class JsonLines(logging.Formatter):
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            **getattr(record, "fields", {}),
+            "event": record.getMessage()[:_MAX_FIELD],
+            **{name: _short(value) for name, value in getattr(record, "fields", {}).items()},
         }
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = self.formatException(record.exc_info)[-_MAX_TRACEBACK:]
         return json.dumps(line, ensure_ascii=False, default=str)

@@ -53,7 +53,7 @@ class Offer:
         """The client's and the server's arguments. Refuses those that a client may not set."""
         for name, value in arguments.items():
             if name in self.args and value != self.args[name]:
-                why = f"the server fixes it to {self.args[name]!r}"
+                why = "the server fixes it"  # its value may be a secret
             elif name not in self.args and self.allowed is not None and name not in self.allowed:
                 why = f"it takes {', '.join(self.allowed) or 'none'} (--client-args)"
             else:

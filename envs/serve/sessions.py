@@ -38,6 +38,7 @@ class Session:
 
     id: str
     offer: Offer
+    arguments: dict[str, Any]
     worker: Worker
     env: TextEnv
     used: float = field(default_factory=time.monotonic)
@@ -99,12 +100,12 @@ class Sessions:
 
         Raises Refusal: unknown environment, no room, shutting down, or the environment fails.
         """
-        if key and key in self._keys and self._keys[key] in self._open:
-            return self._open[self._keys[key]]
-        if key and key in self._starting:
-            return await asyncio.shield(self._starting[key])
         offer = self.offer(name)
         arguments = offer.arguments(args)
+        if key and key in self._keys and self._keys[key] in self._open:
+            return _same(self._open[self._keys[key]], offer, arguments)
+        if key and key in self._starting:
+            return _same(await asyncio.shield(self._starting[key]), offer, arguments)
         if self.closing:
             raise Refusal(503, "closing", "the server is shutting down", retry_after=5)
         if self.count >= self.limits.max_sessions:
@@ -137,14 +138,19 @@ class Sessions:
                     504, "timeout", _slow("Making it", self.limits.start_seconds)
                 ) from None
             raise failure(error) from None
-        session = Session(session_id, offer, worker, env)
+        session = Session(session_id, offer, arguments, worker, env)
         self._open[session_id] = session
         self._keys[key] = session_id
         while len(self._keys) > _REMEMBERED:
             self._keys.popitem(last=False)
         self.metrics.opened.labels(offer.name).inc()
         seconds = round(time.perf_counter() - start, 4)
-        log.info("session opened", extra=_of(session, args=arguments, seconds=seconds))
+        chosen = {
+            name: "(not logged)" if "password" in name or "token" in name else value
+            for name, value in arguments.items()
+            if name not in offer.args
+        }
+        log.info("session opened", extra=_of(session, args=chosen, seconds=seconds))
         return session
 
     def find(self, session_id: str) -> Session:
@@ -296,6 +302,13 @@ class Sessions:
             threading.Thread(
                 target=_close_quietly, args=(env,), daemon=True, name="freeing"
             ).start()
+
+
+def _same(session: Session, offer: Offer, arguments: dict[str, Any]) -> Session:
+    """The session, if it was opened for the same environment; otherwise a Refusal."""
+    if (session.offer, session.arguments) != (offer, arguments):
+        raise Refusal(409, "key", "this key has opened a session of another environment")
+    return session
 
 
 def _close_quietly(env: TextEnv) -> None:

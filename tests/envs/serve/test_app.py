@@ -1,13 +1,17 @@
 """What the server answers to plain requests, good and bad."""
 
 import json
+import logging
+import re
 import socket
 import tracemalloc
 
 import pytest
 
 from stepagent.envs import remote
+from stepagent.envs.serve import __main__ as serve
 from stepagent.envs.serve.app import MAX_BATCH
+from stepagent.envs.serve.guard import JsonLines
 from tests.envs.serve.faulty import ID as FAULTY
 from tests.envs.serve.faulty import FaultyEnv
 from tests.envs.serve.servers import Running
@@ -203,7 +207,7 @@ def test_clients_may_set_what_the_server_lets_them():
         assert (env.split, env.max_steps) == ("dev", 3)
         env.close()
         for args, why in (
-            ({"max_steps": 5}, "fixes it to 3"),
+            ({"max_steps": 5}, "the server fixes it"),
             ({"data": "/etc"}, "it takes split"),
         ):
             status, answer = server.ask("POST", "/v1/sessions", {"env": GUESS, "args": args})
@@ -220,8 +224,76 @@ def test_documentation_has_an_example_for_every_body(server):
         assert set(content["example"]) <= set(schema["components"]["schemas"][name]["properties"])
         answer = schema["paths"][path]["post"]["responses"]["200"]
         assert answer["content"]["application/json"]["example"]
-    assert server.ask("GET", "/docs")[0] == 200
     json.dumps(schema)
+
+
+def test_the_documentation_page_fetches_nothing(server):
+    status, page = server.ask("GET", "/docs")
+    assert status == 200
+    assert "/v1/sessions/{session}/step" in page
+    assert "look around" in page
+    assert not re.search(r"<script|<link|<img|src=|url\(|https?://(?!127)", page)
+
+
+def test_fixed_arguments_are_told_to_nobody(caplog):
+    caplog.set_level("DEBUG", logger="stepagent.serve")
+    fixed = {"tests/Guess-v0": {"max_steps": 31337}}
+    with Running(GUESS, env_args=fixed) as server:
+        answers = [
+            server.ask("POST", "/v1/sessions", {"env": GUESS, "args": {"max_steps": 5}}),
+            server.ask("GET", "/v1/info"),
+        ]
+        assert server.ask("POST", "/v1/sessions", {"env": GUESS})[0] == 200
+    logged = [getattr(record, "fields", {}) for record in caplog.records]
+    assert any("session" in fields for fields in logged)
+    assert "31337" not in str(answers) + str(logged)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, 0, -1, 1.5, "5", 10**4000])
+def test_impossible_limits_and_seeds_are_refused(server, session, value):
+    for answer in (
+        server.ask("POST", "/v1/sessions", {"env": GUESS, "args": {"max_steps": value}}),
+        server.ask("POST", f"{session}/reset", {"seed": value if value != 0 else -5}),
+    ):
+        assert answer[0] in (400, 422), answer
+
+
+def test_a_key_belongs_to_one_environment_and_its_arguments(server):
+    def open_session(env, **args):
+        return server.ask("POST", "/v1/sessions", {"env": env, "args": args, "key": "k9"})
+
+    first = open_session(GUESS)
+    assert first[0] == 200
+    assert open_session(GUESS)[1]["session"] == first[1]["session"]
+    for other in (open_session(FAULTY), open_session(GUESS, max_steps=2)):
+        assert code(other) == (409, "key")
+
+
+@pytest.mark.parametrize("path", ["/v1/sessions//{}/step", "//v1/sessions/{}", "/x/{}", "/{}"])
+def test_no_path_brings_a_session_into_the_log(server, session, path, caplog):
+    secret = session.rpartition("/")[2]
+    server.ask("GET", path.format(secret))
+    logged = [record.fields for record in caplog.records if hasattr(record, "fields")]
+    assert any(secret[:8] in str(fields) for fields in logged)
+    assert secret not in str(logged)
+
+
+def test_log_lines_are_short(server, caplog):
+    server.ask("POST", "/v1/sessions", {"env": GUESS, "args": {"split": "x" * 900_000}})
+    record = logging.LogRecord("n", logging.INFO, "", 0, "opened", (), None)
+    record.fields = {"args": {"data": ["y" * 3_000_000]}, "error": "z" * 3_000_000, "number": 3}
+    line = JsonLines().format(record)
+    assert len(line) < 5000
+    assert json.loads(line)["number"] == 3
+
+
+@pytest.mark.parametrize("token", [" a", "a b", "a\n", "é"])
+def test_a_token_that_no_client_can_send_is_refused(token, monkeypatch, capsys):
+    monkeypatch.setenv("STEPAGENT_TOKEN", token)
+    assert serve.main(["--env", GUESS]) == 2
+    assert "visible ASCII" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="visible ASCII"):
+        remote.RemoteEnv(GUESS, url="http://127.0.0.1:9")
 
 
 def test_counters_count(server, session):
