@@ -15,7 +15,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -24,6 +24,7 @@ import numpy as np
 
 from stepagent import optional
 from stepagent.envs.core import Outcome
+from stepagent.envs.loopback import OwnPagesHandler
 from stepagent.envs.mind2web import sites
 from stepagent.envs.mind2web.env import Mind2WebEnv, describe
 from stepagent.envs.mind2web.prune import Page
@@ -167,7 +168,7 @@ class _Server:
         self.state: SiteState = {}
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(OwnPagesHandler):
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
                 query = dict(parse_qsl(parts.query))

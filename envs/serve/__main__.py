@@ -7,7 +7,6 @@ environment is made once before the first client can connect, so that missing da
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stepagent import envs
 from stepagent.command_line import Command
 from stepagent.envs.core import TextEnv
+from stepagent.envs.loopback import is_loopback
 from stepagent.envs.remote.client import TOKEN_VARIABLE, checked_token
 from stepagent.errors import UsageError
 
@@ -74,20 +74,11 @@ class Config:
     """debug logs every request."""
 
 
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 def problem(config: Config, token: str | None) -> str:
     """What is wrong with the options; "" if nothing is."""
     option = "published" if config.published else "host"
     reached = getattr(config, option)
-    if not _loopback(reached) and not token and not config.allow_unauthenticated:
+    if not is_loopback(reached) and not token and not config.allow_unauthenticated:
         return (
             f"--{option} {reached} can be reached from other machines: set {TOKEN_VARIABLE} to a "
             "secret that clients have too, or give --allow-unauthenticated if whoever reaches this "
@@ -137,7 +128,7 @@ def serve(config: Config) -> int:
         max(logging.INFO, logging.getLogger("uvicorn").level)
     )
     allowed = config.client_args
-    if allowed is None and not token and not _loopback(config.host):
+    if allowed is None and not token and not is_loopback(config.host):
         allowed = HARMLESS
     probes: list[TextEnv] = []
     try:

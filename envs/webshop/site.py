@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs
@@ -28,6 +28,7 @@ from urllib.parse import parse_qs
 from stepagent import envs
 from stepagent.command_line import Command
 from stepagent.envs import react
+from stepagent.envs.loopback import OwnPagesHandler
 from stepagent.envs.trajectory import Step, Trajectory, Writer
 from stepagent.envs.webshop import pages
 from stepagent.envs.webshop.env import WebShopEnv
@@ -172,7 +173,7 @@ class Site(ThreadingHTTPServer):
             self.writer.close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(OwnPagesHandler):
     server: Site
     timeout = 30
 

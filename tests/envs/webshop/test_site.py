@@ -62,6 +62,24 @@ def test_bad_requests(site):
     assert "is not possible here" in answer.text
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.test"},
+        {"Origin": "null"},
+        {"Host": "evil.test"},
+        {"Host": "evil.test:80", "Origin": "http://evil.test:80"},
+    ],
+)
+def test_pages_of_other_sites_are_refused(site, headers):
+    assert requests.get(site.url, headers=headers, timeout=30).status_code == 403
+    answer = requests.post(site.url + "start", headers=headers, timeout=30)
+    assert answer.status_code == 403
+    assert not site.visits
+    own = {"Origin": site.url.rstrip("/")}
+    assert requests.post(site.url + "start", headers=own, timeout=30).ok
+
+
 def test_visits_are_dropped_when_there_are_too_many(site, monkeypatch):
     monkeypatch.setattr(sites, "MAX_VISITS", 2)
     for _ in range(4):
