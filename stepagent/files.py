@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -81,28 +84,76 @@ def _flush(path: Path) -> None:
                 os.fsync(opened.fileno())
 
 
-def build_once(
-    folder: Path, build: Callable[[Path], None], is_complete: Callable[[], bool]
-) -> None:
+_MANIFEST = "manifest.json"
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> None:
     """Builds a folder of files unless it is there: by one process, whole or not at all.
 
     Parameters
     ----------
     folder: where the files are to lie.
     build: writes them into an empty folder, which then becomes `folder`.
-    is_complete: whether `folder` holds what it should; a damaged folder is built again.
+
+    A manifest keeps each file's size, time and checksum: a folder in which a file is missing, cut
+    or changed is built again. What a killed process left half-built is removed.
     """
-    if is_complete():
+    if _is_intact(folder):
         return
     with Lock(folder.with_name(folder.name + ".lock"), wait=True):
-        if is_complete():  # another process built it meanwhile
+        if _is_intact(folder):  # another process built it meanwhile
             return
-        shutil.rmtree(folder, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as temporary:
+        _remove(folder)
+        prefix = f"building-{folder.name}-"
+        for left in folder.parent.glob(f"{glob.escape(prefix)}*"):
+            _remove(left)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as temporary:
             partial = Path(temporary) / "folder"
             partial.mkdir()
             build(partial)
+            names = [p.relative_to(partial).as_posix() for p in partial.rglob("*") if p.is_file()]
+            digests = {name: _digest(partial / name) for name in names}
+            _write_manifest(partial, folder.name, digests)
             partial.rename(folder)
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether the folder's files are those that its manifest names.
+
+    Contents are read only where a file's time differs, as after copying a cache; reading gigabytes
+    at every start would cost minutes.
+    """
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["folder"] != folder.name:
+            return False
+        files, retimed = manifest["files"], False
+        for name, (size, time, digest) in files.items():
+            stat = (folder / name).stat()
+            if stat.st_size != size:
+                return False
+            if stat.st_mtime_ns != time:
+                if _digest(folder / name) != digest:
+                    return False
+                retimed = True
+        if retimed:
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                _write_manifest(folder, folder.name, {name: row[2] for name, row in files.items()})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return True
+
+
+def _write_manifest(folder: Path, name: str, digests: dict[str, str]) -> None:
+    """Describes the folder's files; `name` is the one that the folder has, or will have."""
+    stats = {file: (folder / file).stat() for file in digests}
+    files = {file: (s.st_size, s.st_mtime_ns, digests[file]) for file, s in stats.items()}
+    write_text(folder / _MANIFEST, json.dumps({"folder": name, "files": files}))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 class Locked(UserError, OSError):
@@ -121,6 +172,9 @@ class Lock:
     def __init__(self, path: Path, *, wait: bool = False):
         path.parent.mkdir(parents=True, exist_ok=True)
         owner = path.with_name(path.name + ".pid")
+        for file in (path, owner):
+            if file.is_symlink():  # planted: opening it to write would empty its target
+                file.unlink()
         self._lock = filelock.FileLock(path, timeout=-1 if wait else 0)
         try:
             self._lock.acquire()

@@ -1,6 +1,7 @@
 """Files that are whole or absent, whatever happens while they are written."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -61,9 +62,6 @@ def test_two_locks_of_one_process_exclude_each_other(tmp_path):
 def test_what_is_built_once_is_whole_or_absent(tmp_path):
     folder, calls = tmp_path / "folder", []
 
-    def complete():
-        return (folder / "done").is_file()
-
     def build(partial):
         calls.append(partial)
         (partial / "half").touch()
@@ -72,9 +70,85 @@ def test_what_is_built_once_is_whole_or_absent(tmp_path):
         (partial / "done").touch()
 
     with pytest.raises(RuntimeError):
-        build_once(folder, build, complete)
+        build_once(folder, build)
     assert not folder.exists()
     for _ in range(2):
-        build_once(folder, build, complete)
+        build_once(folder, build)
     assert len(calls) == 2
-    assert complete()
+    assert (folder / "done").is_file()
+
+
+CONTENTS = {"a.txt": b"abc" * 100, "below/b.bin": bytes(range(256)) * 10}
+
+
+@pytest.fixture
+def built(tmp_path):
+    """A folder that was built once, and how to have it built (again)."""
+    folder, calls = tmp_path / "built", []
+
+    def build(partial):
+        calls.append(partial)
+        (partial / "below").mkdir()
+        for name, data in CONTENTS.items():
+            (partial / name).write_bytes(data)
+
+    def ensure():
+        before = len(calls)
+        build_once(folder, build)
+        assert {name: (folder / name).read_bytes() for name in CONTENTS} == CONTENTS
+        return len(calls) > before
+
+    assert ensure()
+    return folder, ensure
+
+
+@pytest.mark.parametrize("name", [*CONTENTS, "manifest.json"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[::-1]),
+        lambda path: path.write_bytes(b"{}x"),
+        lambda path: path.write_bytes(b'{"a.txt": 1}'),
+    ],
+)
+def test_a_damaged_folder_is_built_again(built, name, damage):
+    folder, ensure = built
+    assert not ensure()
+    damage(folder / name)
+    assert ensure()
+    assert not ensure()
+
+
+def test_a_copied_folder_is_not_built_again(built, tmp_path):
+    folder, ensure = built
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    shutil.rmtree(folder)
+    (tmp_path / "copy").rename(folder)
+    times = (folder / "manifest.json").read_bytes()
+    assert not ensure()
+    assert (folder / "manifest.json").read_bytes() != times, "it need not be read again"
+
+
+def test_what_a_killed_build_left_is_removed(built):
+    folder, ensure = built
+    left = folder.with_name("building-built-x1y2")
+    (left / "folder").mkdir(parents=True)
+    other = folder.with_name("building-another-x1y2")
+    other.mkdir()
+    shutil.rmtree(folder)
+    assert ensure()
+    assert not left.exists()
+    assert other.exists(), "its builder may be at work"
+
+
+def test_a_planted_link_is_not_followed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    for name in (".lock", ".lock.pid"):
+        (tmp_path / name).symlink_to(precious)
+    with Lock(tmp_path / ".lock"):
+        pass
+    assert precious.read_text() == "kept"

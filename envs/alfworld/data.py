@@ -212,7 +212,7 @@ class Archive:
     def index(self) -> dict[str, Any]:
         if self._index is None:
             folder = self.folder
-            build_once(folder, self._unpack, lambda: (folder / "index.json").is_file())
+            build_once(folder, self._unpack)
             self._index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             self._games = folder / "games.bin"
         return self._index

@@ -74,8 +74,7 @@ class OfficialFolder:
         """The folder with a set's tasks; built if it is missing."""
         key = checksum(_FORMAT, self.html, name, str(self.folder.resolve()), str(self._listing))
         target = cache_folder() / "mind2web" / f"{name}-{key}"
-        index = target / "index.json"
-        build_once(target, lambda folder: self._pack(name, folder), index.is_file)
+        build_once(target, lambda folder: self._pack(name, folder))
         return target
 
     def _pack(self, name: str, folder: Path) -> None:

@@ -77,10 +77,8 @@ class Index:
         def make(partial: Path) -> None:
             build.write(partial, texts() if callable(texts) else texts, key, k1, b, VERSION)
 
-        if (index := _open(cls, folder, key)) is None:
-            build_once(folder, make, lambda: _open(cls, folder, key) is not None)
-            index = cls(folder)
-        return index
+        build_once(folder, make)
+        return cls(folder)
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -164,15 +162,6 @@ class Index:
                 return middle
             low, high = (middle + 1, high) if here < target else (low, middle)
         return -1
-
-
-def _open(kind: type[Index], folder: Path, key: str) -> Index | None:
-    """The cached index; None if it is missing, damaged or another corpus's: it is rebuilt."""
-    try:
-        index = kind(folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return index if index.key == key else None
 
 
 def _kth(scores: np.ndarray, k: int) -> float:

@@ -99,16 +99,8 @@ def make(
     build_once(
         folder,
         lambda partial: _write(partial, products, {} if skipped is None else skipped, key),
-        lambda: _complete(folder),
     )
     return Catalogue(folder)
-
-
-def _complete(folder: Path) -> bool:
-    try:
-        return len(Catalogue(folder)) > 0
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _write(

@@ -149,7 +149,7 @@ def open_cached(name: str, pages: Iterable[Page]) -> StoredCorpus:
             writer.finish()
 
     folder = cache_folder() / "wikipedia" / f"corpus-{name}-{VERSION}"
-    build_once(folder, build, lambda: is_store(folder))
+    build_once(folder, build)
     return StoredCorpus(folder)
 
 
