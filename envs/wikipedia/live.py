@@ -83,7 +83,7 @@ class LiveCorpus(Corpus):
         hits = self._ask(
             list="search", srsearch=entity[:MAX_SEARCH], srlimit=str(SIMILAR), srprop=""
         )
-        titles = [str(hit["title"]) for hit in hits.get("search", ()) if "title" in hit]
+        titles = [hit["title"] for hit in hits.get("search", ())]
         query = key(entity)
         for title in titles:
             near = key(title) == query or is_slip(query, key(title))
@@ -123,9 +123,13 @@ class LiveCorpus(Corpus):
         path = self._cache_path(query)
         try:
             answer = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(answer, dict):
+            if _is_answer(answer):
                 return answer
-        except (OSError, ValueError):  # not cached yet, or a damaged file: request it (again)
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+        ):  # not cached yet, or a damaged file: request it (again)
             pass
         answer = self._request(query)
         write_shared_text(path, json.dumps(answer))
@@ -177,14 +181,16 @@ class LiveCorpus(Corpus):
             answer = json.loads(body)
             error = answer.get("error") or {}
             code = str(error.get("code", ""))
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise _Later("an answer that is no JSON object") from None
         if code.startswith(_BUSY):
             raise _Later(f"{code}: {error.get('info', '')}", wait)
         if code:
             raise LiveError(f"The encyclopedia refuses the request ({code}).")
-        result = answer.get("query", {})
-        return result if isinstance(result, dict) else {}
+        result = answer.get("query")
+        if not _is_answer(result):
+            raise _Later("an answer of another form")
+        return result
 
     def _take_turn(self, wait: float) -> None:
         """Sleeps until the rate (and the back-off) allows another request."""
@@ -206,6 +212,20 @@ class LiveCorpus(Corpus):
             session.headers["User-Agent"] = user_agent()
             self._sessions.session = session
         return self._sessions.session
+
+
+def _is_answer(result: Any) -> bool:
+    """Whether it has the form of hits or of pages: only what does is kept."""
+    if not isinstance(result, dict):
+        return False
+    records = result.get("search", result.get("pages"))
+    return isinstance(records, list) and all(
+        isinstance(record, dict)
+        and isinstance(record.get("title"), str)
+        and isinstance(record.get("extract") or "", str)
+        and isinstance(record.get("pageprops", {}), dict)
+        for record in records
+    )
 
 
 class _Later(Exception):

@@ -176,6 +176,31 @@ def test_what_passes_is_tried_again(wiki: Wiki, status: int, body: str):
         client(wiki).find("Ada Lovelace")
 
 
+MALFORMED = [
+    "{}",
+    '{"query": []}',
+    '{"query": {}}',
+    '{"query": {"pages": {}}}',
+    '{"query": {"pages": ["x"]}}',
+    '{"query": {"pages": [{"extract": "x"}]}}',
+    '{"query": {"pages": [{"title": "AC/DC", "extract": ["x"]}]}}',
+    '{"query": {"pages": [{"title": "AC/DC", "extract": "x", "pageprops": 3}]}}',
+    '{"query": {"search": {}}}',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("body", MALFORMED)
+def test_malformed_answers_are_never_kept(wiki: Wiki, tmp_path, body: str):
+    wiki.plan(200, body)
+    assert client(wiki).find("AC/DC").title == "AC/DC"
+    (cached,) = (tmp_path / "cache" / "wikipedia" / "live").rglob("*.json")
+    asked = len(wiki.seen)
+    cached.write_text(json.dumps(json.loads(body).get("query")) if body[0] == "{" else body)
+    assert client(wiki).find("AC/DC").title == "AC/DC"
+    assert len(wiki.seen) == asked + 1, "what an older version has kept is asked for again"
+
+
 def test_retry_after_is_honoured(wiki: Wiki):
     wiki.plan(429, "", Retry_After="0.5")
     client(wiki).find("AC/DC")

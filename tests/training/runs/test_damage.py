@@ -1,0 +1,93 @@
+"""A run whose directory was damaged resumes as the same run, or names the file."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stepagent.errors import UserError
+from stepagent.training import run
+from stepagent.training.runs.metrics import Metrics
+from tests import toy_env
+
+MUTATIONS = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "object": lambda data: b"{}",
+    "garbage": lambda data: bytes(255 - byte for byte in data[:4000]),
+    "missing": None,
+}
+
+
+@pytest.fixture
+def config(config):
+    config.env, config.env_args = toy_env.ID, {"size": 6}
+    config.method, config.policy.max_new_tokens = "implicit", 4
+    config.reflection.iterations, config.checkpoint_seconds = 2, 0.0
+    config.evaluation.limit = 2
+    return config
+
+
+def _stop_at(monkeypatch, name, number):
+    log = Metrics.log
+
+    def stop(self, stage, update, **figures):
+        log(self, stage, update, **figures)
+        if stage == name and update == number:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Metrics, "log", stop)
+
+
+def _weights(folder):
+    return load_file(folder / "final" / "model.safetensors")
+
+
+def _mutate(path, mutation):
+    if mutation is None:
+        path.unlink()
+    else:
+        path.write_bytes(mutation(path.read_bytes()))
+
+
+@pytest.mark.slow
+def test_each_file_damaged_in_each_way(config, tmp_path, monkeypatch):
+    """The run is stopped within its second iteration; every file it has left is damaged."""
+    folder, template = tmp_path / "run", tmp_path / "template"
+    uninterrupted = tmp_path / "uninterrupted"
+    run.run(replace(config, output=str(uninterrupted)))
+    expected = _weights(uninterrupted)
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        _stop_at(patch, "iteration-2", 2)
+        run.run(replace(config, output=str(folder)))
+    gc.collect()
+    folder.rename(template)
+    names = sorted(
+        str(p.relative_to(template))
+        for p in template.rglob("*")
+        if p.is_file() and "tensorboard" not in p.parts and not p.name.startswith(".lock")
+    )
+    faults = []
+    for name in names:
+        for kind, mutation in MUTATIONS.items():
+            shutil.copytree(template, folder)
+            _mutate(folder / name, mutation)
+            try:
+                run.run(replace(config, output=str(folder)))
+                after = _weights(folder)
+                if any(not torch.equal(after[key], expected[key]) for key in expected):
+                    faults.append(f"{name}, {kind}: another run")
+            except UserError as error:
+                if str(folder) not in str(error):
+                    faults.append(f"{name}, {kind}: not named: {error}")
+            except Exception as error:
+                faults.append(f"{name}, {kind}: {type(error).__name__}: {str(error)[:150]}")
+            gc.collect()
+            shutil.rmtree(folder)
+    assert not faults, "\n".join(faults)
