@@ -32,9 +32,9 @@ COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
 
 
-def instructions(name):
+def instructions(name, dockerfile=DOCKERFILE):
     """The arguments of every instruction of this name, with continued lines joined."""
-    joined = re.sub(r"\\\n\s*", "", DOCKERFILE)
+    joined = re.sub(r"\\\n\s*", "", dockerfile)
     return re.findall(rf"^\s*{name}\s+(.*)$", joined, re.MULTILINE)
 
 
@@ -71,17 +71,21 @@ def test_services_are_limited_local_and_restart(name):
 
 
 def test_the_image_is_tagged_with_the_version():
-    tag = f"stepagent:{version('stepagent')}"
-    assert all(service["image"] == tag for service in SERVICES.values())
+    for service in SERVICES.values():
+        target = service["build"]["target"]
+        assert service["image"] == f"stepagent-{target}:{version('stepagent')}"
+        assert f"\nFROM runtime AS {target}\n" in DOCKERFILE
 
 
 def test_the_image_is_pinned_and_runs_as_nobody_special():
-    bases = instructions("FROM")
-    assert len(bases) == 2
-    assert all(re.match(r"python:3\.\d+\.\d+-slim-\w+", base) for base in bases)
-    last = DOCKERFILE[DOCKERFILE.rindex("\nFROM") :]
-    assert re.search(r"^USER \d+:\d+$", last, re.MULTILINE)
-    assert "pip install" not in last
+    bases = [base.partition(" AS ") for base in instructions("FROM")]
+    stages = {name for _, _, name in bases}
+    foreign = [base for base, _, _ in bases if base not in stages]
+    assert len(foreign) == 2
+    assert all(re.match(r"python:3\.\d+\.\d+-slim-\w+", base) for base in foreign)
+    runtime = DOCKERFILE[DOCKERFILE.index(" AS runtime") :]
+    assert re.search(r"^USER \d+:\d+$", runtime, re.MULTILINE)
+    assert "pip" not in runtime
     assert "apt-get" not in DOCKERFILE
     assert all("-c constraints.txt" in line for line in re.findall(r"pip install.*", DOCKERFILE))
 
@@ -193,7 +197,9 @@ def test_every_service_in_a_clean_environment_installed_as_the_dockerfile_does(t
                 else:
                     shutil.copy(ROOT / name, source / target)
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    (lines,) = [line for line in instructions("RUN") if "pip install" in line]
+    all_of_them = DOCKERFILE[: DOCKERFILE.index("\nFROM install AS install-lean")]
+    all_of_them += DOCKERFILE.split(" AS install-all\n")[1].split("\nFROM")[0]
+    lines = "\n".join(line for line in instructions("RUN", all_of_them) if "pip install" in line)
     done = subprocess.run(
         ["bash", "-ec", lines.replace("/venv/", f"{venv}/")],
         cwd=source,

@@ -1,0 +1,174 @@
+"""The images and services under a real Docker engine: `make test-slow` where one runs.
+
+The engine is the one that DOCKER_HOST names, or the machine's own. Images are built on the host's
+network, so that pip in the build reaches what the host does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stepagent.agents import make_agent
+from stepagent.envs.remote import RemoteEnv, RemoteError
+from stepagent.eval.evaluate import EvaluationOptions, evaluate
+from tests.docker.test_docker import COMPOSE, SERVICES
+
+ROOT = Path(__file__).parents[2]
+PORTS = {name: service["ports"][0].split(":")[-2] for name, service in SERVICES.items()}
+LIMITS = {"lean": 350, "scienceworld": 500, "webshop": 650}
+"""Megabytes of each image."""
+
+
+def _run(*command, **environ):
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def _compose():
+    """The command of Compose v2, else v1; "" without one."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]):
+            known = subprocess.run([*command, "version"], capture_output=True, check=False)
+            if known.returncode == 0:
+                return command
+    return []
+
+
+def _has_engine():
+    if not shutil.which("docker"):
+        return False
+    return not subprocess.run(["docker", "version"], capture_output=True, check=False).returncode
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(not (_has_engine() and _compose()), reason="no Docker engine with Compose"),
+]
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Every image, built."""
+    for target in {service["build"]["target"] for service in SERVICES.values()}:
+        tag = next(s["image"] for s in SERVICES.values() if s["build"]["target"] == target)
+        options = ["--network=host", "-f", "docker/Dockerfile", "--target", target, "-t", tag]
+        _run("docker", "build", *options, ".", DOCKER_BUILDKIT="0")
+    return {service["image"] for service in SERVICES.values()}
+
+
+@pytest.fixture(scope="module")
+def compose(images, tmp_path_factory):
+    """Runs Compose on all services, which are up; none is left afterwards.
+
+    Limits of processors are left out: an engine inside of a container may not be able to set them.
+    """
+    file = tmp_path_factory.mktemp("compose") / "compose.yaml"
+    services = {
+        name: {k: v for k, v in service.items() if k not in ("build", "deploy")}
+        for name, service in SERVICES.items()
+    }
+    file.write_text(yaml.safe_dump({"services": services, "volumes": COMPOSE["volumes"]}))
+
+    def run(*words):
+        return _run(*_compose(), "-p", "stepagenttest", "-f", str(file), *words)
+
+    try:
+        run("up", "-d")
+        yield run
+    finally:
+        run("down", "--volumes", "--timeout", "30")
+    assert not _run("docker", "ps", "-aq", "--filter", "name=stepagenttest").split()
+
+
+def _container(name):
+    return _run("docker", "ps", "-aq", "--filter", f"name=stepagenttest.{name}").split()[0]
+
+
+def _wait_until_healthy(name, seconds=180):
+    started = time.monotonic()
+    while True:
+        state = json.loads(_run("docker", "inspect", "-f", "{{json .State}}", _container(name)))
+        if state.get("Health", {}).get("Status") == "healthy":
+            return time.monotonic() - started
+        assert time.monotonic() - started < seconds, _run("docker", "logs", _container(name))
+        time.sleep(0.5)
+
+
+def test_images_are_lean(images):
+    for image in images:
+        target = image.split(":")[0].removeprefix("stepagent-")
+        size = int(_run("docker", "image", "inspect", "-f", "{{.Size}}", image)) / 1e6
+        assert size < LIMITS[target], image
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_the_expert_scores_through_every_service(compose, name, tmp_path):
+    _wait_until_healthy(name)
+    for word in SERVICES[name]["command"]:
+        if word.startswith("--env="):
+            env_id = word.removeprefix("--env=")
+            url = f"http://127.0.0.1:{PORTS[name]}"
+            options = EvaluationOptions(split="test", limit=4, env_args={"url": url})
+            out = tmp_path / env_id.replace("/", "-")
+            summary = evaluate(env_id, make_agent("expert"), out, options)
+            assert summary["reward_mean"] == 1.0, env_id
+            assert summary["failed"] == 0
+
+
+def test_containers_are_read_only_and_unprivileged(compose):
+    for name in SERVICES:
+        container = _container(name)
+        assert _run("docker", "exec", container, "id", "-u").strip() == "10001"
+        refused = subprocess.run(
+            ["docker", "exec", container, "touch", "/venv/x"], capture_output=True, check=False
+        )
+        assert refused.returncode != 0
+
+
+def _look_for(env, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        env.step("look")
+        time.sleep(0.05)
+
+
+def test_a_container_that_is_killed_comes_back(compose):
+    _wait_until_healthy("alfworld")
+    env = RemoteEnv(
+        "stepagent/ALFWorld-v0", url=f"http://127.0.0.1:{PORTS['alfworld']}", patience=60.0
+    )
+    first, _ = env.reset(seed=0)
+    env.step("look")
+    before = _container("alfworld")
+    pid = _run("docker", "inspect", "-f", "{{.State.Pid}}", before).strip()
+    _run("kill", "-9", pid)
+    with pytest.raises(RemoteError):
+        _look_for(env, seconds=30)
+    _wait_until_healthy("alfworld")
+    assert env.reset(seed=0)[0] == first
+    env.close()
+
+
+def test_stopping_ends_well(compose):
+    compose("stop", "--timeout", "30")
+    for name in SERVICES:
+        state = json.loads(_run("docker", "inspect", "-f", "{{json .State}}", _container(name)))
+        assert (name, state["ExitCode"]) == (name, 0)
