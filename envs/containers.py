@@ -2,8 +2,8 @@
 
 `members` lists the files of a folder or an archive (zip, tar), or the one file itself. `opened`
 gives a member's kind and its bytes without compression (gzip, bzip2, xz, zstd, also one inside
-another) as a stream, so that memory stays flat. `rows` reads parquet and arrow. What cannot be read
-here raises SourceError with the command that makes it readable.
+another) as a stream, so that memory stays flat. `tables` reads parquet and arrow. What cannot be
+read here raises SourceError with the command that makes it readable.
 """
 
 from __future__ import annotations
@@ -16,21 +16,18 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from stepagent.errors import UsageError
-from stepagent.optional import missing
 
 EXPANSION = 300
 """A file may expand to this many times its size: real text reaches 20, an archive bomb 1,000."""
 FREE_EXPANSION = 256 << 20
 """Bytes that every file may expand to."""
-BATCH = 256
-"""Rows of parquet or arrow that are in memory at once."""
 _HEAD = 1024
 _LAYERS = 4
 
@@ -85,7 +82,7 @@ _UNPACKED_BY = {
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 """Endings of compressed files."""
 TABLES = ("parquet", "arrow", "arrow stream")
-"""The kinds that `rows` reads."""
+"""The kinds that `tables.rows` reads."""
 
 
 class SourceError(UsageError):
@@ -211,7 +208,7 @@ def _of_zip(path: Path, name: str, password: str | None) -> Iterator[Member]:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
-        raise _cut(str(path), error) from None
+        raise cut(str(path), error) from None
 
     @contextmanager
     def source(info: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
@@ -224,7 +221,7 @@ def _of_zip(path: Path, name: str, password: str | None) -> Iterator[Member]:
             advice = "the password is wrong" if password else f"unpack it with 7z x {path}"
             raise SourceError(f"{place} is encrypted: {advice}") from None
         except (zipfile.BadZipFile, OSError) as error:
-            raise _cut(place, error) from None
+            raise cut(place, error) from None
         with file:
             yield file
 
@@ -272,7 +269,7 @@ def _of_tar(path: Path, name: str, stream: IO[bytes], password: str | None) -> I
                         lambda info=info: source(info),  # type: ignore[misc]
                     )
     except tarfile.TarError as error:
-        raise _cut(str(path), error) from None
+        raise cut(str(path), error) from None
     finally:
         at[0] = None
 
@@ -280,7 +277,8 @@ def _of_tar(path: Path, name: str, stream: IO[bytes], password: str | None) -> I
 # Bytes --------------------------------------------------------------------------------------------
 
 
-def _cut(place: str, error: object) -> SourceError:
+def cut(place: str, error: object) -> SourceError:
+    """The error to raise for a file that ends too early, or cannot be decompressed or parsed."""
     return SourceError(f"{place} is cut off or damaged ({error}): fetch or make the file again")
 
 
@@ -319,9 +317,9 @@ class _Checked(io.RawIOBase):
                 buffer[filled : filled + len(data)] = data
                 filled += len(data)
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            raise _cut(self._place, error) from None
+            raise cut(self._place, error) from None
         except (zipfile.BadZipFile, tarfile.TarError) as error:
-            raise _cut(self._place, error) from None
+            raise cut(self._place, error) from None
         self._left -= filled
         if self._left < 0:
             raise SourceError(
@@ -371,53 +369,3 @@ _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
     "xz": lzma.LZMAFile,
     "zstd": _Zstandard,
 }
-
-
-# Tables -------------------------------------------------------------------------------------------
-
-
-def rows(path: Path, kind: str, columns: Collection[str] = ()) -> Iterator[dict[str, Any]]:
-    """The rows of a file of one of `TABLES`, read a batch at a time.
-
-    Parameters
-    ----------
-    path, kind: the file, on the disk, and what `Member.opened` says that it is.
-    columns: only those of them that the file has; none of them: all columns.
-
-    Raises SourceError for a cut or damaged file, and MissingPackage without pyarrow.
-    """
-    try:
-        import pyarrow
-    except ImportError:
-        raise missing("pyarrow", f"reading {path} ({kind})") from None
-    read = _parquet if kind == "parquet" else _arrow
-    try:
-        for batch in read(path, kind, columns):
-            for start in range(0, batch.num_rows, BATCH):
-                yield from batch.slice(start, BATCH).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _cut(str(path), str(error).split("\n")[0]) from None
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} holds text that is not UTF-8 ({error}): write it anew") from None
-
-
-def _parquet(path: Path, kind: str, columns: Collection[str]) -> Iterator[Any]:
-    from pyarrow.parquet import ParquetFile
-
-    # Without `buffer_size` the whole column of a row group is in memory.
-    with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-        names = [name for name in file.schema_arrow.names if name in columns]
-        yield from file.iter_batches(BATCH, columns=names or None, use_threads=False)
-
-
-def _arrow(path: Path, kind: str, columns: Collection[str]) -> Iterator[Any]:
-    import pyarrow
-    from pyarrow import ipc
-
-    with pyarrow.memory_map(str(path)) as source:
-        reader = ipc.open_file(source) if kind == "arrow" else ipc.open_stream(source)
-        names = [name for name in reader.schema.names if name in columns]
-        numbers = range(reader.num_record_batches) if kind == "arrow" else None
-        batches = map(reader.get_batch, numbers) if numbers is not None else reader
-        for batch in batches:
-            yield batch.select(names) if names else batch
