@@ -162,11 +162,11 @@ def pool(pages: Iterable[Page]) -> Iterator[Page]:
 
     MuSiQue draws its paragraphs from anywhere on a page, so one title may come with many texts.
     """
-    seen: dict[str, list[str]] = {}
+    seen: dict[str, list[int]] = {}  # the texts' hashes, as the texts may not fit in memory
     for passage in pages:
         texts = seen.setdefault(passage.title, [])
-        if passage.text not in texts:
-            texts.append(passage.text)
+        if (text := hash(passage.text)) not in texts:
+            texts.append(text)
             yield Page(part_title(passage.title, len(texts)), passage.text)
 
 
