@@ -133,7 +133,10 @@ class JSONStream:
                 if not cut or len(self._text) - self._at > _LARGEST:
                     raise JSONError(error.msg, self._count) from None
                 if not self._more():
-                    raise JSONError(f"cut at its end: {error.msg}", self._count) from None
+                    # What a cut leaves at the end is at most as long as "-Infinity".
+                    cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - 10
+                    reason = f"cut at its end: {error.msg}" if cut else error.msg
+                    raise JSONError(reason, self._count) from None
             except RecursionError:
                 raise JSONError("nested too deeply", self._count) from None
             except JSONError:

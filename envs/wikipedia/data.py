@@ -72,6 +72,8 @@ class Files:
     development: tuple[Member, ...] = ()
     """Empty, as `training` is, where all questions are taken together."""
     together: tuple[Member, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Of each file that is left out, why."""
 
     @property
     def all(self) -> tuple[Member, ...]:
@@ -80,6 +82,15 @@ class Files:
     def checksums(self) -> tuple[str, ...]:
         """The checksum of each file or archive on the disk."""
         return tuple(file_checksum(path) for path in dict.fromkeys(f.path for f in self.all))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The questions of a split, in a fixed order."""
+
+    questions: tuple[Question, ...]
+    left_out: dict[str, int]
+    """What of the split's files was not taken, reason → number."""
 
 
 def load(
@@ -93,9 +104,21 @@ def load(
 
     Raises SourceError for files that are missing, cut off or of another format, naming them.
     """
+    return sample(dataset, split, source, sizes, seed).questions
+
+
+def sample(
+    dataset: str,
+    split: str,
+    source: str | Path | None = None,
+    sizes: Iterable[int] = SIZES,
+    seed: int = 0,
+) -> Sample:
+    """The questions of a split, and what was left out. Raises as `load`."""
     sizes = checked_sizes(sizes)
     files = Files() if source is None else _files(dataset, located(dataset, source))
-    return _load(dataset, split, files, files.checksums(), sizes, seed)
+    drawn = _load(dataset, split, files, files.checksums(), sizes, seed)
+    return Sample(drawn.questions, {**dict(Counter(files.left_out)), **drawn.left_out})
 
 
 def checked_sizes(sizes: Any) -> tuple[int, int, int]:
@@ -132,28 +155,33 @@ def _load(
     sums: tuple[str, ...],
     sizes: tuple[int, int, int],
     seed: int,
-) -> tuple[Question, ...]:
+) -> Sample:
     """Reads the split from the cache; draws all three splits first if it is missing."""
     roles = [[file.name for file in group] for group in (files.training, files.together)]
     name = checksum(
         dataset, str(_VERSION), encyclopedia.CHECKSUM, *sums, str(sizes), str(seed), str(roles)
     )
-    paths = {s: cache_folder() / "wikipedia" / f"questions-{name}-{s}.jsonl" for s in SPLITS}
+    folder = cache_folder() / "wikipedia"
+    paths = {name_: folder / f"questions-{name}-{name_}.jsonl" for name_ in (*SPLITS, "left-out")}
     if not all(path.is_file() for path in paths.values()):
         splits = _draw(dataset, files, sizes, seed) if files.all else _bundled(dataset, sizes)
-        for which, path in paths.items():
-            records = (json.dumps(q.to_dict(), ensure_ascii=False) for q in splits[which])
-            write_shared_text(path, "".join(f"{record}\n" for record in records))
+        for which, drawn in splits.items():
+            records = (json.dumps(q.to_dict(), ensure_ascii=False) for q in drawn.questions)
+            write_shared_text(paths[which], "".join(f"{record}\n" for record in records))
+        left_out = {which: drawn.left_out for which, drawn in splits.items()}
+        write_shared_text(paths["left-out"], json.dumps(left_out))
     with paths[split].open(encoding="utf-8") as file:
-        return tuple(Question.from_dict(json.loads(line)) for line in file)
+        questions = tuple(Question.from_dict(json.loads(line)) for line in file)
+    return Sample(questions, json.loads(paths["left-out"].read_text(encoding="utf-8"))[split])
 
 
 # The bundled encyclopedia -------------------------------------------------------------------------
 
 
-def _bundled(dataset: str, sizes: tuple[int, int, int]) -> dict[str, list[Question]]:
+def _bundled(dataset: str, sizes: tuple[int, int, int]) -> dict[str, Sample]:
     splits = bundled.generate(dataset, BUNDLED_SEED)
-    return {split: splits[split][:size] for split, size in zip(SPLITS, sizes, strict=True)}
+    sized = zip(SPLITS, sizes, strict=True)
+    return {split: Sample(tuple(splits[split][:size]), {}) for split, size in sized}
 
 
 def bundled_name() -> str:
@@ -180,7 +208,9 @@ def _files(dataset: str, source: Path) -> Files:
         return Files((training,), (development,))
     if source.is_file() and len(listed) == 1:  # named by the user: reading says what is wrong
         return Files(together=tuple(listed))
-    files = tuple(file for file in listed if _holds_questions(dataset, file))
+    reasons = {file: _why_left_out(dataset, file) for file in listed}
+    files = tuple(file for file, reason in reasons.items() if reason == "")
+    left_out = tuple(reason for reason in reasons.values() if reason)
     if not files:
         names = " and ".join(first for first, *_ in OFFICIAL[dataset])
         raise SourceError(
@@ -194,8 +224,8 @@ def _files(dataset: str, source: Path) -> Files:
             for role in _ROLES.values()
         }
         if later := by_role["development"] or by_role["test"]:
-            return Files(by_role["training"], later)
-    return Files(together=files)
+            return Files(by_role["training"], later, left_out=left_out)
+    return Files(together=files, left_out=left_out)
 
 
 def _listed(source: Path) -> Iterator[Member]:
@@ -228,22 +258,23 @@ def _role(file: Member) -> str | None:
     return _ROLES[match[1]] if match else None
 
 
-def _holds_questions(dataset: str, file: Member) -> bool:
-    """Whether the file's first record is a question of the data set with paragraphs and an answer.
+def _why_left_out(dataset: str, file: Member) -> str | None:
+    """ "" for a file of questions of the data set with paragraphs and answers, by its first record;
+    None for a file of something else.
 
     Raises SourceError if the file cannot be read: no data is dropped silently.
     """
     if file.size == 0:
         _warn_once(f"{file} is empty and left out")
-        return False
+        return "empty file"
     with closing(records(file)) as first_records:  # type: ignore[type-var]
         first = next(first_records, None)
     if not formats.is_question(dataset, first):
-        return False
+        return None
     if not formats.has_answer(first):
         _warn_once(f"{file} has no answers, as the official test files, and is left out")
-        return False
-    return True
+        return "file without answers"
+    return ""
 
 
 @lru_cache(maxsize=1024)
@@ -251,29 +282,37 @@ def _warn_once(message: str) -> None:
     log.warning("%s", message)
 
 
-def _draw(
-    dataset: str, files: Files, sizes: tuple[int, int, int], seed: int
-) -> dict[str, list[Question]]:
+def _draw(dataset: str, files: Files, sizes: tuple[int, int, int], seed: int) -> dict[str, Sample]:
     """The splits' questions, each split in the order of the checksums."""
     train, dev, test = sizes
     if files.training:
         first = _smallest(dataset, files.training, train, seed)
-        taken = {question.id for question in first}
+        taken = {question.id for question in first.questions}
         second = _smallest(dataset, files.development, dev + test, seed, without=taken)
-        if len(second) < 2:
+        questions, size = second.questions, len(second.questions)
+        if size < 2:
             raise SourceError(
                 f"{files.development[0]} holds too few questions for a dev and a test split"
             )
-        share = min(test, max(1, len(second) * test // (dev + test)))
-        return {"train": first, "test": second[:share], "dev": second[share:][:dev]}
-    smallest = _smallest(dataset, files.together, sum(sizes), seed)
-    if len(smallest) < 3:
+        share = min(test, max(1, size * test // (dev + test)))
+        parts = {"test": questions[:share], "dev": questions[share:][:dev]}
+        later = {split: Sample(part, second.left_out) for split, part in parts.items()}
+        return {"train": first, **later}
+    drawn = _smallest(dataset, files.together, sum(sizes), seed)
+    questions, size = drawn.questions, len(drawn.questions)
+    if size < 3:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in drawn.left_out.items())
         raise SourceError(
-            f"{files.together[0]} holds {len(smallest)} {dataset} questions: three splits need at "
-            "least 3"
+            f"{files.together[0]} holds {size} questions of {dataset}"
+            f"{f', left out: {reasons}' if reasons else ''}: three splits need at least 3"
         )
-    a, b = min(test, max(1, len(smallest) // 5)), min(dev, max(1, len(smallest) // 10))
-    return {"test": smallest[:a], "dev": smallest[a : a + b], "train": smallest[a + b :][:train]}
+    a, b = min(test, max(1, size // 5)), min(dev, max(1, size // 10))
+    parts = {
+        "test": questions[:a],
+        "dev": questions[a : a + b],
+        "train": questions[a + b :][:train],
+    }
+    return {split: Sample(part, drawn.left_out) for split, part in parts.items()}
 
 
 def _smallest(
@@ -282,7 +321,7 @@ def _smallest(
     count: int,
     seed: int,
     without: set[str] | frozenset[str] = frozenset(),
-) -> list[Question]:
+) -> Sample:
     """The questions with the smallest checksums of (seed, id), at most `count`; none twice."""
     heap: list[tuple[int, str, Any]] = []  # the largest on top; records are parsed at the end
     seen: set[str] = set(without)
@@ -302,12 +341,10 @@ def _smallest(
                 heapq.heappush(heap, entry)
             elif entry[0] > heap[0][0]:
                 heapq.heapreplace(heap, entry)
-    if left_out:
-        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(left_out.items()))
-        log.warning("%s: questions left out: %s", ", ".join(map(str, files)), reasons)
     chosen = [entry[2] for entry in sorted(heap, key=lambda entry: (-entry[0], entry[1]))]
     aliases = formats.wikidata_aliases(dataset, files, [record for record, _, _ in chosen])
-    return [
+    questions = tuple(
         formats.read(dataset, record, f"record {number} of {file}", aliases)
         for record, file, number in chosen
-    ]
+    )
+    return Sample(questions, dict(sorted(left_out.items())))

@@ -68,9 +68,9 @@ def left_out(dataset: str, record: Any) -> str:
     if not isinstance(record, dict):
         return ""
     if layouts.metadata(record, "answerable") is False:
-        return "unanswerable"
+        return "unanswerable questions"
     owner = str(record.get("data_source")).lower().removeprefix("searchr1_")
-    return f"of {owner}" if owner in _SEARCH_R1 and owner != dataset else ""
+    return f"questions of {owner}" if owner in _SEARCH_R1 and owner != dataset else ""
 
 
 def read(dataset: str, record: Any, where: str, aliases: dict[str, list[str]]) -> Question:

@@ -128,6 +128,10 @@ def _json(source: Member, file: IO[bytes]) -> Iterator[Any]:
     except NotUTF8 as error:
         raise _not_utf8(source, error.count + 1, error.reason) from None
     except JSONError as error:
+        if error.reason.startswith(("nested", "an integer")):
+            raise SourceError(
+                f"record {error.count + 1} of {source} cannot be read ({error.reason}): take it out"
+            ) from None
         if error.count or error.reason.startswith("cut at its end"):
             raise SourceError(
                 f"{source} is cut off or damaged after {error.count} whole records "

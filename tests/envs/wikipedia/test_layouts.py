@@ -258,6 +258,8 @@ def test_a_file_without_answers_an_empty_one_and_litter_do_not_spoil_the_others(
     assert sum(len(split) for split in splits.values()) == 20
     assert "hotpot_test_fullwiki_v1.json has no answers" in caplog.text
     assert "empty.json is empty and left out" in caplog.text
+    notes = data.sample("hotpotqa", "dev", tmp_path).left_out
+    assert notes == {"file without answers": 1, "empty file": 1}
     with pytest.raises(SourceError, match="official test files have no answers"):
         data.load("hotpotqa", "dev", tmp_path / "hotpot_test_fullwiki_v1.json")
     with pytest.raises(SourceError, match=r"empty\.json is empty: fetch or make"):
@@ -284,14 +286,17 @@ def test_questions_of_another_data_set_are_refused(tmp_path, dataset, other):
     assert reason in str(error.value)
 
 
-def test_questions_of_other_sets_in_one_file_are_left_out(tmp_path, caplog):
+def test_questions_of_other_sets_in_one_file_are_left_out(tmp_path):
     rows = [search_r1_row(hotpot(i), "hotpotqa") for i in range(5)]
     rows += [search_r1_row(musique(i), "searchR1_musique") for i in range(3)]
     path = write_lines(tmp_path / "test.jsonl", rows)
     assert sum(map(len, questions("hotpotqa", path).values())) == 5
-    assert "questions left out: 3 of musique" in caplog.text
+    env = envs.make(IDS["hotpotqa"], split="test", data=str(path))
+    assert env.unwrapped.data_notes() == {"questions of musique": 3}
     rows = [{**r, "data_source": "nq"} for r in rows]
-    with pytest.raises(SourceError, match="holds 0 hotpotqa questions"):
+    with pytest.raises(
+        SourceError, match="holds 0 questions of hotpotqa, left out: 8 questions of nq"
+    ):
         data.load("hotpotqa", "test", write_lines(tmp_path / "nq.jsonl", rows))
 
 
