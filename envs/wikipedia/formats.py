@@ -187,7 +187,9 @@ def _mentions(text: str, title: str) -> bool:
 def _place(text: str, title: str) -> int:
     """Position of a title in a text (a key), with or without its bracketed addition; −1:
     nowhere."""
-    return f" {text} ".find(f" {key(re.sub(r'[(].*?[)]', '', title)) or key(title)} ")
+    last = title.rfind(")") + 1  # without it, each bracket that stays open is searched to the end
+    bare = re.sub(r"[(].*?[)]", "", title[:last]) + title[last:]
+    return f" {text} ".find(f" {key(bare) or key(title)} ")
 
 
 # MuSiQue ------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ from stepagent.envs.json_stream import JSONError, JSONStream, NotUTF8
 from stepagent.envs.wikipedia.corpus import Page, page
 
 log = logging.getLogger(__name__)
-LARGE_RECORD = 16 << 20
-"""Characters beyond which one JSON object is taken for `title: sentences`, not for a record."""
+LARGE_RECORD = 4 << 20
+"""Characters from which the first JSON object is taken for `title: sentences`, not for a record."""
 _RECORD = {"question", "text", "content", "contents", "golden_answers", "wikipedia_title"}
 """Keys by which the only object of a file is a record."""
 _LINK = re.compile(r"</?a\b[^<>]*>")

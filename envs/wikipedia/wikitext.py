@@ -8,7 +8,6 @@ leads; what templates would insert (a converted length, say) is lost.
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stepagent.envs.containers import Member, SourceError, members
-from stepagent.envs.wikipedia.corpus import Page, page
+from stepagent.envs.wikipedia.corpus import Page, page, unescape
 
 MAX_TEXT = 4 << 20
 """Characters of markup that are read per page."""
@@ -101,9 +100,10 @@ _DROPPED = re.compile(
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,300}>")
 _FILE = re.compile(r"\[\[\s*(?:file|image|category|media)\s*:", re.IGNORECASE)
 _LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
-_URL = re.compile(r"\[(?:https?:)?//\S+\s*([^\[\]]*)\]")
+_URL = re.compile(r"\[(?:https?:)?//[^\s\[\]]++\s*+([^\[\]]*+)\]")
+_MARK = re.compile(r"\[\[|\]\]")
 _QUOTES = re.compile(r"'{2,}")
-_EMPTY = re.compile(r"\(\s*[;,:–—\s]*\)")
+_EMPTY = re.compile(r"\([;,:–—\s]*+\)")
 _LEADING = re.compile(r"\(\s*[;,]\s*")
 _SPACE = re.compile(r"[ \t\xa0]+")
 
@@ -122,7 +122,7 @@ def lead(markup: str) -> list[str]:
     text = _without_files(text)
     text = _LINK.sub(r"\1", text)
     text = _URL.sub(r"\1", text)
-    text = html.unescape(_TAG.sub("", _QUOTES.sub("", text)))
+    text = unescape(_TAG.sub("", _QUOTES.sub("", text)))
     text = _LEADING.sub("(", _EMPTY.sub("", text))
     lines = (_SPACE.sub(" ", line).strip() for line in text.split("\n"))
     return [line.replace(" ,", ",").replace(" .", ".") for line in lines if _is_prose(line)]
@@ -156,9 +156,9 @@ def _without_files(text: str) -> str:
             continue
         parts.append(text[begin : match.start()])
         depth, begin = 0, len(text)
-        for mark in re.finditer(r"\[\[|\]\]", text[match.start() :]):
+        for mark in _MARK.finditer(text, match.start()):
             depth += 1 if mark.group() == "[[" else -1
             if depth == 0:
-                begin = match.start() + mark.end()
+                begin = mark.end()
                 break
     return "".join([*parts, text[begin:]])
