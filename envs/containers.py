@@ -231,7 +231,7 @@ def _of_zip(path: Path, name: str, password: str | None) -> Iterator[Member]:
                 path,
                 f"{name}/{info.filename}",
                 info.filename,
-                info.compress_size if info.file_size else 0,
+                info.compress_size,
                 lambda info=info: source(info),  # type: ignore[misc]
             )
 

@@ -25,7 +25,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -37,7 +36,7 @@ from stepagent.envs.wikipedia import encyclopedia, formats
 from stepagent.envs.wikipedia.corpus import Page
 from stepagent.envs.wikipedia.encyclopedia import questions as bundled
 from stepagent.envs.wikipedia.questions import Question
-from stepagent.envs.wikipedia.sources import data_members, file_checksum, is_data, records
+from stepagent.envs.wikipedia.sources import file_checksum, is_data, records, records_in
 from stepagent.files import cache_folder, write_shared_text
 
 log = logging.getLogger(__name__)
@@ -231,7 +230,7 @@ def _files(dataset: str, source: Path) -> Files:
 def _listed(source: Path) -> Iterator[Member]:
     """The files of data in it; of its folders, only those that are named as data sets' are."""
     if source.is_file():
-        yield from data_members(source)
+        yield from (file for file in members(source) if not file.inside or is_data(file.name))
         return
     for path in sorted(source.iterdir()):
         if path.name.startswith(".") or not is_data(path.name):
@@ -264,11 +263,11 @@ def _why_left_out(dataset: str, file: Member) -> str | None:
 
     Raises SourceError if the file cannot be read: no data is dropped silently.
     """
-    if file.size == 0:
-        _warn_once(f"{file} is empty and left out")
-        return "empty file"
-    with closing(records(file)) as first_records:  # type: ignore[type-var]
-        first = next(first_records, None)
+    with file.opened() as (kind, content):
+        if kind == "empty":
+            _warn_once(f"{file} is empty and left out")
+            return "empty file"
+        first = next(records_in(file, kind, content), None)
     if not formats.is_question(dataset, first):
         return None
     if not formats.has_answer(first):

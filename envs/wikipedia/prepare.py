@@ -110,19 +110,18 @@ def _items(source: Path, skip: int, limit: int | None) -> Iterator[Page | Redire
 def _all_items(source: Path, skip: int) -> Iterator[Page | Redirect | None]:
     """All of them; of a dump, the first `skip` are None, which saves parsing them."""
     read, last, part = 0, "", 0
-    for member in sources.data_members(source):
-        with member.opened() as (kind, file):
-            if kind == "MediaWiki dump" or ".xml" in PurePosixPath(member.name).suffixes:
-                for item in dump_items(member, file, skip - read):
-                    read += 1
-                    yield item
-                continue
-            for page in sources.pages_in(member, kind, file):
+    for member, kind, file in sources.opened_data(source):
+        if kind == "MediaWiki dump" or ".xml" in PurePosixPath(member.name).suffixes:
+            for item in dump_items(member, file, skip - read):
                 read += 1
-                # Files of short passages have several of a page, one after the other.
-                part = part + 1 if page.title == last else 1
-                last = page.title
-                yield Page(part_title(page.title, part), page.text)
+                yield item
+            continue
+        for page in sources.pages_in(member, kind, file):
+            read += 1
+            # Files of short passages have several of a page, one after the other.
+            part = part + 1 if page.title == last else 1
+            last = page.title
+            yield Page(part_title(page.title, part), page.text)
 
 
 def run(config: Config) -> int:

@@ -65,19 +65,23 @@ def is_data(name: str) -> bool:
     return not _NO_DATA.fullmatch(PurePosixPath(name).name)
 
 
-def data_members(path: Path) -> Iterator[Member]:
-    """The files of data in a folder or archive, or the file itself; empty ones are left out.
+def opened_data(path: Path) -> Iterator[tuple[Member, str, IO[bytes]]]:
+    """The files of data in a folder or archive, or the file itself, each with its kind and bytes.
 
-    Raises SourceError where there is no file at all, or one that was named is empty.
+    Empty ones are left out with a warning. Raises SourceError where there is no file at all, or
+    the one that was named is empty.
     """
     count = 0
     for member in members(path):
         named = member.path == path and not member.inside
-        if not named and member.size == 0:
-            log.warning("%s is empty and left out", member)
-        elif named or is_data(member.name):
+        if not named and not is_data(member.name):
+            continue
+        with member.opened() as (kind, file):
+            if kind == "empty" and not named:
+                log.warning("%s is empty and left out", member)
+                continue
             count += 1
-            yield member
+            yield member, kind, file
     if not count:
         raise SourceError(f"{path.absolute()} holds no file of data")
 
@@ -90,9 +94,12 @@ def records(source: Path | Member) -> Iterator[Any]:
 
     Raises SourceError for a file that is empty, cut off, not UTF-8 or of no kind that is read.
     """
-    for member in data_members(source) if isinstance(source, Path) else [source]:
-        with member.opened() as (kind, file):
+    if isinstance(source, Path):
+        for member, kind, file in opened_data(source):
             yield from records_in(member, kind, file)
+        return
+    with source.opened() as (kind, file):
+        yield from records_in(source, kind, file)
 
 
 def records_in(
@@ -193,9 +200,8 @@ def _rows(source: Member, binary: IO[bytes]) -> Iterator[dict[str, str]]:
 
 def pages(path: Path) -> Iterator[Page]:
     """The pages of a corpus: of a file, or of all files in a folder or an archive."""
-    for member in data_members(path):
-        with member.opened() as (kind, file):
-            yield from pages_in(member, kind, file)
+    for member, kind, file in opened_data(path):
+        yield from pages_in(member, kind, file)
 
 
 def pages_in(source: Member, kind: str, file: IO[bytes]) -> Iterator[Page]:

@@ -175,10 +175,12 @@ def test_a_folder_with_an_empty_file_and_notes_beside_the_pages(tmp_path, caplog
     write_lines(folder / "a.jsonl", RECORDS[:5])
     write_lines(folder / "b.jsonl", RECORDS[5:9])
     (folder / "empty.jsonl").touch()
+    (folder / "none.jsonl.gz").write_bytes(gzip.compress(b""))
     (folder / "._a.jsonl").write_bytes(b"\0\5\x16\7")
     (folder / "README.md").write_text("# Pages")
     assert [p.title for p in pages(folder)] == [r["title"] for r in RECORDS[:9]]
     assert "empty.jsonl is empty and left out" in caplog.text
+    assert "none.jsonl.gz is empty and left out" in caplog.text
     assert len(prepare.prepare(folder, tmp_path / "out", index=False)) == 9
     (folder / "c.bin").write_bytes(b"a\0")
     with pytest.raises(SourceError, match=r"c\.bin is not text"):
