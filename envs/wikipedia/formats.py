@@ -27,6 +27,8 @@ from stepagent.envs.wikipedia.questions import Hop, Question
 from stepagent.envs.wikipedia.sources import named_fields, records
 
 ALIASES_FILE = "id_aliases.json"
+MAX_HOPS = 50
+"""Supporting pages that a question may have: to order them takes the square of their number."""
 _COLUMNS = {
     "hotpotqa": ("context", "supporting_facts", "evidences"),
     "2wikimultihopqa": ("context", "supporting_facts", "evidences"),
@@ -132,6 +134,8 @@ def _hotpot(record: dict[str, Any]) -> tuple[str, list[Page], list[Hop]]:
     supported: dict[str, list[int]] = {}
     for title, number in record.get("supporting_facts", ()):
         supported.setdefault(clean_title(title), []).append(int(number))
+    if len(supported) > MAX_HOPS:
+        raise ValueError(f"it has {len(supported)} supporting pages, more than {MAX_HOPS}")
     by_title = {p.title: p for p in passages}
     raw = {clean_title(title): sentences for title, sentences in record.get("context", ())}
     triples = record.get("evidences", ())

@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import json
+import random
 import re
 import tarfile
 import zipfile
@@ -308,6 +309,14 @@ def test_columns_that_do_not_fit_each_other_are_named(tmp_path):
         data.load("hotpotqa", "test", path)
 
 
+def test_a_question_of_endless_supporting_pages_is_refused_at_once(tmp_path):
+    rows = [hotpot(i) for i in range(4)]
+    rows[1]["supporting_facts"] = [[f"Page {i}", 0] for i in range(100_000)]
+    path = write_array(tmp_path / "bad.json", rows)
+    with pytest.raises(SourceError, match=r"record 2 of .* 100000 supporting pages"):
+        data.load("hotpotqa", "test", path)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
 def test_encodings_of_questions(tmp_path, encoding):
     records = [{**hotpot(i), "answer": "Orléans"} for i in range(6)]
@@ -484,6 +493,42 @@ def test_an_unfinished_corpus_and_a_folder_without_pages_are_named(tmp_path):
         envs.make(IDS["hotpotqa"], corpus=str(tmp_path)).reset()
     with pytest.raises(SourceError, match="lies inside"):
         prepare.prepare(tmp_path, tmp_path / "out")
+
+
+def damaged(data, rng):
+    """The bytes cut, or with some changed, taken out or put in."""
+    if rng.random() < 0.3:
+        return data[: rng.randrange(len(data))]
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 3, 20])):
+        at = rng.randrange(len(changed))
+        piece = rng.choice([b"", b"[", b'"', b"null", b"\0", b"\xff", bytes([rng.randrange(256)])])
+        changed[at : at + rng.randrange(4)] = piece
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", [*QUESTIONS, *CORPORA])
+def test_damaged_files_are_read_or_refused(tmp_path, name):
+    rng = random.Random(name)
+    if name in CORPORA:
+        source, read = CORPORA[name](tmp_path), lambda: list(pages(source))
+    else:
+        records = [[musique(i) for i in numbers] for numbers in (range(8), range(8, 14))]
+        source = written(tmp_path / "x", name, "musique", *records)
+        read = lambda: data.load("musique", "test", source)  # noqa: E731
+    files = [source] if source.is_file() else [f for f in source.rglob("*") if f.is_file()]
+    reasons = []
+    for _ in range(20):
+        file = rng.choice(sorted(files))
+        content = file.read_bytes()
+        file.write_bytes(damaged(content, rng))
+        try:
+            read()
+        except SourceError as error:
+            reasons.append(str(error))
+        file.write_bytes(content)
+    assert reasons
+    assert all(str(source) in reason for reason in reasons)
 
 
 # Real files ---------------------------------------------------------------------------------------
