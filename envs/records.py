@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from stepagent.optional import missing
+
 CHUNK = 1 << 20
 MAX_RECORD = 32 << 20
 """Characters that one record may have."""
@@ -231,7 +233,7 @@ def _parquet(path: Path) -> Iterator[Record]:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise ValueError(f"{path} is parquet: pip install 'stepagent[train]' to read it") from None
+        raise missing("pyarrow", f"reading {path} (parquet)") from None
     try:
         number = 0
         for batch in ParquetFile(path).iter_batches(batch_size=256):

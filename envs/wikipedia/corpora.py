@@ -6,13 +6,14 @@ from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 
+from stepagent.envs.containers import SourceError
 from stepagent.envs.core import checksum
 from stepagent.envs.wikipedia import data
 from stepagent.envs.wikipedia.corpus import Corpus, pool
 from stepagent.envs.wikipedia.live import WIKIPEDIA, LiveCorpus
 from stepagent.envs.wikipedia.questions import Question, pooled_pages
-from stepagent.envs.wikipedia.sources import SourceError, file_checksum, pages
-from stepagent.envs.wikipedia.store import StoredCorpus, is_store, open_cached
+from stepagent.envs.wikipedia.sources import file_checksum, pages
+from stepagent.envs.wikipedia.store import UNFINISHED, StoredCorpus, is_store, open_cached
 
 
 def check_name(name: str) -> None:
@@ -34,18 +35,22 @@ def check_name(name: str) -> None:
             f"{path} is a dump: make a corpus from it with stepagent wikipedia-corpus {path} "
             "--out FOLDER, then give the folder"
         )
-    if not path.is_file():
+    if (path / UNFINISHED).is_file():
+        raise SourceError(
+            f"{path} is an unfinished corpus: run the same stepagent wikipedia-corpus again"
+        )
+    if not path.is_file() and not path.is_dir():
         raise SourceError(
             f"no corpus {name!r}: it is 'pooled', 'distractor', 'live', 'live:URL' of a MediaWiki "
-            f"API, a file of pages, or a folder made by stepagent wikipedia-corpus (looked "
-            f"for {path.absolute()})"
+            "API, a file, archive or folder of pages, or a folder made by stepagent "
+            f"wikipedia-corpus (looked for {path.absolute()})"
         )
 
 
 def open_corpus(
     name: str, dataset: str, source: str | Path | None, questions: Collection[Question]
 ) -> Corpus:
-    """The corpus of that name: "pooled", "live", "live:URL", a file of pages or a prepared folder.
+    """The corpus of that name: "pooled", "live", "live:URL", pages or a prepared folder.
 
     `questions`: those whose paragraphs "pooled" means; `source`: where they come from. Raises
     SourceError (a ValueError) where there is no such corpus.

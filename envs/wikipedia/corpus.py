@@ -54,7 +54,8 @@ def page(title: str, paragraphs: Iterable[str | Iterable[str]]) -> Page:
 
 # Sentences ----------------------------------------------------------------------------------------
 
-_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[$£€]*\w)")
+# Possessive, and only from the first stop of a run: linear in hostile text.
+_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]]*+\s+(?=[\"'“‘(\[$£€]*\w)")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\[\"“])(?:[A-Za-z]|(?:[A-Za-z]\.)+[A-Za-z]?|Mr|Mrs|Ms|Dr|Prof|St|Ste|Mt|Ft|Jr|Sr|Gen"
     r"|Col|Capt|Lt|Sgt|Maj|Rev|Hon|Gov|Sen|Rep|Pres|vs?|cf|ca|approx|est|No|Nos|Vol|pp?|op|Inc|Ltd"
@@ -71,13 +72,14 @@ def split_sentences(text: str) -> list[str]:
     text = " ".join(text.split())
     sentences, begin = [], 0
     for end in _END.finditer(text):
-        sentence = text[begin : end.end()].rstrip()
-        following = text[end.end() :][:1]
+        following = text[end.end() : end.end() + 1]
         # Nothing ends before a small letter, nor with the full stop of an abbreviation.
         stops = end.group().rstrip()
-        if following.islower() or (stops == "." and _ABBREVIATION.search(sentence[-16:])):
+        stop = end.start() + len(stops)
+        before = text[max(begin, stop - 16) : stop]
+        if following.islower() or (stops == "." and _ABBREVIATION.search(before)):
             continue
-        sentences.append(sentence)
+        sentences.append(text[begin:stop])
         begin = end.end()
     return [*sentences, text[begin:]] if text[begin:] else sentences
 
@@ -90,9 +92,17 @@ _PART = re.compile(r"(.+) \(part (\d{1,4})\)")
 _ROMAN = re.compile(r"[ivxlcdm]+")
 
 
+def unescape(text: str) -> str:
+    """HTML's escapes as the characters that they stand for."""
+    try:
+        return html.unescape(text)
+    except ValueError:  # an escape of more digits than Python converts stands for none
+        return text
+
+
 def clean_title(title: str) -> str:
     """The title on one line, without HTML's escapes (HotpotQA has `Simon &amp; Simon`)."""
-    return " ".join(html.unescape(title).split())
+    return " ".join(unescape(title).split())
 
 
 def key(title: str) -> str:
@@ -101,7 +111,7 @@ def key(title: str) -> str:
     >>> key("Alû_(Demon)"), key("  ALU demon "), key("!!!")
     ('alu demon', 'alu demon', '!!!')
     """
-    plain = html.unescape(title).casefold()
+    plain = unescape(title).casefold()
     if not plain.isascii():
         plain = unicodedata.normalize("NFKD", plain).casefold()
         plain = "".join(c for c in plain if not unicodedata.combining(c))
@@ -162,11 +172,11 @@ def pool(pages: Iterable[Page]) -> Iterator[Page]:
 
     MuSiQue draws its paragraphs from anywhere on a page, so one title may come with many texts.
     """
-    seen: dict[str, list[str]] = {}
+    seen: dict[str, list[int]] = {}  # the texts' hashes, as the texts may not fit in memory
     for passage in pages:
         texts = seen.setdefault(passage.title, [])
-        if passage.text not in texts:
-            texts.append(passage.text)
+        if (text := hash(passage.text)) not in texts:
+            texts.append(text)
             yield Page(part_title(passage.title, len(texts)), passage.text)
 
 

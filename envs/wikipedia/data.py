@@ -3,10 +3,13 @@
 What `source` may be:
 
 - None: the bundled encyclopedia, 1,500 / 150 / 300 questions.
-- A folder with the official files. The paper's way: train questions are drawn from the training
-  file, dev and test questions from the development file (the official test files have no answers).
-- Any other folder or file of questions in the data set's own format: all of them are taken
-  together; a tenth goes to dev, a fifth to test, the rest to train.
+- A folder or archive (`musique.zip`) with the official files, or with files that are called `train`
+  and `dev` or `validation` as on the Hugging Face hub. The paper's way: train questions are drawn
+  from the training files, dev and test questions from the development files.
+- Any other folder, archive or file of questions in the data set's own format or one of `layouts`:
+  all of them are taken together; a tenth goes to dev, a fifth to test, the rest to train.
+
+Files without answers, as the official test files are, are left out beside others.
 
 At most 5,000 / 500 / 500 are drawn, as in the paper: those with the smallest checksum of seed and
 question id. So the order of the file does not matter, a file of any size is read as a stream, and
@@ -18,19 +21,25 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import logging
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from stepagent.envs.containers import COMPRESSED, Member, SourceError, members
 from stepagent.envs.core import SPLITS, checksum
 from stepagent.envs.wikipedia import encyclopedia, formats
 from stepagent.envs.wikipedia.corpus import Page
 from stepagent.envs.wikipedia.encyclopedia import questions as bundled
 from stepagent.envs.wikipedia.questions import Question
-from stepagent.envs.wikipedia.sources import SourceError, file_checksum, records
+from stepagent.envs.wikipedia.sources import file_checksum, is_data, records, records_in
 from stepagent.files import cache_folder, write_shared_text
 
+log = logging.getLogger(__name__)
 SIZES = (5000, 500, 500)
 """Questions of the train, dev and test splits that the paper draws."""
 BUNDLED_SEED = 0
@@ -47,7 +56,40 @@ OFFICIAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 _VERSION = 1
-_ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.bz2", ".jsonl.bz2")
+_ENDINGS = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".zip")
+_SUBFOLDERS = ("data", "default", "distractor", "fullwiki", "train", "dev", "validation", "test")
+"""Folders of a data set's repository, or of `save_to_disk`, that hold its files."""
+_ROLE = re.compile(r"(?:.*-)?(train|dev|validation|test)(?:-\d+-of-\d+)?")
+_ROLES = {"train": "training", "dev": "development", "validation": "development", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of questions in a folder or archive."""
+
+    training: tuple[Member, ...] = ()
+    development: tuple[Member, ...] = ()
+    """Empty, as `training` is, where all questions are taken together."""
+    together: tuple[Member, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Of each file that is left out, why."""
+
+    @property
+    def all(self) -> tuple[Member, ...]:
+        return (*self.training, *self.development, *self.together)
+
+    def checksums(self) -> tuple[str, ...]:
+        """The checksum of each file or archive on the disk."""
+        return tuple(file_checksum(path) for path in dict.fromkeys(f.path for f in self.all))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The questions of a split, in a fixed order."""
+
+    questions: tuple[Question, ...]
+    left_out: dict[str, int]
+    """What of the split's files was not taken, reason → number."""
 
 
 def load(
@@ -61,10 +103,21 @@ def load(
 
     Raises SourceError for files that are missing, cut off or of another format, naming them.
     """
+    return sample(dataset, split, source, sizes, seed).questions
+
+
+def sample(
+    dataset: str,
+    split: str,
+    source: str | Path | None = None,
+    sizes: Iterable[int] = SIZES,
+    seed: int = 0,
+) -> Sample:
+    """The questions of a split, and what was left out. Raises as `load`."""
     sizes = checked_sizes(sizes)
-    files = () if source is None else tuple(_files(dataset, source))
-    sums = tuple(file_checksum(path) for path in files)
-    return _load(dataset, split, files, sums, sizes, seed)
+    files = Files() if source is None else _files(dataset, located(dataset, source))
+    drawn = _load(dataset, split, files, files.checksums(), sizes, seed)
+    return Sample(drawn.questions, {**dict(Counter(files.left_out)), **drawn.left_out})
 
 
 def checked_sizes(sizes: Any) -> tuple[int, int, int]:
@@ -90,36 +143,44 @@ def source_checksum(dataset: str, source: str | Path | None) -> str:
     """Changes when the questions' files (or the bundled encyclopedia) do."""
     if source is None:
         return checksum(encyclopedia.CHECKSUM, str(BUNDLED_SEED))
-    return checksum(*(file_checksum(path) for path in _files(dataset, source)))
+    return checksum(*_files(dataset, located(dataset, source)).checksums())
 
 
 @lru_cache(maxsize=8)
 def _load(
     dataset: str,
     split: str,
-    files: tuple[Path, ...],
+    files: Files,
     sums: tuple[str, ...],
     sizes: tuple[int, int, int],
     seed: int,
-) -> tuple[Question, ...]:
+) -> Sample:
     """Reads the split from the cache; draws all three splits first if it is missing."""
-    name = checksum(dataset, str(_VERSION), encyclopedia.CHECKSUM, *sums, str(sizes), str(seed))
-    paths = {s: cache_folder() / "wikipedia" / f"questions-{name}-{s}.jsonl" for s in SPLITS}
+    roles = [[file.name for file in group] for group in (files.training, files.together)]
+    name = checksum(
+        dataset, str(_VERSION), encyclopedia.CHECKSUM, *sums, str(sizes), str(seed), str(roles)
+    )
+    folder = cache_folder() / "wikipedia"
+    paths = {name_: folder / f"questions-{name}-{name_}.jsonl" for name_ in (*SPLITS, "left-out")}
     if not all(path.is_file() for path in paths.values()):
-        splits = _draw(dataset, files, sizes, seed) if files else _bundled(dataset, sizes)
-        for which, path in paths.items():
-            records = (json.dumps(q.to_dict(), ensure_ascii=False) for q in splits[which])
-            write_shared_text(path, "".join(f"{record}\n" for record in records))
+        splits = _draw(dataset, files, sizes, seed) if files.all else _bundled(dataset, sizes)
+        for which, drawn in splits.items():
+            records = (json.dumps(q.to_dict(), ensure_ascii=False) for q in drawn.questions)
+            write_shared_text(paths[which], "".join(f"{record}\n" for record in records))
+        left_out = {which: drawn.left_out for which, drawn in splits.items()}
+        write_shared_text(paths["left-out"], json.dumps(left_out))
     with paths[split].open(encoding="utf-8") as file:
-        return tuple(Question.from_dict(json.loads(line)) for line in file)
+        questions = tuple(Question.from_dict(json.loads(line)) for line in file)
+    return Sample(questions, json.loads(paths["left-out"].read_text(encoding="utf-8"))[split])
 
 
 # The bundled encyclopedia -------------------------------------------------------------------------
 
 
-def _bundled(dataset: str, sizes: tuple[int, int, int]) -> dict[str, list[Question]]:
+def _bundled(dataset: str, sizes: tuple[int, int, int]) -> dict[str, Sample]:
     splits = bundled.generate(dataset, BUNDLED_SEED)
-    return {split: splits[split][:size] for split, size in zip(SPLITS, sizes, strict=True)}
+    sized = zip(SPLITS, sizes, strict=True)
+    return {split: Sample(tuple(splits[split][:size]), {}) for split, size in sized}
 
 
 def bundled_name() -> str:
@@ -135,77 +196,154 @@ def bundled_pages() -> Iterator[Page]:
 # Files --------------------------------------------------------------------------------------------
 
 
-def _files(dataset: str, source: str | Path) -> Iterator[Path]:
-    """The question files of a folder, the training file first if the official ones exist."""
-    source = located(dataset, source)
-    if source.is_file():
-        yield source
-        return
-    pair = [next((source / n for n in names if (source / n).is_file()), None)
-            for names in OFFICIAL[dataset]]  # fmt: skip
-    if all(pair):
-        yield from (path for path in pair if path)
-        return
-    paths = [path for path in sorted(source.iterdir()) if path.name.endswith(_ENDINGS)]
-    paths = [path for path in paths if formats.has_contexts(dataset, path)]
-    if not paths:
+def _files(dataset: str, source: Path) -> Files:
+    """The question files of a file, an archive or a folder."""
+    listed = list(_listed(source))
+    training, development = (
+        next((file for name in names for file in listed if _plain_name(file) == name), None)
+        for names in OFFICIAL[dataset]
+    )
+    if training and development:
+        return Files((training,), (development,))
+    if source.is_file() and len(listed) == 1:  # named by the user: reading says what is wrong
+        return Files(together=tuple(listed))
+    reasons = {file: _why_left_out(dataset, file) for file in listed}
+    files = tuple(file for file, reason in reasons.items() if reason == "")
+    left_out = tuple(reason for reason in reasons.values() if reason)
+    if not files:
         names = " and ".join(first for first, *_ in OFFICIAL[dataset])
         raise SourceError(
             f"{source.absolute()} holds no {dataset} questions: {names} are expected there, or "
             "other files of that format with their paragraphs"
         )
-    yield from paths
+    roles = [_role(file) for file in files]
+    if "training" in roles and None not in roles:
+        by_role = {
+            role: tuple(file for file, r in zip(files, roles, strict=True) if r == role)
+            for role in _ROLES.values()
+        }
+        if later := by_role["development"] or by_role["test"]:
+            return Files(by_role["training"], later, left_out=left_out)
+    return Files(together=files, left_out=left_out)
 
 
-def _draw(
-    dataset: str, files: tuple[Path, ...], sizes: tuple[int, int, int], seed: int
-) -> dict[str, list[Question]]:
+def _listed(source: Path) -> Iterator[Member]:
+    """The files of data in it; of its folders, only those that are named as data sets' are."""
+    if source.is_file():
+        yield from (file for file in members(source) if not file.inside or is_data(file.name))
+        return
+    for path in sorted(source.iterdir()):
+        if path.name.startswith(".") or not is_data(path.name):
+            continue
+        if path.is_dir() and path.name.lower() in _SUBFOLDERS:
+            yield from _listed(path)
+        elif path.is_file() and _without_compression(path.name).endswith(_ENDINGS):
+            yield from (file for file in members(path) if is_data(file.name))
+
+
+def _without_compression(name: str) -> str:
+    return next((name.removesuffix(end) for end in COMPRESSED if name.endswith(end)), name)
+
+
+def _plain_name(file: Member) -> str:
+    return _without_compression(PurePosixPath(file.inside or file.path.name).name)
+
+
+def _role(file: Member) -> str | None:
+    """training, development or test by the file's name or its folder's; None if they do not say."""
+    stem = _plain_name(file).partition(".")[0]
+    folder = (PurePosixPath(file.inside) if file.inside else file.path).parent.name
+    match = _ROLE.fullmatch(stem.lower()) or _ROLE.fullmatch(folder.lower())
+    return _ROLES[match[1]] if match else None
+
+
+def _why_left_out(dataset: str, file: Member) -> str | None:
+    """ "" for a file of questions of the data set with paragraphs and answers, by its first record;
+    None for a file of something else.
+
+    Raises SourceError if the file cannot be read: no data is dropped silently.
+    """
+    with file.opened() as (kind, content):
+        if kind == "empty":
+            _warn_once(f"{file} is empty and left out")
+            return "empty file"
+        first = next(records_in(file, kind, content), None)
+    if not formats.is_question(dataset, first):
+        return None
+    if not formats.has_answer(first):
+        _warn_once(f"{file} has no answers, as the official test files, and is left out")
+        return "file without answers"
+    return ""
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
+
+
+def _draw(dataset: str, files: Files, sizes: tuple[int, int, int], seed: int) -> dict[str, Sample]:
     """The splits' questions, each split in the order of the checksums."""
     train, dev, test = sizes
-    training, development = OFFICIAL[dataset]
-    official = len(files) == 2 and files[0].name in training and files[1].name in development
-    if official:
-        first = _smallest(dataset, files[:1], train, seed)
-        taken = {question.id for question in first}
-        second = _smallest(dataset, files[1:], dev + test, seed, without=taken)
-        if len(second) < 2:
-            raise SourceError(f"{files[1]} holds too few questions for a dev and a test split")
-        share = min(test, max(1, len(second) * test // (dev + test)))
-        return {"train": first, "test": second[:share], "dev": second[share:][:dev]}
-    smallest = _smallest(dataset, files, sum(sizes), seed)
-    if len(smallest) < 3:
+    if files.training:
+        first = _smallest(dataset, files.training, train, seed)
+        taken = {question.id for question in first.questions}
+        second = _smallest(dataset, files.development, dev + test, seed, without=taken)
+        questions, size = second.questions, len(second.questions)
+        if size < 2:
+            raise SourceError(
+                f"{files.development[0]} holds too few questions for a dev and a test split"
+            )
+        share = min(test, max(1, size * test // (dev + test)))
+        parts = {"test": questions[:share], "dev": questions[share:][:dev]}
+        later = {split: Sample(part, second.left_out) for split, part in parts.items()}
+        return {"train": first, **later}
+    drawn = _smallest(dataset, files.together, sum(sizes), seed)
+    questions, size = drawn.questions, len(drawn.questions)
+    if size < 3:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in drawn.left_out.items())
         raise SourceError(
-            f"{files[0]} holds {len(smallest)} questions: three splits need at least 3"
+            f"{files.together[0]} holds {size} questions of {dataset}"
+            f"{f', left out: {reasons}' if reasons else ''}: three splits need at least 3"
         )
-    a, b = min(test, max(1, len(smallest) // 5)), min(dev, max(1, len(smallest) // 10))
-    return {"test": smallest[:a], "dev": smallest[a : a + b], "train": smallest[a + b :][:train]}
+    a, b = min(test, max(1, size // 5)), min(dev, max(1, size // 10))
+    parts = {
+        "test": questions[:a],
+        "dev": questions[a : a + b],
+        "train": questions[a + b :][:train],
+    }
+    return {split: Sample(part, drawn.left_out) for split, part in parts.items()}
 
 
 def _smallest(
     dataset: str,
-    files: Iterable[Path],
+    files: Iterable[Member],
     count: int,
     seed: int,
     without: set[str] | frozenset[str] = frozenset(),
-) -> list[Question]:
+) -> Sample:
     """The questions with the smallest checksums of (seed, id), at most `count`; none twice."""
     heap: list[tuple[int, str, Any]] = []  # the largest on top; records are parsed at the end
     seen: set[str] = set(without)
-    for path in files:
-        for number, record in enumerate(records(path), 1):
-            name = formats.question_id(dataset, record, f"record {number} of {path}")
-            if name is None or name in seen:
+    left_out: Counter[str] = Counter()
+    for file in files:
+        for number, record in enumerate(records(file), 1):
+            if reason := formats.left_out(dataset, record):
+                left_out[reason] += 1
+                continue
+            name = formats.question_id(dataset, record, f"record {number} of {file}")
+            if name in seen:
                 continue
             seen.add(name)
             digest = hashlib.sha256(f"{seed}:{name}".encode("utf-8", "replace")).digest()
-            entry = (-int.from_bytes(digest[:8], "big"), name, (record, path, number))
+            entry = (-int.from_bytes(digest[:8], "big"), name, (record, file, number))
             if len(heap) < count:
                 heapq.heappush(heap, entry)
             elif entry[0] > heap[0][0]:
                 heapq.heapreplace(heap, entry)
     chosen = [entry[2] for entry in sorted(heap, key=lambda entry: (-entry[0], entry[1]))]
     aliases = formats.wikidata_aliases(dataset, files, [record for record, _, _ in chosen])
-    return [
-        formats.read(dataset, record, f"record {number} of {path}", aliases)
-        for record, path, number in chosen
-    ]
+    questions = tuple(
+        formats.read(dataset, record, f"record {number} of {file}", aliases)
+        for record, file, number in chosen
+    )
+    return Sample(questions, dict(sorted(left_out.items())))

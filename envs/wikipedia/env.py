@@ -51,12 +51,12 @@ class WikipediaEnv(TextEnv):
 
     Parameters
     ----------
-    data: None for the bundled encyclopedia, or a folder with the data set's official files, or any
-        file of its format (`data.py`).
+    data: None for the bundled encyclopedia, or a folder, archive or file of questions, the official
+        ones or in another layout that people pass around (`data.py`).
     corpus: "pooled", the paragraphs of all questions of the split (the paper's way; all pages for
         the bundled questions); "distractor", only the paragraphs of the one question; "live",
-        English Wikipedia, or "live:URL" another MediaWiki API; else a file of pages or a folder
-        that `stepagent wikipedia-corpus` made.
+        English Wikipedia, or "live:URL" another MediaWiki API; else a file, archive or folder of
+        pages, or a folder that `stepagent wikipedia-corpus` made.
     lookup: whether `lookup[keyword]` is an action, too. The paper's prompt does not have it.
     sentences: how many sentences `search` shows; 0: the whole first paragraph.
     sizes: maximum number of questions in train, dev and test.
@@ -112,10 +112,17 @@ class WikipediaEnv(TextEnv):
     # Tasks ----------------------------------------------------------------------------------------
 
     @cached_property
+    def _sample(self) -> data.Sample:
+        return data.sample(self.dataset, self.split, self.data, self.sizes, self.seed_of_sample)
+
+    @cached_property
     def questions(self) -> dict[str, Question]:
         """Task id → question, of this split."""
-        questions = data.load(self.dataset, self.split, self.data, self.sizes, self.seed_of_sample)
-        return {question.task_id: question for question in questions}
+        return {question.task_id: question for question in self._sample.questions}
+
+    def data_notes(self) -> dict[str, int]:
+        """What of the split's files is left out: reason → number."""
+        return dict(self._sample.left_out)
 
     @cached_property
     def shared_corpus(self) -> Corpus | None:

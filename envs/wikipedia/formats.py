@@ -1,4 +1,4 @@
-"""How the records of the three data sets are read.
+"""How the records of the three data sets are read, in their official form (`layouts.official`).
 
 | data set        | id    | paragraphs                    | supporting facts                   |
 |-----------------|-------|-------------------------------|------------------------------------|
@@ -16,53 +16,83 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
+from stepagent.envs.containers import Member, SourceError, members
 from stepagent.envs.core import checksum
+from stepagent.envs.wikipedia import layouts
 from stepagent.envs.wikipedia.corpus import Page, clean_title, key, page
 from stepagent.envs.wikipedia.questions import Hop, Question
-from stepagent.envs.wikipedia.sources import SourceError, records
+from stepagent.envs.wikipedia.sources import named_fields, records
 
-_CONTEXT = {"hotpotqa": "context", "2wikimultihopqa": "context", "musique": "paragraphs"}
 ALIASES_FILE = "id_aliases.json"
+MAX_HOPS = 50
+"""Supporting pages that a question may have: to order them takes the square of their number."""
+_COLUMNS = {
+    "hotpotqa": ("context", "supporting_facts", "evidences"),
+    "2wikimultihopqa": ("context", "supporting_facts", "evidences"),
+    "musique": ("paragraphs", "question_decomposition"),
+}
+"""What only questions of a data set have, the paragraphs first."""
+_SEARCH_R1 = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
+"""The sets whose questions Search-R1 puts into one file, as it names them."""
 
 
-def has_contexts(dataset: str, path: Path) -> bool:
-    """Whether the file's first record is a question of the data set, with its paragraphs.
-
-    Raises SourceError if the file cannot be read: no data is dropped silently.
-    """
-    first = next(records(path), None)
-    return isinstance(first, dict) and {"question", _CONTEXT[dataset]} <= set(first)
+def is_question(dataset: str, record: Any) -> bool:
+    """Whether it is a question of the data set with its paragraphs, or one of FlashRAG's files."""
+    if not isinstance(record, dict) or "question" not in record:
+        return False
+    return bool({_COLUMNS[dataset][0], "golden_answers"} & set(record))
 
 
-def question_id(dataset: str, record: Any, where: str) -> str | None:
-    """The record's id; None if it is not a usable question. Raises SourceError."""
+def has_answer(record: dict[str, Any]) -> bool:
+    """Whether it has a gold answer; the official test files do not."""
+    return bool(record.get("answer") or record.get("golden_answers"))
+
+
+def question_id(dataset: str, record: Any, where: str) -> str:
+    """The record's id. Raises SourceError for what is no question of the data set."""
     if not isinstance(record, dict) or not isinstance(record.get("question"), str):
-        raise SourceError(f"{where} is no {dataset} question: it has no text 'question'")
-    if record.get("answerable") is False:
-        return None
-    name = record.get("_id") or record.get("id") or checksum(record["question"])
-    return str(name)
+        fields = named_fields(record)
+        raise SourceError(f"{where} is no {dataset} question: it has no text 'question'{fields}")
+    columns = {
+        d: [c for c in names if layouts.metadata(record, c)] for d, names in _COLUMNS.items()
+    }
+    if not columns[dataset] and any(columns.values()):
+        owner = "MuSiQue" if columns["musique"] else "HotpotQA or 2WikiMultihopQA"
+        raise SourceError(f"{where} is no {dataset} question but one of {owner}")
+    return str(record.get("_id") or record.get("id") or checksum(record["question"]))
+
+
+def left_out(dataset: str, record: Any) -> str:
+    """Why a question does not count among the data set's; "" if it does."""
+    if not isinstance(record, dict):
+        return ""
+    if layouts.metadata(record, "answerable") is False:
+        return "unanswerable questions"
+    owner = str(record.get("data_source")).lower().removeprefix("searchr1_")
+    return f"questions of {owner}" if owner in _SEARCH_R1 and owner != dataset else ""
 
 
 def read(dataset: str, record: Any, where: str, aliases: dict[str, list[str]]) -> Question:
     """One question. Raises SourceError that says what is wrong with which record."""
+    name = question_id(dataset, record, where)
     try:
+        record = layouts.official(record)
         build = _musique if dataset == "musique" else _hotpot
-        answer = record["answer"]
+        answer = record.get("answer")
         if not isinstance(answer, str) or not answer.strip():
             raise ValueError("its answer is no text (the official test files have no answers)")
         others = [
-            *record.get("answer_aliases", ()),
-            *record.get("aliases", ()),
+            *(record.get("answer_aliases") or ()),
+            *(record.get("aliases") or ()),
             *aliases.get(str(record.get("answer_id")), ()),
         ]
         golds = dict.fromkeys([answer, *(o for o in others if isinstance(o, str) and o.strip())])
         kind, passages, hops = build(record)
         return Question(
-            id=str(question_id(dataset, record, where)),
+            id=name,
             kind=kind,
             text=" ".join(record["question"].split()),
             answers=tuple(golds),
@@ -75,18 +105,23 @@ def read(dataset: str, record: Any, where: str, aliases: dict[str, list[str]]) -
 
 
 def wikidata_aliases(
-    dataset: str, files: Iterable[Path], chosen: Sequence[Any]
+    dataset: str, files: Iterable[Member], chosen: Sequence[Any]
 ) -> dict[str, list[str]]:
-    """Answer id → aliases and demonyms, for the questions chosen."""
+    """Answer id → aliases and demonyms, for the questions chosen, from `id_aliases.json` files."""
     answer_ids = {str(r["answer_id"]) for r in chosen if isinstance(r, dict) and r.get("answer_id")}
     aliases: dict[str, list[str]] = {}
     if dataset != "2wikimultihopqa" or not answer_ids:
         return aliases
-    for folder in dict.fromkeys(path.parent for path in files):
-        if (folder / ALIASES_FILE).is_file():
-            for record in records(folder / ALIASES_FILE):
+    places = (f.path if f.inside else f.path.parent / ALIASES_FILE for f in files)
+    for place in dict.fromkeys(places):
+        for file in members(place) if place.is_file() else ():
+            if PurePosixPath(file.name).name != ALIASES_FILE:
+                continue
+            for number, record in enumerate(records(file), 1):
+                if not isinstance(record, dict):
+                    raise SourceError(f"record {number} of {file} has no Q_id and aliases")
                 if record.get("Q_id") in answer_ids:
-                    names = [*record.get("aliases", ()), *record.get("demonyms", ())]
+                    names = [*(record.get("aliases") or ()), *(record.get("demonyms") or ())]
                     aliases[record["Q_id"]] = names
     return aliases
 
@@ -99,6 +134,8 @@ def _hotpot(record: dict[str, Any]) -> tuple[str, list[Page], list[Hop]]:
     supported: dict[str, list[int]] = {}
     for title, number in record.get("supporting_facts", ()):
         supported.setdefault(clean_title(title), []).append(int(number))
+    if len(supported) > MAX_HOPS:
+        raise ValueError(f"it has {len(supported)} supporting pages, more than {MAX_HOPS}")
     by_title = {p.title: p for p in passages}
     raw = {clean_title(title): sentences for title, sentences in record.get("context", ())}
     triples = record.get("evidences", ())
@@ -154,7 +191,9 @@ def _mentions(text: str, title: str) -> bool:
 def _place(text: str, title: str) -> int:
     """Position of a title in a text (a key), with or without its bracketed addition; −1:
     nowhere."""
-    return f" {text} ".find(f" {key(re.sub(r'[(].*?[)]', '', title)) or key(title)} ")
+    last = title.rfind(")") + 1  # without it, each bracket that stays open is searched to the end
+    bare = re.sub(r"[(].*?[)]", "", title[:last]) + title[last:]
+    return f" {text} ".find(f" {key(bare) or key(title)} ")
 
 
 # MuSiQue ------------------------------------------------------------------------------------------
@@ -176,7 +215,9 @@ def _musique(record: dict[str, Any]) -> tuple[str, list[Page], list[Hop]]:
         answers.append(str(step["answer"]))
         facts = [s for s in support.sentences if key(answers[-1]) in key(s)][:1]
         hops.append(Hop(support.title, tuple(facts), sub_question, answers[-1], support.text))
-    return str(record.get("id", "question")).split("__")[0], passages, hops
+    kind = str(record.get("id", "question")).split("__")[0]
+    # FlashRAG numbers the questions anew.
+    return kind if "hop" in kind or not hops else f"{len(hops)}hop", passages, hops
 
 
 def _as_question(text: str) -> str:

@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 
 from stepagent.command_line import Command
+from stepagent.envs.containers import SourceError
 from stepagent.envs.wikipedia import sources
 from stepagent.envs.wikipedia.corpus import Page, part_title
-from stepagent.envs.wikipedia.sources import SourceError
 from stepagent.envs.wikipedia.store import StoredCorpus, Writer, is_store
-from stepagent.envs.wikipedia.wikitext import Redirect, dump
+from stepagent.envs.wikipedia.wikitext import Redirect, dump_items
 
 SAVE_EVERY = 20_000
 """Records between two points from which a stopped run can resume."""
@@ -31,12 +31,13 @@ SAVE_EVERY = 20_000
 
 @dataclass
 class Config:
-    """Makes a corpus folder from a Wikipedia dump (.xml, .xml.bz2) or from a file of pages: JSON
-    lines or a JSON array with title and text, a JSON object of title: sentences, or .tsv with a
-    header; each may be compressed with gzip or bzip2."""
+    """Makes a corpus folder from a Wikipedia dump or from pages: JSON lines or a JSON list with
+    title and text, a JSON object of title: sentences, tab-separated columns with a header, parquet
+    or arrow. They may be compressed with gzip or bzip2 (or xz, zstd) and lie in a folder or in a
+    zip or tar archive."""
 
     source: Path
-    """The dump or file of pages."""
+    """The dump, or the file, archive or folder of pages."""
     out: Path
     """Folder for the corpus; created, or completed after a stopped run."""
     limit: int | None = None
@@ -56,10 +57,12 @@ def prepare(
 ) -> StoredCorpus:
     """Makes (or completes) the corpus folder `out` and opens it.
 
-    Raises SourceError if the source is missing, truncated or of unknown format, or if `out` was
-    started with another source.
+    Raises SourceError if the source is missing, truncated or of unknown format, or if `out` lies
+    inside it or was started with another source.
     """
     console = console or Console(quiet=True)
+    if source.resolve() in out.resolve().parents:
+        raise SourceError(f"{out} lies inside {source}: choose an --out outside of it")
     if not is_store(out):
         _write(source, out, limit, console)
     corpus = StoredCorpus(out)
@@ -72,7 +75,9 @@ def prepare(
 
 
 def _write(source: Path, out: Path, limit: int | None, console: Console) -> None:
-    mark = {"source": source.name, "size": source.stat().st_size if source.is_file() else 0}
+    files = [source] if source.is_file() else source.rglob("*")
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    mark = {"source": source.name, "size": size}
     with closing(Writer(out)) as writer:
         done = int(writer.saved.get("records", 0))
         if writer.saved and {k: writer.saved.get(k) for k in mark} != mark:
@@ -99,19 +104,24 @@ def _write(source: Path, out: Path, limit: int | None, console: Console) -> None
 
 def _items(source: Path, skip: int, limit: int | None) -> Iterator[Page | Redirect | None]:
     """The source's records from number `skip` on, one item each; repeated titles become parts."""
-    names = source.name.removesuffix(".gz").removesuffix(".bz2")
-    is_dump = names.endswith(".xml")
-    items = dump(source, skip) if is_dump else _numbered(sources.pages(source))
-    return islice(items, skip, limit)
+    return islice(_all_items(source, skip), skip, limit)
 
 
-def _numbered(pages: Iterator[Page]) -> Iterator[Page]:
-    """Consecutive pages with the same title become its parts, as in files of short passages."""
-    last, number = "", 0
-    for page in pages:
-        number = number + 1 if page.title == last else 1
-        last = page.title
-        yield Page(part_title(page.title, number), page.text)
+def _all_items(source: Path, skip: int) -> Iterator[Page | Redirect | None]:
+    """All of them; of a dump, the first `skip` are None, which saves parsing them."""
+    read, last, part = 0, "", 0
+    for member, kind, file in sources.opened_data(source):
+        if kind == "MediaWiki dump" or ".xml" in PurePosixPath(member.name).suffixes:
+            for item in dump_items(member, file, skip - read):
+                read += 1
+                yield item
+            continue
+        for page in sources.pages_in(member, kind, file):
+            read += 1
+            # Files of short passages have several of a page, one after the other.
+            part = part + 1 if page.title == last else 1
+            last = page.title
+            yield Page(part_title(page.title, part), page.text)
 
 
 def run(config: Config) -> int:

@@ -40,6 +40,8 @@ from stepagent.files import build_once, cache_folder, write_text
 
 VERSION = 1
 _META = "corpus.json"
+UNFINISHED = "partial.json"
+"""What a corpus folder has until it is complete."""
 
 
 def _hash(kind: bytes, text: str) -> int:
@@ -56,7 +58,7 @@ class Writer:
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        state = _read_json(folder / "partial.json")
+        state = _read_json(folder / UNFINISHED)
         self.saved: dict[str, Any] = state.get("saved", {})
         self.count: int = state.get("pages", 0)
         self._files = {name: (folder / name).open("ab") for name in _PARTS}
@@ -90,9 +92,7 @@ class Writer:
             os.fsync(file.fileno())
             sizes[name] = file.tell()
         self.saved = saved
-        _write_json(
-            self.folder / "partial.json", {**sizes, "pages": self.count, "saved": self.saved}
-        )
+        _write_json(self.folder / UNFINISHED, {**sizes, "pages": self.count, "saved": self.saved})
 
     def finish(self) -> None:
         """Sorts the titles and completes the folder. Raises ValueError if no page was added."""
@@ -124,7 +124,7 @@ class Writer:
         _write_json(folder / _META, meta)
         for leftover in folder.glob("*.part"):
             leftover.unlink()
-        (folder / "partial.json").unlink(missing_ok=True)
+        (folder / UNFINISHED).unlink(missing_ok=True)
 
     def close(self) -> None:
         for file in self._files.values():

@@ -8,15 +8,14 @@ leads; what templates would insert (a converted length, say) is lost.
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from stepagent.envs.wikipedia.corpus import Page, page
-from stepagent.envs.wikipedia.sources import SourceError, open_binary
+from stepagent.envs.containers import Member, SourceError, members
+from stepagent.envs.wikipedia.corpus import Page, page, unescape
 
 MAX_TEXT = 4 << 20
 """Characters of markup that are read per page."""
@@ -30,38 +29,48 @@ class Redirect:
     target: str
 
 
-def dump(path: Path, skip: int = 0) -> Iterator[Page | Redirect | None]:
+def dump(path: Path) -> Iterator[Page | Redirect | None]:
+    """The items of a dump, or of all dumps in a folder or an archive; see `dump_items`."""
+    for member in members(path):
+        with member.opened() as (_, file):
+            yield from dump_items(member, file)
+
+
+def dump_items(source: Member, file: IO[bytes], skip: int = 0) -> Iterator[Page | Redirect | None]:
     """One item for each page element: its page, a redirect, or None for what is left out.
 
     The first `skip` items are None, without being parsed. Memory does not grow. Raises
     SourceError where the file is truncated or not a dump.
+
+    Parameters
+    ----------
+    source, file: the dump, and its bytes without compression.
     """
     from lxml import etree
 
     number = 0
-    with open_binary(path) as file:
-        try:
-            # A dump has only XML's five entities; nothing is fetched or expanded.
-            elements = etree.iterparse(
-                file,
-                events=("end",),
-                tag="{*}page",
-                resolve_entities=False,
-                no_network=True,
-                huge_tree=True,
-            )
-            for _, element in elements:
-                number += 1
-                yield None if number <= skip else _item(element)
-                element.clear()
-                while element.getprevious() is not None:
-                    del element.getparent()[0]
-        except (etree.XMLSyntaxError, EOFError, OSError) as error:
-            raise SourceError(
-                f"{path} is cut off or damaged after {number} pages ({error}): fetch it again"
-            ) from None
+    try:
+        # A dump has only XML's five entities; nothing is fetched or expanded.
+        elements = etree.iterparse(
+            file,
+            events=("end",),
+            tag="{*}page",
+            resolve_entities=False,
+            no_network=True,
+            huge_tree=True,
+        )
+        for _, element in elements:
+            number += 1
+            yield None if number <= skip else _item(element)
+            element.clear()
+            while element.getprevious() is not None:
+                del element.getparent()[0]
+    except etree.XMLSyntaxError as error:
+        raise SourceError(
+            f"{source} is cut off or damaged after {number} pages ({error}): fetch it again"
+        ) from None
     if number == 0:
-        raise SourceError(f"{path} holds no page: a MediaWiki dump (pages-articles) is expected")
+        raise SourceError(f"{source} holds no page: a MediaWiki dump (pages-articles) is expected")
 
 
 def _item(element: Any) -> Page | Redirect | None:
@@ -91,9 +100,10 @@ _DROPPED = re.compile(
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,300}>")
 _FILE = re.compile(r"\[\[\s*(?:file|image|category|media)\s*:", re.IGNORECASE)
 _LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
-_URL = re.compile(r"\[(?:https?:)?//\S+\s*([^\[\]]*)\]")
+_URL = re.compile(r"\[(?:https?:)?//[^\s\[\]]++\s*+([^\[\]]*+)\]")
+_MARK = re.compile(r"\[\[|\]\]")
 _QUOTES = re.compile(r"'{2,}")
-_EMPTY = re.compile(r"\(\s*[;,:–—\s]*\)")
+_EMPTY = re.compile(r"\([;,:–—\s]*+\)")
 _LEADING = re.compile(r"\(\s*[;,]\s*")
 _SPACE = re.compile(r"[ \t\xa0]+")
 
@@ -112,7 +122,7 @@ def lead(markup: str) -> list[str]:
     text = _without_files(text)
     text = _LINK.sub(r"\1", text)
     text = _URL.sub(r"\1", text)
-    text = html.unescape(_TAG.sub("", _QUOTES.sub("", text)))
+    text = unescape(_TAG.sub("", _QUOTES.sub("", text)))
     text = _LEADING.sub("(", _EMPTY.sub("", text))
     lines = (_SPACE.sub(" ", line).strip() for line in text.split("\n"))
     return [line.replace(" ,", ",").replace(" .", ".") for line in lines if _is_prose(line)]
@@ -146,9 +156,9 @@ def _without_files(text: str) -> str:
             continue
         parts.append(text[begin : match.start()])
         depth, begin = 0, len(text)
-        for mark in re.finditer(r"\[\[|\]\]", text[match.start() :]):
+        for mark in _MARK.finditer(text, match.start()):
             depth += 1 if mark.group() == "[[" else -1
             if depth == 0:
-                begin = match.start() + mark.end()
+                begin = mark.end()
                 break
     return "".join([*parts, text[begin:]])

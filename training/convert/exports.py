@@ -19,6 +19,7 @@ from stepagent.envs import PromptStyle, Trajectory
 from stepagent.envs.react import Message, Prompt
 from stepagent.eval.recorded_env import check_id
 from stepagent.files import write_atomically
+from stepagent.optional import missing
 
 Row = dict[str, Any]
 _SHAREGPT = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -155,7 +156,7 @@ def _parquet(path: Path, rows: Iterator[Row]) -> None:
         import pyarrow
         from pyarrow.parquet import ParquetWriter
     except ImportError:
-        raise ValueError("parquet needs pyarrow: pip install 'stepagent[train]'") from None
+        raise missing("pyarrow", f"writing {path}") from None
     writer = None
     try:
         while batch := list(islice(rows, _BATCH)):

@@ -1,10 +1,12 @@
 """A dump or a file of pages becomes a corpus, also after having been killed."""
 
 import bz2
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -132,8 +134,18 @@ def test_passages_of_a_page_become_parts(tmp_path):
     assert [p.title for p in corpus] == ["T0", "T0 (part 2)", "T1", "T1 (part 2)", "T2"]
 
 
-def test_a_killed_run_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_killed_run_goes_on(tmp_path, monkeypatch, packed):
     source = lines(tmp_path, 3000)
+    if packed:  # in two files, cut within the parts of a page
+        records = source.read_text().splitlines(keepends=True)
+        source = tmp_path / "pages.tar.bz2"
+        with tarfile.open(source, "w:bz2") as archive:
+            for number, part in enumerate((records[:999], records[999:])):
+                data = bz2.compress("".join(part).encode())
+                info = tarfile.TarInfo(f"AA/wiki_0{number}.bz2")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
     complete = prepare.prepare(source, tmp_path / "whole", index=False)
     code = (
         "import sys, os, signal\n"
