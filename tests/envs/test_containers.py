@@ -1,117 +1,213 @@
-"""A file is what its first bytes say, whatever its name ends in."""
+"""Files are what their first bytes say, are read in flat memory, and fail with their name."""
 
 import bz2
 import gzip
 import io
 import lzma
+import os
 import tarfile
+import tracemalloc
 import zipfile
 
 import pytest
 import zstandard
 
-from stepagent.envs.containers import ContainerError, names_in_zip, open_bytes, walk
+from stepagent.envs import containers
+from stepagent.envs.containers import SourceError, members
 
-TEXT = b'{"a": 1}\n' * 1000
-PACKERS = {
-    "plain": bytes,
+PACK = {
     "gzip": gzip.compress,
     "bzip2": bz2.compress,
     "xz": lzma.compress,
-    "zstd": zstandard.compress,
-    "gzip, two parts": lambda data: gzip.compress(data[:100]) + gzip.compress(data[100:]),
-    "zstd, two parts": lambda data: zstandard.compress(data[:9]) + zstandard.compress(data[9:]),
+    "zstd": zstandard.ZstdCompressor().compress,
 }
-FILES = {"data/a.json": TEXT, "data/b.txt": b"no", "__MACOSX/data/._a.json": b"\x00\x05\x16\x07"}
-FILES |= {"data/._a.json": b"\x00\x05\x16\x07", "data/.DS_Store": b"\x00\x00"}
+TEXT = "".join(f'{{"number": {i}}}\n' for i in range(3000)).encode()
 
 
-def tarball(files, pack=bytes):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
+def contents(path, password=None):
+    """Name → (kind, bytes) of all that is in it."""
+    result = {}
+    for member in members(path, password):
+        with member.opened() as (kind, stream):
+            result[member.name] = (kind, stream.read())
+    return result
+
+
+def write_zip(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def write_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as archive:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return pack(out.getvalue())
+            archive.addfile(info, io.BytesIO(data))
+    return path
 
 
-def zipped(files):
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return out.getvalue()
+@pytest.mark.parametrize("kind", PACK)
+def test_compression_is_recognised_whatever_the_name(tmp_path, kind):
+    path = tmp_path / "file.json"
+    path.write_bytes(PACK[kind](TEXT))
+    assert contents(path) == {"file.json": ("text", TEXT)}
+    path.write_bytes(PACK[kind](PACK["gzip"](TEXT)))
+    assert contents(path) == {"file.json": ("text", TEXT)}
+    path.write_bytes(PACK[kind](TEXT[:5000]) + PACK[kind](TEXT[5000:]))  # streams joined
+    assert contents(path) == {"file.json": ("text", TEXT)}
 
 
-@pytest.mark.parametrize("packer", PACKERS)
-@pytest.mark.parametrize("name", ["data.json", "data.json.gz", "data"])
-def test_compression_is_recognised_whatever_the_name(tmp_path, packer, name):
-    (tmp_path / name).write_bytes(PACKERS[packer](TEXT))
-    with open_bytes(tmp_path / name) as file:
-        assert file.read() == TEXT
+def test_a_plain_file_under_a_compressed_name_is_read(tmp_path):
+    path = tmp_path / "file.json.gz"
+    path.write_bytes(TEXT)
+    assert contents(path) == {"file.json.gz": ("text", TEXT)}
 
 
-@pytest.mark.parametrize("pack", ["zip", *PACKERS])
-def test_archives_are_walked_without_what_macos_adds(tmp_path, pack):
-    path = tmp_path / "download"
-    path.write_bytes(zipped(FILES) if pack == "zip" else tarball(FILES, PACKERS[pack]))
-    files = {name: f.read() for name, f in walk(path, lambda name: name.endswith(".json"))}
-    assert files == {"data/a.json": TEXT}
+@pytest.mark.parametrize("kind", PACK)
+@pytest.mark.parametrize("cut", [0.3, 0.99])
+def test_cut_files_are_named(tmp_path, kind, cut):
+    path = tmp_path / "cut.json"
+    data = PACK[kind](os.urandom(100_000))
+    path.write_bytes(data[: int(len(data) * cut)])
+    with pytest.raises(SourceError, match=r"cut\.json is cut off or damaged \(.*\): fetch"):
+        contents(path)
 
 
-def test_a_folder_and_a_file_are_walked_alike(tmp_path):
-    for name, data in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "data" / "c.json").write_bytes(gzip.compress(b"[]"))
-    files = {name: f.read() for name, f in walk(tmp_path, lambda name: name.endswith(".json"))}
-    assert files == {"data/a.json": TEXT, "data/c.json": b"[]"}
-    one = tmp_path / "data" / "a.json"
-    assert [(name, f.read()) for name, f in walk(one, lambda _: True)] == [("a.json", TEXT)]
-    (tmp_path / "x.zip").write_bytes(zipped(FILES))
-    assert names_in_zip(tmp_path / "x.zip") == ["data/a.json", "data/b.txt"]
+FILES = {
+    "data/a.json": b"[1]",
+    "data/b.json.bz2": bz2.compress(b"[2]"),
+    "__MACOSX/data/._a.json": b"\x00\x05\x16\x07",
+    "data/.DS_Store": b"\0",
+}
 
 
-@pytest.mark.parametrize(
-    ("data", "says"),
-    [
-        (b"", "is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"<!DOCTYPE html><title>Sign in</title>", "web page"),
-        (b"PAR1....", "duckdb"),
-        (b"ARROW1..", "load_from_disk"),
-        (b"7z\xbc\xaf\x27\x1c", "7z x"),
-        (b"Rar!\x1a", "unrar"),
-        (b"\x80\x04\x95", "pickle"),
-        (b"\x00\x05\x16\x07", "macOS"),
-        (zipped(FILES), "unzip"),
-        (tarball(FILES), "tar xf"),
-    ],
-)
-def test_what_cannot_be_read_says_what_makes_it_readable(tmp_path, data, says):
-    (tmp_path / "data.json").write_bytes(data)
-    with pytest.raises(ContainerError, match=says) as caught, open_bytes(tmp_path / "data.json"):
-        pass
-    assert str(tmp_path / "data.json") in str(caught.value)
-    assert "damaged" not in str(caught.value)
+def test_archives_and_folders_list_their_files_without_litter(tmp_path):
+    archives = [
+        write_zip(tmp_path / "x.zip", FILES),
+        write_tar(tmp_path / "x.tar", FILES),
+        write_tar(tmp_path / "x.tar.bz2", FILES, "w:bz2"),
+        write_tar(tmp_path / "x.tgz", FILES, "w:gz"),
+    ]
+    zst = tmp_path / "x.tar.zst"
+    zst.write_bytes(PACK["zstd"](archives[1].read_bytes()))
+    for archive in (*archives, zst):
+        assert contents(archive) == {
+            f"{archive.name}/data/a.json": ("text", b"[1]"),
+            f"{archive.name}/data/b.json.bz2": ("text", b"[2]"),
+        }
+        listed = list(members(archive))  # opened after the listing, in another order
+        for member, data in zip(listed[::-1], (b"[2]", b"[1]"), strict=True):
+            with member.opened() as (_, stream):
+                assert stream.read() == data
+        assert str(listed[0]) == f"data/a.json in {archive}"
+    folder = tmp_path / "folder"
+    for name, data in {**FILES, "z.zip": archives[0].read_bytes()}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    names = ["z.zip/data/a.json", "z.zip/data/b.json.bz2", "data/a.json", "data/b.json.bz2"]
+    assert list(contents(folder)) == names
 
 
-@pytest.mark.parametrize("packer", ["gzip", "bzip2", "xz", "zstd"])
-def test_a_cut_file_is_named(tmp_path, packer):
-    path = tmp_path / "data.json"
-    path.write_bytes(PACKERS[packer](bytes(range(256)) * 50)[:-20])
-    with pytest.raises(ContainerError, match=r"data\.json is cut"), open_bytes(path) as file:
-        file.read()
+def test_damaged_archives_are_named(tmp_path):
+    data = {"a": os.urandom(50_000), "b": os.urandom(50_000)}
+    for path in (write_zip(tmp_path / "a.zip", data), write_tar(tmp_path / "a.tar", data)):
+        path.write_bytes(path.read_bytes()[:-60_000])
+        with pytest.raises(SourceError, match=rf"{path.name} is cut off or damaged"):
+            contents(path)
+    path = write_zip(tmp_path / "b.zip", data)
+    damaged = bytearray(path.read_bytes())
+    damaged[1000:1100] = bytes(100)
+    path.write_bytes(damaged)
+    with pytest.raises(SourceError, match=r"a in .*b\.zip is cut off or damaged"):
+        contents(path)
 
 
-@pytest.mark.parametrize("data", [tarball(FILES)[:5000], zipped(FILES)[:-40]])
-def test_a_cut_archive_is_named(tmp_path, data):
-    (tmp_path / "data.tar").write_bytes(data)
-    with pytest.raises(ContainerError, match=r"data\.tar is cut"):
-        [file.read() for _, file in walk(tmp_path / "data.tar", lambda _: True)]
+def test_encrypted_archives_say_so(tmp_path):
+    path = write_zip(tmp_path / "e.zip", {"a.json": b"[1]"})
+    data = bytearray(path.read_bytes())
+    data[6] |= 1  # the flags in the local header and in the directory
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=r"a\.json in .*e\.zip is encrypted: unpack it with 7z"):
+        contents(path)
+    with pytest.raises(SourceError, match="password is wrong"):
+        contents(path, "secret")
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ContainerError, match=r"nowhere\.json cannot be read"):
-        list(walk(tmp_path / "nowhere.json", lambda _: True))
+KINDS = {
+    "7z": (b"7z\xbc\xaf\x27\x1c", "7z x"),
+    "rar": (b"Rar!\x1a\x07\x01", "unrar x"),
+    "lz4": (b"\x04\x22\x4d\x18", "lz4 -d"),
+    "SQLite": (b"SQLite format 3\0", "sqlite3 -json"),
+    "pickle": (b"\x80\x04\x95", "export it as JSON lines"),
+    "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "web page": (b"\n<!DOCTYPE html><title>404</title>", "raw or download link"),
+    "AppleDouble": (b"\x00\x05\x16\x07\x00", "without `._`"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n", "export it as JSON lines or parquet"),
+    "binary": (b"a\0b\0", "iconv -f utf-16le"),
+    "empty": (b"", "is empty: fetch"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cannot_be_read_says_which_command_makes_it_readable(tmp_path, kind):
+    head, command = KINDS[kind]
+    path = tmp_path / "file.json"
+    path.write_bytes(head)
+    (member,) = members(path)
+    with member.opened() as (what, _):
+        assert what == kind
+        error = str(member.refused(what))
+    assert str(path) in error
+    assert command in error
+
+
+def test_an_archive_in_an_archive_says_which_command_opens_it(tmp_path):
+    inner = write_zip(tmp_path / "inner.zip", FILES).read_bytes()
+    (member,) = members(write_zip(tmp_path / "outer.zip", {"inner.zip": inner}))
+    with member.opened() as (kind, _):
+        assert "unzip inner.zip" in str(member.refused(kind))
+
+
+def test_missing_files_and_pipes_are_named(tmp_path):
+    with pytest.raises(SourceError, match=r"no file at .*nowhere"):
+        list(members(tmp_path / "nowhere"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="pipe is a device or a pipe"):
+        list(members(tmp_path / "pipe"))
+
+
+def read_through(path):
+    for member in members(path):
+        with member.opened() as (_, stream):
+            while stream.read(1 << 16):
+                pass
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz", "zstd", "zip"])
+def test_archive_bombs_end_in_an_error_and_in_flat_memory(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(containers, "FREE_EXPANSION", 1 << 20)
+    path = tmp_path / "bomb"
+    data = bytes(64 << 20)
+    if kind == "zip":
+        write_zip(path, {"a": data})
+    else:
+        path.write_bytes(PACK[kind](data))
+    del data
+    tracemalloc.start()
+    with pytest.raises(SourceError, match="expands to more than 300 times its size"):
+        read_through(path)
+    assert tracemalloc.get_traced_memory()[1] < 48 << 20
+    tracemalloc.stop()
+
+
+def test_compression_once_too_often(tmp_path):
+    data = b"[1]"
+    for _ in range(6):
+        data = gzip.compress(data)
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(SourceError, match="compressed more than 4 times"):
+        list(members(tmp_path / "a"))
