@@ -220,6 +220,7 @@ class Board:
                 + (f" ({settings})" if settings else "")
                 + f"; data: {data}"
             )
+        notes_of_data: dict[str, list[str]] = {}
         for agent, row in self.cells.items():
             for name, cell in row.items():
                 if "error" in cell:
@@ -228,6 +229,10 @@ class Board:
                     notes.append(
                         f"{agent} on {name}: {cell['failed']} episodes failed (count as 0)"
                     )
+            for name, cell in row.items():
+                if notes := cell.get("data_notes"):
+                    counted = ", ".join(f"{reason}: {count}" for reason, count in notes.items())
+                    notes_of_data.setdefault(f"{name}: data: {counted}", []).append(agent)
             if cost := sum(_statistic(cell, "cost") for cell in row.values()):
                 tokens = sum(
                     _statistic(cell, f"tokens_{kind}")
@@ -235,7 +240,7 @@ class Board:
                     for kind in ("read", "kept", "generated")
                 )
                 notes.append(f"{agent}: {cost:.2f} dollars for {tokens:,.0f} tokens")
-        return notes
+        return [*notes, *(f"{n} ({', '.join(who)})" for n, who in notes_of_data.items())]
 
     def save(self) -> None:
         """Writes `summary.json` and `table.md`. Raises ResultsError if that fails."""
@@ -300,5 +305,6 @@ def _short(entry: Entry, cell: Mapping[str, Any]) -> dict[str, Any]:
         "figure": cell[figure],
         "ci95": cell[interval],
         **{name: cell[name] for name in names},
+        "data_notes": cell.get("data_notes", {}),
         "data_checksum": cell["fingerprint"].get("data", ""),
     }
