@@ -21,7 +21,6 @@ from stepagent.eval.results import Identity, ResultsDir, ResultsError
 from stepagent.eval.rollout import fingerprint, run_episodes
 from stepagent.eval.summary import summarise
 
-
 CUT_PROMPTS = "prompts that the agent cut to its context"
 """Among the `data_notes` of a summary: what did not fit, and so was not seen."""
 

@@ -220,7 +220,6 @@ class Board:
                 + (f" ({settings})" if settings else "")
                 + f"; data: {data}"
             )
-        notes_of_data: dict[str, list[str]] = {}
         for agent, row in self.cells.items():
             for name, cell in row.items():
                 if "error" in cell:
@@ -229,10 +228,6 @@ class Board:
                     notes.append(
                         f"{agent} on {name}: {cell['failed']} episodes failed (count as 0)"
                     )
-            for name, cell in row.items():
-                if notes := cell.get("data_notes"):
-                    counted = ", ".join(f"{reason}: {count}" for reason, count in notes.items())
-                    notes_of_data.setdefault(f"{name}: data: {counted}", []).append(agent)
             if cost := sum(_statistic(cell, "cost") for cell in row.values()):
                 tokens = sum(
                     _statistic(cell, f"tokens_{kind}")
@@ -240,7 +235,17 @@ class Board:
                     for kind in ("read", "kept", "generated")
                 )
                 notes.append(f"{agent}: {cost:.2f} dollars for {tokens:,.0f} tokens")
-        return [*notes, *(f"{n} ({', '.join(who)})" for n, who in notes_of_data.items())]
+        return [*notes, *self._data_notes()]
+
+    def _data_notes(self) -> list[str]:
+        """What of the data was left out, replaced or cut; once for agents that met the same."""
+        agents_by_note: dict[str, list[str]] = {}
+        for agent, row in self.cells.items():
+            for name, cell in row.items():
+                if counts := cell.get("data_notes"):
+                    listed = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+                    agents_by_note.setdefault(f"{name}: {listed}", []).append(agent)
+        return [f"{note} ({', '.join(who)})" for note, who in agents_by_note.items()]
 
     def save(self) -> None:
         """Writes `summary.json` and `table.md`. Raises ResultsError if that fails."""
