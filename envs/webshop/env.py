@@ -3,7 +3,8 @@
 Rules of the episode, as in upstream's text environment and in the paper:
 
 - Actions are `search[keywords]` and `click[value]`. What is not understood or cannot be clicked
-  leaves the page as it is; the observation is then the same page, and `valid` is false.
+  leaves the page as it is; the observation is then the same page, and `valid` is false. Unlike
+  upstream, another form, such as `Click[…]`, is told which forms there are.
 - `click[Buy Now]` ends the episode with the purchase's reward (`envs.webshop.reward`), which is
   the score; before it the score is 0. Success means reward 1.
 - 10 actions per task, as in ETO and the paper (upstream has no limit). Without a purchase by then
@@ -106,7 +107,8 @@ class WebShopEnv(TextEnv):
         valid = self._visit.act(action)
         bought = self._visit.bought
         if bought is None:
-            return Outcome(self._visit.observation(), 0.0, valid=valid)
+            wrong = "" if valid else engine.wrong_form(action)
+            return Outcome(wrong + self._visit.observation(), 0.0, valid=valid)
         return Outcome(
             observation=self._visit.observation(),
             score=bought.reward,
