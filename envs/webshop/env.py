@@ -32,8 +32,8 @@ class WebShopEnv(TextEnv):
 
     Parameters
     ----------
-    data: a folder with WebShop's files (or one catalogue file), see `envs.webshop.sources`; None:
-        the bundled shop of 2,400 products.
+    data: a folder or archive of WebShop's files (or one catalogue file), see
+        `envs.webshop.sources`; None: the bundled shop of 2,400 products.
     goals: "human" (instructions written by people) or "synthetic" (composed of attributes and
         options).
     observation: "text" (the paper's; strings between [SEP]) or "text_rich" (lines with marked
@@ -84,6 +84,11 @@ class WebShopEnv(TextEnv):
 
     def step_limit(self, task_id: str) -> int:
         return STEP_LIMIT
+
+    def data_notes(self) -> dict[str, int]:
+        shop = self.shop.catalogue
+        left_out = {f"left out: {reason}": count for reason, count in shop.skipped.items()}
+        return left_out | {f"replaced: {why}": count for why, count in shop.replaced.items()}
 
     def data_checksum(self) -> str:
         return checksum(self.shop.catalogue.checksum, self.goals, str(self.goal_seed))
