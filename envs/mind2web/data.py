@@ -21,7 +21,6 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -147,7 +146,6 @@ def split_by_website(websites: Mapping[str, str]) -> dict[str, list[str]]:
     return {split: [t for name in part for t in groups[name]] for split, part in parts.items()}
 
 
-@lru_cache(maxsize=4)
 def read_ranks(path: Path) -> Mapping[str, Sequence[str]]:
     """Candidate ranks: `{annotation_id}_{action_uid}` → node ids, best first.
 
