@@ -307,7 +307,8 @@ class Archives:
                         yield member.name, partial(_read, member)
                     elif not member.inside:
                         with member.opened() as (kind, _):
-                            raise member.refused(kind)
+                            if kind != "text":
+                                raise member.refused(kind)
             except PermissionError as error:
                 _unreadable(path, error)
 
