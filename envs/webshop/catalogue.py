@@ -24,6 +24,8 @@ from stepagent.files import build_once, cache_folder
 
 VERSION = 2
 MAX_ASIN = 10
+NO_ATTRIBUTES = ("DUMMY_ATTR",)
+"""Upstream's stand-in for the attributes of a product that has none."""
 _ID_BYTES = 4 * MAX_ASIN
 _REMEMBERED = 4096
 """Products that stay parsed in memory."""
@@ -261,7 +263,7 @@ def _product(
         price_tag=tag,
         pricing=pricing,
         options=_options(item),
-        attributes=tuple(_texts(own)) if isinstance(own, list) else ("DUMMY_ATTR",),
+        attributes=tuple(_texts(own)) if isinstance(own, list) else NO_ATTRIBUTES,
         category=str(item.get("category") or ""),
         query=str(item.get("query") or "").lower().strip(),
         product_category=str(item.get("product_category") or ""),

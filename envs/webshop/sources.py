@@ -26,7 +26,7 @@ from stepagent.envs.core import checksum
 from stepagent.envs.json_stream import JSONError, JSONStream, NotUTF8
 from stepagent.envs.records import text_records
 from stepagent.envs.webshop import catalogue, generate
-from stepagent.envs.webshop.catalogue import Catalogue, product_from
+from stepagent.envs.webshop.catalogue import NO_ATTRIBUTES, Catalogue, product_from
 from stepagent.envs.webshop.data import Product
 from stepagent.files import cache_folder, write_shared_text
 
@@ -56,7 +56,7 @@ def from_files(path: str | Path) -> Catalogue:
 
     def products() -> Iterator[Product | None]:
         known = _attributes(attributes)
-        entries, unknown, count = len(known), 0, 0
+        usable = matched = 0
         wishes_by_product = dict(_entries(wishes))
         for item in _items(main):
             asin = item.get("asin") if isinstance(item, dict) else None
@@ -65,20 +65,21 @@ def from_files(path: str | Path) -> Catalogue:
             product = product_from(
                 item, entry, human if isinstance(human, list) else (), skipped, replaced
             )
-            unknown += product is not None and not entry
-            count += 1
+            if product is not None:
+                usable, matched = usable + 1, matched + bool(entry)
+                if product.attributes == NO_ATTRIBUTES:
+                    replaced["products without attributes, as in upstream with a dummy"] += 1
             yield product
         gone = sum(len(left) for left in wishes_by_product.values() if isinstance(left, list))
         if gone:
             skipped["human instructions whose product is not in the catalogue"] += gone
-        if count and entries and len(known) == entries:
+        if attributes and usable and not matched:
             raise SourceError(
-                f"{attributes} is of other products: none of its {entries} is in {main}"
+                f"{attributes} has attributes of none of the {usable} products of {main}: it is of "
+                "another catalogue"
             )
         if known:
             skipped["attributes whose product is not in the catalogue"] += len(known)
-        if entries and unknown:
-            replaced["products without attributes, as in upstream with a dummy"] += unknown
 
     shop = catalogue.make(key, products(), skipped, replaced)
     if shop.skipped:
