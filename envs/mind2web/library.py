@@ -69,7 +69,8 @@ class Library:
         top_k: int,
     ):
         self.name, self.source, self.problems = name, source, problems
-        self._ranks_name, self._ranks = ranks or ("", None)
+        self._ranks_name = ranks[0] if ranks else ""
+        self._ranks = ranks[1] if ranks else None
         self.ranker, self._top_k = ranker, top_k
         self.task = lru_cache(TASKS)(source.task)
         self.ids = lru_cache(3)(self._ids)
