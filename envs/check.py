@@ -21,7 +21,9 @@ from stepagent import envs
 from stepagent.command_line import Command
 from stepagent.envs.core import MAX_TEXT, SPLITS, TextEnv
 
-INFO_KEYS = {"task_id", "split", "instruction", "score", "success", "valid", "metrics"}
+INFO_KEYS = {
+    *("task_id", "split", "instruction", "score", "success", "valid", "metrics", "data_notes")
+}
 Make = Callable[..., TextEnv]
 _WORDS = "open door focus on move to box look around red 3 in [ ] ( ) 0 inventory wait"
 

@@ -13,6 +13,7 @@ import json
 import string
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -185,6 +186,7 @@ class TextEnv(gym.Env[str, str], ABC):
         self.instruction = ""
         self.rng = np.random.default_rng(0)
         self._outcome: Outcome | None = None
+        self._notes: Counter[str] = Counter()
         self._steps = 0
         self._ended = True
 
@@ -222,6 +224,14 @@ class TextEnv(gym.Env[str, str], ABC):
         """A checksum of the data the tasks come from ("" if the package versions determine
         it)."""
         return ""
+
+    def data_notes(self) -> dict[str, int]:
+        """What of the split's data is left out or replaced, whatever is played: reason → count.
+
+        `info["data_notes"]` has what concerns the episode. Both go into the summary of a run, so
+        that no score hides what it was measured on. Raises what `tasks` raises.
+        """
+        return {}
 
     # What all share ---------------------------------------------------------------------------
 
@@ -291,7 +301,8 @@ class TextEnv(gym.Env[str, str], ABC):
         task_seed = zlib.crc32(task_id.encode("utf-8", "surrogatepass"))
         self.rng = np.random.default_rng([episode_seed, task_seed])
         self.task_id, self._steps, self._ended = task_id, 0, False
-        self._outcome = Outcome(clip(self.begin(task_id)), score=0.0)
+        self._notes.clear()
+        self._outcome = Outcome(self._clipped(self.begin(task_id)), score=0.0)
         return self._outcome.observation, self._info()
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -311,13 +322,22 @@ class TextEnv(gym.Env[str, str], ABC):
             raise
         if not outcome.metrics:
             outcome = _replace(outcome, metrics=self._outcome.metrics)
-        self._outcome = _replace(outcome, observation=clip(outcome.observation))
+        self._outcome = _replace(outcome, observation=self._clipped(outcome.observation))
         self._steps += 1
         limit = self.max_steps or self.step_limit(str(self.task_id))
         truncated = not outcome.done and self._steps >= limit
         self._ended = outcome.done or truncated
         reward = float(outcome.score - before)
         return self._outcome.observation, reward, outcome.done, truncated, self._info()
+
+    def note(self, reason: str) -> None:
+        """Counts something of the episode's data that is missing, replaced or cut."""
+        self._notes[reason] += 1
+
+    def _clipped(self, observation: str) -> str:
+        if len(observation) > MAX_TEXT:
+            self.note(f"observations cut at {MAX_TEXT} characters")
+        return clip(observation)
 
     def render(self) -> str | None:  # type: ignore[override]
         return self._outcome.observation if self._outcome and self.render_mode == "ansi" else None
@@ -333,6 +353,7 @@ class TextEnv(gym.Env[str, str], ABC):
             "success": outcome.success,
             "valid": outcome.valid,
             "metrics": dict(outcome.metrics),
+            "data_notes": dict(self._notes),
         }
 
 

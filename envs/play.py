@@ -85,6 +85,7 @@ def play(
         success=info["success"],
         truncated=truncated,
         metrics=info["metrics"],
+        data_notes=info["data_notes"],
         fingerprint=env.fingerprint(),
         seconds=round(time.monotonic() - start, 3),
         error="" if done or truncated else "left before the end",

@@ -65,12 +65,12 @@ def read_records(path: Path) -> Iterator[Record]:
     if head.startswith(b"\x1f\x8b"):
         with gzip.open(path, "rb") as packed:
             try:
-                yield from _text(path, packed, packed.read(2))
+                yield from text_records(str(path), packed)
             except (EOFError, OSError) as error:
                 raise ValueError(f"{path} is damaged or cut gzip: {error}") from None
     else:
         with path.open("rb") as file:
-            yield from _text(path, file, head)
+            yield from text_records(str(path), file)
 
 
 def is_message(value: Any) -> bool:
@@ -82,21 +82,26 @@ def _from_value(value: dict[str, Any]) -> bool:
     return {"from", "value"} <= set(value)
 
 
-def _text(path: Path, file: Any, head: bytes) -> Iterator[Record]:
-    file.seek(0)
+def text_records(name: str, file: Any, limit: int = MAX_RECORD) -> Iterator[Record]:
+    """The records of a buffered stream of text, those that cannot be read included.
+
+    `limit`: characters that one of them may have. Raises ValueError that names the file where it
+    holds no text at all.
+    """
+    head = file.peek(4096)[:4096]
     encoding, errors = "utf-8-sig", "surrogateescape"
     if head.startswith(_UTF_16):
         encoding, errors = "utf-16", "replace"
     elif b"\0" in head:
-        raise ValueError(f"{path} is not text (UTF-16 without a byte order mark, or binary)")
+        raise ValueError(f"{name} is not text (UTF-16 without a byte order mark, or binary)")
     text = io.TextIOWrapper(file, encoding=encoding, errors=errors)
     start = text.read(CHUNK)
     if not start.strip():
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{name} is empty: fetch or make the file again")
     if _is_lines(start.lstrip()):
-        yield from _lines(start, text)
+        yield from _lines(start, text, limit)
     else:
-        yield from _values(start, text)
+        yield from _values(start, text, limit)
 
 
 def _is_lines(start: str) -> bool:
@@ -113,13 +118,13 @@ def _is_lines(start: str) -> bool:
     return bool(newline)
 
 
-def _lines(start: str, text: IO[str]) -> Iterator[Record]:
-    for number, line in enumerate(_bounded_lines(start, text), 1):
+def _lines(start: str, text: IO[str], limit: int) -> Iterator[Record]:
+    for number, line in enumerate(_bounded_lines(start, text, limit), 1):
         place = f"line {number}"
         if not line.strip():
             continue
-        if len(line) >= MAX_RECORD:
-            yield Record(place, problem=f"longer than {MAX_RECORD} characters")
+        if len(line) >= limit:
+            yield Record(place, problem=f"longer than {limit} characters")
         elif problem := _encoding_problem(line):
             yield Record(place, problem=problem)
         else:
@@ -131,18 +136,18 @@ def _lines(start: str, text: IO[str]) -> Iterator[Record]:
                 yield Record(place, problem="its JSON is nested too deeply")
 
 
-def _bounded_lines(start: str, text: IO[str]) -> Iterator[str]:
-    """The lines of both together; of one that is too long, MAX_RECORD characters or more."""
+def _bounded_lines(start: str, text: IO[str], limit: int) -> Iterator[str]:
+    """The lines of both together; of one that is too long, `limit` characters or more."""
     *lines, rest = start.split("\n")
     yield from (line + "\n" for line in lines)
-    while line := rest + text.readline(MAX_RECORD - len(rest)):
+    while line := rest + text.readline(limit - len(rest)):
         rest = ""
         yield line
-        while len(line) >= MAX_RECORD and not line.endswith("\n"):
-            line = text.readline(MAX_RECORD)
+        while len(line) >= limit and not line.endswith("\n"):
+            line = text.readline(limit)
 
 
-def _values(buffer: str, text: IO[str]) -> Iterator[Record]:
+def _values(buffer: str, text: IO[str], limit: int) -> Iterator[Record]:
     """Values one after another; of a list its elements, unless these make one conversation."""
     decoder, position, number, opened = json.JSONDecoder(), 0, 0, False
     turns: list[Any] = []
@@ -168,7 +173,7 @@ def _values(buffer: str, text: IO[str]) -> Iterator[Record]:
                 yield Record(place, problem="its JSON is nested too deeply; what follows is unread")
                 return
             except json.JSONDecodeError as error:
-                more = _continued(buffer, position, error, text)
+                more = _continued(buffer, position, error, text, limit)
                 if more:
                     buffer, position = more, 0
                     continue
@@ -189,11 +194,13 @@ def _values(buffer: str, text: IO[str]) -> Iterator[Record]:
         yield Record("the end", problem="the list is not closed: the file may be cut")
 
 
-def _continued(buffer: str, position: int, error: json.JSONDecodeError, text: IO[str]) -> str:
+def _continued(
+    buffer: str, position: int, error: json.JSONDecodeError, text: IO[str], limit: int
+) -> str:
     """The record's text with more of the file; "" where more would not make it JSON."""
     read = len(buffer) - position
     complete = error.pos < len(buffer) - _NEAR_END and not error.msg.startswith("Unterminated")
-    if complete or read > MAX_RECORD:
+    if complete or read > limit:
         return ""
     more = text.read(max(CHUNK, read))
     return buffer[position:] + more if more else ""

@@ -21,6 +21,7 @@ _TYPES: dict[Any, dict[str, Any]] = {
     int: {"type": "integer"},
     float: {"type": "number"},
     dict[str, float]: {"type": "object", "additionalProperties": {"type": "number"}},
+    dict[str, int]: {"type": "object", "additionalProperties": {"type": "integer"}},
     dict[str, str]: {"type": "object", "additionalProperties": {"type": "string"}},
     tuple[Step, ...]: {"type": "array", "items": {"$ref": "#/$defs/Step"}},
 }

@@ -71,6 +71,8 @@ class Trajectory:
     """Why the episode could not be finished (the environment or agent failed); else empty."""
     task_type: str = ""
     """`TextEnv.task_type`; if it is missing, as in older files, the start of the task id."""
+    data_notes: dict[str, int] = field(default_factory=dict)
+    """`info["data_notes"]`: what of the episode's data was missing, replaced or cut."""
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -88,7 +90,10 @@ class Trajectory:
 
     def to_json(self) -> str:
         """One line of JSON; `from_json` returns the same trajectory."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        fields = asdict(self)
+        if not self.data_notes:  # versions of StepAgent without this field read the line, too
+            del fields["data_notes"]
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
     def from_json(line: str) -> Trajectory:
@@ -137,6 +142,7 @@ def _typed(trajectory: Trajectory) -> Trajectory:
     for name, values, kind in (
         ("metrics", trajectory.metrics.values(), _NUMBER),
         ("fingerprint", trajectory.fingerprint.values(), str),
+        ("data_notes", trajectory.data_notes.values(), int),
     ):
         if not all(isinstance(value, kind) for value in values):
             raise TypeError(f"each of {name} must be {_WORDS[kind]}")
@@ -158,7 +164,7 @@ _TEXTS = ("env", "task_id", "split", "agent", "final_observation", "error", "tas
 _KINDS: tuple[tuple[str, Any], ...] = (
     *((name, str) for name in _TEXTS),
     *((name, bool) for name in ("success", "truncated")),
-    *((name, dict) for name in ("metrics", "fingerprint")),
+    *((name, dict) for name in ("metrics", "fingerprint", "data_notes")),
     *((name, _NUMBER) for name in ("reward", "seconds")),
     ("seed", int),
 )

@@ -170,6 +170,7 @@ class RecordTrajectories(gym.Wrapper[str, str, str, str]):
             success=bool(info["success"]),
             truncated=truncated,
             metrics={name: float(value) for name, value in info["metrics"].items()},
+            data_notes=dict(info["data_notes"]),
             seconds=round(time.monotonic() - self._start, 3),
         )
         if terminated or truncated:

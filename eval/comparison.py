@@ -162,6 +162,11 @@ def _remarks(runs: Sequence[EvaluationRun]) -> list[str]:
         notes.append(
             "The runs have different seeds, so whatever a seed decides within a task differs, too."
         )
+    for reason in sorted({reason for run in runs for reason in run.data_notes}):
+        counts = [run.data_notes.get(reason, 0) for run in runs]
+        if len(set(counts)) > 1:
+            values = [f"{count} ({run.name})" for count, run in zip(counts, runs, strict=True)]
+            notes.append(f"The runs differ in their data: {reason}: {' | '.join(values)}.")
     for run in runs:
         if failed := sum(bool(t.error) for t in run.trajectories):
             notes.append(f"{run.name}: {failed} episodes failed; they count as 0.")

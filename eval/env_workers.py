@@ -94,6 +94,7 @@ class Episode:
             success=bool(self.info.get("success", False)),
             truncated=self.truncated,
             metrics={name: float(value) for name, value in self.info.get("metrics", {}).items()},
+            data_notes=dict(self.info.get("data_notes", {})),
             fingerprint=stamp.fingerprint,
             seconds=round(time.monotonic() - self.started, 3),
             error=error,

@@ -21,6 +21,9 @@ from stepagent.eval.results import Identity, ResultsDir, ResultsError
 from stepagent.eval.rollout import fingerprint, run_episodes
 from stepagent.eval.summary import summarise
 
+CUT_PROMPTS = "prompts that the agent cut to its context"
+"""Among the `data_notes` of a summary: what did not fit, and so was not seen."""
+
 
 @dataclass(frozen=True)
 class EvaluationOptions:
@@ -66,7 +69,7 @@ def evaluate(
     env = envs.make(env_id, **{**options.env_args, "split": options.split})
     try:
         tasks, notes = choose(env, options.limit, options.task_ids), _repeated_tasks(env_id, env)
-        parts = fingerprint(env, agent, prompt)
+        parts, data_notes = fingerprint(env, agent, prompt), env.data_notes()
     finally:
         env.close()  # before the workers open theirs: a server may not have room for one more
     identity = Identity(env_id, agent.name, options.split, options.seed, parts)
@@ -99,6 +102,9 @@ def evaluate(
                 summary["agent_statistics"] = _total(
                     earlier.get("agent_statistics"), counts_before, agent.statistics()
                 )
+                summary["data_notes"] |= data_notes
+                if cut := int(summary["agent_statistics"].get("prompts_cut", 0)):
+                    summary["data_notes"][CUT_PROMPTS] = cut
                 results.save(summary)
     return summary
 

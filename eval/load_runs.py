@@ -15,10 +15,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from stepagent.envs import trajectory as files
 from stepagent.envs.trajectory import BadLine, Trajectory
 from stepagent.eval.results import Identity, ResultsError
+from stepagent.eval.summary import data_notes
 
 _MAX_BAD_LINES = 5
 """Bad lines of a file that are reported one by one."""
@@ -34,6 +36,8 @@ class EvaluationRun:
     """Its results file"""
     trajectories: tuple[Trajectory, ...]
     """One for each (task id, seed), in their order; at least one"""
+    data_notes: dict[str, int]
+    """What of the data was left out, replaced or cut: reason → how often"""
 
     @property
     def env(self) -> str:
@@ -152,10 +156,23 @@ def _load_file(file: Path, notes: list[str]) -> list[EvaluationRun]:
                 f"{file} mixes the results of several runs and is loaded as several; they differ "
                 f"in {'; '.join(differing)}"
             )
-    return [
-        EvaluationRun(group[0].agent, file, _without_repeats(group, file, notes))
-        for group in groups.values()
-    ]
+    runs = []
+    for group in groups.values():
+        kept = _without_repeats(group, file, notes)
+        summary = _summary_beside(file) if len(groups) == 1 else {}
+        run_notes = {**summary.get("data_notes", {}), **data_notes(kept)}
+        runs.append(EvaluationRun(group[0].agent, file, kept, run_notes))
+    return runs
+
+
+def _summary_beside(file: Path) -> dict[str, Any]:
+    """The summary that was written with a results file; {} where there is none."""
+    try:
+        summary = json.loads(file.with_name("summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    ours = isinstance(summary, dict) and isinstance(summary.get("data_notes", {}), dict)
+    return summary if ours else {}
 
 
 def _run_key(t: Trajectory) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -106,4 +107,6 @@ def _caption(summary: dict[str, Any]) -> str:
     low, high = summary["reward_ci95"]
     metrics = [f"{name} {value:.3f}" for name, value in summary["metrics"].items()]
     interval = rf"score {summary['reward_mean']:.3f}, 95 % interval \[{low:.3f}, {high:.3f}]"
-    return "; ".join([interval, *metrics, f"{summary['seconds']:.0f} s"])
+    figures = "; ".join([interval, *metrics, f"{summary['seconds']:.0f} s"])
+    notes = [f"{reason}: {count}" for reason, count in summary.get("data_notes", {}).items()]
+    return figures + (f"\ndata: {escape('; '.join(notes))}" if notes else "")

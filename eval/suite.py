@@ -91,8 +91,9 @@ def load(name: str) -> Suite:
 def with_data(entry: Entry, root: Path | None, more: Mapping[str, Any]) -> tuple[dict, str]:
     """The environment's arguments with the available data, and a description of that data.
 
-    The benchmark's own files are used if they are below `root` and can be read; otherwise the
-    bundled data, as in `gym.make` without `data`.
+    The benchmark's own files are used if there are any below `root`; otherwise the bundled data, as
+    in `gym.make` without `data`. Raises ValueError for files that cannot be used: a figure on other
+    data must not stand in for one on these.
     """
     arguments = {**entry.env_args, **more}
     if "data" in arguments:
@@ -104,6 +105,8 @@ def with_data(entry: Entry, root: Path | None, more: Mapping[str, Any]) -> tuple
     folder = root / entry.data
     if not folder.exists():
         return arguments, f"bundled (no {folder})"
+    if folder.is_dir() and not any(_is_data(file) for file in folder.rglob("*")):
+        return arguments, f"bundled ({folder} cannot be used: it is empty)"
     with_files = {**arguments, "data": str(folder)}
     try:
         env = envs.make(entry.env, split=entry.split, **with_files)
@@ -112,8 +115,16 @@ def with_data(entry: Entry, root: Path | None, more: Mapping[str, Any]) -> tuple
         finally:
             env.close()
     except (ValueError, OSError) as error:
-        return arguments, f"bundled ({folder} cannot be used: {str(error).splitlines()[0][:200]})"
+        reason = str(error).splitlines()[0][:300]
+        raise ValueError(
+            f"{folder} cannot be used: {reason}. Mend it, or take it away to play the bundled data"
+        ) from error
     return with_files, f"files in {folder} ({tasks} {entry.split} tasks)"
+
+
+def _is_data(file: Path) -> bool:
+    """Whether it is a file of data: not a hidden one, as systems leave them."""
+    return file.is_file() and not file.name.startswith(".")
 
 
 def folder_of(agent: str) -> str:
@@ -235,7 +246,17 @@ class Board:
                     for kind in ("read", "kept", "generated")
                 )
                 notes.append(f"{agent}: {cost:.2f} dollars for {tokens:,.0f} tokens")
-        return notes
+        return [*notes, *self._data_notes()]
+
+    def _data_notes(self) -> list[str]:
+        """What of the data was left out, replaced or cut; once for agents that met the same."""
+        agents_by_note: dict[str, list[str]] = {}
+        for agent, row in self.cells.items():
+            for name, cell in row.items():
+                if counts := cell.get("data_notes"):
+                    listed = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+                    agents_by_note.setdefault(f"{name}: {listed}", []).append(agent)
+        return [f"{note} ({', '.join(who)})" for note, who in agents_by_note.items()]
 
     def save(self) -> None:
         """Writes `summary.json` and `table.md`. Raises ResultsError if that fails."""
@@ -300,5 +321,6 @@ def _short(entry: Entry, cell: Mapping[str, Any]) -> dict[str, Any]:
         "figure": cell[figure],
         "ci95": cell[interval],
         **{name: cell[name] for name in names},
+        "data_notes": cell.get("data_notes", {}),
         "data_checksum": cell["fingerprint"].get("data", ""),
     }

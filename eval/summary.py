@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,19 @@ def summarise(trajectories: Sequence[Trajectory], *, seconds: float = 0.0) -> di
         "success_ci95": list(wilson(sum(map(_success, trajectories)), len(trajectories))),
         "metrics": _metrics(trajectories),
         "by_type": _by_type(trajectories),
+        "data_notes": data_notes(trajectories),
         "seeds": sorted({t.seed for t in trajectories}),
         "seconds": round(seconds, 3),
         "fingerprint": first.fingerprint,
     }
+
+
+def data_notes(trajectories: Iterable[Trajectory]) -> dict[str, int]:
+    """What of the episodes' data was missing, replaced or cut: reason → how often."""
+    counts: Counter[str] = Counter()
+    for trajectory in trajectories:
+        counts.update(trajectory.data_notes)
+    return dict(sorted(counts.items()))
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:

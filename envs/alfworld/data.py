@@ -1,28 +1,33 @@
-"""Where games come from: ALFWorld's own folders, an archive of them, or the generator.
+"""Where games come from: ALFWorld's own folders, archives of them, or the generator.
 
 A source lists the ids of a split's playable games and gives a game's content; it writes nothing
-next to the data. Splits: train, dev = valid_seen, test = valid_unseen, as in the paper. Playable
-means playable by upstream's loader: next to the game is a `traj_data.json` of one of the six task
-types, the game is marked solvable, and its path names nothing movable or sliced.
+next to the data. An archive is a `.zip` or a tar, compressed or not; the official downloads come as
+two, one with the games and one with the trajectories: their folder is named. Splits: train, dev =
+valid_seen, test = valid_unseen, as in the paper. Playable means playable by upstream's loader: next
+to the game is a `traj_data.json` of one of the six task types, the game is marked solvable, and its
+path names nothing movable or sliced.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from stepagent.envs.alfworld import engine
 from stepagent.envs.alfworld.pddl import GameError
+from stepagent.envs.containers import Member, members
 from stepagent.envs.core import SPLITS, checksum
 from stepagent.files import build_once, cache_folder
+
+log = logging.getLogger(__name__)
 
 FOLDERS = {"train": "train", "dev": "valid_seen", "test": "valid_unseen"}
 """Our split → upstream's folder."""
@@ -39,6 +44,8 @@ GAME, TRAJECTORY = "game.tw-pddl", "traj_data.json"
 MAX_GAME = 8_000_000
 """Bytes that one game file may have (the largest known has 150,000)."""
 MAX_GAMES = 200_000
+NO_TRAJECTORY = f"no {TRAJECTORY} beside the game"
+NOT_CHECKED = "not checked for being solvable"
 
 _SOLVABLE = re.compile(rb'(?<!\\)"solvable"\s*:\s*(true|false)')
 _TASK_TYPE = re.compile(rb'(?<!\\)"task_type"\s*:\s*"([\w-]+)"')
@@ -53,6 +60,9 @@ class Source(Protocol):
     def load(self, task_id: str) -> dict[str, Any]:
         """The content of a game file. Raises GameError that names the file."""
 
+    def left_out(self, split: str) -> dict[str, int]:
+        """Why games of the split are not played: reason → count."""
+
     def checksum(self) -> str:
         """A checksum of the games, for fingerprints."""
 
@@ -60,7 +70,7 @@ class Source(Protocol):
 def open_source(data: str | os.PathLike[str] | None) -> Source:
     """The source that `data` names: None generates games.
 
-    Raises FileNotFoundError, or ValueError for anything but a folder or a `.tar.zst`.
+    Raises FileNotFoundError, or ValueError for anything but a folder or an archive.
     """
     if data is None:
         from stepagent.envs.alfworld.generate import GeneratedGames
@@ -69,9 +79,11 @@ def open_source(data: str | os.PathLike[str] | None) -> Source:
     path = Path(data).expanduser()
     try:
         if path.is_dir():
-            return Folder(path)
+            folder = Folder(path)
+            archives = [] if folder.exists() else _archives(path)
+            return Archives(path, archives) if archives else folder
         if path.is_file():
-            return Archive(path)
+            return Archives(path, [path])
     except PermissionError as error:
         _unreadable(path, error)
     raise FileNotFoundError(f"no ALFWorld games at {path}: there is no such folder or file")
@@ -84,12 +96,25 @@ class Folder:
         inner = path / ROOT
         self.path, self.given = inner if inner.is_dir() else path, path
 
+    def exists(self) -> bool:
+        """Whether the folder has the layout."""
+        return any((self.path / name).is_dir() for name in FOLDERS.values())
+
     def tasks(self, split: str) -> tuple[str, ...]:
+        ids, skipped = self._listed(split)
+        if not ids:
+            folder = self.path / FOLDERS[split]
+            _no_games(split, f"{folder} (from data={str(self.given)!r})", skipped)
+        return ids
+
+    def left_out(self, split: str) -> dict[str, int]:
+        return dict(self._listed(split)[1])
+
+    def _listed(self, split: str) -> tuple[tuple[str, ...], Counter[str]]:
         folder = self.path / FOLDERS[split]
-        try:
-            return _playable(folder, split, str(self.given), folder.stat().st_mtime_ns)
-        except FileNotFoundError:
-            _no_games(split, f"{folder} (from data={str(self.given)!r})", Counter())
+        if not folder.is_dir():
+            return (), Counter()
+        return _playable(folder, folder.stat().st_mtime_ns)
 
     def load(self, task_id: str) -> dict[str, Any]:
         for name in FOLDERS.values():
@@ -120,8 +145,9 @@ class Folder:
 
 
 @lru_cache(maxsize=64)
-def _playable(folder: Path, split: str, source: str, _changed: int) -> tuple[str, ...]:
-    """Ids of a folder's playable games. Cached, as many environments of a process need it."""
+def _playable(folder: Path, _changed: int) -> tuple[tuple[str, ...], Counter[str]]:
+    """(ids of a folder's playable games, why others are not). Cached, as many environments of a
+    process need it."""
     skipped: Counter[str] = Counter()
     ids = []
     try:
@@ -136,9 +162,8 @@ def _playable(folder: Path, split: str, source: str, _changed: int) -> tuple[str
                 ids.append(where)
     except OSError as error:
         _unreadable(folder, error)
-    if not ids:
-        _no_games(split, f"{folder} (from data={source!r})", skipped)
-    return tuple(sorted(ids))
+    _warn(folder, skipped)
+    return tuple(sorted(ids)), skipped
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -160,14 +185,21 @@ def unplayable(path: str, where: str, game: bytes, trajectory: bytes | None) -> 
     if "movable" in where or "Sliced" in where:
         return "movable or sliced things"
     if trajectory is None:
-        return f"no {TRAJECTORY} beside the game"
+        return NO_TRAJECTORY
     kind = _TASK_TYPE.search(trajectory)
     if not kind or kind[1].decode() not in TYPES:
         return "another type of task"
     solvable = _SOLVABLE.search(game)
     if not solvable:
-        return "not checked for being solvable"
+        return NOT_CHECKED
     return "" if solvable[1] == b"true" else "not solvable"
+
+
+def _warn(source: Path, skipped: Counter[str]) -> None:
+    """Warns of games that lack something. (What upstream does not play either is only counted.)"""
+    for reason in (NO_TRAJECTORY, NOT_CHECKED):
+        if skipped[reason]:
+            log.warning("%s: %d games are left out: %s", source, skipped[reason], reason)
 
 
 def _no_games(split: str, where: str, skipped: Counter[str]) -> NoReturn:
@@ -176,7 +208,8 @@ def _no_games(split: str, where: str, skipped: Counter[str]) -> NoReturn:
         f"0 playable ALFWorld games for split {split!r} in {where}: "
         + (f"left out were {reasons}" if reasons else f"no {GAME} lies there")
         + ". data= names the folder that holds "
-        + f"{ROOT}/{{{','.join(FOLDERS.values())}}}, or a .tar.zst of it."
+        + f"{ROOT}/{{{','.join(FOLDERS.values())}}}, or a .zip or .tar.zst of it; of the official "
+        + "downloads, the folder with both json_2.1.1_json.zip and json_2.1.3_tw-pddl.zip."
     )
 
 
@@ -186,28 +219,38 @@ def _unreadable(path: Path, error: OSError) -> NoReturn:
     ) from error
 
 
-class Archive:
-    """A `.tar.zst` (or any tar) of the folders, read once and then from the cache."""
+def _archives(folder: Path) -> list[Path]:
+    """The archives in a folder, sorted, so that json_2.1.1_json.zip comes before the games."""
+    endings = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(endings))
+    return [path for path in files if not path.name.startswith(".")]
 
-    def __init__(self, path: Path):
-        self.path = path
+
+class Archives:
+    """One or several archives of the folders, read once and then from the cache."""
+
+    def __init__(self, given: Path, paths: Sequence[Path]):
+        self.given, self.paths = given, list(paths)
         self._index: dict[str, Any] | None = None
 
     @property
     def folder(self) -> Path:
-        return cache_folder() / "alfworld" / self.checksum()
+        return cache_folder() / "alfworld" / f"{self.checksum()}-2"
 
     def checksum(self) -> str:
         return self._checksum
 
     @cached_property
     def _checksum(self) -> str:
-        try:
-            with self.path.open("rb") as file:
-                parts = iter(lambda: file.read(1 << 20), b"")
-                return checksum("v1", *parts)
-        except OSError as error:
-            _unreadable(self.path, error)
+        sums = []
+        for path in self.paths:
+            try:
+                with path.open("rb") as file:
+                    parts = iter(lambda file=file: file.read(1 << 20), b"")  # type: ignore[misc]
+                    sums.append(checksum("v1", *parts))
+            except OSError as error:
+                _unreadable(path, error)
+        return sums[0] if len(sums) == 1 else checksum(*sums)
 
     def index(self) -> dict[str, Any]:
         if self._index is None:
@@ -218,11 +261,13 @@ class Archive:
         return self._index
 
     def tasks(self, split: str) -> tuple[str, ...]:
-        index = self.index()
-        ids = sorted(index["splits"].get(split, {}))
+        ids = sorted(self.index()["splits"][split])
         if not ids:
-            _no_games(split, f"{FOLDERS[split]} of {self.path}", Counter(index["skipped"]))
+            _no_games(split, f"{FOLDERS[split]} of {self.given}", Counter(self.left_out(split)))
         return tuple(ids)
+
+    def left_out(self, split: str) -> dict[str, int]:
+        return dict(self.index()["skipped"][split])
 
     def load(self, task_id: str) -> dict[str, Any]:
         splits = self.index()["splits"]
@@ -232,96 +277,74 @@ class Archive:
                 file.seek(start)
                 return engine.parse(zlib.decompress(file.read(size)))
         except (GameError, zlib.error, OSError) as error:
-            raise GameError(f"{task_id} of {self.path}: {error}") from None
+            raise GameError(f"{task_id} of {self.given}: {error}") from None
 
     def _unpack(self, folder: Path) -> None:
-        """Streams the archive; games are compressed one by one, so that reading one is fast."""
+        """Streams the archives; games are compressed one by one, so that reading one is fast."""
         splits: dict[str, dict[str, tuple[int, int]]] = {split: {} for split in SPLITS}
-        skipped: Counter[str] = Counter()
+        skipped: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
         at = 0
         with (folder / "games.bin").open("wb") as out:
             for split, where, game, trajectory in _pairs(self._members()):
-                reason = unplayable(f"{where} of {self.path}", where, game, trajectory)
+                reason = unplayable(f"{where} of {self.given}", where, game, trajectory)
                 if reason:
-                    skipped[reason] += 1
+                    skipped[split][reason] += 1
                     continue
                 packed = zlib.compress(game, 3)
                 out.write(packed)
                 splits[split][where] = (at, len(packed))
                 at += len(packed)
+        _warn(self.given, sum(skipped.values(), Counter()))
         index = {"splits": splits, "skipped": skipped}
         (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
     def _members(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """Name and content of every file of interest, in the archive's order."""
-        try:
-            with (
-                self.path.open("rb") as file,
-                tarfile.open(fileobj=_plain(file, self.path), mode="r|*") as tar,
-            ):
-                for member in tar:
-                    if member.isfile() and member.name.endswith((GAME, TRAJECTORY)):
-                        yield member.name, _reader(tar, member)
-        except PermissionError as error:
-            _unreadable(self.path, error)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise GameError(f"{self.path} is not a complete tar archive: {error}") from error
+        """Name and content of every file of interest, in the archives' order."""
+        for path in self.paths:
+            try:
+                for member in members(path):
+                    if member.name.endswith((f"/{GAME}", f"/{TRAJECTORY}")):
+                        yield member.name, partial(_read, member)
+                    elif not member.inside:
+                        with member.opened() as (kind, _):
+                            if kind != "text":
+                                raise member.refused(kind)
+            except PermissionError as error:
+                _unreadable(path, error)
 
 
-def _reader(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:
-    def read() -> bytes:
-        file = tar.extractfile(member)
-        if file is None or member.size > MAX_GAME:
-            raise GameError(f"{member.name} is larger than {MAX_GAME} bytes")
-        return file.read()
-
-    return read
-
-
-def _plain(file: Any, path: Path) -> Any:
-    """The stream without zstandard's compression, if it has any."""
-    magic = file.read(4)
-    file.seek(0)
-    if magic != b"\x28\xb5\x2f\xfd":
-        return file
-    import zstandard
-
-    reader = zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(file)
-    return _Zstandard(reader, path, zstandard.ZstdError)
-
-
-class _Zstandard:
-    """A reader whose errors are OSErrors, as tarfile expects them."""
-
-    def __init__(self, reader: Any, path: Path, error: type[Exception]):
-        self._reader, self._path, self._error = reader, path, error
-
-    def read(self, size: int) -> bytes:
-        try:
-            return bytes(self._reader.read(size))
-        except self._error as error:
-            raise OSError(f"its compression is broken ({error})") from None
+def _read(member: Member) -> bytes:
+    with member.opened() as (_, file):
+        content = file.read(MAX_GAME + 1)
+    if len(content) > MAX_GAME:
+        raise GameError(f"{member} is larger than {MAX_GAME} bytes")
+    return content
 
 
 def _pairs(
-    members: Iterable[tuple[str, Callable[[], bytes]]],
+    files: Iterable[tuple[str, Callable[[], bytes]]],
 ) -> Iterator[tuple[str, str, bytes, bytes | None]]:
-    """(split, id, game, trajectory) of every game, whichever of the two files comes first."""
+    """(split, id, game, trajectory) of every game, whichever of the two files comes first.
+
+    Of a trajectory only the part with the task's type is given, so that thousands may wait.
+    """
     names = {folder: split for split, folder in FOLDERS.items()}
-    waiting: dict[tuple[str, str], dict[str, bytes]] = {}
-    for count, (name, read) in enumerate(members):
-        if count > 2 * MAX_GAMES:
+    games: dict[tuple[str, str], bytes] = {}
+    trajectories: dict[tuple[str, str], bytes] = {}
+    for count, (name, read) in enumerate(files):
+        if count > 4 * MAX_GAMES:
             raise GameError(f"the archive holds more than {MAX_GAMES} games")
         parts = name.split("/")
         split = next((i for i, part in enumerate(parts[:-1]) if part in names), None)
         if split is None:
             continue
         key = (names[parts[split]], "/".join(parts[split + 1 : -1]))
-        files = waiting.setdefault(key, {})
-        files[parts[-1]] = read()
-        if len(files) == 2:
-            yield *key, files[GAME], files[TRAJECTORY]
-            del waiting[key]
-    for key, files in waiting.items():
-        if GAME in files:
-            yield *key, files[GAME], None
+        if parts[-1] == GAME:
+            games[key] = zlib.compress(read(), 3)
+        else:
+            kind = _TASK_TYPE.search(read())
+            trajectories[key] = kind[0] if kind else b""
+        if key in games and key in trajectories:
+            yield *key, zlib.decompress(games.pop(key)), trajectories.pop(key)
+    for key, game in games.items():
+        yield *key, zlib.decompress(game), None

@@ -48,7 +48,8 @@ class ALFWorldEnv(TextEnv):
     Parameters
     ----------
     data: None: generated games, in rooms of the installed alfworld package. Else a folder that
-        holds ALFWorld's `json_2.1.1` (or is it), or a `.tar.zst` of it.
+        holds ALFWorld's `json_2.1.1` (or is it), an archive of it (`.zip`, `.tar.zst`, …), or the
+        folder of the official archives.
     engine: "fast", or "textworld", the reference, which must be installed and is slow.
     wording: of the prompt and the expert: "new" (`move X to Y`, `use X`) or "old" (`put X in/on Y`,
         `toggle X`, as in the paper's prompt); None: that of the games themselves.
@@ -113,6 +114,10 @@ class ALFWorldEnv(TextEnv):
     def task_type(self) -> str:
         """One of ALFWorld's six types, such as pick_and_place_simple."""
         return _type(self.task_id or "")
+
+    def data_notes(self) -> dict[str, int]:
+        left_out = self._source.left_out(self.split)
+        return {f"games left out: {reason}": count for reason, count in left_out.items()}
 
     def data_checksum(self) -> str:
         return self._source.checksum()

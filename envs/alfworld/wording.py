@@ -15,14 +15,20 @@ WORDINGS = ("old", "new")
 MAX_ACTION = 200
 """Characters that an action may have; the longest meaningful one has about 60."""
 
-_PUT = re.compile(r"(?:put|place) (.+?) (?:in/on|in|on|into|onto|inside) (?:the )?(\S+(?: \d+)?)")
-_MOVE = re.compile(r"move (.+?) to (?:the )?(\S+(?: \d+)?)")
+_PUT = re.compile(r"(?:put|place) (.+?) (?:in/on|in|on|into|onto|inside) (\S+(?: \d+)?)")
+_MOVE = re.compile(r"move (.+?) to (\S+(?: \d+)?)")
+_ARTICLES = re.compile(r"(?<= )(?:the|a|an) (?=\S)")
 _SWITCH = re.compile(r"(?:toggle|use|turn on|switch on) (.+)")
 _BLANKS = re.compile(r"\s+")
 
 
 def readings(action: str) -> Iterator[str]:
-    """What an action may mean, as commands: itself, then normalised, then in the other wording."""
+    """What an action may mean, as commands: itself, normalised, without articles, in the other
+    wording.
+
+    >>> list(readings("Go to the desk 2."))
+    ['Go to the desk 2.', 'go to the desk 2', 'go to desk 2']
+    """
     action = action.strip()
     if len(action) > MAX_ACTION:
         return
@@ -30,10 +36,13 @@ def readings(action: str) -> Iterator[str]:
     plain = _BLANKS.sub(" ", action.lower()).rstrip(" .!")
     if plain != action:
         yield plain
-    if match := _PUT.fullmatch(plain) or _MOVE.fullmatch(plain):
+    bare = _ARTICLES.sub("", plain)
+    if bare != plain:
+        yield bare
+    if match := _PUT.fullmatch(bare) or _MOVE.fullmatch(bare):
         yield f"move {match[1]} to {match[2]}"
         yield f"put {match[1]} in/on {match[2]}"
-    elif match := _SWITCH.fullmatch(plain):
+    elif match := _SWITCH.fullmatch(bare):
         yield f"use {match[1]}"
 
 

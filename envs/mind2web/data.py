@@ -1,35 +1,35 @@
 """Mind2Web's tasks: official files, plain files of steps, and the bundled sites, in one format.
 
-| `data`   | contents                                     | splits                               |
-|----------|----------------------------------------------|--------------------------------------|
-| None     | tasks on the bundled sites (`sites/`)        | by site; other domains in test       |
-| a folder | the official files (`official.py`)           | train 1,009; test as `test_set` says |
-| a file   | `.jsonl` of steps or tasks, `.json` of tasks | by website: about 70 / 10 / 20 %     |
+| `data`         | contents                               | splits                               |
+|----------------|----------------------------------------|--------------------------------------|
+| None           | tasks on the bundled sites (`sites/`)  | by site; other domains in test       |
+| a folder, .zip | the official files (`official.py`)     | train 1,009; test as `test_set` says |
+| a file         | tasks or single steps (`packs.py`)     | by website: about 70 / 10 / 20 %     |
 
 Of the official test sets, `test_set="domain"` (cross-domain, 912 tasks, the paper's) is the split
 test by default; alternatives are "task" (cross-task, 252) and "website" (cross-website, 177). The
 benchmark has no development set: dev is cross-task (cross-website if cross-task is test).
 
-Defects of the data are counted per step in a `Problems` and never raise; a file without any task,
-or one that cannot be read, raises a ValueError that names it.
+Defects of the data are counted per step in a `Problems`; a file without any task, or one that
+cannot be read, raises a ValueError that names it, and so do tasks none of whose steps has what it
+needs (`library.py`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from stepagent.envs.core import checksum
-from stepagent.envs.mind2web.records import Problems, Task, task_from_official, tasks_from_rows
+from stepagent.envs.containers import SourceError, members
+from stepagent.envs.mind2web.packs import open_pack
+from stepagent.envs.mind2web.records import Problems, StepFacts, Task
 
 TEST_SETS = ("domain", "task", "website")
 HTML_KINDS = ("cleaned", "raw")
-MAX_FILE = 256_000_000
-"""Bytes of a plain file of tasks, which is kept in memory. Official folders may have any size."""
 
 
 class Source(Protocol):
@@ -37,6 +37,12 @@ class Source(Protocol):
 
     def ids(self, split: str) -> Sequence[str]:
         """Ids of a split ("train", "dev", "test")."""
+
+    def facts(self, split: str) -> Mapping[str, Sequence[StepFacts]]:
+        """Task id of the split → what each of its steps has, without reading the tasks."""
+
+    def left_out(self, split: str) -> Mapping[str, int]:
+        """Why records of the split's files are in no task: reason → count."""
 
     def task(self, task_id: str) -> Task:
         """The task, read on demand."""
@@ -65,57 +71,61 @@ def open_source(
         from stepagent.envs.mind2web.sites import BundledSites
 
         return BundledSites(html, problems)
-    path = Path(data).expanduser()
-    if path.is_dir() and len(lines := list(path.glob("*.jsonl"))) == 1:
-        path = lines[
-            0
-        ]  # a folder that contains one such file; the official files are .json and .zip
-    if path.is_file():
-        return PlainFile(path, html, problems)
-    if path.is_dir():
-        from stepagent.envs.mind2web.official import OfficialFolder
+    from stepagent.envs.mind2web.official import OfficialFiles, names_a_set
 
-        return OfficialFolder(path, test_set, html, password, problems)
-    raise ValueError(
-        f"{path.absolute()} does not exist: `data` is the folder of the official files, a .json "
-        "or .jsonl file of tasks or steps, or None for the bundled sites"
-    )
+    path = Path(data).expanduser()
+    if not path.exists():
+        raise SourceError(
+            f"{path.absolute()} does not exist: `data` is the folder of the official files (or a "
+            ".zip of them), a file of tasks or steps (JSON, JSON lines, parquet), or None for the "
+            "bundled sites"
+        )
+    if path.is_dir():
+        lines = [p for p in path.glob("*.jsonl") if not p.name.startswith(".")]
+        if len(lines) != 1:
+            return OfficialFiles(path, test_set, html, password, problems)
+        path = lines[0]  # a folder that contains one such file; the official files are not .jsonl
+    if any(names_a_set(file.inside) for file in members(path, password)):
+        return OfficialFiles(path, test_set, html, password, problems)
+    return PlainFile(path, html, problems, password)
 
 
 class PlainFile:
-    """Tasks of one file, in memory: official tasks (.json, .jsonl) or rows of steps (.jsonl).
+    """Tasks of one file, or of an archive that names no set: official tasks or rows of steps."""
 
-    A row has annotation_id, action_uid, confirmed_task, previous_actions, candidates
-    (backend_node_id and the element as text), pos_backend_node_ids, operation and the page; rows
-    with the same annotation_id are one task, which consists of those steps.
-    """
-
-    def __init__(self, path: Path, html: str, problems: Problems):
-        if path.stat().st_size > MAX_FILE:
-            raise ValueError(
-                f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_FILE:,} of a plain "
-                "file: put it into a folder train/ and name the folder above"
-            )
-        raw = path.read_bytes()
-        self._checksum = checksum(raw)
-        records = _records(path, raw, problems)
-        tasks = [task_from_official(r, html, problems) for r in records if "actions" in r]
-        tasks += tasks_from_rows([r for r in records if "actions" not in r], problems)
-        self._tasks = {task.id: task for task in tasks if task is not None and task.steps}
-        if not self._tasks:
-            raise ValueError(
-                f"{path} holds no task of Mind2Web ({problems.counts()}): objects with "
-                "annotation_id, confirmed_task and actions are due, or rows of single steps"
-            )
+    def __init__(self, path: Path, html: str, problems: Problems, password: str | None = None):
+        self._problems, self._checksum = problems, _checksum(path)
+        files = list(members(path, password))
+        self._pack = open_pack(path.name[:40], self._checksum, files, html, password)
+        for kind, places in self._pack.problems.items():
+            for place in places:
+                problems.add(kind, place)
 
     def ids(self, split: str) -> Sequence[str]:
-        return split_by_website({t.id: t.website for t in self._tasks.values()})[split]
+        return split_by_website(self._pack.websites())[split]
+
+    def facts(self, split: str) -> Mapping[str, Sequence[StepFacts]]:
+        """Of all tasks: a split may have only a few."""
+        return {task: self._pack.facts(task) for task in self._pack.websites()}
+
+    def left_out(self, split: str) -> Mapping[str, int]:
+        return self._pack.left_out
 
     def task(self, task_id: str) -> Task:
-        return self._tasks[task_id]
+        return self._pack.task(task_id, self._problems)
 
     def checksum(self) -> str:
         return self._checksum
+
+
+def _checksum(path: Path) -> str:
+    """`core.checksum` of the file's bytes, read piece by piece."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    digest.update(b"\0")
+    return digest.hexdigest()[:16]
 
 
 def split_by_website(websites: Mapping[str, str]) -> dict[str, list[str]]:
@@ -136,44 +146,24 @@ def split_by_website(websites: Mapping[str, str]) -> dict[str, list[str]]:
     return {split: [t for name in part for t in groups[name]] for split, part in parts.items()}
 
 
-def _records(path: Path, raw: bytes, problems: Problems) -> list[dict[str, Any]]:
-    """The JSON objects of a file: one per line, or an array."""
-    text = raw.decode("utf-8", "replace")
-    if path.suffix != ".jsonl":
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
-        records = data if isinstance(data, list) else [data]
-    else:
-        records = []
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                try:
-                    records.append(json.loads(line))
-                except (ValueError, RecursionError):
-                    problems.add("line that is not JSON", f"{path}:{number}")
-    for number, record in enumerate(records):
-        if not isinstance(record, dict):
-            problems.add("record that is not an object", f"{path}:{number}")
-    return [record for record in records if isinstance(record, dict)]
-
-
-@lru_cache(maxsize=4)
 def read_ranks(path: Path) -> Mapping[str, Sequence[str]]:
     """Candidate ranks: `{annotation_id}_{action_uid}` → node ids, best first.
 
     The JSON file may also have node id → rank instead of a list (`envs.mind2web.convert` makes one
     of the official pickle). Raises ValueError if it is not such a file.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"ranks: {path.absolute()} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        pickled = path.suffix in (".pkl", ".pickle")
+    if not path.is_file():
+        raise SourceError(f"ranks: {path.absolute()} cannot be read (no such file)")
+    (file,) = members(path)
+    with file.opened() as (kind, content):
+        pickled = kind == "pickle" or path.suffix in (".pkl", ".pickle")
         hint = f": run `stepagent mind2web-ranks {path} ranks.json`" if pickled else ""
-        raise ValueError(f"ranks: {path} is not JSON ({error}){hint}") from None
+        if kind not in ("text", "pickle", "binary"):
+            raise SourceError(f"ranks: {file.refused(kind)}")
+        try:
+            data = json.loads(content.read().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise SourceError(f"ranks: {path} is not JSON ({error}){hint}") from None
     if not isinstance(data, dict):
         raise ValueError(f"ranks: {path} must contain an object of lists, by annotation and action")
     ranks = {}

@@ -13,6 +13,8 @@ Rules of the episode:
   1 / steps. `metrics` has it with operation F1, step success and task success (`score.py`), all
   over the task's steps, those not reached yet counting as 0. Success is task success.
 - A step none of whose positives is among the `top_k` candidates scores 0 in everything.
+- A page shows all of them, as in MindAct; only the bundled sites have a budget of tokens, for small
+  models. What does not fit a model's context is cut by the agent, which counts it.
 
 With `live=True` the tasks on the bundled sites are played freely in a real browser (`live.py`).
 """
@@ -35,13 +37,14 @@ from stepagent.envs.mind2web.library import Library, open_library
 from stepagent.envs.mind2web.prune import Candidate
 from stepagent.envs.mind2web.questions import ANSWERS, Decision, Direct, Question, Rounds
 from stepagent.envs.mind2web.rank import HISTORY, Ranker
-from stepagent.envs.mind2web.records import RecordedStep, Task
+from stepagent.envs.mind2web.records import Problems, RecordedStep, Task
 from stepagent.envs.mind2web.score import StepScore, operation_text, score_step, task_metrics
 
+BUDGETS = ("shared", "none")
 EPISODE_BUDGET = 3200
-"""Tokens for all pages of an episode without a budget: what a context of 4,096 leaves."""
+"""Tokens for all pages of an episode with the budget "shared": what a context of 4,096 leaves."""
 PAGE_BUDGETS = (300, 800)
-"""Minimum and maximum tokens of one page without a budget."""
+"""Minimum and maximum tokens of one page with the budget "shared"."""
 
 
 def make(*, live: bool = False, **kwargs: Any) -> TextEnv:
@@ -70,12 +73,14 @@ class Mind2WebEnv(TextEnv):
     ranker: "bm25", `module:Class` of a `rank.Ranker`, or a ranker.
     ranker_args: arguments of that class.
     top_k: candidates that are shown, by rank.
-    budget: tokens that a page may take; None: `EPISODE_BUDGET` shared by the task's pages, within
-        `PAGE_BUDGETS`. If a page exceeds it, less is shown around the candidates; see `prune.py`.
+    budget: tokens that a page may take; "shared": `EPISODE_BUDGET` shared by the task's pages,
+        within `PAGE_BUDGETS`; "none": any number; None: "shared" for the bundled sites, "none" for
+        `data`. If a page exceeds it, less is shown around the candidates; see `prune.py`.
     split, max_steps, render_mode: as in `TextEnv`.
 
-    Raises ValueError for unknown values, listing what exists, and for data that cannot be read;
-    defects of single steps are counted in `problems`.
+    Raises ValueError for unknown values, listing what exists, and for data that cannot be read or
+    scored; defects of single steps are counted in `problems`, those of an episode's steps in its
+    `data_notes`.
     """
 
     prompt_file: ClassVar[Path] = Path(__file__).with_name("prompt.md")
@@ -94,7 +99,7 @@ class Mind2WebEnv(TextEnv):
         ranker: str | Ranker = "bm25",
         ranker_args: Mapping[str, Any] | None = None,
         top_k: int = 50,
-        budget: int | None = None,
+        budget: int | str | None = None,
         max_steps: int | None = None,
         render_mode: str | None = None,
     ):
@@ -106,10 +111,15 @@ class Mind2WebEnv(TextEnv):
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
-        for name, number in (("top_k", top_k), ("budget", budget)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} is {number}: it must be at least 1")
-        self.answers, self.budget, self.top_k = answers, budget, top_k
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}: it must be at least 1")
+        if not (budget is None or budget in BUDGETS or (isinstance(budget, int) and budget >= 1)):
+            raise ValueError(
+                f"budget is {budget!r}: it must be a number, at least 1, or {' or '.join(BUDGETS)}"
+            )
+        self.budget = budget or ("shared" if data is None else "none")
+        """Tokens that a page may take, or one of BUDGETS."""
+        self.answers, self.top_k = answers, top_k
         self._library: Library = open_library(
             data,
             test_set=test_set,
@@ -126,6 +136,8 @@ class Mind2WebEnv(TextEnv):
         self._scores: list[StepScore] = []
         self._question: Question | None = None
         self._orders: int = 0
+        self._hidden = Problems()
+        """Steps whose right element this environment's budget hides."""
 
     # Tasks ------------------------------------------------------------------------------------
 
@@ -146,12 +158,18 @@ class Mind2WebEnv(TextEnv):
         fingerprint = super().fingerprint()
         arguments = json.loads(fingerprint["arguments"])
         arguments.pop("password", None)  # it only gives access, and must not be recorded
-        return {**fingerprint, "arguments": json.dumps(arguments, sort_keys=True)}
+        own = {"arguments": json.dumps(arguments, sort_keys=True), "budget": str(self.budget)}
+        return {**fingerprint, **own}
+
+    def data_notes(self) -> dict[str, int]:
+        self.tasks  # noqa: B018  (reads the split, if that has not happened yet)
+        left_out = self._library.source.left_out(self.split)
+        return {f"left out: {kind}": count for kind, count in left_out.items()}
 
     @property
     def problems(self) -> dict[str, int]:
         """Defects of the data seen so far: kind → number of steps (or records)."""
-        return self._library.problems.counts()
+        return {**self._library.problems.counts(), **self._hidden.counts()}
 
     # The episode ------------------------------------------------------------------------------
 
@@ -173,6 +191,9 @@ class Mind2WebEnv(TextEnv):
         assert self._question is not None
         decision, wrong = self._question.answer(action)
         if decision is not None:
+            uid = self._task.steps[len(self._scores)].uid
+            for problem in [*self._library.problems.of(uid), *self._hidden.of(uid)]:
+                self.note(f"steps: {problem}")
             self._scores.append(self._score(decision))
             if len(self._scores) < len(self._task.steps):
                 self._question = self._ask(len(self._scores))
@@ -222,14 +243,17 @@ class Mind2WebEnv(TextEnv):
     ) -> None:
         ranked = {c.node for c in candidates} & set(step.positives)
         if ranked and not ranked & set(question.view.nodes):
-            self._library.problems.add("positive left out by the token budget", step.uid)
+            self._hidden.add("positive left out by the token budget", step.uid)
 
     @property
-    def page_budget(self) -> int:
-        """Tokens that a page of the current task may take."""
+    def page_budget(self) -> int | None:
+        """Tokens that a page of the current task may take; None: any number."""
         assert self._task is not None
+        if isinstance(self.budget, int):
+            return self.budget
         least, most = PAGE_BUDGETS
-        return self.budget or max(least, min(most, EPISODE_BUDGET // len(self._task.steps)))
+        share = EPISODE_BUDGET // len(self._task.steps)
+        return max(least, min(most, share)) if self.budget == "shared" else None
 
     def _observation(self) -> str:
         assert self._task is not None

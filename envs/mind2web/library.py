@@ -3,20 +3,29 @@
 A task, a parsed page, a ranking and a pruned view are functions of the data alone. Episodes of many
 environments, and many episodes of one, use the same pages; so each is computed once and cached
 while there is room for it.
+
+Data that cannot be scored are refused, as a score of 0 would be the agent's: tasks none of whose
+steps has a page, candidates or a right one, and ranks of other steps. Where only some steps lack
+it, one warning says how many.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from stepagent.envs.containers import SourceError
 from stepagent.envs.mind2web import rank
 from stepagent.envs.mind2web.data import Source, open_source, read_ranks
 from stepagent.envs.mind2web.prune import Candidate, Page, View
-from stepagent.envs.mind2web.records import Problems
+from stepagent.envs.mind2web.records import Problems, StepFacts
+
+log = logging.getLogger(__name__)
 
 PAGES = 16
 """Parsed pages cached; one may take some ten times the size of its HTML."""
@@ -24,27 +33,99 @@ VIEWS = 8192
 """Pruned views cached, of a few kilobytes each."""
 TASKS = 64
 RANKED = 8192
+_PROBED = 20
+"""Tasks whose ranks are compared with their candidates before anything is played."""
+_NEEDS: tuple[tuple[str, Callable[[StepFacts], bool], str], ...] = (
+    ("a page", lambda step: step.page, "looked for cleaned_html or, with html=raw, raw_html"),
+    (
+        "candidates",
+        lambda step: step.candidates,
+        "looked for pos_candidates and neg_candidates, or candidates; of the multimodal release, "
+        "the parquet files hold them: name their folder",
+    ),
+    (
+        "a positive candidate",
+        lambda step: step.positive,
+        "without the right elements nothing can be scored",
+    ),
+)
+"""What every step needs, and how one learns what is missing."""
 
 
 class Library:
-    """Tasks of one source with one ranking; `problems` counts their defects."""
+    """Tasks of one source with one ranking; `problems` counts their defects.
+
+    `name`: the source, in messages. Raises SourceError, when a split's ids are first needed, for
+    data that cannot be scored (see the module's docstring).
+    """
 
     def __init__(
         self,
+        name: str,
         source: Source,
         problems: Problems,
-        ranks: Mapping[str, Sequence[str]] | None,
+        ranks: tuple[str, Mapping[str, Sequence[str]]] | None,
         ranker: rank.Ranker,
         top_k: int,
     ):
-        self.source, self.problems = source, problems
-        self._ranks, self.ranker, self._top_k = ranks, ranker, top_k
+        self.name, self.source, self.problems = name, source, problems
+        self._ranks_name = ranks[0] if ranks else ""
+        self._ranks = ranks[1] if ranks else None
+        self.ranker, self._top_k = ranker, top_k
         self.task = lru_cache(TASKS)(source.task)
-        self.ids = lru_cache(3)(lambda split: tuple(source.ids(split)))
+        self.ids = lru_cache(3)(self._ids)
         self.checksum = lru_cache(1)(source.checksum)
         self.page = lru_cache(PAGES)(self._page)
         self.ranked = lru_cache(RANKED)(self._ranked)
         self.view = lru_cache(VIEWS)(self._view)
+
+    def _ids(self, split: str) -> tuple[str, ...]:
+        ids = tuple(self.source.ids(split))
+        facts = self.source.facts(split)
+        steps = [step for of_task in facts.values() for step in of_task]
+        for what, has, advice in _NEEDS:
+            lacking = sum(not has(step) for step in steps)
+            if steps and lacking == len(steps):
+                raise SourceError(
+                    f"{self.name}: none of its {len(steps)} steps has {what} ({advice})"
+                )
+            if lacking:
+                log.warning("%s: %d of %d steps lack %s", self.name, lacking, len(steps), what)
+        if self._ranks is not None and steps:
+            self._check_ranks({task: facts[task] for task in ids}, self._ranks)
+        return ids
+
+    def _check_ranks(
+        self,
+        facts: Mapping[str, Sequence[StepFacts]],
+        ranks: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Raises SourceError for ranks of other data; warns where some steps have none."""
+        uids = [step.uid for steps in facts.values() for step in steps]
+        ranked = [task for task, steps in facts.items() if any(s.uid in ranks for s in steps)]
+        missing = sum(uid not in ranks for uid in uids)
+        if uids and not ranked:
+            raise SourceError(
+                f"ranks: {self._ranks_name} ranks none of the {len(uids)} steps of {self.name}: it "
+                f"is of other data. It has {next(iter(ranks), 'nothing')!r}, the data have "
+                f"{uids[0]!r} (annotation_id, then action_uid)"
+            )
+        if ranked and not any(self._usable(task, ranks) for task in islice(ranked, _PROBED)):
+            raise SourceError(
+                f"ranks: {self._ranks_name} names none of the candidates of {self.name}: its node "
+                "ids are of other pages"
+            )
+        if missing:
+            log.warning(
+                "ranks: %s has none for %d of %d steps of %s: the ranker ranks these",
+                *(self._ranks_name, missing, len(uids), self.name),
+            )
+
+    def _usable(self, task_id: str, ranks: Mapping[str, Sequence[str]]) -> bool:
+        return any(
+            {candidate.node for candidate in step.candidates} & set(ranks.get(step.uid, ()))
+            for step in self.task(task_id).steps
+        )
 
     def _page(self, task_id: str, number: int) -> Page:
         step = self.task(task_id).steps[number]
@@ -57,17 +138,16 @@ class Library:
         """The step's best candidates, best first: at most `top_k`."""
         task = self.task(task_id)
         step = task.steps[number]
-        order = self._ranks.get(step.uid) if self._ranks is not None else None
-        if order is None:
+        order = self._ranks.get(step.uid, ()) if self._ranks is not None else ()
+        known = {candidate.node: candidate for candidate in step.candidates}
+        if not set(order) <= set(known):
+            self.problems.add("rank of an unknown candidate", step.uid)
+        best = [known[node] for node in order if node in known][: self._top_k]
+        if not best and known:
             if self._ranks is not None:
                 self.problems.add("step without ranks", step.uid)
             page = self.page(task_id, number)
             best = rank.ranked(step, page, task.instruction, self.ranker)[: self._top_k]
-        else:
-            known = {candidate.node: candidate for candidate in step.candidates}
-            if not set(order) <= set(known):
-                self.problems.add("rank of an unknown candidate", step.uid)
-            best = [known[node] for node in order if node in known][: self._top_k]
         if step.positives and not set(step.positives) & {c.node for c in best}:
             self.problems.add(f"no positive within the top {self._top_k}", step.uid)
         return tuple(best)
@@ -138,6 +218,6 @@ def _open(
 ) -> Library:
     problems = Problems()
     ranker_object = rank.make_ranker(ranker, json.loads(ranker_args))
-    order = None if ranks is None else read_ranks(Path(ranks).expanduser())
+    order = None if ranks is None else (ranks, read_ranks(Path(ranks).expanduser()))
     source = open_source(data, problems, test_set=test_set, html=html, password=password)
-    return Library(source, problems, order, ranker_object, top_k)
+    return Library(data or "bundled sites", source, problems, order, ranker_object, top_k)

@@ -36,6 +36,15 @@ class Problems:
     def items(self) -> Iterable[tuple[str, set[str]]]:
         return self._places.items()
 
+    def of(self, where: str) -> list[str]:
+        """The kinds of defects of one step."""
+        return sorted(kind for kind, places in self._places.items() if where in places)
+
+    def first(self) -> str:
+        """The kinds, each with its count and a place; "" if there is none."""
+        kinds = sorted(self._places.items())
+        return "; ".join(f"{len(at)} × {kind}, such as {min(at)}" for kind, at in kinds)
+
     def __repr__(self) -> str:
         return f"Problems({self.counts()})"
 
@@ -57,6 +66,16 @@ class RecordedStep:
     """The recorded actions before it, such as `[button]  Search -> CLICK`."""
     target: str = ""
     """The recorded action in words; "" if the data do not say."""
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What a step has of what it needs, known without its task being read."""
+
+    uid: str
+    page: bool = True
+    candidates: bool = True
+    positive: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,14 +121,21 @@ def _with(step: RecordedStep, **changes: Any) -> RecordedStep:
     return RecordedStep(**{**step.__dict__, **changes})
 
 
+def page_fields(html: str) -> tuple[str, ...]:
+    """The fields that may hold a page, "cleaned" or "raw", the first one that is there counting."""
+    return ("cleaned_html", "cleaned_html_truncated") if html == "cleaned" else ("raw_html",)
+
+
+def _page(record: Mapping[str, Any], html: str) -> str:
+    return next((p for f in page_fields(html) if isinstance(p := record.get(f), str) and p), "")
+
+
 def _step(action: Mapping[str, Any], uid: str, html: str, problems: Problems) -> RecordedStep:
     positives = parse_candidates(action.get("pos_candidates"), uid, problems)
     negatives = parse_candidates(action.get("neg_candidates"), uid, problems)
-    page_key = "cleaned_html" if html == "cleaned" else "raw_html"
-    page = action.get(page_key)
     return make_step(
         uid,
-        page if isinstance(page, str) else "",
+        _page(action, html),
         action.get("operation"),
         [candidate.node for candidate in positives],
         [*positives, *negatives],
@@ -144,7 +170,8 @@ def make_step(
         uid,
         _without_note(html),
         op,
-        " ".join(str(operation.get("value") or "").split()),
+        # As in MindAct, a click has no value, whatever was recorded.
+        "" if op == "CLICK" else " ".join(str(operation.get("value") or "").split()),
         right,
         tuple(unique[name] for name in sorted(unique, key=scattered)),
         tuple(history),
@@ -164,7 +191,9 @@ def _without_note(html: str) -> str:
 
 
 def parse_candidates(items: Any, uid: str, problems: Problems) -> list[Candidate]:
-    """The candidates of a list in the official format."""
+    """The candidates of a list in the official format; it, or each of them, may be JSON text."""
+    if isinstance(items, str):
+        items = _parsed(items)
     candidates = []
     for item in items if isinstance(items, list) else ():
         item = _object(item)
@@ -179,12 +208,15 @@ def parse_candidates(items: Any, uid: str, problems: Problems) -> list[Candidate
 
 def _object(value: Any) -> dict[str, Any]:
     """A JSON object, parsed or still a text; {} for anything else."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return {}
+    value = _parsed(value) if isinstance(value, str) else value
     return value if isinstance(value, dict) else {}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _list(record: Mapping[str, Any], name: str, where: str, problems: Problems) -> list[Any]:
@@ -201,8 +233,17 @@ def _shown(attributes: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((name, str(known[name])[:2000]) for name in ATTRIBUTES if known.get(name))
 
 
-def tasks_from_rows(rows: Sequence[Mapping[str, Any]], problems: Problems) -> list[Task]:
-    """Tasks of rows of single steps (`data.PlainFile` describes a row)."""
+def tasks_from_rows(
+    rows: Sequence[Mapping[str, Any]], problems: Problems, html: str = "cleaned"
+) -> list[Task]:
+    """Tasks of rows of single steps: those with the same annotation_id are one task.
+
+    A row has annotation_id, action_uid, confirmed_task, operation, the page, and in one of two ways
+
+    - candidates (backend_node_id and the element as text), pos_backend_node_ids, previous_actions;
+    - pos_candidates and neg_candidates as the official files have them (or each as JSON text), and
+      the task's action_reprs with target_action_index: the multimodal release.
+    """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for number, row in enumerate(rows):
         name, text = (
@@ -213,38 +254,57 @@ def tasks_from_rows(rows: Sequence[Mapping[str, Any]], problems: Problems) -> li
             problems.add("row without annotation_id or confirmed_task", str(number))
             continue
         groups.setdefault(name, []).append(row)
-    return [_task_from_rows(name, group, problems) for name, group in groups.items()]
+    return [_task_from_rows(name, group, problems, html) for name, group in groups.items()]
 
 
-def _task_from_rows(name: str, rows: list[Mapping[str, Any]], problems: Problems) -> Task:
-    def place(row: Mapping[str, Any]) -> int:
-        index = row.get("action_idx")
-        return index if isinstance(index, int) else 0
+def _index(row: Mapping[str, Any]) -> int:
+    """The row's place among the task's actions."""
+    index = row.get("action_idx", row.get("target_action_index"))
+    return int(index) if isinstance(index, int) or str(index).isdecimal() else 0
 
+
+def _task_from_rows(
+    name: str, rows: list[Mapping[str, Any]], problems: Problems, html: str
+) -> Task:
     steps = []
-    for row in sorted(rows, key=place):
-        uid, candidates = f"{name}_{row.get('action_uid', place(row))}", []
-        for item in _list(row, "candidates", uid, problems):
-            item = _object(item)
-            node, text = str(item.get("backend_node_id") or ""), str(item.get("rendered") or "")
-            tag = re.match(r"<([\w-]+)", text)
-            if node:
-                attributes = _shown(dict(_RENDERED.findall(text.removesuffix(">"))))
-                candidates.append(Candidate(node, tag[1] if tag else "", attributes))
-        page = row.get("cleaned_html") or row.get("cleaned_html_truncated") or ""
-        steps.append(
-            make_step(
-                uid,
-                page if isinstance(page, str) else "",
-                row.get("operation"),
-                [str(node) for node in _list(row, "pos_backend_node_ids", uid, problems)],
-                candidates,
-                problems,
-                [str(text) for text in _list(row, "previous_actions", uid, problems)],
-            )
+    for row in sorted(rows, key=_index):
+        uid = f"{name}_{row.get('action_uid', _index(row))}"
+        right, candidates = _row_candidates(row, uid, problems)
+        reprs = [str(text) for text in _list(row, "action_reprs", uid, problems)]
+        history = [str(text) for text in _list(row, "previous_actions", uid, problems)]
+        step = make_step(
+            uid,
+            _page(row, html),
+            row.get("operation"),
+            right,
+            candidates,
+            problems,
+            history if "previous_actions" in row else reprs[: _index(row)],
         )
+        target = reprs[_index(row)] if _index(row) < len(reprs) else ""
+        steps.append(_with(step, target=target))
     first = rows[0]
     texts = (str(first.get(key) or "") for key in ("website", "domain", "subdomain"))
     website, domain, subdomain = texts
     instruction = " ".join(str(first["confirmed_task"]).split())
     return Task(name, website, domain, subdomain, instruction, tuple(steps))
+
+
+def _row_candidates(
+    row: Mapping[str, Any], uid: str, problems: Problems
+) -> tuple[list[str], list[Candidate]]:
+    """(node ids of the right ones, all of them)."""
+    if "candidates" not in row and "pos_candidates" in row:
+        positives = parse_candidates(row["pos_candidates"], uid, problems)
+        negatives = parse_candidates(row.get("neg_candidates"), uid, problems)
+        return [candidate.node for candidate in positives], [*positives, *negatives]
+    candidates = []
+    for item in _list(row, "candidates", uid, problems):
+        item = _object(item)
+        node, text = str(item.get("backend_node_id") or ""), str(item.get("rendered") or "")
+        tag = re.match(r"<([\w-]+)", text)
+        if node:
+            attributes = _shown(dict(_RENDERED.findall(text.removesuffix(">"))))
+            candidates.append(Candidate(node, tag[1] if tag else "", attributes))
+    right = [str(node) for node in _list(row, "pos_backend_node_ids", uid, problems)]
+    return right, candidates

@@ -174,6 +174,9 @@ class RemoteEnv(TextEnv):
         """That of the environment on the server: where it runs does not affect results."""
         return dict(self._fact("fingerprint"))
 
+    def data_notes(self) -> dict[str, int]:
+        return dict(self._fact("data_notes"))
+
     def data_checksum(self) -> str:
         return self.fingerprint()["data"]
 

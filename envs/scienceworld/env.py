@@ -151,8 +151,11 @@ class ScienceWorldEnv(TextEnv):
             return Outcome(note, self._best, valid=False)
         self._asked = observation.startswith(_QUESTION)
         self._best = max(self._best, raw)
+        shown = _shorten(observation) if self._asked else observation
+        if shown != observation:
+            self.note(f"numbered questions cut to {MAX_CHOICES} lines")
         return Outcome(
-            observation=_shorten(observation) if self._asked else observation,
+            observation=shown,
             score=self._best,
             done=complete or raw < 0,
             success=round(100 * self._best) >= 100,

@@ -118,6 +118,7 @@ def _step(env: TextEnv, call: StepCall) -> dict[str, Any]:
 _FACTS: dict[str, Callable[[TextEnv], Any]] = {
     "tasks": lambda env: env.tasks,
     "fingerprint": lambda env: env.fingerprint(),
+    "data_notes": lambda env: env.data_notes(),
     "prompt": lambda env: {"instruction": env.prompt.instruction, "example": env.prompt.example},
     "plan": lambda env: env.expert_plan(),
     "actions": lambda env: env.admissible_actions(),
@@ -252,6 +253,7 @@ _INFO = {
     "success": False,
     "valid": True,
     "metrics": {"raw_score": 0, "best_raw_score": 0},
+    "data_notes": {},
 }
 _STEPPED = {
     "observation": "This room is called the hallway. …",
@@ -320,7 +322,8 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
     @app.get(
         "/v1/sessions/{session}/{what}",
         tags=["sessions"],
-        summary="tasks, prompt and fingerprint of the environment; plan and actions of the episode",
+        summary="tasks, prompt, fingerprint and data_notes of the environment; plan and actions of "
+        "the episode",
         responses=_shows({"plan": [["I look around first.", "look around"]]}),
     )
     async def facts(session: str, what: str) -> Response:

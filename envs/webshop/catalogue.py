@@ -22,8 +22,10 @@ import numpy as np
 from stepagent.envs.webshop.data import GOALS, NO_PRICE, Product, goal_count
 from stepagent.files import build_once, cache_folder
 
-VERSION = 1
+VERSION = 2
 MAX_ASIN = 10
+NO_ATTRIBUTES = ("DUMMY_ATTR",)
+"""Upstream's stand-in for the attributes of a product that has none."""
 _ID_BYTES = 4 * MAX_ASIN
 _REMEMBERED = 4096
 """Products that stay parsed in memory."""
@@ -36,6 +38,7 @@ class Catalogue:
     ----------
     checksum: of the source it was made from.
     skipped: reason → how many products or goals were left out.
+    replaced: reason → how many products lack something that is made up for.
     """
 
     def __init__(self, folder: Path):
@@ -44,6 +47,7 @@ class Catalogue:
             raise ValueError(f"{folder}: catalogue version {meta.get('version')!r}, not {VERSION}")
         self.folder, self.checksum = folder, str(meta["checksum"])
         self.skipped: dict[str, int] = meta["skipped"]
+        self.replaced: dict[str, int] = meta["replaced"]
         self._ids = np.load(folder / "ids.npy", mmap_mode="r")
         self._places = np.load(folder / "places.npy", mmap_mode="r")
         self._file = os.open(folder / "products.jsonl", os.O_RDONLY)
@@ -88,24 +92,34 @@ class Catalogue:
 
 
 def make(
-    key: str, products: Iterable[Product | None], skipped: Mapping[str, int] | None = None
+    key: str,
+    products: Iterable[Product | None],
+    skipped: Mapping[str, int] | None = None,
+    replaced: Mapping[str, int] | None = None,
 ) -> Catalogue:
     """The catalogue of that key (a checksum of its source), built from the products if it is new.
 
-    `products` is read only to build it; `skipped` is read after that, and may be filled meanwhile.
+    `products` is read only to build it; `skipped` and `replaced` (see `Catalogue`) are read after
+    that, and may be filled meanwhile.
     Raises ValueError if no product is left.
     """
     folder = cache_folder() / "webshop" / f"{key}.v{VERSION}"
     build_once(
         folder,
-        lambda partial: _write(partial, products, {} if skipped is None else skipped, key),
+        lambda partial: _write(
+            partial,
+            products,
+            {
+                "checksum": key,
+                "skipped": {} if skipped is None else skipped,
+                "replaced": {} if replaced is None else replaced,
+            },
+        ),
     )
     return Catalogue(folder)
 
 
-def _write(
-    folder: Path, products: Iterable[Product | None], skipped: Mapping[str, int], key: str
-) -> None:
+def _write(folder: Path, products: Iterable[Product | None], source: Mapping[str, Any]) -> None:
     ids: list[bytes] = []
     seen: set[bytes] = set()
     places, own = array("q"), Counter[str]()
@@ -128,7 +142,8 @@ def _write(
             for kind in GOALS:
                 counts[kind].append(min(goal_count(product, kind), 2**30))
     if not ids:
-        left = ", ".join(f"{n} {reason}" for reason, n in skipped.items()) or "the source is empty"
+        reasons = (f"{n} {reason}" for reason, n in source["skipped"].items())
+        left = ", ".join(reasons) or "the source is empty"
         raise ValueError(f"no product is left for the shop: {left}")
     names = np.array(ids, dtype=f"S{_ID_BYTES}")
     order = np.argsort(names, kind="stable")
@@ -141,11 +156,11 @@ def _write(
         pairs = np.stack([rows, np.arange(len(rows)) - firsts], axis=1).astype(np.int32)
         np.save(folder / f"goals-{kind}.npy", pairs)
     meta = {
+        **source,
         "version": VERSION,
-        "checksum": key,
         "products": len(ids),
         "bytes": at,
-        "skipped": {**skipped, **own},
+        "skipped": {**source["skipped"], **own},
     }
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
@@ -172,7 +187,11 @@ _DOLLARS = re.compile(r"[^\d.]")
 
 
 def product_from(
-    item: Any, attributes: Mapping[str, Any] | None, wishes: Iterable[Any], skipped: Counter[str]
+    item: Any,
+    attributes: Mapping[str, Any] | None,
+    wishes: Iterable[Any],
+    skipped: Counter[str],
+    replaced: Counter[str],
 ) -> Product | None:
     """A product from WebShop's raw record or its loaded form; None (and counted) if unusable.
 
@@ -181,7 +200,7 @@ def product_from(
     item: the record; a loaded one has `Title`, a raw one only `name`.
     attributes: the product's entry in `items_ins_v2*.json`.
     wishes: its entries in `items_human_ins.json`.
-    skipped: reason → count, added to.
+    skipped, replaced: reason → count, added to.
     """
     if not isinstance(item, Mapping):
         skipped["products that are no JSON object"] += 1
@@ -197,10 +216,13 @@ def product_from(
         skipped["products without a title"] += 1
         return None
     try:
-        return _product(asin, title, item, attributes or {}, tuple(_wishes(wishes, skipped)))
+        product = _product(asin, title, item, attributes or {}, tuple(_wishes(wishes, skipped)))
     except _WrongType:
         skipped["products with a field of another type"] += 1
         return None
+    if not _prices(item.get("pricing")):
+        replaced["products without a price, as in upstream at $100"] += 1
+    return product
 
 
 class _WrongType(TypeError):
@@ -233,7 +255,7 @@ def _product(
         price_tag=tag,
         pricing=pricing,
         options=_options(item),
-        attributes=tuple(_texts(own)) if isinstance(own, list) else ("DUMMY_ATTR",),
+        attributes=tuple(_texts(own)) if isinstance(own, list) else NO_ATTRIBUTES,
         category=str(item.get("category") or ""),
         query=str(item.get("query") or "").lower().strip(),
         product_category=str(item.get("product_category") or ""),
@@ -255,7 +277,12 @@ def _texts(values: Any) -> list[str]:
 
 
 def _pricing(value: Any) -> tuple[float, ...]:
-    """One or two prices; what cannot be parsed counts as no price, which means $100."""
+    """One or two prices; no price means $100."""
+    return _prices(value) or (NO_PRICE,)
+
+
+def _prices(value: Any) -> tuple[float, ...]:
+    """One or two prices, or none; what cannot be parsed is none."""
     parts = value.split("$")[1:] if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
         parts = [] if parts is None else [parts]
@@ -265,7 +292,7 @@ def _pricing(value: Any) -> tuple[float, ...]:
             prices.append(float(_DOLLARS.sub("", part) if isinstance(part, str) else part))
         except (TypeError, ValueError, OverflowError):
             continue
-    return tuple(prices[:2]) or (NO_PRICE,)
+    return tuple(prices[:2])
 
 
 def _options(item: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

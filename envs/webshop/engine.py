@@ -195,6 +195,19 @@ class Visit:
         self.page = pages.done_page(self.product.asin, self.options, self.bought.reward)
 
 
+def wrong_form(action: str) -> str:
+    """What to say of an action that has none of the two forms; "" where it has.
+
+    >>> wrong_form("click[Sold out]")
+    ''
+    """
+    name, _ = read_action(action)
+    if name in ("search", "click"):
+        return ""
+    what = f"{name[:40]}[…]" if name else "That"
+    return f"{what} is no action: write search[keywords] or click[value], in lower case.\n\n"
+
+
 def read_action(action: str) -> tuple[str, str]:
     """(name, argument) of the first line, from its last brackets; two empty texts if none.
 

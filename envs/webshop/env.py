@@ -3,7 +3,8 @@
 Rules of the episode, as in upstream's text environment and in the paper:
 
 - Actions are `search[keywords]` and `click[value]`. What is not understood or cannot be clicked
-  leaves the page as it is; the observation is then the same page, and `valid` is false.
+  leaves the page as it is; the observation is then the same page, and `valid` is false. Unlike
+  upstream, another form, such as `Click[…]`, is told which forms there are.
 - `click[Buy Now]` ends the episode with the purchase's reward (`envs.webshop.reward`), which is
   the score; before it the score is 0. Success means reward 1.
 - 10 actions per task, as in ETO and the paper (upstream has no limit). Without a purchase by then
@@ -31,8 +32,8 @@ class WebShopEnv(TextEnv):
 
     Parameters
     ----------
-    data: a folder with WebShop's files (or one catalogue file), see `envs.webshop.sources`; None:
-        the bundled shop of 2,400 products.
+    data: a folder or archive of WebShop's files (or one catalogue file), see
+        `envs.webshop.sources`; None: the bundled shop of 2,400 products.
     goals: "human" (instructions written by people) or "synthetic" (composed of attributes and
         options).
     observation: "text" (the paper's; strings between [SEP]) or "text_rich" (lines with marked
@@ -84,6 +85,11 @@ class WebShopEnv(TextEnv):
     def step_limit(self, task_id: str) -> int:
         return STEP_LIMIT
 
+    def data_notes(self) -> dict[str, int]:
+        shop = self.shop.catalogue
+        left_out = {f"left out: {reason}": count for reason, count in shop.skipped.items()}
+        return left_out | {f"replaced: {why}": count for why, count in shop.replaced.items()}
+
     def data_checksum(self) -> str:
         return checksum(self.shop.catalogue.checksum, self.goals, str(self.goal_seed))
 
@@ -106,7 +112,8 @@ class WebShopEnv(TextEnv):
         valid = self._visit.act(action)
         bought = self._visit.bought
         if bought is None:
-            return Outcome(self._visit.observation(), 0.0, valid=valid)
+            wrong = "" if valid else engine.wrong_form(action)
+            return Outcome(wrong + self._visit.observation(), 0.0, valid=valid)
         return Outcome(
             observation=self._visit.observation(),
             score=bought.reward,

@@ -115,6 +115,7 @@ class Visitor:
             success=self.info["success"],
             truncated=self.truncated,
             metrics=self.info["metrics"],
+            data_notes=self.info["data_notes"],
             fingerprint=self.env.fingerprint(),
             seconds=round(time.monotonic() - self.begun, 3),
         )

@@ -170,9 +170,13 @@ def test_available_data_is_played_and_missing_data_reported(tmp_path):
     folder = tmp_path / "hotpotqa"
     assert with_data(entry, tmp_path, {}) == ({}, f"bundled (no {folder})")
     folder.mkdir()
+    (folder / ".DS_Store").write_bytes(b"\0\0")
     arguments, data = with_data(entry, tmp_path, {"max_steps": 3})
     assert arguments == {"max_steps": 3}
     assert data.startswith(f"bundled ({folder} cannot be used: ")
+    (folder / "questions.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"hotpotqa cannot be used: .*take it away"):
+        with_data(entry, tmp_path, {})
     write_array(folder / "questions.json", [hotpot(i) for i in range(10)])
     arguments, data = with_data(entry, tmp_path, {})
     assert arguments == {"data": str(folder)}

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from stepagent.envs.mind2web.records import Problems, Task, task_from_official
+from stepagent.envs.mind2web.records import Problems, StepFacts, Task, task_from_official
 from stepagent.envs.mind2web.sites.base import Site, SiteGoal
 from stepagent.envs.mind2web.sites.kinds import KINDS
 from stepagent.envs.mind2web.sites.pages import slug
@@ -125,6 +125,18 @@ class BundledSites:
             if owner == split
             for number in range(count)
         ]
+
+    def facts(self, split: str) -> dict[str, list[StepFacts]]:
+        return {
+            task_id: [
+                StepFacts(f"{task_id}_{slug(task_id)}-{number}")
+                for number in range(len(goal_of(task_id)[1].moves))
+            ]
+            for task_id in self.ids(split)
+        }
+
+    def left_out(self, split: str) -> dict[str, int]:
+        return {}
 
     def task(self, task_id: str) -> Task:
         task = task_from_official(record(task_id), self.html, self.problems)

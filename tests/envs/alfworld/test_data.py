@@ -75,7 +75,7 @@ def test_folder_archive_and_generator_play_the_same(folder, archive):
 
 def test_an_archive_is_read_once(archive, monkeypatch):
     assert len(envs.make(ID, data=archive, split="test").tasks) == 2
-    monkeypatch.setattr(data.Archive, "_members", lambda self: pytest.fail("read again"))
+    monkeypatch.setattr(data.Archives, "_members", lambda self: pytest.fail("read again"))
     env = envs.make(ID, data=archive, split="test")
     env.reset(seed=0)
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -87,6 +88,8 @@ def play_old_and_new(make_words):
         lambda action: f"{action.capitalize()}.",
         lambda action: f"  {action.replace(' ', '  ')} ",
         lambda action: f"Action: {wording.spoken(action, 'old')}.",
+        lambda action: re.sub(r"([a-z]+ \d+)", r"the \1", action),
+        lambda action: re.sub(r"([a-z]+ \d+)", r"A \1", wording.spoken(action, "old")),
     ],
 )
 def test_every_wording_is_the_same_action(say):

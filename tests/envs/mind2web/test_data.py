@@ -10,8 +10,8 @@ import zlib
 import pytest
 
 from stepagent import envs
-from stepagent.envs import json_stream
-from stepagent.envs.mind2web import official as packing
+from stepagent.envs import records as text_records
+from stepagent.envs.mind2web import packs as packing
 from stepagent.envs.mind2web import records
 from stepagent.envs.mind2web.data import PlainFile, open_source, read_ranks, split_by_website
 from stepagent.envs.mind2web.records import Problems, make_step, tasks_from_rows
@@ -142,11 +142,11 @@ def test_what_a_folder_lacks_is_named(official):
 
 
 def _file(text):
-    return io.BytesIO(text.encode())
+    return io.BufferedReader(io.BytesIO(text.encode()))
 
 
 def test_streams_of_objects(monkeypatch):
-    monkeypatch.setattr(json_stream, "_CHUNK", 7)
+    monkeypatch.setattr(text_records, "CHUNK", 7)
     records = [{"a": 1, "b": "x]},{"}, {"c": [1, {"d": "é"}]}, {}]
     assert list(packing.objects(_file(json.dumps(records, indent=1)), "f")) == records
     lines = "\n".join(map(json.dumps, records))
@@ -210,7 +210,7 @@ def test_broken_records_are_counted(tmp_path):
     path.write_text("\n".join(rows))
     problems = Problems()
     source = PlainFile(path, "cleaned", problems)
-    assert set(source._tasks) == {"good", "z"}
+    assert {name for split in envs.SPLITS for name in source.ids(split)} == {"good", "z"}
     assert problems.counts() == {
         "action that is not an object": 1,
         "candidate without node id": 1,

@@ -245,7 +245,8 @@ BAD_PAGES = {
 @pytest.mark.parametrize("problem", BAD_PAGES)
 def test_bad_pages_are_counted(task_file, problem):
     step = make_step_record(BAD_PAGES[problem], pos=["2"], neg=["3"])
-    env = envs.make(ID, data=task_file([step] * 3, [step] * 3, [step] * 3))
+    good = make_step_record(pos=["1"])  # where no step at all has a page, the file is refused
+    env = envs.make(ID, data=task_file(*[[step] * 3 + [good]] * 3))
     trajectory, *_ = play_expert(env, env.tasks[0])
     assert trajectory.reward == 1  # the candidates are known even where the page is not
     assert env.problems[problem] >= 1
@@ -297,7 +298,8 @@ def test_any_element_may_be_right(task_file, right, answers):
 
 def test_a_task_id_may_hold_any_character(tmp_path):
     path = tmp_path / "tasks.json"
-    task = {"annotation_id": "\ud800", "confirmed_task": "Go", "actions": [make_step_record()]}
+    actions = [make_step_record(pos=["1"])]
+    task = {"annotation_id": "\ud800", "confirmed_task": "Go", "actions": actions}
     path.write_text(json.dumps([task]))
     assert envs.make(ID, data=path).reset(seed=0)[1]["task_id"] == "\ud800"
 

@@ -7,6 +7,7 @@ import pytest
 
 from stepagent import envs
 from stepagent.envs import json_stream
+from stepagent.envs.containers import members
 from stepagent.envs.core import checksum
 from stepagent.envs.webshop import catalogue, data, engine, generate, sources
 from tests.envs.webshop.shops import goal, product, raw_item, write_shop
@@ -141,7 +142,8 @@ def test_streamed_json_is_json(tmp_path, monkeypatch):
     for value in ([], [1, "a,]}", {"b": [None, 2.5]}], {"x": {"y": "]"}, "é": [[]]}, {}):
         file = tmp_path / "some.json"
         file.write_text(json.dumps(value, indent=3))
-        assert list(sources.stream(file)) == (
+        (member,) = members(file)
+        assert list(sources.stream(member)) == (
             list(value.items()) if isinstance(value, dict) else value
         )
 

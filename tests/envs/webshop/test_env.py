@@ -98,6 +98,28 @@ def test_what_cannot_be_done_leaves_the_page(visit, action):
     assert visit.observation() == before
 
 
+@pytest.mark.parametrize(
+    ("action", "says"),
+    [
+        ("Click[Buy Now]", "Click[…] is no action: write search[keywords] or click[value]"),
+        ("SEARCH[mug]", "SEARCH[…] is no action"),
+        ("click [mug]", "click […] is no action"),
+        ("buy it", "That is no action"),
+        ("click[sold out]", ""),
+        ("click[search]", ""),
+        ("click[buy now]", ""),
+    ],
+)
+def test_another_form_of_action_is_told_the_two(action, says):
+    env = envs.make(ID)
+    page, _ = env.reset(seed=0)
+    observation, *_, info = env.step(action)
+    assert not info["valid"]
+    assert observation.endswith(page)
+    assert observation.startswith(says)
+    assert says or observation == page
+
+
 def test_back_doors_are_only_words(visit):
     for words in ("<r>", "<a> dishwasher safe", "<c> garden", "<q> mugs"):
         assert visit.act(f"search[{words}]")
