@@ -7,22 +7,26 @@ dashes and underscores in option names mean the same, a bool is switched by `--x
 an unknown key, in the file or on the command line, is an error that lists the keys there are.
 A configuration is data: unlike jsonargparse's own way, none can name a class to be called.
 
-Exit codes: 0 done, 1 failed, 2 wrong options or a missing package, 130 interrupted. Errors that a
-user can put right are one line; with STEPAGENT_DEBUG=1 they come with their traceback.
+Exit codes: 0 done, 1 failed, 2 wrong options or a missing package, 130 interrupted by Ctrl-C or
+SIGTERM. Errors that a user can put right are one line; with STEPAGENT_DEBUG=1 they come with their
+traceback.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -56,7 +60,7 @@ class Command(Generic[C]):
     positional: str | Sequence[str] = ()
     """See `parse`."""
     resumes: bool = False
-    """After Ctrl-C, the same command continues where it stopped."""
+    """After Ctrl-C or SIGTERM, the same command continues where it stopped."""
     configs: str | None = None
     """Package whose folder `configs` holds what --config finds by name."""
     adjust: Callable[[C, list[str]], None] | None = None
@@ -72,7 +76,7 @@ class Command(Generic[C]):
             configs=self.configs,
         )
         try:
-            with optional.named():
+            with _sigterm_as_ctrl_c(), optional.named():
                 if self.adjust:
                     self.adjust(options, words)
                 return self.body(options)
@@ -98,6 +102,21 @@ class Command(Generic[C]):
 
     def _say(self, text: str) -> None:
         print(f"{self.prog}: {_printable(text)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Within the body SIGTERM, a cluster's kill, raises KeyboardInterrupt as Ctrl-C does, unless
+    the program handles it otherwise. Only the main thread gets signals."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _exit_code(error: Exception) -> int:

@@ -25,7 +25,7 @@ from stepagent.files import write_atomically, write_text
 from stepagent.training.config import Config
 from stepagent.training.data import encode
 from stepagent.training.policy import Policy
-from stepagent.training.runs import processes
+from stepagent.training.runs import interrupts, processes
 from stepagent.training.runs.checkpoints import MOMENTS
 from stepagent.training.runs.directory import RunDirectory, RunError
 from stepagent.training.runs.expert import load_expert
@@ -160,7 +160,8 @@ class TrainingRun:
         if stage.done:
             self._stale = True
         else:
-            self._keep(stage)
+            with interrupts.held():
+                self._keep(stage)
         self._last = name
         if self.config.evaluation.every_iteration:
             self.score(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +13,6 @@ from stepagent.training.sweep.planning import Sweep
 
 def run(sweep: Sweep) -> int:
     console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's kill, like Ctrl-C
     from stepagent.training.sweep import report
     from stepagent.training.sweep.execution import run_all
 

@@ -110,7 +110,8 @@ class RunningProcesses:
                 self._processes.discard(process)
 
     def stop(self) -> None:
-        """Ends all, to be resumed from their checkpoints another time; none starts any more."""
+        """Ends all, each with a checkpoint to resume from, or the second time at once; none starts
+        any more."""
         with self._lock:
             self.stopped = True
             for process in self._processes:
@@ -182,5 +183,10 @@ def run_all(sweep: Sweep, console: Console) -> list[str]:
                 results.update(zip([r.name for r in batch], pool.map(one, batch), strict=True))
             except KeyboardInterrupt:
                 running.stop()
+                console.print("The runs write their checkpoints; once more to stop at once.")
+                try:
+                    pool.shutdown()
+                except KeyboardInterrupt:
+                    running.stop()
                 raise
     return [name for name, done in results.items() if not done]

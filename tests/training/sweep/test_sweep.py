@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -168,6 +170,29 @@ def test_a_stopped_sweep_stops_its_runs_and_resumes_another_time(tmp_path):
     assert not [child for child in children if child.is_running()]
     assert len(list(logs.glob("*.log"))) == 2, "no run is started any more"
     assert command.main(["--config", str(path)]) == 0
+
+
+def test_an_interrupted_sweep_leaves_a_checkpoint_of_every_run(tmp_path):
+    """Ctrl-C in a terminal reaches the runs twice: as such, and as the sweep's SIGTERM."""
+    path = _sweep(tmp_path, workers=2)
+    settings = yaml.safe_load(path.read_text())
+    settings["common"] |= {"checkpoint_seconds": 3600}
+    settings["common"]["sft"]["epochs"] = 2000
+    path.write_text(yaml.safe_dump(settings))
+    arguments = [sys.executable, "-m", "training.sweep", "--config", str(path)]
+    runs = tmp_path / "sweep/runs"
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        while len(list(runs.glob("*/metrics.jsonl"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 130
+    assert b"write their checkpoints" in out
+    assert b"the same command continues" in errors
+    assert len(list(runs.glob("*/checkpoints/sft/checkpoint-*/trainer_state.json"))) == 2
 
 
 def test_configurations_are_read_by_one_thread_alone(tmp_path, monkeypatch):
