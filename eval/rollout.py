@@ -22,6 +22,7 @@ from stepagent.agents.core import Agent, Turn
 from stepagent.envs import react
 from stepagent.envs.core import TextEnv, own_version
 from stepagent.envs.trajectory import Trajectory
+from stepagent.errors import SetupError
 from stepagent.eval.env_workers import Caller, Ended, EnvWorker, Episode, Stamp, describe
 
 T = TypeVar("T")
@@ -61,7 +62,8 @@ def run_episodes(
     An environment or an agent that fails or hangs ends that episode only: its trajectory says why
     in `error` and holds the steps so far, and the environment is recreated. Raises ValueError for
     an unknown environment, split or task id, and whatever the environment's construction raises;
-    both before the first episode.
+    both before the first episode. A SetupError, such as a missing package, would fail every
+    episode: it is raised at once.
     """
     kwargs = {**(env_args or {}), "split": split}
     seeds = [seed] * len(tasks) if isinstance(seed, int) else list(seed)
@@ -129,7 +131,7 @@ class _Rollout:
                 yield from self._deliver()
                 (self._stream if self.agent.streaming else self._act)()
                 yield from self._deliver()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SetupError):
             self.tasks.clear()
             while not self.ended.empty():  # episodes that ended meanwhile are not lost
                 self._record(*self.ended.get())
@@ -165,12 +167,16 @@ class _Rollout:
 
     # Environments -------------------------------------------------------------------------------
 
-    def _record(self, episode: Episode, done: bool, error: str) -> None:
+    def _record(self, episode: Episode, done: bool, failure: Exception | None) -> None:
+        if isinstance(failure, SetupError):
+            raise failure
         if self.open.get(episode.index) is not episode:
             return  # it took too long and was abandoned
         episode.waiting_since = float("inf")
-        if done:
-            self._finish(episode, f"{error} {episode.where()}" if error else "")
+        if failure:
+            self._finish(episode, f"environment: {describe(failure)} {episode.where()}")
+        elif done:
+            self._finish(episode)
         else:
             self.waiting.append(episode)
 
@@ -226,6 +232,8 @@ class _Rollout:
     # The agent ----------------------------------------------------------------------------------
 
     def _answer(self, episode: Episode, reply: str | Exception) -> None:
+        if isinstance(reply, SetupError):
+            raise reply
         episode.waiting_since = float("inf")
         if isinstance(reply, str):
             episode.worker.step(episode, episode.add_reply(reply, self.stamp.style))

@@ -131,7 +131,7 @@ def run(config: Config) -> int:
         tables.tell(console, f"\nThe episodes played so far are in {out}")
         raise
     except RuntimeError as error:  # what environments and agents break with
-        raise UserError(str(error)) from error
+        raise error if isinstance(error, UserError) else UserError(str(error)) from error
 
 
 def _run_one(config: Config, out: Path, console: Console) -> int:

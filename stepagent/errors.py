@@ -7,6 +7,13 @@ class UserError(Exception):
     exit_code = 1
 
 
+class SetupError(UserError):
+    """Something that all work of this kind needs is missing, or refuses: an evaluation or a
+    training stops, since no episode could be played."""
+
+    exit_code = 2
+
+
 class UsageError(UserError, ValueError):
     """Options or files that cannot be used as given."""
 

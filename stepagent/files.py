@@ -45,6 +45,8 @@ def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
     except Exception as error:
         with contextlib.suppress(OSError):
             _remove(partial)
+        if isinstance(error, FileNotFoundError):  # what `save` reads; the folder is there
+            raise
         # safetensors has an exception of its own for a full disk; it is not imported here.
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             number = getattr(error, "errno", None) or errno.EIO

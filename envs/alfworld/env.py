@@ -24,6 +24,7 @@ from stepagent.envs import react
 from stepagent.envs.alfworld import data as sources
 from stepagent.envs.alfworld import engine as fast
 from stepagent.envs.alfworld import expert as experts
+from stepagent.envs.alfworld import reference
 from stepagent.envs.alfworld.engine import NOTHING, Game
 from stepagent.envs.alfworld.household import read_goal
 from stepagent.envs.alfworld.pddl import GameError
@@ -58,7 +59,8 @@ class ALFWorldEnv(TextEnv):
         with commas; None: all six.
     split, max_steps, render_mode: as in `TextEnv`.
 
-    Raises ValueError for an unknown engine, wording, expert or type, FileNotFoundError and
+    Raises MissingPackage for an engine that is not installed, ValueError for an unknown engine,
+    wording, expert or type, FileNotFoundError and
     PermissionError for data that are missing or cannot be read. `tasks` and `reset` raise
     ValueError for a split without a playable game and for broken games, naming the file.
     """
@@ -85,6 +87,8 @@ class ALFWorldEnv(TextEnv):
         ):
             if value not in allowed:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {_list(allowed)}")
+        if engine == "textworld":
+            reference.require()
         self.engine, self.expert = engine, expert
         self._wording = wording
         self._only = sources.TYPES if tasks is None else split_names(tasks)
@@ -162,8 +166,6 @@ class ALFWorldEnv(TextEnv):
         if self.engine == "fast":
             return self._game(task_id).start()
         if self._reference is None or self._reference[0] != task_id:
-            from stepagent.envs.alfworld import reference
-
             self._reference = (task_id, reference.load(self._source.load(task_id)))
         return self._reference[1].start()
 

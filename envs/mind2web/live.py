@@ -31,6 +31,7 @@ from stepagent.envs.mind2web.questions import Decision, Direct, Question, Rounds
 from stepagent.envs.mind2web.rank import ranked
 from stepagent.envs.mind2web.records import Problems, RecordedStep, make_step, parse_candidates
 from stepagent.envs.mind2web.sites.base import Site, SiteGoal, SiteState
+from stepagent.errors import SetupError
 
 T = TypeVar("T")
 MAX_BODY = 65_536
@@ -52,6 +53,10 @@ _MARK = """() => {
 }"""
 
 
+class NoBrowser(SetupError, RuntimeError):
+    """There is no Chromium that works."""
+
+
 class LiveMind2WebEnv(Mind2WebEnv):
     """Mind2Web's bundled tasks in Chromium; the module's docstring has the rules.
 
@@ -61,7 +66,8 @@ class LiveMind2WebEnv(Mind2WebEnv):
     timeout: seconds that the browser may take for one action.
     Others as in `Mind2WebEnv`; `data` must be None.
 
-    Raises ValueError for other data, and RuntimeError from `reset` if there is no browser.
+    Raises ValueError for other data, MissingPackage without Playwright, and NoBrowser from `reset`
+    if there is no browser.
     """
 
     packages: ClassVar[tuple[str, ...]] = (*Mind2WebEnv.packages, "playwright")
@@ -71,6 +77,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
             raise ValueError("live mode plays the bundled sites: `data` must be None")
         if timeout <= 0:
             raise ValueError(f"timeout is {timeout}: it must be more than 0 seconds")
+        optional.require("playwright", "live mode")
         super().__init__(**kwargs)
         self._chromium = _Chromium(browser, timeout)
         self._server: _Server | None = None
@@ -238,10 +245,8 @@ class _Chromium:
         self._call(work)
 
     def _start(self) -> None:
-        try:
-            from playwright.sync_api import Error, sync_playwright
-        except ImportError:
-            raise RuntimeError(str(optional.missing("playwright", "live mode"))) from None
+        from playwright.sync_api import Error, sync_playwright
+
         path = self._path or next(filter(None, map(shutil.which, BROWSERS)), None)
         root = hasattr(os, "geteuid") and os.geteuid() == 0
         self._playwright = self._playwright or sync_playwright().start()
@@ -250,7 +255,7 @@ class _Chromium:
                 executable_path=path, args=["--no-sandbox"] if root else []
             )
         except Error as error:
-            raise RuntimeError(
+            raise NoBrowser(
                 f"live mode found no working Chromium ({str(error).splitlines()[0]}): install "
                 "one (`playwright install chromium`, or your system's package) or name its path "
                 "in the argument `browser`"

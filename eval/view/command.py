@@ -10,7 +10,7 @@ from rich.console import Console
 
 from stepagent.command_line import Command
 from stepagent.eval.load_runs import EvaluationRun, load_runs
-from stepagent.eval.results import ResultsError
+from stepagent.eval.results import NoResults
 from stepagent.eval.tables import tell
 from stepagent.eval.view import curves, data, experts, page
 
@@ -32,14 +32,15 @@ class Config:
 
 
 def run(config: Config) -> int:
-    """The exit code is 0, 1 if something could not be read or written, 2 for wrong options."""
+    """The exit code is 0, 1 if something could not be read or written, 2 for wrong options and for
+    paths without results."""
     console = Console(stderr=True)
     notes: list[str] = []
     try:
         runs = load_runs(config.runs, notes)
         training_curves = curves.load(config.runs, notes)
         if not runs and not training_curves:
-            raise ResultsError(f"there is no evaluation and no metric in {', '.join(config.runs)}")
+            raise NoResults(f"there is no evaluation and no metric in {', '.join(config.runs)}")
         expert_episodes = _experts(config.expert, runs, notes, console)
         report = data.build(runs, training_curves, expert_episodes, notes, config.title)
         size = page.write(report, config.out)

@@ -270,7 +270,7 @@ def test_what_is_wrong_is_said_before_training(config, change, message, capsys):
     for name in path:
         holder = getattr(holder, name)
     setattr(holder, last, value)
-    assert run.main(_command(config)[3:]) == 1
+    assert run.main(_command(config)[3:]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -281,7 +281,7 @@ def test_unknown_keys_list_what_exists(config, capsys):
 
 
 def test_unknown_methods_list_what_exists(config, capsys):
-    assert run.main([*_command(config)[3:], "--method", "reinforce"]) == 1
+    assert run.main([*_command(config)[3:], "--method", "reinforce"]) == 2
     assert "implicit" in capsys.readouterr().err
 
 

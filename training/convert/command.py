@@ -17,9 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from stepagent.command_line import Command
-from stepagent.errors import UsageError
 from stepagent.files import write_text
-from stepagent.training.convert.converter import Converter, SetupError
+from stepagent.training.convert.converter import Converter
 from stepagent.training.convert.exports import EXPORTS, Conversations, write_rows
 from stepagent.training.convert.options import Config
 from stepagent.training.convert.report import Report, show
@@ -80,10 +79,7 @@ def _at_least_one(rows: Iterator[dict[str, Any]], report: Report) -> Iterator[di
 
 
 def run(config: Config) -> int:
-    try:
-        report = convert(config)
-    except (ValueError, OSError, SetupError) as error:  # nothing was written
-        raise UsageError(str(error)) from error
+    report = convert(config)
     show(report, Path(str(config.out)), Console())
     return 1 if report.not_understood else 0
 

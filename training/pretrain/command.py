@@ -16,7 +16,6 @@ from rich.console import Console
 
 from stepagent import command_line
 from stepagent.command_line import Command
-from stepagent.errors import UserError
 from stepagent.training.config import TinyConfig
 from stepagent.training.pretrain.optimise import Optimiser
 
@@ -137,10 +136,7 @@ def _same_config(config: Config) -> None:
 
 
 def run(config: Config) -> int:
-    try:
-        pretrain(config, Console(highlight=False))
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+    pretrain(config, Console(highlight=False))
     return 0
 
 

@@ -34,6 +34,12 @@ class RunError(UserError, RuntimeError):
     """A run that cannot start or resume; the message says what to do."""
 
 
+class WrongOptions(RunError):
+    """Options or files that the run cannot use."""
+
+    exit_code = 2
+
+
 class RunDirectory:
     """Opens (or reopens) the run in `path`.
 

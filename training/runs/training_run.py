@@ -27,7 +27,7 @@ from stepagent.training.data import encode
 from stepagent.training.policy import Policy
 from stepagent.training.runs import interrupts, processes
 from stepagent.training.runs.checkpoints import MOMENTS
-from stepagent.training.runs.directory import RunDirectory, RunError
+from stepagent.training.runs.directory import RunDirectory, WrongOptions
 from stepagent.training.runs.expert import load_expert
 from stepagent.training.runs.scores import Scores
 from stepagent.training.runs.stage import Stage
@@ -243,7 +243,9 @@ class TrainingRun:
     def finish(self) -> dict[str, Any]:
         """Writes `final/` and `summary.json`, prints the table; returns the summary."""
         if self._last is None:
-            raise RunError("nothing was trained: sft.epochs and reflection.iterations are both 0")
+            raise WrongOptions(
+                "nothing was trained: sft.epochs and reflection.iterations are both 0"
+            )
         final = self.directory.path / "final"
         self._refresh()
         if self.directory.main:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -165,6 +166,8 @@ def execute(
 
 def run_all(sweep: Sweep, console: Console) -> list[str]:
     """Executes all runs; returns the names of those that failed or were not started."""
+    # What is not installed is said before anything is written.
+    importlib.import_module("stepagent.training.runs.validation")
     todo, deadline = all_runs(sweep), time.monotonic() + sweep.hours * 3600
     running = RunningProcesses()
     # errors in any of them are reported before the first one starts

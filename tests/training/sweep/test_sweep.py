@@ -280,7 +280,7 @@ def test_a_run_of_two_experiments_is_made_once(tmp_path):
     ],
 )
 def test_what_is_wrong_is_said_at_once(tmp_path, change, message, capsys):
-    assert command.main(["--config", str(_sweep(tmp_path, **change))]) == 1
+    assert command.main(["--config", str(_sweep(tmp_path, **change))]) == 2
     assert message in capsys.readouterr().err
 
 
