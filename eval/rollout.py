@@ -22,7 +22,7 @@ from stepagent.agents.core import Agent, Turn
 from stepagent.envs import react
 from stepagent.envs.core import TextEnv, own_version
 from stepagent.envs.trajectory import Trajectory
-from stepagent.errors import SetupError
+from stepagent.errors import SetupError, check_range
 from stepagent.eval.env_workers import Caller, Ended, EnvWorker, Episode, Stamp, describe
 
 T = TypeVar("T")
@@ -66,11 +66,13 @@ def run_episodes(
     episode: it is raised at once.
     """
     kwargs = {**(env_args or {}), "split": split}
+    check_range(1, workers=workers)
     seeds = [seed] * len(tasks) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(tasks):
         raise ValueError(f"{len(seeds)} seeds for {len(tasks)} tasks: give one, or one per task")
     if time_limit is not None and time_limit <= 0:
         raise ValueError(f"time_limit is {time_limit}: it must be above 0 seconds, or None")
+    check_range(0, seed=min(seeds, default=0))
     first = envs.make(env_id, **kwargs)
     if unknown := sorted(set(tasks) - set(first.tasks)):
         first.close()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from stepagent import command_line
+from stepagent import cli, command_line
 
 
 @dataclass
@@ -178,3 +178,39 @@ class Several:
 def test_a_positional_list_takes_what_stands_alone(argv):
     found = command_line.parse(Several, argv, prog="p", positional="things")
     assert found == Several(["a b", "[c"], True, "x")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("serve --env {env} --port 65536", "port is 65536: it must be from 0 to 65535"),
+        ("webshop-site --port 70000", "port is 70000"),
+        ("eval --env {env} --agent random --out {out} --workers 0", "workers is 0"),
+        ("eval --env {env} --agent random --out {out} --seed -1", "seed is -1"),
+        ("eval --env {env} --agent random --out {out} --max-failures 0", "max_failures is 0"),
+        ("eval --env {env} --agent random --out {out} --shots -1", "shots is -1"),
+        ("collect --env {env} --out {out} --workers 0", "workers is 0"),
+        ("replay --limit 0 {out}", "limit is 0"),
+        ("alfworld-export --out {out} --limit 0", "limit is 0"),
+        ("wikipedia-corpus {out} --out {out} --limit 0", "limit is 0"),
+        ("mind2web-ranks {out} --out {out} --top-k 0", "top_k is 0"),
+        ("bench envs --repeats 0", "repeats is 0"),
+        ("train --config demo --output {out} --seed -1", "seed is -1"),
+        ("train --config demo --output {out} --checkpoint-seconds -1", "checkpoint_seconds is -1"),
+        ("train --config demo --output {out} --policy.tiny.heads 0", "policy.tiny.heads is 0"),
+        ("train --config demo --output {out} --policy.device cudaa", "the device 'cudaa' cannot"),
+        ("train --config demo --output {out} --policy.device cuda:99", "'cuda:99' is not there"),
+        ("sweep --config reproduction --output {out} --workers 0", "workers is 0"),
+        ("pretrain --config nano --output {out} --threads -1", "threads is -1"),
+        ("pretrain --config nano --output {out} --shape.layers 0", "layers is 0"),
+        ("pretrain --config nano --output {out} --optimiser.batch-size 0", "batch_size is 0"),
+    ],
+)
+def test_numbers_and_devices_out_of_range(command, message, tmp_path, capsys):
+    out = tmp_path / "out"
+    line = command.format(env="stepagent/HotpotQA-v0", out=out)
+    assert cli.main(line.split()) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not out.exists(), "nothing is written"

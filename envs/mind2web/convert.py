@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stepagent.command_line import Command
+from stepagent.errors import check_range
 from stepagent.files import write_text
 
 MAX_PICKLE = 2_000_000_000
@@ -135,6 +136,7 @@ def convert(source: Path, out: Path, top_k: int = 50) -> int:
 
 
 def run(config: Config) -> int:
+    check_range(1, top_k=config.top_k)
     steps = convert(config.pickle, config.out, config.top_k)
     print(f"{config.out}: ranks of {steps} steps, at most {config.top_k} candidates each")
     return 0

@@ -31,6 +31,7 @@ from stepagent.envs import react
 from stepagent.envs.trajectory import Step, Trajectory, Writer
 from stepagent.envs.webshop import pages
 from stepagent.envs.webshop.env import WebShopEnv
+from stepagent.errors import LAST_PORT, check_range
 
 ENV = "stepagent/WebShop-v0"
 MAX_VISITS = 1000
@@ -315,6 +316,8 @@ def _end(visitor: Visitor) -> str:
 
 
 def serve(config: Config) -> int:
+    check_range(0, LAST_PORT, port=config.port)
+    check_range(0, seed=config.seed)
     site = Site(config)
     print(f"WebShop is at {site.url} (Ctrl-C ends it)", flush=True)
     try:

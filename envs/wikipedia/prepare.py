@@ -24,6 +24,7 @@ from stepagent.envs.wikipedia.corpus import Page, part_title
 from stepagent.envs.wikipedia.sources import SourceError
 from stepagent.envs.wikipedia.store import StoredCorpus, Writer, is_store
 from stepagent.envs.wikipedia.wikitext import Redirect, dump
+from stepagent.errors import check_range
 
 SAVE_EVERY = 20_000
 """Records between two points from which a stopped run can resume."""
@@ -59,6 +60,7 @@ def prepare(
     Raises SourceError if the source is missing, truncated or of unknown format, or if `out` was
     started with another source.
     """
+    check_range(1, limit=limit)
     console = console or Console(quiet=True)
     if not is_store(out):
         _write(source, out, limit, console)

@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from stepagent.command_line import Command
+from stepagent.errors import check_range
 from stepagent.files import write_text
 from stepagent.training.convert.converter import Converter
 from stepagent.training.convert.exports import EXPORTS, Conversations, write_rows
@@ -58,8 +59,7 @@ def _checked_out(config: Config) -> Path:
         raise ValueError(f"out is {config.out}: it must end in {' or '.join(suffixes)}")
     if config.out.resolve() in (Path(name).resolve() for name in config.files):
         raise ValueError(f"{config.out} is to be read and written: choose another --out")
-    if config.limit is not None and config.limit < 1:
-        raise ValueError(f"limit is {config.limit}: it must be at least 1")
+    check_range(1, limit=config.limit)
     if config.reward is not None and not 0 <= config.reward <= 1:
         raise ValueError(f"reward is {config.reward}: it must be from 0 to 1")
     return config.out

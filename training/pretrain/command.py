@@ -8,7 +8,7 @@ resumes wherever it was stopped.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from stepagent import command_line
 from stepagent.command_line import Command
+from stepagent.errors import check_range
 from stepagent.training.config import TinyConfig
 from stepagent.training.pretrain.optimise import Optimiser
 
@@ -54,6 +55,9 @@ def pretrain(config: Config, console: Console) -> Path:
 
     if not config.sources:
         raise ValueError("sources is empty: name environments to walk through, or --config nano")
+    check_range(0, seed=config.seed, threads=config.threads)
+    check_range(1, **asdict(config.shape))
+    config.optimiser.check()
     folder = Path(config.output)
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from stepagent.errors import check_range
 from stepagent.files import write_atomically
 from stepagent.training.runs.interrupts import checkpoint_clock
 
@@ -49,6 +50,14 @@ class Optimiser:
     """Of the order in which sequences are read."""
     checkpoint_seconds: float = 120.0
     """Time between checkpoints; 0: after every update."""
+
+    def check(self) -> None:
+        """Raises UsageError for a number that is out of range."""
+        check_range(1, sequence=self.sequence, batch_size=self.batch_size)
+        check_range(0, tokens=self.tokens, learning_rate=self.learning_rate, seed=self.seed)
+        check_range(0, 1, warmup_ratio=self.warmup_ratio, beta2=self.beta2)
+        check_range(0, max_grad_norm=self.max_grad_norm, weight_decay=self.weight_decay)
+        check_range(0, checkpoint_seconds=self.checkpoint_seconds)
 
     @property
     def updates(self) -> int:

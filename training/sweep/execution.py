@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 
 from stepagent import command_line
+from stepagent.errors import check_range
 from stepagent.training.config import Config
 from stepagent.training.runs.options import differing
 from stepagent.training.sweep.planning import Sweep, SweepError, SweepRun, all_runs
@@ -166,6 +167,8 @@ def execute(
 
 def run_all(sweep: Sweep, console: Console) -> list[str]:
     """Executes all runs; returns the names of those that failed or were not started."""
+    check_range(1, workers=sweep.workers)
+    check_range(0, threads=sweep.threads, hours=sweep.hours)
     # What is not installed is said before anything is written.
     importlib.import_module("stepagent.training.runs.validation")
     todo, deadline = all_runs(sweep), time.monotonic() + sweep.hours * 3600
