@@ -39,8 +39,7 @@ class Config:
 
     runs: list[str]
     """Results files, folders of `stepagent eval`, or of `stepagent train` (all its evaluations); or
-    folders of entire suites, whose environments are compared one by one. They come first, without
-    an option name: RUN RUN …"""
+    folders of entire suites, whose environments are compared one by one."""
     format: Format | None = None
     """Output format. null: by the file name of --out (.md, .csv, .tex), else for the terminal."""
     out: Path | None = None

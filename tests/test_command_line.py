@@ -69,6 +69,7 @@ def test_several_positional_arguments():
         return command_line.parse(Options, argv, prog="test", positional=("name", "out_file"))
 
     assert two("x", "y", "--quick") == Options("x", Path("y"), quick=True)
+    assert two("--rate", "3", "x", "--quick", "y") == Options("x", Path("y"), 3.0, quick=True)
     assert two("x", "--out-file", "y") == two("--name", "x", "--out-file=y")
 
 
@@ -107,13 +108,14 @@ def test_a_config_is_data_and_calls_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["x", "--rat", "3"], "unknown key 'rat'. Did you mean rate"),
-        (["x", "--inner.rang", "3"], "Did you mean inner.rank"),
-        (["x", "--ratee=3"], "There are: name, out_file, rate, kind, quick"),
+        (["x", "--rat", "3"], "unknown option --rat. Did you mean --rate?"),
+        (["x", "--inner.rang", "3"], "Did you mean --inner.rank"),
+        (["x", "--out_fil", "3"], "unknown option --out-fil. Did you mean --out-file?"),
+        (["x", "--ratee=3"], "There are: --name, --out-file, --rate, --kind, --quick"),
         (["x", "--rate", "fast"], "rate cannot be 'fast': it takes float"),
         (["x", "--kind", "c"], "kind cannot be 'c': it takes a or b"),
         (["x", "--inner.rank", "x"], "inner.rank cannot be 'x': it takes int"),
-        ([], "required: --name"),
+        ([], "required: NAME"),
         (["x", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["x", "y"], "unrecognized arguments: y"),
     ],
@@ -152,6 +154,24 @@ def test_help_shows_every_field(capsys):
     shown = capsys.readouterr().out
     for text in ("--out-file", "Where to.", "--inner.rank", "Rank of the adapters.", "--no-x"):
         assert text in shown
+
+
+def test_help_shows_what_goes_without_an_option_name(capsys):
+    def shown(kind, positional):
+        with pytest.raises(SystemExit):
+            command_line.parse(kind, ["--help"], prog="test", positional=positional)
+        text = " ".join(capsys.readouterr().out.split())
+        return text[: text.index("options:")], text
+
+    usage, text = shown(Options, "name")
+    assert " NAME " in usage
+    assert "NAME What it is called." in text
+    assert "--name NAME" not in text
+    usage, text = shown(Several, "things")
+    assert "THING [THING ...]" in usage
+    assert "--things" not in text
+    usage, _ = shown(Options, ("name", "out_file"))
+    assert "NAME [OUT_FILE]" in usage
 
 
 @dataclass

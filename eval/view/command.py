@@ -21,7 +21,7 @@ class Config:
 
     runs: list[str]
     """Results files, folders of `stepagent eval` (one run, or a suite), or of `stepagent train`
-    (its learning curves and all evaluations). They come first, without an option name: RUN RUN …"""
+    (its learning curves and all evaluations)."""
     out: Path = Path("report.html")
     """The file to write."""
     expert: str | None = None
