@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from stepagent import command_line
@@ -134,7 +135,8 @@ def _same_config(config: Config) -> None:
     from stepagent.files import write_text
 
     path, text = Path(config.output) / "config.yaml", command_line.dump(config)
-    if path.is_file() and path.read_text() != text:
+    here = {"output": config.output}  # which may be written in another way
+    if path.is_file() and yaml.safe_load(path.read_text()) | here != yaml.safe_load(text):
         raise ValueError(f"{path} is of another pre-training: choose another output, or delete it")
     write_text(path, text)
 
