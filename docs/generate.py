@@ -193,8 +193,8 @@ def env_class(env_id: str) -> type[envs.TextEnv]:
     if isinstance(entry_point, type):
         return entry_point
     module = importlib.import_module(entry.partition(":")[0])
-    own = (kind for kind in vars(module).values() if isinstance(kind, type))
-    return next(k for k in own if issubclass(k, envs.TextEnv) and k.__module__ == module.__name__)
+    kinds = (kind for kind in vars(module).values() if isinstance(kind, type))
+    return next(kind for kind in kinds if issubclass(kind, envs.TextEnv))
 
 
 def arguments(env_id: str) -> str:

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from stepagent.envs.alfworld import engine
+from stepagent.envs.alfworld.generate import GeneratedGames
+from stepagent.envs.alfworld.household import TYPES
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.core import SPLITS, checksum
 from stepagent.files import build_once, cache_folder
@@ -27,14 +29,6 @@ from stepagent.files import build_once, cache_folder
 FOLDERS = {"train": "train", "dev": "valid_seen", "test": "valid_unseen"}
 """Our split → upstream's folder."""
 ROOT = "json_2.1.1"
-TYPES = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-)
 GAME, TRAJECTORY = "game.tw-pddl", "traj_data.json"
 MAX_GAME = 8_000_000
 """Bytes that one game file may have (the largest known has 150,000)."""
@@ -63,8 +57,6 @@ def open_source(data: str | os.PathLike[str] | None) -> Source:
     Raises FileNotFoundError, or ValueError for anything but a folder or a `.tar.zst`.
     """
     if data is None:
-        from stepagent.envs.alfworld.generate import GeneratedGames
-
         return GeneratedGames()
     path = Path(data).expanduser()
     try:

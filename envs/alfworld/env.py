@@ -26,7 +26,7 @@ from stepagent.envs.alfworld import engine as fast
 from stepagent.envs.alfworld import expert as experts
 from stepagent.envs.alfworld import reference
 from stepagent.envs.alfworld.engine import NOTHING, Game
-from stepagent.envs.alfworld.household import read_goal
+from stepagent.envs.alfworld.household import TYPES, read_goal
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.alfworld.wording import WORDINGS, readings, spoken, spoken_prompt
 from stepagent.envs.core import Outcome, TextEnv, split_names
@@ -91,10 +91,10 @@ class ALFWorldEnv(TextEnv):
             reference.require()
         self.engine, self.expert = engine, expert
         self._wording = wording
-        self._only = sources.TYPES if tasks is None else split_names(tasks)
-        unknown = sorted(set(self._only) - set(sources.TYPES))
+        self._only = TYPES if tasks is None else split_names(tasks)
+        unknown = sorted(set(self._only) - set(TYPES))
         if unknown or not self._only:
-            raise ValueError(f"unknown tasks {unknown}: choose from {_list(sources.TYPES)}")
+            raise ValueError(f"unknown tasks {unknown}: choose from {_list(TYPES)}")
         self._source = sources.open_source(data)
         self._generated = data is None
         self._games: OrderedDict[str, Game] = OrderedDict()

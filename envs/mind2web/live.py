@@ -77,8 +77,8 @@ class LiveMind2WebEnv(Mind2WebEnv):
             raise ValueError("live mode plays the bundled sites: `data` must be None")
         if timeout <= 0:
             raise ValueError(f"timeout is {timeout}: it must be more than 0 seconds")
-        optional.require("playwright", "live mode")
         super().__init__(**kwargs)
+        optional.require("playwright", "live mode")
         self._chromium = _Chromium(browser, timeout)
         self._server: _Server | None = None
         self._goal: SiteGoal | None = None
