@@ -29,8 +29,8 @@ from stepagent.files import write_text
 BENCHMARKS = {
     "envs": "stepagent.eval.benches.envs:bench",
     "rollout": "stepagent.eval.benches.rollout:bench",
-    "inspection": "stepagent.training.benchmarks.step_trees:inspection",
-    "reflection": "stepagent.training.benchmarks.step_trees:reflection",
+    "practice": "stepagent.training.benchmarks.step_trees:bench_practice",
+    "reflection": "stepagent.training.benchmarks.step_trees:bench_reflection",
     "inverse": "stepagent.training.benchmarks.inverse:bench",
     "server": "stepagent.eval.benches.server:bench",
     "soak": "stepagent.eval.benches.soak:bench",

@@ -155,7 +155,7 @@ MISSING = {
         "train --config demo --output {out}",
         "train --config paper/inverse --output {out}",
         "sweep --config reproduction --output {out}",
-        "bench inspection",
+        "bench practice",
         "bench rollout",
         "bench inverse",
     ],

@@ -51,8 +51,8 @@ def parse(*argv: str) -> Options:
 
 def test_defaults_types_and_spellings():
     assert parse("x") == parse("--name", "x") == Options("x")
-    found = parse("x", "--out-file", "a/b", "--rate=3e-4", "--kind", "b", "--names", "[p/1, q/2]")
-    assert found == Options("x", Path("a/b"), 3e-4, "b", names=["p/1", "q/2"])
+    options = parse("x", "--out-file", "a/b", "--rate=3e-4", "--kind", "b", "--names", "[p/1, q/2]")
+    assert options == Options("x", Path("a/b"), 3e-4, "b", names=["p/1", "q/2"])
     assert parse("x", "--out_file", "a/b").out_file == Path("a/b")
     assert parse("--name", "12").name == "12"
 
@@ -74,25 +74,25 @@ def test_several_positional_arguments():
 
 
 def test_switches():
-    found = parse("x", "--quick", "--no-maybe", "--inner.on", "false")
-    assert (found.quick, found.maybe, found.inner.on) == (True, False, False)
+    options = parse("x", "--quick", "--no-maybe", "--inner.on", "false")
+    assert (options.quick, options.maybe, options.inner.on) == (True, False, False)
     assert parse("x", "--quick=false", "--maybe=null").maybe is None
     assert parse("--quick", "--name", "x").quick is True
 
 
 def test_dicts_and_nested_dataclasses():
-    found = parse("x", "--args.max-steps", "3", "--args.tasks", "paper", "--inner.rank", "4")
-    assert found.args == {"max_steps": 3, "tasks": "paper"}
-    assert found.inner == Inner(4)
+    options = parse("x", "--args.max-steps", "3", "--args.tasks", "paper", "--inner.rank", "4")
+    assert options.args == {"max_steps": 3, "tasks": "paper"}
+    assert options.inner == Inner(4)
 
 
 def test_the_command_line_goes_over_the_file_and_dump_reads_back(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("name: x\nrate: 2e-6\ninner: {rank: 2}\nargs: {a: 1}\n")
-    found = parse("--config", str(file), "--inner.on=false", "--args.b", "2")
-    assert found == Options("x", rate=2e-6, inner=Inner(2, False), args={"a": 1, "b": 2})
-    file.write_text(command_line.dump(found))
-    assert parse("--config", str(file)) == found
+    options = parse("--config", str(file), "--inner.on=false", "--args.b", "2")
+    assert options == Options("x", rate=2e-6, inner=Inner(2, False), args={"a": 1, "b": 2})
+    file.write_text(command_line.dump(options))
+    assert parse("--config", str(file)) == options
 
 
 def test_a_config_is_data_and_calls_nothing(tmp_path):
@@ -100,8 +100,8 @@ def test_a_config_is_data_and_calls_nothing(tmp_path):
     touch = {"class_path": "os.mkdir", "init_args": {"path": str(called)}}
     file = tmp_path / "c.yaml"
     file.write_text(command_line.dump(Options("x", args={"a": touch})))
-    found = parse("--config", str(file)).args["a"]
-    assert found["class_path"] == "os.mkdir"  # text, as it came
+    argument = parse("--config", str(file)).args["a"]
+    assert argument["class_path"] == "os.mkdir"  # text, as it came
     assert not called.exists()
 
 
@@ -196,8 +196,8 @@ class Several:
     ],
 )
 def test_a_positional_list_takes_what_stands_alone(argv):
-    found = command_line.parse(Several, argv, prog="p", positional="things")
-    assert found == Several(["a b", "[c"], True, "x")
+    options = command_line.parse(Several, argv, prog="p", positional="things")
+    assert options == Several(["a b", "[c"], True, "x")
 
 
 @pytest.mark.parametrize(

@@ -74,14 +74,14 @@ class Folder:
 
     def __init__(self, path: Path):
         inner = path / ROOT
-        self.path, self.given = inner if inner.is_dir() else path, path
+        self.path, self.named = inner if inner.is_dir() else path, path
 
     def tasks(self, split: str) -> tuple[str, ...]:
         folder = self.path / FOLDERS[split]
         try:
-            return _playable(folder, split, str(self.given), folder.stat().st_mtime_ns)
+            return _playable(folder, split, str(self.named), folder.stat().st_mtime_ns)
         except FileNotFoundError:
-            _no_games(split, f"{folder} (from data={str(self.given)!r})", Counter())
+            _no_games(split, f"{folder} (from data={str(self.named)!r})", Counter())
 
     def load(self, task_id: str) -> dict[str, Any]:
         for name in FOLDERS.values():

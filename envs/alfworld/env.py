@@ -141,9 +141,9 @@ class ALFWorldEnv(TextEnv):
         )
 
     def fingerprint(self) -> dict[str, str]:
-        found = super().fingerprint()
+        common = super().fingerprint()
         return {
-            **found,
+            **common,
             "engine": self.engine,
             "wording": self.wording,
             "expert": self.expert,

@@ -83,7 +83,7 @@ class Visitor:
         self.steps: list[Step] = []
         self.ended = self.truncated = False
         self.note = ""
-        self.begun = time.monotonic()
+        self.started = time.monotonic()
         self.lock = threading.Lock()
 
     def step(self, action: str, thought: str) -> bool:
@@ -116,7 +116,7 @@ class Visitor:
             truncated=self.truncated,
             metrics=self.info["metrics"],
             fingerprint=self.env.fingerprint(),
-            seconds=round(time.monotonic() - self.begun, 3),
+            seconds=round(time.monotonic() - self.started, 3),
         )
 
 
