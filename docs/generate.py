@@ -236,7 +236,8 @@ def rules(env_id: str) -> str:
     _, _, text = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     if not text:
         raise Undocumented(f"{module.__name__} does not say the rules of the episode")
-    return text.removeprefix("Rules of the episode:\n\n")  # which the page has as a heading
+    text = text.removeprefix("Rules of the episode").lstrip(":, \n")  # the page's heading says so
+    return text[0].upper() + text[1:]
 
 
 def prompt(env_id: str) -> str:
