@@ -64,7 +64,7 @@ docs-serve: setup build/types
 	cd docs && ../$(PY) -m zensical serve
 
 bench: setup
-	for name in envs rollout inspection reflection; do $(PY) -m stepagent bench $$name || exit 1; done
+	for name in envs rollout practice reflection; do $(PY) -m stepagent bench $$name || exit 1; done
 
 clean:
 	rm -rf .venv build docs/site docs/.cache *.egg-info

@@ -14,7 +14,7 @@ import requests
 
 from stepagent.agents.costs import RateLimit
 from stepagent.agents.reply_cache import Completion
-from stepagent.errors import UserError
+from stepagent.errors import SetupError, UserError
 
 _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""
@@ -27,6 +27,10 @@ _TOO_LONG = re.compile(
 
 class ApiError(UserError, RuntimeError):
     """The server cannot be used; the message says which server, why, and what to do."""
+
+
+class NoAccess(SetupError, ApiError):
+    """The server refuses the key, or has no such model: no request can be answered."""
 
 
 class TooLong(Exception):
@@ -165,12 +169,13 @@ class Completions:
         """What an error status means; raises if a retry cannot help."""
         status, message = answer.status_code, self._short(answer.text)
         if status in (401, 403):
-            raise ApiError(
+            # 403 may be about one prompt only.
+            raise (NoAccess if status == 401 else ApiError)(
                 f"{self.base_url} refuses the key (status {status}): set OPENAI_API_KEY "
                 "to a valid one" + ("" if self._secret else " (it is not set)")
             )
         if status == 404:
-            raise ApiError(
+            raise NoAccess(
                 f"{self.base_url} knows no /chat/completions or no model "
                 f"{self.model!r} (status 404): {message!r}"
             )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepagent.agents.kv_cache import SlotCache
+from stepagent.agents.kv_cache import KVCache
 
 _WORTH_COPYING = 32
 """Shared tokens for which a conversation waits until another one has read them."""
@@ -124,7 +124,7 @@ class Generator:
         self.model, self.ends, self.stopped = model, ends, stopped
         self.counts = Counts()
         self.device = model.get_input_embeddings().weight.device
-        self.cache = SlotCache(slots, limit, self.device)
+        self.cache = KVCache(slots, limit, self.device)
         self._queue: list[_BatchRow] = []  # waiting for a slot
         self._active: list[_BatchRow] = []
         fast = self.device.type != "cpu"

@@ -33,7 +33,7 @@ class _Pass:
     length: int
 
 
-class SlotCache(Cache):
+class KVCache(Cache):
     """Slots for at most `max_slots` conversations of at most `max_length` tokens.
 
     A free slot keeps its tokens until it is reused, so that a new conversation may find its
@@ -211,7 +211,7 @@ class SlotCache(Cache):
         Shapes: new (rows, heads, width, head size); read (rows, heads, read length, head size).
         """
         now = self._pass
-        assert now is not None, "SlotCache.begin comes before a forward pass"
+        assert now is not None, "KVCache.begin comes before a forward pass"
         if layer_idx == len(self._keys):  # a layer's first pass: its shapes are known now
             shape = self._tokens.shape
             for tensors, states in ((self._keys, key_states), (self._values, value_states)):

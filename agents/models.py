@@ -35,12 +35,27 @@ class ModelError(UsageError):
 
 
 def pick_device(device: str = "auto") -> Any:
-    """The torch device of a name; "auto" is CUDA if available."""
+    """The torch device of a name; "auto" is CUDA if available. Raises UsageError where there is no
+    such device."""
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    try:
+        picked = torch.device(device)
+        if picked.type != "cuda":  # which would take memory of a GPU here
+            torch.empty(0, device=picked)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"the device {device!r} cannot be used: auto, cpu, cuda and cuda:1 are devices "
+            f"({reason})"
+        ) from None
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"the device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA GPUs"
+        )
+    return picked
 
 
 def pick_dtype(dtype: Any = "auto", device: Any = "auto") -> Any:

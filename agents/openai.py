@@ -20,7 +20,7 @@ from typing import Any
 import requests
 
 from stepagent.agents import costs
-from stepagent.agents.completions import ApiError, Completions, TooLong
+from stepagent.agents.completions import ApiError, Completions, NoAccess, TooLong
 from stepagent.agents.core import Agent, Turn
 from stepagent.agents.reply_cache import Completion, ReplyCache
 from stepagent.envs.react import STOP, Message, PromptStyle
@@ -241,6 +241,11 @@ class OpenAIAgent(Agent):
         stop: threading.Event,
     ) -> Completion:
         """The server's reply; a prompt that it calls too long loses its middle."""
+        if self.base_url == OPENAI and not os.environ.get("OPENAI_API_KEY"):
+            raise NoAccess(
+                f"{self.name} needs a key: set OPENAI_API_KEY (for a server of your own, set "
+                "OPENAI_BASE_URL to its address)"
+            )
         cuts = 0
         while True:
             fitting = messages if self._budget is None else cut_middle(messages, self._budget)

@@ -22,6 +22,7 @@ from stepagent.agents.core import Agent, Turn
 from stepagent.agents.generation import Decoding, Generator, Request, why_uncacheable
 from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.envs.react import STOP, Message, PromptStyle
+from stepagent.errors import check_range
 
 
 class TransformersAgent(Agent):
@@ -66,6 +67,7 @@ class TransformersAgent(Agent):
         thoughts: bool = True,
         suffix: str = "",
     ):
+        check_range(1, batch_size=batch_size, context=context)
         self.decoding = Decoding(temperature, top_p, max_new_tokens)
         self._salt = zlib.crc32(salt.encode())
         self.style = PromptStyle(instruction, example, thoughts, suffix)

@@ -26,7 +26,7 @@ import yaml
 import ziamath
 from docstrings import parameters
 
-from stepagent import agents, cli, envs
+from stepagent import agents, cli, command_line, envs
 from stepagent.envs import registration
 
 ROOT = Path(__file__).parents[1]
@@ -130,16 +130,14 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join([line(head), line("---" for _ in head), *map(line, rows)]) + "\n"
 
 
-def _option_table(rows: Iterable[Option], flag: bool = False) -> str:
-    """`flag` writes names as the command line has them, not as a YAML file does."""
-    cells = ((_breakable(row.name, flag), row.default, _help(row)) for row in rows)
+def _option_table(rows: Iterable[Option]) -> str:
+    cells = ((_breakable(row.name), row.default, _help(row)) for row in rows)
     return _table(("option", "default", "effect and usual range"), cells)
 
 
-def _breakable(name: str, flag: bool) -> str:
+def _breakable(name: str) -> str:
     """A name as code that a narrow page breaks between its words only."""
-    shown = "--" + name.replace("_", "-") if flag else name
-    parts = re.sub(r"(?<=[a-z0-9])([._-])", r"\g<1><wbr>", shown)
+    parts = re.sub(r"(?<=[a-z0-9])([._-])", r"\g<1><wbr>", name)
     return f"<code>{parts}</code>"
 
 
@@ -167,10 +165,15 @@ def commands() -> str:
     """Every command: what it does, and the table of its options."""
     sections = []
     for word, (module, _) in cli.COMMANDS.items():
-        kind, name = option_class(word), module.removesuffix(".__main__").removesuffix(".command")
-        about = f"{inspect.getdoc(kind)}\n\nThe same: `python -m {name}`."
-        table = _option_table(options_of(kind), flag=True)
-        sections.append(f"## stepagent {word}\n\n{about}\n\n{table}")
+        command = importlib.import_module(module).main
+        name = module.removesuffix(".__main__").removesuffix(".command")
+        about = f"{inspect.getdoc(command.options)}\n\nThe same: `python -m {name}`."
+        known = command_line.option_hints(command.options)
+        rows = [
+            dataclasses.replace(row, name=command_line.written(row.name, known, command.positional))
+            for row in options_of(command.options)
+        ]
+        sections.append(f"## stepagent {word}\n\n{about}\n\n{_option_table(rows)}")
     return "\n".join(sections)
 
 
@@ -190,8 +193,8 @@ def env_class(env_id: str) -> type[envs.TextEnv]:
     if isinstance(entry_point, type):
         return entry_point
     module = importlib.import_module(entry.partition(":")[0])
-    own = (kind for kind in vars(module).values() if isinstance(kind, type))
-    return next(k for k in own if issubclass(k, envs.TextEnv) and k.__module__ == module.__name__)
+    kinds = (kind for kind in vars(module).values() if isinstance(kind, type))
+    return next(kind for kind in kinds if issubclass(kind, envs.TextEnv))
 
 
 def arguments(env_id: str) -> str:
@@ -233,7 +236,8 @@ def rules(env_id: str) -> str:
     _, _, text = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     if not text:
         raise Undocumented(f"{module.__name__} does not say the rules of the episode")
-    return text.removeprefix("Rules of the episode:\n\n")  # which the page has as a heading
+    text = text.removeprefix("Rules of the episode").lstrip(":, \n")  # the page's heading says so
+    return text[0].upper() + text[1:]
 
 
 def prompt(env_id: str) -> str:

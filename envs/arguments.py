@@ -7,21 +7,15 @@ from collections.abc import Callable, Iterator
 from inspect import Parameter
 from typing import Any
 
-from gymnasium.envs.registration import load_env_creator
-
 from stepagent.envs.core import TextEnv
-from stepagent.envs.registration import Creator
 
 
-def names(entry_point: str | Callable[..., Any], refused_by: str) -> list[str]:
-    """Names of the arguments of the environment that Gymnasium makes by `entry_point`.
+def names(entry: Callable[..., Any], refused_by: str) -> list[str]:
+    """Names of the arguments of the environment that `entry` makes.
 
     Where that is a function, it passes what it does not take itself to a class: the one named
     `refused_by`, which has just refused an argument, or a subclass of it.
     """
-    entry: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-    if isinstance(entry, Creator):
-        return [*names(entry.entry_point, refused_by), "url"]
     if isinstance(entry, type):
         callables = list(_constructors(entry))
     else:

@@ -20,6 +20,7 @@ from gymnasium.utils.env_checker import check_env
 from stepagent import envs
 from stepagent.command_line import Command
 from stepagent.envs.core import MAX_TEXT, SPLITS, TextEnv
+from stepagent.errors import SetupError
 
 INFO_KEYS = {
     *("task_id", "split", "instruction", "score", "success", "valid", "metrics", "data_notes")
@@ -243,7 +244,7 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
 def check(env_id: str, **kwargs: Any) -> list[tuple[str, str]]:
     """Checks an environment by its id; returns (promise, what broke it) pairs.
 
-    Raises ValueError for an unknown id.
+    Raises ValueError for an unknown id, SetupError where something that it needs is missing.
     """
     envs.make(env_id, **kwargs).close()
 
@@ -255,6 +256,8 @@ def check(env_id: str, **kwargs: Any) -> list[tuple[str, str]]:
         name = (promise.__doc__ or promise.__name__).strip()
         try:
             promise(make)
+        except SetupError:  # nothing is known of the environment
+            raise
         except Exception as error:
             broken.append((name, f"{type(error).__name__}: {error}"))
     return broken

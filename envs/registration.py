@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
+from stepagent.envs import arguments
 from stepagent.envs.core import TextEnv
 
 ENTRY_POINTS = {
     "stepagent/ALFWorld-v0": "stepagent.envs.alfworld.env:ALFWorldEnv",
-    "stepagent/Mind2Web-v0": "stepagent.envs.mind2web.env:make",
+    "stepagent/Mind2Web-v0": "stepagent.envs.mind2web.make:make",
     "stepagent/ScienceWorld-v0": "stepagent.envs.scienceworld.env:ScienceWorldEnv",
     "stepagent/WebShop-v0": "stepagent.envs.webshop.env:WebShopEnv",
     "stepagent/HotpotQA-v0": "stepagent.envs.wikipedia.env:HotpotQAEnv",
@@ -98,9 +99,7 @@ def make(env_id: str, **kwargs: Any) -> TextEnv:
         refused = _REFUSED.search(str(error))
         if spec is None or spec.entry_point is None or not refused or refused[2] not in kwargs:
             raise
-        from stepagent.envs import arguments
-
-        names = ", ".join(arguments.names(spec.entry_point, refused[1]))
+        names = ", ".join(_arguments(spec.entry_point, refused[1]))
         hint = " (url: register it by stepagent.register)" if refused[2] == "url" else ""
         raise TypeError(
             f"{env_id} has no argument {refused[2]!r}: it takes {names}{hint}"
@@ -108,6 +107,14 @@ def make(env_id: str, **kwargs: Any) -> TextEnv:
     if not isinstance(env, TextEnv):
         raise ValueError(f"{env_id!r} is a {type(env).__name__}, not an envs.TextEnv")
     return env
+
+
+def _arguments(entry_point: EntryPoint, refused_by: str) -> list[str]:
+    """The names of the arguments that an environment takes, `url` among them if it is ours."""
+    entry: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    if isinstance(entry, Creator):
+        return [*_arguments(entry.entry_point, refused_by), "url"]
+    return arguments.names(entry, refused_by)
 
 
 def _no_environment(env_id: str, why: object) -> ValueError:

@@ -1,6 +1,6 @@
 """Trajectories: what an agent saw and did in one episode, as one JSON object per line.
 
-The same file serves supervised fine-tuning, inspection, every baseline, evaluation, resume, replay
+The same file serves supervised fine-tuning, practice, every baseline, evaluation, resume, replay
 and the viewer. Lines are appended and flushed one by one, so a killed process loses at most the
 line it was writing; readers keep the good lines and name the bad ones.
 """

@@ -5,7 +5,8 @@ by task type, and the rows of the paper's table 2 for the environment, marked as
 failed episode counts as 0 (`eval.summary`); `eval.paired` describes the test of a difference. Runs
 that differ in environment, split, prompt, data or version are refused, naming what differs, unless
 --force is given; those of suites (`eval.run --suite`) are compared entry by entry, with the tables
-of each. The exit code is 0, 1 if runs were refused or could not be read, 2 for wrong options.
+of each. The exit code is 0, 1 if runs were refused or could not be read, 2 for wrong options and
+for paths without results.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from stepagent.command_line import Command
 from stepagent.eval import tables
 from stepagent.eval.comparison import Comparison, Difference, RunFigures, compare
 from stepagent.eval.load_runs import by_entry, is_suite, load_runs
-from stepagent.eval.results import ResultsError
+from stepagent.eval.results import NoResults, ResultsError
 from stepagent.eval.tables import MISSING, Table
 from stepagent.files import write_text
 
@@ -38,8 +39,7 @@ class Config:
 
     runs: list[str]
     """Results files, folders of `stepagent eval`, or of `stepagent train` (all its evaluations); or
-    folders of entire suites, whose environments are compared one by one. They come first, without
-    an option name: RUN RUN …"""
+    folders of entire suites, whose environments are compared one by one."""
     format: Format | None = None
     """Output format. null: by the file name of --out (.md, .csv, .tex), else for the terminal."""
     out: Path | None = None
@@ -262,7 +262,7 @@ def _comparisons(config: Config, notes: list[str]) -> list[Comparison]:
     """One comparison of all runs; if the paths are suites, one for each of their entries."""
     runs = load_runs(config.runs, notes)
     if not runs:
-        raise ResultsError(f"there is no evaluation in {', '.join(config.runs)} yet")
+        raise NoResults(f"there is no evaluation in {', '.join(config.runs)} yet")
     options: dict[str, Any] = {"force": config.force, "paper_rows": config.paper}
     if not all(is_suite(Path(path)) for path in config.runs):
         return [compare(runs, against=config.against, **options)]

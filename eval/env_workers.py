@@ -101,8 +101,8 @@ class Episode:
         )
 
 
-Ended = tuple[Episode, bool, str]
-"""A command was carried out: the episode, whether it is over, what went wrong (or "")."""
+Ended = tuple[Episode, bool, Exception | None]
+"""A command was carried out: the episode, whether it is over, what its environment raised."""
 
 
 class EnvWorker(threading.Thread):
@@ -150,11 +150,11 @@ class EnvWorker(threading.Thread):
             try:
                 if self.env is None:
                     self.env = self._make()
-                done, error = command(self.env), ""
-            except Exception as failure:  # whatever goes wrong in an environment ends one episode
-                done, error = True, f"environment: {describe(failure)}"
+                done, failure = command(self.env), None
+            except Exception as error:  # whatever goes wrong in an environment ends one episode
+                done, failure = True, error
                 self._drop()
-            self._ended.put((self._episode, done, error))
+            self._ended.put((self._episode, done, failure))
         self._drop()
 
     def _drop(self) -> None:

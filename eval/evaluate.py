@@ -15,6 +15,7 @@ from stepagent import envs
 from stepagent.agents.core import Agent
 from stepagent.envs.core import TextEnv, checksum
 from stepagent.envs.trajectory import Trajectory
+from stepagent.errors import check_range
 from stepagent.eval.few_shot import few_shot_prompt
 from stepagent.eval.report import RunningScore
 from stepagent.eval.results import Identity, ResultsDir, ResultsError
@@ -63,6 +64,8 @@ def evaluate(
     too many episodes fail in a row, KeyboardInterrupt after writing the summary so far.
     """
     options = options or EvaluationOptions()
+    check_range(1, workers=options.workers, max_failures=options.max_failures, limit=options.limit)
+    check_range(0, seed=options.seed, shots=options.shots)
     console = console or Console(quiet=True)
     start = time.monotonic()
     prompt = few_shot_prompt(env_id, options.shots or 0, options.env_args)
@@ -137,8 +140,7 @@ def choose(env: TextEnv, limit: int | None, task_ids: Sequence[str] | None) -> l
 
     Raises ValueError for a limit below 1, an id that does not exist, and an empty list of ids.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}: it must be at least 1")
+    check_range(1, limit=limit)
     tasks = dict.fromkeys(env.tasks)
     if task_ids is None:
         return list(tasks) if limit is None else sorted(tasks, key=checksum)[:limit]

@@ -19,7 +19,7 @@ from typing import Any
 
 from stepagent.envs import trajectory as files
 from stepagent.envs.trajectory import BadLine, Trajectory
-from stepagent.eval.results import Identity, ResultsError
+from stepagent.eval.results import Identity, NoResults, ResultsError
 from stepagent.eval.summary import data_notes
 
 _MAX_BAD_LINES = 5
@@ -61,7 +61,7 @@ def load_runs(
 ) -> list[EvaluationRun]:
     """The runs of all paths, each with its own name; oddities go to `notes`.
 
-    `everything` is as in `results_files`. Raises ResultsError where a path holds no results, naming
+    `everything` is as in `results_files`. Raises NoResults where a path holds no results, naming
     what was looked for. (A folder of `training.run` without an evaluation so far gives no run.)
     """
     runs: list[EvaluationRun] = []
@@ -77,7 +77,7 @@ def load_runs(
 
 
 def results_files(path: Path, *, everything: bool = False) -> list[Path]:
-    """The results files that a path stands for. Raises ResultsError where there is none.
+    """The results files that a path stands for. Raises NoResults where there is none.
 
     With `everything`, all that a folder holds, however deep: of `training.run`'s also the expert's
     episodes, not only the evaluations.
@@ -96,7 +96,7 @@ def results_files(path: Path, *, everything: bool = False) -> list[Path]:
     if suite := [file for file in not_empty if path in file.parents[1:3]]:
         return suite
     problem = "is a folder without results" if path.is_dir() else "does not exist"
-    raise ResultsError(
+    raise NoResults(
         f"{path} {problem}: name a results file, a folder that stepagent eval wrote (it holds "
         "results.jsonl, that of a suite AGENT/ENVIRONMENT/results.jsonl), or stepagent train's "
         "(it holds metrics.jsonl or eval/STAGE/results.jsonl)"
@@ -144,7 +144,7 @@ def _load_file(file: Path, notes: list[str]) -> list[EvaluationRun]:
         notes += [f"{problem}; left out" for problem in problems]
     if not trajectories:
         why = f" ({bad[0]})" if bad else " (it is empty)"
-        raise ResultsError(f"{file} holds no result that can be read{why}")
+        raise NoResults(f"{file} holds no result that can be read{why}")
     groups: dict[str, list[Trajectory]] = {}
     for trajectory in trajectories:
         groups.setdefault(_run_key(trajectory), []).append(trajectory)

@@ -22,7 +22,7 @@ from stepagent.command_line import Command
 from stepagent.envs import react
 from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Trajectory
-from stepagent.errors import UsageError
+from stepagent.errors import UsageError, check_range
 from stepagent.eval.load_runs import EvaluationRun, load_runs
 from stepagent.eval.recorded_env import import_modules, recorded_env
 from stepagent.eval.results import ResultsError
@@ -213,8 +213,7 @@ def check(config: Config) -> int:
     try:
         if not config.runs:
             raise UsageError("name at least one run: stepagent replay DIR …")
-        if config.limit is not None and config.limit < 1:
-            raise UsageError(f"limit is {config.limit}: it must be at least 1")
+        check_range(1, limit=config.limit)
         import_modules(config.modules)
         runs = load_runs(config.runs, notes, everything=True)
         for note in notes:

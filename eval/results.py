@@ -23,6 +23,12 @@ class ResultsError(UserError, RuntimeError):
     """A results directory cannot be used; the message says why and what to do."""
 
 
+class NoResults(ResultsError):
+    """What was named holds no results."""
+
+    exit_code = 2
+
+
 @dataclass(frozen=True)
 class Identity:
     """What all results in one directory have in common."""

@@ -22,6 +22,7 @@ from stepagent.agents.core import Agent, Turn
 from stepagent.envs import react
 from stepagent.envs.core import TextEnv, own_version
 from stepagent.envs.trajectory import Trajectory
+from stepagent.errors import SetupError, check_range
 from stepagent.eval.env_workers import Caller, Ended, EnvWorker, Episode, Stamp, describe
 
 T = TypeVar("T")
@@ -61,14 +62,17 @@ def run_episodes(
     An environment or an agent that fails or hangs ends that episode only: its trajectory says why
     in `error` and holds the steps so far, and the environment is recreated. Raises ValueError for
     an unknown environment, split or task id, and whatever the environment's construction raises;
-    both before the first episode.
+    both before the first episode. A SetupError, such as a missing package, would fail every
+    episode: it is raised at once.
     """
     kwargs = {**(env_args or {}), "split": split}
+    check_range(1, workers=workers)
     seeds = [seed] * len(tasks) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(tasks):
         raise ValueError(f"{len(seeds)} seeds for {len(tasks)} tasks: give one, or one per task")
     if time_limit is not None and time_limit <= 0:
         raise ValueError(f"time_limit is {time_limit}: it must be above 0 seconds, or None")
+    check_range(0, seed=min(seeds, default=0))
     first = envs.make(env_id, **kwargs)
     if unknown := sorted(set(tasks) - set(first.tasks)):
         first.close()
@@ -129,7 +133,7 @@ class _Rollout:
                 yield from self._deliver()
                 (self._stream if self.agent.streaming else self._act)()
                 yield from self._deliver()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SetupError):
             self.tasks.clear()
             while not self.ended.empty():  # episodes that ended meanwhile are not lost
                 self._record(*self.ended.get())
@@ -165,12 +169,16 @@ class _Rollout:
 
     # Environments -------------------------------------------------------------------------------
 
-    def _record(self, episode: Episode, done: bool, error: str) -> None:
+    def _record(self, episode: Episode, done: bool, failure: Exception | None) -> None:
+        if isinstance(failure, SetupError):
+            raise failure
         if self.open.get(episode.index) is not episode:
             return  # it took too long and was abandoned
         episode.waiting_since = float("inf")
-        if done:
-            self._finish(episode, f"{error} {episode.where()}" if error else "")
+        if failure:
+            self._finish(episode, f"environment: {describe(failure)} {episode.where()}")
+        elif done:
+            self._finish(episode)
         else:
             self.waiting.append(episode)
 
@@ -226,6 +234,8 @@ class _Rollout:
     # The agent ----------------------------------------------------------------------------------
 
     def _answer(self, episode: Episode, reply: str | Exception) -> None:
+        if isinstance(reply, SetupError):
+            raise reply
         episode.waiting_since = float("inf")
         if isinstance(reply, str):
             episode.worker.step(episode, episode.add_reply(reply, self.stamp.style))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -124,7 +123,6 @@ def folder(config: Config) -> Path:
 
 def run(config: Config) -> int:
     console, out = Console(stderr=True), folder(config)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's kill, as a Ctrl-C
     if (config.env is None) == (config.suite is None):
         raise UsageError("name either --env or --suite")
     try:
@@ -133,7 +131,7 @@ def run(config: Config) -> int:
         tables.tell(console, f"\nThe episodes played so far are in {out}")
         raise
     except RuntimeError as error:  # what environments and agents break with
-        raise UserError(str(error)) from error
+        raise error if isinstance(error, UserError) else UserError(str(error)) from error
 
 
 def _run_one(config: Config, out: Path, console: Console) -> int:

@@ -98,11 +98,13 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
     >>> [round(bound, 3) for bound in wilson(8, 10)]
     [0.49, 0.943]
+    >>> wilson(20, 20)[1], wilson(0, 20)[0]
+    (1.0, 0.0)
     """
     rate, z2 = successes / n, _Z * _Z
     centre, width = rate + z2 / (2 * n), _Z * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
     low, high = (centre - width) / (1 + z2 / n), (centre + width) / (1 + z2 / n)
-    return max(0.0, low), min(1.0, high)
+    return low if successes else 0.0, high if successes < n else 1.0  # exactly, by the formula
 
 
 def score(trajectory: Trajectory) -> float:

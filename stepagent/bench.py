@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stepagent.command_line import Command
-from stepagent.errors import UsageError
+from stepagent.errors import UsageError, check_range
 from stepagent.eval.benches import Options, Row
 from stepagent.eval.tables import tell
 from stepagent.files import write_text
@@ -29,8 +29,8 @@ from stepagent.files import write_text
 BENCHMARKS = {
     "envs": "stepagent.eval.benches.envs:bench",
     "rollout": "stepagent.eval.benches.rollout:bench",
-    "inspection": "stepagent.training.benchmarks.step_trees:inspection",
-    "reflection": "stepagent.training.benchmarks.step_trees:reflection",
+    "practice": "stepagent.training.benchmarks.step_trees:bench_practice",
+    "reflection": "stepagent.training.benchmarks.step_trees:bench_reflection",
     "inverse": "stepagent.training.benchmarks.inverse:bench",
     "server": "stepagent.eval.benches.server:bench",
     "soak": "stepagent.eval.benches.soak:bench",
@@ -54,6 +54,7 @@ def run(options: Options) -> int:
     errors = Console(stderr=True)
     if options.name not in BENCHMARKS:
         raise UsageError(f"no benchmark {options.name!r}: choose {', '.join(BENCHMARKS)}")
+    check_range(1, repeats=options.repeats)
     module, function = BENCHMARKS[options.name].split(":")
     rows: list[Row] = []
     for row in getattr(importlib.import_module(module), function)(options):

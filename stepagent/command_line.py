@@ -7,22 +7,26 @@ dashes and underscores in option names mean the same, a bool is switched by `--x
 an unknown key, in the file or on the command line, is an error that lists the keys there are.
 A configuration is data: unlike jsonargparse's own way, none can name a class to be called.
 
-Exit codes: 0 done, 1 failed, 2 wrong options or a missing package, 130 interrupted. Errors that a
-user can put right are one line; with STEPAGENT_DEBUG=1 they come with their traceback.
+Exit codes: 0 done, 1 failed, 2 wrong options or a missing package, 130 interrupted by Ctrl-C or
+SIGTERM. Errors that a user can put right are one line; with STEPAGENT_DEBUG=1 they come with their
+traceback.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -38,7 +42,8 @@ _EPILOG = (
     "--no-x switches off what --x switches on. An option that takes a dict also takes its keys one "
     "by one: --env-args.KEY VALUE. --print-config shows the resolved options as a YAML file."
 )
-_UNKNOWN = re.compile(r"unrecognized arguments: --([\w.\-]+)|Option '(.+?)' is not acc")
+_UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --([\w.\-]+)")
+_UNKNOWN_KEY = re.compile(r"Option '(.+?)' is not acc")
 _UNKNOWN_IN_GROUP = re.compile(r"Group '(.+?)' does not accept option '(.+?)'")
 _WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":.*(?:Given|Got) value: (.*)\Z', re.DOTALL)
 
@@ -56,7 +61,7 @@ class Command(Generic[C]):
     positional: str | Sequence[str] = ()
     """See `parse`."""
     resumes: bool = False
-    """After Ctrl-C, the same command continues where it stopped."""
+    """After Ctrl-C or SIGTERM, the same command continues where it stopped."""
     configs: str | None = None
     """Package whose folder `configs` holds what --config finds by name."""
     adjust: Callable[[C, list[str]], None] | None = None
@@ -72,7 +77,7 @@ class Command(Generic[C]):
             configs=self.configs,
         )
         try:
-            with optional.named():
+            with _sigterm_as_ctrl_c(), optional.named():
                 if self.adjust:
                     self.adjust(options, words)
                 return self.body(options)
@@ -100,6 +105,21 @@ class Command(Generic[C]):
         print(f"{self.prog}: {_printable(text)}", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Within the body SIGTERM, a cluster's kill, raises KeyboardInterrupt as Ctrl-C does, unless
+    the program handles it otherwise. Only the main thread gets signals."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _exit_code(error: Exception) -> int:
     if isinstance(error, UserError):
         return error.exit_code
@@ -114,28 +134,64 @@ def _printable(text: str) -> str:
 
 
 class _Parser(jsonargparse.ArgumentParser):
-    """Shows options with dashes, and says what exists where a key or a value is wrong."""
+    """Shows options with dashes and positional arguments without an option name, and says what
+    exists where a key or a value is wrong."""
 
     known: dict[str, Any]
+    positional: list[str]
+    needed: set[str]
+    """Names of fields without a default."""
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
-        text = super().format_help(*args, **kwargs)
+        with self._as_positional():
+            text = super().format_help(*args, **kwargs)
         text = re.sub(r"--[a-z][\w.]*", lambda m: m.group().replace("_", "-"), text)
-        return re.sub(r" \{true,false(,null)?\}", "", text)
+        text = re.sub(r"<class\s+'(\w+)'>", r"\1", text)
+        return re.sub(r" \{true,false(,null)?\}", "", text).rstrip() + "\n"
+
+    @contextlib.contextmanager
+    def _as_positional(self) -> Iterator[None]:
+        """For argparse's help: it is told of positional arguments, which `_normalise` has made
+        options by the time that it parses."""
+        shown = [action for action in self._actions if action.dest in self.positional]
+        attributes = [dict(vars(action)) for action in shown]
+        for action in shown:
+            several, at_most = ("+", None) if action.dest in self.needed else ("*", "?")
+            is_list = _is_list(self.known[action.dest])
+            action.option_strings, action.nargs = [], several if is_list else at_most
+            action.metavar = written(action.dest, self.known, self.positional)
+        try:
+            yield
+        finally:
+            for action, before in zip(shown, attributes, strict=True):
+                vars(action).update(before)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if match := _UNKNOWN.search(message):
-            message = unknown_key(match.group(1) or match.group(2), self.known)
+        if match := _UNKNOWN_OPTION.search(message):
+            name = match.group(1).replace("-", "_")
+            near = suggestion(name, self.known, _option)
+            message = f"unknown option {_option(name)}.{near}"
+        elif match := _UNKNOWN_KEY.search(message):
+            message = unknown_key(match.group(1), self.known)
         elif match := _UNKNOWN_IN_GROUP.search(message):
             message = unknown_key(f"{match.group(1)}.{match.group(2)}", self.known)
         elif (match := _WRONG_VALUE.search(message)) and match.group(1) in self.known:
             name, value = match.groups()
             message = f"{name} cannot be {value!r}: it takes {_in_words(self.known[name])}"
         elif message.startswith("the following arguments are required"):
-            needed = message.split(":")[1].split(",")
-            message = "required: " + ", ".join("--" + n.strip().replace("_", "-") for n in needed)
+            needed = [name.strip() for name in message.split(":")[1].split(",")]
+            shown = [written(name, self.known, self.positional) for name in needed]
+            message = f"required: {', '.join(shown)}"
         sys.stderr.write(f"{self.prog}: error: {message}\n(--help explains every option)\n")
         sys.exit(2)
+
+
+def written(name: str, known: dict[str, Any], positional: str | Sequence[str]) -> str:
+    """An option as its user writes it: `--env`, or where it is positional `ENV`."""
+    names = [positional] if isinstance(positional, str) else positional
+    if name not in names:
+        return _option(name)
+    return name.removesuffix("s").upper() if _is_list(known[name]) else name.upper()
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
@@ -144,12 +200,21 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return f"unknown key {key!r}.{suggestion(key, known)}"
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """What to say after an unknown name: the nearest ones, then all."""
+def suggestion(name: str, known: Iterable[str], write: Callable[[str], str] = str) -> str:
+    """What to say after an unknown name: the nearest ones, then all, each as `write` has it."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=2)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"{hint} There are: {', '.join(known)}"
+    hint = f" Did you mean {' or '.join(map(write, near))}?" if near else ""
+    return f"{hint} There are: {', '.join(map(write, known))}"
+
+
+def _option(name: str) -> str:
+    """A field's name as an option.
+
+    >>> _option("env_args")
+    '--env-args'
+    """
+    return "--" + name.replace("_", "-")
 
 
 def parse(
@@ -162,8 +227,8 @@ def parse(
 ) -> C:
     """The dataclass `kind`, filled from `argv` (default: the process's own arguments).
 
-    `positional` names the fields that the first arguments without dashes go to, in this order;
-    where it is one list, all arguments without dashes go there, wherever they stand. The package
+    `positional` names the fields that the arguments without dashes go to, in this order, wherever
+    they stand; where it is one list, all go there. The package
     `configs` ships configurations that `--config` finds by name. Exits with code 2 and one clear
     message where an option is unknown, missing or of the wrong type.
     """
@@ -172,13 +237,19 @@ def parse(
         prog=prog, allow_abbrev=False, description=(kind.__doc__ or "").strip(), epilog=_EPILOG
     )
     parser.known = option_hints(kind)
+    parser.positional = [positional] if isinstance(positional, str) else list(positional)
+    parser.needed = {
+        field.name
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
     which = ", or the name of a shipped one such as demo" if configs else ""
     parser.add_argument(
         "--config", action="config", help=f"YAML file with any of the options below{which}"
     )
     parser.add_class_arguments(kind, None, sub_configs=False)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    arguments = _normalise(arguments, parser.known, positional)
+    arguments = _normalise(arguments, parser.known, parser.positional)
     if configs:
         try:
             arguments = _with_files(arguments, configs, kind)
@@ -275,6 +346,10 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if union else (hint,)
 
 
+def _is_list(hint: Any) -> bool:
+    return typing.get_origin(hint) is list
+
+
 def _in_words(hint: Any) -> str:
     words = []
     for choice in _members(hint):
@@ -287,20 +362,17 @@ def _in_words(hint: Any) -> str:
     return " or ".join(words)
 
 
-def _normalise(
-    argv: list[str], known: dict[str, Any], positional: str | Sequence[str]
-) -> list[str]:
+def _normalise(argv: list[str], known: dict[str, Any], positional: list[str]) -> list[str]:
     """Positional arguments to options, dashes to underscores, `--x` / `--no-x` to `--x=true` /
     `--x=false`, and a list that is given item by item, `--x A --x B`, to `--x=["A", "B"]`."""
     switches = {name for name, hint in known.items() if bool in _members(hint)}
-    fields = [positional] if isinstance(positional, str) else list(positional)
-    if len(fields) == 1 and typing.get_origin(known[fields[0]]) is list:
-        argv = _gathered(argv, switches, fields[0])
-    else:
-        for i, name in enumerate(fields):
-            if not argv[i:] or argv[i].startswith("-"):
-                break
-            argv = [*argv[:i], f"--{name}={argv[i]}", *argv[i + 1 :]]
+    if positional:
+        argv, alone = _apart(argv, switches)
+        if _is_list(known[positional[0]]):
+            argv += [f"--{positional[0]}={json.dumps(alone)}"] if alone else []
+        else:
+            argv += [f"--{name}={value}" for name, value in zip(positional, alone, strict=False)]
+            argv += alone[len(positional) :]
     out = []
     for i, argument in enumerate(argv):
         if not argument.startswith("--"):
@@ -336,8 +408,8 @@ def _as_list(argv: list[str], name: str) -> list[str]:
     return [*rest, f"--{name}={json.dumps(values)}"]
 
 
-def _gathered(argv: list[str], switches: set[str], positional: str) -> list[str]:
-    """The arguments that stand alone as one option that holds their list."""
+def _apart(argv: list[str], switches: set[str]) -> tuple[list[str], list[str]]:
+    """The options with their values, and the arguments that stand alone."""
     without_value = {*switches, *(f"no_{name}" for name in switches), "h", "help", "print_config"}
     options: list[str] = []
     alone: list[str] = []
@@ -355,7 +427,7 @@ def _gathered(argv: list[str], switches: set[str], positional: str) -> list[str]
         else:
             alone.append(argument)
             may_follow = _never
-    return [*options, f"--{positional}={json.dumps(alone)}"] if alone else options
+    return options, alone
 
 
 def _never(argument: str) -> bool:

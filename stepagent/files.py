@@ -10,19 +10,40 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from stepagent.errors import UserError
+from stepagent.errors import SetupError, UserError
 
 
 def cache_folder() -> Path:
     """`$STEPAGENT_CACHE`, or `stepagent` in the user's cache folder. It may not exist yet."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("STEPAGENT_CACHE") or Path(home) / "stepagent")
+
+
+class CacheError(SetupError, OSError):
+    """The cache cannot be written."""
+
+    def __str__(self) -> str:
+        return (
+            f"the cache {cache_folder()} cannot be used ({self.strerror}): set STEPAGENT_CACHE to "
+            "a folder that can be written"
+        )
+
+
+@contextlib.contextmanager
+def _naming_the_cache(path: Path) -> Iterator[None]:
+    """Raises CacheError in place of an OSError about `path`, where that is in the cache."""
+    try:
+        yield
+    except OSError as error:
+        if path.is_relative_to(cache_folder()) and not isinstance(error, CacheError):
+            raise CacheError(error.errno, error.strerror or str(error)) from error
+        raise
 
 
 def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
@@ -48,6 +69,8 @@ def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
     except Exception as error:
         with contextlib.suppress(OSError):
             _remove(partial)
+        if isinstance(error, FileNotFoundError):  # what `save` reads; the folder is there
+            raise
         # safetensors has an exception of its own for a full disk; it is not imported here.
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             number = getattr(error, "errno", None) or errno.EIO
@@ -64,8 +87,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_shared_text(path: Path, text: str) -> None:
-    """`write_text` of a file that several processes may write at once, such as one in the cache."""
-    with Lock(path.parent / "write.lock", wait=True):
+    """`write_text` of a file that several processes may write at once, such as one in the cache.
+    Raises CacheError where that cannot be written."""
+    with _naming_the_cache(path), Lock(path.parent / "write.lock", wait=True):
         write_text(path, text)
 
 
@@ -97,10 +121,14 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
 
     A manifest keeps each file's size, time and checksum: a folder in which a file is missing, cut
     or changed is built again. What a killed process left half-built is removed.
+
+    Raises CacheError where it is to lie in the cache, and that cannot be written.
     """
-    if _is_intact(folder):
-        return
-    with Lock(folder.with_name(folder.name + ".lock"), wait=True):
+    with _naming_the_cache(folder):
+        if _is_intact(folder):
+            return
+        lock = Lock(folder.with_name(folder.name + ".lock"), wait=True)
+    with lock:
         if _is_intact(folder):  # another process built it meanwhile
             return
         _remove(folder)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 
-from stepagent.errors import UserError
+from stepagent.errors import SetupError
 
 _PACKAGES = {
     "pip install 'stepagent[train]'": (
@@ -28,10 +29,8 @@ INSTALLED_BY = {name: command for command, names in _PACKAGES.items() for name i
 """Import name of an optional package → the command that installs it."""
 
 
-class MissingPackage(UserError, ImportError):
+class MissingPackage(SetupError, ImportError):
     """An optional package is not installed; the message names the command that installs it."""
-
-    exit_code = 2
 
 
 def missing(package: str, purpose: str = "", alternative: str = "") -> MissingPackage:
@@ -43,6 +42,12 @@ def missing(package: str, purpose: str = "", alternative: str = "") -> MissingPa
     need = f"{purpose} needs the package {package}, which" if purpose else f"the package {package}"
     otherwise = f" ({alternative})" if alternative else ""
     return MissingPackage(f"{need} is not installed: {INSTALLED_BY[package]}{otherwise}")
+
+
+def require(package: str, purpose: str = "", alternative: str = "") -> None:
+    """Raises MissingPackage, worded by `missing`, unless the package is there. Imports nothing."""
+    if importlib.util.find_spec(package) is None:
+        raise missing(package, purpose, alternative)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from stepagent import command_line
+from stepagent import cli, command_line
 
 
 @dataclass
@@ -51,8 +51,8 @@ def parse(*argv: str) -> Options:
 
 def test_defaults_types_and_spellings():
     assert parse("x") == parse("--name", "x") == Options("x")
-    found = parse("x", "--out-file", "a/b", "--rate=3e-4", "--kind", "b", "--names", "[p/1, q/2]")
-    assert found == Options("x", Path("a/b"), 3e-4, "b", names=["p/1", "q/2"])
+    options = parse("x", "--out-file", "a/b", "--rate=3e-4", "--kind", "b", "--names", "[p/1, q/2]")
+    assert options == Options("x", Path("a/b"), 3e-4, "b", names=["p/1", "q/2"])
     assert parse("x", "--out_file", "a/b").out_file == Path("a/b")
     assert parse("--name", "12").name == "12"
 
@@ -69,29 +69,30 @@ def test_several_positional_arguments():
         return command_line.parse(Options, argv, prog="test", positional=("name", "out_file"))
 
     assert two("x", "y", "--quick") == Options("x", Path("y"), quick=True)
+    assert two("--rate", "3", "x", "--quick", "y") == Options("x", Path("y"), 3.0, quick=True)
     assert two("x", "--out-file", "y") == two("--name", "x", "--out-file=y")
 
 
 def test_switches():
-    found = parse("x", "--quick", "--no-maybe", "--inner.on", "false")
-    assert (found.quick, found.maybe, found.inner.on) == (True, False, False)
+    options = parse("x", "--quick", "--no-maybe", "--inner.on", "false")
+    assert (options.quick, options.maybe, options.inner.on) == (True, False, False)
     assert parse("x", "--quick=false", "--maybe=null").maybe is None
     assert parse("--quick", "--name", "x").quick is True
 
 
 def test_dicts_and_nested_dataclasses():
-    found = parse("x", "--args.max-steps", "3", "--args.tasks", "paper", "--inner.rank", "4")
-    assert found.args == {"max_steps": 3, "tasks": "paper"}
-    assert found.inner == Inner(4)
+    options = parse("x", "--args.max-steps", "3", "--args.tasks", "paper", "--inner.rank", "4")
+    assert options.args == {"max_steps": 3, "tasks": "paper"}
+    assert options.inner == Inner(4)
 
 
 def test_the_command_line_goes_over_the_file_and_dump_reads_back(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("name: x\nrate: 2e-6\ninner: {rank: 2}\nargs: {a: 1}\n")
-    found = parse("--config", str(file), "--inner.on=false", "--args.b", "2")
-    assert found == Options("x", rate=2e-6, inner=Inner(2, False), args={"a": 1, "b": 2})
-    file.write_text(command_line.dump(found))
-    assert parse("--config", str(file)) == found
+    options = parse("--config", str(file), "--inner.on=false", "--args.b", "2")
+    assert options == Options("x", rate=2e-6, inner=Inner(2, False), args={"a": 1, "b": 2})
+    file.write_text(command_line.dump(options))
+    assert parse("--config", str(file)) == options
 
 
 def test_a_config_is_data_and_calls_nothing(tmp_path):
@@ -99,21 +100,22 @@ def test_a_config_is_data_and_calls_nothing(tmp_path):
     touch = {"class_path": "os.mkdir", "init_args": {"path": str(called)}}
     file = tmp_path / "c.yaml"
     file.write_text(command_line.dump(Options("x", args={"a": touch})))
-    found = parse("--config", str(file)).args["a"]
-    assert found["class_path"] == "os.mkdir"  # text, as it came
+    argument = parse("--config", str(file)).args["a"]
+    assert argument["class_path"] == "os.mkdir"  # text, as it came
     assert not called.exists()
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["x", "--rat", "3"], "unknown key 'rat'. Did you mean rate"),
-        (["x", "--inner.rang", "3"], "Did you mean inner.rank"),
-        (["x", "--ratee=3"], "There are: name, out_file, rate, kind, quick"),
+        (["x", "--rat", "3"], "unknown option --rat. Did you mean --rate?"),
+        (["x", "--inner.rang", "3"], "Did you mean --inner.rank"),
+        (["x", "--out_fil", "3"], "unknown option --out-fil. Did you mean --out-file?"),
+        (["x", "--ratee=3"], "There are: --name, --out-file, --rate, --kind, --quick"),
         (["x", "--rate", "fast"], "rate cannot be 'fast': it takes float"),
         (["x", "--kind", "c"], "kind cannot be 'c': it takes a or b"),
         (["x", "--inner.rank", "x"], "inner.rank cannot be 'x': it takes int"),
-        ([], "required: --name"),
+        ([], "required: NAME"),
         (["x", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["x", "y"], "unrecognized arguments: y"),
     ],
@@ -154,6 +156,24 @@ def test_help_shows_every_field(capsys):
         assert text in shown
 
 
+def test_help_shows_what_goes_without_an_option_name(capsys):
+    def shown(kind, positional):
+        with pytest.raises(SystemExit):
+            command_line.parse(kind, ["--help"], prog="test", positional=positional)
+        text = " ".join(capsys.readouterr().out.split())
+        return text[: text.index("options:")], text
+
+    usage, text = shown(Options, "name")
+    assert " NAME " in usage
+    assert "NAME What it is called." in text
+    assert "--name NAME" not in text
+    usage, text = shown(Several, "things")
+    assert "THING [THING ...]" in usage
+    assert "--things" not in text
+    usage, _ = shown(Options, ("name", "out_file"))
+    assert "NAME [OUT_FILE]" in usage
+
+
 @dataclass
 class Several:
     """Takes a list of things."""
@@ -176,5 +196,41 @@ class Several:
     ],
 )
 def test_a_positional_list_takes_what_stands_alone(argv):
-    found = command_line.parse(Several, argv, prog="p", positional="things")
-    assert found == Several(["a b", "[c"], True, "x")
+    options = command_line.parse(Several, argv, prog="p", positional="things")
+    assert options == Several(["a b", "[c"], True, "x")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("serve --env {env} --port 65536", "port is 65536: it must be from 0 to 65535"),
+        ("webshop-site --port 70000", "port is 70000"),
+        ("eval --env {env} --agent random --out {out} --workers 0", "workers is 0"),
+        ("eval --env {env} --agent random --out {out} --seed -1", "seed is -1"),
+        ("eval --env {env} --agent random --out {out} --max-failures 0", "max_failures is 0"),
+        ("eval --env {env} --agent random --out {out} --shots -1", "shots is -1"),
+        ("collect --env {env} --out {out} --workers 0", "workers is 0"),
+        ("replay --limit 0 {out}", "limit is 0"),
+        ("alfworld-export --out {out} --limit 0", "limit is 0"),
+        ("wikipedia-corpus {out} --out {out} --limit 0", "limit is 0"),
+        ("mind2web-ranks {out} --out {out} --top-k 0", "top_k is 0"),
+        ("bench envs --repeats 0", "repeats is 0"),
+        ("train --config demo --output {out} --seed -1", "seed is -1"),
+        ("train --config demo --output {out} --checkpoint-seconds -1", "checkpoint_seconds is -1"),
+        ("train --config demo --output {out} --policy.tiny.heads 0", "policy.tiny.heads is 0"),
+        ("train --config demo --output {out} --policy.device cudaa", "the device 'cudaa' cannot"),
+        ("train --config demo --output {out} --policy.device cuda:99", "'cuda:99' is not there"),
+        ("sweep --config reproduction --output {out} --workers 0", "workers is 0"),
+        ("pretrain --config nano --output {out} --threads -1", "threads is -1"),
+        ("pretrain --config nano --output {out} --shape.layers 0", "layers is 0"),
+        ("pretrain --config nano --output {out} --optimiser.batch-size 0", "batch_size is 0"),
+    ],
+)
+def test_numbers_and_devices_out_of_range(command, message, tmp_path, capsys):
+    out = tmp_path / "out"
+    line = command.format(env="stepagent/HotpotQA-v0", out=out)
+    assert cli.main(line.split()) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not out.exists(), "nothing is written"

@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
 def blocks(language):
     """All blocks of a language, with the comment above each."""
-    found = []
+    documented = []
     pattern = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     for document in DOCUMENTS:
         text = document.read_text()
@@ -56,8 +56,8 @@ def blocks(language):
             marker, kind, content = match.groups()
             if kind == language:
                 line = text[: match.start()].count("\n") + 1
-                found.append(Block(document, line, marker or "", kind, content))
-    return found
+                documented.append(Block(document, line, marker or "", kind, content))
+    return documented
 
 
 def commands(block):

@@ -7,7 +7,15 @@ import sys
 
 import pytest
 
-from stepagent.files import Lock, Locked, build_once, write_atomically, write_text
+from stepagent.files import (
+    CacheError,
+    Lock,
+    Locked,
+    build_once,
+    write_atomically,
+    write_shared_text,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -152,3 +160,35 @@ def test_a_planted_link_is_not_followed(tmp_path):
     with Lock(tmp_path / ".lock"):
         pass
     assert precious.read_text() == "kept"
+
+
+@pytest.mark.parametrize(("env", "under"), [("WebShop", ""), ("HotpotQA", "/below")])
+def test_a_cache_that_cannot_be_used_is_named(env, under, tmp_path, monkeypatch):
+    """It is a file, or lies below one."""
+    (tmp_path / "file").write_text("")
+    cache = f"{tmp_path / 'file'}{under}"
+    monkeypatch.setenv("STEPAGENT_CACHE", cache)
+    line = f"eval --env stepagent/{env}-v0 --agent expert --limit 1 --out {tmp_path / 'out'}"
+    done = subprocess.run(
+        [sys.executable, "-m", "stepagent", *line.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"the cache {cache} cannot be used" in done.stderr
+    assert "STEPAGENT_CACHE" in done.stderr
+
+
+def test_other_errors_are_not_blamed_on_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEPAGENT_CACHE", str(tmp_path / "cache"))
+
+    def build(folder):
+        raise FileNotFoundError(2, "No such file", "data.json")
+
+    with pytest.raises(FileNotFoundError, match=r"data\.json"):
+        build_once(tmp_path / "cache" / "x", build)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file") as error:
+        write_shared_text(tmp_path / "file" / "x", "")
+    assert not isinstance(error.value, CacheError)

@@ -39,8 +39,10 @@ def wheel(tmp_path_factory) -> Path:
     ):
         (source / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, source / file)
-    options = ("--no-build-isolation", "--no-deps", "--quiet", "--wheel-dir", source / "dist")
-    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=source)
+    options = ("--no-build-isolation", "--no-deps", "--verbose", "--wheel-dir", source / "dist")
+    log = run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=source)
+    said = log.stdout + log.stderr
+    assert "Warning" not in said, said[said.index("Warning") - 500 :][:2000]
     (built,) = (source / "dist").iterdir()
     return built
 

@@ -18,7 +18,6 @@ from rich.console import Console
 from stepagent import agents
 from stepagent.command_line import Command
 from stepagent.envs.trajectory import Trajectory, read, write
-from stepagent.errors import UserError
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
 
 
@@ -111,10 +110,7 @@ def _is_worth_keeping(trajectory: Trajectory, config: Config) -> bool:
 
 
 def run(config: Config) -> int:
-    try:
-        collect(config, Console())
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+    collect(config, Console())
     return 0
 
 

@@ -49,7 +49,8 @@ class SftConfig(OptimiserConfig):
 
 @dataclass
 class ReflectionConfig(OptimiserConfig):
-    """Inspection and reflection (section 4): what the agent practises and learns from."""
+    """Practice (the paper's inspection) and reflection (section 4): how often the agent practises,
+    and how it learns from that."""
 
     learning_rate: float = 5e-7
     """Peak learning rate. With LoRA 10 to 100 times the paper's."""
@@ -63,7 +64,7 @@ class ReflectionConfig(OptimiserConfig):
     epochs: int = 1
     """Passes over an iteration's pairs."""
     iterations: int = 3
-    """Rounds of inspection and reflection. Paper: best at 3 (implicit)."""
+    """Rounds of practice and reflection. Paper: best at 3 (implicit)."""
     practice: int = 3
     """Actions that the agent practises in every expert state (K). Paper: best at 3."""
     temperature: float = 1.0
@@ -359,7 +360,7 @@ class Config:
     sft: SftConfig = field(default_factory=SftConfig)
     """Supervised fine-tuning."""
     reflection: ReflectionConfig = field(default_factory=ReflectionConfig)
-    """Inspection and reflection; also the policy's optimiser in `inverse` and `ppo`."""
+    """Practice and reflection; also the policy's optimiser in `inverse` and `ppo`."""
     inverse: InverseConfig = field(default_factory=InverseConfig)
     """StepAgent-Inverse."""
     ppo: PpoConfig = field(default_factory=PpoConfig)

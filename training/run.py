@@ -14,7 +14,6 @@ from rich.console import Console
 
 from stepagent import command_line
 from stepagent.command_line import Command
-from stepagent.errors import UserError
 from stepagent.training import methods
 from stepagent.training.config import Config
 
@@ -48,10 +47,7 @@ def check(config: Config) -> None:
 
 def _train(config: Config) -> int:
     console = Console()
-    try:
-        summary = run(config, console)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+    summary = run(config, console)
     from stepagent.training.runs import processes
 
     if not processes.is_main():

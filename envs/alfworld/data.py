@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from stepagent.envs.alfworld import engine
+from stepagent.envs.alfworld.generate import GeneratedGames
+from stepagent.envs.alfworld.household import TYPES
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.containers import Member, members
 from stepagent.envs.core import SPLITS, checksum
@@ -32,14 +34,6 @@ log = logging.getLogger(__name__)
 FOLDERS = {"train": "train", "dev": "valid_seen", "test": "valid_unseen"}
 """Our split → upstream's folder."""
 ROOT = "json_2.1.1"
-TYPES = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-)
 GAME, TRAJECTORY = "game.tw-pddl", "traj_data.json"
 MAX_GAME = 8_000_000
 """Bytes that one game file may have (the largest known has 150,000)."""
@@ -73,8 +67,6 @@ def open_source(data: str | os.PathLike[str] | None) -> Source:
     Raises FileNotFoundError, or ValueError for anything but a folder or an archive.
     """
     if data is None:
-        from stepagent.envs.alfworld.generate import GeneratedGames
-
         return GeneratedGames()
     path = Path(data).expanduser()
     try:
@@ -94,7 +86,7 @@ class Folder:
 
     def __init__(self, path: Path):
         inner = path / ROOT
-        self.path, self.given = inner if inner.is_dir() else path, path
+        self.path, self.named = inner if inner.is_dir() else path, path
 
     def exists(self) -> bool:
         """Whether the folder has the layout."""
@@ -104,7 +96,7 @@ class Folder:
         ids, skipped = self._listed(split)
         if not ids:
             folder = self.path / FOLDERS[split]
-            _no_games(split, f"{folder} (from data={str(self.given)!r})", skipped)
+            _no_games(split, f"{folder} (from data={str(self.named)!r})", skipped)
         return ids
 
     def left_out(self, split: str) -> dict[str, int]:

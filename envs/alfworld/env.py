@@ -24,8 +24,9 @@ from stepagent.envs import react
 from stepagent.envs.alfworld import data as sources
 from stepagent.envs.alfworld import engine as fast
 from stepagent.envs.alfworld import expert as experts
+from stepagent.envs.alfworld import reference
 from stepagent.envs.alfworld.engine import NOTHING, Game
-from stepagent.envs.alfworld.household import read_goal
+from stepagent.envs.alfworld.household import TYPES, read_goal
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.alfworld.wording import WORDINGS, readings, spoken, spoken_prompt
 from stepagent.envs.core import Outcome, TextEnv, split_names
@@ -59,7 +60,8 @@ class ALFWorldEnv(TextEnv):
         with commas; None: all six.
     split, max_steps, render_mode: as in `TextEnv`.
 
-    Raises ValueError for an unknown engine, wording, expert or type, FileNotFoundError and
+    Raises MissingPackage for an engine that is not installed, ValueError for an unknown engine,
+    wording, expert or type, FileNotFoundError and
     PermissionError for data that are missing or cannot be read. `tasks` and `reset` raise
     ValueError for a split without a playable game and for broken games, naming the file.
     """
@@ -86,12 +88,14 @@ class ALFWorldEnv(TextEnv):
         ):
             if value not in allowed:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {_list(allowed)}")
+        if engine == "textworld":
+            reference.require()
         self.engine, self.expert = engine, expert
         self._wording = wording
-        self._only = sources.TYPES if tasks is None else split_names(tasks)
-        unknown = sorted(set(self._only) - set(sources.TYPES))
+        self._only = TYPES if tasks is None else split_names(tasks)
+        unknown = sorted(set(self._only) - set(TYPES))
         if unknown or not self._only:
-            raise ValueError(f"unknown tasks {unknown}: choose from {_list(sources.TYPES)}")
+            raise ValueError(f"unknown tasks {unknown}: choose from {_list(TYPES)}")
         self._source = sources.open_source(data)
         self._generated = data is None
         self._games: OrderedDict[str, Game] = OrderedDict()
@@ -142,9 +146,9 @@ class ALFWorldEnv(TextEnv):
         )
 
     def fingerprint(self) -> dict[str, str]:
-        found = super().fingerprint()
+        common = super().fingerprint()
         return {
-            **found,
+            **common,
             "engine": self.engine,
             "wording": self.wording,
             "expert": self.expert,
@@ -167,8 +171,6 @@ class ALFWorldEnv(TextEnv):
         if self.engine == "fast":
             return self._game(task_id).start()
         if self._reference is None or self._reference[0] != task_id:
-            from stepagent.envs.alfworld import reference
-
             self._reference = (task_id, reference.load(self._source.load(task_id)))
         return self._reference[1].start()
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from stepagent.command_line import Command
 from stepagent.envs.alfworld import generate
 from stepagent.envs.alfworld.data import FOLDERS, GAME, ROOT, TRAJECTORY
+from stepagent.errors import check_range
 
 
 @dataclass
@@ -67,6 +68,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def export(config: Config) -> int:
+    check_range(1, limit=config.limit)
     trials = write(config.out, generate.GeneratedGames().tasks(config.split)[: config.limit])
     print(f"{len(trials)} games in {config.out / ROOT / FOLDERS[config.split]}")
     return 0

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from stepagent.envs.alfworld import engine, planner
-from stepagent.envs.alfworld.data import TYPES
+from stepagent.envs.alfworld.household import TYPES
 from stepagent.envs.alfworld.layouts import LAMPS, ROOMS, TEST_ROOMS, Room, catalogue, room
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.core import checksum

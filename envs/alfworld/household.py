@@ -12,6 +12,15 @@ from functools import cached_property
 from stepagent.envs.alfworld.engine import Command, Game, Play
 from stepagent.envs.alfworld.pddl import GameError
 
+TYPES = (
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+)
+"""The six types of tasks."""
 TOOLS = {
     "isclean": ("cleanobject", "sinkbasintype"),
     "ishot": ("heatobject", "microwavetype"),

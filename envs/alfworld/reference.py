@@ -16,6 +16,13 @@ from stepagent import optional
 from stepagent.envs.alfworld.engine import NOTHING
 from stepagent.envs.alfworld.pddl import GameError
 
+_ALTERNATIVE = "which compiles C++; or use engine='fast', which gives the same texts"
+
+
+def require() -> None:
+    """Raises MissingPackage without TextWorld."""
+    optional.require("textworld", "engine='textworld'", _ALTERNATIVE)
+
 
 def load(data: Mapping[str, Any]) -> ReferencePlay:
     """Raises MissingPackage without TextWorld, GameError where it refuses the game."""
@@ -25,11 +32,7 @@ def load(data: Mapping[str, Any]) -> ReferencePlay:
             from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
             from textworld.envs.pddl import PddlEnv
     except ImportError as error:
-        raise optional.missing(
-            "textworld",
-            f"engine='textworld' ({error})",
-            "which compiles C++; or use engine='fast', which gives the same texts",
-        ) from None
+        raise optional.missing("textworld", f"engine='textworld' ({error})", _ALTERNATIVE) from None
     infos = textworld.EnvInfos(won=True, admissible_commands=True)
     env = AlfredInfos(AlfredDemangler(PddlEnv(infos), shuffle=False))
     try:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stepagent.command_line import Command
-from stepagent.errors import UserError
+from stepagent.errors import check_range
 from stepagent.files import write_text
 
 MAX_PICKLE = 2_000_000_000
@@ -136,10 +136,8 @@ def convert(source: Path, out: Path, top_k: int = 50) -> int:
 
 
 def run(config: Config) -> int:
-    try:
-        steps = convert(config.pickle, config.out, config.top_k)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    check_range(1, top_k=config.top_k)
+    steps = convert(config.pickle, config.out, config.top_k)
     print(f"{config.out}: ranks of {steps} steps, at most {config.top_k} candidates each")
     return 0
 

@@ -47,15 +47,6 @@ PAGE_BUDGETS = (300, 800)
 """Minimum and maximum tokens of one page with the budget "shared"."""
 
 
-def make(*, live: bool = False, **kwargs: Any) -> TextEnv:
-    """The environment; with `live`, the one in a real browser. Arguments as `Mind2WebEnv`."""
-    if live:
-        from stepagent.envs.mind2web.live import LiveMind2WebEnv
-
-        return LiveMind2WebEnv(**kwargs)
-    return Mind2WebEnv(**kwargs)
-
-
 class Mind2WebEnv(TextEnv):
     """Mind2Web as a text environment; the module's docstring has the rules.
 

@@ -32,6 +32,7 @@ from stepagent.envs.mind2web.questions import Decision, Direct, Question, Rounds
 from stepagent.envs.mind2web.rank import ranked
 from stepagent.envs.mind2web.records import Problems, RecordedStep, make_step, parse_candidates
 from stepagent.envs.mind2web.sites.base import Site, SiteGoal, SiteState
+from stepagent.errors import SetupError
 
 T = TypeVar("T")
 MAX_BODY = 65_536
@@ -53,6 +54,10 @@ _MARK = """() => {
 }"""
 
 
+class NoBrowser(SetupError, RuntimeError):
+    """There is no Chromium that works."""
+
+
 class LiveMind2WebEnv(Mind2WebEnv):
     """Mind2Web's bundled tasks in Chromium; the module's docstring has the rules.
 
@@ -62,7 +67,8 @@ class LiveMind2WebEnv(Mind2WebEnv):
     timeout: seconds that the browser may take for one action.
     Others as in `Mind2WebEnv`; `data` must be None.
 
-    Raises ValueError for other data, and RuntimeError from `reset` if there is no browser.
+    Raises ValueError for other data, MissingPackage without Playwright, and NoBrowser from `reset`
+    if there is no browser.
     """
 
     packages: ClassVar[tuple[str, ...]] = (*Mind2WebEnv.packages, "playwright")
@@ -73,6 +79,7 @@ class LiveMind2WebEnv(Mind2WebEnv):
         if timeout <= 0:
             raise ValueError(f"timeout is {timeout}: it must be more than 0 seconds")
         super().__init__(**kwargs)
+        optional.require("playwright", "live mode")
         self._chromium = _Chromium(browser, timeout)
         self._server: _Server | None = None
         self._goal: SiteGoal | None = None
@@ -239,10 +246,8 @@ class _Chromium:
         self._call(work)
 
     def _start(self) -> None:
-        try:
-            from playwright.sync_api import Error, sync_playwright
-        except ImportError:
-            raise RuntimeError(str(optional.missing("playwright", "live mode"))) from None
+        from playwright.sync_api import Error, sync_playwright
+
         path = self._path or next(filter(None, map(shutil.which, BROWSERS)), None)
         root = hasattr(os, "geteuid") and os.geteuid() == 0
         self._playwright = self._playwright or sync_playwright().start()
@@ -251,7 +256,7 @@ class _Chromium:
                 executable_path=path, args=["--no-sandbox"] if root else []
             )
         except Error as error:
-            raise RuntimeError(
+            raise NoBrowser(
                 f"live mode found no working Chromium ({str(error).splitlines()[0]}): install "
                 "one (`playwright install chromium`, or your system's package) or name its path "
                 "in the argument `browser`"

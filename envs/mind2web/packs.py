@@ -191,7 +191,7 @@ def open_pack(
         writer.close(", ".join(map(str, members)))
 
     target = cache_folder() / "mind2web" / f"{name}-{checksum(_FORMAT, html, name, key)}"
-    build_once(target, build, lambda: (target / "index.json").is_file())
+    build_once(target, build)
     return Pack(target, html)
 
 

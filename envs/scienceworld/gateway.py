@@ -17,7 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stepagent.errors import UserError
+from stepagent.errors import SetupError, UserError
+
+
+class IncompleteInstallation(SetupError, RuntimeError):
+    """A part of an installed package that the simulator needs is missing."""
 
 
 class SimulatorError(UserError, RuntimeError):

@@ -29,7 +29,13 @@ from typing import Any, Literal, NamedTuple
 
 from stepagent.envs.scienceworld import patches
 from stepagent.envs.scienceworld.data import EASY
-from stepagent.envs.scienceworld.gateway import Connection, JavaError, Reference, SimulatorError
+from stepagent.envs.scienceworld.gateway import (
+    Connection,
+    IncompleteInstallation,
+    JavaError,
+    Reference,
+    SimulatorError,
+)
 from stepagent.envs.scienceworld.patches import table
 from stepagent.envs.scienceworld.snapshot import StartFiles
 from stepagent.envs.scienceworld.taskmaker import TURNS
@@ -63,29 +69,33 @@ _INTERFACE = "scienceworld.runtime.pythonapi.PythonInterface"
 def _file_of(package: str, *parts: str) -> Path:
     """A file inside an installed package, without importing the package.
 
-    Raises SimulatorError that says what to install.
+    Raises IncompleteInstallation that says what to install.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise SimulatorError(
+        raise IncompleteInstallation(
             f"the package {package!r} is not installed: pip install --force-reinstall stepagent"
         )
     path = Path(next(iter(spec.submodule_search_locations))).joinpath(*parts)
     if not path.is_file():
-        raise SimulatorError(f"{path} is missing: reinstall the package {package!r}")
+        raise IncompleteInstallation(f"{path} is missing: reinstall the package {package!r}")
     return path
 
 
 def _gateway_jar() -> Path:
-    """Py4J's jar, which the wheel installs outside its package (raises SimulatorError)."""
+    """Py4J's jar, which the wheel installs outside its package (raises IncompleteInstallation)."""
     try:
         files = metadata.files("py4j") or []
     except metadata.PackageNotFoundError:
-        raise SimulatorError("the package 'py4j' is not installed: pip install py4j") from None
+        raise IncompleteInstallation(
+            "the package 'py4j' is not installed: pip install py4j"
+        ) from None
     for file in files:
         if file.name.endswith(".jar") and Path(file.locate()).is_file():
             return Path(file.locate()).resolve()
-    raise SimulatorError("the package 'py4j' lacks its jar: pip install --force-reinstall py4j")
+    raise IncompleteInstallation(
+        "the package 'py4j' lacks its jar: pip install --force-reinstall py4j"
+    )
 
 
 class JavaProcess:
@@ -93,7 +103,8 @@ class JavaProcess:
 
     `recorded`: the snapshot file that this process writes when it ends.
 
-    Raises SimulatorError with Java's error output where it cannot start.
+    Raises SimulatorError with Java's error output where it cannot start, IncompleteInstallation
+    where there is none.
     """
 
     def __init__(self, recorded: Path | None = None) -> None:

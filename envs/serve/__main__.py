@@ -21,7 +21,7 @@ from stepagent.command_line import Command
 from stepagent.envs.core import TextEnv
 from stepagent.envs.loopback import is_loopback
 from stepagent.envs.remote.client import TOKEN_VARIABLE, checked_token
-from stepagent.errors import UsageError
+from stepagent.errors import LAST_PORT, UsageError, check_range
 
 if TYPE_CHECKING:
     from stepagent.envs.serve.limits import Offer
@@ -75,7 +75,7 @@ class Config:
 
 
 def problem(config: Config, token: str | None) -> str:
-    """What is wrong with the options; "" if nothing is."""
+    """Why the server would be open to strangers; "" if it would not."""
     option = "published" if config.published else "host"
     reached = getattr(config, option)
     if not is_loopback(reached) and not token and not config.allow_unauthenticated:
@@ -84,14 +84,17 @@ def problem(config: Config, token: str | None) -> str:
             "secret that clients have too, or give --allow-unauthenticated if whoever reaches this "
             "port may use it"
         )
-    for name, least in (
-        *(("max_sessions", 1), ("max_connections", 1)),
-        *(("idle_seconds", 0.1), ("step_seconds", 0.001)),
-        *(("start_seconds", 0.001), ("max_body_mb", 0.01), ("port", 0)),
-    ):
-        if getattr(config, name) < least:
-            return f"--{name.replace('_', '-')} must be at least {least}"
     return ""
+
+
+def check_numbers(config: Config) -> None:
+    """Raises UsageError for a number that is out of range."""
+    check_range(0, LAST_PORT, port=config.port)
+    check_range(1, max_sessions=config.max_sessions, max_connections=config.max_connections)
+    check_range(0.1, idle_seconds=config.idle_seconds)
+    check_range(0.001, step_seconds=config.step_seconds, start_seconds=config.start_seconds)
+    check_range(0.01, max_body_mb=config.max_body_mb)
+    check_range(0, grace_seconds=config.grace_seconds)
 
 
 def _warm(offered: list[Offer]) -> Iterator[TextEnv]:
@@ -105,6 +108,7 @@ def _warm(offered: list[Offer]) -> Iterator[TextEnv]:
 
 
 def serve(config: Config) -> int:
+    check_numbers(config)
     try:
         token = checked_token(os.environ.get(TOKEN_VARIABLE)) or None
     except ValueError as error:

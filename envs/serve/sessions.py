@@ -44,7 +44,7 @@ class Session:
     used: float = field(default_factory=time.monotonic)
     number: int = 0
     """Number of the last call that was carried out."""
-    kept: tuple[Any, int, bytes] = ("", 0, b"")
+    last_answer: tuple[Any, int, bytes] = ("", 0, b"")
     """That call, and the status and body of its answer."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: str = ""
@@ -227,10 +227,10 @@ class Sessions:
         async with session.lock:  # a repeat waits here until the first call is done
             self._check(session)
             if number is not None and number == session.number and session.number:
-                if session.kept[0] != call:
+                if session.last_answer[0] != call:
                     raise Refusal(409, "order", f"call {number} of this session was another one")
                 self.metrics.repeated.inc()
-                return session.kept[1:]
+                return session.last_answer[1:]
             if number is not None and number != session.number + 1:
                 raise Refusal(
                     409, "order", f"call {number} is out of order: {session.number + 1} is next"
@@ -239,10 +239,10 @@ class Sessions:
             session.number += 1
             try:
                 answer = await self._carry_out(session, function, seconds, call[0])
-                session.kept = (call, 200, encode({**answer, "number": session.number}))
+                session.last_answer = (call, 200, encode({**answer, "number": session.number}))
             except Refusal as refusal:
-                session.kept = (call, refusal.status, encode({"error": refusal.error}))
-            return session.kept[1:]
+                session.last_answer = (call, refusal.status, encode({"error": refusal.error}))
+            return session.last_answer[1:]
 
     def _check(self, session: Session) -> None:
         if session.ended:

@@ -32,6 +32,7 @@ from stepagent.envs.loopback import OwnPagesHandler
 from stepagent.envs.trajectory import Step, Trajectory, Writer
 from stepagent.envs.webshop import pages
 from stepagent.envs.webshop.env import WebShopEnv
+from stepagent.errors import LAST_PORT, check_range
 
 ENV = "stepagent/WebShop-v0"
 MAX_VISITS = 1000
@@ -83,7 +84,7 @@ class Visitor:
         self.steps: list[Step] = []
         self.ended = self.truncated = False
         self.note = ""
-        self.begun = time.monotonic()
+        self.started = time.monotonic()
         self.lock = threading.Lock()
 
     def step(self, action: str, thought: str) -> bool:
@@ -117,7 +118,7 @@ class Visitor:
             metrics=self.info["metrics"],
             data_notes=self.info["data_notes"],
             fingerprint=self.env.fingerprint(),
-            seconds=round(time.monotonic() - self.begun, 3),
+            seconds=round(time.monotonic() - self.started, 3),
         )
 
 
@@ -317,6 +318,8 @@ def _end(visitor: Visitor) -> str:
 
 
 def serve(config: Config) -> int:
+    check_range(0, LAST_PORT, port=config.port)
+    check_range(0, seed=config.seed)
     site = Site(config)
     print(f"WebShop is at {site.url} (Ctrl-C ends it)", flush=True)
     try:

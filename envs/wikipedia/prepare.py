@@ -24,6 +24,7 @@ from stepagent.envs.wikipedia import sources
 from stepagent.envs.wikipedia.corpus import Page, part_title
 from stepagent.envs.wikipedia.store import StoredCorpus, Writer, is_store
 from stepagent.envs.wikipedia.wikitext import Redirect, dump_items
+from stepagent.errors import check_range
 
 SAVE_EVERY = 20_000
 """Records between two points from which a stopped run can resume."""
@@ -60,6 +61,7 @@ def prepare(
     Raises SourceError if the source is missing, truncated or of unknown format, or if `out` lies
     inside it or was started with another source.
     """
+    check_range(1, limit=limit)
     console = console or Console(quiet=True)
     if source.resolve() in out.resolve().parents:
         raise SourceError(f"{out} lies inside {source}: choose an --out outside of it")

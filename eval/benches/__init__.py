@@ -21,7 +21,7 @@ class Options:
     """Measures a part of StepAgent against the plain way of doing the same."""
 
     name: str
-    """Which benchmark: envs, rollout, inspection, reflection, inverse, server, soak or vector."""
+    """Which benchmark: envs, rollout, practice, reflection, inverse, server, soak or vector."""
     out: Path | None = None
     """JSON file for the rows. null: only the table is shown."""
     env: str = "stepagent/ScienceWorld-v0"
@@ -88,9 +88,9 @@ def measure_sides(sides: Sequence[Callable[[], Any]], repeats: int) -> list[floa
     for number in range(repeats):
         order = range(len(sides)) if number % 2 == 0 else reversed(range(len(sides)))
         for side in order:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             sides[side]()
-            seconds[side].append(time.perf_counter() - begun)
+            seconds[side].append(time.perf_counter() - started)
     return [statistics.median(times) for times in seconds]
 
 

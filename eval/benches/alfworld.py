@@ -77,24 +77,24 @@ def bench(options: Options) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _GamePlan:
     task_id: str
     path: Path
     actions: tuple[str, ...]
 
 
-def _plan(env: TextEnv, folder: Path, task_id: str) -> _Plan:
+def _plan(env: TextEnv, folder: Path, task_id: str) -> _GamePlan:
     env.reset(seed=0, options={"task_id": task_id})
     actions = tuple(action for _, action in env.expert_plan())
     (path,) = folder.glob(f"*/*/{task_id}/{GAME}")
-    return _Plan(task_id, path, actions)
+    return _GamePlan(task_id, path, actions)
 
 
 class _Ours:
     def __init__(self, env: TextEnv):
         self.env = env
 
-    def load(self, plan: _Plan) -> None:
+    def load(self, plan: _GamePlan) -> None:
         self.env.close()  # forgets the games it has read
         self.env.reset(seed=0, options={"task_id": plan.task_id})
 
@@ -113,7 +113,7 @@ class _Upstream:
         self._engine: Any = PddlEnv
         self.env: Any = None
 
-    def load(self, plan: _Plan) -> None:
+    def load(self, plan: _GamePlan) -> None:
         if self.env is not None:
             self.env.close()
         engine = self._engine(self._infos)
@@ -125,7 +125,7 @@ class _Upstream:
         self.env.step(action)
 
 
-def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:
+def _timed(side: _Ours | _Upstream, plan: _GamePlan) -> tuple[float, float]:
     start = time.perf_counter()
     side.load(plan)
     ready = time.perf_counter()
@@ -134,7 +134,9 @@ def _timed(side: _Ours | _Upstream, plan: _Plan) -> tuple[float, float]:
     return time.perf_counter() - ready, ready - start
 
 
-def _growth(side: _Ours | _Upstream, plans: list[_Plan], loads: int, warm_up: int = 100) -> float:
+def _growth(
+    side: _Ours | _Upstream, plans: list[_GamePlan], loads: int, warm_up: int = 100
+) -> float:
     """Megabytes by which this process grows per load."""
     process = psutil.Process()
     for number in range(warm_up + loads):
@@ -146,7 +148,7 @@ def _growth(side: _Ours | _Upstream, plans: list[_Plan], loads: int, warm_up: in
     return (process.memory_info().rss - before) / 1e6 / loads
 
 
-def _at_once(folder: str, plans: list[_Plan], n: int, repeats: int) -> float:
+def _at_once(folder: str, plans: list[_GamePlan], n: int, repeats: int) -> float:
     """Steps per second of n environments stepped in turn (median)."""
     opened = [envs.make(ALFWORLD, data=folder, split="test") for _ in range(n)]
     chosen = [plans[i % len(plans)] for i in range(n)]

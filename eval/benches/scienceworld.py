@@ -92,13 +92,13 @@ def _rows(args: dict[str, Any], repeats: int) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _TaskPlan:
     task_id: str
     simplifications: tuple[str, ...]
     actions: tuple[str, ...]
 
 
-def _plan(env: ScienceWorldEnv, task_id: str) -> _Plan:
+def _plan(env: ScienceWorldEnv, task_id: str) -> _TaskPlan:
     """The expert's actions, up to the end of the episode."""
     env.reset(seed=0, options={"task_id": task_id})
     played = []
@@ -107,7 +107,7 @@ def _plan(env: ScienceWorldEnv, task_id: str) -> _Plan:
         _, _, done, truncated, _ = env.step(action)
         if done or truncated:
             break
-    return _Plan(task_id, env.simplifications(task_id.split("/")[0]), tuple(played))
+    return _TaskPlan(task_id, env.simplifications(task_id.split("/")[0]), tuple(played))
 
 
 class _Side:
@@ -116,7 +116,7 @@ class _Side:
     def __init__(self, env: Any):
         self.env, self.teleports = env, list[float]()
 
-    def reset(self, plan: _Plan) -> None:
+    def reset(self, plan: _TaskPlan) -> None:
         self.env.reset(seed=0, options={"task_id": plan.task_id})
 
     def step(self, action: str) -> None:
@@ -139,7 +139,7 @@ class _Upstream(_Side):
             os.environ["PATH"] = path
         (self._java,) = [p for p in _java_processes() if p not in before]
 
-    def reset(self, plan: _Plan) -> None:
+    def reset(self, plan: _TaskPlan) -> None:
         name, variation = plan.task_id.split("/")
         self.env.load(name, int(variation), ",".join(plan.simplifications))
         self.env.reset()
@@ -152,7 +152,7 @@ class _Upstream(_Side):
         self.env.close = lambda: None  # it would close again when collected, and raise
 
 
-def _timed(side: _Side, plan: _Plan) -> tuple[float, float]:
+def _timed(side: _Side, plan: _TaskPlan) -> tuple[float, float]:
     start = time.perf_counter()
     side.reset(plan)
     ready = time.perf_counter()
@@ -161,7 +161,7 @@ def _timed(side: _Side, plan: _Plan) -> tuple[float, float]:
     return time.perf_counter() - ready, ready - start
 
 
-def _at_once(plan: _Plan, n: int, repeats: int) -> tuple[float, float]:
+def _at_once(plan: _TaskPlan, n: int, repeats: int) -> tuple[float, float]:
     """Steps per second of n threads with one environment each (median), and total gigabytes."""
     opened = [_Side(envs.make(SCIENCEWORLD, split="test")) for _ in range(n)]
     rates = []

@@ -8,6 +8,7 @@ import sys
 import urllib.request
 from types import TracebackType
 
+from stepagent import optional
 from stepagent.errors import UserError
 
 
@@ -15,6 +16,7 @@ class Served:
     """`with Served("stepagent/WebShop-v0") as server:` starts it on a free port."""
 
     def __init__(self, *env_ids: str, **options: float):
+        optional.require("uvicorn", "a server")
         env_options = [part for env_id in env_ids for part in ("--env", env_id)]
         other_options = [f"--{name.replace('_', '-')}={value:g}" for name, value in options.items()]
         self.process = subprocess.Popen(
@@ -39,7 +41,7 @@ class Served:
                 self.url = address.group(1)
                 break
         else:
-            raise UserError(f"the server did not start: {log[-2000:]}")
+            raise UserError(f"the server did not start. It says:\n{log[-2000:].rstrip()}")
 
     def __enter__(self) -> Served:
         return self

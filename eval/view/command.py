@@ -11,7 +11,7 @@ from rich.console import Console
 from stepagent.command_line import Command
 from stepagent.eval.load_runs import EvaluationRun, load_runs
 from stepagent.eval.recorded_env import import_modules
-from stepagent.eval.results import ResultsError
+from stepagent.eval.results import NoResults
 from stepagent.eval.tables import tell
 from stepagent.eval.view import curves, data, experts, page
 
@@ -22,7 +22,7 @@ class Config:
 
     runs: list[str]
     """Results files, folders of `stepagent eval` (one run, or a suite), or of `stepagent train`
-    (its learning curves and all evaluations). They come first, without an option name: RUN RUN …"""
+    (its learning curves and all evaluations)."""
     out: Path = Path("report.html")
     """The file to write."""
     expert: str | None = None
@@ -36,14 +36,15 @@ class Config:
 
 
 def run(config: Config) -> int:
-    """The exit code is 0, 1 if something could not be read or written, 2 for wrong options."""
+    """The exit code is 0, 1 if something could not be read or written, 2 for wrong options and for
+    paths without results."""
     console = Console(stderr=True)
     notes: list[str] = []
     try:
         runs = load_runs(config.runs, notes)
         training_curves = curves.load(config.runs, notes)
         if not runs and not training_curves:
-            raise ResultsError(f"there is no evaluation and no metric in {', '.join(config.runs)}")
+            raise NoResults(f"there is no evaluation and no metric in {', '.join(config.runs)}")
         expert_episodes = _experts(config, runs, notes, console)
         report = data.build(runs, training_curves, expert_episodes, notes, config.title)
         size = page.write(report, config.out)

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from stepagent.agents.costs import RateLimit, cost, prices
 from stepagent.agents.openai import ApiError, OpenAIAgent, cut_middle
 from stepagent.agents.reply_cache import Completion, ReplyCache
+from stepagent.errors import SetupError
+from stepagent.eval import run as eval_run
 from tests.agents.chat_server import KEY, ChatServer, completion
 from tests.agents.conversations import say, turn
 from tests.servers import running
@@ -137,6 +140,18 @@ def test_refused_connection_names_the_url():
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(ApiError, match=f"no connection to {url} .*refused.*OPENAI_BASE_URL"):
         ask(OpenAIAgent("m", base_url=url, retries=1, backoff=0.01), "hi")
+
+
+def test_openai_itself_is_not_asked_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(requests.Session, "post", lambda *_, **__: pytest.fail("it was asked"))
+    began = time.monotonic()
+    with pytest.raises(SetupError, match="set OPENAI_API_KEY"):
+        ask(OpenAIAgent("gpt-4o"), "hi")
+    assert time.monotonic() - began < 1
+    out = ["--out", str(tmp_path), "--no-cache"]
+    assert eval_run.main(["--env", "stepagent/HotpotQA-v0", "--agent", "openai:gpt-4o", *out]) == 2
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_bad_lines_are_reported_and_the_rest_compared(two, tmp_path, capsys):
 
 
 def test_wrong_options(two, tmp_path, capsys):
-    assert compare.main([str(tmp_path / "nowhere")]) == 1
+    assert compare.main([str(tmp_path / "nowhere")]) == 2
     assert "nowhere does not exist" in " ".join(capsys.readouterr().err.split())
     assert compare.main([*two, "--against", "x"]) == 2
     for wrong in (["--format", "pdf"], ["--frce"]):

@@ -4,11 +4,13 @@ import threading
 import time
 from dataclasses import replace
 
+import gymnasium as gym
 import pytest
 
-from stepagent import envs, register
+from stepagent import envs, optional, register
 from stepagent.agents.core import Agent
 from stepagent.envs.react import PromptStyle
+from stepagent.errors import SetupError
 from stepagent.eval import rollout
 from stepagent.eval.rollout import run_episodes
 from tests.toy_env import ID, ScriptedAgent, ToyEnv
@@ -90,6 +92,47 @@ def test_environment_that_breaks_at_reset_or_step_ends_its_own_episode_only():
         assert not any(t.error for t in episodes.values())
         assert ToyEnv.opened - opened == 3  # two, and one in place of the broken one
         assert ToyEnv.closed - closed == 3
+
+
+class UnplayableEnv(ToyEnv):
+    """Lacks a package, which shows with the third task."""
+
+    def begin(self, task_id):
+        if task_id == TASKS[2]:
+            raise optional.missing("playwright")
+        return super().begin(task_id)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_would_fail_every_episode_ends_the_rollout(workers):
+    if "Test/Unplayable-v0" not in gym.registry:
+        register("Test/Unplayable-v0", UnplayableEnv)
+    opened, closed = ToyEnv.opened, ToyEnv.closed
+    played = []
+    episodes = run_episodes("Test/Unplayable-v0", ScriptedAgent(), TASKS, workers=workers)
+    with pytest.raises(optional.MissingPackage, match="pip install"):
+        played.extend(trajectory.task_id for trajectory in episodes)
+    assert set(played) <= {*TASKS} - {TASKS[2]}
+    assert workers > 1 or played == [*TASKS[:2]], "what was played until then is there"
+    assert ToyEnv.closed - closed == ToyEnv.opened - opened
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_agent_that_could_answer_nothing_ends_the_rollout(streaming):
+    class Refused(ScriptedAgent):
+        def act(self, turns):
+            raise SetupError("the key is refused")
+
+        def submit(self, turns):
+            self.keys = [turn.key for turn in turns]
+
+        def poll(self):
+            return [(key, SetupError("the key is refused")) for key in self.keys]
+
+    agent = Refused()
+    agent.streaming = streaming
+    with pytest.raises(SetupError, match="the key is refused"):
+        play(agent)
 
 
 class TypedEnv(ToyEnv):

@@ -212,7 +212,7 @@ def test_bad_input(folders, tmp_path, capsys):
     assert "r.jsonl:9: not JSON" in notes
     assert "are recorded more than once" in notes
     capsys.readouterr()
-    assert main([str(tmp_path / "nothing")]) == 1
+    assert main([str(tmp_path / "nothing")]) == 2
     assert "does not exist" in " ".join(capsys.readouterr().err.split())
     assert main([folders[0], "--out", f"{folders[0]}/results.jsonl/x.html"]) == 1
     assert "cannot write" in " ".join(capsys.readouterr().err.split())

@@ -23,8 +23,8 @@ class Knowing(ChatServer):
         super().__init__()
         self.plans: dict[str, list[tuple[str, str]]] = {}
 
-    def answer(self, asked: Any) -> bytes:
-        messages = asked["messages"]
+    def answer(self, request: Any) -> bytes:
+        messages = request["messages"]
         question = next(m["content"] for m in messages if m["role"] == "user")
         turn = sum(m["role"] == "assistant" for m in messages)
         thought, action = self.plans[question][turn]

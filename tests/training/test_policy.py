@@ -120,7 +120,7 @@ def test_a_saved_adapter_is_trained_on(saved: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_gradient_checkpointing_changes_no_gradient(saved: Path, rank: int) -> None:
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         settings = config(lora=LoraSettings(r=rank), gradient_checkpointing=checkpointing)
         torch.manual_seed(0)
@@ -129,9 +129,9 @@ def test_gradient_checkpointing_changes_no_gradient(saved: Path, rank: int) -> N
         policy.model.train()
         log_probs(policy).sum().backward()
         grads = [p.grad.flatten() for p in policy.model.parameters() if p.grad is not None]
-        found.append(torch.cat(grads))
-    assert found[0].norm() > 0
-    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
+        gradients.append(torch.cat(grads))
+    assert gradients[0].norm() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
 
 
 def test_practice_ends_at_the_end_of_turn(saved: Path) -> None:

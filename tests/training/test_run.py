@@ -20,6 +20,7 @@ from stepagent.training import methods, run
 from stepagent.training.config import Config
 from stepagent.training.methods import METHODS
 from stepagent.training.runs.directory import RunDirectory, RunError
+from stepagent.training.runs.options import differing
 from stepagent.training.runs.training_run import TrainingRun
 from tests.training.toys import GUESS
 
@@ -172,6 +173,19 @@ def test_options_that_change_no_weight_may_change(config):
     assert "random" in run.run(config)["scores"]
 
 
+def test_a_path_may_be_written_in_another_way(config, tmp_path, monkeypatch):
+    old = command_line.dump(replace(config, output="runs/a"))
+    for path in (str(tmp_path / "runs/a"), "./runs/../runs/a", str(tmp_path / "moved")):
+        assert not differing(old, command_line.dump(replace(config, output=path)))
+    monkeypatch.chdir(tmp_path)
+    config.expert.trajectories = "expert.jsonl"
+    old = command_line.dump(config)
+    config.expert.trajectories = str(tmp_path / "expert.jsonl")
+    assert not differing(old, command_line.dump(config))
+    config.expert.trajectories = str(tmp_path / "other.jsonl")
+    assert list(differing(old, command_line.dump(config))) == ["expert.trajectories"]
+
+
 def test_trajectories_of_the_split_that_is_scored_are_refused(config, tmp_path):
     from stepagent.training import collect
 
@@ -270,7 +284,7 @@ def test_what_is_wrong_is_said_before_training(config, change, message, capsys):
     for name in path:
         holder = getattr(holder, name)
     setattr(holder, last, value)
-    assert run.main(_command(config)[3:]) == 1
+    assert run.main(_command(config)[3:]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -281,7 +295,7 @@ def test_unknown_keys_list_what_exists(config, capsys):
 
 
 def test_unknown_methods_list_what_exists(config, capsys):
-    assert run.main([*_command(config)[3:], "--method", "reinforce"]) == 1
+    assert run.main([*_command(config)[3:], "--method", "reinforce"]) == 2
     assert "implicit" in capsys.readouterr().err
 
 

@@ -26,15 +26,15 @@ def test_names_are_the_same_tokens_in_brackets():
 
 def seen_over_unseen() -> float:
     """By how much an untrained model prefers tokens it has seen to others, in deviations."""
-    found = []
+    preferences = []
     for seed in range(8):
         model = build_model(CONFIG, TOKENIZER, seed).eval()
         ids = torch.randperm(len(TOKENIZER), generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
             logits = model(input_ids=ids[None, :20]).logits[0, -1]
         seen, unseen = logits[ids[:19]], logits[ids[20:]]  # the last one, at hand, left out
-        found.append(float((seen.mean() - unseen.mean()) / unseen.std()))
-    return sum(found) / len(found)
+        preferences.append(float((seen.mean() - unseen.mean()) / unseen.std()))
+    return sum(preferences) / len(preferences)
 
 
 def test_untrained_it_prefers_what_it_has_seen(monkeypatch):

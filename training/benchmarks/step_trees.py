@@ -1,4 +1,4 @@
-"""Benchmarks of inspection and reflection: step trees against the plain way of doing the same.
+"""Benchmarks of practice and reflection: step trees against the plain way of doing the same.
 
 Both use real expert trajectories of ScienceWorld with the full prompt (instruction and example),
 and both sides run in the same process on the same model. Lengths are the first n steps of long
@@ -79,7 +79,7 @@ class Setting:
         return Sampling(k, Decoding(temperature, 1.0, max_new_tokens), self.eos)
 
 
-def inspection(options: Options) -> list[Row]:
+def bench_practice(options: Options) -> list[Row]:
     """All practice actions of a trajectory against one `generate` per state."""
     sizes = settings(options, trajectories=1, steps=20, practice=3, max_new_tokens=32)
     setting = Setting(options, options.dtype)
@@ -156,7 +156,7 @@ def _until_end(ids: list[int], ends: frozenset[int]) -> list[int]:
     return ids
 
 
-def reflection(options: Options) -> Iterator[Row]:
+def bench_reflection(options: Options) -> Iterator[Row]:
     """Forward and backward over all step pairs, against TRL's `DPOTrainer` loss on the same pairs.
 
     Settings: `steps` (a comma list of trajectory lengths), `pairs` (sequences TRL is given at once

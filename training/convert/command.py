@@ -17,10 +17,10 @@ from typing import Any
 from rich.console import Console
 
 from stepagent.command_line import Command
-from stepagent.errors import UsageError
+from stepagent.errors import check_range
 from stepagent.eval.recorded_env import import_modules
 from stepagent.files import write_text
-from stepagent.training.convert.converter import Converter, SetupError
+from stepagent.training.convert.converter import Converter
 from stepagent.training.convert.exports import EXPORTS, Conversations, write_rows
 from stepagent.training.convert.options import Config
 from stepagent.training.convert.report import Report, show
@@ -61,8 +61,7 @@ def _checked_out(config: Config) -> Path:
         raise ValueError(f"out is {config.out}: it must end in {' or '.join(suffixes)}")
     if config.out.resolve() in (Path(name).resolve() for name in config.files):
         raise ValueError(f"{config.out} is to be read and written: choose another --out")
-    if config.limit is not None and config.limit < 1:
-        raise ValueError(f"limit is {config.limit}: it must be at least 1")
+    check_range(1, limit=config.limit)
     if config.reward is not None and not 0 <= config.reward <= 1:
         raise ValueError(f"reward is {config.reward}: it must be from 0 to 1")
     return config.out
@@ -82,10 +81,7 @@ def _at_least_one(rows: Iterator[dict[str, Any]], report: Report) -> Iterator[di
 
 
 def run(config: Config) -> int:
-    try:
-        report = convert(config)
-    except (ValueError, OSError, SetupError) as error:  # nothing was written
-        raise UsageError(str(error)) from error
+    report = convert(config)
     show(report, Path(str(config.out)), Console())
     return 1 if report.not_understood else 0
 

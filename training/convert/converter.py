@@ -12,6 +12,7 @@ from typing import Any
 from stepagent.envs import Trajectory
 from stepagent.envs.layouts import CONVERTIBLE, LAYOUTS, layout_of
 from stepagent.envs.records import Record, read_records
+from stepagent.errors import SetupError
 from stepagent.training.convert import tasks
 from stepagent.training.convert.conversations import Conversation, conversation_of
 from stepagent.training.convert.options import Config
@@ -137,10 +138,6 @@ class Converter:
         for index in self._indices.values():
             if isinstance(index, tasks.TaskIndex):
                 index.close()
-
-
-class SetupError(RuntimeError):
-    """The environment that was asked for cannot be made."""
 
 
 def _unknown(value: Any) -> str:

@@ -32,9 +32,9 @@ def step_pairs(folder: Path) -> Iterator[Row]:
     from stepagent.agents.models import load_tokenizer
     from stepagent.training.config import Config
 
-    if not (folder / "config.yaml").is_file() or not (folder / "inspection").is_dir():
+    if not (folder / "config.yaml").is_file() or not (folder / "practice").is_dir():
         raise ValueError(
-            f"{folder} is no run of implicit or inverse: it needs config.yaml and inspection/"
+            f"{folder} is no run of implicit or inverse: it needs config.yaml and practice/"
         )
     options = ["--config", str(folder / "config.yaml")]
     config = command_line.parse(Config, options, prog="python -m training.run")
@@ -49,13 +49,13 @@ def step_pairs(folder: Path) -> Iterator[Row]:
     env = envs.make(config.env, split="train", **safe_arguments(config.env_args, str(folder), {}))
     prompt = env.prompt
     env.close()
-    for number, (stage, line) in enumerate(_practice(folder / "inspection"), 1):
+    for number, (stage, line) in enumerate(_practice(folder / "practice"), 1):
         candidates = trajectories.get((line["task_id"], line["seed"]), [])
         same = [t for t in candidates if len(t.steps) == len(line["replies"])]
         if not same:
             raise ValueError(
                 f"{path} no longer holds the trajectory of {line['task_id']!r} that record "
-                f"{number} of {folder / 'inspection'} is about"
+                f"{number} of {folder / 'practice'} is about"
             )
         about = {"env": config.env, "task_id": line["task_id"], "stage": stage}
         messages = same[0].messages(prompt, config.prompt)

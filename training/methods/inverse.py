@@ -1,6 +1,6 @@
 """StepAgent-Inverse: reflection by inverse reinforcement learning (section 4.2.2, algorithm 1).
 
-    7       inspection: in every state ŝ_t of the expert the agent draws its own actions a_t
+    7       practice: in every state ŝ_t of the expert the agent draws its own actions a_t
     10-11   discriminator:  max_w  E_agent[log D_w(s, a)] + E_expert[log(1 - D_w(s, a))]   (eq. 11)
     12      a PPO step on the agent's actions with the discriminator's reward, and λ H(π)  (eq. 10)
 

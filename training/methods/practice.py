@@ -81,11 +81,11 @@ def practise(
 ) -> list[list[Practice]]:
     """The agent's practice in every state of each sample, as one or more trees per sample.
 
-    Replies are written to `inspection/STAGE.jsonl` as they are drawn; a killed run resumes there.
+    Replies are written to `practice/STAGE.jsonl` as they are drawn; a killed run resumes there.
     (The policy is the same: an iteration's practice ends before its first update.) Raises
     ValueError where a state with one action exceeds `config.max_tree_tokens`.
     """
-    path = stage.directory.path / "inspection" / f"{stage.name}.jsonl"
+    path = stage.directory.path / "practice" / f"{stage.name}.jsonl"
     with stage.progress(len(samples), "trajectories practised") as move:
         lines = resumed(
             path,
@@ -131,7 +131,7 @@ def record_rewards(
     stage: Stage, practices: Sequence[tuple[Sample, Practice]], rewards: Sequence[Tensor]
 ) -> None:
     """Writes what a discriminator gave the actions, rewards[i] float32 [A] of the i-th practice, to
-    `inspection/STAGE-rewards.jsonl`: one line per step tree, for whoever reads the practice."""
+    `practice/STAGE-rewards.jsonl`: one line per step tree, for whoever reads the practice."""
     if not processes.is_main():
         return
     lines = []
@@ -148,7 +148,7 @@ def record_rewards(
             "agent": agent,
         }
         lines.append(json.dumps(line) + "\n")
-    path = stage.directory.path / "inspection" / f"{stage.name}-rewards.jsonl"
+    path = stage.directory.path / "practice" / f"{stage.name}-rewards.jsonl"
     write_text(path, "".join(lines))
 
 

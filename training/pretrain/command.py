@@ -8,15 +8,16 @@ resumes wherever it was stopped.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from stepagent import command_line
 from stepagent.command_line import Command
-from stepagent.errors import UserError
+from stepagent.errors import check_range
 from stepagent.training.config import TinyConfig
 from stepagent.training.pretrain.optimise import Optimiser
 
@@ -55,6 +56,9 @@ def pretrain(config: Config, console: Console) -> Path:
 
     if not config.sources:
         raise ValueError("sources is empty: name environments to walk through, or --config nano")
+    check_range(0, seed=config.seed, threads=config.threads)
+    check_range(1, **asdict(config.shape))
+    config.optimiser.check()
     folder = Path(config.output)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -131,16 +135,14 @@ def _same_config(config: Config) -> None:
     from stepagent.files import write_text
 
     path, text = Path(config.output) / "config.yaml", command_line.dump(config)
-    if path.is_file() and path.read_text() != text:
+    here = {"output": config.output}  # which may be written in another way
+    if path.is_file() and yaml.safe_load(path.read_text()) | here != yaml.safe_load(text):
         raise ValueError(f"{path} is of another pre-training: choose another output, or delete it")
     write_text(path, text)
 
 
 def run(config: Config) -> int:
-    try:
-        pretrain(config, Console(highlight=False))
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+    pretrain(config, Console(highlight=False))
     return 0
 
 

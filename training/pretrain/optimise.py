@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from stepagent.errors import check_range
 from stepagent.files import write_atomically
+from stepagent.training.runs.interrupts import checkpoint_clock
 
 
 @dataclass
@@ -48,6 +50,14 @@ class Optimiser:
     """Of the order in which sequences are read."""
     checkpoint_seconds: float = 120.0
     """Time between checkpoints; 0: after every update."""
+
+    def check(self) -> None:
+        """Raises UsageError for a number that is out of range."""
+        check_range(1, sequence=self.sequence, batch_size=self.batch_size)
+        check_range(0, tokens=self.tokens, learning_rate=self.learning_rate, seed=self.seed)
+        check_range(0, 1, warmup_ratio=self.warmup_ratio, beta2=self.beta2)
+        check_range(0, max_grad_norm=self.max_grad_norm, weight_decay=self.weight_decay)
+        check_range(0, checkpoint_seconds=self.checkpoint_seconds)
 
     @property
     def updates(self) -> int:
@@ -81,7 +91,8 @@ def train(
     tokens: uint16 [N]; the model's padding token is not learned.
     on_update: called with (updates done, figures).
 
-    Raises ValueError where there are fewer tokens than a sequence holds.
+    Raises ValueError where there are fewer tokens than a sequence holds. After Ctrl-C or SIGTERM it
+    ends the current update, writes a checkpoint and raises KeyboardInterrupt.
     """
     if len(tokens) <= config.sequence:
         raise ValueError(
@@ -97,31 +108,40 @@ def train(
         betas=(0.9, config.beta2),
         fused=True,
     )
-    done, saved = _load(folder / "checkpoint", model, optimiser), time.monotonic()
+    done = _load(folder / "checkpoint", model, optimiser)
     model.train()
-    for update in range(done, config.updates):
-        started = time.monotonic()
-        ids = torch.from_numpy(_batch(tokens, config, update).astype(np.int64))
-        loss = next_token_loss(model, ids)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        for group in optimiser.param_groups:
-            group["lr"] = config.rate(update)
-        optimiser.step()
-        optimiser.zero_grad()
-        rate = ids.numel() / (time.monotonic() - started)
-        figures = {
-            "loss": float(loss.detach()),
-            "grad_norm": float(norm),
-            "tokens_per_second": rate,
-        }
-        if not math.isfinite(figures["loss"]):
-            raise ValueError(f"update {update + 1}: the loss is {figures['loss']}: lower the rate")
-        on_update(update + 1, figures)
-        if time.monotonic() - saved > config.checkpoint_seconds or update + 1 == config.updates:
-            _save(folder / "checkpoint", model, optimiser, update + 1)
-            saved = time.monotonic()
+    with checkpoint_clock(config.checkpoint_seconds) as clock:
+        for update in range(done, config.updates):
+            ids = torch.from_numpy(_batch(tokens, config, update).astype(np.int64))
+            for group in optimiser.param_groups:
+                group["lr"] = config.rate(update)
+            figures = _descend(model, optimiser, ids, config.max_grad_norm)
+            if not math.isfinite(figures["loss"]):
+                raise ValueError(
+                    f"update {update + 1}: the loss is {figures['loss']}: lower the rate"
+                )
+            on_update(update + 1, figures)
+            if clock.due() or update + 1 == config.updates:
+                _save(folder / "checkpoint", model, optimiser, update + 1)
+                clock.written()
     model.eval()
+
+
+def _descend(
+    model: LlamaForCausalLM, optimiser: torch.optim.AdamW, ids: Tensor, max_grad_norm: float
+) -> dict[str, float]:
+    """One update on int64 [B, T + 1]; returns its figures."""
+    started = time.monotonic()
+    loss = next_token_loss(model, ids)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimiser.step()
+    optimiser.zero_grad()
+    return {
+        "loss": float(loss.detach()),
+        "grad_norm": float(norm),
+        "tokens_per_second": ids.numel() / (time.monotonic() - started),
+    }
 
 
 def next_token_loss(model: LlamaForCausalLM, ids: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Safetensors and JSON, nothing pickled.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,8 +19,29 @@ MOMENTS = "optimiser.safetensors"
 """AdamW's moments, in a checkpoint and among a stage's artifacts."""
 
 
+@dataclass
+class Position:
+    """How far a training is."""
+
+    update: int = 0
+    """Updates done."""
+    count: int = 0
+    """Updates that `totals` adds up."""
+    totals: dict[str, float] = field(default_factory=dict)
+    """Sums of their figures."""
+
+    def add(self, figures: dict[str, float]) -> None:
+        """Counts one more update."""
+        self.update, self.count = self.update + 1, self.count + 1
+        for name, value in figures.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        return {name: value / max(1, self.count) for name, value in self.totals.items()}
+
+
 def save_training_state(
-    path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, update: int
+    path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, position: Position
 ) -> None:
     """Trained weights, optimiser, random state and position. All processes take part, the main
     one writes."""
@@ -36,7 +58,7 @@ def save_training_state(
         for i in range(torch.cuda.device_count()):
             rng[f"cuda{i}"] = torch.cuda.get_rng_state(i)
         save_file(rng, partial / "random.safetensors")
-        (partial / "position.json").write_text(json.dumps({"update": update}))
+        (partial / "position.json").write_text(json.dumps(asdict(position)))
 
     write_atomically(path, save)
 
@@ -66,10 +88,10 @@ def _on_main(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def load_training_state(
     path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer
-) -> int:
-    """Restores a saved state; returns the updates done, 0 where there is none."""
+) -> Position:
+    """Restores a saved state, where there is one; returns how far it is."""
     if not (path / "position.json").is_file():
-        return 0
+        return Position()
     weights = load_file(path / "trained.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -81,7 +103,7 @@ def load_training_state(
     for i in range(torch.cuda.device_count()):
         if f"cuda{i}" in rng:
             torch.cuda.set_rng_state(rng[f"cuda{i}"], i)
-    return int(json.loads((path / "position.json").read_text())["update"])
+    return Position(**json.loads((path / "position.json").read_text()))
 
 
 def load_moments(path: Path, optimiser: torch.optim.Optimizer) -> None:

@@ -5,7 +5,7 @@
     base/                the untrained model, where it is made from scratch
     entering/            the policy after SFT, for methods that refer back to it
     metrics.jsonl        one JSON object per update; TensorBoard has the same under tensorboard/
-    inspection/          practice actions of each iteration
+    practice/            practice actions of each iteration
     rollouts/            episodes that the agent played, for the methods that learn from them
     artifacts/STAGE/     what a stage keeps beside the policy (discriminator, reference log-probs)
     checkpoints/STAGE/   the newest state within a stage; deleted when the stage is done
@@ -32,6 +32,12 @@ from stepagent.training.runs.options import differing
 
 class RunError(UserError, RuntimeError):
     """A run that cannot start or resume; the message says what to do."""
+
+
+class WrongOptions(RunError):
+    """Options or files that the run cannot use."""
+
+    exit_code = 2
 
 
 class RunDirectory:

@@ -13,7 +13,7 @@ from stepagent.envs.trajectory import Trajectory, read
 from stepagent.training import collect
 from stepagent.training.config import Config
 from stepagent.training.data import select
-from stepagent.training.runs.directory import RunDirectory, RunError
+from stepagent.training.runs.directory import RunDirectory, WrongOptions
 
 
 def load_expert(
@@ -21,8 +21,8 @@ def load_expert(
 ) -> list[Trajectory]:
     """The trajectories of the file that the configuration names, or else collected now.
 
-    Raises RunError for trajectories of the split that is scored, of another environment, or made
-    under another prompt; ValueError where none scored enough.
+    Raises WrongOptions for trajectories of the split that is scored, of another environment, or
+    made under another prompt; ValueError where none scored enough.
     """
     expert = config.expert
     path = Path(expert.trajectories) if expert.trajectories else None
@@ -43,7 +43,7 @@ def load_expert(
     _check_split(path, trajectories, config)
     foreign = {t.env for t in trajectories} - {config.env}
     if foreign:
-        raise RunError(
+        raise WrongOptions(
             f"{path} holds trajectories of {', '.join(sorted(foreign))}, but this run "
             f"trains on {config.env}"
         )
@@ -52,20 +52,20 @@ def load_expert(
 
 
 def _check_split(path: Path, trajectories: Sequence[Trajectory], config: Config) -> None:
-    """Raises RunError for trajectories of the tasks that the policy is to be scored on."""
+    """Raises WrongOptions for trajectories of the tasks that the policy is to be scored on."""
     evaluation = config.evaluation
     if evaluation.split == "train" or (evaluation.env or config.env) != config.env:
         return
     scored = sum(t.split == evaluation.split for t in trajectories)
     if scored:
-        raise RunError(
+        raise WrongOptions(
             f"{path} holds {scored} trajectories of the split {evaluation.split!r}, on which the "
             "policy is to be scored (evaluation.split): train on another split"
         )
 
 
 def _check_prompt(path: Path, trajectories: Sequence[Trajectory], env: str, prompt: Prompt) -> None:
-    """Raises RunError for trajectories that were made under another prompt of the environment.
+    """Raises WrongOptions for trajectories that were made under another prompt of the environment.
 
     Which parts of the prompt a conversation shows is the configuration's choice, so any of them
     will do. Trajectories without a fingerprint of it (converted ones) are accepted.
@@ -74,7 +74,7 @@ def _check_prompt(path: Path, trajectories: Sequence[Trajectory], env: str, prom
     known = {prompt.checksum(PromptStyle(i, e, t)) for i, e, t in parts}
     foreign = [t for t in trajectories if t.fingerprint.get("prompt", min(known)) not in known]
     if foreign:
-        raise RunError(
+        raise WrongOptions(
             f"{path} holds {len(foreign)} trajectories made under another prompt than "
             f"{env} has now (the first: task {foreign[0].task_id}, prompt "
             f"{foreign[0].fingerprint['prompt']}): collect them again with stepagent collect"

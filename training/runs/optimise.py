@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from stepagent.errors import UserError
 from stepagent.training.config import OptimiserConfig
-from stepagent.training.runs import processes, sharding
+from stepagent.training.runs import interrupts, processes, sharding
 from stepagent.training.runs.checkpoints import (
     MOMENTS,
     load_moments,
@@ -53,8 +52,9 @@ def optimise(
     model: the policy's model; parameters with `requires_grad` are trained, in float32.
     loss: see `Loss`; figures are logged as means over the samples of an update.
 
-    Returns the means of the figures over the updates made since the last checkpoint.
-    Raises TrainingDiverged when the loss is not finite; the checkpoint before it is kept.
+    Returns the means of the figures over the updates. Raises TrainingDiverged when the loss is not
+    finite; the checkpoint before it is kept. After Ctrl-C or SIGTERM it ends the current update,
+    writes a checkpoint and raises KeyboardInterrupt.
     """
     from accelerate import Accelerator
 
@@ -68,10 +68,10 @@ def optimise(
     )
     wrapped, stepper = twin.prepare(accelerator, optimiser)
     updates = schedule.updates
-    done = load_training_state(stage.checkpoint, twin.model, optimiser)
-    if stage.optimiser_before and not done:
+    position = load_training_state(stage.checkpoint, twin.model, optimiser)
+    if stage.optimiser_before and not position.update:
         load_moments(stage.optimiser_before, optimiser)
-    stage.resume_at(done)
+    stage.resume_at(position.update)
     rate = get_scheduler(
         config.schedule,
         optimiser,
@@ -82,10 +82,11 @@ def optimise(
     # No dropout: ratios to a reference are those of the weights alone, and a run that was resumed
     # equals one that never stopped.
     disable_dropout_in_model(wrapped)
-    totals: dict[str, float] = {}
-    count, saved = 0, time.monotonic()
-    with stage.progress(len(updates), "updates") as move:
-        for update in range(done, len(updates)):
+    with (
+        interrupts.checkpoint_clock(stage.checkpoint_seconds) as clock,
+        stage.progress(len(updates), "updates") as move,
+    ):
+        for update in range(position.update, len(updates)):
             figures = _gradients(accelerator, wrapped, updates[update], schedule.size, loss)
             norms = [
                 accelerator.clip_grad_norm_(group["params"], config.max_grad_norm)
@@ -105,20 +106,19 @@ def optimise(
             stepper.zero_grad()
             stage.log(update + 1, figures)
             move(update + 1, figures)
-            for name, value in figures.items():
-                totals[name] = totals.get(name, 0.0) + value
-            count += 1
+            position.add(figures)
             if schedule.until and schedule.until(update + 1, figures):
+                position.update = len(updates)
+            if clock.due():
+                save_training_state(stage.checkpoint, twin.model, optimiser, position)
+                clock.written()
+            if position.update == len(updates):
                 break
-            due = time.monotonic() - saved > stage.checkpoint_seconds
-            if any(processes.gather(due)):  # all or none: shards are collected together
-                save_training_state(stage.checkpoint, twin.model, optimiser, update + 1)
-                saved = time.monotonic()
     if stage.optimiser_before:
         save_moments(stage.artifacts / MOMENTS, optimiser)
     twin.hand_back()
     model.eval()
-    return {name: value / max(1, count) for name, value in totals.items()}
+    return position.means()
 
 
 def _groups(model: torch.nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:

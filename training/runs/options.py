@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import yaml
@@ -16,6 +17,7 @@ FREE = (
     "evaluation.workers",
     "expert.workers",
     "keep_policies",
+    "output",
     "rollouts.workers",
 )
 """Options that may change between starts of a run: no weight and no score depends on them."""
@@ -24,16 +26,22 @@ FREE = (
 def differing(old: str, new: str) -> dict[str, tuple[Any, Any]]:
     """The options (by their full names) in which two configurations differ, and both values.
 
-    Those in `FREE` count as equal. An option that did not exist yet when the old configuration was
-    written is taken to have had its present default.
+    Those in `FREE` count as equal, as do two ways of writing the same path. An option that did not
+    exist yet when the old configuration was written is taken to have had its present default.
     """
     before, now = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(new))
     before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
     return {
         key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
-        if key not in FREE and before.get(key) != now.get(key)
+        if key not in FREE and not _are_equal(before.get(key), now.get(key))
     }
+
+
+def _are_equal(old: Any, new: Any) -> bool:
+    if isinstance(old, str) and isinstance(new, str) and old and new:
+        return os.path.realpath(old) == os.path.realpath(new)
+    return bool(old == new)
 
 
 def without_defaults(options: dict[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from stepagent.files import write_atomically, write_text
 from stepagent.training.config import Config
 from stepagent.training.data import encode
 from stepagent.training.policy import Policy
-from stepagent.training.runs import processes
+from stepagent.training.runs import interrupts, processes
 from stepagent.training.runs.checkpoints import MOMENTS
-from stepagent.training.runs.directory import RunDirectory, RunError
+from stepagent.training.runs.directory import RunDirectory, WrongOptions
 from stepagent.training.runs.expert import load_expert
 from stepagent.training.runs.scores import Scores
 from stepagent.training.runs.stage import Stage
@@ -160,7 +160,8 @@ class TrainingRun:
         if stage.done:
             self._stale = True
         else:
-            self._keep(stage)
+            with interrupts.held():
+                self._keep(stage)
         self._last = name
         if self.config.evaluation.every_iteration:
             self.score(name)
@@ -242,7 +243,9 @@ class TrainingRun:
     def finish(self) -> dict[str, Any]:
         """Writes `final/` and `summary.json`, prints the table; returns the summary."""
         if self._last is None:
-            raise RunError("nothing was trained: sft.epochs and reflection.iterations are both 0")
+            raise WrongOptions(
+                "nothing was trained: sft.epochs and reflection.iterations are both 0"
+            )
         final = self.directory.path / "final"
         self._refresh()
         if self.directory.main:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from stepagent.training.config import PreferenceConfig, SftConfig
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes, sharding
+from stepagent.training.runs.interrupts import CheckpointClock, checkpoint_clock
 from stepagent.training.runs.optimise import TrainingDiverged
 from stepagent.training.runs.stage import OnUpdate, Stage
 from stepagent.training.trees.compat import unwrap
@@ -99,7 +99,8 @@ def train(stage: Stage, policy: Policy, make_trainer: Callable[..., Any]) -> Non
     """Trains the policy in place, resuming from the newest complete checkpoint of the stage.
 
     `make_trainer` is one of TRL's trainers with its arguments, data and collator. Nothing of the
-    trainer stays on the policy's model.
+    trainer stays on the policy's model. After Ctrl-C or SIGTERM it ends the current update, writes
+    a checkpoint and raises KeyboardInterrupt.
     """
     twin = sharding.Twin(policy.model)
     callback = _Callback(stage, twin)
@@ -111,7 +112,7 @@ def train(stage: Stage, policy: Policy, make_trainer: Callable[..., Any]) -> Non
     trainer.remove_callback(PrinterCallback)
     twin.model.train()
     try:
-        with callback.bars:
+        with checkpoint_clock(stage.checkpoint_seconds) as callback.clock, callback.bars:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (RuntimeError, SafetensorError) as error:
         if any(words in str(error) for words in _DISK_ERRORS):
@@ -169,11 +170,11 @@ class _Callback(TrainerCallback):
     """Passes figures to the stage, asks for checkpoints by the clock, and stops a run whose loss is
     not a number."""
 
+    clock: CheckpointClock
     _move: OnUpdate
 
     def __init__(self, stage: Stage, twin: sharding.Twin):
         self._stage, self._twin = stage, twin
-        self._saved = time.monotonic()
         self.bars = contextlib.ExitStack()
         """Closes the progress bar, which begins with the training."""
 
@@ -194,14 +195,12 @@ class _Callback(TrainerCallback):
             )
         self._stage.log(state.global_step, figures)
         self._move(state.global_step, figures)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        elapsed = time.monotonic() - self._saved
-        due = elapsed > self._stage.checkpoint_seconds and state.global_step < state.max_steps
-        if any(processes.gather(due)):  # all or none: saving takes all processes
+        # Here and not in `on_step_end`, which is earlier: what comes in between is not lost.
+        if self.clock.due() and (self.clock.interrupted or state.global_step < state.max_steps):
             control.should_save = True
-            self._saved = time.monotonic()
-        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.clock.written()
 
 
 _LOGGED = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stepagent import agents, envs
+from stepagent.errors import check_range
 from stepagent.training.config import Config, OptimiserConfig, ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
@@ -23,6 +24,7 @@ def check_options(config: Config) -> None:
         if isinstance(section, OptimiserConfig):
             _at_least(name, section, learning_rate=0, epochs=0, batch_size=1, warmup_ratio=0)
             _above(name, section, max_grad_norm=0)
+    check_range(0, seed=config.seed, checkpoint_seconds=config.checkpoint_seconds)
     reflection, evaluation = config.reflection, config.evaluation
     _at_least("reflection", reflection, iterations=0, practice=1, temperature=0, trajectories=0)
     _at_least("reflection", reflection, pack_tokens=0)
@@ -36,8 +38,10 @@ def check_options(config: Config) -> None:
     _at_least("ppo", config.ppo, critic_learning_rate=0, critic_warmup=0)
     _above("ppo", config.ppo, spread_floor=0)
     _at_least("expert", config.expert, limit=0, workers=1)
-    _at_least("evaluation", evaluation, limit=0, workers=1, temperature=0)
+    _at_least("evaluation", evaluation, limit=0, workers=1, temperature=0, agreement=0)
     _at_least("policy", config.policy, max_new_tokens=1)
+    tiny = {f.name: 1 for f in dataclasses.fields(config.policy.tiny)}
+    _at_least("policy.tiny", config.policy.tiny, **tiny)
     for agent in evaluation.agents:
         agents.options_of(agent)
     if evaluation.env:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import signal
-from pathlib import Path
-
 from rich.console import Console
 
 from stepagent.command_line import Command
-from stepagent.errors import UserError
 from stepagent.training.sweep.planning import Sweep
 
 
 def run(sweep: Sweep) -> int:
     console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's kill, like Ctrl-C
     from stepagent.training.sweep import report
     from stepagent.training.sweep.execution import run_all
 
-    try:
-        Path(sweep.output).mkdir(parents=True, exist_ok=True)
-        missing = [] if sweep.report_only else run_all(sweep, console)
-        path = report.write(sweep)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+    missing = [] if sweep.report_only else run_all(sweep, console)
+    path = report.write(sweep)
     console.print(f"The report is {path}", markup=False)
     if missing:
         console.print(f"{len(missing)} runs are missing: {', '.join(missing)}", markup=False)

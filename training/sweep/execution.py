@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import yaml
 from rich.console import Console
 
 from stepagent import command_line
+from stepagent.errors import check_range
 from stepagent.training.config import Config
 from stepagent.training.runs.options import differing
 from stepagent.training.sweep.planning import Sweep, SweepError, SweepRun, all_runs
@@ -110,7 +112,8 @@ class RunningProcesses:
                 self._processes.discard(process)
 
     def stop(self) -> None:
-        """Ends all, to be resumed from their checkpoints another time; none starts any more."""
+        """Ends all, each with a checkpoint to resume from, or the second time at once; none starts
+        any more."""
         with self._lock:
             self.stopped = True
             for process in self._processes:
@@ -164,6 +167,10 @@ def execute(
 
 def run_all(sweep: Sweep, console: Console) -> list[str]:
     """Executes all runs; returns the names of those that failed or were not started."""
+    check_range(1, workers=sweep.workers)
+    check_range(0, threads=sweep.threads, hours=sweep.hours)
+    # What is not installed is said before anything is written.
+    importlib.import_module("stepagent.training.runs.validation")
     todo, deadline = all_runs(sweep), time.monotonic() + sweep.hours * 3600
     running = RunningProcesses()
     # errors in any of them are reported before the first one starts
@@ -182,5 +189,10 @@ def run_all(sweep: Sweep, console: Console) -> list[str]:
                 results.update(zip([r.name for r in batch], pool.map(one, batch), strict=True))
             except KeyboardInterrupt:
                 running.stop()
+                console.print("The runs write their checkpoints; once more to stop at once.")
+                try:
+                    pool.shutdown()
+                except KeyboardInterrupt:
+                    running.stop()
                 raise
     return [name for name, done in results.items() if not done]

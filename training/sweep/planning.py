@@ -13,7 +13,7 @@ from typing import Any
 
 from stepagent import command_line
 from stepagent.envs.core import checksum
-from stepagent.errors import UserError
+from stepagent.errors import UsageError
 from stepagent.training.methods import METHODS, VARIANTS
 from stepagent.training.runs.options import without_defaults
 
@@ -102,7 +102,7 @@ class SweepRun:
         return next(equal, output / "runs" / self.name)
 
 
-class SweepError(UserError, ValueError):
+class SweepError(UsageError):
     """A sweep that makes no sense; the message says what is wrong, and what exists."""
 
 

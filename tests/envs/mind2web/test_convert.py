@@ -34,7 +34,7 @@ def test_every_global_is_refused(tmp_path, capsys, name, protocol):
     hostile = Hostile(__builtins__[name], f"open({str(touched)!r}, 'w')")
     source, out = tmp_path / "scores.pkl", tmp_path / "ranks.json"
     source.write_bytes(pickle.dumps({"scores": hostile, "ranks": {}}, protocol))
-    assert convert.main([str(source), str(out)]) == 1
+    assert convert.main([str(source), str(out)]) == 2
     assert f".{name}" in capsys.readouterr().err
     assert not touched.exists()
     assert not out.exists()
@@ -57,7 +57,7 @@ def test_every_global_is_refused(tmp_path, capsys, name, protocol):
 def test_other_files_are_clear_errors(tmp_path, capsys, data):
     source = tmp_path / "scores.pkl"
     source.write_bytes(data)
-    assert convert.main([str(source), str(tmp_path / "out.json")]) == 1
+    assert convert.main([str(source), str(tmp_path / "out.json")]) == 2
     assert "scores.pkl" in capsys.readouterr().err
-    assert convert.main([str(tmp_path / "absent.pkl"), "x.json"]) == 1
+    assert convert.main([str(tmp_path / "absent.pkl"), "x.json"]) == 2
     assert "does not exist" in capsys.readouterr().err

@@ -12,6 +12,8 @@ from stepagent.envs.mind2web.records import Problems
 from stepagent.envs.mind2web.sites.base import Move
 from stepagent.envs.mind2web.sites.browser import Browser
 from stepagent.envs.mind2web.sites.kinds import KINDS
+from stepagent.errors import SetupError
+from stepagent.optional import MissingPackage
 
 ID = "stepagent/Mind2Web-v0"
 
@@ -130,10 +132,12 @@ def test_a_wrong_way_in_a_real_browser():
 
 
 def test_live_mode_without_a_browser_says_what_to_do():
-    installed = importlib.util.find_spec("playwright") is not None
-    says = "browser" if installed else r"pip install 'stepagent\[live\]'"
+    if importlib.util.find_spec("playwright") is None:
+        with pytest.raises(MissingPackage, match=r"pip install 'stepagent\[live\]'"):
+            envs.make(ID, split="test", live=True)
+        return
     env = envs.make(ID, split="test", live=True, browser=os.devnull)
-    with pytest.raises(RuntimeError, match=says):
+    with pytest.raises(SetupError, match="browser"):
         env.reset(seed=0)
     env.close()
 

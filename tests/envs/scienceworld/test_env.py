@@ -21,9 +21,9 @@ SHORT = "lifespan-longest-lived,find-plant,power-component"
 
 @pytest.fixture
 def env():
-    made = envs.make(ID, split="test", tasks=SHORT)
-    yield made
-    made.close()
+    environment = envs.make(ID, split="test", tasks=SHORT)
+    yield environment
+    environment.close()
 
 
 def _java_children():
@@ -168,7 +168,7 @@ def test_the_same_text_in_every_process():
 
 
 def test_many_environments_share_one_java_process():
-    made = [envs.make(ID, split="test", tasks=SHORT) for _ in range(8)]
+    environments = [envs.make(ID, split="test", tasks=SHORT) for _ in range(8)]
 
     def play(env):
         env.reset(seed=0, options={"task_id": "lifespan-longest-lived/93"})
@@ -177,9 +177,9 @@ def test_many_environments_share_one_java_process():
         return info["score"]
 
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(play, made)) == [1.0] * 8
+        assert list(pool.map(play, environments)) == [1.0] * 8
     assert len(_java_children()) == 1
-    for env in made:
+    for env in environments:
         env.close()
 
 

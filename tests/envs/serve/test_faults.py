@@ -420,7 +420,10 @@ def test_sigterm_answers_what_runs_and_frees_the_rest():
     [
         (["--host", "0.0.0.0"], "", "set STEPAGENT_TOKEN"),
         (["--host", "example.org"], "", "--allow-unauthenticated"),
-        (["--max-sessions", "0"], "", "--max-sessions must be at least 1"),
+        (["--max-sessions", "0"], "", "max_sessions is 0: it must be at least 1"),
+        (["--port", "99999"], "", "port is 99999: it must be from 0 to 65535"),
+        (["--port", "-1"], "", "port is -1"),
+        (["--idle-seconds", ".nan"], "", "idle_seconds is nan"),
         (["--env-args", '{"tests/Guess-v0": {}}'], "", "unknown key"),
         (["--env", "stepagent/Chess-v0"], "", "no environment 'stepagent/Chess-v0'"),
     ],

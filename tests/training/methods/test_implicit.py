@@ -48,7 +48,7 @@ def test_practice_resumes_and_the_reference_is_the_policy_itself(policy, directo
     practices = _practise(first, policy, samples)
     assert figures(practices, policy.eos_ids)["practised"] == 18
     pairs = with_reference(first, policy, practices)
-    for path in (directory.path / "inspection" / "a.jsonl", first.artifacts / "reference.jsonl"):
+    for path in (directory.path / "practice" / "a.jsonl", first.artifacts / "reference.jsonl"):
         text = path.read_text()
         killed = Path(str(path).replace("a.jsonl", "b.jsonl").replace("/a/", "/b/"))
         killed.parent.mkdir(exist_ok=True)
@@ -56,8 +56,8 @@ def test_practice_resumes_and_the_reference_is_the_policy_itself(policy, directo
     again = with_reference(second, policy, _practise(second, policy, samples))
     assert again == pairs
     assert killed.read_text() == text
-    inspection = [directory.path / "inspection" / f"{name}.jsonl" for name in "ab"]
-    assert inspection[0].read_text() == inspection[1].read_text()
+    practice = [directory.path / "practice" / f"{name}.jsonl" for name in "ab"]
+    assert practice[0].read_text() == practice[1].read_text()
     for item in pairs:
         scores = score_trees(policy.model, pack([item.tree]))
         assert torch.allclose(scores.chosen, torch.tensor(item.reference_chosen), atol=1e-5)
@@ -105,11 +105,11 @@ def test_a_schedule_holds_every_pair_once_per_epoch():
     def updates(seed):
         return shuffled(items, TreePairs.count, config, seed).updates
 
-    made = updates(3)
-    assert sum(i.count() for update in made for i in update) == 2 * sum(i.count() for i in items)
-    assert all(sum(i.count() for i in update) >= 5 for update in made[:1])
-    assert made == updates(3)
-    assert made != updates(4)
+    first = updates(3)
+    assert sum(i.count() for update in first for i in update) == 2 * sum(i.count() for i in items)
+    assert all(sum(i.count() for i in update) >= 5 for update in first[:1])
+    assert first == updates(3)
+    assert first != updates(4)
 
 
 def test_draw():
@@ -120,6 +120,6 @@ def test_draw():
 
 def test_lines_are_json(policy, directory):
     _practise(Stage("a", directory), policy, [Sample(TRAJECTORY, ENCODED)])
-    line = json.loads((directory.path / "inspection" / "a.jsonl").read_text())
+    line = json.loads((directory.path / "practice" / "a.jsonl").read_text())
     assert {"task_id", "seed", "replies"} == set(line)
     assert [len(replies) for replies in line["replies"]] == [3, 3]

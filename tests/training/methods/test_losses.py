@@ -82,9 +82,9 @@ def test_step_dpo_survives_extremes() -> None:
     ],
 )
 def test_step_dpo_refuses(beta: float, size: int, weights: list[float] | None, says: str) -> None:
-    given = None if weights is None else torch.tensor(weights)
+    tensor = None if weights is None else torch.tensor(weights)
     with pytest.raises(ValueError, match=says):
-        step_dpo_loss(*torch.zeros(4, size), beta=beta, weights=given)
+        step_dpo_loss(*torch.zeros(4, size), beta=beta, weights=tensor)
 
 
 def test_discriminator_by_hand() -> None:
@@ -177,7 +177,7 @@ def test_generalised_advantages_by_hand() -> None:
     rewards, values = torch.tensor([0.0, 0.0, 1.0]), torch.full((3,), 0.5)
     assert generalised_advantages(rewards, values, 1.0, 0.5).tolist() == [0.125, 0.25, 0.5]
     # γ = λ = ½ and no values: the reward shrinks by γλ = ¼ a token
-    found = generalised_advantages(rewards, torch.zeros(3), 0.5, 0.5)
-    assert found.tolist() == [0.0625, 0.25, 1.0]
+    advantages = generalised_advantages(rewards, torch.zeros(3), 0.5, 0.5)
+    assert advantages.tolist() == [0.0625, 0.25, 1.0]
     with pytest.raises(ValueError, match="differ"):
         generalised_advantages(rewards, torch.zeros(2), 1.0, 1.0)

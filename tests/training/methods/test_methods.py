@@ -309,13 +309,13 @@ def test_a_reference_of_another_architecture_is_refused(config, tmp_path):
     from stepagent.agents.models import ModelError
     from stepagent.training.policy import Policy
 
-    made = Policy.tiny(config.policy, ["add 1 2 3"], 0)
+    policy = Policy.tiny(config.policy, ["add 1 2 3"], 0)
     config.policy.tiny = replace(config.policy.tiny, hidden_size=16)
     Policy.tiny(config.policy, ["add 1 2 3"], 0).save(tmp_path / "other")
-    before = {n: p.clone() for n, p in made.model.named_parameters()}
-    with pytest.raises(ModelError, match="another architecture"), made.as_in(tmp_path / "other"):
+    before = {n: p.clone() for n, p in policy.model.named_parameters()}
+    with pytest.raises(ModelError, match="another architecture"), policy.as_in(tmp_path / "other"):
         pass
-    assert all(torch.equal(p, before[n]) for n, p in made.model.named_parameters())
+    assert all(torch.equal(p, before[n]) for n, p in policy.model.named_parameters())
 
 
 def test_every_episode_of_a_task_is_drawn_anew(config, monkeypatch):

@@ -57,14 +57,14 @@ def test_resumes_from_a_checkpoint_with_the_same_weights(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         optimise(stage, _model(), _schedule(*updates, until=stop), _loss, CONFIG)
     stage.directory.close()
-    model, stage, made = _model(), _stage(tmp_path, "cut"), []
+    model, stage, updates_made = _model(), _stage(tmp_path, "cut"), []
 
     def record(done, figures):
-        made.append(done)
+        updates_made.append(done)
         return False
 
     optimise(stage, model, _schedule(*updates, until=record), _loss, CONFIG)
-    assert made == [3, 4], "the updates before the checkpoint are not made again"
+    assert updates_made == [3, 4], "the updates before the checkpoint are not made again"
     assert torch.equal(model.weight, uninterrupted.weight)
     assert _logged(stage) == 4
 

@@ -19,7 +19,7 @@ EOS = 11
 
 def greedy_alone(model: PreTrainedModel, tree: StepTree, longest: int) -> list[list[list[int]]]:
     """What `generate` says in each state, one state at a time."""
-    found = []
+    replies = []
     for start, _ in tree.replies:
         state = torch.tensor([tree.ids[:start]])
         out = model.generate(
@@ -30,8 +30,8 @@ def greedy_alone(model: PreTrainedModel, tree: StepTree, longest: int) -> list[l
             eos_token_id=EOS,
             pad_token_id=0,
         )
-        found.append([out[0, start:].tolist()])
-    return found
+        replies.append([out[0, start:].tolist()])
+    return replies
 
 
 def draw(model: PreTrainedModel, tree: StepTree, **changes: object) -> list[list[list[int]]]:
@@ -135,9 +135,9 @@ def test_replies_stop_at_the_end_of_the_context() -> None:
     tree = random_tree(27, 4, [])
     room = 4
     model = tiny_model(max_position_embeddings=tree.replies[-1][0] + room)
-    found = draw(model, tree, eos_ids=set(), max_new_tokens=12, k=2)
-    assert [len(ids) for ids in found[-1]] == [room, room]
-    assert all(len(ids) == 12 for ids in found[0])
+    drawn = draw(model, tree, eos_ids=set(), max_new_tokens=12, k=2)
+    assert [len(ids) for ids in drawn[-1]] == [room, room]
+    assert all(len(ids) == 12 for ids in drawn[0])
     full = tiny_model(max_position_embeddings=tree.replies[-1][0])
     with pytest.raises(ValueError, match="context"):
         draw(full, tree)
@@ -171,8 +171,8 @@ def test_a_model_in_training_is_left_in_training() -> None:
 
 def test_bfloat16_runs() -> None:
     model, tree = biased().to(torch.bfloat16), random_tree(30, 5, [])
-    found = draw(model, tree)
-    assert all(1 <= len(ids) <= 12 for replies in found for ids in replies)
+    drawn = draw(model, tree)
+    assert all(1 <= len(ids) <= 12 for replies in drawn for ids in replies)
 
 
 @pytest.mark.slow

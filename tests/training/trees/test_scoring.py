@@ -14,9 +14,9 @@ from tests.training.toys import TREES, plain_scores, random_tree, tiny_model
 
 
 def gradients(model: PreTrainedModel) -> torch.Tensor:
-    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad()
-    return found
+    return gradient
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])

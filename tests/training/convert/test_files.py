@@ -15,7 +15,7 @@ from stepagent.envs.records import MAX_RECORD, ArchiveError, read_records
 from stepagent.envs.trajectory import Step, Trajectory
 from stepagent.training.convert.command import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TURNS = [
     {"role": "user", "content": "You are in the middle of a room. é 漢"},
     {"role": "assistant", "content": "Action: look"},

@@ -28,7 +28,7 @@ def test_pairs_are_the_practice_in_text(config, tmp_path, method):
         rows[suffix] = _rows(out)
     assert rows[".jsonl"] == rows[".parquet"]
     drawn = 0
-    for file in sorted((folder / "inspection").glob("iteration-?.jsonl")):
+    for file in sorted((folder / "practice").glob("iteration-?.jsonl")):
         for line in map(json.loads, file.read_text().splitlines()):
             drawn += sum(len(replies) for replies in line["replies"])
     pairs = sum(row["weight"] for row in rows[".jsonl"])

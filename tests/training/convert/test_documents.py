@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stepagent.training.convert.table import table
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "pages" / "trajectories.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "pages" / "trajectories.md"
 
 
 def test_the_documented_table_is_current():
