@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from stepagent.eval.report import RunningScore
 from stepagent.eval.results import Identity, ResultsDir, ResultsError
 from stepagent.eval.rollout import fingerprint, run_episodes
 from stepagent.eval.summary import summarise
+from stepagent.files import read_object
 
 CUT_PROMPTS = "prompts that the agent cut to its context"
 """Among the `data_notes` of a summary: what did not fit, and so was not seen."""
@@ -79,7 +79,7 @@ def evaluate(
     with ResultsDir(Path(out), identity, overwrite=options.overwrite) as results:
         for note in [*notes, *results.notes]:
             console.print(f"note: {note}", markup=False)
-        earlier, counts_before = _read_summary(results.summary), agent.statistics()
+        earlier, counts_before = read_object(results.summary), agent.statistics()
         episodes = run_episodes(
             env_id,
             agent,
@@ -152,15 +152,6 @@ def choose(env: TextEnv, limit: int | None, task_ids: Sequence[str] | None) -> l
             f"such as {', '.join([*tasks][:3])}"
         )
     return list(dict.fromkeys(task_ids))[:limit]
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    """The summary of earlier runs in this directory; {} if there is none."""
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
 
 
 def _number(value: Any) -> float:

@@ -86,6 +86,15 @@ def write_text(path: Path, text: str) -> None:
     )
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def write_shared_text(path: Path, text: str) -> None:
     """`write_text` of a file that several processes may write at once, such as one in the cache.
     Raises CacheError where that cannot be written."""

@@ -28,6 +28,7 @@ from stepagent.training.data import Sample
 from stepagent.training.methods import rollouts
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes, trl_trainer
+from stepagent.training.runs.checkpoints import DamagedState
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 from stepagent.training.trees.packing import pack
@@ -198,7 +199,16 @@ def _references(stage: Stage, policy: Policy, pairs: Sequence[Pair]) -> list[dic
         if processes.is_main():
             write_text(path, json.dumps(references))
         processes.wait()
-    return json.loads(path.read_text())
+    try:
+        references = json.loads(path.read_text())
+        if len(references) != len(pairs):
+            raise ValueError(f"{len(references)} of {len(pairs)} pairs")
+    except (ValueError, TypeError) as error:
+        raise DamagedState(
+            f"{path} is damaged ({error}), and the policy that it was computed with may be gone: "
+            "delete the run's directory, or choose another `output`"
+        ) from None
+    return references
 
 
 @torch.no_grad()

@@ -6,17 +6,28 @@ Safetensors and JSON, nothing pickled.
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from stepagent.errors import UserError
 from stepagent.files import write_atomically
 from stepagent.training.runs import processes, sharding
 
+log = logging.getLogger(__name__)
+_RANDOM = "random.safetensors"
 MOMENTS = "optimiser.safetensors"
 """AdamW's moments, in a checkpoint and among a stage's artifacts."""
+
+
+class DamagedState(UserError, RuntimeError):
+    """A file of a run that cannot be read; the message names it."""
 
 
 @dataclass
@@ -57,7 +68,7 @@ def save_training_state(
         rng = {"cpu": torch.get_rng_state()}
         for i in range(torch.cuda.device_count()):
             rng[f"cuda{i}"] = torch.cuda.get_rng_state(i)
-        save_file(rng, partial / "random.safetensors")
+        save_file(rng, partial / _RANDOM)
         (partial / "position.json").write_text(json.dumps(asdict(position)))
 
     write_atomically(path, save)
@@ -87,34 +98,68 @@ def _on_main(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def load_training_state(
-    path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer
+    path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, updates: int
 ) -> Position:
-    """Restores a saved state, where there is one; returns how far it is."""
-    if not (path / "position.json").is_file():
+    """Restores a saved state of a training of so many updates, where there is one; returns how far
+    it is. A damaged one is reported and left aside: then the training starts again."""
+    if not path.is_dir():
         return Position()
-    weights = load_file(path / "trained.safetensors")
+    try:
+        position = Position(**json.loads((path / "position.json").read_text()))
+        if not 0 < position.update <= updates:
+            raise ValueError(f"update {position.update} of {updates}")
+        weights, rng = load_file(path / "trained.safetensors"), load_file(path / _RANDOM)
+        moments = load_file(path / MOMENTS)
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        _check_shapes(trained, weights)
+        torch.set_rng_state(rng["cpu"])
+        _restore_moments(moments, optimiser)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        log.warning("%s is damaged (%s): its stage starts again", path, error)
+        optimiser.state.clear()
+        return Position()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(sharding.sharded_as(parameter, weights[name]))
-    load_moments(path / MOMENTS, optimiser)
-    rng = load_file(path / "random.safetensors")
-    torch.set_rng_state(rng["cpu"])
+        for name, parameter in trained.items():
+            parameter.copy_(sharding.sharded_as(parameter, weights[name]))
     for i in range(torch.cuda.device_count()):
         if f"cuda{i}" in rng:
             torch.cuda.set_rng_state(rng[f"cuda{i}"], i)
-    return Position(**json.loads((path / "position.json").read_text()))
+    return position
 
 
 def load_moments(path: Path, optimiser: torch.optim.Optimizer) -> None:
-    """Continues from the moments of an optimiser of the same parameters, where there are any."""
+    """Continues from the moments of an optimiser of the same parameters, where there are any.
+
+    Raises DamagedState where the file holds others, or nothing that can be read.
+    """
     if not path.is_file():
         return
+    try:
+        _restore_moments(load_file(path), optimiser)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise DamagedState(
+            f"{path} is damaged ({error}): set keep_optimiser to false in a run with another "
+            "`output`, or delete the directory"
+        ) from error
+
+
+def _check_shapes(expected: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    there, here = ({n: tuple(t.shape) for n, t in x.items()} for x in (saved, expected))
+    if there != here:
+        raise ValueError("its tensors are not those of this model")
+
+
+def _restore_moments(saved: Mapping[str, torch.Tensor], optimiser: torch.optim.Optimizer) -> None:
+    """Raises ValueError for moments of other parameters."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     moments: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(path).items():
+    for key, value in saved.items():
         index, name = key.split(".", 1)
         if value.dim():  # AdamW's count of steps is a scalar
+            if not key[0].isdigit() or int(index) >= len(parameters):
+                raise ValueError(f"{key} is no moment of this optimiser")
+            if value.shape != parameters[int(index)].shape:
+                raise ValueError(f"{key} has another shape")
             value = sharding.sharded_as(parameters[int(index)], value)
         moments.setdefault(int(index), {})[name] = value
     state = optimiser.state_dict()

@@ -23,6 +23,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from stepagent.errors import UserError
 from stepagent.files import Lock, Locked, write_atomically, write_text
@@ -62,13 +65,31 @@ class RunDirectory:
         except Locked as error:
             raise RunError(f"{error.strerror}: wait for it, or use another `output`") from None
         file = self.path / "config.yaml"
-        if file.is_file() and (changes := differing(file.read_text(), config)):
+        if not file.is_file() and (self.path / "stages.json").is_file():
+            raise RunError(
+                f"{file} is missing, so it is unknown which run the directory holds: restore the "
+                "file, choose another `output`, or delete the directory"
+            )
+        if changes := self._changes(file, config):
             first = [f"{key} {old!r}, now {new!r}" for key, (old, new) in changes.items()][:4]
             raise RunError(
                 f"{self.path} holds a run with another configuration ({'; '.join(first)}): choose "
                 "another `output`, or delete the directory"
             )
         write_text(file, config)
+
+    @staticmethod
+    def _changes(file: Path, config: str) -> dict[str, tuple[Any, Any]]:
+        """The options that differ from those of the run that the directory holds."""
+        if not file.is_file():
+            return {}
+        try:
+            return differing(file.read_text(encoding="utf-8"), config)
+        except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+            raise RunError(
+                f"{file} is damaged ({str(error).splitlines()[0]}): restore the file, choose "
+                "another `output`, or delete the directory"
+            ) from None
 
     def policy(self, stage: str) -> Path:
         return self.path / "policies" / stage

@@ -40,6 +40,8 @@ def load_expert(
             console,
         )
     trajectories = read(path)
+    if not trajectories:
+        raise WrongOptions(f"{path} holds no trajectory")
     _check_split(path, trajectories, config)
     foreign = {t.env for t in trajectories} - {config.env}
     if foreign:

@@ -36,13 +36,13 @@ class Metrics:
         if not self._main or not self.path.is_file():
             return
         lines = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+                if row["stage"] != stage or row["update"] <= update:
+                    lines.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
                 continue  # truncated by a kill
-            if row["stage"] != stage or row["update"] <= update:
-                lines.append(line + "\n")
         write_text(self.path, "".join(lines))
 
     def close(self) -> None:

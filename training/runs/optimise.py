@@ -68,7 +68,7 @@ def optimise(
     )
     wrapped, stepper = twin.prepare(accelerator, optimiser)
     updates = schedule.updates
-    position = load_training_state(stage.checkpoint, twin.model, optimiser)
+    position = load_training_state(stage.checkpoint, twin.model, optimiser, len(updates))
     if stage.optimiser_before and not position.update:
         load_moments(stage.optimiser_before, optimiser)
     stage.resume_at(position.update)

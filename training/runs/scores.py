@@ -18,7 +18,7 @@ from stepagent.envs.trajectory import Trajectory, read, write
 from stepagent.eval import agreement
 from stepagent.eval.evaluate import EvaluationOptions, choose, evaluate
 from stepagent.eval.paper import LABELS
-from stepagent.files import write_text
+from stepagent.files import read_object, write_text
 from stepagent.training import collect
 from stepagent.training.config import Config
 from stepagent.training.policy import Policy
@@ -36,8 +36,7 @@ class Scores:
 
     def read(self, name: str) -> dict[str, Any]:
         """The summary of an evaluation; {} where there is none."""
-        path = self.path / name / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_object(self.path / name / "summary.json")
 
     def play(self, name: str, player: Any) -> None:
         """Plays what is missing of an evaluation, with an agent that is closed afterwards; all

@@ -27,7 +27,7 @@ from stepagent.training.data import encode
 from stepagent.training.policy import Policy
 from stepagent.training.runs import interrupts, processes
 from stepagent.training.runs.checkpoints import MOMENTS
-from stepagent.training.runs.directory import RunDirectory, WrongOptions
+from stepagent.training.runs.directory import RunDirectory, RunError, WrongOptions
 from stepagent.training.runs.expert import load_expert
 from stepagent.training.runs.scores import Scores
 from stepagent.training.runs.stage import Stage
@@ -69,9 +69,7 @@ class TrainingRun:
         if self.directory.resumed:
             console.print(f"Resuming the run in {self.directory.path}", markup=False)
         self._state_file = self.directory.path / "stages.json"
-        self.state = State()
-        if self._state_file.is_file():
-            self.state = State(**json.loads(self._state_file.read_text()))
+        self.state = self._read_state()
         self._seconds_before = self.state.seconds
         self._last: str | None = None
         """The newest stage so far, done now or before."""
@@ -87,6 +85,29 @@ class TrainingRun:
         """The expert's trajectories as tokens."""
         self._describe(left_out)
         self.scores = Scores(self.directory.path / "eval", config, console)
+
+    def _read_state(self) -> State:
+        """What `stages.json` holds. Raises RunError where it is damaged, or names a policy that is
+        gone."""
+        if not self._state_file.is_file():
+            return State()
+        try:
+            state = State(**json.loads(self._state_file.read_text(encoding="utf-8")))
+            figures = [state.figures[name] for name in state.done]
+            if not all(isinstance(f, dict) for f in figures) or not state.done:
+                raise ValueError("it names no stage")
+            state.seconds = float(state.seconds)
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(
+                f"{self._state_file} is damaged ({error}): restore it, or delete it to do all "
+                "stages again"
+            ) from None
+        if not self.directory.has_policy(state.done[-1]):
+            raise RunError(
+                f"{self.directory.policy(state.done[-1])} is missing, though its stage is done: "
+                f"restore it, or delete {self._state_file} to do all stages again"
+            )
+        return state
 
     def check_space(self, policies: int) -> None:
         """Raises RunError where the disk cannot hold so many policies and what training adds."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import math
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -25,6 +27,8 @@ from stepagent.training.runs.interrupts import CheckpointClock, checkpoint_clock
 from stepagent.training.runs.optimise import TrainingDiverged
 from stepagent.training.runs.stage import OnUpdate, Stage
 from stepagent.training.trees.compat import unwrap
+
+log = logging.getLogger(__name__)
 
 
 def arguments(
@@ -156,14 +160,34 @@ _DISK_ERRORS = ("PytorchStreamWriter failed", "No space left", "I/O error")
 
 def _newest(folder: Path) -> tuple[int, Path | None]:
     """The update count and path of the newest complete checkpoint, whose `trainer_state.json` is
-    written last."""
+    written last. A damaged one is reported and left aside."""
     checkpoints: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*/trainer_state.json"):
         try:
-            checkpoints.append((int(json.loads(path.read_text())["global_step"]), path.parent))
-        except (ValueError, KeyError):
-            continue  # truncated by a kill
+            state = json.loads(path.read_text(encoding="utf-8"))
+            if not 0 < state["global_step"] <= state["max_steps"]:
+                raise ValueError(f"update {state['global_step']} of {state['max_steps']}")
+            _check_files(path.parent)
+            checkpoints.append((int(state["global_step"]), path.parent))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s is damaged (%s) and left aside", path.parent, error)
     return max(checkpoints) if checkpoints else (0, None)
+
+
+def _check_files(checkpoint: Path) -> None:
+    """Raises ValueError, OSError or SafetensorError where weights or states are missing or cut."""
+    if not any(checkpoint.glob("*.safetensors")):
+        raise ValueError("it has no weights")
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, "pt"):
+            pass
+    for name in ("optimizer.pt", "scheduler.pt"):
+        try:
+            with zipfile.ZipFile(checkpoint / name) as archive:
+                if (broken := archive.testzip()) is not None:
+                    raise ValueError(f"{name}: {broken}")
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{name}: {error}") from None
 
 
 class _Callback(TrainerCallback):
