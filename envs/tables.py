@@ -57,4 +57,5 @@ def _arrow(path: Path, kind: str, columns: Collection[str]) -> Iterator[Any]:
         numbers = range(reader.num_record_batches) if kind == "arrow" else None
         batches = map(reader.get_batch, numbers) if numbers is not None else reader
         for batch in batches:
+            batch.validate(full=True)  # damaged offsets would end the process
             yield batch.select(names) if names else batch

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from stepagent.envs import json_stream
-from stepagent.envs.json_stream import JSONError, JSONStream
+from stepagent.envs.json_stream import JSONError, JSONStream, NotUTF8
 
 
 def stream(text):
@@ -44,6 +44,7 @@ def test_marks_and_broken_text_are_read_and_so_is_what_python_writes():
         ("[1, 2] x", 2, "Expecting value"),
         ("<html>" + " " * 100, 0, "Expecting value"),
         ("[" * 100_000, 0, "nested too deeply"),
+        ("[1, " + "9" * 5000 + "]", 1, "an integer of too many digits"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_number_of_good_items(text, count, reason):
@@ -56,3 +57,33 @@ def test_what_is_wrong_is_said_with_the_number_of_good_items(text, count, reason
 def test_pairs_need_colons():
     with pytest.raises(JSONError, match="after 1 items"):
         list(stream('{"a": 1, "b" 2}').members())
+
+
+def test_bytes_that_are_not_utf_8_are_an_error_if_asked_for():
+    text = b'["a", "\\udc80", "caf\xe9", "b"]'
+    items = iter(JSONStream(io.BytesIO(text), strict=True))
+    assert [next(items), next(items)] == ["a", "\udc80"]
+    with pytest.raises(NotUTF8, match="after 2 items") as error:
+        next(items)
+    assert error.value.reason == "byte 0xE9"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-8"])
+def test_encodings_and_line_ends(encoding):
+    text = (
+        "\r\n".join(json.dumps(v, ensure_ascii=False) for v in ({"a": "é"}, {"b": "漢"})) + "\r\n"
+    )
+    file = io.BufferedReader(io.BytesIO(text.encode(encoding)))
+    assert list(JSONStream(file, strict=True)) == [{"a": "é"}, {"b": "漢"}]
+
+
+def test_the_length_of_the_first_item_is_known_before_it_is_read(monkeypatch):
+    monkeypatch.setattr(json_stream, "_CHUNK", 8)
+    text = json.dumps({"a": "x" * 100})
+    for after in ("", text, "\n{"):
+        source = stream(text + after)
+        assert source.starts_with_more_than(50)
+        assert not source.starts_with_more_than(len(text))
+        assert next(iter(source)) == json.loads(text)
+    assert stream(text[:80]).starts_with_more_than(50)
+    assert not stream(text[:40]).starts_with_more_than(50)
