@@ -198,6 +198,19 @@ def check_prompt(make: Make) -> None:
     env.close()
 
 
+def check_data_notes(make: Make) -> None:
+    """What the data lack is counted by reason, the same in every environment object."""
+    first, second = make(), make()
+    notes = first.data_notes()
+    assert notes == second.data_notes(), "two environments on the same data have two data_notes"
+    _, info = first.reset(seed=3)
+    for counts in (notes, info["data_notes"]):
+        kinds = {(type(reason), type(count)) for reason, count in counts.items()}
+        assert kinds <= {(str, int)}, f"data_notes are reason → how often, not {counts}"
+    first.close()
+    second.close()
+
+
 def check_two_at_once(make: Make) -> None:
     """Two environments in one process do not disturb each other."""
     one, two = make(), make()
@@ -237,6 +250,7 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     check_hostile,
     check_limit,
     check_prompt,
+    check_data_notes,
     check_two_at_once,
 )
 

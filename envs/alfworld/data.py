@@ -38,6 +38,8 @@ GAME, TRAJECTORY = "game.tw-pddl", "traj_data.json"
 MAX_GAME = 8_000_000
 """Bytes that one game file may have (the largest known has 150,000)."""
 MAX_GAMES = 200_000
+_FEW = 64
+"""Games that wait for their trajectories as they are."""
 NO_TRAJECTORY = f"no {TRAJECTORY} beside the game"
 NOT_CHECKED = "not checked for being solvable"
 
@@ -318,10 +320,11 @@ def _pairs(
 ) -> Iterator[tuple[str, str, bytes, bytes | None]]:
     """(split, id, game, trajectory) of every game, whichever of the two files comes first.
 
-    Of a trajectory only the part with the task's type is given, so that thousands may wait.
+    Of a trajectory only the part with the task's type is given, so that thousands may wait; games
+    wait in compressed form where many do.
     """
     names = {folder: split for split, folder in FOLDERS.items()}
-    games: dict[tuple[str, str], bytes] = {}
+    games: dict[tuple[str, str], Callable[[], bytes]] = {}
     trajectories: dict[tuple[str, str], bytes] = {}
     for count, (name, read) in enumerate(files):
         if count > 4 * MAX_GAMES:
@@ -332,11 +335,19 @@ def _pairs(
             continue
         key = (names[parts[split]], "/".join(parts[split + 1 : -1]))
         if parts[-1] == GAME:
-            games[key] = zlib.compress(read(), 3)
+            games[key] = _held(read(), compressed=len(games) >= _FEW)
         else:
             kind = _TASK_TYPE.search(read())
             trajectories[key] = kind[0] if kind else b""
         if key in games and key in trajectories:
-            yield *key, zlib.decompress(games.pop(key)), trajectories.pop(key)
+            yield *key, games.pop(key)(), trajectories.pop(key)
     for key, game in games.items():
-        yield *key, zlib.decompress(game), None
+        yield *key, game(), None
+
+
+def _held(content: bytes, compressed: bool) -> Callable[[], bytes]:
+    """Function that gives the content back."""
+    if not compressed:
+        return lambda: content
+    packed = zlib.compress(content, 3)
+    return lambda: zlib.decompress(packed)

@@ -75,7 +75,8 @@ def _password_named(member: Member, password: str | None) -> Iterator[None]:
     except SourceError as error:
         if not member.inside or not _is_encrypted(member):
             raise
-        advice = "the password given is wrong" if password else "give its password"
+        given = "the password given is wrong, or the file is damaged"
+        advice = given if password else "give its password"
         raise SourceError(
             f"{member} is encrypted and cannot be unpacked: {advice} (argument `password`; the "
             f"benchmark's authors publish it next to the file). {error}"
