@@ -72,10 +72,11 @@ class ReflectionConfig(OptimiserConfig):
     """Nucleus sampling in practice: 1 samples from the policy as it is."""
     beta: float = 0.1
     """β of eq. 6: how strongly the policy is held to that entering the iteration; 0.01 to 0.5."""
-    equal: Literal["action", "tokens"] = "action"
+    equal: Literal["action", "tokens", "effect"] = "action"
     """When a practice action counts as the expert's, which leaves nothing to learn from it:
     `action` if an environment reads the same action from both, whatever the thoughts; `tokens`
-    (eq. 6 to the letter) only if the replies are the same."""
+    (eq. 6 to the letter) only if the replies are the same; `effect` also if it leads to the
+    expert's next observation and score, which is played in the environment."""
     preference: Literal["sigmoid", "length_normalised", "positive", "ipo"] = "sigmoid"
     """Loss on a pair (StepAgent-Implicit): `sigmoid` is eq. 6; the others keep the likelihood of
     the expert's action from falling with the agent's (formulas: `methods/losses.py`)."""
@@ -83,6 +84,16 @@ class ReflectionConfig(OptimiserConfig):
     """Weight of that loss. 0 leaves `sft_weight` alone: the control `anchor-only`."""
     positive_penalty: float = 5.0
     """λ of `preference: positive`, the cost of a fall of the expert's action; 1 to 50 is usual."""
+    weights: Literal["none", "value"] = "none"
+    """Weights of the pairs (StepAgent-Implicit): `value` is max(0, Q(expert's) - Q(agent's)), so
+    that an action which is as good as the expert's is not rejected. Q is the mean return of
+    episodes that take the action behind the expert's replayed steps, then follow the policy."""
+    value_rollouts: int = 5
+    """Episodes per action, for `weights: value`; IPR: 5. Costs environment steps: a trajectory of
+    n states with K differing actions each takes up to n (K + 1) times as many episodes."""
+    expert_value: Literal["rollouts", "return"] = "rollouts"
+    """Q of the expert's action: `rollouts` as for the agent's; `return` that of the expert's own
+    trajectory, without rollouts, which adds to each weight what the policy loses afterwards."""
     sft_weight: float = 0.0
     """Weight of the expert action's own negative log-likelihood beside eq. 6 (StepAgent-Implicit).
     0: the paper's loss; 0.2 to 1 keeps a small model from forgetting how to write an action."""

@@ -54,6 +54,7 @@ from stepagent.training.methods.actor_critic import (
     step_policy,
     whitened,
 )
+from stepagent.training.methods.branching import Branching
 from stepagent.training.methods.episode_advantages import check_episodes, episode_advantages
 from stepagent.training.methods.losses import group_advantages
 from stepagent.training.methods.practice import (
@@ -127,7 +128,8 @@ def step_advantages(
     """
     config = run.config
     samples = draw(run.samples, config.reflection.trajectories, stage.seed)
-    rows = practise(stage, run.policy, samples, config.reflection)
+    by_effect = Branching(run, stage, samples).with_expert_tokens
+    rows = practise(stage, run.policy, samples, config.reflection, by_effect)
     practices = [(s, item) for s, row in zip(samples, rows, strict=True) for item in row]
     items = [item for _, item in practices]
     draws = sum(item.draws for item in items)

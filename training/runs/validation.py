@@ -25,7 +25,7 @@ def check_options(config: Config) -> None:
             _above(name, section, max_grad_norm=0)
     reflection, evaluation = config.reflection, config.evaluation
     _at_least("reflection", reflection, iterations=0, practice=1, temperature=0, trajectories=0)
-    _at_least("reflection", reflection, pack_tokens=0)
+    _at_least("reflection", reflection, pack_tokens=0, value_rollouts=1)
     _above("reflection", reflection, beta=0)
     _at_least("preference", config.preference, iterations=1, microbatch_size=1, extra_rounds=0)
     _above("preference", config.preference, beta=0, later_beta=0)
