@@ -30,7 +30,7 @@ Three more can be switched off (`inverse-paper` does): D learns from draws that 
 expert's, and batches count draws that have an advantage (`informative`), since most draws of a
 policy after SFT are the expert's own and say nothing; the expert's action is a member of each
 state's group (`demonstrations`); a right action under another thought is the expert's
-(`reflection.equal`).
+(`reflection.equal`), by option also another action that has the expert's effect.
 """
 
 from __future__ import annotations

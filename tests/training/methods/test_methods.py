@@ -289,7 +289,7 @@ def test_an_expert_too_long_for_nats_suffix_is_left_out(config, monkeypatch):
 
 
 def test_inverse_with_an_agent_that_is_the_expert_keeps_the_policy(config, monkeypatch):
-    def copies(stage, policy, samples, config):
+    def copies(stage, policy, samples, config, by_effect):
         return [
             practice_trees(s.encoded, [[s.encoded.ids[a:b]] for a, b in s.encoded.replies], 9999)
             for s in samples

@@ -161,6 +161,24 @@ def test_two_processes_give_what_one_gives(config, tmp_path, method):
 
 
 @pytest.mark.slow
+def test_two_processes_share_the_episodes_of_step_values(config, tmp_path):
+    config = _settings(config, "implicit")
+    config.reflection.weights, config.reflection.equal = "value", "effect"
+    config.reflection.value_rollouts = 2
+    _launch(replace(config, output=str(tmp_path / "one")))
+    _launch(replace(config, output=str(tmp_path / "two")), 2)
+    _equal(tmp_path)
+    folder = tmp_path / "two/artifacts/iteration-1"
+    assert len(list(folder.glob("values-0.[01].jsonl"))) == 2
+    one, two = (
+        json.loads((tmp_path / name / "summary.json").read_text())["figures"]["iteration-1"]
+        for name in ("one", "two")
+    )
+    for name in ("value_episodes", "value_steps", "pairs_without_value", "same_by_effect"):
+        assert one[name] == two[name], name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["implicit", "inverse", "dpo"])
 def test_shards_give_what_one_process_gives(config, tmp_path, method):
     config = _settings(config, method)
