@@ -235,6 +235,11 @@ class RolloutConfig:
 class PreferenceConfig(OptimiserConfig):
     """Preferences between whole trajectories: `dpo`, `spin`, `eto`."""
 
+    trajectories: list[str] = field(default_factory=list)
+    """Files of good and bad trajectories, paired by task and reward with each other and with the
+    expert's. `dpo` and the first iteration of `eto` learn from them instead of playing episodes,
+    the first of `implicit` instead of practising (also files of step pairs). Empty: the agent's
+    own."""
     learning_rate: float = 1e-6
     """Peak learning rate of the first iteration. Paper of ETO: 1e-6. With LoRA 10 to 100 times."""
     later_learning_rate: float = 5e-7

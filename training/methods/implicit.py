@@ -37,6 +37,7 @@ from stepagent.training.methods import Method, sft
 from stepagent.training.methods.branching import Branching
 from stepagent.training.methods.losses import step_preference_loss
 from stepagent.training.methods.practice import Practice, practise, resumed
+from stepagent.training.methods.step_pair_files import practice_of_files
 from stepagent.training.methods.step_values import weighed, without_worthless
 from stepagent.training.policy import Policy
 from stepagent.training.runs.optimise import optimise
@@ -52,18 +53,34 @@ from stepagent.training.trees.tree import StepTree
 def learn(run: TrainingRun) -> None:
     """SFT, then `reflection.iterations` times practice and reflection.
 
-    Raises ValueError before any training where the model cannot run the step trees.
+    The first iteration takes the pairs of `preference.trajectories` where there are such files.
+    Raises ValueError before any training where the model cannot run the step trees, and what
+    `practice_of_files` raises.
     """
     config = run.config.reflection
     check_step_trees(run.config.method, run.policy, run.samples, config)
+    files = run.config.preference.trajectories
+    of_files = practice_of_files(run, files) if files else None
     sft.learn(run)
     for iteration in range(1, config.iterations + 1):
         seed = run.config.seed + 1000 * iteration
         with run.stage(f"iteration-{iteration}", seed) as stage:
             if stage.done:
                 continue
-            practices, values = step_pairs(run, stage)
+            if of_files and iteration == 1:
+                practices, values = of_files
+                stage.figures |= figures(practices, run.policy.eos_ids)
+                stage.note(f"{stage.figures['distinct_pairs']:.0f} distinct pairs of files")
+            else:
+                practices, values = practised_pairs(run, stage)
+            if values is not None and not config.sft_weight:
+                # With an anchor the expert's action is learned in those states too.
+                practices, values = without_worthless(practices, values)
             if not any(p.tree.branches for p in practices):
+                why = "acts as the expert everywhere"
+                if stage.figures["pairs"]:
+                    why = "takes no action that is worse than the expert's"
+                stage.note(f"the agent {why}; nothing to learn")
                 continue
             pairs = with_reference(stage, run.policy, practices, values)
             shuffle = shuffled(pairs, TreePairs.count, config, seed)
@@ -71,13 +88,11 @@ def learn(run: TrainingRun) -> None:
             stage.figures |= optimise(stage, run.policy.model, schedule, loss(config), config)
 
 
-def step_pairs(
+def practised_pairs(
     run: TrainingRun, stage: Stage
 ) -> tuple[list[Practice], list[tuple[float, ...]] | None]:
-    """The practice that is learned from, and what each of its pairs weighs (None: all the same).
-
-    No branch is left where nothing can be learned, and a note says why. Figures go to the stage.
-    """
+    """The agent's practice, and what each of its pairs weighs (None: all the same). Figures go to
+    the stage."""
     config = run.config.reflection
     samples = draw(run.samples, config.trajectories, stage.seed)
     world = Branching(run, stage, samples)
@@ -89,16 +104,9 @@ def step_pairs(
         f"{stage.figures['same_as_expert']:.0%} the expert's own (dropped), "
         f"{stage.figures['distinct_pairs']:.0f} distinct pairs"
     )
-    if not stage.figures["pairs"]:
-        stage.note("the agent acts as the expert everywhere; nothing to learn")
     if config.weights == "none" or not stage.figures["pairs"]:
         return practices, None
-    practices, values = weighed(world, rows)
-    if not config.sft_weight:  # else the expert's action is learned in those states too
-        practices, values = without_worthless(practices, values)
-    if not any(p.tree.branches for p in practices):
-        stage.note("no action of the agent is worse than the expert's; nothing to learn")
-    return practices, values
+    return weighed(world, rows)
 
 
 def figures(practices: Sequence[Practice], eos_ids: Collection[int]) -> dict[str, float]:
@@ -217,4 +225,4 @@ def check(config: Config) -> None:
         )
 
 
-METHOD = Method(learn, check, stages=lambda config: config.reflection.iterations)
+METHOD = Method(learn, check, stages=lambda config: config.reflection.iterations, takes_files=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,20 @@ def practice_trees(
                 same_as_expert[step] = float(count)
             else:
                 branches[Branch(step, ids)] = float(count)
+    return trees_of(encoded, branches, same_as_expert, max_tokens)
+
+
+def trees_of(
+    encoded: Encoded,
+    branches: Mapping[Branch, float],
+    same_as_expert: Sequence[float],
+    max_tokens: int,
+) -> list[Practice]:
+    """`practice_trees`, with how often each other action was drawn, and per step the expert's."""
     full = StepTree(tuple(encoded.ids), tuple(encoded.replies), tuple(branches))
+    draws = list(same_as_expert)
+    for branch, count in branches.items():
+        draws[branch.step] += count
     trees = split_tree(full, max_tokens)
     if len(trees[-1].replies) < len(full.replies):  # steps after the last branch
         trees += split_tree(replace(full, branches=()), max_tokens)
@@ -209,7 +222,7 @@ def practice_trees(
     for tree in trees:
         steps = range(len(tree.replies))
         agent = [same_as_expert[i] if i >= counted else 0.0 for i in steps]
-        expert = [float(len(replies[i])) if i >= counted else 0.0 for i in steps]
+        expert = [draws[i] if i >= counted else 0.0 for i in steps]
         counted = max(counted, len(steps))
         agent += [branches[branch] for branch in tree.branches]
         expert += [0.0] * len(tree.branches)

@@ -40,6 +40,15 @@ def load_expert(
             console,
         )
     trajectories = read(path)
+    check_trajectories(path, trajectories, config, prompt)
+    return select(trajectories, expert.limit, expert.min_reward, config.seed)
+
+
+def check_trajectories(
+    path: Path, trajectories: Sequence[Trajectory], config: Config, prompt: Prompt
+) -> None:
+    """Raises RunError for trajectories of the split that is scored, of another environment, or made
+    under another prompt."""
     _check_split(path, trajectories, config)
     foreign = {t.env for t in trajectories} - {config.env}
     if foreign:
@@ -48,7 +57,6 @@ def load_expert(
             f"trains on {config.env}"
         )
     _check_prompt(path, trajectories, config.env, prompt)
-    return select(trajectories, expert.limit, expert.min_reward, config.seed)
 
 
 def _check_split(path: Path, trajectories: Sequence[Trajectory], config: Config) -> None:
