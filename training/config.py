@@ -37,6 +37,15 @@ class OptimiserConfig:
 
 
 @dataclass
+class IterationConfig(OptimiserConfig):
+    """Gradient descent with AdamW, once in each of several iterations."""
+
+    keep_optimiser: bool = False
+    """AdamW continues an iteration with the moments of the one before. Off: it starts again, since
+    each iteration has a new reference and new data."""
+
+
+@dataclass
 class SftConfig(OptimiserConfig):
     """Supervised fine-tuning on the expert's trajectories (eqs. 2 and 3)."""
 
@@ -48,7 +57,7 @@ class SftConfig(OptimiserConfig):
 
 
 @dataclass
-class ReflectionConfig(OptimiserConfig):
+class ReflectionConfig(IterationConfig):
     """Inspection and reflection (section 4): what the agent practises and learns from."""
 
     learning_rate: float = 5e-7
@@ -104,13 +113,10 @@ class ReflectionConfig(OptimiserConfig):
     pack_tokens: int = 4096
     """Trees of an update that together have no more tokens than this share a forward pass; 0: one
     tree per pass. A GPU takes 8,000 to 32,000; less needs less memory."""
-    keep_optimiser: bool = False
-    """AdamW continues an iteration with the moments of the one before. Off: it starts again, since
-    each iteration has a new reference and new data."""
 
 
 @dataclass
-class DiscriminatorConfig(OptimiserConfig):
+class DiscriminatorConfig(IterationConfig):
     """The discriminator D(s, a) of StepAgent-Inverse, trained by eq. 11 in every iteration."""
 
     backbone: str = "policy"
@@ -208,8 +214,8 @@ class PpoConfig:
     """Peak learning rate of the value head, a linear one. Large models: 1e-5 to 1e-4; small ones:
     1e-3."""
     critic_warmup: int = 10
-    """Updates of the value head alone, before the first advantages of episodes are computed. 0 to
-    50 is usual; without, the first iteration has no baseline."""
+    """Updates of the value head alone, before the first advantages are computed. 0 to 50 is usual;
+    without, the first iteration has no baseline."""
 
 
 @dataclass
@@ -232,7 +238,7 @@ class RolloutConfig:
 
 
 @dataclass
-class PreferenceConfig(OptimiserConfig):
+class PreferenceConfig(IterationConfig):
     """Preferences between whole trajectories: `dpo`, `spin`, `eto`."""
 
     trajectories: list[str] = field(default_factory=list)

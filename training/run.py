@@ -29,6 +29,7 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
 
     check(config)
     sharding.check_launch(config.policy.device)
+    sharding.check_kept_optimiser(config.preference.keep_optimiser)
     method = methods.find(config.method)
     training_run = TrainingRun(config, console or Console(quiet=True))
     training_run.check_space(method.policies_on_disk(config))

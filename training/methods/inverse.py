@@ -16,7 +16,8 @@ expert actions earn more than the agent's once D is trained.
 
 A practice action ends where it is judged: the next state on the trunk is the expert's, not one the
 agent's action led to. So its return is its own reward, and its advantage that reward less a
-baseline: a value head at the state's last token, or the mean over the actions practised there.
+baseline: a value head at the state's last token, or the mean over the actions practised there. A new
+value head says 0 everywhere and is warmed up on the rewards first (`ppo.critic_warmup`).
 
 Deviations: D passes over all pairs of the iteration before the policy's first step, where algorithm
 1 alternates batch by batch, so that all actions of an iteration are judged by one D. D continues
@@ -52,6 +53,7 @@ from stepagent.training.methods.actor_critic import (
     PolicyOutputs,
     TreeAdvantages,
     step_policy,
+    warm_up,
     whitened,
 )
 from stepagent.training.methods.branching import Branching
@@ -160,7 +162,13 @@ def step_advantages(
             else:
                 stage.note(f"only final rewards in this iteration: {reason}")
             return []
-    return practice_advantages(actor, items, rewards, config)
+    advantages = practice_advantages(actor, items, rewards, config)
+    # With final rewards besides, the head is warmed up on episodes (`episode_advantages`).
+    warms_up = config.ppo.critic_warmup and config.inverse.reward == "step"
+    if actor.is_new and actor.baseline == "value" and warms_up and advantages:
+        warm_up(stage, actor, advantages, config)
+        advantages = practice_advantages(actor, items, rewards, config)
+    return advantages
 
 
 def judge_actions(

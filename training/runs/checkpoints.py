@@ -13,9 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from stepagent.files import write_atomically
 from stepagent.training.runs import processes, sharding
-
-MOMENTS = "optimiser.safetensors"
-"""AdamW's moments, in a checkpoint and among a stage's artifacts."""
+from stepagent.training.runs.directory import MOMENTS
 
 
 def save_training_state(
