@@ -16,8 +16,8 @@ expert actions earn more than the agent's once D is trained.
 
 A practice action ends where it is judged: the next state on the trunk is the expert's, not one the
 agent's action led to. So its return is its own reward, and its advantage that reward less a
-baseline: a value head at the state's last token, or the mean over the actions practised there. A new
-value head says 0 everywhere and is warmed up on the rewards first (`ppo.critic_warmup`).
+baseline: a value head at the state's last token, or the mean over the actions practised there. A
+new value head says 0 everywhere and is warmed up on the rewards first (`ppo.critic_warmup`).
 
 Deviations: D passes over all pairs of the iteration before the policy's first step, where algorithm
 1 alternates batch by batch, so that all actions of an iteration are judged by one D. D continues
