@@ -46,10 +46,19 @@ def _practise(stage, policy, config):
     return [practice for row in rows for practice in row]
 
 
-def test_implicit(setting):
+@pytest.mark.parametrize(
+    ("preference", "beta"),
+    [
+        ("sigmoid", 1.0),
+        pytest.param("length_normalised", 1.0, marks=pytest.mark.slow),
+        pytest.param("positive", 1.0, marks=pytest.mark.slow),
+        pytest.param("ipo", 0.5, marks=pytest.mark.slow),
+    ],
+)
+def test_implicit(setting, preference, beta):
     policy, config, directory = setting
     reflection, distances = config.reflection, []
-    reflection.beta = 1.0
+    reflection.preference, reflection.beta = preference, beta
     for number in range(30):
         stage = _stage(directory, number)
         pairs = implicit.with_reference(stage, policy, _practise(stage, policy, config))
@@ -99,6 +108,7 @@ def _values(practice):
         pytest.param("group", {"demonstrations": False}, marks=pytest.mark.slow),
         pytest.param("group", {"loss": "pairwise"}, marks=pytest.mark.slow),
         pytest.param("group", {"label_smoothing": 0.1}, marks=pytest.mark.slow),
+        pytest.param("group", {"spectral_norm": 1.0}, marks=pytest.mark.slow),
     ],
 )
 def test_inverse(setting, baseline, changes):

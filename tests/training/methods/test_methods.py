@@ -269,8 +269,11 @@ def test_implicit_with_an_agent_that_is_the_expert_leaves_the_policy(config, mon
 
     config.method, config.reflection.iterations = "implicit", 1
     monkeypatch.setattr(practice_module, "draw_replies", copies)
-    figures = run.run(config)["figures"]["iteration-1"]
+    config.reflection.weights = "value"  # with nothing to play either
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))
+    figures = run.run(config, console)["figures"]["iteration-1"]
     assert (figures["same_as_expert"], figures["pairs"]) == (1, 0)
+    assert "acts as the expert everywhere; nothing to learn" in console.export_text()
     assert _same(_weights(config.output), _after_sft(config.output))
 
 
