@@ -35,13 +35,23 @@ class Stamp:
     style: PromptStyle
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where an episode starts: a task, and replies that are played before the agent is asked."""
+
+    task_id: str
+    seed: int = 0
+    replies: tuple[str, ...] = ()
+    play_on: bool = True
+    """Off: the episode ends behind its replies, and the agent is never asked."""
+
+
 @dataclass
 class Episode:
     """An open episode."""
 
     index: int
-    task_id: str
-    seed: int
+    start: Start
     worker: EnvWorker
     started: float = field(default_factory=time.monotonic)
     waiting_since: float = math.inf
@@ -54,6 +64,14 @@ class Episode:
     task_type: str = ""
     truncated: bool = False
     info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def task_id(self) -> str:
+        return self.start.task_id
+
+    @property
+    def seed(self) -> int:
+        return self.start.seed
 
     @property
     def key(self) -> tuple[int, str, int]:

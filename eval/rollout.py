@@ -11,6 +11,7 @@ workers changes the order in which trajectories arrive, and nothing in them but 
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections import deque
@@ -23,7 +24,7 @@ from stepagent.envs import react
 from stepagent.envs.core import TextEnv, own_version
 from stepagent.envs.trajectory import Trajectory
 from stepagent.errors import SetupError, check_range
-from stepagent.eval.env_workers import Caller, Ended, EnvWorker, Episode, Stamp, describe
+from stepagent.eval.env_workers import Caller, Ended, EnvWorker, Episode, Stamp, Start, describe
 
 T = TypeVar("T")
 PATIENCE = 0.25
@@ -65,16 +66,53 @@ def run_episodes(
     both before the first episode. A SetupError, such as a missing package, would fail every
     episode: it is raised at once.
     """
-    kwargs = {**(env_args or {}), "split": split}
-    check_range(1, workers=workers)
     seeds = [seed] * len(tasks) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(tasks):
         raise ValueError(f"{len(seeds)} seeds for {len(tasks)} tasks: give one, or one per task")
+    episodes = run_from(
+        env_id,
+        agent,
+        [Start(task, number) for task, number in zip(tasks, seeds, strict=True)],
+        split=split,
+        workers=workers,
+        env_args=env_args,
+        prompt=prompt,
+        time_limit=time_limit,
+    )
+    return _trajectories(episodes)
+
+
+def _trajectories(
+    episodes: Generator[tuple[int, Trajectory], None, None],
+) -> Generator[Trajectory, None, None]:
+    with contextlib.closing(episodes):
+        for _, trajectory in episodes:
+            yield trajectory
+
+
+def run_from(
+    env_id: str,
+    agent: Agent,
+    starts: Sequence[Start],
+    *,
+    split: str = "test",
+    workers: int | None = None,
+    env_args: dict[str, Any] | None = None,
+    prompt: react.Prompt | None = None,
+    time_limit: float | None = None,
+) -> Generator[tuple[int, Trajectory], None, None]:
+    """`run_episodes` from any starts: yields (number of the start, trajectory) as episodes end.
+
+    A start's replies are played as the agent's own would be and are part of the trajectory. An
+    environment may end the episode before they are all played: compare the number of steps.
+    """
+    kwargs = {**(env_args or {}), "split": split}
+    check_range(1, workers=workers)
     if time_limit is not None and time_limit <= 0:
         raise ValueError(f"time_limit is {time_limit}: it must be above 0 seconds, or None")
-    check_range(0, seed=min(seeds, default=0))
+    check_range(0, seed=min((start.seed for start in starts), default=0))
     first = envs.make(env_id, **kwargs)
-    if unknown := sorted(set(tasks) - set(first.tasks)):
+    if unknown := sorted({start.task_id for start in starts} - set(first.tasks)):
         first.close()
         raise ValueError(
             f"{env_id}, split {split!r}, has no task {unknown[0]!r} ({len(unknown)} of the task "
@@ -82,7 +120,7 @@ def run_episodes(
         )
     prompt = prompt or first.prompt
     stamp = Stamp(env_id, split, agent.name, fingerprint(first, agent, prompt), prompt, agent.style)
-    todo = deque(zip(range(len(tasks)), tasks, seeds, strict=True))
+    todo = deque(enumerate(starts))
     rollout = _Rollout(agent, stamp, todo, lambda: envs.make(env_id, **kwargs), time_limit)
     return rollout.play(first, workers or agent.batch_size)
 
@@ -103,24 +141,24 @@ class _Rollout:
         self,
         agent: Agent,
         stamp: Stamp,
-        tasks: deque[tuple[int, str, int]],
+        starts: deque[tuple[int, Start]],
         make: Callable[[], TextEnv],
         limit: float | None,
     ):
-        self.agent, self.stamp, self.tasks = agent, stamp, tasks
+        self.agent, self.stamp, self.starts = agent, stamp, starts
         self.make, self.limit, self.call = make, limit, Caller(limit)
         self.workers: list[EnvWorker] = []
         self.ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
         self.waiting: deque[Episode] = deque()
         self.pending: dict[Hashable, Episode] = {}
         """Episodes that a streaming agent has accepted and not answered yet."""
-        self.finished: deque[Trajectory] = deque()
+        self.finished: deque[tuple[int, Trajectory]] = deque()
         self.open: dict[int, Episode] = {}
         self.pace = 0.0
         """Seconds that the agent's last `act` took."""
 
-    def play(self, first: TextEnv, workers: int) -> Generator[Trajectory, None, None]:
-        for _ in range(max(1, min(workers, len(self.tasks)))):
+    def play(self, first: TextEnv, workers: int) -> Generator[tuple[int, Trajectory], None, None]:
+        for _ in range(max(1, min(workers, len(self.starts)))):
             self.workers.append(EnvWorker(self.make, self.ended))
         self.workers[0].env = first
         for worker in self.workers:
@@ -134,7 +172,7 @@ class _Rollout:
                 (self._stream if self.agent.streaming else self._act)()
                 yield from self._deliver()
         except (KeyboardInterrupt, SetupError):
-            self.tasks.clear()
+            self.starts.clear()
             while not self.ended.empty():  # episodes that ended meanwhile are not lost
                 self._record(*self.ended.get())
             yield from self._deliver()
@@ -150,9 +188,9 @@ class _Rollout:
                 worker.join(max(0.0, deadline - time.monotonic()))
 
     def _begin(self, worker: EnvWorker) -> None:
-        if self.tasks:
-            index, task_id, seed = self.tasks.popleft()
-            self.open[index] = episode = Episode(index, task_id, seed, worker)
+        if self.starts:
+            index, start = self.starts.popleft()
+            self.open[index] = episode = Episode(index, start, worker)
             worker.begin(
                 episode, lambda text: react.opening(self.stamp.prompt, text, self.stamp.style)
             )
@@ -160,10 +198,10 @@ class _Rollout:
     def _finish(self, episode: Episode, error: str = "") -> None:
         del self.open[episode.index]
         self.agent.forget(episode.key)
-        self.finished.append(episode.trajectory(self.stamp, error))
+        self.finished.append((episode.index, episode.trajectory(self.stamp, error)))
         self._begin(episode.worker)
 
-    def _deliver(self) -> Iterator[Trajectory]:
+    def _deliver(self) -> Iterator[tuple[int, Trajectory]]:
         while self.finished:
             yield self.finished.popleft()
 
@@ -175,9 +213,14 @@ class _Rollout:
         if self.open.get(episode.index) is not episode:
             return  # it took too long and was abandoned
         episode.waiting_since = float("inf")
+        replies, played = episode.start.replies, len(episode.steps)
         if failure:
             self._finish(episode, f"environment: {describe(failure)} {episode.where()}")
         elif done:
+            self._finish(episode)
+        elif played < len(replies):
+            self._answer(episode, replies[played])
+        elif not episode.start.play_on:
             self._finish(episode)
         else:
             self.waiting.append(episode)

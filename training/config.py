@@ -37,6 +37,15 @@ class OptimiserConfig:
 
 
 @dataclass
+class IterationConfig(OptimiserConfig):
+    """Gradient descent with AdamW, once in each of several iterations."""
+
+    keep_optimiser: bool = False
+    """AdamW continues an iteration with the moments of the one before. Off: it starts again, since
+    each iteration has a new reference and new data."""
+
+
+@dataclass
 class SftConfig(OptimiserConfig):
     """Supervised fine-tuning on the expert's trajectories (eqs. 2 and 3)."""
 
@@ -48,7 +57,7 @@ class SftConfig(OptimiserConfig):
 
 
 @dataclass
-class ReflectionConfig(OptimiserConfig):
+class ReflectionConfig(IterationConfig):
     """Practice (the paper's inspection) and reflection (section 4): how often the agent practises,
     and how it learns from that."""
 
@@ -73,10 +82,11 @@ class ReflectionConfig(OptimiserConfig):
     """Nucleus sampling in practice: 1 samples from the policy as it is."""
     beta: float = 0.1
     """β of eq. 6: how strongly the policy is held to that entering the iteration; 0.01 to 0.5."""
-    equal: Literal["action", "tokens"] = "action"
+    equal: Literal["action", "tokens", "effect"] = "action"
     """When a practice action counts as the expert's, which leaves nothing to learn from it:
     `action` if an environment reads the same action from both, whatever the thoughts; `tokens`
-    (eq. 6 to the letter) only if the replies are the same."""
+    (eq. 6 to the letter) only if the replies are the same; `effect` also if it leads to the
+    expert's next observation and score, which is played in the environment."""
     preference: Literal["sigmoid", "length_normalised", "positive", "ipo"] = "sigmoid"
     """Loss on a pair (StepAgent-Implicit): `sigmoid` is eq. 6; the others keep the likelihood of
     the expert's action from falling with the agent's (formulas: `methods/losses.py`)."""
@@ -84,6 +94,16 @@ class ReflectionConfig(OptimiserConfig):
     """Weight of that loss. 0 leaves `sft_weight` alone: the control `anchor-only`."""
     positive_penalty: float = 5.0
     """λ of `preference: positive`, the cost of a fall of the expert's action; 1 to 50 is usual."""
+    weights: Literal["none", "value"] = "none"
+    """Weights of the pairs (StepAgent-Implicit): `value` is max(0, Q(expert's) - Q(agent's)), so
+    that an action which is as good as the expert's is not rejected. Q is the mean return of
+    episodes that take the action behind the expert's replayed steps, then follow the policy."""
+    value_rollouts: int = 5
+    """Episodes per action, for `weights: value`; IPR: 5. Costs environment steps: a trajectory of
+    n states with K differing actions each takes up to n (K + 1) times as many episodes."""
+    expert_value: Literal["rollouts", "return"] = "rollouts"
+    """Q of the expert's action: `rollouts` as for the agent's; `return` that of the expert's own
+    trajectory, without rollouts, which adds to each weight what the policy loses afterwards."""
     sft_weight: float = 0.0
     """Weight of the expert action's own negative log-likelihood beside eq. 6 (StepAgent-Implicit).
     0: the paper's loss; 0.2 to 1 keeps a small model from forgetting how to write an action."""
@@ -94,13 +114,10 @@ class ReflectionConfig(OptimiserConfig):
     pack_tokens: int = 4096
     """Trees of an update that together have no more tokens than this share a forward pass; 0: one
     tree per pass. A GPU takes 8,000 to 32,000; less needs less memory."""
-    keep_optimiser: bool = False
-    """AdamW continues an iteration with the moments of the one before. Off: it starts again, since
-    each iteration has a new reference and new data."""
 
 
 @dataclass
-class DiscriminatorConfig(OptimiserConfig):
+class DiscriminatorConfig(IterationConfig):
     """The discriminator D(s, a) of StepAgent-Inverse, trained by eq. 11 in every iteration."""
 
     backbone: str = "policy"
@@ -198,8 +215,8 @@ class PpoConfig:
     """Peak learning rate of the value head, a linear one. Large models: 1e-5 to 1e-4; small ones:
     1e-3."""
     critic_warmup: int = 10
-    """Updates of the value head alone, before the first advantages of episodes are computed. 0 to
-    50 is usual; without, the first iteration has no baseline."""
+    """Updates of the value head alone, before the first advantages are computed. 0 to 50 is usual;
+    without, the first iteration has no baseline."""
 
 
 @dataclass
@@ -222,9 +239,14 @@ class RolloutConfig:
 
 
 @dataclass
-class PreferenceConfig(OptimiserConfig):
+class PreferenceConfig(IterationConfig):
     """Preferences between whole trajectories: `dpo`, `spin`, `eto`."""
 
+    trajectories: list[str] = field(default_factory=list)
+    """Files of good and bad trajectories, paired by task and reward with each other and with the
+    expert's. `dpo` and the first iteration of `eto` learn from them instead of playing episodes,
+    the first of `implicit` instead of practising (also files of step pairs). Empty: the agent's
+    own."""
     learning_rate: float = 1e-6
     """Peak learning rate of the first iteration. Paper of ETO: 1e-6. With LoRA 10 to 100 times."""
     later_learning_rate: float = 5e-7

@@ -28,6 +28,7 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
 
     check(config)
     sharding.check_launch(config.policy.device)
+    sharding.check_kept_optimiser(config.preference.keep_optimiser)
     method = methods.find(config.method)
     training_run = TrainingRun(config, console or Console(quiet=True))
     training_run.check_space(method.policies_on_disk(config))
@@ -42,6 +43,11 @@ def check(config: Config) -> None:
     check_options(config)
     method = methods.find(config.method)
     check_episodes_differ(config, method.temperature(config))
+    if config.preference.trajectories and not method.takes_files:
+        raise ValueError(
+            f"preference.trajectories is for dpo, eto and implicit; {config.method} does not learn "
+            "from it"
+        )
     method.check(config)
 
 

@@ -59,9 +59,21 @@ def test_every_logged_metric_is_described(config, method, pages):
     discriminator.chance_margin, discriminator.max_accuracy = -1.0, 1.1  # never stops the run
     run.run(config)
     logged = _logged(config.output)
+    if method == "implicit":  # once more, with actions that are played
+        config.output += "-played"
+        config.reflection.weights, config.reflection.equal = "value", "effect"
+        run.run(config)
+        logged["iteration-N" + ONCE] |= _logged(config.output)["iteration-N" + ONCE]
+    if method in ("dpo", "eto"):  # once more, with the episodes in a file
+        files = sorted(Path(config.output).glob("rollouts/*-0.jsonl"))
+        config.output, config.preference.trajectories = config.output + "-files", [str(files[0])]
+        run.run(config)
+        for stage, names in _logged(config.output).items():
+            logged.setdefault(stage, set()).update(names)
     if method == "inverse":  # once more, where the discriminator stops the run
         config.output += "-stopped"
         discriminator.max_accuracy, config.inverse.reward = 0.0, "step"
+        config.reflection.equal = "effect"
         run.run(config)
         for stage, names in _logged(config.output).items():
             logged.setdefault(stage, set()).update(names)

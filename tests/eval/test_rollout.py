@@ -12,7 +12,8 @@ from stepagent.agents.core import Agent
 from stepagent.envs.react import PromptStyle
 from stepagent.errors import SetupError
 from stepagent.eval import rollout
-from stepagent.eval.rollout import run_episodes
+from stepagent.eval.env_workers import Start
+from stepagent.eval.rollout import run_episodes, run_from
 from tests.toy_env import ID, ScriptedAgent, ToyEnv
 
 TASKS = envs.make(ID, split="test").tasks
@@ -41,6 +42,52 @@ def test_one_seed_per_task():
     assert set(episodes) == {(TASKS[0], 1), (TASKS[0], 2), (TASKS[0], 3)}
     with pytest.raises(ValueError, match="2 seeds for 20 tasks"):
         run_episodes(ID, ScriptedAgent(), TASKS, seed=[1, 2])
+
+
+def test_replies_are_played_before_the_agent_is_asked():
+    """As if it had given them itself: the same conversation, trajectory and draws afterwards."""
+    whole = play(tasks=[TASKS[5]])[TASKS[5], 0]
+    replies = tuple(step.text(PromptStyle()) for step in whole.steps)
+    asked = {}
+
+    class Spy(ScriptedAgent):
+        def act(self, turns):
+            asked.update({(turn.key[0], self._n(turn)): list(turn.messages) for turn in turns})
+            return super().act(turns)
+
+    starts = [Start(TASKS[5], 0, replies[:n]) for n in range(len(replies) + 1)]
+    for workers in (1, 4):
+        asked.clear()
+        episodes = dict(run_from(ID, Spy(), starts, workers=workers))
+        assert {i: replace(t, seconds=0.0) for i, t in episodes.items()} == dict.fromkeys(
+            range(len(starts)), whole
+        )
+        assert min(turn for start, turn in asked if start == 2) == 2
+        assert not any(start == len(replies) for start, _ in asked), "it had ended by then"
+    conversation = whole.messages(envs.make(ID).prompt, PromptStyle())
+    assert asked[2, 2] == conversation[: len(asked[2, 2])]
+
+
+def test_an_episode_may_end_behind_its_replies():
+    whole = play(tasks=[TASKS[5]])[TASKS[5], 0]
+    replies = tuple(step.text(PromptStyle()) for step in whole.steps)
+    starts = [Start(TASKS[5], 0, replies[:n], play_on=False) for n in range(len(replies) + 1)]
+    agent = ScriptedAgent()
+    episodes = dict(run_from(ID, agent, starts, workers=3))
+    assert not agent.batches, "the agent is never asked"
+    observations = [step.observation for step in whole.steps] + [whole.final_observation]
+    for n, trajectory in episodes.items():
+        assert trajectory.steps == whole.steps[:n]
+        assert trajectory.final_observation == observations[n]
+        assert trajectory.reward == pytest.approx(sum(step.reward for step in whole.steps[:n]))
+        assert not trajectory.error
+    assert len(episodes) == len(starts)
+
+
+def test_replies_beyond_the_end_of_an_episode_are_not_played():
+    goal = ("add 3", "add 3", "add 3", "add 3", "add 3")
+    [(_, trajectory)] = run_from(ID, ScriptedAgent(), [Start("odd/7", 0, goal)])
+    assert len(trajectory.steps) < len(goal)
 
 
 def test_the_agents_seed_depends_on_task_and_seed():

@@ -66,6 +66,8 @@ class Method:
     other_models: Callable[[Config], int] = lambda config: 0
     """Models of the policy's size that it keeps on disk beside the policies."""
 
+    takes_files: bool = False
+    """Whether it learns from `preference.trajectories`."""
     explores_at: float = 1.0
     """Temperature of its episodes, where `rollouts.temperature` is not set."""
 

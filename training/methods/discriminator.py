@@ -255,7 +255,7 @@ def train(
 
     shuffle = shuffled(practices, lambda item: item.pairs, config, stage.seed)
     schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
-    training = stage.part("discriminator")
+    training = stage.part("discriminator", config.keep_optimiser)
     schedule = replace(schedule, until=is_accurate)
     with discriminator.active():
         optimise(training, discriminator, schedule, loss(config), config)

@@ -9,23 +9,36 @@ the reference is the SFT policy. The loss is TRL's (`methods.preference`).
 Episodes are sampled at temperature 1 (`rollouts.temperature`): DPO's pairs are draws from the
 reference π_ref itself, of which its implicit reward is a ratio. The paper only says that the
 agent's trajectories are the negative samples.
+
+With `preference.trajectories` the pairs are those of files (`methods.preference_files`): the better
+trajectory of a task against each that scored less.
 """
 
 from __future__ import annotations
 
 from stepagent.training.methods import Method, rollouts, sft
-from stepagent.training.methods.preference import against_expert, learn_pairs
+from stepagent.training.methods.preference import Pair, against_expert, learn_pairs
+from stepagent.training.methods.preference_files import compare_files
 from stepagent.training.runs.training_run import TrainingRun
 
 
 def learn(run: TrainingRun) -> None:
-    """SFT, episodes of the agent, then the preference for the expert."""
+    """SFT, episodes of the agent, then the preference for the expert. Or the preferences of files.
+
+    Raises what `compare_files` does, before any training.
+    """
+    files = run.config.preference.trajectories
+    compared = compare_files(run, files) if files else None
     sft.learn(run)
     with run.stage("dpo") as stage:
         if not stage.done:
-            episodes = rollouts.play(run, stage, run.samples)
-            pairs, stage.figures = against_expert(run, episodes)
+            if compared:
+                pairs = [Pair(better, worse) for better, worse in compared.pairs]
+                stage.figures = dict(compared.figures)
+            else:
+                episodes = rollouts.play(run, stage, run.samples)
+                pairs, stage.figures = against_expert(run, episodes)
             stage.figures |= learn_pairs(stage, run.policy, pairs, run.config.preference)
 
 
-METHOD = Method(learn)
+METHOD = Method(learn, takes_files=True)

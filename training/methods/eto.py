@@ -11,7 +11,10 @@ trajectories are compared by their final reward:
 
 then DPO's loss over the pairs, with the policy entering the iteration as reference; β 0.1 and
 learning rate 1e-6 in the first iteration, 0.5 and 5e-7 in the later ones, 3 iterations. Each
-iteration is a training of its own, with a new AdamW.
+iteration is a training of its own, with a new AdamW (`preference.keep_optimiser`).
+
+With `preference.trajectories` the first iteration compares the trajectories of files instead of
+exploring (`methods.preference_files`); later ones explore.
 """
 
 from __future__ import annotations
@@ -23,33 +26,49 @@ from stepagent.training.config import Config
 from stepagent.training.data import Sample
 from stepagent.training.methods import Method, rollouts, sft
 from stepagent.training.methods.preference import Pair, learn_pairs, of_iteration
+from stepagent.training.methods.preference_files import compare_files
+from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 
 
 def learn(run: TrainingRun) -> None:
-    """SFT, then iterations of exploration and preference."""
-    config = run.config.preference
+    """SFT, then iterations of exploration and preference.
+
+    Raises what `compare_files` does, before any training.
+    """
+    config, extra = run.config.preference, extra_rounds(run.config)
+    from_files = compare_files(run, config.trajectories) if config.trajectories else None
     sft.learn(run)
     for iteration in range(1, config.iterations + 1):
         with run.stage(f"iteration-{iteration}") as stage:
             if stage.done:
                 continue
-            pairs, ties, left_out, extra = [], 0, 0, extra_rounds(run.config)
-            episodes = rollouts.play(run, stage, run.samples)
-            for expert, trajectories in zip(run.samples, episodes, strict=True):
-                usable, lost = rollouts.encode(run, trajectories)
-                left_out += lost
-                compared = [compare(expert, agent, extra) for agent in usable]
-                ties += compared.count(None)
-                pairs += [pair for pair in compared if pair]
+            if from_files and iteration == 1:
+                compared = [compare(better, worse, extra) for better, worse in from_files.pairs]
+                stage.figures = dict(from_files.figures)
+            else:
+                compared, stage.figures = explored(run, stage, extra)
+            pairs = [pair for pair in compared if pair]
             experts = {id(expert) for expert in run.samples}
-            stage.figures = {
-                "ties": float(ties),
-                "agent_was_better": float(sum(id(p.chosen) not in experts for p in pairs)),
-                "episodes_left_out": float(left_out),
-            }
+            better = sum(id(pair.chosen) not in experts for pair in pairs)
+            stage.figures["agent_was_better"] = float(better)
             settings = of_iteration(config, iteration)
             stage.figures |= learn_pairs(stage, run.policy, pairs, settings)
+
+
+def explored(
+    run: TrainingRun, stage: Stage, extra: int | None
+) -> tuple[list[Pair | None], dict[str, float]]:
+    """The agent's own episodes compared with the expert's trajectories; figures."""
+    compared: list[Pair | None] = []
+    left_out = 0
+    episodes = rollouts.play(run, stage, run.samples)
+    for expert, trajectories in zip(run.samples, episodes, strict=True):
+        usable, lost = rollouts.encode(run, trajectories)
+        left_out += lost
+        compared += [compare(expert, agent, extra) for agent in usable]
+    ties = compared.count(None)
+    return compared, {"ties": float(ties), "episodes_left_out": float(left_out)}
 
 
 def extra_rounds(config: Config) -> int | None:
@@ -82,4 +101,6 @@ def cut(sample: Sample, steps: int) -> Sample:
     return Sample(shorter, encoded)
 
 
-METHOD = Method(learn, stages=lambda config: config.preference.iterations, explores_at=0.0)
+METHOD = Method(
+    learn, stages=lambda config: config.preference.iterations, takes_files=True, explores_at=0.0
+)

@@ -16,8 +16,11 @@ Deviations: an update takes the pairs of complete trajectories, not pairs drawn 
 that is what makes them share a pass; it stops taking at `batch_size` pairs. Practice actions equal
 to the expert's carry no gradient (both terms of eq. 6 are the same), so they are dropped, and
 counted; by default so are right actions under another thought (`reflection.equal`), which eq. 6
-would reject. `reflection.preference` chooses among variants of eq. 6; `preference_weight` 0 leaves
-the expert's likelihood alone, in the same states (the control `anchor-only`).
+would reject. With `reflection.weights` "value" a pair's loss is multiplied by how much worse the
+agent's action ends than the expert's (`methods.step_values`); the anchor is not, so that the
+expert's action is still learned in those states. `reflection.preference` chooses among variants of
+eq. 6; `preference_weight` 0 leaves the expert's likelihood alone, in the same states (the control
+`anchor-only`).
 """
 
 from __future__ import annotations
@@ -31,8 +34,11 @@ import torch
 from stepagent.training.config import Config, ReflectionConfig
 from stepagent.training.data import draw
 from stepagent.training.methods import Method, sft
+from stepagent.training.methods.branching import Branching
 from stepagent.training.methods.losses import step_preference_loss
 from stepagent.training.methods.practice import Practice, practise, resumed
+from stepagent.training.methods.step_pair_files import practice_of_files
+from stepagent.training.methods.step_values import weighed, without_worthless
 from stepagent.training.policy import Policy
 from stepagent.training.runs.optimise import optimise
 from stepagent.training.runs.schedule import packed, shuffled
@@ -47,31 +53,60 @@ from stepagent.training.trees.tree import StepTree
 def learn(run: TrainingRun) -> None:
     """SFT, then `reflection.iterations` times practice and reflection.
 
-    Raises ValueError before any training where the model cannot run the step trees.
+    The first iteration takes the pairs of `preference.trajectories` where there are such files.
+    Raises ValueError before any training where the model cannot run the step trees, and what
+    `practice_of_files` raises.
     """
     config = run.config.reflection
     check_step_trees(run.config.method, run.policy, run.samples, config)
+    files = run.config.preference.trajectories
+    of_files = practice_of_files(run, files) if files else None
     sft.learn(run)
     for iteration in range(1, config.iterations + 1):
         seed = run.config.seed + 1000 * iteration
         with run.stage(f"iteration-{iteration}", seed) as stage:
             if stage.done:
                 continue
-            samples = draw(run.samples, config.trajectories, seed)
-            practices = [p for row in practise(stage, run.policy, samples, config) for p in row]
-            stage.figures = figures(practices, run.policy.eos_ids)
-            stage.note(
-                f"{stage.figures['practised']:.0f} actions practised, "
-                f"{stage.figures['same_as_expert']:.0%} the expert's own (dropped), "
-                f"{stage.figures['distinct_pairs']:.0f} distinct pairs"
-            )
-            if not stage.figures["pairs"]:
-                stage.note("the agent acts as the expert everywhere; nothing to learn")
+            if of_files and iteration == 1:
+                practices, values = of_files
+                stage.figures |= figures(practices, run.policy.eos_ids)
+                stage.note(f"{stage.figures['distinct_pairs']:.0f} distinct pairs of files")
+            else:
+                practices, values = practised_pairs(run, stage)
+            if values is not None and not config.sft_weight:
+                # With an anchor the expert's action is learned in those states too.
+                practices, values = without_worthless(practices, values)
+            if not any(p.tree.branches for p in practices):
+                why = "acts as the expert everywhere"
+                if stage.figures["pairs"]:
+                    why = "takes no action that is worse than the expert's"
+                stage.note(f"the agent {why}; nothing to learn")
                 continue
-            pairs = with_reference(stage, run.policy, practices)
+            pairs = with_reference(stage, run.policy, practices, values)
             shuffle = shuffled(pairs, TreePairs.count, config, seed)
             schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
             stage.figures |= optimise(stage, run.policy.model, schedule, loss(config), config)
+
+
+def practised_pairs(
+    run: TrainingRun, stage: Stage
+) -> tuple[list[Practice], list[tuple[float, ...]] | None]:
+    """The agent's practice, and what each of its pairs weighs (None: all the same). Figures go to
+    the stage."""
+    config = run.config.reflection
+    samples = draw(run.samples, config.trajectories, stage.seed)
+    world = Branching(run, stage, samples)
+    rows = practise(stage, run.policy, samples, config, world.with_expert_tokens)
+    practices = [practice for row in rows for practice in row]
+    stage.figures |= figures(practices, run.policy.eos_ids)
+    stage.note(
+        f"{stage.figures['practised']:.0f} actions practised, "
+        f"{stage.figures['same_as_expert']:.0%} the expert's own (dropped), "
+        f"{stage.figures['distinct_pairs']:.0f} distinct pairs"
+    )
+    if config.weights == "none" or not stage.figures["pairs"]:
+        return practices, None
+    return weighed(world, rows)
 
 
 def figures(practices: Sequence[Practice], eos_ids: Collection[int]) -> dict[str, float]:
@@ -103,26 +138,35 @@ class TreePairs:
     """[B] log π_ref of the expert's reply in each branch's state"""
     reference_rejected: tuple[float, ...]
     """[B] log π_ref of each branch"""
+    values: tuple[float, ...] | None = None
+    """[B] what the loss of each pair is multiplied by; None: 1"""
 
     def count(self) -> float:
         """Pairs, repeated ones counted."""
         return sum(self.weights)
 
 
-def with_reference(stage: Stage, policy: Policy, practices: Sequence[Practice]) -> list[TreePairs]:
+def with_reference(
+    stage: Stage,
+    policy: Policy,
+    practices: Sequence[Practice],
+    values: Sequence[tuple[float, ...]] | None = None,
+) -> list[TreePairs]:
     """The pairs of the practice with their log-probabilities under the policy as it is now, which
-    are written down: a killed run reads them again."""
-    trees = [(p.tree.trimmed(), weights(p)) for p in practices if p.tree.branches]
+    are written down: a killed run reads them again. values[i] are those of practices[i]."""
+    of_trees = [None] * len(practices) if values is None else values
+    rows = [(p, row) for p, row in zip(practices, of_trees, strict=True) if p.tree.branches]
+    trees = [practice.tree.trimmed() for practice, _ in rows]
 
     def reference(i: int) -> list[list[float]]:
         with torch.no_grad():
-            scores = score_trees(policy.model, pack([trees[i][0]], policy.device))
+            scores = score_trees(policy.model, pack([trees[i]], policy.device))
         return [scores.chosen.tolist(), scores.rejected.tolist()]
 
     references = resumed(stage.artifacts / "reference.jsonl", len(trees), reference)
     return [
-        TreePairs(tree, draws, tuple(chosen), tuple(rejected))
-        for (tree, draws), (chosen, rejected) in zip(trees, references, strict=True)
+        TreePairs(tree, weights(practice), tuple(chosen), tuple(rejected), row)
+        for tree, (practice, row), (chosen, rejected) in zip(trees, rows, references, strict=True)
     ]
 
 
@@ -140,6 +184,10 @@ def loss(
             torch.tensor([value for item in items for value in getattr(item, name)], device=device)
             for name in ("weights", "reference_chosen", "reference_rejected")
         )
+        values = None
+        if any(item.values is not None for item in items):
+            every = [v for item in items for v in item.values or (1.0,) * len(item.weights)]
+            values = torch.tensor(every, device=device)
         lengths = torch.bincount(trees.action, minlength=trees.n_actions)
         out = step_preference_loss(
             config.preference,
@@ -151,6 +199,7 @@ def loss(
             weights=weights,
             lengths=(lengths[trees.chosen], lengths[trees.rejected]),
             penalty=config.positive_penalty,
+            values=values,
         )
         pairs = float(weights.sum())
         anchor = -config.sft_weight * (weights * scores.chosen.float()).sum()
@@ -161,11 +210,19 @@ def loss(
 
 
 def check(config: Config) -> None:
-    """Raises ValueError where both parts of the loss are switched off."""
+    """Raises ValueError where both parts of the loss are switched off, or where several rollouts
+    per action would be the same."""
+    reflection = config.reflection
+    rollouts = reflection.value_rollouts if reflection.weights == "value" else 1
+    if rollouts > 1 and METHOD.temperature(config) == 0:
+        raise ValueError(
+            f"reflection.value_rollouts is {rollouts} with rollouts.temperature 0, where it must "
+            "be 1: all greedy episodes are the same"
+        )
     if not config.reflection.preference_weight and not config.reflection.sft_weight:
         raise ValueError(
             "reflection.preference_weight and reflection.sft_weight are both 0: nothing is learned"
         )
 
 
-METHOD = Method(learn, check, stages=lambda config: config.reflection.iterations)
+METHOD = Method(learn, check, stages=lambda config: config.reflection.iterations, takes_files=True)

@@ -16,7 +16,8 @@ expert actions earn more than the agent's once D is trained.
 
 A practice action ends where it is judged: the next state on the trunk is the expert's, not one the
 agent's action led to. So its return is its own reward, and its advantage that reward less a
-baseline: a value head at the state's last token, or the mean over the actions practised there.
+baseline: a value head at the state's last token, or the mean over the actions practised there. A
+new value head says 0 everywhere and is warmed up on the rewards first (`ppo.critic_warmup`).
 
 Deviations: D passes over all pairs of the iteration before the policy's first step, where algorithm
 1 alternates batch by batch, so that all actions of an iteration are judged by one D. D continues
@@ -30,7 +31,7 @@ Three more can be switched off (`inverse-paper` does): D learns from draws that 
 expert's, and batches count draws that have an advantage (`informative`), since most draws of a
 policy after SFT are the expert's own and say nothing; the expert's action is a member of each
 state's group (`demonstrations`); a right action under another thought is the expert's
-(`reflection.equal`).
+(`reflection.equal`), by option also another action that has the expert's effect.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ from stepagent.training.methods.actor_critic import (
     PolicyOutputs,
     TreeAdvantages,
     step_policy,
+    warm_up,
     whitened,
 )
+from stepagent.training.methods.branching import Branching
 from stepagent.training.methods.episode_advantages import check_episodes, episode_advantages
 from stepagent.training.methods.losses import group_advantages
 from stepagent.training.methods.practice import (
@@ -127,7 +130,8 @@ def step_advantages(
     """
     config = run.config
     samples = draw(run.samples, config.reflection.trajectories, stage.seed)
-    rows = practise(stage, run.policy, samples, config.reflection)
+    by_effect = Branching(run, stage, samples).with_expert_tokens
+    rows = practise(stage, run.policy, samples, config.reflection, by_effect)
     practices = [(s, item) for s, row in zip(samples, rows, strict=True) for item in row]
     items = [item for _, item in practices]
     draws = sum(item.draws for item in items)
@@ -158,7 +162,13 @@ def step_advantages(
             else:
                 stage.note(f"only final rewards in this iteration: {reason}")
             return []
-    return practice_advantages(actor, items, rewards, config)
+    advantages = practice_advantages(actor, items, rewards, config)
+    # With final rewards besides, the head is warmed up on episodes (`episode_advantages`).
+    warms_up = config.ppo.critic_warmup and config.inverse.reward == "step"
+    if actor.is_new and actor.baseline == "value" and warms_up and advantages:
+        warm_up(stage, actor, advantages, config)
+        advantages = practice_advantages(actor, items, rewards, config)
+    return advantages
 
 
 def judge_actions(

@@ -275,6 +275,7 @@ def step_preference_loss(
     weights: Tensor | None = None,
     lengths: tuple[Tensor, Tensor] | None = None,
     penalty: float = 5.0,
+    values: Tensor | None = None,
 ) -> PreferenceLoss:
     """Eq. 6 and three variants that keep the expert's likelihood from falling with the agent's.
 
@@ -291,10 +292,12 @@ def step_preference_loss(
         chosen, rejected, reference_chosen, reference_rejected, beta, weights: see `step_dpo_loss`.
         lengths: float [n] each, tokens |â| and |a| of the actions; needed by length_normalised.
         penalty: λ ≥ 0 of `positive`.
+        values: float [n] ≥ 0, what the loss of each pair is multiplied by; None: 1. The mean stays
+            that over `weights`, and the health figures are of the pairs as they were drawn.
 
     Raises:
-        ValueError: an unknown variant, no lengths where they are needed, a negative penalty, and
-            what `step_dpo_loss` raises.
+        ValueError: an unknown variant, no lengths where they are needed, a negative penalty or
+            value, and what `step_dpo_loss` raises.
     """
     if variant not in PREFERENCE_VARIANTS:
         raise ValueError(f"unknown variant {variant!r}: one of {', '.join(PREFERENCE_VARIANTS)}")
@@ -305,8 +308,10 @@ def step_preference_loss(
             raise ValueError("length_normalised needs the lengths of the actions")
         chosen, reference_chosen = chosen / lengths[0], reference_chosen / lengths[0]
         rejected, reference_rejected = rejected / lengths[1], reference_rejected / lengths[1]
+    if values is not None and (values.shape != chosen.shape or bool((values < 0).any())):
+        raise ValueError("values must be as many as there are pairs, and not negative")
     out = step_dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta, weights)
-    if variant in ("sigmoid", "length_normalised"):
+    if values is None and variant in ("sigmoid", "length_normalised"):
         return out
     share = torch.ones_like(chosen, dtype=torch.float32) if weights is None else weights.float()
     share = share / share.sum()
@@ -314,8 +319,12 @@ def step_preference_loss(
     margins = gained - (rejected.float() - reference_rejected.float())
     if variant == "positive":
         loss = -F.logsigmoid(beta * (margins - penalty * F.relu(-gained)))
-    else:
+    elif variant == "ipo":
         loss = (margins - 1 / (2 * beta)) ** 2
+    else:
+        loss = -F.logsigmoid(beta * margins)
+    if values is not None:
+        loss = values.float() * loss
     return replace(out, loss=(share * loss).sum())
 
 

@@ -5,14 +5,14 @@
 All K·n replies of a trajectory come from one reading of it (`trees.sampling`). They are written
 down, one line per trajectory, so that a killed run resumes. Equal replies in the same state become
 one action that was drawn several times. By default (`reflection.equal`) a reply that takes the
-expert's action counts as the expert's, whatever it thinks.
+expert's action counts as the expert's, whatever it thinks; by option also one that has its effect.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,12 @@ from stepagent.training.runs import processes
 from stepagent.training.runs.stage import Stage
 from stepagent.training.trees.sampling import Sampling, practice
 from stepagent.training.trees.tree import Branch, StepTree, split_tree
+
+Replies = list[list[list[int]]]
+"""[i][k]: token ids of the k-th reply in the i-th state of a trajectory."""
+ByEffect = Callable[[list[Replies]], list[Replies]]
+"""The replies of every trajectory → the same, with the expert's own in place of those that have its
+effect."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,19 @@ def differing(item: Practice) -> Practice:
 
 
 def practise(
-    stage: Stage, policy: Policy, samples: Sequence[Sample], config: ReflectionConfig
+    stage: Stage,
+    policy: Policy,
+    samples: Sequence[Sample],
+    config: ReflectionConfig,
+    by_effect: ByEffect | None = None,
 ) -> list[list[Practice]]:
     """The agent's practice in every state of each sample, as one or more trees per sample.
 
     Replies are written to `practice/STAGE.jsonl` as they are drawn; a killed run resumes there.
-    (The policy is the same: an iteration's practice ends before its first update.) Raises
-    ValueError where a state with one action exceeds `config.max_tree_tokens`.
+    (The policy is the same: an iteration's practice ends before its first update.) `by_effect`
+    finds the actions that have the expert's effect (`methods.branching`), where `config.equal`
+    says so. Raises ValueError where a state with one action exceeds `config.max_tree_tokens`, and
+    without `by_effect` where it is needed.
     """
     path = stage.directory.path / "practice" / f"{stage.name}.jsonl"
     with stage.progress(len(samples), "trajectories practised") as move:
@@ -97,13 +109,20 @@ def practise(
             },
             lambda done: move(done, {}),
         )
-    trees = []
-    for sample, line in zip(samples, lines, strict=True):
-        replies = line["replies"]
-        if config.equal == "action":
-            replies = with_expert_tokens(sample.encoded, replies, policy.codec)
-        trees.append(practice_trees(sample.encoded, replies, config.max_tree_tokens))
-    return trees
+    rows: list[Replies] = [line["replies"] for line in lines]
+    if config.equal != "tokens":
+        rows = [
+            with_expert_tokens(sample.encoded, replies, policy.codec)
+            for sample, replies in zip(samples, rows, strict=True)
+        ]
+    if config.equal == "effect":
+        if by_effect is None:
+            raise ValueError("reflection.equal is effect, but there is nothing to play actions in")
+        rows = by_effect(rows)
+    return [
+        practice_trees(sample.encoded, replies, config.max_tree_tokens)
+        for sample, replies in zip(samples, rows, strict=True)
+    ]
 
 
 def with_expert_tokens(
@@ -182,7 +201,20 @@ def practice_trees(
                 same_as_expert[step] = float(count)
             else:
                 branches[Branch(step, ids)] = float(count)
+    return trees_of(encoded, branches, same_as_expert, max_tokens)
+
+
+def trees_of(
+    encoded: Encoded,
+    branches: Mapping[Branch, float],
+    same_as_expert: Sequence[float],
+    max_tokens: int,
+) -> list[Practice]:
+    """`practice_trees`, with how often each other action was drawn, and per step the expert's."""
     full = StepTree(tuple(encoded.ids), tuple(encoded.replies), tuple(branches))
+    draws = list(same_as_expert)
+    for branch, count in branches.items():
+        draws[branch.step] += count
     trees = split_tree(full, max_tokens)
     if len(trees[-1].replies) < len(full.replies):  # steps after the last branch
         trees += split_tree(replace(full, branches=()), max_tokens)
@@ -190,7 +222,7 @@ def practice_trees(
     for tree in trees:
         steps = range(len(tree.replies))
         agent = [same_as_expert[i] if i >= counted else 0.0 for i in steps]
-        expert = [float(len(replies[i])) if i >= counted else 0.0 for i in steps]
+        expert = [draws[i] if i >= counted else 0.0 for i in steps]
         counted = max(counted, len(steps))
         agent += [branches[branch] for branch in tree.branches]
         expert += [0.0] * len(tree.branches)
@@ -212,7 +244,7 @@ def resumed(
     if processes.count() > 1:
         path = path.with_suffix(f".{processes.rank()}-of-{processes.count()}{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = _complete_lines(path)[: len(mine)]
+    lines = complete_lines(path)[: len(mine)]
     with path.open("a") as file:
         for i in mine[len(lines) :]:
             lines.append(make(i))
@@ -222,7 +254,7 @@ def resumed(
     return processes.interleave(processes.gather(lines), count)
 
 
-def _complete_lines(path: Path) -> list[Any]:
+def complete_lines(path: Path) -> list[Any]:
     """The lines that a killed run left; a truncated last one is removed from the file."""
     if not path.is_file():
         return []

@@ -7,11 +7,12 @@ missing.
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import PromptStyle
@@ -25,6 +26,7 @@ from stepagent.training.runs.directory import RunError
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 
+Item = TypeVar("Item")
 GIVE_UP = 10
 """Failed episodes in a row after which a run stops."""
 
@@ -84,7 +86,38 @@ def _play_once(run: TrainingRun, stage: Stage, samples: Sequence[Sample], k: int
     path = run.directory.path / "rollouts" / f"{name}.jsonl"
     if processes.count() > 1:
         path = path.with_suffix(f".{processes.rank()}-of-{processes.count()}.jsonl")
-    player = TransformersAgent(
+    player = make_player(run, name)
+
+    def episodes() -> Iterator[Trajectory]:
+        for split in sorted({t.split for t in todo}):
+            tasks = [t for t in todo if t.split == split]
+            played = run_episodes(
+                config.env,
+                player,
+                [t.task_id for t in tasks],
+                split=split,
+                seed=[t.seed for t in tasks],
+                workers=config.rollouts.workers,
+                env_args=config.env_args,
+            )
+            with contextlib.closing(played):
+                yield from played
+
+    with (
+        Writer(path) as writer,
+        stage.progress(len(todo), "episodes") as move,
+        contextlib.closing(steady(episodes(), lambda trajectory: trajectory.error)) as steadily,
+    ):
+        for done, trajectory in enumerate(steadily, 1):
+            writer.write(trajectory)
+            move(done, {})
+    player.close()
+
+
+def make_player(run: TrainingRun, name: str) -> TransformersAgent:
+    """The policy as it is now, as an agent; its draws depend on the run's seed and `name`."""
+    config = run.config
+    return TransformersAgent(
         run.policy.model,
         run.policy.tokenizer,
         name=name,
@@ -95,40 +128,23 @@ def _play_once(run: TrainingRun, stage: Stage, samples: Sequence[Sample], k: int
         top_p=config.rollouts.top_p,
         batch_size=config.rollouts.workers,
     )
-    failed: list[Trajectory] = []  # since the last one that did not fail
-    with Writer(path) as writer, stage.progress(len(todo), "episodes") as move:
-        done = itertools.count(1)
-        for split in sorted({t.split for t in todo}):
-            tasks = [t for t in todo if t.split == split]
-            episodes = run_episodes(
-                config.env,
-                player,
-                [t.task_id for t in tasks],
-                split=split,
-                seed=[t.seed for t in tasks],
-                workers=config.rollouts.workers,
-                env_args=config.env_args,
+
+
+def steady(episodes: Iterable[Item], error: Callable[[Item], str]) -> Generator[Item, None, None]:
+    """The episodes; failed ones are held back until another succeeds, so that those of a broken
+    environment are played again. Raises RunError where ten fail in a row."""
+    failed: list[Item] = []
+    for episode in episodes:
+        failed.append(episode)
+        if not error(episode):
+            yield from failed
+            failed.clear()
+        if len(failed) >= GIVE_UP:
+            raise RunError(
+                f"gave up after {len(failed)} failed episodes in a row, the last one "
+                f"with: {error(episode)}; fix it and run again to continue"
             )
-            try:
-                for trajectory in episodes:
-                    failed.append(trajectory)
-                    if not trajectory.error:
-                        _write_all(writer, failed)
-                    if len(failed) >= GIVE_UP:
-                        raise RunError(
-                            f"gave up after {len(failed)} failed episodes in a row, the last one "
-                            f"with: {trajectory.error}; fix it and run again to continue"
-                        )
-                    move(next(done), {})
-            finally:
-                episodes.close()
-        _write_all(writer, failed)
-    player.close()
-
-
-def _write_all(writer: Writer, trajectories: list[Trajectory]) -> None:
-    while trajectories:
-        writer.write(trajectories.pop(0))
+    yield from failed
 
 
 def encode(

@@ -19,11 +19,10 @@ from safetensors.torch import load_file, save_file
 from stepagent.errors import UserError
 from stepagent.files import write_atomically
 from stepagent.training.runs import processes, sharding
+from stepagent.training.runs.directory import MOMENTS
 
 log = logging.getLogger(__name__)
 _RANDOM = "random.safetensors"
-MOMENTS = "optimiser.safetensors"
-"""AdamW's moments, in a checkpoint and among a stage's artifacts."""
 
 
 class DamagedState(UserError, RuntimeError):

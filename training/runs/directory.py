@@ -32,6 +32,9 @@ from stepagent.files import Lock, Locked, write_atomically, write_text
 from stepagent.training.runs.metrics import Metrics
 from stepagent.training.runs.options import differing
 
+MOMENTS = "optimiser.safetensors"
+"""AdamW's moments, in a checkpoint and among a stage's artifacts."""
+
 
 class RunError(UserError, RuntimeError):
     """A run that cannot start or resume; the message says what to do."""

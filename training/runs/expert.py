@@ -42,6 +42,15 @@ def load_expert(
     trajectories = read(path)
     if not trajectories:
         raise WrongOptions(f"{path} holds no trajectory")
+    check_trajectories(path, trajectories, config, prompt)
+    return select(trajectories, expert.limit, expert.min_reward, config.seed)
+
+
+def check_trajectories(
+    path: Path, trajectories: Sequence[Trajectory], config: Config, prompt: Prompt
+) -> None:
+    """Raises WrongOptions for trajectories of the split that is scored, of another environment, or made
+    under another prompt."""
     _check_split(path, trajectories, config)
     foreign = {t.env for t in trajectories} - {config.env}
     if foreign:
@@ -50,7 +59,6 @@ def load_expert(
             f"trains on {config.env}"
         )
     _check_prompt(path, trajectories, config.env, prompt)
-    return select(trajectories, expert.limit, expert.min_reward, config.seed)
 
 
 def _check_split(path: Path, trajectories: Sequence[Trajectory], config: Config) -> None:

@@ -20,12 +20,12 @@ from stepagent.errors import UserError
 from stepagent.training.config import OptimiserConfig
 from stepagent.training.runs import interrupts, processes, sharding
 from stepagent.training.runs.checkpoints import (
-    MOMENTS,
     load_moments,
     load_training_state,
     save_moments,
     save_training_state,
 )
+from stepagent.training.runs.directory import MOMENTS
 from stepagent.training.runs.schedule import Schedule
 from stepagent.training.runs.stage import Stage
 

@@ -106,6 +106,15 @@ def check_launch(device: str) -> None:
         )
 
 
+def check_kept_optimiser(keep: bool) -> None:
+    """Raises ValueError where an optimiser cannot be kept from one iteration to the next."""
+    if keep and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError(
+            "preference.keep_optimiser cannot be on under DeepSpeed, which keeps the optimiser to "
+            "itself"
+        )
+
+
 def check_own_loop(method: str) -> None:
     """Raises ValueError where `runs.optimise`, which the method uses, cannot train."""
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):

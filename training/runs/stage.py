@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from stepagent.training.runs.directory import RunDirectory
+from stepagent.training.runs.directory import MOMENTS, RunDirectory
 
 OnUpdate = Callable[[int, dict[str, float]], None]
 """(units done, figures of the last one) → None"""
@@ -35,6 +35,8 @@ class Stage:
     console: Console = field(default_factory=_quiet)
     optimiser_before: Path | None = None
     """Where the stage before has kept AdamW's moments, to continue from; None: it starts anew."""
+    before: str = ""
+    """Name of the stage before; "" for the first."""
     done: bool = False
     """Whether it was done before: then there is nothing left to do."""
     figures: dict[str, float] = field(default_factory=dict)
@@ -50,9 +52,18 @@ class Stage:
         """A folder for what it keeps beside the policy."""
         return self.directory.artifacts(self.name)
 
-    def part(self, name: str) -> Stage:
-        """Something that is trained within this stage, with checkpoints and metrics of its own."""
-        return replace(self, name=f"{self.name}-{name}", figures={}, optimiser_before=None)
+    def part(self, name: str, keep_optimiser: bool = False) -> Stage:
+        """Something that is trained within this stage, with checkpoints and metrics of its own; by
+        option with AdamW's moments of the same part in the stage before."""
+        before = f"{self.before}-{name}" if self.before else ""
+        part = replace(self, name=f"{self.name}-{name}", before=before, figures={})
+        part.optimiser_before = part.moments_before if keep_optimiser else None
+        return part
+
+    @property
+    def moments_before(self) -> Path | None:
+        """Where the stage before keeps AdamW's moments, if it does; None for the first stage."""
+        return self.directory.artifacts(self.before) / MOMENTS if self.before else None
 
     def resume_at(self, update: int) -> None:
         """Drops the metrics after `update`: those updates are about to be made again.

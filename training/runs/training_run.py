@@ -26,7 +26,6 @@ from stepagent.training.config import Config
 from stepagent.training.data import encode
 from stepagent.training.policy import Policy
 from stepagent.training.runs import interrupts, processes
-from stepagent.training.runs.checkpoints import MOMENTS
 from stepagent.training.runs.directory import RunDirectory, RunError, WrongOptions
 from stepagent.training.runs.expert import load_expert
 from stepagent.training.runs.scores import Scores
@@ -171,10 +170,12 @@ class TrainingRun:
             seed=self.config.seed if seed is None else seed,
             checkpoint_seconds=self.config.checkpoint_seconds,
             console=self.console,
-            optimiser_before=self._optimiser_before(),
+            before=self._last or "",
             done=name in self.state.done,
             figures=dict(self.state.figures.get(name, {})),
         )
+        if self.config.reflection.keep_optimiser:
+            stage.optimiser_before = stage.moments_before
         if not stage.done:
             self._refresh()
         yield stage
@@ -186,11 +187,6 @@ class TrainingRun:
         self._last = name
         if self.config.evaluation.every_iteration:
             self.score(name)
-
-    def _optimiser_before(self) -> Path | None:
-        if not self.config.reflection.keep_optimiser or not self._last:
-            return None
-        return self.directory.artifacts(self._last) / MOMENTS
 
     def _keep(self, stage: Stage) -> None:
         self._stale = False  # the policy in memory is the newest

@@ -23,6 +23,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from stepagent.training.config import PreferenceConfig, SftConfig
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes, sharding
+from stepagent.training.runs.checkpoints import load_moments, save_moments
+from stepagent.training.runs.directory import MOMENTS
 from stepagent.training.runs.interrupts import CheckpointClock, checkpoint_clock
 from stepagent.training.runs.optimise import TrainingDiverged
 from stepagent.training.runs.stage import OnUpdate, Stage
@@ -99,18 +101,20 @@ def micro_batches(config: SftConfig | PreferenceConfig) -> tuple[int, int]:
     return micro, each // micro
 
 
-def train(stage: Stage, policy: Policy, make_trainer: Callable[..., Any]) -> None:
+def train(
+    stage: Stage, policy: Policy, make_trainer: Callable[..., Any], keep_optimiser: bool = False
+) -> None:
     """Trains the policy in place, resuming from the newest complete checkpoint of the stage.
 
     `make_trainer` is one of TRL's trainers with its arguments, data and collator. Nothing of the
     trainer stays on the policy's model. After Ctrl-C or SIGTERM it ends the current update, writes
-    a checkpoint and raises KeyboardInterrupt.
+    a checkpoint and raises KeyboardInterrupt. With `keep_optimiser` AdamW starts with the moments of the
+    stage before, where there are any, and its own are kept for the stage after.
     """
     twin = sharding.Twin(policy.model)
     callback = _Callback(stage, twin)
-    trainer = make_trainer(
-        model=twin.model, processing_class=policy.tokenizer, callbacks=[callback]
-    )
+    callbacks = [callback, _Moments(stage)] if keep_optimiser else [callback]
+    trainer = make_trainer(model=twin.model, processing_class=policy.tokenizer, callbacks=callbacks)
     done, checkpoint = _newest(stage.checkpoint)
     stage.resume_at(done)
     trainer.remove_callback(PrinterCallback)
@@ -225,6 +229,25 @@ class _Callback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.clock.written()
+
+
+class _Moments(TrainerCallback):
+    """AdamW's moments, from one stage to the next."""
+
+    def __init__(self, stage: Stage):
+        self._stage = stage
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
+    ) -> None:
+        before = self._stage.moments_before
+        if before and not state.global_step:  # else the checkpoint has its own
+            load_moments(before, optimizer)
+
+    def on_train_end(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
+    ) -> None:
+        save_moments(self._stage.artifacts / MOMENTS, optimizer)
 
 
 _LOGGED = {

@@ -27,7 +27,7 @@ def check_options(config: Config) -> None:
     check_range(0, seed=config.seed, checkpoint_seconds=config.checkpoint_seconds)
     reflection, evaluation = config.reflection, config.evaluation
     _at_least("reflection", reflection, iterations=0, practice=1, temperature=0, trajectories=0)
-    _at_least("reflection", reflection, pack_tokens=0)
+    _at_least("reflection", reflection, pack_tokens=0, value_rollouts=1)
     _above("reflection", reflection, beta=0)
     _at_least("preference", config.preference, iterations=1, microbatch_size=1, extra_rounds=0)
     _above("preference", config.preference, beta=0, later_beta=0)

@@ -11,6 +11,7 @@ from stepagent.training.methods.actor_critic import HEAD, ActorCritic, step_poli
 from stepagent.training.methods.discriminator import attach
 from stepagent.training.methods.losses import expert_is_high_reward
 from stepagent.training.methods.practice import differing, practise
+from stepagent.training.methods.step_values import without_worthless
 from stepagent.training.runs.directory import RunDirectory
 from stepagent.training.runs.optimise import optimise
 from stepagent.training.runs.schedule import packed, shuffled
@@ -45,10 +46,19 @@ def _practise(stage, policy, config):
     return [practice for row in rows for practice in row]
 
 
-def test_implicit(setting):
+@pytest.mark.parametrize(
+    ("preference", "beta"),
+    [
+        ("sigmoid", 1.0),
+        pytest.param("length_normalised", 1.0, marks=pytest.mark.slow),
+        pytest.param("positive", 1.0, marks=pytest.mark.slow),
+        pytest.param("ipo", 0.5, marks=pytest.mark.slow),
+    ],
+)
+def test_implicit(setting, preference, beta):
     policy, config, directory = setting
     reflection, distances = config.reflection, []
-    reflection.beta = 1.0
+    reflection.preference, reflection.beta = preference, beta
     for number in range(30):
         stage = _stage(directory, number)
         pairs = implicit.with_reference(stage, policy, _practise(stage, policy, config))
@@ -57,6 +67,35 @@ def test_implicit(setting):
         optimise(stage, policy.model, schedule, implicit.loss(reflection), reflection)
         distances.append(toy_problem.distance(policy.model))
     assert min(distances[-5:]) < NEAR, distances
+
+
+def test_implicit_with_values(setting):
+    """Every action that the expert ever takes in a state is worth 1 there, all others 0. Actions
+    that lose nothing are then no longer rejected: what is pushed down is the rest alone."""
+    policy, config, directory = setting
+    reflection, outside = config.reflection, []
+    reflection.beta = 1.0
+    for number in range(30):
+        stage = _stage(directory, number)
+        practices = _practise(stage, policy, config)
+        values = [_values(practice) for practice in practices]
+        kept, rest = without_worthless(practices, values)
+        pairs = implicit.with_reference(stage, policy, kept, rest)
+        schedule = shuffled(pairs, implicit.TreePairs.count, reflection, number)
+        schedule = packed(schedule, lambda item: item.tree.length, reflection.pack_tokens)
+        optimise(stage, policy.model, schedule, implicit.loss(reflection), reflection)
+        outside.append(toy_problem.outside(policy.model))
+        if outside[-1] < 0.01:
+            break
+    assert outside[0] > 0.2
+    assert outside[-1] < 0.05, outside
+
+
+def _values(practice):
+    """[branches]: 1 less what the branch is worth."""
+    state = practice.tree.ids[0]
+    support = [a for a, p in zip(toy_problem.ACTIONS, toy_problem.EXPERT[state], strict=True) if p]
+    return tuple(float(branch.ids[0] not in support) for branch in practice.tree.branches)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +108,7 @@ def test_implicit(setting):
         pytest.param("group", {"demonstrations": False}, marks=pytest.mark.slow),
         pytest.param("group", {"loss": "pairwise"}, marks=pytest.mark.slow),
         pytest.param("group", {"label_smoothing": 0.1}, marks=pytest.mark.slow),
+        pytest.param("group", {"spectral_norm": 1.0}, marks=pytest.mark.slow),
     ],
 )
 def test_inverse(setting, baseline, changes):

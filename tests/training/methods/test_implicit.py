@@ -98,6 +98,27 @@ def test_the_loss_of_a_tree_is_eq_6_over_its_pairs(policy):
     )
 
 
+def test_values_weigh_the_preference_and_not_the_anchor(policy):
+    """Two pairs that were drawn 2 and 1 times and weigh 0.25 and 0: by hand 2 · 0.25 · L₁, and the
+    anchor of three draws."""
+    [practice] = practice_trees(ENCODED, [[[5, 0], [5, 0]], [[4, 0]]], 1000)
+    columns = practice.tree, weights(practice), (-1.0, -1.5), (-2.0, -2.5)
+    plain, weighed = TreePairs(*columns), TreePairs(*columns, (0.25, 0.0))
+    config = ReflectionConfig(beta=0.5)
+    scores = score_trees(policy.model, pack([practice.tree]))
+    margin = 0.5 * ((scores.chosen[0] + 1.0) - (scores.rejected[0] + 2.0))
+    first = -torch.nn.functional.logsigmoid(margin).item()
+    total, sums = loss(config)(policy.model, [weighed])
+    assert total.item() == pytest.approx(2 * 0.25 * first, rel=1e-4)
+    assert sums == pytest.approx(loss(config)(policy.model, [plain])[1])
+    anchored, _ = loss(ReflectionConfig(beta=0.5, sft_weight=2.0))(policy.model, [weighed])
+    anchor = -2.0 * (2 * scores.chosen[0] + scores.chosen[1]).item()
+    assert anchored.item() == pytest.approx(total.item() + anchor, rel=1e-4)
+    mixed, _ = loss(config)(policy.model, [weighed, plain])
+    alone, _ = loss(config)(policy.model, [plain])
+    assert mixed.item() == pytest.approx(total.item() + alone.item(), rel=1e-4)
+
+
 def test_a_schedule_holds_every_pair_once_per_epoch():
     items = [TreePairs(None, (i % 3 + 1,), (), ()) for i in range(20)]
     config = ReflectionConfig(batch_size=5, epochs=2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stepagent.training.methods.losses import (
+    PreferenceLoss,
     discriminator_loss,
     group_advantages,
     logit_reward,
@@ -82,6 +83,27 @@ def test_weights_are_a_repetition(variant: str) -> None:
     torch.testing.assert_close(weighted.loss, repeated.loss)
 
 
+@pytest.mark.parametrize("variant", ["sigmoid", "length_normalised", "positive", "ipo"])
+def test_values_multiply_the_loss_of_each_pair(variant: str) -> None:
+    """The mean stays that over the draws: 2 of the first pair, 1 of the second."""
+    lengths = torch.tensor([2.0, 4.0]), torch.tensor([3.0, 5.0])
+    weights = torch.tensor([2.0, 1.0])
+
+    def loss(rows: list[int], **more: torch.Tensor) -> PreferenceLoss:
+        of_rows = lengths[0][rows], lengths[1][rows]
+        return step_preference_loss(
+            variant, *(column[rows] for column in COLUMNS), beta=0.3, lengths=of_rows, **more
+        )
+
+    first, second = (loss([row]).loss.item() for row in (0, 1))
+    both = loss([0, 1], weights=weights, values=torch.tensor([0.25, 0.5]))
+    assert both.loss.item() == pytest.approx((2 * 0.25 * first + 1 * 0.5 * second) / 3, rel=1e-5)
+    assert both.health == loss([0, 1], weights=weights).health, "of the pairs as they were drawn"
+    ones = loss([0, 1], weights=weights, values=torch.ones(2)).loss
+    torch.testing.assert_close(ones, loss([0, 1], weights=weights).loss)
+    assert loss([0, 1], weights=weights, values=torch.zeros(2)).loss.item() == 0
+
+
 def test_what_a_variant_refuses() -> None:
     with pytest.raises(ValueError, match="unknown variant 'kto': one of sigmoid"):
         step_preference_loss("kto", *COLUMNS, beta=0.1)
@@ -89,6 +111,9 @@ def test_what_a_variant_refuses() -> None:
         step_preference_loss("length_normalised", *COLUMNS, beta=0.1)
     with pytest.raises(ValueError, match="must not be negative"):
         step_preference_loss("positive", *COLUMNS, beta=0.1, penalty=-1.0)
+    for values in (torch.tensor([1.0, -0.1]), torch.ones(3)):
+        with pytest.raises(ValueError, match="as many as there are pairs"):
+            step_preference_loss("sigmoid", *COLUMNS, beta=0.1, values=values)
 
 
 def test_label_smoothing_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import operator
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +163,29 @@ def test_reward_types(config, monkeypatch, reward):
     assert not _same(_weights(config.output), _after_sft(config.output))
 
 
+def test_inverse_warms_its_value_head_up_before_the_first_advantages(config, monkeypatch):
+    """The first baselines are then near the mean reward of a state, not 0."""
+    config.method, config.ppo.baseline, config.inverse.judge = "inverse", "value", "oracle"
+    config.ppo.critic_warmup, config.ppo.critic_learning_rate = 8, 0.1
+    real, baselines = inverse.practice_advantages, []
+
+    def watched(actor, practices, *rest):
+        values = [actor.outputs(item.tree) for item in practices]
+        baselines.append(torch.cat([out.values[out.first] for out in values]))
+        return real(actor, practices, *rest)
+
+    monkeypatch.setattr(inverse, "practice_advantages", watched)
+    run.run(config)
+    lines = _lines(config.output)
+    errors = [line["value_error"] for line in lines if line["stage"] == "iteration-1-critic"]
+    assert len(errors) == 8
+    assert min(errors) < errors[0]
+    assert not any(line["stage"] == "iteration-2-critic" for line in lines), "it is new only once"
+    assert [float(values.abs().max()) > 0 for values in baselines] == [False, True, True]
+    first = next(line for line in lines if line["stage"] == "iteration-1")
+    assert first["ratio"] == pytest.approx(1, abs=1e-4), "the policy did not move"
+
+
 @pytest.mark.parametrize(("max_accuracy", "chance_margin"), [(0.0, 0.0), (1.1, 1.0)])
 def test_a_discriminator_that_says_nothing_stops_the_run(config, max_accuracy, chance_margin):
     config.method = "inverse"
@@ -245,8 +269,11 @@ def test_implicit_with_an_agent_that_is_the_expert_leaves_the_policy(config, mon
 
     config.method, config.reflection.iterations = "implicit", 1
     monkeypatch.setattr(practice_module, "draw_replies", copies)
-    figures = run.run(config)["figures"]["iteration-1"]
+    config.reflection.weights = "value"  # with nothing to play either
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))
+    figures = run.run(config, console)["figures"]["iteration-1"]
     assert (figures["same_as_expert"], figures["pairs"]) == (1, 0)
+    assert "acts as the expert everywhere; nothing to learn" in console.export_text()
     assert _same(_weights(config.output), _after_sft(config.output))
 
 
@@ -289,7 +316,7 @@ def test_an_expert_too_long_for_nats_suffix_is_left_out(config, monkeypatch):
 
 
 def test_inverse_with_an_agent_that_is_the_expert_keeps_the_policy(config, monkeypatch):
-    def copies(stage, policy, samples, config):
+    def copies(stage, policy, samples, config, by_effect):
         return [
             practice_trees(s.encoded, [[s.encoded.ids[a:b]] for a, b in s.encoded.replies], 9999)
             for s in samples
@@ -418,20 +445,33 @@ def test_rft_drops_lucky_successes(config, monkeypatch):
     assert (figures["successes"], figures["lucky"], figures["kept"]) == (12, 6, 6)
 
 
+@pytest.mark.parametrize(
+    ("method", "section", "part"),
+    [
+        ("ppo", "reflection", ""),
+        ("eto", "preference", ""),
+        pytest.param("spin", "preference", "", marks=pytest.mark.slow),
+        ("inverse", "inverse.discriminator", "-discriminator"),
+    ],
+)
 def test_adamw_continues_from_the_iteration_before_by_option(
-    config, tmp_path, monkeypatch, watch_updates
+    config, tmp_path, monkeypatch, watch_updates, method, section, part
 ):
     """Kept moments change the second iteration, and a stopped run still ends the same."""
-    config.method, config.reflection.keep_optimiser = "ppo", True
+    config.method, settings = method, operator.attrgetter(section)(config)
+    config.preference.epochs, config.inverse.discriminator.epochs = 3, 3
+    config.inverse.discriminator.early_stop_accuracy = 1.1  # never
+    settings.keep_optimiser = True
     kept = replace(config, output=str(tmp_path / "kept"))
     run.run(kept)
-    moments = load_file(tmp_path / "kept/artifacts/iteration-1/optimiser.safetensors")
+    moments = load_file(tmp_path / f"kept/artifacts/iteration-1{part}/optimiser.safetensors")
     steps = {name: float(v) for name, v in moments.items() if name.endswith("step")}
-    after = load_file(tmp_path / "kept/artifacts/iteration-2/optimiser.safetensors")
+    after = load_file(tmp_path / f"kept/artifacts/iteration-2{part}/optimiser.safetensors")
     assert all(float(after[name]) > count > 0 for name, count in steps.items())
+    settings.keep_optimiser = False
     reset = replace(config, output=str(tmp_path / "reset"))
-    reset.reflection = replace(config.reflection, keep_optimiser=False)
     run.run(reset)
+    settings.keep_optimiser = True
     first = [
         load_file(tmp_path / name / "policies/iteration-1/model.safetensors")
         for name in ("kept", "reset")
@@ -443,7 +483,7 @@ def test_adamw_continues_from_the_iteration_before_by_option(
 
     def stop(self, stage, update, **figures):
         log(self, stage, update, **figures)
-        if (stage, update) == ("iteration-2", 2):
+        if (stage, update) == (f"iteration-2{part}", 2):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Metrics, "log", stop)
@@ -453,7 +493,7 @@ def test_adamw_continues_from_the_iteration_before_by_option(
     gc.collect()
     updates = watch_updates()
     run.run(stopped)
-    assert updates[0] == ("iteration-2", 2)
+    assert updates[0] == (f"iteration-2{part}", 2)
     assert _same(_weights(kept.output), _weights(stopped.output))
 
 

@@ -64,3 +64,11 @@ def distance(model: torch.nn.Module) -> float:
     shares = logits.softmax(-1)[:, list(ACTIONS)]
     rest = 1 - shares.sum(-1)  # on tokens that the expert never says
     return float(((shares - EXPERT).abs().sum(-1) + rest).mean() / 2)
+
+
+@torch.no_grad()
+def outside(model: torch.nn.Module) -> float:
+    """Probability of tokens that the expert never says in the state, the mean of all states."""
+    logits = model(input_ids=torch.tensor([[s] for s in STATES])).logits[:, -1]
+    shares = logits.softmax(-1)[:, list(ACTIONS)]
+    return float(1 - (shares * (EXPERT > 0)).sum(-1).mean())

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from stepagent import command_line
+from stepagent.agents.models import load_model
 from stepagent.training import run
+from stepagent.training.policy import Policy
 from stepagent.training.runs import processes, sharding
 from stepagent.training.runs.processes import interleave
 from stepagent.training.runs.trl_trainer import micro_batches
@@ -158,6 +160,47 @@ def test_two_processes_give_what_one_gives(config, tmp_path, method):
     _launch(replace(config, output=str(tmp_path / "one")))
     _launch(replace(config, output=str(tmp_path / "two")), 2)
     _equal(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_judge_whose_words_are_an_output_layer_of_their_own(config, tmp_path):
+    """With all weights trained (rank 0): DDP refuses parameters without a gradient, and a judge
+    says no words."""
+    config = _settings(config, "inverse")
+    judge = Policy.tiny(config.policy, ["add 1 2 3 The number is"], seed=1)
+    judge.model.config.tie_word_embeddings = False
+    judge.model.lm_head.weight = torch.nn.Parameter(judge.model.lm_head.weight.detach().clone())
+    judge.save(tmp_path / "judge")
+    loaded = load_model(str(tmp_path / "judge"), torch.float32, "cpu")
+    assert loaded.lm_head.weight is not loaded.get_input_embeddings().weight
+    config.inverse.discriminator.backbone = str(tmp_path / "judge")
+    config.inverse.discriminator.rank = 0
+    _launch(replace(config, output=str(tmp_path / "one")))
+    _launch(replace(config, output=str(tmp_path / "two")), 2)
+    _equal(tmp_path)
+    weights = load_file(tmp_path / "two/artifacts/iteration-1/discriminator.safetensors")
+    assert not any("lm_head" in name for name in weights)
+    before = loaded.get_input_embeddings().weight
+    [after] = [w for name, w in weights.items() if "embed_tokens" in name]
+    assert not torch.equal(before, after), "its backbone learned"
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_episodes_of_step_values(config, tmp_path):
+    config = _settings(config, "implicit")
+    config.reflection.weights, config.reflection.equal = "value", "effect"
+    config.reflection.value_rollouts = 2
+    _launch(replace(config, output=str(tmp_path / "one")))
+    _launch(replace(config, output=str(tmp_path / "two")), 2)
+    _equal(tmp_path)
+    folder = tmp_path / "two/artifacts/iteration-1"
+    assert len(list(folder.glob("values-0.[01].jsonl"))) == 2
+    one, two = (
+        json.loads((tmp_path / name / "summary.json").read_text())["figures"]["iteration-1"]
+        for name in ("one", "two")
+    )
+    for name in ("value_episodes", "value_steps", "pairs_without_value", "same_by_effect"):
+        assert one[name] == two[name], name
 
 
 @pytest.mark.slow
