@@ -48,7 +48,7 @@ class OwnPagesHandler(BaseHTTPRequestHandler):
     def parse_request(self) -> bool:
         if not super().parse_request():
             return False
-        listening = str(self.server.server_address[0])  # type: ignore[attr-defined]
+        listening = str(self.server.server_address[0])  # type: ignore[index]
         if is_foreign(listening, self.headers.get("Host"), self.headers.get("Origin")):
             self.send_error(403, "Pages of other sites may not use this one")
             return False

@@ -72,12 +72,12 @@ def play(runs: Sequence[EvaluationRun], notes: list[str], console: Console) -> E
         episodes_by_env.setdefault(key, {}).update(
             {(t.task_id, t.seed): None for t in run.trajectories}
         )
-    for (env, arguments), episodes in episodes_by_env.items():
+    for (env, recorded), episodes in episodes_by_env.items():
         console.print(f"the expert plays {len(episodes)} tasks of {env}", markup=False)
         agent = make_agent("expert")
         tasks, seeds = [task for task, _ in episodes], [seed for _, seed in episodes]
         try:
-            env_args = json.loads(arguments)
+            env_args = json.loads(recorded)
             split = env_args.pop("split")
             trajectories += run_episodes(
                 env, agent, tasks, seed=seeds, split=split, env_args=env_args
