@@ -192,7 +192,7 @@ def test_the_command_compares_all_with_the_first_on_a_file(saved, tmp_path):
     ("words", "message"),
     [
         (["{plain}"], "--env is missing"),
-        ([], "name at least one policy"),
+        (["--policies", "[]"], "name at least one policy"),
         (["{plain}", "--trajectories", "{file}", "--split", "test"], "it has .*split dev"),
         (["{plain}", "--trajectories", "nowhere.jsonl"], "nowhere.jsonl"),
         (["nowhere", "--env", toy_env.ID], "nowhere"),

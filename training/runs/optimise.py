@@ -20,6 +20,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from stepagent.errors import UserError
 from stepagent.training.config import OptimiserConfig
 from stepagent.training.runs import processes, sharding
+from stepagent.training.runs.budget import count_tokens
 from stepagent.training.runs.checkpoints import (
     MOMENTS,
     load_moments,
@@ -84,9 +85,11 @@ def optimise(
     disable_dropout_in_model(wrapped)
     totals: dict[str, float] = {}
     count, saved = 0, time.monotonic()
-    with stage.progress(len(updates), "updates") as move:
+    with stage.progress(len(updates), "updates") as move, count_tokens(twin.model) as tokens:
+        counting = _counting(loss, tokens)
         for update in range(done, len(updates)):
-            figures = _gradients(accelerator, wrapped, updates[update], schedule.size, loss)
+            figures = _gradients(accelerator, wrapped, updates[update], schedule.size, counting)
+            read = round(figures.pop("tokens") * sum(map(schedule.size, updates[update])))
             norms = [
                 accelerator.clip_grad_norm_(group["params"], config.max_grad_norm)
                 for group in optimiser.param_groups
@@ -103,7 +106,7 @@ def optimise(
                 group["lr"] = group["peak"] * rate(update)
             stepper.step()
             stepper.zero_grad()
-            stage.log(update + 1, figures)
+            stage.log(update + 1, {**figures, "tokens": read})
             move(update + 1, figures)
             for name, value in figures.items():
                 totals[name] = totals.get(name, 0.0) + value
@@ -132,6 +135,17 @@ def _groups(model: torch.nn.Module, rates: Mapping[str, float]) -> list[dict[str
             part = next((part for part in rates if part and name.startswith(f"{part}.")), "")
             groups[part]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
+
+
+def _counting(loss: Loss[Item], tokens: Callable[[], int]) -> Loss[Item]:
+    """The loss, with the tokens that it reads among its figures."""
+
+    def counted(model: Any, item: Item) -> tuple[Tensor, dict[str, float]]:
+        before = tokens()
+        total, sums = loss(model, item)
+        return total, {**sums, "tokens": float(tokens() - before)}
+
+    return counted
 
 
 def _gradients(

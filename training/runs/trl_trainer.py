@@ -146,6 +146,7 @@ class _Callback(TrainerCallback):
     def __init__(self, stage: Stage, twin: sharding.Twin):
         self._stage, self._twin = stage, twin
         self._saved = time.monotonic()
+        self._tokens = 0.0
         self.bars = contextlib.ExitStack()
         """Closes the progress bar, which begins with the training."""
 
@@ -164,7 +165,10 @@ class _Callback(TrainerCallback):
                 f"and the norm of its gradient {figures.get('grad_norm')}: lower the learning rate "
                 f"(now {args.learning_rate}) in a run with another `output`"
             )
-        self._stage.log(state.global_step, figures)
+        # The trainer's count begins anew in every process.
+        before, self._tokens = self._tokens, float((logs or {}).get("num_tokens", 0.0))
+        tokens = round(self._tokens - before)
+        self._stage.log(state.global_step, {**figures, "tokens": tokens})
         self._move(state.global_step, figures)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:

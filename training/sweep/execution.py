@@ -79,11 +79,14 @@ def inherit_sft(config: Config, output: Path) -> None:
             continue
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        for name in ("expert", "base", "policies/sft", "eval/sft"):
+        for name in ("expert", "expert-dev", "base", "policies/sft", "eval/sft"):
             if (source / name).is_dir():
                 shutil.copytree(source / name, partial / name)
-        figures = {"sft": state["figures"].get("sft", {})}
-        after_sft = {"done": ["sft"], "figures": figures, "seconds": 0.0}
+        after_sft = {"done": ["sft"], "seconds": 0.0} | {
+            key: {"sft": state[key]["sft"]}
+            for key in ("figures", "budget")
+            if "sft" in state.get(key, {})
+        }
         (partial / "stages.json").write_text(json.dumps(after_sft))
         os.rename(partial, target)
         return
