@@ -25,6 +25,8 @@ from stepagent.training.policy import Policy
 from stepagent.training.runs import processes
 
 RESULTS = "results.jsonl"
+DEV = 200
+"""Dev trajectories that SFT is chosen by, where `evaluation.agreement` says nothing."""
 
 
 class Scores:
@@ -73,7 +75,14 @@ class Scores:
         folder = self.path / name
         if (folder / agreement.SUMMARY).is_file():
             return
-        rows, left_out = agreement.measure(
+        agreement.save(folder, *self.read_dev(policy, prompt))
+
+    def read_dev(
+        self, policy: Policy, prompt: Prompt
+    ) -> tuple[list[agreement.TrajectoryAgreement], int]:
+        """The policy's agreement with each of the expert's dev trajectories, and how many were left
+        out."""
+        return agreement.measure(
             policy.model,
             policy.codec,
             self.dev_expert(),
@@ -81,7 +90,6 @@ class Scores:
             self.config.prompt,
             policy.context,
         )
-        agreement.save(folder, rows, left_out)
 
     def dev_expert(self) -> list[Trajectory]:
         """The expert's trajectories of the dev split, played once."""
@@ -89,7 +97,7 @@ class Scores:
             env=self.config.env,
             out=self.path.parent / "expert-dev",
             split="dev",
-            limit=self.config.evaluation.agreement,
+            limit=self.config.evaluation.agreement or DEV,
             env_args=self.config.env_args,
             seed=self.config.seed,
             workers=self.config.expert.workers,

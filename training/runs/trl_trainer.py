@@ -8,13 +8,16 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, TrainerCallback
 
+from stepagent.files import write_atomically
 from stepagent.training.config import PreferenceConfig, SftConfig
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes, sharding
@@ -91,14 +94,23 @@ def micro_batches(config: SftConfig | PreferenceConfig) -> tuple[int, int]:
     return micro, each // micro
 
 
-def train(stage: Stage, policy: Policy, make_trainer: Callable[..., Any]) -> None:
+AfterUpdate = Callable[[int], bool]
+"""Updates done → whether training shall end."""
+
+
+def train(
+    stage: Stage,
+    policy: Policy,
+    make_trainer: Callable[..., Any],
+    after_update: AfterUpdate | None = None,
+) -> None:
     """Trains the policy in place, resuming from the newest complete checkpoint of the stage.
 
     `make_trainer` is one of TRL's trainers with its arguments, data and collator. Nothing of the
     trainer stays on the policy's model.
     """
     twin = sharding.Twin(policy.model)
-    callback = _Callback(stage, twin)
+    callback = _Callback(stage, twin, after_update)
     trainer = make_trainer(
         model=twin.model, processing_class=policy.tokenizer, callbacks=[callback]
     )
@@ -137,23 +149,58 @@ def _newest(folder: Path) -> tuple[int, Path | None]:
     return max(checkpoints) if checkpoints else (0, None)
 
 
+@contextlib.contextmanager
+def plain(model: Any) -> Iterator[None]:
+    """While a trainer is at work: the model as it acts, without the trainer's own forward. The
+    trainer's random numbers stay what they would have been."""
+    base = unwrap(model)
+    forward, training = vars(base).pop("forward", None), model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        model.train(training)
+        if forward is not None:
+            base.forward = forward
+
+
 class _Callback(TrainerCallback):
     """Passes figures to the stage, asks for checkpoints by the clock, and stops a run whose loss is
     not a number."""
 
     _move: OnUpdate
+    _resumed_at: int
 
-    def __init__(self, stage: Stage, twin: sharding.Twin):
-        self._stage, self._twin = stage, twin
+    def __init__(self, stage: Stage, twin: sharding.Twin, after_update: AfterUpdate | None):
+        self._stage, self._twin, self._after_update = stage, twin, after_update
         self._saved = time.monotonic()
         self._tokens = 0.0
+        self._may_save = True
         self.bars = contextlib.ExitStack()
         """Closes the progress bar, which begins with the training."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._resumed_at = int(state.global_step)
         self._twin.release()
         bar = self._stage.progress(state.max_steps, "updates")
         self._move = self.bars.enter_context(bar)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A pass's order is drawn from the random state at its beginning, which the trainer does
+        not keep: in a pass that is resumed it would be drawn again, and differ."""
+        number = int(state.epoch + 1e-6)
+        path = self._stage.checkpoint / f"pass-{number}-{processes.rank()}.safetensors"
+        if path.is_file():
+            torch.set_rng_state(load_file(path)["cpu"])
+        elif state.global_step == self._resumed_at > 0:
+            # The trainer is about to restore its state at the end of the pass before.
+            self._may_save = False
+            return
+        else:
+            rng = {"cpu": torch.get_rng_state()}
+            write_atomically(path, lambda partial: save_file(rng, partial))
+        self._may_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         figures = {_LOGGED[k]: float(v) for k, v in (logs or {}).items() if k in _LOGGED}
@@ -172,8 +219,13 @@ class _Callback(TrainerCallback):
         self._move(state.global_step, figures)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        # Before the checkpoint: a run that resumes behind it finds what comes of this.
+        if self._after_update and self._after_update(state.global_step):
+            control.should_training_stop = True
+            return control
         elapsed = time.monotonic() - self._saved
         due = elapsed > self._stage.checkpoint_seconds and state.global_step < state.max_steps
+        due = due and self._may_save
         if any(processes.gather(due)):  # all or none: saving takes all processes
             control.should_save = True
             self._saved = time.monotonic()
