@@ -19,12 +19,13 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def missing(experiment: Row) -> str:
-    """How many runs are done, and which are not."""
-    text = f"{experiment['done']} of {experiment['runs']} runs are done.\n"
+    """How many runs are done, and which are not, by the reason."""
+    names: dict[str, list[str]] = {}
     for run in experiment["missing"]:
         why = " ".join(run["why"].replace("|", "\\|").replace("`", "'").split())
-        text += f"\n- **Missing:** `{run['run']}` ({why})"
-    return text + "\n" * bool(experiment["missing"])
+        names.setdefault(why, []).append(f"`{run['run']}`")
+    lines = [f"- **Missing**, {why}: {', '.join(of_reason)}" for why, of_reason in names.items()]
+    return "\n".join([f"{experiment['done']} of {experiment['runs']} runs are done.\n", *lines, ""])
 
 
 def overview(setting: Row) -> str:
@@ -162,8 +163,10 @@ def name(row: Row) -> str:
     """The row's label; where runs are missing, with the seeds that there are."""
     if not row["missing_seeds"]:
         return row["label"]
+    if not row["seeds"]:
+        return f"{row['label']} (not done)"
     seeds = ", ".join(map(str, row["seeds"]))
-    return f"{row['label']} ({f'only seed {seeds}' if seeds else 'not done'})"
+    return f"{row['label']} (seed{'s' * (len(row['seeds']) > 1)} {seeds} only)"
 
 
 def base(setting: Row) -> str:

@@ -114,10 +114,10 @@ def test_missing_and_failed_runs_are_named_and_gains_take_common_seeds(sweep):
     assert experiment["missing"] == [
         {"run": runs["sft", 1].name, "why": "failed: RuntimeError: disk | full"}
     ]
-    assert f"**Missing:** `{runs['sft', 1].name}` (failed: RuntimeError: disk \\| full)" in text
+    assert f"**Missing**, failed: RuntimeError: disk \\| full: `{runs['sft', 1].name}`" in text
     sft, implicit = experiment["settings"][0]["rows"]
     assert (sft["seeds"], sft["missing_seeds"]) == ([0], [1])
-    assert tables.name(sft) == "SFT (only seed 0)"
+    assert tables.name(sft) == "SFT (seed 0 only)"
     assert (implicit["gain"]["mean"], implicit["gain"]["seeds"]) == (100.0, [0])
 
 
