@@ -337,6 +337,7 @@ def _drawing(figure: Any, title: str) -> str:
     text = file.getvalue()
     drawing = re.sub(r">\s+<", "><", text[text.index("<svg") :].strip())
     drawing = re.sub(r"#000000|\bblack\b", "currentColor", drawing)
+    drawing = drawing.replace("<svg ", '<svg style="max-width: 100%; height: auto" ', 1)
     drawing = drawing.replace('<text style="', '<text style="fill: currentColor; ')
     label = html.escape(f"Paired gains: {title}")
     return f'<figure role="img" aria-label="{label}">{" ".join(drawing.split())}</figure>'

@@ -114,7 +114,8 @@ def gain_figure(title: str, setting: Mapping[str, Any]) -> Any:
     axes.set(xlabel=f"gain over {base(setting)}, percentage points", title=title)
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique, loc="outside lower center", ncols=5, fontsize="small")
+    where = {"loc": "outside lower center", "ncols": 5, "fontsize": "small", "frameon": False}
+    figure.legend(unique.values(), unique, **where)
     return figure
 
 
