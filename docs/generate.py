@@ -12,7 +12,9 @@ import html
 import importlib
 import importlib.util
 import inspect
+import io
 import itertools
+import json
 import re
 import textwrap
 import types
@@ -28,9 +30,12 @@ from docstrings import parameters
 
 from stepagent import agents, cli, command_line, envs
 from stepagent.envs import registration
+from stepagent.training.sweep import plots, tables
 
 ROOT = Path(__file__).parents[1]
 METRICS = ROOT / "docs" / "metrics.yaml"
+RESULTS = ROOT / "docs" / "reproduction"
+"""`NAME.json`: the `report.json` of a sweep."""
 
 
 class Undocumented(ValueError):
@@ -41,7 +46,7 @@ def define_env(env: Any) -> None:
     """Called by the macros plugin: makes the functions below known to the pages."""
     for macro in (options, commands, arguments, rules, prompt, agent_specs, benchmarks):
         env.macro(macro)
-    for macro in (metrics, method_file, deviations):
+    for macro in (metrics, method_file, deviations, sweep_results):
         env.macro(macro)
 
 
@@ -298,6 +303,48 @@ def metrics(method: str) -> str:
         rows = ((f"`{metric}`", text) for metric, text in names.items())
         parts.append(f"### {where}\n\n{_table(('metric', 'meaning, and what is healthy'), rows)}")
     return "\n".join(parts)
+
+
+# Results ------------------------------------------------------------------------------------------
+
+
+def sweep_results(name: str) -> str:
+    """Tables and pictures of a sweep, from `docs/reproduction/NAME.json`."""
+    file = RESULTS / f"{name}.json"
+    if not file.is_file():
+        raise Undocumented(f"{file} does not exist: copy a sweep's report.json there")
+    sections = []
+    for experiment in json.loads(file.read_text(encoding="utf-8"))["experiments"]:
+        sections.append(f"### {experiment['name']}\n\n{tables.missing(experiment)}")
+        for setting in experiment["settings"]:
+            sections += _setting(setting)
+    return "\n\n".join(sections)
+
+
+def _setting(setting: dict[str, Any]) -> list[str]:
+    title = f"{setting['environment']}, {setting['model']}"
+    parts = [f"**{title}**", tables.overview(setting)]
+    if any(row["gain"] for row in setting["rows"]):
+        parts += [tables.sees(setting), _drawing(plots.gain_figure(title, setting), title)]
+    below = (tables.agreement, tables.correlations)
+    return [*parts, *(text for table in below if (text := table(setting)))]
+
+
+def _drawing(figure: Any, title: str) -> str:
+    """A figure within the page, in the page's own colour of text."""
+    from matplotlib import pyplot, rc_context
+
+    file = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    pyplot.close(figure)
+    text = file.getvalue()
+    drawing = re.sub(r">\s+<", "><", text[text.index("<svg") :].strip())
+    drawing = re.sub(r"#000000|\bblack\b", "currentColor", drawing)
+    drawing = drawing.replace("<svg ", '<svg style="max-width: 100%; height: auto" ', 1)
+    drawing = drawing.replace('<text style="', '<text style="fill: currentColor; ')
+    label = html.escape(f"Paired gains: {title}")
+    return f'<figure role="img" aria-label="{label}">{" ".join(drawing.split())}</figure>'
 
 
 # Lists --------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Shows means with 95 % intervals, paired differences on the same tasks with their significance, both
 by task type, and the rows of the paper's table 2 for the environment, marked as the paper's. A
-failed episode counts as 0 (`eval.summary`); `eval.paired` describes the test of a difference. Runs
+failed episode counts as 0 (`eval.summary`); `eval.paired` describes the test of a difference. Where
+a run's agreement with the expert was measured (`eval.agreement`), that is compared, too. Runs
 that differ in environment, split, prompt, data or version are refused, naming what differs, unless
 --force is given; those of suites (`eval.run --suite`) are compared entry by entry, with the tables
 of each. The exit code is 0, 1 if runs were refused or could not be read, 2 for wrong options and
@@ -14,7 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ from rich.console import Console
 
 from stepagent.command_line import Command
 from stepagent.eval import tables
+from stepagent.eval.agreement import MEASURES, Measure
+from stepagent.eval.agreement.tables import NOTE, differences_table, figures_table
 from stepagent.eval.comparison import Comparison, Difference, RunFigures, compare
 from stepagent.eval.load_runs import by_entry, is_suite, load_runs
 from stepagent.eval.results import NoResults, ResultsError
@@ -94,6 +97,11 @@ def _tables(c: Comparison) -> list[Table]:
         shown.append(table)
     if c.runs_by_type:
         shown.append(_types(c))
+    if c.agreements:
+        shown.append(figures_table(f"{c.env}: agreement with the expert", c.agreements))
+    if c.agreement_differences:
+        pairs = {f"{b} − {a}": of for (a, b), of in c.agreement_differences.items()}
+        shown.append(differences_table(pairs))
     return shown
 
 
@@ -174,6 +182,8 @@ def legend(*compared: Comparison) -> list[str]:
             "Paper: the figures that the paper reports in its table 2, on the benchmark's full "
             "official test set. They were not measured here and have no interval."
         )
+    if any(c.agreements for c in compared):
+        lines.append(NOTE)
     notes = [f"{c.entry}: {note}" if c.entry else note for c in compared for note in c.notes]
     return [*lines, *notes]
 
@@ -182,10 +192,12 @@ COLUMNS = (
     *("table", "source", "task_type", "run", "compared_with", "tasks", "failed"),
     *("score", "score_low", "score_high", "success", "success_low", "success_high"),
     *("valid", "cut_off", "steps", "difference", "difference_low", "difference_high"),
-    *("better", "worse", "p", "p_holm", "env"),
+    *("better", "worse", "p", "p_holm"),
+    *(f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")),
+    "env",
 )
-"""Columns of the CSV: scores, rates and differences in percent; empty where a figure does not
-apply. `env` is the environment, or in a suite the name of the entry."""
+"""Columns of the CSV: scores, rates, matches and differences in percent, losses in nats; empty
+where a figure does not apply. `env` is the environment, or in a suite the name of the entry."""
 
 
 def as_csv(*compared: Comparison) -> str:
@@ -207,7 +219,24 @@ def _csv_lines(c: Comparison) -> list[dict[str, Any]]:
     lines += [_csv_difference("differences", d) for d in c.differences]
     lines += [_csv_run("task types", run) for run in c.runs_by_type]
     lines += [_csv_difference("task type differences", d) for d in c.differences_by_type]
+    for name, figures in c.agreements.items():
+        measured = {m: (getattr(figures, m), *getattr(figures, f"{m}_ci95")) for m in MEASURES}
+        line = {"table": "agreement", "source": "ours", "run": name, "tasks": figures.trajectories}
+        lines.append(line | _csv_measures(measured))
+    for (first, second), of in c.agreement_differences.items():
+        line = {"table": "agreement differences", "source": "ours", "run": second}
+        line |= {"compared_with": first, "tasks": next((d.tasks for d in of.values()), 0)}
+        lines.append(line | _csv_measures({m: (d.mean, d.low, d.high) for m, d in of.items()}))
     return [{**line, "env": c.entry or c.env} for line in lines]
+
+
+def _csv_measures(figures: Mapping[Measure, tuple[float, float, float]]) -> dict[str, Any]:
+    """Measure → mean, lower and upper bound, as columns."""
+    return {
+        f"{measure}{end}": round(value if measure == "loss" else 100 * value, 4)
+        for measure, values in figures.items()
+        for end, value in zip(("", "_low", "_high"), values, strict=True)
+    }
 
 
 def _csv_run(table: str, run: RunFigures) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from stepagent.eval import paper
+from stepagent.eval import agreement, paper
+from stepagent.eval.agreement import Agreement, Measure
 from stepagent.eval.load_runs import EvaluationRun, differences
 from stepagent.eval.paired import Paired, holm, paired
 from stepagent.eval.results import ResultsError
@@ -54,6 +55,12 @@ class Comparison:
     references: list[tuple[str, float]]
     """The paper's rows: name and score in percent"""
     notes: list[str]
+    agreements: dict[str, Agreement] = field(default_factory=dict)
+    """Run → its agreement with the expert, for the runs where it was measured"""
+    agreement_differences: dict[tuple[str, str], dict[Measure, Paired]] = field(
+        default_factory=dict
+    )
+    """(first, second) → the second's agreement minus the first's, on the same trajectories"""
     entry: str = ""
     """For runs of a suite: the entry that they belong to"""
 
@@ -89,6 +96,7 @@ def compare(
         if run is not base and {(base.name, t), (run.name, t)} <= played
     ]
     envs = list(dict.fromkeys(run.env for run in runs))
+    readings = {run.name: agreement.load(run.path.parent) for run in runs}
     return Comparison(
         env=" | ".join(envs),
         split=" | ".join(dict.fromkeys(run.split for run in runs)),
@@ -98,6 +106,16 @@ def compare(
         differences_by_type=_differences(pairs_by_type),
         references=[r for env in envs for r in paper.references(env)] if paper_rows else [],
         notes=[*notes, *_remarks(runs)],
+        agreements={
+            name: agreement.summarise(list(rows.values()))
+            for name, rows in readings.items()
+            if rows
+        },
+        agreement_differences={
+            (a.name, b.name): agreement.differences(readings[a.name], readings[b.name])
+            for a, b in _pairs(runs, against)
+            if readings[a.name] and readings[b.name]
+        },
     )
 
 

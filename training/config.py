@@ -49,6 +49,15 @@ class IterationConfig(OptimiserConfig):
 class SftConfig(OptimiserConfig):
     """Supervised fine-tuning on the expert's trajectories (eqs. 2 and 3)."""
 
+    tokens: int = 0
+    """Tokens to train on, instead of `epochs` passes (with parts of one): as many as another run,
+    whose `summary.json` has them under `budget`. 0: `epochs` decides."""
+    select: Literal["last", "dev"] = "last"
+    """The policy that SFT ends with: that of its `last` update, or that of the pass which agrees
+    best with the expert on trajectories of the `dev` split (step match, then loss)."""
+    patience: int = 3
+    """With `select: dev`, SFT ends after as many passes without a better one. 0: never early."""
+
     microbatch_size: int = 8
     """Trajectories per forward pass; gradients add up to `batch_size`. Fewer need less memory."""
     assistant_only_loss: bool = True
@@ -349,7 +358,8 @@ class EvaluationConfig:
     """Agents scored on the same tasks as the policy, such as random and expert."""
     agreement: int = 0
     """Expert trajectories of the dev split on which the policy's agreement with the expert is
-    measured after each stage (`eval/agreement.py`); 0: none. 100 or more tell methods apart."""
+    measured after each stage, and SFT chosen with `sft.select: dev` (then 200 for 0); 0: none. 100
+    or more tell methods apart."""
     every_iteration: bool = True
     """Score after SFT and after every iteration, not only at the end."""
     workers: int = 16
@@ -366,7 +376,8 @@ class Config:
     """Run directory. Running the same configuration again resumes where it stopped."""
     method: str = "implicit"
     """`implicit` and `inverse` are StepAgent (eq. 6; algorithm 1); `sft`, `ppo`, `dpo`, `rft`,
-    `spin`, `nat` and `eto` its baselines. Or `module:NAME`, a custom `Method`."""
+    `spin`, `nat` and `eto` its baselines. On the command line also a variant such as `sft-best` or
+    `anchor-only`. Or `module:NAME`, a custom `Method`."""
     env: str = "stepagent/ScienceWorld-v0"
     """Environment to learn, or `module:Namespace/Name-v0` for a custom one."""
     env_args: dict[str, Any] = field(default_factory=dict)

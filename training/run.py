@@ -26,6 +26,7 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     from stepagent.training.runs import sharding
     from stepagent.training.runs.training_run import TrainingRun
 
+    methods.apply_variant(config, ())
     check(config)
     sharding.check_launch(config.policy.device)
     sharding.check_kept_optimiser(config.preference.keep_optimiser)
@@ -72,9 +73,15 @@ def _train(config: Config) -> int:
     return 0
 
 
-def _drop_foreign_arguments(config: Config, words: list[str]) -> None:
-    """`--env` on the command line: the file's `env_args` belong to another environment."""
+def _adjust(config: Config, words: list[str]) -> None:
+    """A variant's name becomes its method and options, which the command line may change."""
     names = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    methods.apply_variant(config, names)
+    _drop_foreign_arguments(config, words, names)
+
+
+def _drop_foreign_arguments(config: Config, words: list[str], names: list[str]) -> None:
+    """`--env` on the command line: the file's `env_args` belong to another environment."""
     if "env" not in names or "config" not in names or any(n.startswith("env_args") for n in names):
         return
     at = next(i for i, word in enumerate(words) if word.split("=")[0] == "--config")
@@ -99,9 +106,7 @@ def _flags(config: Config, summary: dict[str, Any]) -> str:
     return "".join(f" {flag}" for flag in flags)
 
 
-main = Command(
-    "train", Config, _train, resumes=True, configs=CONFIGS, adjust=_drop_foreign_arguments
-)
+main = Command("train", Config, _train, resumes=True, configs=CONFIGS, adjust=_adjust)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ import csv
 import io
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
-from stepagent.eval import compare, paper
+from stepagent.eval import agreement, compare, paper
 from stepagent.eval.comparison import compare as compare_runs
 from stepagent.eval.load_runs import load_runs
 from tests.eval.example_results import FINGERPRINT, episode, write_run
@@ -256,3 +257,23 @@ def test_wrong_options(two, tmp_path, capsys):
         assert error.value.code == 2
     with pytest.raises(SystemExit):
         compare.main([])
+
+
+def test_agreement_is_compared_where_it_was_measured(two, tmp_path, capsys):
+    third = write_run(tmp_path / "c", dict.fromkeys(TASKS, 0.2), "third")
+    for folder, matches in ((two[0], (True, False)), (two[1], (True, True))):
+        rows = [agreement.TrajectoryAgreement(t, (1.0, 3.0), matches) for t in TASKS]
+        agreement.save(Path(folder), rows)
+    comparison = compare_runs(load_runs([*two, third], []))
+    assert {run: a.step_match for run, a in comparison.agreements.items()} == {
+        "base": 0.5,
+        "better": 1.0,
+    }
+    assert list(comparison.agreement_differences) == [("base", "better")]
+    assert comparison.agreement_differences["base", "better"]["step_match"].mean == 0.5
+    rows = list(csv.DictReader(io.StringIO(compare.as_csv(comparison))))
+    (gain,) = [row for row in rows if row["table"] == "agreement differences"]
+    assert (gain["run"], gain["compared_with"], gain["tasks"]) == ("better", "base", "20")
+    assert [float(gain[f"step_match{end}"]) for end in ("", "_low", "_high")] == [50, 50, 50]
+    assert compare.main(two) == 0
+    assert "+100.0 [+100.0, +100.0]" in capsys.readouterr().out, "trajectory match"

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stepagent.training.config import Config
+from stepagent.training.runs.options import flat
 
 if TYPE_CHECKING:
     from stepagent.training.runs.training_run import TrainingRun
@@ -29,6 +31,7 @@ METHODS = {
 """Name → where its `Method` is, as `module:NAME`."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "sft-best": {"method": "sft", "sft": {"epochs": 20, "select": "dev"}},
     "implicit-paper": {
         "method": "implicit",
         "reflection": {
@@ -49,8 +52,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "inverse-oracle": {"method": "inverse", "inverse": {"judge": "oracle"}},
 }
-"""Forms of the methods that sweeps know by name, with the options that make them: eq. 6 and
-algorithm 1 to the letter, and controls."""
+"""Forms of the methods that sweeps and the command line know by name, with the options that make
+them: eq. 6 and algorithm 1 to the letter, and controls."""
+
+
+def apply_variant(config: Config, chosen: Collection[str]) -> None:
+    """Turns the name of a variant into its method and options, in place; those whose full names are
+    `chosen` stay as they are."""
+    for name, value in flat(VARIANTS.get(config.method, {})).items():
+        *sections, last = name.split(".")
+        if name == "method" or name not in chosen:
+            setattr(functools.reduce(getattr, sections, config), last, value)
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,7 @@ class Method:
     def policies_on_disk(self, config: Config) -> int:
         """Policies, and models as large as one, that a run keeps at most."""
         kept = 1 + self.stages(config) if config.keep_policies else 2
+        kept += config.sft.select == "dev"
         return kept + self.other_models(config)
 
 
@@ -87,7 +100,8 @@ def find(name: str) -> Method:
     module, colon, attribute = METHODS.get(name, name).partition(":")
     if not colon:
         raise ValueError(
-            f"no method {name!r}: choose {', '.join(METHODS)}, or module:NAME for a custom one"
+            f"no method {name!r}: choose {', '.join([*METHODS, *VARIANTS])}, or module:NAME for a "
+            "custom one"
         )
     try:
         method = getattr(importlib.import_module(module), attribute)

@@ -127,7 +127,7 @@ def train(stage: Stage, policy: Policy, pairs: Sequence[Pair], config: Preferenc
     )
     adapters = set(getattr(policy.model, "peft_config", ()))
     try:
-        trl_trainer.train(stage, policy, trainer, config.keep_optimiser)
+        trl_trainer.train(stage, policy, trainer, keep_optimiser=config.keep_optimiser)
     finally:
         for extra in set(getattr(policy.model, "peft_config", ())) - adapters:
             policy.model.delete_adapter(extra)  # TRL's copy of the adapter, for a reference

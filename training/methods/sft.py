@@ -6,7 +6,9 @@ Every method starts from it. Tokens and masks come from the chat codec's spans; 
 given ready `input_ids` and `labels`, and prepares nothing itself.
 
 Deviations: the loss is the mean over the action tokens of a batch, as all trainers have it, where
-eq. 3 has the sum over a trajectory. `assistant_only_loss: false` learns the observations as well.
+eq. 3 has the sum over a trajectory. `assistant_only_loss: false` learns the observations as well;
+`select: dev` ends with the pass that agrees best with the expert on dev trajectories, and `tokens`
+trains on as many tokens as another method did (the controls `sft-best` and `sft-matched-ROW`).
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from transformers.trainer_utils import set_seed
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
+from stepagent.eval.agreement import TrajectoryAgreement
 from stepagent.training.config import Config, SftConfig
 from stepagent.training.data import Sample
 from stepagent.training.methods import Method
 from stepagent.training.policy import Policy
 from stepagent.training.runs import trl_trainer
+from stepagent.training.runs.selection import Selection
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 
@@ -35,10 +39,24 @@ IGNORED = -100
 
 def learn(run: TrainingRun) -> None:
     """Supervised fine-tuning as the stage `sft`; left out where `sft.epochs` is 0."""
-    if run.config.sft.epochs:
-        with run.stage("sft") as stage:
-            if not stage.done:
-                train(stage, run.policy, run.samples, run.config.sft)
+    config = run.config.sft
+    if not config.epochs:
+        return
+    with run.stage("sft") as stage:
+        if stage.done:
+            return
+        if config.select == "last":
+            train(stage, run.policy, run.samples, config)
+            return
+
+        def read_dev() -> tuple[list[TrajectoryAgreement], int]:
+            with trl_trainer.plain(run.policy.model):
+                return run.scores.read_dev(run.policy, run.prompt)
+
+        selection = Selection(stage, run.policy, read_dev, config.patience)
+        train(stage, run.policy, run.samples, config, selection)
+        selection.finish()
+    selection.drop()
 
 
 def check_explorer(config: Config) -> None:
@@ -49,18 +67,30 @@ def check_explorer(config: Config) -> None:
         )
 
 
-def train(stage: Stage, policy: Policy, samples: Sequence[Sample], config: SftConfig) -> None:
-    """Fine-tunes the policy in place; resumes from the newest complete checkpoint of the stage."""
+def train(
+    stage: Stage,
+    policy: Policy,
+    samples: Sequence[Sample],
+    config: SftConfig,
+    selection: Selection | None = None,
+) -> None:
+    """Fine-tunes the policy in place; resumes from the newest complete checkpoint of the stage.
+
+    `selection` sees the policy after every pass.
+    """
     set_seed(stage.seed)
     rows = [
         {"input_ids": s.encoded.ids, "labels": labels(s, config.assistant_only_loss)}
         for s in samples
     ]
+    per_pass = -(-len(samples) // config.batch_size)
+    last = updates(samples, config)
     settings = trl_trainer.arguments(
         TrlConfig,
         stage,
         policy,
         config,
+        max_steps=last if config.tokens else -1,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     trainer = partial(
@@ -69,7 +99,22 @@ def train(stage: Stage, policy: Policy, samples: Sequence[Sample], config: SftCo
         train_dataset=Dataset.from_list(rows),
         data_collator=Collator(policy.tokenizer.pad_token_id),
     )
-    trl_trainer.train(stage, policy, trainer)
+
+    def after_update(done: int) -> bool:
+        ends_pass = done % per_pass == 0 or done == last
+        return ends_pass and selection is not None and selection.after_pass(done)
+
+    trl_trainer.train(stage, policy, trainer, after_update)
+
+
+def updates(samples: Sequence[Sample], config: SftConfig) -> int:
+    """Updates of the entire training: those of `epochs` passes, or those that come closest to
+    `tokens`."""
+    per_pass = -(-len(samples) // config.batch_size)
+    if not config.tokens:
+        return config.epochs * per_pass
+    tokens = sum(len(sample.encoded.ids) for sample in samples)
+    return max(1, round(config.tokens * per_pass / tokens))
 
 
 def labels(sample: Sample, assistant_only_loss: bool = True) -> list[int]:

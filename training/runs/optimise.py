@@ -19,6 +19,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from stepagent.errors import UserError
 from stepagent.training.config import OptimiserConfig
 from stepagent.training.runs import interrupts, processes, sharding
+from stepagent.training.runs.budget import count_tokens
 from stepagent.training.runs.checkpoints import (
     load_moments,
     load_training_state,
@@ -85,9 +86,12 @@ def optimise(
     with (
         interrupts.checkpoint_clock(stage.checkpoint_seconds) as clock,
         stage.progress(len(updates), "updates") as move,
+        count_tokens(twin.model) as tokens,
     ):
+        counting = _counting(loss, tokens)
         for update in range(position.update, len(updates)):
-            figures = _gradients(accelerator, wrapped, updates[update], schedule.size, loss)
+            figures = _gradients(accelerator, wrapped, updates[update], schedule.size, counting)
+            read = round(figures.pop("tokens") * sum(map(schedule.size, updates[update])))
             norms = [
                 accelerator.clip_grad_norm_(group["params"], config.max_grad_norm)
                 for group in optimiser.param_groups
@@ -104,7 +108,7 @@ def optimise(
                 group["lr"] = group["peak"] * rate(update)
             stepper.step()
             stepper.zero_grad()
-            stage.log(update + 1, figures)
+            stage.log(update + 1, {**figures, "tokens": read})
             move(update + 1, figures)
             position.add(figures)
             if schedule.until and schedule.until(update + 1, figures):
@@ -132,6 +136,17 @@ def _groups(model: torch.nn.Module, rates: Mapping[str, float]) -> list[dict[str
             part = next((part for part in rates if part and name.startswith(f"{part}.")), "")
             groups[part]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
+
+
+def _counting(loss: Loss[Item], tokens: Callable[[], int]) -> Loss[Item]:
+    """The loss, with the tokens that it reads among its figures."""
+
+    def counted(model: Any, item: Item) -> tuple[Tensor, dict[str, float]]:
+        before = tokens()
+        total, sums = loss(model, item)
+        return total, {**sums, "tokens": float(tokens() - before)}
+
+    return counted
 
 
 def _gradients(

@@ -29,7 +29,7 @@ def differing(old: str, new: str) -> dict[str, tuple[Any, Any]]:
     Those in `FREE` count as equal, as do two ways of writing the same path. An option that did not
     exist yet when the old configuration was written is taken to have had its present default.
     """
-    before, now = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(new))
+    before, now = flat(yaml.safe_load(old)), flat(yaml.safe_load(new))
     before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
     return {
         key: (before.get(key), now.get(key))
@@ -49,21 +49,25 @@ def without_defaults(options: dict[str, Any]) -> dict[str, Any]:
     defaults = _defaults()
     return {
         key: value
-        for key, value in _flat(options).items()
+        for key, value in flat(options).items()
         if key not in defaults or value != defaults[key]
     }
 
 
 def _defaults() -> dict[str, Any]:
-    return _flat(dataclasses.asdict(Config(output="")))
+    return flat(dataclasses.asdict(Config(output="")))
 
 
-def _flat(options: Any, path: str = "") -> dict[str, Any]:
-    """Nested options by their full names."""
+def flat(options: Any, path: str = "") -> dict[str, Any]:
+    """Nested options by their full names.
+
+    >>> flat({"sft": {"epochs": 3}, "seed": 1})
+    {'sft.epochs': 3, 'seed': 1}
+    """
     if not isinstance(options, dict) or not options:
         return {path: options}
     return {
         name: value
         for key, part in options.items()
-        for name, value in _flat(part, f"{path}.{key}" if path else str(key)).items()
+        for name, value in flat(part, f"{path}.{key}" if path else str(key)).items()
     }

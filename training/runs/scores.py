@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from stepagent.training.policy import Policy
 from stepagent.training.runs import processes
 
 RESULTS = "results.jsonl"
+DEV = 200
+"""Dev trajectories that SFT is chosen by, where `evaluation.agreement` says nothing."""
 
 
 class Scores:
@@ -69,26 +71,32 @@ class Scores:
 
     def measure_agreement(self, name: str, policy: Policy, prompt: Prompt) -> None:
         """Measures the policy's agreement with the expert on dev trajectories, once."""
-        path = self.path / name / "agreement.json"
-        if path.is_file():
+        folder = self.path / name
+        if (folder / agreement.SUMMARY).is_file():
             return
-        rows, left_out = agreement.measure(
+        agreement.save(folder, *self.read_dev(policy, prompt))
+
+    def read_dev(
+        self, policy: Policy, prompt: Prompt
+    ) -> tuple[list[agreement.TrajectoryAgreement], int]:
+        """The policy's agreement with each of the expert's dev trajectories, and how many were left
+        out."""
+        return agreement.measure(
             policy.model,
             policy.codec,
-            self._dev_expert(),
+            self.dev_expert(),
             prompt,
             self.config.prompt,
             policy.context,
         )
-        write_text(path, json.dumps(asdict(agreement.summarise(rows, left_out)), indent=1))
 
-    def _dev_expert(self) -> list[Trajectory]:
+    def dev_expert(self) -> list[Trajectory]:
         """The expert's trajectories of the dev split, played once."""
         options = collect.Config(
             env=self.config.env,
             out=self.path.parent / "expert-dev",
             split="dev",
-            limit=self.config.evaluation.agreement,
+            limit=self.config.evaluation.agreement or DEV,
             env_args=self.config.env_args,
             seed=self.config.seed,
             workers=self.config.expert.workers,
@@ -97,7 +105,7 @@ class Scores:
 
     def agreements(self, stages: list[str]) -> dict[str, dict[str, Any]]:
         """Stage → agreement with the expert, for the stages where it was measured."""
-        paths = {stage: self.path / stage / "agreement.json" for stage in stages}
+        paths = {stage: self.path / stage / agreement.SUMMARY for stage in stages}
         return {stage: json.loads(p.read_text()) for stage, p in paths.items() if p.is_file()}
 
     def of_run(self, stages: list[str]) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from stepagent.files import write_atomically, write_text
 from stepagent.training.config import Config
 from stepagent.training.data import encode
 from stepagent.training.policy import Policy
-from stepagent.training.runs import interrupts, processes
+from stepagent.training.runs import budget, interrupts, processes
+from stepagent.training.runs.budget import Budget
 from stepagent.training.runs.directory import RunDirectory, RunError, WrongOptions
 from stepagent.training.runs.expert import load_expert
 from stepagent.training.runs.scores import Scores
@@ -40,6 +41,8 @@ class State:
     """Stages in order."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     """Stage → what it reports."""
+    budget: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Stage → what it has used (`runs.budget`)."""
     seconds: float = 0.0
     """Spent so far, over all starts."""
 
@@ -178,10 +181,14 @@ class TrainingRun:
             stage.optimiser_before = stage.moments_before
         if not stage.done:
             self._refresh()
+        started = time.monotonic()
         yield stage
         if stage.done:
             self._stale = True
         else:
+            used = budget.of_stage(self.directory, name, stage.figures)
+            seconds = round(time.monotonic() - started, 1)
+            self.state.budget[name] = asdict(replace(used, seconds=seconds))
             with interrupts.held():
                 self._keep(stage)
         self._last = name
@@ -197,6 +204,14 @@ class TrainingRun:
         self._save_state()  # before the policy that it started from is deleted
         if self.directory.main and self._last and not self.config.keep_policies:
             shutil.rmtree(self.directory.policy(self._last), ignore_errors=True)
+
+    def _budget(self) -> dict[str, float] | None:
+        """What all stages have used; None where an older version has made one of them."""
+        if any(stage not in self.state.budget for stage in self.state.done):
+            return None
+        labels = sum(len(sample.encoded.replies) for sample in self.samples)
+        used = (Budget(**self.state.budget[stage]) for stage in self.state.done)
+        return asdict(sum(used, Budget(expert_labels=labels)))
 
     @property
     def stopped(self) -> bool:
@@ -282,6 +297,7 @@ class TrainingRun:
             "scores": summaries,
             "agreement": self.scores.agreements(self.state.done),
             "figures": self.state.figures,
+            "budget": self._budget(),
             "seconds": round(self.state.seconds, 1),
             "final": str(final),
             "prompt": asdict(self.style),

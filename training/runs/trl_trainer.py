@@ -101,18 +101,26 @@ def micro_batches(config: SftConfig | PreferenceConfig) -> tuple[int, int]:
     return micro, each // micro
 
 
+AfterUpdate = Callable[[int], bool]
+"""Updates done → whether training shall end."""
+
+
 def train(
-    stage: Stage, policy: Policy, make_trainer: Callable[..., Any], keep_optimiser: bool = False
+    stage: Stage,
+    policy: Policy,
+    make_trainer: Callable[..., Any],
+    after_update: AfterUpdate | None = None,
+    keep_optimiser: bool = False,
 ) -> None:
     """Trains the policy in place, resuming from the newest complete checkpoint of the stage.
 
     `make_trainer` is one of TRL's trainers with its arguments, data and collator. Nothing of the
     trainer stays on the policy's model. After Ctrl-C or SIGTERM it ends the current update, writes
-    a checkpoint and raises KeyboardInterrupt. With `keep_optimiser` AdamW starts with the moments of the
-    stage before, where there are any, and its own are kept for the stage after.
+    a checkpoint and raises KeyboardInterrupt. With `keep_optimiser` AdamW starts with the moments
+    of the stage before, where there are any, and its own are kept for the stage after.
     """
     twin = sharding.Twin(policy.model)
-    callback = _Callback(stage, twin)
+    callback = _Callback(stage, twin, after_update)
     callbacks = [callback, _Moments(stage)] if keep_optimiser else [callback]
     trainer = make_trainer(model=twin.model, processing_class=policy.tokenizer, callbacks=callbacks)
     done, checkpoint = _newest(stage.checkpoint)
@@ -194,6 +202,22 @@ def _check_files(checkpoint: Path) -> None:
             raise ValueError(f"{name}: {error}") from None
 
 
+@contextlib.contextmanager
+def plain(model: Any) -> Iterator[None]:
+    """While a trainer is at work: the model as it acts, without the trainer's own forward. The
+    trainer's random numbers stay what they would have been."""
+    base = unwrap(model)
+    forward, training = vars(base).pop("forward", None), model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        model.train(training)
+        if forward is not None:
+            base.forward = forward
+
+
 class _Callback(TrainerCallback):
     """Passes figures to the stage, asks for checkpoints by the clock, and stops a run whose loss is
     not a number."""
@@ -201,8 +225,9 @@ class _Callback(TrainerCallback):
     clock: CheckpointClock
     _move: OnUpdate
 
-    def __init__(self, stage: Stage, twin: sharding.Twin):
-        self._stage, self._twin = stage, twin
+    def __init__(self, stage: Stage, twin: sharding.Twin, after_update: AfterUpdate | None):
+        self._stage, self._twin, self._after_update = stage, twin, after_update
+        self._tokens = 0.0
         self.bars = contextlib.ExitStack()
         """Closes the progress bar, which begins with the training."""
 
@@ -210,6 +235,12 @@ class _Callback(TrainerCallback):
         self._twin.release()
         bar = self._stage.progress(state.max_steps, "updates")
         self._move = self.bars.enter_context(bar)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        # Before the checkpoint: a run that resumes behind it finds what comes of this.
+        if self._after_update and self._after_update(state.global_step):
+            control.should_training_stop = True
+        return control
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         figures = {_LOGGED[k]: float(v) for k, v in (logs or {}).items() if k in _LOGGED}
@@ -221,7 +252,10 @@ class _Callback(TrainerCallback):
                 f"and the norm of its gradient {figures.get('grad_norm')}: lower the learning rate "
                 f"(now {args.learning_rate}) in a run with another `output`"
             )
-        self._stage.log(state.global_step, figures)
+        # The trainer's count begins anew in every process.
+        before, self._tokens = self._tokens, float((logs or {}).get("num_tokens", 0.0))
+        tokens = round(self._tokens - before)
+        self._stage.log(state.global_step, {**figures, "tokens": tokens})
         self._move(state.global_step, figures)
         # Here and not in `on_step_end`, which is earlier: what comes in between is not lost.
         if self.clock.due() and (self.clock.interrupted or state.global_step < state.max_steps):

@@ -11,6 +11,7 @@ from stepagent.errors import check_range
 from stepagent.training.config import Config, OptimiserConfig, ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
+from stepagent.training.runs import sharding
 from stepagent.training.runs.sharding import check_own_loop
 from stepagent.training.trees.compat import check_path
 
@@ -31,7 +32,7 @@ def check_options(config: Config) -> None:
     _above("reflection", reflection, beta=0)
     _at_least("preference", config.preference, iterations=1, microbatch_size=1, extra_rounds=0)
     _above("preference", config.preference, beta=0, later_beta=0)
-    _at_least("sft", config.sft, microbatch_size=1)
+    _at_least("sft", config.sft, microbatch_size=1, tokens=0, patience=0)
     _at_least("rollouts", config.rollouts, samples=1, workers=1)
     if config.rollouts.temperature is not None:
         _at_least("rollouts", config.rollouts, temperature=0)
@@ -44,6 +45,10 @@ def check_options(config: Config) -> None:
     _at_least("policy.tiny", config.policy.tiny, **tiny)
     for agent in evaluation.agents:
         agents.options_of(agent)
+    if config.sft.select == "dev" and sharding.is_fsdp():
+        raise ValueError("sft.select: dev does not work under FSDP: take ddp.yaml, or `last`")
+    if config.sft.tokens and not config.sft.epochs:
+        raise ValueError("sft.tokens is set, but sft.epochs is 0, which leaves SFT out")
     if evaluation.env:
         envs.make(evaluation.env, split=evaluation.split, **evaluation.env_args).close()
 

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from rich.console import Console
 
+from stepagent import command_line
 from stepagent.command_line import Command
-from stepagent.training.sweep.planning import Sweep
+from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError
+
+
+def _stored(sweep: Sweep) -> Sweep:
+    """The sweep itself, or where it has no experiment that which its directory holds.
+
+    Raises SweepError where there is none either.
+    """
+    if sweep.experiments:
+        return sweep
+    file = Path(sweep.output) / SWEEP
+    if not file.is_file():
+        raise SweepError(f"no experiments are named (--config), and {file} does not exist")
+    stored = command_line.parse(Sweep, ["--config", str(file)], prog="stepagent sweep")
+    return replace(stored, output=sweep.output, report_only=sweep.report_only)
 
 
 def run(sweep: Sweep) -> int:
-    console = Console()
+    console, sweep = Console(), _stored(sweep)
     from stepagent.training.sweep import report
     from stepagent.training.sweep.execution import run_all
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -20,9 +21,11 @@ from rich.console import Console
 
 from stepagent import command_line
 from stepagent.errors import check_range
+from stepagent.files import write_text
 from stepagent.training.config import Config
 from stepagent.training.runs.options import differing
-from stepagent.training.sweep.planning import Sweep, SweepError, SweepRun, all_runs
+from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError, SweepRun, all_runs, merged
+from stepagent.training.sweep.results import FAILED
 
 
 def configuration(run: SweepRun, output: Path) -> Config:
@@ -33,8 +36,28 @@ def configuration(run: SweepRun, output: Path) -> Config:
     path = config_file(run, output)
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {**run.options, "output": str(run.directory(output))}
+    if run.matches:
+        options = merged(options, {"sft": {"tokens": matched_tokens(run, output)}})
     path.write_text(yaml.safe_dump(options, sort_keys=False))
     return command_line.parse(Config, ["--config", str(path)], prog="stepagent sweep")
+
+
+def matched_tokens(run: SweepRun, output: Path) -> int:
+    """The tokens that the run it matches was trained on; 1 as long as that is not done.
+
+    Raises SweepError where it recorded none.
+    """
+    assert run.matches
+    path = run.matches.directory(output) / "summary.json"
+    if not path.is_file():
+        return 1
+    budget = json.loads(path.read_text()).get("budget")
+    if not budget:
+        raise SweepError(
+            f"{run.name} cannot match {path.parent}, which does not say on how many tokens it was "
+            "trained: an earlier version made it; delete that folder to train it again"
+        )
+    return round(budget["tokens"])
 
 
 def config_file(run: SweepRun, output: Path) -> Path:
@@ -81,11 +104,14 @@ def inherit_sft(config: Config, output: Path) -> None:
             continue
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        for name in ("expert", "base", "policies/sft", "eval/sft"):
+        for name in ("expert", "expert-dev", "base", "policies/sft", "eval/sft"):
             if (source / name).is_dir():
                 shutil.copytree(source / name, partial / name)
-        figures = {"sft": state["figures"].get("sft", {})}
-        after_sft = {"done": ["sft"], "figures": figures, "seconds": 0.0}
+        after_sft = {"done": ["sft"], "seconds": 0.0} | {
+            key: {"sft": state[key]["sft"]}
+            for key in ("figures", "budget")
+            if "sft" in state.get(key, {})
+        }
         (partial / "stages.json").write_text(json.dumps(after_sft))
         os.rename(partial, target)
         return
@@ -139,6 +165,8 @@ def execute(
         environment["OMP_NUM_THREADS"] = str(sweep.threads)
     log = output / "logs" / f"{run.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    failed = log.with_name(run.name + FAILED)
+    failed.unlink(missing_ok=True)
     with log.open("a") as file:
         process = subprocess.Popen(
             [
@@ -159,6 +187,7 @@ def execute(
         return summary.is_file()
     if code:
         last = (log.read_text().strip().splitlines() or ["no output"])[-1]
+        write_text(failed, last)
         console.print(f"{run.name} failed after {minutes:.1f} min ({log}): {last}", markup=False)
     else:
         console.print(f"{run.name}: {minutes:.1f} min", markup=False)
@@ -172,18 +201,29 @@ def run_all(sweep: Sweep, console: Console) -> list[str]:
     # What is not installed is said before anything is written.
     importlib.import_module("stepagent.training.runs.validation")
     todo, deadline = all_runs(sweep), time.monotonic() + sweep.hours * 3600
+    output = Path(sweep.output)
     running = RunningProcesses()
     # errors in any of them are reported before the first one starts
-    configs = {run.name: checked(run, Path(sweep.output)) for run in todo}
+    configs = {run.name: checked(run, output) for run in todo}
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / SWEEP, command_line.dump(sweep))
 
     def one(run: SweepRun) -> bool:
         if sweep.hours and time.monotonic() > deadline:
             return Path(configs[run.name].output, "summary.json").is_file()
         return execute(run, configs[run.name], sweep, console, running)
 
-    first = [run for run in todo if run.options["method"] == "sft"]
     results: dict[str, bool] = {}
-    for batch in (first, [run for run in todo if run.options["method"] != "sft"]):
+    for _, of_phase in itertools.groupby(todo, key=lambda run: run.phase):
+        batch = []
+        for run in of_phase:
+            if run.matches and not (run.matches.directory(output) / "summary.json").is_file():
+                console.print(f"{run.name} waits for {run.matches.name}", markup=False)
+                results[run.name] = False
+                continue
+            if run.matches:
+                configs[run.name] = checked(run, output)  # now it is known how many tokens
+            batch.append(run)
         with ThreadPoolExecutor(sweep.workers) as pool:
             try:
                 results.update(zip([r.name for r in batch], pool.map(one, batch), strict=True))

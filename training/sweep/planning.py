@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ class Experiment:
     """Option of training.run → its values, such as reflection.practice: [1, 2, 3, 4, 5]."""
     seeds: list[int] = field(default_factory=list)
     """Instead of the sweep's own."""
+    baseline: str = ""
+    """Row that paired gains are counted from. Empty: the first of method `sft`; where there is
+    none, the SFT that each run began with."""
+
+
+SWEEP = "sweep.yaml"
+"""The file of a sweep's directory that holds the sweep."""
 
 
 @dataclass
@@ -48,12 +55,14 @@ class Sweep:
 
     output: str
     """Directory of all runs and the report."""
-    experiments: list[dict[str, Any]]
-    """Each a mapping: name, methods, environments, models, and optionally kind, vary, seeds."""
+    experiments: list[dict[str, Any]] = field(default_factory=list)
+    """Each a mapping: name, methods, environments, models, and optionally kind, vary, seeds,
+    baseline. None: the sweep that the directory `output` already holds."""
     common: dict[str, Any] = field(default_factory=dict)
     """Options of training.run that all runs share."""
     methods: dict[str, Any] = field(default_factory=dict)
-    """Name → its options; `method` among them where the name is not the method's."""
+    """Name → its options; `method` among them where the name is not the method's. The name
+    `sft-matched-ROW` is SFT on as many tokens as the row ROW was trained on."""
     environments: dict[str, Any] = field(default_factory=dict)
     """Name → env, env_args and other options that go with it."""
     models: dict[str, Any] = field(default_factory=dict)
@@ -83,11 +92,21 @@ class SweepRun:
     varied: tuple[tuple[str, Any], ...]
     options: dict[str, Any] = field(compare=False)
     """Of training.run, without `output`"""
+    matches: SweepRun | None = field(default=None, compare=False)
+    """The run whose tokens it trains on as many of"""
 
     @property
     def digest(self) -> str:
         """Of its options, those that have their default left out."""
-        return checksum(json.dumps(without_defaults(self.options), sort_keys=True))[:8]
+        options = without_defaults(self.options)
+        if self.matches:
+            options["matches"] = self.matches.digest
+        return checksum(json.dumps(options, sort_keys=True))[:8]
+
+    @property
+    def phase(self) -> int:
+        """Runs of a later one may need those of an earlier one."""
+        return 2 if self.matches else int(self.options["method"] != "sft")
 
     @property
     def name(self) -> str:
@@ -160,16 +179,39 @@ def runs(sweep: Sweep, experiment: Experiment) -> Iterator[SweepRun]:
         experiment.methods,
         itertools.product(*varied),
     ):
-        of_method = _method_options(sweep, method)
         parts = [sweep.common]
         for kind, name in (("environments", environment), ("models", model)):
             known = getattr(sweep, kind)
             if name not in known:
                 raise SweepError(f"no {name!r} under {kind}: there are {', '.join(known)}")
             parts.append(known[name])
-        chosen = [nested(key, value) for key, value in options]
-        merged_options = merged({"method": method}, *parts, of_method, *chosen, {"seed": seed})
-        yield SweepRun(method, environment, model, seed, tuple(options), merged_options)
+        run = SweepRun(method, environment, model, seed, tuple(options), merged(*parts))
+        yield _with_method(sweep, run)
+
+
+def _with_method(sweep: Sweep, run: SweepRun) -> SweepRun:
+    """The run with the options of its method, and the run that it matches."""
+    chosen = [nested(key, value) for key, value in run.varied]
+    of_method = _method_options(sweep, run.method)
+    options = merged({"method": run.method}, run.options, of_method, *chosen, {"seed": run.seed})
+    row = matched_row(run.method)
+    if not row:
+        return replace(run, options=options)
+    if matched_row(row):
+        raise SweepError(f"{run.method!r} matches a row that itself matches another: name that one")
+    return replace(run, options=options, matches=_with_method(sweep, replace(run, method=row)))
+
+
+MATCHED = "sft-matched-"
+
+
+def matched_row(method: str) -> str:
+    """The row whose tokens a method trains on as many of; "" for any other method.
+
+    >>> matched_row("sft-matched-implicit"), matched_row("sft")
+    ('implicit', '')
+    """
+    return method.removeprefix(MATCHED) if method.startswith(MATCHED) else ""
 
 
 def _method_options(sweep: Sweep, name: str) -> dict[str, Any]:
@@ -178,6 +220,8 @@ def _method_options(sweep: Sweep, name: str) -> dict[str, Any]:
     Raises SweepError where there is none of that name.
     """
     variant, own = VARIANTS.get(name, {}), sweep.methods.get(name, {})
+    if matched_row(name):
+        variant = {"method": "sft"}
     if "method" not in {**variant, **own} and name not in METHODS:
         known = ", ".join(dict.fromkeys([*sweep.methods, *METHODS, *VARIANTS]))
         raise SweepError(f"no method {name!r}: choose {known}")
@@ -186,9 +230,11 @@ def _method_options(sweep: Sweep, name: str) -> dict[str, Any]:
 
 
 def all_runs(sweep: Sweep) -> list[SweepRun]:
-    """Every run once, SFT before the methods that start from it."""
+    """Every run once: SFT, the methods that start from it, and what matches these."""
     by_digest: dict[str, SweepRun] = {}
     for experiment in experiments(sweep):
         for run in runs(sweep, experiment):
-            by_digest.setdefault(run.digest, run)
-    return sorted(by_digest.values(), key=lambda run: run.options["method"] != "sft")
+            for one in (run.matches, run):
+                if one:
+                    by_digest.setdefault(one.digest, one)
+    return sorted(by_digest.values(), key=lambda run: run.phase)

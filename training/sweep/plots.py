@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.training.sweep.statistics import Estimate, estimates
+from stepagent.training.sweep.tables import base, paper_gain
 
 
 @dataclass
@@ -38,13 +39,13 @@ class Curve:
                 self.gains.setdefault(x, []).append(score - sft)
 
 
-def _figure(width: float, panels: int = 1) -> tuple[Any, Any]:
+def _figure(width: float, panels: int = 1, height: float = 3.6) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(1, panels, figsize=(width, 3.6), layout="constrained")
+    return pyplot.subplots(1, panels, figsize=(width, height), layout="constrained")
 
 
 def _save(figure: Any, name: str, title: str, output: Path) -> str:
@@ -82,6 +83,40 @@ def bar_chart(
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower right", ncols=2, fontsize="small")  # hides no seed
     return _save(figure, name, title, output)
+
+
+def gain_plot(name: str, title: str, setting: Mapping[str, Any], output: Path) -> str:
+    """`gain_figure` as a file. Returns the Markdown that shows the picture."""
+    return _save(gain_figure(title, setting), name, title, output)
+
+
+def gain_figure(title: str, setting: Mapping[str, Any]) -> Any:
+    """Paired gains of a setting in `report.json`, a line per row: mean, 95 % interval, a dot per
+    seed, the paper's gains as marks. Inside the grey band a row's gain is too small to be seen."""
+    shown = [row for row in setting["rows"] if row["gain"]][::-1]
+    figure, axes = _figure(8.0, height=1.4 + 0.36 * len(shown))
+    for y, row in enumerate(shown):
+        gain = row["gain"]
+        band = gain["detectable_holm"]
+        unseen = "too small to be seen" if not y else None
+        gray = {"height": 0.7, "color": "tab:gray", "alpha": 0.18}
+        axes.barh(y, 2 * band, left=-band, label=unseen, **gray)
+        axes.plot([gain["low"], gain["high"]], [y, y], color="tab:blue", linewidth=2)
+        axes.plot(gain["mean"], y, "o", color="tab:blue", label="gain, 95 %" if not y else None)
+        seeds = "one seed" if not y else None
+        axes.plot(gain["by_seed"], [y - 0.22] * len(gain["by_seed"]), "k.", ms=4, label=seeds)
+        for marker, backbone in zip("D^sv", row["paper"], strict=False):
+            if (reported := paper_gain(setting, row, backbone)) is not None:
+                style = {"color": "tab:orange", "ms": 5, "fillstyle": "none"}
+                axes.plot(reported, y + 0.22, marker, **style, label=f"the paper's, {backbone}")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(shown)), [row["label"] for row in shown])
+    axes.set(xlabel=f"gain over {base(setting)}, percentage points", title=title)
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    where = {"loc": "outside lower center", "ncols": 5, "fontsize": "small", "frameon": False}
+    figure.legend(unique.values(), unique, **where)
+    return figure
 
 
 def curve_plot(name: str, title: str, axis: str, curves: Sequence[Curve], output: Path) -> str:

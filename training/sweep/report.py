@@ -2,6 +2,7 @@
 
 Our figures are means over seeds with a 95 % interval (`sweep.statistics`). The paper's are beside
 them and marked as the paper's. Scores are in percent; runs that are missing are marked as such.
+`report.json` has all figures as data.
 """
 
 from __future__ import annotations
@@ -9,63 +10,37 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from stepagent.eval.paper import LABELS
 from stepagent.files import write_text
-from stepagent.training.sweep import paper
-from stepagent.training.sweep.planning import Experiment, Sweep, SweepRun, experiments, runs
-from stepagent.training.sweep.plots import Curve, bar_chart, curve_plot
+from stepagent.training.sweep import paper, rows, tables
+from stepagent.training.sweep.planning import Experiment, Sweep, experiments, runs
+from stepagent.training.sweep.plots import Curve, bar_chart, curve_plot, gain_plot
+from stepagent.training.sweep.results import Result, read
 from stepagent.training.sweep.statistics import estimate, estimates
 
-
-@dataclass(frozen=True)
-class Result:
-    """A run and its scores."""
-
-    run: SweepRun
-    scores: dict[str, float]
-    """Stage or agent → mean score on the test tasks, in percent; empty where the run is not done"""
-    stages: tuple[str, ...]
-    """Its stages, in order"""
-    minutes: float
-
-    @property
-    def final(self) -> float | None:
-        """The score of the policy that the run ends with."""
-        scored = [stage for stage in self.stages if stage in self.scores]
-        return self.scores[scored[-1]] if scored else None
-
-    @property
-    def env(self) -> str:
-        return str(self.run.options.get("env", ""))
-
-    def varied(self, key: str) -> Any:
-        """The value of an option that the experiment varies."""
-        return dict(self.run.varied).get(key)
-
-
-def read(run: SweepRun, output: Path) -> Result:
-    path = run.directory(output) / "summary.json"
-    if not path.is_file():
-        return Result(run, {}, (), 0.0)
-    summary = json.loads(path.read_text())
-    scores = {name: 100 * row["reward_mean"] for name, row in summary["scores"].items()}
-    return Result(run, scores, tuple(summary["figures"]), summary["seconds"] / 60)
+FORMAT = 1
+"""Version of `report.json`."""
 
 
 def write(sweep: Sweep) -> Path:
-    """Writes report.md, results.json and the plots; returns the report's path."""
-    output, parts, rows = Path(sweep.output), [HEAD], []
+    """Writes report.md, report.json, results.json and the plots; returns the report's path."""
+    output, parts, of_runs, data = Path(sweep.output), [HEAD], [], []
     for experiment in experiments(sweep):
         results = [read(run, output) for run in runs(sweep, experiment)]
-        done = sum(result.final is not None for result in results)
-        parts.append(f"\n## {experiment.name}\n\n{done} of {len(results)} runs are done.\n")
+        figures = as_data(experiment, results)
+        parts.append(f"\n## {experiment.name}\n\n{tables.missing(figures)}")
         parts += SECTIONS[experiment.kind](experiment, results, output)
-        rows += [_as_json(experiment, result, output) for result in results]
-    write_text(output / "results.json", json.dumps(rows, indent=1))
+        for setting in figures["settings"]:
+            parts += _statistics(experiment, setting, output)
+        data.append(figures)
+        of_runs += [_run_as_json(experiment, result, output) for result in results]
+    write_text(output / "results.json", json.dumps(of_runs, indent=1))
+    everything = {"format": FORMAT, "stepagent": version("stepagent"), "experiments": data}
+    write_text(output / "report.json", json.dumps(everything, indent=1))
     report = output / "report.md"
     write_text(report, "\n".join(parts) + "\n")
     return report
@@ -77,7 +52,34 @@ Mean score on the test tasks in percent, ± half of the 95 % interval over n see
 columns and marks are the paper's figures, on 7B and 8B backbones and full test sets: not ours."""
 
 
-def _as_json(experiment: Experiment, result: Result, output: Path) -> dict[str, Any]:
+def as_data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
+    """All figures of an experiment, as `report.json` has them."""
+    absent = [result for result in results if result.final is None]
+    return {
+        "name": experiment.name,
+        "kind": experiment.kind,
+        "runs": len(results),
+        "done": len(results) - len(absent),
+        "missing": [{"run": r.run.name, "why": r.missing or "no score"} for r in absent],
+        "settings": [rows.setting(experiment, of) for of in _by_setting(results).values()],
+    }
+
+
+def _statistics(experiment: Experiment, setting: dict[str, Any], output: Path) -> list[str]:
+    """Tables and the plot of what is paired, measured and used, as far as runs recorded it."""
+    title = f"{setting['environment']}, {setting['model']}"
+    parts = [tables.gains(setting)]
+    if parts[0]:
+        parts.append(gain_plot(f"{experiment.name}-{title}-gains", title, setting, output))
+    return [
+        *parts,
+        tables.agreement(setting),
+        tables.correlations(setting),
+        tables.budgets(setting),
+    ]
+
+
+def _run_as_json(experiment: Experiment, result: Result, output: Path) -> dict[str, Any]:
     run = result.run
     return {
         "experiment": experiment.name,
@@ -95,11 +97,6 @@ def _as_json(experiment: Experiment, result: Result, output: Path) -> dict[str, 
 
 def _finals(results: Iterable[Result]) -> list[float]:
     return [result.final for result in results if result.final is not None]
-
-
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def _by_setting(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
@@ -133,17 +130,17 @@ def methods(experiment: Experiment, results: Sequence[Result], output: Path) -> 
             reported = paper.table2(of_method[0].run.options["method"], env)
             body.append(
                 [
-                    _label(method),
+                    rows.label(method),
                     str(score or "not done"),
                     str(gain or ""),
                     *(f"{reported[b]:.1f}" if b in reported else "" for b in backbones),
                 ]
             )
-            bars.append((_label(method), score, reported))
+            bars.append((rows.label(method), score, reported))
         head = ["method", "ours", "ours, gain over SFT", *(f"**Paper:** {b}" for b in backbones)]
         title = f"{environment}, {model}"
         picture = bar_chart(f"{experiment.name}-{environment}-{model}", title, bars, output)
-        parts += [f"\n### {title}\n", _markdown(head, body), picture]
+        parts += [f"\n### {title}\n", tables.markdown(head, body), picture]
     return parts
 
 
@@ -175,7 +172,7 @@ def rewards(experiment: Experiment, results: Sequence[Result], output: Path) -> 
         title = f"{environment}, {model}"
         picture = bar_chart(f"{experiment.name}-{environment}-{model}", title, bars, output)
         head = ["reward", "ours", "ours, gain over SFT", "**Paper:** Llama-3-8B"]
-        parts += [f"\n### {title}\n", _markdown(head, body), picture]
+        parts += [f"\n### {title}\n", tables.markdown(head, body), picture]
     return parts
 
 
@@ -224,11 +221,6 @@ SECTIONS: dict[str, Callable[[Experiment, Sequence[Result], Path], list[str]]] =
 }
 
 
-def _label(method: str) -> str:
-    kind, dash, variant = method.partition("-")
-    return f"{LABELS.get(kind, kind)}{dash and ', '}{variant}"
-
-
 def _curves(
     experiment: Experiment, results: Sequence[Result], axis: Axis, output: Path
 ) -> list[str]:
@@ -237,7 +229,7 @@ def _curves(
     for (environment, model), here in _by_setting(results).items():
         curves = []
         for number, method in enumerate(experiment.methods):
-            curve = Curve(_label(method), f"C{number}", {}, {}, axis.paper_best.get(method))
+            curve = Curve(rows.label(method), f"C{number}", {}, {}, axis.paper_best.get(method))
             for result in here:
                 if result.run.method == method:
                     curve.add(result.run.seed, axis.points(result), result.scores.get("sft"))
@@ -253,5 +245,5 @@ def _curves(
         name = f"{experiment.name}-{environment}-{model}"
         head = [axis.name, *map(str, xs), f"**Paper:** best {axis.name} (WebShop)"]
         picture = curve_plot(name, title, axis.name, curves, output)
-        parts += [f"\n### {title}\n", _markdown(head, body), picture]
+        parts += [f"\n### {title}\n", tables.markdown(head, body), picture]
     return parts

@@ -1,13 +1,22 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+from safetensors.torch import load_file
 from trl import SFTConfig
 
 from stepagent.agents.chat import ChatCodec
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Step, Trajectory
-from stepagent.training.config import TinyConfig
+from stepagent.training import run
+from stepagent.training.config import SftConfig, TinyConfig
 from stepagent.training.data import encode, select
+from stepagent.training.methods import sft
 from stepagent.training.methods.sft import IGNORED, Collator, labels
+from stepagent.training.runs import trl_trainer
 from stepagent.training.runs.directory import RunDirectory
+from stepagent.training.runs.selection import Selection
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.trl_trainer import arguments
 from stepagent.training.tiny import build_model, build_tokenizer
@@ -83,3 +92,80 @@ def test_an_update_has_as_many_samples_as_configured(
     settings = arguments(SFTConfig, stage, policy, config.sft)
     assert settings.per_device_train_batch_size == expected
     assert expected * settings.gradient_accumulation_steps == batch
+
+
+@pytest.mark.parametrize(("passes", "updates"), [(1.0, 3), (2.4, 7), (0.01, 1)])
+def test_updates_come_closest_to_a_number_of_tokens(tokenizer, passes, updates):
+    codec, style = ChatCodec(tokenizer), PromptStyle(False, False, False)
+    samples, _ = encode(
+        [_trajectory(["go"] * n) for n in (1, 2, 3, 1, 2)], codec, PROMPT, style, 256
+    )
+    tokens = sum(len(sample.encoded.ids) for sample in samples)
+    config = SftConfig(batch_size=2, epochs=9, tokens=round(passes * tokens))
+    assert sft.updates(samples, config) == updates
+    config.tokens = 0
+    assert sft.updates(samples, config) == 27
+
+
+def test_sft_on_a_number_of_tokens(config):
+    config.method = "sft"
+    config.sft.epochs = 2
+    one = run.run(replace(config, output=f"{config.output}-passes"))["budget"]
+    config.sft.tokens, config.sft.epochs = one["tokens"], 1
+    assert run.run(config)["budget"] == {**one, "seconds": pytest.approx(one["seconds"], abs=60)}
+
+
+def test_sft_ends_with_the_pass_that_is_best_on_dev_and_resumes(config, tmp_path, monkeypatch):
+    config.method, config.evaluation.agreement = "sft-best", 4
+    config.sft.learning_rate = 3e-2  # so high that the passes differ
+    run.run(replace(config, output=str(tmp_path / "whole"), sft=replace(config.sft)))
+    folder = tmp_path / "whole/artifacts/sft/dev"
+    passes = [json.loads(p.read_text()) for p in sorted(folder.glob("*/agreement.json"))]
+    best = min(passes, key=lambda figures: (-figures["step_match"], figures["loss"]))
+    summary = json.loads((tmp_path / "whole/summary.json").read_text())
+    assert summary["agreement"]["sft"]["loss"] == pytest.approx(best["loss"], abs=1e-5)
+    assert summary["figures"]["sft"]["passes"] == len(passes)
+    assert not (tmp_path / "whole/artifacts/sft/best").exists()
+
+    after_pass, calls = Selection.after_pass, []
+
+    def killed(self, update):
+        ends = after_pass(self, update)
+        calls.append(update)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return ends
+
+    monkeypatch.setattr(Selection, "after_pass", killed)
+    broken = replace(config, output=str(tmp_path / "killed"), sft=replace(config.sft))
+    with pytest.raises(KeyboardInterrupt):
+        run.run(broken)
+    assert run.run(broken)["agreement"] == summary["agreement"]
+    one, two = (load_file(tmp_path / n / "final/model.safetensors") for n in ("whole", "killed"))
+    assert all((one[k] == two[k]).all() for k in one)
+
+
+@pytest.mark.parametrize("at", [8, 11], ids=["within the second pass", "after the second pass"])
+def test_sft_that_is_killed_in_a_later_pass_ends_with_the_same_weights(
+    config, tmp_path, monkeypatch, at
+):
+    config.method, config.sft.epochs, config.evaluation.limit = "sft", 3, 1  # 5 updates a pass
+    run.run(replace(config, output=str(tmp_path / "whole")))
+    on_step_end, killed = trl_trainer._Callback.on_step_end, []
+
+    def kill(self, args, state, control, **kwargs):
+        if state.global_step == at and not killed:
+            killed.append(at)
+            raise KeyboardInterrupt
+        return on_step_end(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(trl_trainer._Callback, "on_step_end", kill)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(config)
+    if at == 11:  # killed between the checkpoint and the beginning of the pass
+        for path in (Path(config.output) / "checkpoints/sft").glob("pass-2-*"):
+            path.unlink()
+    run.run(config)
+    folders = (tmp_path / "whole", Path(config.output))
+    one, two = (load_file(folder / "final/model.safetensors") for folder in folders)
+    assert all((one[k] == two[k]).all() for k in one)

@@ -12,18 +12,28 @@ that the expert never visits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Trajectory
+from stepagent.eval.paired import Paired, sign_flip
+from stepagent.eval.results import ResultsError
 from stepagent.eval.summary import resamples
+from stepagent.files import write_text
 
 if TYPE_CHECKING:
     from stepagent.agents.chat import ChatCodec
+
+Measure = Literal["loss", "step_match", "trajectory_match"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+SUMMARY, ROWS = "agreement.json", "agreement.jsonl"
+"""Files beside an evaluation's results: the figures, and a line per trajectory."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,16 @@ class TrajectoryAgreement:
     """Negative log-likelihood of each of the expert's replies, end of turn included, in nats."""
     matches: tuple[bool, ...]
     """Whether greedy decoding writes each reply."""
+
+    def total(self, measure: Measure) -> float:
+        """What the trajectory adds to the sum of which the measure is the mean."""
+        if measure == "loss":
+            return sum(self.losses)
+        return float(sum(self.matches) if measure == "step_match" else all(self.matches))
+
+    def weight(self, measure: Measure) -> int:
+        """For how many the trajectory counts in that mean: its steps, or itself."""
+        return 1 if measure == "trajectory_match" else len(self.losses)
 
 
 @dataclass(frozen=True)
@@ -119,13 +139,9 @@ def summarise(rows: Sequence[TrajectoryAgreement], left_out: int = 0) -> Agreeme
             f"there is no trajectory to measure agreement on ({left_out} were left out: empty, "
             "failed, or longer than the model's context)"
         )
-    steps = np.array([len(row.losses) for row in rows], dtype=float)
-    loss = np.array([sum(row.losses) for row in rows])
-    matches = np.array([sum(row.matches) for row in rows], dtype=float)
-    complete = np.array([all(row.matches) for row in rows], dtype=float)
-    ones = np.ones(len(rows))
     means, intervals = [], []
-    for total, weight in ((loss, steps), (matches, steps), (complete, ones)):
+    for measure in MEASURES:
+        total, weight = totals(rows, measure), weights(rows, measure)
         means.append(float(total.sum() / weight.sum()))
         intervals.append(_interval(total, weight))
     return Agreement(
@@ -135,10 +151,20 @@ def summarise(rows: Sequence[TrajectoryAgreement], left_out: int = 0) -> Agreeme
         intervals[1],
         means[2],
         intervals[2],
-        steps=int(steps.sum()),
+        steps=sum(len(row.losses) for row in rows),
         trajectories=len(rows),
         left_out=left_out,
     )
+
+
+def totals(rows: Sequence[TrajectoryAgreement], measure: Measure) -> np.ndarray:
+    """[trajectories]: each one's part of the sum of which the measure is the mean."""
+    return np.array([row.total(measure) for row in rows])
+
+
+def weights(rows: Sequence[TrajectoryAgreement], measure: Measure) -> np.ndarray:
+    """[trajectories]: the number that each part is a sum over."""
+    return np.array([row.weight(measure) for row in rows], dtype=float)
 
 
 def _interval(totals: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
@@ -146,3 +172,69 @@ def _interval(totals: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     ratios = [totals[i].sum(axis=1) / weights[i].sum(axis=1) for i in resamples(len(totals))]
     low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
     return float(low), float(high)
+
+
+def differences(
+    first: Mapping[str, TrajectoryAgreement], second: Mapping[str, TrajectoryAgreement]
+) -> dict[Measure, Paired]:
+    """The measures of the second policy minus those of the first, on the trajectories (by task id)
+    that both have read; {} where there is none. `better` counts trajectories.
+
+    >>> one = {"a": TrajectoryAgreement("a", (1.0, 3.0), (True, False))}
+    >>> two = {"a": TrajectoryAgreement("a", (1.0, 1.0), (True, True))}
+    >>> {name: d.mean for name, d in differences(one, two).items()}
+    {'loss': -1.0, 'step_match': 0.5, 'trajectory_match': 1.0}
+    """
+    tasks = common(first, second)
+    if not tasks:
+        return {}
+    before, after = ([side[task] for task in tasks] for side in (first, second))
+    result: dict[Measure, Paired] = {}
+    for measure in MEASURES:
+        gains, weight = totals(after, measure) - totals(before, measure), weights(after, measure)
+        gains[np.abs(gains) < 1e-9] = 0.0
+        up, down = int((gains > 0).sum()), int((gains < 0).sum())
+        better, worse = (down, up) if measure == "loss" else (up, down)
+        mean = float(gains.sum() / weight.sum())
+        low, high = _interval(gains, weight)
+        result[measure] = Paired(len(tasks), mean, low, high, sign_flip(gains), better, worse)
+    return result
+
+
+def common(*readings: Mapping[str, TrajectoryAgreement]) -> list[str]:
+    """The tasks whose trajectory all have read, with as many steps."""
+    tasks = set.intersection(*(set(reading) for reading in readings))
+    lengths = {t: {len(reading[t].losses) for reading in readings} for t in tasks}
+    return sorted(task for task, steps in lengths.items() if len(steps) == 1)
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def save(folder: Path, rows: Sequence[TrajectoryAgreement], left_out: int = 0) -> Agreement:
+    """Writes the trajectories' figures and, after them, their summary; returns the summary."""
+    summary = summarise(rows, left_out)
+    write_text(folder / ROWS, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    write_text(folder / SUMMARY, json.dumps(asdict(summary), indent=1))
+    return summary
+
+
+def load(folder: Path) -> dict[str, TrajectoryAgreement]:
+    """Task id → what `save` wrote of its trajectory; {} where there is nothing.
+
+    Raises ResultsError for a file that is damaged.
+    """
+    path, rows = folder / ROWS, {}
+    if not path.is_file():
+        return {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            losses, matches = map(float, row["losses"]), map(bool, row["matches"])
+            read = TrajectoryAgreement(str(row["task_id"]), tuple(losses), tuple(matches))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ResultsError(f"{path}, line {number}, is no agreement: {error!r}") from None
+        if not read.losses or len(read.losses) != len(read.matches):
+            raise ResultsError(f"{path}, line {number}: not one loss and one match per step")
+        rows[read.task_id] = read
+    return rows

@@ -1,0 +1,265 @@
+"""The report's statistics, from runs invented with few enough numbers to check them by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stepagent import command_line
+from stepagent.envs.trajectory import Trajectory, write
+from stepagent.eval import agreement
+from stepagent.eval.agreement import TrajectoryAgreement
+from stepagent.eval.paired import holm
+from stepagent.training.runs.budget import Budget
+from stepagent.training.sweep import command, execution, planning, report, tables
+from stepagent.training.sweep.planning import Sweep, SweepRun
+from tests.training.sweep.test_sweep import _read, _sweep, report_console
+
+
+@pytest.fixture
+def sweep(tmp_path) -> Sweep:
+    """Seeds 0 and 1 of sft and implicit."""
+    result = _read(_sweep(tmp_path))
+    result.experiments[0]["vary"] = {}
+    return result
+
+
+def _rows(tasks: dict[str, str]) -> list[TrajectoryAgreement]:
+    """Task → a letter per step, `y` where it matches; a loss of 1 where it does not."""
+    return [
+        TrajectoryAgreement(
+            task, tuple(float(m == "n") for m in steps), tuple(m == "y" for m in steps)
+        )
+        for task, steps in tasks.items()
+    ]
+
+
+def _finish(
+    sweep: Sweep,
+    run: SweepRun,
+    scores: dict[str, float],
+    matches: dict[str, str] | None = None,
+    budget: Budget | None = None,
+) -> None:
+    """A run as `training.run` leaves it: task → score, task → matches of the expert's steps."""
+    folder = Path(sweep.output) / "runs" / run.name
+    stage = "sft" if run.options["method"] == "sft" else "iteration-1"
+    episodes = [Trajectory("e", t, "test", "a", 0, (), reward=s) for t, s in scores.items()]
+    write(folder / "eval" / stage / "results.jsonl", episodes)
+    summary = {
+        "scores": {stage: {"reward_mean": sum(scores.values()) / len(scores)}},
+        "figures": {stage: {}},
+        "seconds": 60,
+        "budget": budget and vars(budget),
+    }
+    if matches:
+        agreement.save(folder / "eval" / stage, _rows(matches))
+        measured = json.loads((folder / "eval" / stage / agreement.SUMMARY).read_text())
+        summary["agreement"] = {stage: measured}
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def _report(sweep: Sweep) -> tuple[dict, str]:
+    text = report.write(sweep).read_text()
+    data = json.loads((Path(sweep.output) / "report.json").read_text())
+    return data["experiments"][0], text
+
+
+def _by_method(sweep: Sweep) -> dict[tuple[str, int], SweepRun]:
+    return {(run.method, run.seed): run for run in planning.all_runs(sweep)}
+
+
+def test_gains_are_paired_over_seeds_and_tasks(sweep):
+    for (method, _), run in _by_method(sweep).items():
+        _finish(sweep, run, {"a": float(method == "implicit"), "b": 0.0, "c": 0.5, "d": 0.5})
+    experiment, text = _report(sweep)
+    sft, implicit = experiment["settings"][0]["rows"]
+    assert sft["gain"] is None, "the baseline has none over itself"
+    gain = implicit["gain"]
+    assert (gain["mean"], gain["by_seed"], gain["tasks"]) == (25.0, [25.0, 25.0], 4)
+    # One of four tasks gains 100 points: sqrt(3/16 / 4) = 0.2165 of 100; z 2.80.
+    assert gain["error"] == pytest.approx(21.65, abs=0.6)
+    assert gain["detectable_holm"] == pytest.approx(2.8016 * gain["error"], abs=1e-3)
+    assert "| StepAgent-Implicit | +25.0 [+0.0, +75.0] |" in text
+    assert "with 2 seeds, 4 tasks" in text
+    assert "-gains.png)" in text
+    assert all((Path(sweep.output) / "plots").glob("*gains.png"))
+
+
+def test_p_values_are_corrected_over_the_rows(sweep):
+    sweep.methods |= {"implicit-b": {"method": "implicit", "reflection": {"beta": 0.2}}}
+    sweep.experiments[0]["methods"] = ["sft", "implicit", "implicit-b"]
+    scores = {"sft": "0000", "implicit": "1110", "implicit-b": "1000"}
+    for (method, _), run in _by_method(sweep).items():
+        _finish(sweep, run, {str(i): float(s) for i, s in enumerate(scores[method])})
+    rows = _report(sweep)[0]["settings"][0]["rows"][1:]
+    ps = [row["gain"]["p"] for row in rows]
+    assert ps[0] < ps[1]
+    assert [row["gain"]["p_holm"] for row in rows] == holm(ps)
+
+
+def test_missing_and_failed_runs_are_named_and_gains_take_common_seeds(sweep):
+    runs = _by_method(sweep)
+    _finish(sweep, runs["sft", 0], {"a": 0.0})
+    _finish(sweep, runs["implicit", 0], {"a": 1.0})
+    _finish(sweep, runs["implicit", 1], {"a": 0.0})
+    log = Path(sweep.output) / "logs" / f"{runs['sft', 1].name}.failed"
+    log.parent.mkdir()
+    log.write_text("RuntimeError: disk | full\n")
+    experiment, text = _report(sweep)
+    assert (experiment["runs"], experiment["done"]) == (4, 3)
+    assert experiment["missing"] == [
+        {"run": runs["sft", 1].name, "why": "failed: RuntimeError: disk | full"}
+    ]
+    assert f"**Missing**, failed: RuntimeError: disk \\| full: `{runs['sft', 1].name}`" in text
+    sft, implicit = experiment["settings"][0]["rows"]
+    assert (sft["seeds"], sft["missing_seeds"]) == ([0], [1])
+    assert tables.name(sft) == "SFT (seed 0 only)"
+    assert (implicit["gain"]["mean"], implicit["gain"]["seeds"]) == (100.0, [0])
+
+
+def test_a_run_that_fails_leaves_its_last_line_and_none_when_it_succeeds(sweep, monkeypatch):
+    run = planning.all_runs(sweep)[0]
+    config = execution.configuration(run, Path(sweep.output))
+    arguments = (run, config, sweep, report_console(), execution.RunningProcesses())
+    monkeypatch.setattr(execution.sys, "executable", "/bin/false")
+    assert not execution.execute(*arguments)
+    assert report.read(run, Path(sweep.output)).missing == "failed: no output"
+    monkeypatch.setattr(execution.sys, "executable", "/bin/true")
+    assert execution.execute(*arguments)
+    assert report.read(run, Path(sweep.output)).missing == "not started"
+
+
+def test_gains_are_counted_from_the_row_that_is_named(sweep):
+    sweep.experiments[0]["baseline"] = "implicit"
+    for (method, _), run in _by_method(sweep).items():
+        _finish(sweep, run, {"a": 0.25 if method == "sft" else 1.0})
+    experiment, _ = _report(sweep)
+    sft, implicit = experiment["settings"][0]["rows"]
+    assert sft["gain"]["mean"] == -75
+    assert implicit["gain"] is None
+    sweep.experiments[0]["baseline"] = "nobody"
+    with pytest.raises(
+        ValueError, match="its baseline 'nobody' is no row: there are sft, implicit"
+    ):
+        report.write(sweep)
+
+
+def test_agreement_is_paired_over_steps_and_correlated_with_the_score(sweep):
+    matches = {"sft": {"a": "nn", "b": "y", "c": "n"}, "implicit": {"a": "yn", "b": "n", "c": "y"}}
+    for (method, seed), run in _by_method(sweep).items():
+        score = 0.2 * (method == "implicit") + 0.1 * seed
+        _finish(sweep, run, {"t": score}, matches[method])
+    experiment, text = _report(sweep)
+    setting = experiment["settings"][0]
+    row = setting["rows"][1]["agreement"]
+    assert row["step_match"]["score"]["mean"] == pytest.approx(50)
+    assert row["step_match"]["gain"]["mean"] == pytest.approx(25), "1 - 1 + 1 of four steps"
+    assert row["loss"]["gain"]["mean"] == pytest.approx(-0.25)
+    assert row["trajectory_match"]["gain"]["mean"] == pytest.approx(0), "b lost, c won"
+    # Step match 25, 25, 50, 50 against 0, 10, 20, 30: 20 / sqrt(5) / 10 = 0.894; within seeds 1.
+    figures = setting["correlations"]["step_match"]
+    assert figures["all"]["pearson"] == pytest.approx(2 / 5**0.5)
+    assert figures["within_seeds"]["pearson"] == pytest.approx(1)
+    assert figures["all"]["policies"] == 4
+    assert "trajectory_match" not in setting["correlations"], "the same for all"
+    assert "| step match | within seeds | 1.00 [1.00, 1.00] |" in text
+
+
+def test_rows_say_what_they_have_used(sweep):
+    runs = _by_method(sweep)
+    for (method, seed), run in runs.items():
+        used = Budget(expert_labels=10, tokens=1000 + 500 * seed, seconds=90)
+        _finish(sweep, run, {"a": 1.0}, budget=used if (method, seed) != ("sft", 1) else None)
+    experiment, text = _report(sweep)
+    sft, implicit = experiment["settings"][0]["rows"]
+    assert sft["budget"] is None, "one of its runs did not record it"
+    assert implicit["budget"]["tokens"] == 1250
+    assert "| StepAgent-Implicit | 10 | 0 | 0 | 1,250 | 1.5 | 0 |" in text
+    overview = tables.overview(experiment["settings"][0])
+    assert "| method | score | gain over SFT [95 %] | p (Holm) | expert labels |" in overview
+
+
+# A row with the budget of another -----------------------------------------------------------------
+
+
+@pytest.fixture
+def matched(sweep) -> Sweep:
+    sweep.seeds = [0]
+    sweep.experiments[0]["methods"] = ["sft-matched-implicit", "sft"]
+    return sweep
+
+
+def test_a_matched_row_runs_after_the_row_that_it_matches(matched):
+    runs = planning.all_runs(matched)
+    assert [run.method for run in runs] == ["sft", "implicit", "sft-matched-implicit"]
+    last = runs[-1]
+    assert (last.options["method"], last.matches) == ("sft", runs[1])
+    assert last.options["sft"] == runs[0].options["sft"]
+    digest = last.digest
+    assert digest != runs[0].digest
+    matched.methods["implicit"]["reflection"]["practice"] = 5
+    assert planning.all_runs(matched)[-1].digest != digest, "another row, another control"
+
+
+def test_a_matched_row_trains_on_as_many_tokens(matched, monkeypatch):
+    seen = {}
+
+    def execute(run, config, sweep, *_):
+        seen[run.method] = config.sft.tokens
+        if run.method != "implicit" or "failed" not in seen:
+            _finish(sweep, run, {"a": 1.0}, budget=Budget(tokens=4321))
+            return True
+        return False
+
+    monkeypatch.setattr(execution, "execute", execute)
+    assert execution.run_all(matched, report_console()) == []
+    assert seen == {"sft": 0, "implicit": 0, "sft-matched-implicit": 4321}
+    matched.output += "-2"
+    seen["failed"] = True
+    missing = execution.run_all(matched, report_console())
+    assert [name.split("-seed")[0] for name in missing] == [
+        "Guess-tiny-implicit",
+        "Guess-tiny-sft-matched-implicit",
+    ]
+
+
+def test_a_row_without_a_recorded_budget_cannot_be_matched(matched):
+    _, implicit, last = planning.all_runs(matched)
+    _finish(matched, implicit, {"a": 1.0})
+    with pytest.raises(planning.SweepError, match="does not say on how many tokens"):
+        execution.configuration(last, Path(matched.output))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sft-matched-nothing", "no method 'nothing'"),
+        ("sft-matched-sft-matched-implicit", "itself matches another"),
+    ],
+)
+def test_what_cannot_be_matched_is_said(matched, name, message):
+    matched.experiments[0]["methods"] = [name]
+    with pytest.raises(planning.SweepError, match=message):
+        planning.all_runs(matched)
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def test_a_directory_can_be_reported_without_its_configuration(sweep, monkeypatch, capsys):
+    out = Path(sweep.output)
+    assert command.main(["--output", str(out), "--report-only"]) == 1
+    assert f"{out / command.SWEEP} does not exist" in capsys.readouterr().err
+    monkeypatch.setattr(execution, "run_all", lambda sweep, console: [])
+    assert command.main(["--config", str(out.parent / "sweep.yaml")]) == 0
+    for run in planning.all_runs(_read(out.parent / "sweep.yaml")):
+        _finish(sweep, run, {"a": 1.0})
+    moved = out.rename(out.with_name("elsewhere"))
+    assert command.main(["--output", str(moved), "--report-only"]) == 0
+    assert json.loads((moved / "report.json").read_text())["experiments"][0]["done"] == 4
+    stored = command_line.parse(Sweep, ["--config", str(moved / command.SWEEP)], prog="test")
+    assert replace(stored, output="") == replace(_read(out.parent / "sweep.yaml"), output="")

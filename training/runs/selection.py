@@ -1,0 +1,141 @@
+"""The pass of a training whose policy agrees best with the expert on dev trajectories.
+
+Every pass is measured once (`artifacts/STAGE/dev/UPDATE/`), the best policy so far is kept
+(`artifacts/STAGE/best/`). A run that was killed measures the passes after its checkpoint again,
+with the same result.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stepagent.eval import agreement
+from stepagent.eval.agreement import Agreement, TrajectoryAgreement
+from stepagent.eval.paired import detectable
+from stepagent.files import write_atomically
+from stepagent.training.policy import Policy
+from stepagent.training.runs import processes
+from stepagent.training.runs.stage import Stage
+
+
+@dataclass
+class Selection:
+    """Chooses among the passes of a stage."""
+
+    stage: Stage
+    policy: Policy
+    read_dev: Callable[[], tuple[list[TrajectoryAgreement], int]]
+    """The policy's agreement on the dev trajectories, and how many were left out"""
+    patience: int
+    """Passes without a better one after which training ends; 0: never."""
+
+    @property
+    def _best(self) -> Path:
+        return self.stage.artifacts / "best"
+
+    def after_pass(self, update: int) -> bool:
+        """Measures the policy after a pass that ended with this update, and keeps it where it is
+        the best so far. True where training shall end. All processes take part.
+
+        Raises ValueError where there are fewer than two trajectories to choose by.
+        """
+        ends, problem = False, ""
+        if processes.is_main():
+            rows, left_out = self.read_dev()
+            if len(rows) < 2:
+                problem = (
+                    f"{self.stage.name}: the dev split has {len(rows)} expert trajectories to "
+                    f"choose by ({left_out} left out), and at least 2 are needed: set sft.select "
+                    "to last"
+                )
+            else:
+                agreement.save(self._folder(update), rows, left_out)
+                passes = self._passes(update)
+                best = _best_of(passes)
+                if best == update:
+                    write_atomically(self._best, self.policy.save)
+                ends = 0 < self.patience <= sum(best < later for later in passes)
+        ends, problem = processes.gather((ends, problem))[0]
+        if problem:
+            raise ValueError(problem)
+        return ends
+
+    def finish(self) -> None:
+        """Loads the best policy; its figures go to the stage, what the choice is worth to the
+        console."""
+        processes.wait()
+        self.policy.load_weights(self._best)
+        passes = self._passes()
+        best = _best_of(passes)
+        self.stage.figures |= {
+            "passes": float(len(passes)),
+            "chosen_pass": float(sorted(passes).index(best) + 1),
+            "dev_step_match": passes[best].step_match,
+            "dev_loss": passes[best].loss,
+        }
+        self.stage.note(self._worth(passes, best))
+
+    def drop(self) -> None:
+        """Deletes the policy that was kept, once the stage has it."""
+        if processes.is_main():
+            shutil.rmtree(self._best, ignore_errors=True)
+
+    def _folder(self, update: int) -> Path:
+        return self.stage.artifacts / "dev" / f"{update:07}"
+
+    def _passes(self, until: int | None = None) -> dict[int, Agreement]:
+        """Update at the end of each pass → its agreement; passes after `until` are left out, which
+        a killed run may have measured."""
+        passes = {}
+        for path in sorted((self.stage.artifacts / "dev").glob(f"*/{agreement.SUMMARY}")):
+            update = int(path.parent.name)
+            if until is None or update <= until:
+                passes[update] = Agreement(**json.loads(path.read_text()))
+        return passes
+
+    def _worth(self, passes: dict[int, Agreement], best: int) -> str:
+        """Which pass was chosen, and what the dev trajectories could see of it."""
+        numbers = {update: number for number, update in enumerate(sorted(passes), 1)}
+        chosen = agreement.load(self._folder(best))
+        text = (
+            f"pass {numbers[best]} of {len(passes)} agrees best with the expert: "
+            f"{passes[best].step_match:.1%} of the steps of {len(chosen)} dev trajectories"
+        )
+        others = {u: agreement.load(self._folder(u)) for u in passes if u != best}
+        if not others:
+            return text
+        smallest = max(smallest_difference(chosen, other) for other in others.values())
+        alike = [
+            u for u, o in others.items() if agreement.differences(o, chosen)["step_match"].low <= 0
+        ]
+        text += f"; they tell passes apart that differ by {100 * smallest:.1f} points (80 % power)"
+        if not alike:
+            return text + ", and the chosen one from all others"
+        listed = ", ".join(str(numbers[update]) for update in alike)
+        small = "" if len(alike) < len(others) else ": TOO FEW to choose by, the choice is a draw"
+        return f"{text}, not the chosen one from {listed}{small}"
+
+
+def _best_of(passes: dict[int, Agreement]) -> int:
+    """The highest step match, then the lowest loss, then the earliest."""
+    return min(passes, key=lambda update: (-passes[update].step_match, passes[update].loss, update))
+
+
+def smallest_difference(
+    first: dict[str, TrajectoryAgreement], second: dict[str, TrajectoryAgreement]
+) -> float:
+    """The difference in step match that the trajectories of two policies can see (`detectable`), by
+    the spread of their paired differences; 0 where all are alike."""
+    tasks = agreement.common(first, second)
+    one, two = ([side[task] for task in tasks] for side in (first, second))
+    gains = agreement.totals(two, "step_match") - agreement.totals(one, "step_match")
+    weights = agreement.weights(one, "step_match")
+    residuals = gains - weights * gains.sum() / weights.sum()
+    error = np.sqrt((residuals**2).sum() * len(tasks) / (len(tasks) - 1)) / weights.sum()
+    return detectable(float(error))

@@ -1,0 +1,90 @@
+"""What the runs of a sweep have left on the disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stepagent.envs.trajectory import read as read_trajectories
+from stepagent.eval import agreement
+from stepagent.eval.agreement import TrajectoryAgreement
+from stepagent.eval.summary import score
+from stepagent.training.sweep.planning import SweepRun
+
+FAILED = ".failed"
+"""Suffix of a file beside the logs: the last line of a run that failed."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run and its scores."""
+
+    run: SweepRun
+    scores: dict[str, float]
+    """Stage or agent → mean score on the test tasks, in percent; empty where the run is not done"""
+    stages: tuple[str, ...]
+    """Its stages, in order"""
+    minutes: float
+    missing: str = ""
+    """Why there is no result; "" where there is one"""
+    agreement: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Stage → agreement with the expert, as in `summary.json`"""
+    budget: dict[str, float] | None = None
+    """What it has used; None where that was not recorded"""
+    folder: Path = Path()
+
+    @property
+    def final_stage(self) -> str | None:
+        """The stage whose policy the run ends with."""
+        scored = [stage for stage in self.stages if stage in self.scores]
+        return scored[-1] if scored else None
+
+    @property
+    def final(self) -> float | None:
+        """The score of the policy that the run ends with."""
+        return self.scores[self.final_stage] if self.final_stage else None
+
+    @property
+    def env(self) -> str:
+        return str(self.run.options.get("env", ""))
+
+    def varied(self, key: str) -> Any:
+        """The value of an option that the experiment varies."""
+        return dict(self.run.varied).get(key)
+
+    def task_scores(self, stage: str | None) -> dict[str, float]:
+        """Task → score in percent; {} where the episodes are not there."""
+        path = self.folder / "eval" / str(stage) / "results.jsonl"
+        if not stage or not path.is_file():
+            return {}
+        return {t.task_id: 100 * score(t) for t in read_trajectories(path, bad=[])}
+
+    def readings(self, stage: str | None) -> dict[str, TrajectoryAgreement]:
+        """Task → agreement on the expert's trajectory of it; {} where it was not recorded."""
+        return agreement.load(self.folder / "eval" / stage) if stage else {}
+
+
+def read(run: SweepRun, output: Path) -> Result:
+    folder = run.directory(output)
+    path = folder / "summary.json"
+    if not path.is_file():
+        return Result(run, {}, (), 0.0, missing=_why_missing(run, output))
+    summary = json.loads(path.read_text())
+    return Result(
+        run,
+        scores={name: 100 * row["reward_mean"] for name, row in summary["scores"].items()},
+        stages=tuple(summary["figures"]),
+        minutes=summary["seconds"] / 60,
+        agreement=summary.get("agreement", {}),
+        budget=summary.get("budget"),
+        folder=folder,
+    )
+
+
+def _why_missing(run: SweepRun, output: Path) -> str:
+    failed = output / "logs" / f"{run.name}{FAILED}"
+    if failed.is_file():
+        return f"failed: {failed.read_text(encoding='utf-8', errors='replace').strip()}"
+    return "not finished" if run.directory(output).is_dir() else "not started"

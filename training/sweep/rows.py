@@ -1,0 +1,220 @@
+"""The rows of a sweep's tables as data: scores, paired gains, agreement, budgets.
+
+Scores and matches are in percent, losses in nats; gains are in percentage points, or nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from stepagent.eval import agreement
+from stepagent.eval.agreement import MEASURES, Measure
+from stepagent.eval.paired import holm
+from stepagent.eval.paper import LABELS
+from stepagent.training.runs.budget import Budget
+from stepagent.training.sweep import paper
+from stepagent.training.sweep.planning import Experiment, matched_row
+from stepagent.training.sweep.results import Result
+from stepagent.training.sweep.statistics import Gain, correlation, estimate, gain
+
+Values = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one row, one per seed."""
+
+    name: str
+    results: Sequence[Result]
+
+    @property
+    def done(self) -> dict[int, Result]:
+        return {r.run.seed: r for r in self.results if r.final is not None}
+
+
+def label(method: str) -> str:
+    """A method of a sweep as tables call it.
+
+    >>> label("inverse-paper"), label("sft-matched-implicit")
+    ('StepAgent-Inverse, paper', 'SFT, tokens of StepAgent-Implicit')
+    """
+    if row := matched_row(method):
+        return f"{LABELS['sft']}, tokens of {label(row)}"
+    kind, dash, variant = method.partition("-")
+    if kind not in LABELS:
+        return method
+    return f"{LABELS.get(kind, kind)}{dash and ', '}{variant}"
+
+
+def groups(results: Sequence[Result]) -> list[Group]:
+    """The rows of a setting: a method, with what the experiment varies."""
+    rows: dict[str, list[Result]] = {}
+    for result in results:
+        varied = [f"{key.rpartition('.')[2]}={value}" for key, value in result.run.varied]
+        rows.setdefault(" ".join([result.run.method, *varied]), []).append(result)
+    return [Group(name, of_row) for name, of_row in rows.items()]
+
+
+def setting(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
+    """All figures of an experiment in one environment with one model.
+
+    Raises ValueError for a baseline that is no row.
+    """
+    rows, first = groups(results), results[0]
+    base = baseline(experiment, rows)
+    figures = [_row(row, base) for row in rows]
+    _correct([row["gain"] for row in figures])
+    for measure in MEASURES:
+        _correct([row["agreement"].get(measure, {}).get("gain") for row in figures])
+    return {
+        "environment": first.run.environment,
+        "model": first.run.model,
+        "env": first.env,
+        "split": first.run.options.get("evaluation", {}).get("split", "test"),
+        "baseline": base.name if base else None,
+        "rows": figures,
+        "correlations": _correlations([r for row in rows for r in row.done.values()]),
+    }
+
+
+def baseline(experiment: Experiment, rows: Sequence[Group]) -> Group | None:
+    """The row that gains are counted from; None: the SFT that each run itself began with."""
+    if experiment.baseline:
+        for row in rows:
+            if experiment.baseline in (row.name, row.results[0].run.method):
+                return row
+        raise ValueError(
+            f"experiment {experiment.name!r}: its baseline {experiment.baseline!r} is no row: "
+            f"there are {', '.join(row.name for row in rows)}"
+        )
+    plain = (row for row in rows if row.results[0].run.options["method"] == "sft")
+    return next(plain, None)
+
+
+def _row(row: Group, base: Group | None) -> dict[str, Any]:
+    run, done = row.results[0].run, row.done
+    score = estimate([r.final for r in done.values() if r.final is not None])
+    before = _before(row, base)
+    own = base is not None and row.name == base.name
+    return {
+        "name": row.name,
+        "label": " ".join([label(run.method), *row.name.split(" ")[1:]]),
+        "method": run.options["method"],
+        "matches": run.matches.method if run.matches else None,
+        "seeds": sorted(done),
+        "missing_seeds": sorted(r.run.seed for r in row.results if r.final is None),
+        "score": _estimate(score),
+        "gain": None if own else _score_gain(done, before),
+        "agreement": _agreement(done, {} if own else before),
+        "budget": _budget(done.values()),
+        "paper": paper.table2(run.options["method"], row.results[0].env),
+    }
+
+
+def _before(row: Group, base: Group | None) -> dict[int, tuple[Result, str | None]]:
+    """Seed → run and stage that the row's run of that seed is compared with."""
+    if base is None:
+        return {seed: (r, "sft") for seed, r in row.done.items() if r.final_stage != "sft"}
+    return {seed: (r, r.final_stage) for seed, r in base.done.items()}
+
+
+def _score_gain(
+    done: Mapping[int, Result], before: Mapping[int, tuple[Result, str | None]]
+) -> dict[str, Any] | None:
+    seeds = [seed for seed in sorted(done) if seed in before]
+    first = [before[seed][0].task_scores(before[seed][1]) for seed in seeds]
+    second = [done[seed].task_scores(done[seed].final_stage) for seed in seeds]
+    if not seeds or not all([*first, *second]):
+        return None
+    tasks = sorted(set.intersection(*(set(side) for side in (*first, *second))))
+    differences = [[b[t] - a[t] for t in tasks] for a, b in zip(first, second, strict=True)]
+    return _gain(gain(differences), seeds)
+
+
+def _agreement(
+    done: Mapping[int, Result], before: Mapping[int, tuple[Result, str | None]]
+) -> dict[str, Any]:
+    """Measure → its mean over seeds, and the gain where every trajectory was recorded."""
+    measured = {s: r.agreement.get(str(r.final_stage)) for s, r in sorted(done.items())}
+    of_seeds = [figures for figures in measured.values() if figures]
+    if not of_seeds:
+        return {}
+    seeds = [seed for seed in sorted(done) if seed in before]
+    first = [before[seed][0].readings(before[seed][1]) for seed in seeds]
+    second = [done[seed].readings(done[seed].final_stage) for seed in seeds]
+    tasks = agreement.common(*first, *second) if seeds and all([*first, *second]) else []
+    result = {}
+    for measure in MEASURES:
+        scale = _scale(measure)
+        values = [scale * figures[measure] for figures in of_seeds]
+        result[measure] = {"score": _estimate(estimate(values)), "gain": None}
+        if not tasks:
+            continue
+        readings = [[side[task] for task in tasks] for side in (*first, *second)]
+        totals = scale * np.array([agreement.totals(rows, measure) for rows in readings])
+        gains = totals[len(seeds) :] - totals[: len(seeds)]
+        weights = agreement.weights(readings[0], measure)
+        result[measure]["gain"] = _gain(gain(gains.tolist(), weights.tolist()), seeds)
+    return result
+
+
+def _scale(measure: Measure) -> float:
+    return 1.0 if measure == "loss" else 100.0
+
+
+def _budget(done: Sequence[Result] | Any) -> dict[str, float] | None:
+    """The mean over the runs; None where one of them recorded none."""
+    budgets = [result.budget for result in done]
+    if not budgets or not all(budgets):
+        return None
+    total = sum((Budget(**b) for b in budgets if b), Budget())
+    return {name: value / len(budgets) for name, value in asdict(total).items()}
+
+
+def _estimate(found: Any) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    half = None if len(found.values) < 2 else found.half_width
+    return {"mean": found.mean, "half_width": half, "values": list(found.values)}
+
+
+def _gain(result: Gain | None, seeds: Sequence[int]) -> dict[str, Any] | None:
+    return {**asdict(result), "seeds": list(seeds)} if result else None
+
+
+def _correct(gains: Sequence[dict[str, Any] | None]) -> None:
+    """Adds to each gain Holm's p-value over all of them, and what it could have seen."""
+    compared = [of_row for of_row in gains if of_row]
+    for of_row, p in zip(compared, holm([g["p"] for g in compared]), strict=True):
+        of_row["p_holm"] = p
+        figures = Gain(**{name: of_row[name] for name in Gain.__dataclass_fields__})
+        of_row["detectable"] = figures.detectable()
+        of_row["detectable_holm"] = figures.detectable(len(compared))
+
+
+def _correlations(results: Sequence[Result]) -> dict[str, Any]:
+    """Measure → its correlation with the score over the final policies of all runs: as they are,
+    and with each seed's means taken off both, which leaves the difference between the rows."""
+    measured = [r for r in results if r.agreement.get(str(r.final_stage))]
+    seeds = [r.run.seed for r in measured]
+    scores = np.array([r.final for r in measured], dtype=float)
+
+    def over(of: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> dict[str, Any] | None:
+        found = correlation(of(values).round(9).tolist(), of(scores).round(9).tolist())
+        return asdict(found) if found else None
+
+    def within(values: np.ndarray) -> np.ndarray:
+        means = {seed: values[[s == seed for s in seeds]].mean() for seed in set(seeds)}
+        return values - np.array([means[seed] for seed in seeds])
+
+    result = {}
+    for measure in MEASURES:
+        values = np.array([r.agreement[str(r.final_stage)][measure] for r in measured])
+        figures = {"all": over(np.array, values), "within_seeds": over(within, values)}
+        if figures["all"]:
+            result[measure] = figures
+    return result

@@ -1,0 +1,209 @@
+"""The figures of a report as Markdown, from the data in `report.json`: for the report itself, and
+for documentation pages (`docs/generate.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stepagent.eval.agreement import MEASURES
+
+NAMES = {"loss": "loss", "step_match": "step match", "trajectory_match": "trajectory match"}
+Row = Mapping[str, Any]
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def missing(experiment: Row) -> str:
+    """How many runs are done, and which are not, by the reason."""
+    names: dict[str, list[str]] = {}
+    for run in experiment["missing"]:
+        why = " ".join(run["why"].replace("|", "\\|").replace("`", "'").split())
+        names.setdefault(why, []).append(f"`{run['run']}`")
+    lines = [f"- **Missing**, {why}: {', '.join(of_reason)}" for why, of_reason in names.items()]
+    return "\n".join([f"{experiment['done']} of {experiment['runs']} runs are done.\n", *lines, ""])
+
+
+def overview(setting: Row) -> str:
+    """One table of what counts: a row per method."""
+    head = [
+        "method",
+        "step match",
+        "trajectory match",
+        "score",
+        f"gain over {base(setting)} [95 %]",
+    ]
+    head += ["p (Holm)", *BUDGET]
+    rows = []
+    for row in setting["rows"]:
+        matches = [_mean(row["agreement"].get(m, {}).get("score")) for m in MEASURES[1:]]
+        gain = row["gain"]
+        cells = [interval(gain), _p(gain["p_holm"])] if gain else ["", ""]
+        rows.append([name(row), *matches, _mean(row["score"]), *cells, *_budget(row)])
+    return markdown(_without_empty(head, rows), _without_empty(rows, rows))
+
+
+def _without_empty(of: Any, rows: Sequence[Sequence[str]]) -> Any:
+    """A row, or all of them, without the columns in which no row has anything."""
+    used = [i for i in range(len(rows[0])) if any(row[i] for row in rows)]
+    if of is rows:
+        return [[row[i] for i in used] for row in rows]
+    return [of[i] for i in used]
+
+
+def gains(setting: Row) -> str:
+    """Paired gains of the score, and what the table could have seen; "" where no run has any."""
+    rows = [row for row in setting["rows"] if row["gain"]]
+    if not rows:
+        return ""
+    reported = list(dict.fromkeys(b for row in setting["rows"] for b in row["paper"]))
+    head = ["method", "paired gain [95 %]", "p", "p (Holm)", "", "can see", "by seed", "tasks"]
+    head += [f"**Paper:** gain, {backbone}" for backbone in reported]
+    body = []
+    for row in rows:
+        gain = row["gain"]
+        body.append(
+            [
+                name(row),
+                interval(gain),
+                _p(gain["p"]),
+                _p(gain["p_holm"]),
+                "\\*" if gain["p_holm"] < 0.05 else "",
+                f"{gain['detectable_holm']:.1f}",
+                ", ".join(f"{value:+.1f}" for value in gain["by_seed"]),
+                str(gain["tasks"]),
+                *(_paper_gain(setting, row, backbone) for backbone in reported),
+            ]
+        )
+    title = f"Gains over {base(setting)}, same seeds and tasks, percentage points:\n"
+    return "\n".join(["", title, markdown(head, body), sees(setting)])
+
+
+def sees(setting: Row) -> str:
+    """What gain a table of these rows, seeds and tasks can see."""
+    compared = [row["gain"] for row in setting["rows"] if row["gain"]]
+    seeds = max(len(gain["seeds"]) for gain in compared)
+    bounds = [gain["detectable_holm"] for gain in compared]
+    alone = [gain["detectable"] for gain in compared]
+    return (
+        f"What this table can see: with {seeds} seeds, {compared[0]['tasks']} tasks and the spread "
+        f"measured here, a true gain of {min(bounds):.1f} to {max(bounds):.1f} points is called "
+        f"significant with a probability of 80 % (5 % over all {len(compared)} rows; for one row "
+        f"chosen beforehand {min(alone):.1f} to {max(alone):.1f}). Intervals: bootstrap over seeds "
+        "and tasks, not corrected.\n"
+    )
+
+
+def agreement(setting: Row) -> str:
+    """Agreement with the expert on dev trajectories; "" where no run has any."""
+    rows = [row for row in setting["rows"] if row["agreement"]]
+    if not rows:
+        return ""
+    head, body = ["method"], []
+    paired = any(row["agreement"][m]["gain"] for row in rows for m in MEASURES)
+    for measure in MEASURES:
+        unit = "nats" if measure == "loss" else "%"
+        head += [f"{NAMES[measure]}, {unit}", *["gain [95 %]"] * paired]
+    for row in rows:
+        cells = [name(row)]
+        for measure in MEASURES:
+            digits, figures = 3 if measure == "loss" else 1, row["agreement"][measure]
+            cells.append(_mean(figures["score"], digits))
+            cells += [interval(figures["gain"], digits) if figures["gain"] else ""] * paired
+        body.append(cells)
+    text = f"Agreement with the expert on dev trajectories, gains over {base(setting)}:\n"
+    return "\n".join(["", text, markdown(head, body)])
+
+
+def correlations(setting: Row) -> str:
+    """How agreement goes with the score; "" where there are too few runs."""
+    if not setting["correlations"]:
+        return ""
+    body = []
+    for measure, figures in setting["correlations"].items():
+        for name, title in (("all", "all runs"), ("within_seeds", "within seeds")):
+            if (c := figures[name]) is not None:
+                pair = [_correlation(c, kind) for kind in ("pearson", "spearman")]
+                body.append([NAMES[measure], title, *pair, str(c["policies"])])
+    head = ["agreement (dev)", "with the score of", "Pearson [95 %]", "Spearman [95 %]", "runs"]
+    text = (
+        "Correlation of agreement with the score over the runs' final policies (within seeds: "
+        "each seed's means are taken off; intervals: bootstrap over runs, which share their "
+        "seed's SFT):\n"
+    )
+    return "\n".join(["", text, markdown(head, body)])
+
+
+BUDGET = ("expert labels", "episodes", "draws", "tokens", "minutes")
+
+
+def budgets(setting: Row) -> str:
+    """What each row has used, per run; "" where no run recorded it."""
+    rows = [row for row in setting["rows"] if row["budget"]]
+    if not rows:
+        return ""
+    body = [[name(row), *_budget(row), f"{row['budget']['updates']:,.0f}"] for row in rows]
+    text = "What a run of each row has used (mean over seeds), SFT included:\n"
+    return "\n".join(["", text, markdown(["method", *BUDGET, "updates"], body)])
+
+
+def _budget(row: Row) -> list[str]:
+    used = row["budget"]
+    if not used:
+        return [""] * len(BUDGET)
+    counts = [used[name] for name in ("expert_labels", "episodes", "draws", "tokens")]
+    return [*(f"{count:,.0f}" for count in counts), f"{used['seconds'] / 60:.1f}"]
+
+
+def name(row: Row) -> str:
+    """The row's label; where runs are missing, with the seeds that there are."""
+    if not row["missing_seeds"]:
+        return row["label"]
+    if not row["seeds"]:
+        return f"{row['label']} (not done)"
+    seeds = ", ".join(map(str, row["seeds"]))
+    return f"{row['label']} (seed{'s' * (len(row['seeds']) > 1)} {seeds} only)"
+
+
+def base(setting: Row) -> str:
+    """What gains are counted from."""
+    names = {row["name"]: row["label"] for row in setting["rows"]}
+    return names.get(setting["baseline"], "its own SFT")
+
+
+def paper_gain(setting: Row, row: Row, backbone: str) -> float | None:
+    """The paper's gain over its SFT; None where it reports none, and for variants and controls."""
+    from stepagent.eval.paper import table2
+
+    plain = table2("sft", setting["env"]).get(backbone)
+    published = row["name"].split(" ")[0] in (row["method"], f"{row['method']}-paper")
+    if row["method"] == "sft" or not published or plain is None or backbone not in row["paper"]:
+        return None
+    return row["paper"][backbone] - plain
+
+
+def _paper_gain(setting: Row, row: Row, backbone: str) -> str:
+    gain = paper_gain(setting, row, backbone)
+    return "" if gain is None else f"{gain:+.1f}"
+
+
+def interval(gain: Row, digits: int = 1) -> str:
+    low, high = (f"{gain[bound]:+.{digits}f}" for bound in ("low", "high"))
+    return f"{gain['mean']:+.{digits}f} [{low}, {high}]"
+
+
+def _correlation(figures: Row, kind: str) -> str:
+    low, high = figures[f"{kind}_ci95"]
+    return f"{figures[kind]:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _mean(estimate: Row | None, digits: int = 1) -> str:
+    return "" if estimate is None else f"{estimate['mean']:.{digits}f}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
