@@ -268,7 +268,7 @@ def _why_left_out(dataset: str, file: Member) -> str | None:
             _warn_once(f"{file} is empty and left out")
             return "empty file"
         first = next(records_in(file, kind, content), None)
-    if not formats.is_question(dataset, first):
+    if first is None or not formats.is_question(dataset, first):
         return None
     if not formats.has_answer(first):
         _warn_once(f"{file} has no answers, as the official test files, and is left out")

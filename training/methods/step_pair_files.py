@@ -199,7 +199,7 @@ def _step_pair(row: Any, env: str) -> StepPair:
     if row.get("env") not in (None, env):
         raise ValueError(f"it is of {row['env']}, but this run trains on {env}")
     weight = row.get("weight")
-    rewards = row.get("chosen_reward"), row.get("rejected_reward")
+    rewards: tuple[Any, Any] = row.get("chosen_reward"), row.get("rejected_reward")
     for number in (weight, *rewards):
         if number is not None and not isinstance(number, int | float):
             raise ValueError(f"{number!r} is no number")

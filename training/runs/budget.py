@@ -52,7 +52,7 @@ def of_stage(directory: RunDirectory, stage: str, figures: dict[str, float]) -> 
         if row["stage"] == stage or row["stage"].startswith(f"{stage}-")
     ]
     episodes = (directory.path / "rollouts").glob(f"{stage}-*.jsonl")
-    practised = _lines(directory.path / "inspection" / f"{stage}.jsonl")
+    practised = _lines(directory.path / "practice" / f"{stage}.jsonl")
     return Budget(
         expert_labels=round(figures.get("expert_labels", 0)),
         episodes=sum(len(_lines(path)) for path in episodes),

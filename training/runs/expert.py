@@ -49,8 +49,8 @@ def load_expert(
 def check_trajectories(
     path: Path, trajectories: Sequence[Trajectory], config: Config, prompt: Prompt
 ) -> None:
-    """Raises WrongOptions for trajectories of the split that is scored, of another environment, or made
-    under another prompt."""
+    """Raises WrongOptions for trajectories of the split that is scored, of another environment, or
+    made under another prompt."""
     _check_split(path, trajectories, config)
     foreign = {t.env for t in trajectories} - {config.env}
     if foreign:

@@ -148,12 +148,13 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> Correlation | None:
     if points.shape[1] < 3 or (np.ptp(points, axis=1) == 0).any():
         return None
     samples = np.concatenate([points[:, block].swapaxes(0, 1) for block in resamples(len(x))])
-    results = []
+    results: list[tuple[float, tuple[float, float]]] = []
     for values, drawn in ((points[None], samples), (_ranks(points[None]), _ranks(samples))):
         over = _pearson(drawn)
         low, high = np.percentile(over[np.isfinite(over)], [2.5, 97.5])
-        results += [float(_pearson(values)[0]), (float(low), float(high))]
-    return Correlation(*results, policies=len(x))
+        results.append((float(_pearson(values)[0]), (float(low), float(high))))
+    pearson, spearman = results
+    return Correlation(*pearson, *spearman, len(x))
 
 
 def _pearson(points: np.ndarray) -> np.ndarray:

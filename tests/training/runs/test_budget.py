@@ -68,7 +68,7 @@ def test_only_the_stages_own_complete_lines_count(tmp_path):
     lines = [json.dumps({"stage": s, "update": 1, "tokens": n}) + "\n" for s, n in rows]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"stage": "iteration-1", "tok')
     for name, text in (
-        ("inspection/iteration-1.jsonl", '{"replies": [[[1], [2]], [[3]]]}\n{"repl'),
+        ("practice/iteration-1.jsonl", '{"replies": [[[1], [2]], [[3]]]}\n{"repl'),
         ("rollouts/iteration-1-0.jsonl", "{}\n{}\n"),
         ("rollouts/iteration-10-0.jsonl", "{}\n"),
     ):
