@@ -161,6 +161,7 @@ MISSING = {
     ],
     "pip install 'stepagent[serve]'": [
         "serve --env stepagent/WebShop-v0",
+        "bench server",
         "bench soak",
     ],
     "pip install 'stepagent[dev]'": ["bench envs --env stepagent/WebShop-v0"],
