@@ -60,6 +60,8 @@ _ENDINGS = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".zi
 _SUBFOLDERS = ("data", "default", "distractor", "fullwiki", "train", "dev", "validation", "test")
 """Folders of a data set's repository, or of `save_to_disk`, that hold its files."""
 _ROLE = re.compile(r"(?:.*-)?(train|dev|validation|test)(?:-\d+-of-\d+)?")
+_QUESTIONS = "questions"
+_LEFT_OUT = ("empty file", "file without answers")
 _ROLES = {"train": "training", "dev": "development", "validation": "development", "test": "test"}
 
 
@@ -207,9 +209,9 @@ def _files(dataset: str, source: Path) -> Files:
         return Files((training,), (development,))
     if source.is_file() and len(listed) == 1:  # named by the user: reading says what is wrong
         return Files(together=tuple(listed))
-    reasons = {file: _why_left_out(dataset, file) for file in listed}
-    files = tuple(file for file, reason in reasons.items() if reason == "")
-    left_out = tuple(reason for reason in reasons.values() if reason)
+    contents = {file: _content(dataset, file) for file in listed}
+    files = tuple(file for file, content in contents.items() if content == _QUESTIONS)
+    left_out = tuple(content for content in contents.values() if content in _LEFT_OUT)
     if not files:
         names = " and ".join(first for first, *_ in OFFICIAL[dataset])
         raise SourceError(
@@ -257,23 +259,23 @@ def _role(file: Member) -> str | None:
     return _ROLES[match[1]] if match else None
 
 
-def _why_left_out(dataset: str, file: Member) -> str | None:
-    """ "" for a file of questions of the data set with paragraphs and answers, by its first record;
-    None for a file of something else.
+def _content(dataset: str, file: Member) -> str:
+    """What a file holds, by its first record: questions of the data set with paragraphs and
+    answers, something else, or one of `_LEFT_OUT`, with a warning.
 
     Raises SourceError if the file cannot be read: no data is dropped silently.
     """
-    with file.opened() as (kind, content):
-        if kind == "empty":
-            _warn_once(f"{file} is empty and left out")
-            return "empty file"
-        first = next(records_in(file, kind, content), None)
-    if first is None or not formats.is_question(dataset, first):
-        return None
-    if not formats.has_answer(first):
-        _warn_once(f"{file} has no answers, as the official test files, and is left out")
-        return "file without answers"
-    return ""
+    with file.opened() as (kind, data):
+        first = None if kind == "empty" else next(records_in(file, kind, data), None)
+    if kind == "empty":
+        content = "empty file"
+    elif first is None or not formats.is_question(dataset, first):
+        content = "something else"
+    else:
+        content = _QUESTIONS if formats.has_answer(first) else "file without answers"
+    if content in _LEFT_OUT:
+        _warn_once(f"{file} is left out: {content}")
+    return content
 
 
 @lru_cache(maxsize=1024)

@@ -46,8 +46,8 @@ def is_question(dataset: str, record: Any) -> bool:
     return bool({_COLUMNS[dataset][0], "golden_answers"} & set(record))
 
 
-def has_answer(record: dict[str, Any]) -> bool:
-    """Whether it has a gold answer; the official test files do not."""
+def has_answer(record: Any) -> bool:
+    """Whether a question has a gold answer; those of the official test files do not."""
     return bool(record.get("answer") or record.get("golden_answers"))
 
 

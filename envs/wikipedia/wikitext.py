@@ -11,10 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
-from stepagent.envs.containers import Member, SourceError, members
+from stepagent.envs.containers import Member, SourceError
 from stepagent.envs.wikipedia.corpus import Page, page, unescape
 
 MAX_TEXT = 4 << 20
@@ -27,13 +26,6 @@ class Redirect:
 
     title: str
     target: str
-
-
-def dump(path: Path) -> Iterator[Page | Redirect | None]:
-    """The items of a dump, or of all dumps in a folder or an archive; see `dump_items`."""
-    for member in members(path):
-        with member.opened() as (_, file):
-            yield from dump_items(member, file)
 
 
 def dump_items(source: Member, file: IO[bytes], skip: int = 0) -> Iterator[Page | Redirect | None]:

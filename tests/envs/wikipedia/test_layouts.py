@@ -257,8 +257,8 @@ def test_a_file_without_answers_an_empty_one_and_litter_do_not_spoil_the_others(
     (tmp_path / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     splits = questions("hotpotqa", tmp_path)
     assert sum(len(split) for split in splits.values()) == 20
-    assert "hotpot_test_fullwiki_v1.json has no answers" in caplog.text
-    assert "empty.json is empty and left out" in caplog.text
+    assert "hotpot_test_fullwiki_v1.json is left out: file without answers" in caplog.text
+    assert "empty.json is left out: empty file" in caplog.text
     notes = data.sample("hotpotqa", "dev", tmp_path).left_out
     assert notes == {"file without answers": 1, "empty file": 1}
     with pytest.raises(SourceError, match="official test files have no answers"):

@@ -12,10 +12,11 @@ import time
 import pytest
 
 from stepagent import envs
+from stepagent.envs.containers import members
 from stepagent.envs.wikipedia import prepare
 from stepagent.envs.wikipedia.sources import SourceError
 from stepagent.envs.wikipedia.store import StoredCorpus
-from stepagent.envs.wikipedia.wikitext import Redirect, dump, lead
+from stepagent.envs.wikipedia.wikitext import Redirect, dump_items, lead
 from tests.envs.wikipedia.records import write_lines
 
 PAGE = """  <page>
@@ -31,6 +32,13 @@ HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="
 def element(title, text, ns=0, redirect=""):
     redirect = f'<redirect title="{redirect}" />' if redirect else ""
     return PAGE.format(title=title, ns=ns, id=1, redirect=redirect, text=text)
+
+
+def dump(path):
+    """The items of a dump."""
+    (member,) = members(path)
+    with member.opened() as (_, file):
+        yield from dump_items(member, file)
 
 
 def write_dump(path, elements):
