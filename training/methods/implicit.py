@@ -77,15 +77,21 @@ def learn(run: TrainingRun) -> None:
                 # With an anchor the expert's action is learned in those states too.
                 practices, values = without_worthless(practices, values)
             if not any(p.tree.branches for p in practices):
-                why = "acts as the expert everywhere"
-                if stage.figures["pairs"]:
-                    why = "takes no action that is worse than the expert's"
-                stage.note(f"the agent {why}; nothing to learn")
+                stage.note(f"{why_nothing(stage, practices)}; nothing to learn")
                 continue
             pairs = with_reference(stage, run.policy, practices, values)
             shuffle = shuffled(pairs, TreePairs.count, config, seed)
             schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
             stage.figures |= optimise(stage, run.policy.model, schedule, loss(config), config)
+
+
+def why_nothing(stage: Stage, practices: Sequence[Practice]) -> str:
+    """Why no pair is left."""
+    if not stage.figures["pairs"]:
+        return "the agent acts as the expert everywhere"
+    if not practices:
+        return "no trajectory of the expert can be replayed"
+    return "the agent takes no action that is worse than the expert's"
 
 
 def practised_pairs(

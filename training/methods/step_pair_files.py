@@ -10,6 +10,7 @@ Pairs whose prompts extend one another share a tree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from stepagent.agents.chat import Encoded
 from stepagent.envs.layouts import layout_of_file
 from stepagent.envs.react import Message
-from stepagent.envs.records import is_message, read_records
+from stepagent.envs.records import read_records
 from stepagent.training.data import Sample
 from stepagent.training.methods.practice import Practice, action_of, trees_of
 from stepagent.training.methods.preference_files import compare_files
@@ -198,20 +199,23 @@ def _step_pair(row: Any, env: str) -> StepPair:
         sides.append(row[name][0])
     if row.get("env") not in (None, env):
         raise ValueError(f"it is of {row['env']}, but this run trains on {env}")
-    weight = row.get("weight")
-    rewards: tuple[Any, Any] = row.get("chosen_reward"), row.get("rejected_reward")
-    for number in (weight, *rewards):
-        if number is not None and not isinstance(number, int | float):
-            raise ValueError(f"{number!r} is no number")
-    if weight is not None and not 0 < weight < float("inf"):
+    weight = _number(row, "weight")
+    if weight is not None and weight <= 0:
         raise ValueError(f"weight is {weight}: it must be above 0")
-    return StepPair(
-        row["prompt"],
-        sides[0],
-        sides[1],
-        1.0 if weight is None else float(weight),
-        None if None in rewards else (float(rewards[0]), float(rewards[1])),
-    )
+    earned, lost = _number(row, "chosen_reward"), _number(row, "rejected_reward")
+    rewards = None if earned is None or lost is None else (earned, lost)
+    weight = 1.0 if weight is None else weight
+    return StepPair(row["prompt"], sides[0], sides[1], weight, rewards)
+
+
+def _number(row: dict[str, Any], name: str) -> float | None:
+    """A finite number, or None where the row has none."""
+    value = row.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}, which is no finite number")
+    return float(value)
 
 
 def _is_conversation(value: Any) -> bool:
@@ -219,5 +223,6 @@ def _is_conversation(value: Any) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(is_message(m) and isinstance(m.get("content"), str) for m in value)
+        and all(isinstance(message, dict) for message in value)
+        and all(isinstance(m.get(key), str) for m in value for key in ("role", "content"))
     )

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from stepagent import agents, envs
@@ -314,6 +315,15 @@ def test_nothing_worse_than_the_expert_leaves_the_policy(small, monkeypatch):
     folder = Path(small.output) / "policies"
     before, after = (load_file(folder / n / "model.safetensors") for n in ("sft", "iteration-1"))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_nothing_that_can_be_replayed_leaves_the_policy_and_says_why(small, monkeypatch):
+    unlike = branching.Outcome(False, "", 0.0, False, 0)
+    monkeypatch.setattr(branching.Branching, "play", lambda self, _, cases: [unlike] * len(cases))
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))
+    figures = training_run.run(small, console)["figures"]["iteration-1"]
+    assert figures["not_replayed"] == 6
+    assert "no trajectory of the expert can be replayed; nothing to learn" in console.export_text()
 
 
 def _all_alike(self, name, cases):
