@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from xml.etree import ElementTree
 
 import generate
 import picture
@@ -135,3 +136,16 @@ def test_a_page_loads_nothing_from_the_network(tmp_path):
         r"<(?:script|link|img|iframe)[^>]*?(?:src|href)=[\"']?(https?:[^\"' >]*)", html
     )
     assert loaded == []
+
+
+def test_results_of_a_sweep_are_shown_from_its_data(monkeypatch, tmp_path):
+    shown = generate.sweep_results("methods-check")
+    assert re.search(r"\d+ of \d+ runs are done", shown)
+    assert "| SFT |" in shown
+    drawing = shown[shown.index("<figure") : shown.index("</figure>") + len("</figure>")]
+    assert ElementTree.fromstring(drawing)[0].tag.endswith("svg")
+    assert "#000000" not in drawing, "dark pages have light text"
+    assert "\n" not in drawing, "Markdown would end the block"
+    monkeypatch.setattr(generate, "RESULTS", tmp_path)
+    with pytest.raises(generate.Undocumented, match=r"copy a sweep's report\.json there"):
+        generate.sweep_results("methods-check")

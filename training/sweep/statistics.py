@@ -148,13 +148,16 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> Correlation | None:
     if points.shape[1] < 3 or (np.ptp(points, axis=1) == 0).any():
         return None
     samples = np.concatenate([points[:, block].swapaxes(0, 1) for block in resamples(len(x))])
-    results: list[tuple[float, tuple[float, float]]] = []
-    for values, drawn in ((points[None], samples), (_ranks(points[None]), _ranks(samples))):
-        over = _pearson(drawn)
-        low, high = np.percentile(over[np.isfinite(over)], [2.5, 97.5])
-        results.append((float(_pearson(values)[0]), (float(low), float(high))))
-    pearson, spearman = results
-    return Correlation(*pearson, *spearman, len(x))
+    pearson, pearson_ci95 = _with_interval(points[None], samples)
+    spearman, spearman_ci95 = _with_interval(_ranks(points[None]), _ranks(samples))
+    return Correlation(pearson, pearson_ci95, spearman, spearman_ci95, policies=len(x))
+
+
+def _with_interval(values: np.ndarray, drawn: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Pearson's of values [1, 2, policies], with an interval from those of `drawn`, [n, …]."""
+    over = _pearson(drawn)
+    low, high = np.percentile(over[np.isfinite(over)], [2.5, 97.5])
+    return float(_pearson(values)[0]), (float(low), float(high))
 
 
 def _pearson(points: np.ndarray) -> np.ndarray:

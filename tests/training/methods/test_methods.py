@@ -13,8 +13,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from stepagent import command_line
 from stepagent.envs.trajectory import Step, Trajectory, read, write
-from stepagent.training import run
+from stepagent.training import methods, run
 from stepagent.training.data import Sample
 from stepagent.training.methods import eto, find, inverse, nat, rollouts
 from stepagent.training.methods import practice as practice_module
@@ -522,3 +523,19 @@ def test_an_episodes_reward_comes_with_its_last_token():
 
 def test_pairs_of_a_practised_item():
     assert Practice(None, (1.0, 2.0), (3.0, 0.0)).pairs == 3
+
+
+def test_a_variants_name_stands_for_its_options_unless_they_are_chosen(config):
+    config.method, config.reflection.sft_weight = "anchor-only", 0.3
+    methods.apply_variant(config, ["method", "reflection.sft_weight"])
+    assert config.method == "implicit"
+    assert (config.reflection.preference_weight, config.reflection.sft_weight) == (0.0, 0.3)
+    before = command_line.dump(config)
+    methods.apply_variant(config, [])
+    assert command_line.dump(config) == before, "a method's own name changes nothing"
+
+
+def test_the_command_line_takes_the_name_of_a_variant(config):
+    config.method, config.sft.epochs = "sft-best", 7
+    run._adjust(config, ["--method", "sft-best", "--sft.epochs=7"])
+    assert (config.method, config.sft.select, config.sft.epochs) == ("sft", "dev", 7)
