@@ -82,7 +82,7 @@ def test_a_reply_that_was_cut_has_no_end_of_turn_to_learn(template: str):
     short, long = "go", "Thought: I go on and on and on"
     messages = say("A door.", short, "A hall.", long, "A wall.")
     full = codec.encode(messages)
-    length = full.replies[1][1] - full.replies[1][0] - len(codec._raw(codec._plain.end_of_turn))
+    length = full.replies[1][1] - full.replies[1][0] - len(codec._raw(codec._end))
     cut = codec.encode(messages, cut_at=length)
     assert cut.ids == full.ids
     assert cut.replies[0] == full.replies[0]
