@@ -123,7 +123,7 @@ def _each(
 
 def shared_practice(setting: Setting, encoded: Encoded, sampling: Sampling) -> Replies:
     """Our way: the trajectory is read once."""
-    return practice(setting.model, encoded.ids, encoded.replies, sampling, seed=0)
+    return practice(setting.model, encoded, sampling, seed=0)
 
 
 def _generate(setting: Setting, encoded: Encoded, sampling: Sampling) -> Replies:

@@ -162,7 +162,7 @@ def draw_replies(
         eos_ids=policy.eos_ids,
         stopped=policy.codec.has_stop,  # as in acting: at an observation that it invents
     )
-    return practice(policy.model, encoded.ids, encoded.replies, sampling, seed)
+    return practice(policy.model, encoded, sampling, seed)
 
 
 def practice_trees(
