@@ -101,10 +101,14 @@ class ChatCodec:
 
     def _encode_body(self, reply: str) -> tuple[int, ...]:
         """A reply without its end of turn."""
-        return tuple(self._after(self.template.continuation.prompt, self._written(reply, ended=False)))
+        return tuple(
+            self._after(self.template.continuation.prompt, self._written(reply, ended=False))
+        )
 
     def _encode_reply(self, reply: str) -> tuple[int, ...]:
-        return tuple(self._after(self.template.continuation.prompt, self._written(reply) + self._end))
+        return tuple(
+            self._after(self.template.continuation.prompt, self._written(reply) + self._end)
+        )
 
     def reply_ids(self, reply: str) -> list[int]:
         """Tokens of a reply in its place, the end-of-turn token last."""
@@ -153,9 +157,7 @@ class ChatCodec:
             replies.append((start, end))
         return Encoded(ids, replies)
 
-    def _encode_by_turn(
-        self, system: str, turns: Sequence[Message], cut_at: int | None
-    ) -> Encoded:
+    def _encode_by_turn(self, system: str, turns: Sequence[Message], cut_at: int | None) -> Encoded:
         paths = []
         for i in range(0, len(turns), 2):
             state = self._raw(self.template.prompt(system, turns[: i + 1]))
@@ -188,7 +190,11 @@ class ChatCodec:
         continuation = self.template.continuation
         if continuation.thought:
             opening, closing = continuation.thought
-            for written, tag in ((opening, "<think>"), (closing, "</think>"), (continuation.lead, "")):
+            for written, tag in (
+                (opening, "<think>"),
+                (closing, "</think>"),
+                (continuation.lead, ""),
+            ):
                 text = text.replace(written, tag)
         return self.template.without_special(text)
 

@@ -39,8 +39,8 @@ def encode(
             left_out["without_steps"] += 1
             continue
         encoded = codec.encode(trajectory.messages(prompt, style))
-        longest = max(longest, len(encoded.ids))
-        if len(encoded.ids) > context:
+        longest = max(longest, encoded.longest)
+        if encoded.longest > context:
             left_out["longer_than_context"] += 1
             continue
         samples.append(Sample(trajectory, encoded))

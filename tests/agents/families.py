@@ -55,9 +55,7 @@ def qwen3(prompt: str) -> str:
     )
 
 
-NO_THINKING = (
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
-)
+NO_THINKING = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
 
 
 def deepseek(prompt: str, header: str = "") -> str:
@@ -302,7 +300,9 @@ FAMILIES = [
         "<bos>",
         system=False,
     ),
-    Family("Gemma 3", SPLIT_SYSTEM + "{{ bos_token }}" + GEMMA, GEMMA_TOKENS, "<end_of_turn>", "<bos>"),
+    Family(
+        "Gemma 3", SPLIT_SYSTEM + "{{ bos_token }}" + GEMMA, GEMMA_TOKENS, "<end_of_turn>", "<bos>"
+    ),
     Family(
         "Phi-3",
         PHI3 + "{% if add_generation_prompt %}<|assistant|>\n{% else %}<|endoftext|>{% endif %}",

@@ -247,7 +247,7 @@ def _tree(setting: Setting, encoded: Encoded, max_new_tokens: int) -> StepTree:
     """The trajectory with one practice action per step (sampled, so never quite the expert's)."""
     replies = shared_practice(setting, encoded, setting.sampling(1, 1.0, max_new_tokens))
     branches = tuple(Branch(i, tuple(r[0])) for i, r in enumerate(replies))
-    return StepTree(tuple(encoded.ids), tuple(encoded.replies), branches)
+    return StepTree.of(encoded, branches)
 
 
 def _references(tree: StepTree) -> tuple[Tensor, Tensor]:

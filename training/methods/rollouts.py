@@ -90,6 +90,7 @@ def _play_once(run: TrainingRun, stage: Stage, samples: Sequence[Sample], k: int
         name=name,
         salt=f"{config.seed}/{name}",
         **asdict(run.style),
+        template=run.policy.config.template,
         max_new_tokens=run.policy.config.max_new_tokens,
         temperature=find(config.method).temperature(config),
         top_p=config.rollouts.top_p,
@@ -147,7 +148,7 @@ def encode(
             messages = trajectory.messages(run.prompt, style or run.style)
             limit = None if trajectory.agent in experts else run.policy.config.max_new_tokens
             encoded = run.policy.codec.encode(messages, cut_at=limit)
-            if len(encoded.ids) <= run.policy.context:
+            if encoded.longest <= run.policy.context:
                 samples.append(Sample(trajectory, encoded))
     return samples, len(trajectories) - len(samples)
 

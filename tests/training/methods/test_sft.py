@@ -31,10 +31,10 @@ def test_labels_are_the_agents_tokens_alone(tokenizer):
         [_trajectory(["go north", "open door"])], codec, PROMPT, PromptStyle(thoughts=False), 256
     )
     assert left_out == {}
-    targets = labels(sample)
+    targets = labels(sample.encoded)
     learned = [i for i, label in zip(sample.encoded.ids, targets, strict=True) if label != IGNORED]
     assert tokenizer.decode(learned) == "go north<|end|>open door<|end|>"
-    assert labels(sample, assistant_only_loss=False) == sample.encoded.ids
+    assert labels(sample.encoded, assistant_only_loss=False) == sample.encoded.ids
     batch = Collator(pad_token_id=1)(
         [{"input_ids": [5, 6], "labels": [IGNORED, 6]}, {"input_ids": [7], "labels": [7]}]
     )

@@ -159,7 +159,9 @@ def test_bad_settings_are_refused() -> None:
     for changes in ({"k": 0}, {"k": 2, "temperature": 0.0}, {"top_p": 0.0}, {"temperature": -1.0}):
         with pytest.raises(ValueError, match=r"k is|needs"):
             draw(model, tree, **changes)
-    assert practice(model, StepTree(tree.ids, ()), Sampling(1, Decoding(1.0, 1.0, 3), {EOS}), 0) == []
+    assert (
+        practice(model, StepTree(tree.ids, ()), Sampling(1, Decoding(1.0, 1.0, 3), {EOS}), 0) == []
+    )
 
 
 def test_a_model_in_training_is_left_in_training() -> None:
