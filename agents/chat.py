@@ -2,12 +2,12 @@
 
 The state that a reply answers is what the model's own chat template gives as the prompt of that
 turn; the reply follows, and what ends a turn. Where the template writes every turn the same way,
-`ChatCodec` reads off once, with marker texts, what it writes around them, and from then on puts the
-conversation together from pieces: `state piece, reply, state piece, reply, …`. A longer conversation
-then extends the tokens of a shorter one, so that a key-value cache stays valid. Any other template
-is asked for the prompt of every turn, and the row of tokens branches where it has rewritten history
-(`agents.encoded`). Either way a reply's span of tokens is known by construction (no searching for
-strings), and a model sees in acting what it was trained on.
+`ChatCodec` reads off once, with marker texts, what it writes around them, and from then on puts
+the conversation together from pieces: `state piece, reply, state piece, reply, …`. A longer
+conversation then extends the tokens of a shorter one, so that a key-value cache stays valid. Any
+other template is asked for the prompt of every turn, and the row of tokens branches where it has
+rewritten history (`agents.encoded`). Either way a reply's span of tokens is known by construction
+(no searching for strings), and a model sees in acting what it was trained on.
 
 Only the template writes special tokens: where a text contains one (`</s>` in a web page, a forged
 end of turn), a space breaks it into ordinary text.
@@ -101,14 +101,13 @@ class ChatCodec:
 
     def _encode_body(self, reply: str) -> tuple[int, ...]:
         """A reply without its end of turn."""
-        return tuple(
-            self._after(self.template.continuation.prompt, self._written(reply, ended=False))
-        )
+        return self._behind_prompt(self._written(reply, ended=False))
 
     def _encode_reply(self, reply: str) -> tuple[int, ...]:
-        return tuple(
-            self._after(self.template.continuation.prompt, self._written(reply) + self._end)
-        )
+        return self._behind_prompt(self._written(reply) + self._end)
+
+    def _behind_prompt(self, text: str) -> tuple[int, ...]:
+        return tuple(self._after(self.template.continuation.prompt, text))
 
     def reply_ids(self, reply: str) -> list[int]:
         """Tokens of a reply in its place, the end-of-turn token last."""
@@ -189,13 +188,9 @@ class ChatCodec:
         text = self.tokenizer.decode(ids, skip_special_tokens=False)
         continuation = self.template.continuation
         if continuation.thought:
-            opening, closing = continuation.thought
-            for written, tag in (
-                (opening, "<think>"),
-                (closing, "</think>"),
-                (continuation.lead, ""),
-            ):
-                text = text.replace(written, tag)
+            written = (*continuation.thought, continuation.lead)
+            for part, tag in zip(written, ("<think>", "</think>", ""), strict=True):
+                text = text.replace(part, tag)
         return self.template.without_special(text)
 
     def fit(self, messages: Sequence[Message], limit: int) -> tuple[list[Message], bool]:

@@ -1,9 +1,9 @@
 """A conversation as tokens, in which every reply follows the state that it answers.
 
-With most chat templates a conversation is one row of tokens: history is written as the prompts were,
-and each state extends the one before. Others rewrite history (they drop earlier thoughts, say), so
-that a later state is no continuation of an earlier reply. The row then holds every token once and
-*joins* say where it branches:
+With most chat templates a conversation is one row of tokens: history is written as the prompts
+were, and each state extends the one before. Others rewrite history (they drop earlier thoughts,
+say), so that a later state is no continuation of an earlier reply. The row then holds every token
+once and *joins* say where it branches:
 
     state 1 · reply 1 (with its thought)
           └ reply 1 (without it) · observation 2 · reply 2 (with its thought)
@@ -14,6 +14,7 @@ A token sees what is on its own path alone, and its position is its place on tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -67,7 +68,7 @@ class Encoded:
             return [(0, self)]
         bounds = [sum(start < begin for start, _ in self.replies) for begin in beginnings]
         bounds.append(len(self.replies))
-        pairs = zip(bounds, bounds[1:], strict=False)
+        pairs = itertools.pairwise(bounds)
         return [(first, self.part(first, last)) for first, last in pairs if first < last]
 
     def alone(self, step: int) -> Encoded:

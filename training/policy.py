@@ -62,9 +62,8 @@ class Policy:
         if name == "tiny":
             raise ModelError("the model 'tiny' is built from texts: see Policy.tiny")
         tokenizer = load_tokenizer(name)
-        ChatCodec(
-            tokenizer, config.template
-        )  # before the weights: a missing template is reported at once
+        # Before the weights: a missing template is reported at once.
+        ChatCodec(tokenizer, config.template)
         adapter = (Path(name) / "adapter_config.json").is_file()
         frozen = adapter or config.lora.r > 0
         dtype = config.dtype if frozen else "float32"

@@ -171,7 +171,8 @@ FAMILIES = [
         + ALTERNATING.replace("in messages", "in turns")
         + "{% for m in turns %}{% if m.role == 'user' %}{{ bos_token }}[INST] "
         "{% if loop.first and system %}<<SYS>>\n{{ system }}\n<</SYS>>\n\n{% endif %}"
-        "{{ m.content | trim }} [/INST]{% else %} {{ m.content | trim }} </s>{% endif %}{% endfor %}",
+        "{{ m.content | trim }} [/INST]{% else %} {{ m.content | trim }} </s>{% endif %}"
+        "{% endfor %}",
         S,
         "</s>",
         "<s>",

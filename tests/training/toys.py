@@ -74,8 +74,8 @@ def rewriting_tree(seed: int, steps: int, branch_steps: list[int], anew: int = -
             history = tokens(2, 3) + history
         history += tokens(2, 5)
         reply = tokens(4, 7)
-        paths.append((history + [90, 91], reply))
-        history = history + [90] + reply[len(reply) // 2 :]
+        paths.append(([*history, 90, 91], reply))
+        history = [*history, 90, *reply[len(reply) // 2 :]]
     branches = [Branch(step, tuple(tokens(1, 6))) for step in branch_steps]
     return StepTree.of(encode_paths(paths), branches)
 

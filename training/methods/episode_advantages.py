@@ -65,11 +65,10 @@ def episode_advantages(
     stage.note(f"{len(episodes)} episodes, mean reward {mean:.3f}{same}, {left_out} left out")
     if not episodes:
         return []
-    outputs = processes.share(episodes, lambda s: actor.outputs(StepTree.of(s.encoded)))
+    trees = [StepTree.of(sample.encoded) for sample in episodes]
+    outputs = processes.share(trees, actor.outputs)
     with run.policy.as_in(entering):
-        reference = processes.share(
-            episodes, lambda s: actor.outputs(StepTree.of(s.encoded)).log_probs
-        )
+        reference = processes.share(trees, lambda tree: actor.outputs(tree).log_probs)
     kl_costs = [
         config.ppo.kl * (now.log_probs - before)
         for now, before in zip(outputs, reference, strict=True)
@@ -80,7 +79,7 @@ def episode_advantages(
         undiscounted = replace(config.ppo, lam=1.0)
         rows = zip(episodes, outputs, kl_costs, strict=True)
         warm_up(stage, actor, [by_value(*row, undiscounted) for row in rows], config)
-        outputs = processes.share(episodes, lambda s: actor.outputs(StepTree.of(s.encoded)))
+        outputs = processes.share(trees, actor.outputs)
     rows = zip(episodes, outputs, kl_costs, strict=True)
     return normalised([by_value(*row, config.ppo) for row in rows], config.ppo)
 

@@ -16,6 +16,7 @@ attention.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -85,7 +86,7 @@ def trunk_runs(joins: Joins, place: Tensor, window: int | None) -> tuple[Run, ..
     depth = torch.tensor(depths(joins, size), device=device)
     starts = [0, *(start for start, _ in joins if start < size), size]
     runs = []
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in itertools.pairwise(starts):
         on_path = [torch.arange(a, b, device=device) for a, b in ranges(joins, end)]
         columns, rows = torch.cat(on_path), torch.arange(start, end, device=device)
         mask = columns[None, :] <= rows[:, None]
