@@ -15,6 +15,7 @@ end of turn), a space breaks it into ordinary text.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -129,16 +130,34 @@ class ChatCodec:
             return self.encode(messages).ids
         return self._raw(self.template.prompt(system, turns))
 
-    def encode(self, messages: Sequence[Message], cut_at: int | None = None) -> Encoded:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        cut_at: int | None = None,
+        tokens: Sequence[Sequence[int]] = (),
+    ) -> Encoded:
         """Encodes a conversation that ends in an observation (to answer) or a reply (to learn).
 
         `cut_at` is the length limit, in tokens, of whoever wrote the replies. One that fills it
         never came to its end: the end of turn after it is part of the next state, not of its span.
+        `tokens` are those that a model really produced for each reply, as far as they are known
+        (none: empty). They are the reply's, as far as they are its text (`produced`); the states
+        hold what the model was shown.
 
         Raises ValueError unless it is [system,] user, assistant, user, assistant, …;
         ChatTemplateError where the template fails on it.
         """
-        system, turns = _turns(messages)
+        encoded = self._encode(*_turns(messages), cut_at)
+        if not any(tokens):
+            return encoded
+        replies = [m["content"].strip() for m in messages if m["role"] == "assistant"]
+        paths = []
+        for step, (text, ids) in enumerate(zip(replies, tokens, strict=True)):
+            start, end = encoded.replies[step]
+            paths.append((encoded.state(step), self.produced(text, ids) or encoded.ids[start:end]))
+        return encode_paths(paths)
+
+    def _encode(self, system: str, turns: Sequence[Message], cut_at: int | None) -> Encoded:
         if not self._wrapping(system, turns):
             return self._encode_by_turn(system, turns, cut_at)
         ids: list[int] = []
@@ -169,6 +188,30 @@ class ChatCodec:
             paths.append((state, reply))
         return encode_paths(paths)
 
+    def produced(self, reply: str, ids: Sequence[int]) -> list[int]:
+        """The tokens of a reply among those that a model produced, its end of turn included unless
+        it was cut or went on behind what was kept of it; none where they are not this tokenizer's.
+        """
+        if self.opens_thought:
+            reply = reply.removeprefix("<think>").strip()
+        ended = bool(ids) and ids[-1] == self.end_of_turn_id
+        if self.decode(ids[:-1] if ended else ids).strip() == reply:
+            return list(ids)
+        sizes = range(len(ids))
+        size = bisect_left(sizes, len(reply), key=lambda n: len(self.decode(ids[:n]).strip()))
+        same = self.decode(ids[:size]).strip() == reply
+        return list(ids[:size]) if same else []
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether the prompt of a reply ends within a thought."""
+        return self.template.continuation.opened
+
+    def is_thinking(self, reply: str) -> bool:
+        """Whether a reply that is being generated is still a thought: anything may stand there."""
+        opened = self.opens_thought or reply.lstrip().startswith("<think>")
+        return opened and "</think>" not in reply
+
     def has_stop(self, ids: Sequence[int]) -> bool:
         """Whether a reply that is being generated contains a stop text (`envs.react.STOP`): after
         it the agent plays the environment. Decoded only after a token that could end one."""
@@ -179,7 +222,7 @@ class ChatCodec:
         if not self._closing[last]:
             return False
         text = self.decode(ids)
-        return any(stop in text for stop in STOP)
+        return not self.is_thinking(text) and any(stop in text for stop in STOP)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a generated reply, without special tokens; a thought stands in `<think>`."""

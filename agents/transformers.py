@@ -19,7 +19,7 @@ import torch
 
 from stepagent.agents import models
 from stepagent.agents.chat import ChatCodec
-from stepagent.agents.core import Agent, Turn
+from stepagent.agents.core import Agent, ModelReply, Turn
 from stepagent.agents.generation import Decoding, Generator, Request, why_uncacheable
 from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.envs.react import STOP, Message, PromptStyle
@@ -43,6 +43,7 @@ class TransformersAgent(Agent):
     batch_size: conversations answered at once, and kept in the cache; None: 16, on CUDA 32.
     template: arguments of the chat template, such as `enable_thinking`, and two of our own:
         `history_thoughts` and `date` (see `agents.chat_template`).
+    record_tokens: give the ids of every reply's tokens with it, for trajectories (`Step.tokens`).
     instruction, example, thoughts, suffix: the prompt's style (see `envs.react.PromptStyle`).
 
     Raises ModelError (a ValueError) if the model cannot be loaded, has no chat template, or has a
@@ -65,6 +66,7 @@ class TransformersAgent(Agent):
         context: int | None = None,
         batch_size: int | None = None,
         template: dict[str, Any] | None = None,
+        record_tokens: bool = False,
         instruction: bool = True,
         example: bool = True,
         thoughts: bool = True,
@@ -84,6 +86,7 @@ class TransformersAgent(Agent):
         self.name = name or f"hf:{getattr(model, 'name_or_path', '') or type(model).__name__}"
         self.model, self.tokenizer = model, tokenizer
         self.codec, self._template = ChatCodec(tokenizer, template), template
+        self._record_tokens = record_tokens
         longest = models.context_length(model)
         self.context = min(longest, context or longest)
         if self.context <= max_new_tokens:
@@ -169,7 +172,8 @@ class TransformersAgent(Agent):
         return hash(tuple((w.data_ptr(), w._version) for w in self.model.parameters()))
 
     def _text(self, ids: list[int]) -> str:
-        return self.codec.decode(ids[:-1] if ids and ids[-1] in self._ends else ids).strip()
+        text = self.codec.decode(ids[:-1] if ids and ids[-1] in self._ends else ids).strip()
+        return ModelReply(text, ids) if self._record_tokens else text
 
     def _in_eval(self, work: Any) -> Any:
         """Calls `work` with the model in evaluation mode, and restores training mode if it was
@@ -196,7 +200,7 @@ class TransformersAgent(Agent):
         self.reset()
 
     def fingerprint(self) -> dict[str, str]:
-        template = {"template": json.dumps(self._template)} if self._template else {}
+        template = {"template": json.dumps(self._template, default=str)} if self._template else {}
         return {
             "model": self.name,
             "weights": models.weights_checksum(self.model),

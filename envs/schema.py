@@ -22,6 +22,7 @@ _TYPES: dict[Any, dict[str, Any]] = {
     float: {"type": "number"},
     dict[str, float]: {"type": "object", "additionalProperties": {"type": "number"}},
     dict[str, str]: {"type": "object", "additionalProperties": {"type": "string"}},
+    tuple[int, ...]: {"type": "array", "items": {"type": "integer", "minimum": 0}},
     tuple[Step, ...]: {"type": "array", "items": {"$ref": "#/$defs/Step"}},
 }
 

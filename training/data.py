@@ -38,7 +38,9 @@ def encode(
         if not trajectory.steps or trajectory.error:
             left_out["without_steps"] += 1
             continue
-        encoded = codec.encode(trajectory.messages(prompt, style))
+        encoded = codec.encode(
+            trajectory.messages(prompt, style), tokens=[step.tokens for step in trajectory.steps]
+        )
         longest = max(longest, encoded.longest)
         if encoded.longest > context:
             left_out["longer_than_context"] += 1

@@ -158,3 +158,26 @@ def test_one_long_observation_loses_its_middle():
     assert len(codec.encode(fitting).ids) <= 700
     assert fitting[-1]["content"].endswith("end")
     assert "the task" in fitting[0]["content"]
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, NO_SYSTEM])
+def test_tokens_that_a_model_produced_are_its_reply(template: str):
+    """Also where it wrote the text in other pieces, was cut, or went on behind what was kept."""
+    codec = codec_for(template)
+    messages = say("a door", "go in", "a hall", "look around", "a wall", "wait", system="Be brief.")
+    own = codec.encode(messages)
+    letters = [token for letter in "go in" for token in codec._raw(letter)]
+    cut = codec.body_ids("look around")
+    beyond = [*codec.body_ids("wait"), *codec._raw("\nObservation: x")]
+    produced = [[*letters, codec.end_of_turn_id], cut, beyond]
+    encoded = codec.encode(messages, tokens=produced)
+    expected = [produced[0], cut, codec.body_ids("wait")]
+    for step, (start, end) in enumerate(encoded.replies):
+        assert encoded.ids[start:end] == expected[step]
+        assert encoded.state(step) == own.state(step), "history is what the model was shown"
+    assert len(letters) > len(codec.body_ids("go in"))
+    assert encoded.joins, "the first reply is in history in other pieces"
+    assert codec.encode(messages, tokens=[[], [], []]) == own
+    assert codec.encode(messages, tokens=[codec.reply_ids("go in"), [], []]) == own
+    foreign = [[5, 6, 7], codec.body_ids("look"), codec.body_ids("Wait")]
+    assert codec.encode(messages, tokens=foreign) == own, "of another tokenizer"

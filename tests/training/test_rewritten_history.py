@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from stepagent import envs
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import Prompt, PromptStyle
-from stepagent.envs.trajectory import Step, Trajectory
+from stepagent.envs.trajectory import Step, Trajectory, read, write
+from stepagent.eval.rollout import run_episodes
+from stepagent.training import collect, run
 from stepagent.training.config import Config, PolicyConfig, ReflectionConfig
 from stepagent.training.data import Sample, encode
 from stepagent.training.methods import (
@@ -30,6 +35,7 @@ from stepagent.training.policy import Policy
 from stepagent.training.runs.directory import RunDirectory
 from stepagent.training.runs.stage import Stage
 from stepagent.training.trees.rows import Rows
+from tests import toy_env
 from tests.agents.conversations import turn
 from tests.agents.families import FAMILIES, Family
 from tests.agents.tiny_models import make_model
@@ -311,3 +317,70 @@ def test_preference_equals_one_sequence_per_step(name: str, stage: Stage):
     line = the_update(stage)
     assert line["loss"] == pytest.approx(-float(F.logsigmoid(torch.tensor(0.0))), abs=1e-4)
     assert abs(line["margin"]) < 1e-3
+
+
+@by_template
+@pytest.mark.parametrize("method", ["implicit", "inverse"])
+def test_a_run_from_end_to_end(name: str, method: str, config: Config, tmp_path: Path):
+    """SFT, one iteration and scores; what is played under the policy's template."""
+    make_policy(name).save(tmp_path / "model")
+    config.policy.model, config.policy.template = str(tmp_path / "model"), {"date": "2025-01-31"}
+    config.method, config.env, config.env_args = method, toy_env.ID, {"size": 6}
+    config.reflection.iterations, config.evaluation.every_iteration = 1, False
+    config.evaluation.limit = 2
+    config.inverse.discriminator.chance_margin = -1.0  # so small a one may know nothing
+    played = collect.Config(toy_env.ID, tmp_path / "expert", env_args=config.env_args, limit=4)
+    expert = read(collect.collect(played))
+    opening = "" if family(name).thinks == "opened" else "<think>\n"
+    thinking = [
+        replace(
+            t,
+            steps=tuple(
+                replace(s, reply=f"{opening}Then {s.action}.\n</think>\n\n{s.action}")
+                for s in t.steps
+            ),
+        )
+        for t in expert
+    ]
+    config.expert.trajectories = str(tmp_path / "thinking.jsonl")
+    write(tmp_path / "thinking.jsonl", thinking)
+    summary = run.run(config)
+    figures = summary["figures"]["iteration-1"]
+    assert figures["practised"] > 0
+    assert summary["template"] == {"date": "2025-01-31"}
+    [score] = summary["scores"].values()
+    assert score["fingerprint"]["agent.template"] == '{"date": "2025-01-31"}'
+
+
+@by_template
+def test_what_the_policy_drew_is_learned(name: str, config: Config, monkeypatch: Any):
+    """An episode's replies are the tokens drawn, in the states that were shown."""
+    policy = make_policy(name)
+    policy.config.max_new_tokens = 12
+    config.env, config.env_args, config.rollouts.temperature = toy_env.ID, {"size": 6}, 2.0
+    agent = TransformersAgent(
+        policy.model,
+        policy.tokenizer,
+        temperature=2.0,
+        max_new_tokens=12,
+        record_tokens=True,
+        example=False,
+    )
+    shown, requests = [], agent._requests
+
+    def record(turns: Any) -> Any:
+        made = requests(turns)
+        shown.extend(request.ids for request in made)
+        return made
+
+    monkeypatch.setattr(agent, "_requests", record)
+    episodes = list(run_episodes(toy_env.ID, agent, ["odd/7"], workers=1))
+    style = PromptStyle(example=False)
+    prompt = envs.make(toy_env.ID).prompt
+    [sample], _ = encode(episodes, policy.codec, prompt, style, policy.context)
+    drawn = [step.tokens for step in sample.trajectory.steps]
+    assert len(drawn) > 5
+    learned = [tuple(sample.encoded.ids[a:b]) for a, b in sample.encoded.replies]
+    same = [ids == step for ids, step in zip(learned, drawn, strict=True)]
+    assert sum(same) >= len(same) - 1, "all but a reply that wrote nothing that can be kept"
+    assert [sample.encoded.state(i) for i in range(len(learned))] == shown
