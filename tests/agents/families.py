@@ -1,17 +1,22 @@
 """Chat templates of the shapes that models really have, written anew as small ones.
 
-`FAMILIES` says of each what it does to a conversation. Their special tokens are those of the real
-ones; the tokenizer is the tests' own. `python -m tests.agents.families` writes the table of
-`docs/pages/evaluation.md`.
+Their special tokens are those of the real ones; the tokenizer is the tests' own.
+`python -m tests.agents.families` writes the table of `docs/pages/templates.md`.
 """
 
 from __future__ import annotations
 
 import copy
+import datetime
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from stepagent.agents.chat import ChatCodec
+from stepagent.files import write_text
+from tests.agents.conversations import say
 from tests.agents.tiny_models import make_tokenizer
 
 CHATML = (
@@ -393,3 +398,86 @@ FAMILIES = [
         "[|endofturn|]",
     ),
 ]
+
+
+def as_written(family: Family, *texts: str) -> list[str]:
+    """The texts as the model writes them: where the prompt opens the thought, it does not."""
+    opened = family.thinks == "opened"
+    return [t.removeprefix("<think>").lstrip("\n") if opened else t for t in texts]
+
+
+class _Day(datetime.datetime):
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return cls(2024, 7, 26)
+
+
+def shown(family: Family, tokenizer: Any, messages: Any) -> list[int]:
+    """The prompt that `apply_chat_template` gives, on the day that the codec has."""
+    messages = [dict(m) for m in messages]
+    if not family.system and messages[0]["role"] == "system":
+        system = messages.pop(0)["content"]
+        messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"
+    for message in messages:
+        thought, closed, rest = message["content"].partition("</think>")
+        if family.has_fields and closed:
+            message["content"] = rest.strip()
+            message["thinking"] = thought.removeprefix("<think>").strip()
+    with mock.patch("transformers.utils.chat_template_utils.datetime", _Day):
+        out = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, **family.arguments
+        )
+    return out["input_ids"]
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "templates.md"
+BEGIN, END = "<!-- generated: python -m tests.agents.families -->\n", "<!-- end -->\n"
+TEXTS = ("A door.", "Action: go", "A hall.", "Action: look", "A wall.", "Action: wait")
+
+
+def table() -> str:
+    """What the codec finds out about each family, as a table in Markdown."""
+    lines = [
+        "| Family | Passes | System message | Reply behind its prompt | Earlier thoughts | Row |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family in FAMILIES:
+        codec = ChatCodec(family.tokenizer(), family.arguments)
+        lines.append(f"| {family.name} | {' | '.join(_cells(family, codec))} |")
+    return "\n".join([*lines, ""])
+
+
+def _cells(family: Family, codec: ChatCodec) -> list[str]:
+    continuation = codec.template.continuation
+    prompt = codec.template.prompt("SYSTEM", say(*TEXTS[:3]))
+    system = "in its own place"
+    if not codec.has_system_role:
+        system = "before the first observation"
+    elif prompt.index("SYSTEM") > prompt.index("A door."):
+        system = "in the newest observation"
+    lead = continuation.lead.replace("\n", "⏎").replace(" ", "␣")
+    follows = f"after `{lead}`" if lead else "at once"
+    if continuation.opened:
+        follows = "behind its thought, which the prompt opens"
+    opening = "" if continuation.opened else "<think>\n"
+    thinking = [
+        f"{opening}I think.\n</think>\n\n{text}" if i % 2 else text for i, text in enumerate(TEXTS)
+    ]
+    plain, branching = (codec.encode(say(*t, system="Be brief.")) for t in (TEXTS, thinking))
+    row = "branches in every step" if plain.joins else "branches behind thoughts"
+    if not branching.joins:
+        row = "one"
+    thoughts = "stay" if "I think." in codec.template.prompt("", say(*thinking[:3])) else "dropped"
+    passes = all(
+        codec.encode(messages).state(step)
+        == shown(family, codec.tokenizer, messages[: 2 + 2 * step])
+        for messages in (say(*texts, system="Be brief.") for texts in (TEXTS, thinking))
+        for step in range(3)
+    )
+    return ["yes" if passes else "no", system, follows.replace("|", "\\|"), thoughts, row]
+
+
+if __name__ == "__main__":
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    write_text(PAGE, before + BEGIN + table() + END + rest.partition(END)[2])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-from typing import Any
-
 import pytest
 
 from stepagent.agents.chat import ChatCodec
 from tests.agents.conversations import say
-from tests.agents.families import FAMILIES, Family
+from tests.agents.families import FAMILIES, PAGE, Family, as_written, shown, table
 
 PLAIN = ("You see a door.", "Thought: I go.\nAction: go", "A hall.\n\nIt is  open", "Action: look")
 THINKING = (
@@ -22,39 +19,6 @@ THINKING = (
 )
 SYSTEM = "Be brief.\n\nHere is one task."
 by_name = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-
-
-@pytest.fixture(autouse=True)
-def that_day(monkeypatch: pytest.MonkeyPatch):
-    """For the reference: templates that ask for the date get the one that the codec fixes."""
-
-    class Day(datetime.datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return cls(2024, 7, 26)
-
-    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Day)
-
-
-def as_written(family: Family, *texts: str) -> list[str]:
-    """The texts as the model writes them: where the prompt opens the thought, it does not."""
-    opened = family.thinks == "opened"
-    return [t.removeprefix("<think>").lstrip("\n") if opened else t for t in texts]
-
-
-def shown(family: Family, tokenizer: Any, messages: Any) -> list[int]:
-    """The prompt that `apply_chat_template` gives."""
-    messages = [dict(m) for m in messages]
-    if not family.system and messages[0]["role"] == "system":
-        system = messages.pop(0)["content"]
-        messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"
-    for message in messages:
-        thought, closed, rest = message["content"].partition("</think>")
-        if family.has_fields and closed:
-            message["content"] = rest.strip()
-            message["thinking"] = thought.removeprefix("<think>").strip()
-    out = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **family.arguments)
-    return out["input_ids"]
 
 
 @by_name
@@ -104,3 +68,9 @@ def test_history(family: Family):
         assert "Action: go" in text
         state = codec.encode(say(*replies)).state(2)
         assert state == codec.prompt(messages)
+
+
+def test_the_table_of_the_documentation():
+    assert table() in PAGE.read_text(encoding="utf-8"), "run python -m tests.agents.families"
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES) >= 20
+    assert table().count("| yes |") == len(FAMILIES)

@@ -26,6 +26,7 @@ from stepagent.envs.react import PromptStyle
 from stepagent.envs.trajectory import Trajectory
 from stepagent.eval.benches import Options, Row, measure, settings
 from stepagent.eval.rollout import run_episodes
+from stepagent.training.benchmarks import rewritten_history
 from stepagent.training.config import ReflectionConfig
 from stepagent.training.methods.losses import step_dpo_loss
 from stepagent.training.runs.schedule import Schedule, packed
@@ -188,6 +189,12 @@ def reflection(options: Options) -> Iterator[Row]:
         yield Row.less_is_better(name, ours, plain, "s forward and backward")
     short = [Trajectory(**{**vars(t), "steps": t.steps[:5]}) for t in long[:1]]
     yield from _equality(options, short)
+    thinking = rewritten_history.encode(
+        Trajectory(**{**vars(long[0]), "steps": long[0].steps[: max(lengths)]}),
+        copy.deepcopy(setting.tokenizer),
+        setting.prompt,
+    )
+    yield from rewritten_history.rows(setting.model, thinking, options.repeats)
     yield from packing(sizes["short_trees"], sizes["pack_tokens"], options.repeats)
 
 
