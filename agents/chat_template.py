@@ -278,7 +278,10 @@ class ChatTemplate:
         first = text.split(one)[1].split(two)[0]
         history = text.split(three)[1].split(four)[0]
         if first != history:
-            raise self._misaligned("does not write each turn the same way", first, history)
+            raise self._misaligned(
+                "does not write each turn the same way",
+                {"before the first reply": first, "before the second": history},
+            )
         after, prompt = text.split(four)[1].split(five)
         opened = bool(_OPENED.search(prompt))
         if history.startswith(prompt):
@@ -289,27 +292,25 @@ class ChatTemplate:
                 raise self._misaligned(
                     "writes a reply in history behind other tokens than it prompts for one, so "
                     "what the model is to write first is not known",
-                    history,
-                    prompt,
+                    {"in history": history, "as a prompt": prompt},
                 )
             lead = bare[len(header) :]
         rewrites, thought = self._thoughts(opened, text)
         end = self._end_of_turn(after)
         return Continuation(prompt, lead, end, opened, thought, rewrites)
 
-    def _misaligned(self, problem: str, *texts: str) -> ChatTemplateError:
-        """An error that shows the tokens of two texts which should be the same."""
+    def _misaligned(self, problem: str, texts: Mapping[str, str]) -> ChatTemplateError:
+        """An error that shows the tokens of two texts which should be the same, by their names."""
         rows = [
             self.tokenizer.convert_ids_to_tokens(
                 self.tokenizer(text, add_special_tokens=False)["input_ids"]
             )
-            for text in texts
+            for text in texts.values()
         ]
         pairs = enumerate(zip(*rows, strict=False))
         first = next((i for i, (a, b) in pairs if a != b), min(map(len, rows)))
-        return self._error(
-            f"{problem}. From token {first} on, these differ:\n  {rows[0]}\n  {rows[1]}"
-        )
+        shown = "".join(f"\n  {name}: {row}" for name, row in zip(texts, rows, strict=True))
+        return self._error(f"{problem}. From token {first} on, these differ:{shown}")
 
     def _end_of_turn(self, after: str) -> str:
         """What ends a reply, up to a special token: at the end of a conversation, or (GLM-4) before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from typing import Any
 
 import pytest
@@ -181,3 +182,81 @@ def test_tokens_that_a_model_produced_are_its_reply(template: str):
     assert codec.encode(messages, tokens=[codec.reply_ids("go in"), [], []]) == own
     foreign = [[5, 6, 7], codec.body_ids("look"), codec.body_ids("Wait")]
     assert codec.encode(messages, tokens=foreign) == own, "of another tokenizer"
+
+
+NO_CONTENT = "{% for m in messages %}{{ m.role }}<|im_end|>{% endfor %}"
+RAISES = (
+    "{% if messages | length > 7 %}{{ raise_exception('that is enough') }}{% endif %}"
+    "{% if add_generation_prompt %}" + TEMPLATE + "{% else %}" + TEMPLATE + "{% endif %}"
+    "{% if add_generation_prompt %}<think>\n{% endif %}"
+)
+MISALIGNED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+)
+NO_END = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+def test_templates_that_cannot_be_used_say_where():
+    with pytest.raises(ChatTemplateError, match="does not write every turn of a conversation once"):
+        codec_for(NO_CONTENT)
+    with pytest.raises(ChatTemplateError, match=r"fails on a plain conversation.*nope"):
+        codec_for("{{ raise_exception('nope') }}")
+    with pytest.raises(ChatTemplateError, match="behind other tokens than it prompts for") as error:
+        codec_for(MISALIGNED)
+    message, *rows = str(error.value).splitlines()
+    assert [row.partition(":")[0] for row in rows] == ["  in history", "  as a prompt"]
+    tokens = [literal_eval(row.partition(": ")[2]) for row in rows]
+    assert [row[:2] for row in tokens] == [["<|im_end|>", "<|im_start|>"]] * 2
+    differ = next(i for i, (a, b) in enumerate(zip(*tokens, strict=False)) if a != b)
+    assert f"From token {differ} on, these differ" in message
+    assert [row[differ] for row in tokens] == ["Ċ", ":"]
+
+
+def test_a_template_that_raises_later_is_named():
+    codec = codec_for(RAISES)
+    turns = ["go", "in"] * 4
+    assert codec.prompt(say(*turns[:7]))
+    with pytest.raises(ChatTemplateError, match=r"on a conversation of 9 turns.*that is enough"):
+        codec.prompt(say(*turns, "go"))
+    with pytest.raises(ChatTemplateError, match="that is enough"):
+        codec.encode(say(*turns, "go"))
+
+
+def test_a_tokenizer_without_an_end_token():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template, tokenizer.eos_token = NO_END, None
+    with pytest.raises(ChatTemplateError, match=r"no end token.*set `tokenizer.eos_token`"):
+        ChatCodec(tokenizer)
+    codec = codec_for(NO_END)
+    assert codec.decode([codec.end_of_turn_id]) == ""
+    messages = say("a door", "go", "a hall", "look")
+    encoded = codec.encode(messages)
+    for start, end in encoded.replies:
+        assert encoded.ids[end - 1] == codec.tokenizer.eos_token_id
+        assert codec.tokenizer.decode(encoded.ids[start:end]).strip() in (
+            "go<|end|>",
+            "look<|end|>",
+        )
+    text = codec.tokenizer.decode(encoded.state(1))
+    assert text == "user: a door\nassistant: go\nuser: a hall\nassistant:"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"history_thoughts": "forget"}, "must be one of template, keep, drop"),
+        ({"date": "tomorrow"}, "must be like 2024-07-26"),
+    ],
+)
+def test_wrong_arguments(arguments: Any, says: str):
+    with pytest.raises(ValueError, match=says):
+        ChatCodec(make_tokenizer(), arguments)
+
+
+def test_the_date_is_the_one_that_was_asked_for():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + TEMPLATE
+    for arguments, day in (({}, "26 Jul 2024"), ({"date": "2025-01-31"}, "31 Jan 2025")):
+        text = tokenizer.decode(ChatCodec(tokenizer, arguments).prompt(say("a door")))
+        assert text.startswith(f"{day}\n")
