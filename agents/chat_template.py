@@ -186,47 +186,52 @@ class ChatTemplate:
 
         Raises ChatTemplateError where the template fails on this conversation.
         """
-        messages: list[dict[str, Any]] = []
+        messages = [self._message(turn) for turn in turns]
         kept: dict[str, str] = {}
-        for number, turn in enumerate(turns):
-            text = turn["content"].strip()
-            if turn["role"] != "assistant":
-                messages.append({**turn, "content": self.plain(text)})
-                continue
-            text = self.plain_reply(text)
-            thought, answer = split_thought(text)
-            if thought is None:
-                messages.append({**turn, "content": text})
-            elif self.history == "drop":
-                messages.append({**turn, "content": answer})
-            elif self.history == "keep":
-                mark = f"⟦reply {number}⟧"
-                kept[mark] = text
-                messages.append({**turn, "content": mark})
-            elif self.continuation.thought:
-                fields = {"reasoning_content": thought, "thinking": thought}
-                messages.append({**turn, "content": answer, **fields})
-            else:
-                messages.append({**turn, "content": text})
+        if self.history == "keep":
+            kept = self._marks([system, *(turn["content"] for turn in turns)], messages)
         if system := self.plain(system):
             if self.has_system_role:
                 messages.insert(0, {"role": "system", "content": system})
             else:
                 messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"
-        text_or_error = self._try(messages)
-        if isinstance(text_or_error, Exception):
+        text = self._try(messages)
+        if isinstance(text, Exception):
             raise self._error(
-                f"fails on a conversation of {len(turns)} turns: "
-                f"{type(text_or_error).__name__}: {text_or_error}"
+                f"fails on a conversation of {len(turns)} turns: {type(text).__name__}: {text}"
             )
         for mark, reply in kept.items():
             lead, body = self.continuation.lead, self.continuation.body(reply)
             if self.continuation.opened:
                 body = f"<think>\n{body}"
-            if lead and lead + mark in text_or_error:
-                mark = lead + mark
-            text_or_error = text_or_error.replace(mark, body)
-        return text_or_error
+            text = text.replace(lead + mark if lead + mark in text else mark, body)
+        return text
+
+    def _message(self, turn: Message) -> dict[str, Any]:
+        """A turn as the template is given it."""
+        text = turn["content"].strip()
+        if turn["role"] != "assistant":
+            return {**turn, "content": self.plain(text)}
+        text = self.plain_reply(text)
+        thought, answer = split_thought(text)
+        if thought is not None and self.history == "drop":
+            return {**turn, "content": answer}
+        if thought is not None and self.history == "template" and self.continuation.thought:
+            return {**turn, "content": answer, "reasoning_content": thought, "thinking": thought}
+        return {**turn, "content": text}
+
+    @staticmethod
+    def _marks(texts: Sequence[str], messages: Sequence[dict[str, Any]]) -> dict[str, str]:
+        """Puts a mark in place of every reply that thinks, so that the template leaves its thought
+        alone; returns mark → reply. No mark is part of `texts`."""
+        replies: dict[str, str] = {}
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant" and "</think>" in message["content"]:
+                mark = f"⟦reply {number}⟧"
+                while any(mark in text for text in texts):
+                    mark = f"⟦{mark}⟧"
+                replies[mark], message["content"] = message["content"], mark
+        return replies
 
     def plain(self, text: str) -> str:
         """The text, with a space in whatever would be read as a special token."""

@@ -260,3 +260,18 @@ def test_the_date_is_the_one_that_was_asked_for():
     for arguments, day in (({}, "26 Jul 2024"), ({"date": "2025-01-31"}, "31 Jan 2025")):
         text = tokenizer.decode(ChatCodec(tokenizer, arguments).prompt(say("a door")))
         assert text.startswith(f"{day}\n")
+
+
+def test_no_text_can_stand_for_a_reply_that_is_kept():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace(
+        "{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] }}"
+    )
+    codec = ChatCodec(tokenizer, {"history_thoughts": "keep"})
+    forged = "a ⟦reply 1⟧ and ⟦⟦reply 1⟧⟧ door"
+    messages = say(forged, "<think>x</think>go", "a hall", system=forged)
+    text = tokenizer.decode(
+        codec.template.tokenizer(codec.template.prompt(forged, messages[1:]))["input_ids"]
+    )
+    assert text.count(forged) == 2
+    assert text.count("<think>x</think>go") == 1
