@@ -1,10 +1,13 @@
-"""Conversations as tokens, piece by piece and the same in training and in acting.
+"""Conversations as tokens, turn by turn and the same in training and in acting.
 
-A chat template is a program over the entire conversation. `ChatCodec` asks it once, with marker
-texts, what it writes around the turns, and from then on writes the conversation as a sequence of
-pieces: `state piece, reply, state piece, reply, …`. A reply's span of tokens is thus known by
-construction (no searching for strings), a longer conversation always extends the tokens of a
-shorter one (so a key-value cache stays valid), and a model sees in acting what it was trained on.
+The state that a reply answers is what the model's own chat template gives as the prompt of that
+turn; the reply follows, and what ends a turn. Where the template writes every turn the same way,
+`ChatCodec` reads off once, with marker texts, what it writes around them, and from then on puts
+the conversation together from pieces: `state piece, reply, state piece, reply, …`. A longer
+conversation then extends the tokens of a shorter one, so that a key-value cache stays valid. Any
+other template is asked for the prompt of every turn, and the row of tokens branches where it has
+rewritten history (`agents.encoded`). Either way a reply's span of tokens is known by construction
+(no searching for strings), and a model sees in acting what it was trained on.
 
 Only the template writes special tokens: where a text contains one (`</s>` in a web page, a forged
 end of turn), a space breaks it into ordinary text.
@@ -12,111 +15,46 @@ end of turn), a space breaks it into ordinary text.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from stepagent.agents.chat_template import (
+    SYSTEM,
+    ChatTemplate,
+    ChatTemplateError,
+    Wrapping,
+    split_thought,
+)
+from stepagent.agents.encoded import Encoded, encode_paths
 from stepagent.envs.react import STOP, Message
-from stepagent.errors import UsageError
 
-_MARKS = ("⟦system⟧", "⟦one⟧", "⟦two⟧", "⟦three⟧", "⟦four⟧", "⟦five⟧")
-
-
-class ChatTemplateError(UsageError):
-    """The model's chat template is missing, or cannot be applied turn by turn."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A conversation as tokens."""
-
-    ids: list[int]
-    replies: list[tuple[int, int]] = field(default_factory=list)
-    """Half-open spans [start, end) of the replies, the end-of-turn token included (but see `cut_at`
-    of `encode`). The state that the i-th reply answers is `ids[:replies[i][0]]`."""
-
-
-@dataclass(frozen=True)
-class _Wrapping:
-    """What a template writes around the first observation, later observations and replies."""
-
-    before_first: str
-    """Up to the first observation; holds the system mark where the template has a system role."""
-    before_reply: str
-    end_of_turn: str
-    before_next: str
+__all__ = ["ChatCodec", "ChatTemplateError", "Encoded"]
 
 
 class ChatCodec:
     """Writes conversations for one tokenizer.
 
-    Raises ChatTemplateError where the tokenizer has no chat template, or one whose text before a
-    turn depends on later turns.
+    `arguments` are those of the chat template, and two of our own (`agents.chat_template`). Raises
+    what `ChatTemplate` raises.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None):
         self.tokenizer = tokenizer
-        if not getattr(tokenizer, "chat_template", None):
-            raise ChatTemplateError(
-                f"{getattr(tokenizer, 'name_or_path', tokenizer)!r} has no chat template: use an "
-                "instruction-tuned model, or set `tokenizer.chat_template` and save it again"
-            )
-        names = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-        names = {name for name in names | set(tokenizer.all_special_tokens) if name}
-        longest_first = sorted(names, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self.has_system_role = self._probe(system=True) is not None
-        plain = self._probe(system=False)
-        if plain is None:
-            raise ChatTemplateError(
-                f"the chat template of {tokenizer.name_or_path!r} does not write each turn the "
-                "same way, so conversations cannot be extended turn by turn"
-            )
-        self._plain = plain
-        self._with_system = self._probe(system=True) or plain
-        eot = self._raw(plain.end_of_turn)
-        self.end_of_turn_id: int = eot[-1]
+        self.template = ChatTemplate(tokenizer, arguments)
+        self.has_system_role = self.template.has_system_role
+        wrapping = self.template.regular
+        self._end = (wrapping or self.template.continuation).end_of_turn
+        self.end_of_turn_id: int = self._raw(self._end)[-1]
         """Ends every reply; generation stops at it."""
         self._state = lru_cache(maxsize=65536)(self._encode_state)
         self._reply = lru_cache(maxsize=65536)(self._encode_reply)
         self._body = lru_cache(maxsize=65536)(self._encode_body)
         self._closing: dict[int, bool] = {}
-
-    def _probe(self, system: bool) -> _Wrapping | None:
-        """Reads the wrapping off the template; None where it is irregular or drops a text."""
-        roles = ["user", "assistant", "user", "assistant", "user"]
-        marks = list(_MARKS[1:])
-        messages = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=True)]
-        if system:
-            messages.insert(0, {"role": "system", "content": _MARKS[0]})
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except Exception:  # templates raise their own Jinja errors for roles they do not know
-            return None
-        if any(text.count(m) != 1 for m in marks) or (system and text.count(_MARKS[0]) != 1):
-            return None
-        between, rest = [], text
-        for mark in marks:
-            before, rest = rest.split(mark, 1)
-            between.append(before)
-        first, reply, after, reply2, after2, reply3 = *between, rest
-        if not (reply == reply2 == reply3 and after == after2):
-            return None
-        end = self._first_special_end(after)
-        return _Wrapping(first, reply, after[:end], after[end:]) if end else None
-
-    def _first_special_end(self, text: str) -> int:
-        """Index at which the first special token of a text ends; 0 if there is none."""
-        match = self._special.search(text)
-        return match.end() if match else 0
-
-    def _as_text(self, text: str) -> str:
-        """The text, with a space in whatever would be read as a special token."""
-        return self._special.sub(lambda name: f"{name[0][:1]} {name[0][1:]}", text)
+        self._thinks_in_special_tokens = bool(
+            self.template.continuation.thought or self.template.special.search("<think></think>")
+        )
 
     def _raw(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -128,27 +66,49 @@ class ChatCodec:
             return self._raw(text)
         return all_ids[len(context_ids) :]
 
+    # Templates that write every turn the same way ------------------------------------------------
+
+    def _wrapping(self, system: str, turns: Sequence[Message]) -> Wrapping | None:
+        """The pieces of this conversation; None where the template has to be asked turn by turn."""
+        template = self.template
+        if template.continuation.rewrites_thoughts or template.history == "drop":
+            replies = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+            kept = template.history == "keep" and not template.continuation.thought
+            if not kept and any(split_thought(reply)[0] is not None for reply in replies):
+                return None
+        return template.regular_with_system if system else template.regular
+
     def _encode_state(self, system: str | None, observation: str) -> tuple[int, ...]:
         """From the end of the last reply (or the start) up to where the next reply begins."""
-        observation = self._as_text(observation)
+        plain = self.template.regular
+        assert plain is not None
+        observation = self.template.plain(observation)
         if system is None:
-            w = self._plain
-            return tuple(self._after(w.end_of_turn, w.before_next + observation + w.before_reply))
-        system = self._as_text(system)
-        w = self._with_system if system else self._plain
+            text = plain.before_next + observation + plain.before_reply
+            return tuple(self._after(plain.end_of_turn, text))
+        system = self.template.plain(system)
+        w = self.template.regular_with_system if system else plain
+        assert w is not None
         if system and self.has_system_role:
-            text = w.before_first.replace(_MARKS[0], system) + observation
+            text = w.before_first.replace(SYSTEM, system) + observation
         else:
             text = w.before_first + (f"{system}\n\n{observation}" if system else observation)
         return tuple(self._raw(text + w.before_reply))
 
+    # Replies ------------------------------------------------------------------------------------
+
+    def _written(self, reply: str, ended: bool = True) -> str:
+        return self.template.continuation.body(self.template.plain_reply(reply), ended)
+
     def _encode_body(self, reply: str) -> tuple[int, ...]:
         """A reply without its end of turn."""
-        return tuple(self._after(self._plain.before_reply, self._as_text(reply)))
+        return self._behind_prompt(self._written(reply, ended=False))
 
     def _encode_reply(self, reply: str) -> tuple[int, ...]:
-        w = self._plain
-        return tuple(self._after(w.before_reply, self._as_text(reply) + w.end_of_turn))
+        return self._behind_prompt(self._written(reply) + self._end)
+
+    def _behind_prompt(self, text: str) -> tuple[int, ...]:
+        return tuple(self._after(self.template.continuation.prompt, text))
 
     def reply_ids(self, reply: str) -> list[int]:
         """Tokens of a reply in its place, the end-of-turn token last."""
@@ -158,37 +118,99 @@ class ChatCodec:
         """Tokens of a reply in its place, without an end of turn."""
         return list(self._body(reply.strip()))
 
-    def encode(self, messages: Sequence[Message], cut_at: int | None = None) -> Encoded:
+    # Conversations ------------------------------------------------------------------------------
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of a conversation that ends in an observation, up to where the reply begins.
+
+        Raises what `encode` raises.
+        """
+        system, turns = _turns(messages)
+        if self._wrapping(system, turns):
+            return self.encode(messages).ids
+        return self._raw(self.template.prompt(system, turns))
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        cut_at: int | None = None,
+        tokens: Sequence[Sequence[int]] = (),
+    ) -> Encoded:
         """Encodes a conversation that ends in an observation (to answer) or a reply (to learn).
 
         `cut_at` is the length limit, in tokens, of whoever wrote the replies. One that fills it
         never came to its end: the end of turn after it is part of the next state, not of its span.
+        `tokens` are those that a model really produced for each reply, as far as they are known
+        (none: empty). They are the reply's, as far as they are its text (`produced`); the states
+        hold what the model was shown.
 
-        Raises ValueError unless it is [system,] user, assistant, user, assistant, …
+        Raises ValueError unless it is [system,] user, assistant, user, assistant, …;
+        ChatTemplateError where the template fails on it.
         """
-        turns = list(messages)
-        system = turns.pop(0)["content"].strip() if turns and turns[0]["role"] == "system" else ""
+        encoded = self._encode(*_turns(messages), cut_at)
+        if not any(tokens):
+            return encoded
+        replies = [m["content"].strip() for m in messages if m["role"] == "assistant"]
+        paths = []
+        for step, (text, ids) in enumerate(zip(replies, tokens, strict=True)):
+            start, end = encoded.replies[step]
+            paths.append((encoded.state(step), self.produced(text, ids) or encoded.ids[start:end]))
+        return encode_paths(paths)
+
+    def _encode(self, system: str, turns: Sequence[Message], cut_at: int | None) -> Encoded:
+        if not self._wrapping(system, turns):
+            return self._encode_by_turn(system, turns, cut_at)
         ids: list[int] = []
         replies = []
         for i, message in enumerate(turns):
-            role, text = message["role"], message["content"].strip()
-            if role != ("user", "assistant")[i % 2]:
-                raise ValueError(
-                    f"message {i} of a conversation has the role {role!r}: users and "
-                    "assistants must take turns, after at most one system message"
-                )
-            if role == "user":
+            text = message["content"].strip()
+            if i % 2 == 0:
                 ids += self._state(system if i == 0 else None, text)
-            else:
-                start = len(ids)
-                ids += self._reply(text)
-                end = len(ids)
-                if cut_at is not None and len(body := self._body(text)) >= cut_at:
-                    end = start + len(body)
-                replies.append((start, end))
-        if not turns:
-            raise ValueError("a conversation needs at least one observation")
+                continue
+            start = len(ids)
+            ids += self._reply(text)
+            end = len(ids)
+            if cut_at is not None and len(body := self._body(text)) >= cut_at:
+                end = start + len(body)
+            replies.append((start, end))
         return Encoded(ids, replies)
+
+    def _encode_by_turn(self, system: str, turns: Sequence[Message], cut_at: int | None) -> Encoded:
+        paths = []
+        for i in range(0, len(turns), 2):
+            state = self._raw(self.template.prompt(system, turns[: i + 1]))
+            reply: list[int] = []
+            if i + 1 < len(turns):
+                text = turns[i + 1]["content"]
+                reply = self.reply_ids(text)
+                if cut_at is not None and len(body := self.body_ids(text)) >= cut_at:
+                    reply = body
+            paths.append((state, reply))
+        return encode_paths(paths)
+
+    def produced(self, reply: str, ids: Sequence[int]) -> list[int]:
+        """The tokens of a reply among those that a model produced, its end of turn included unless
+        it was cut or went on behind what was kept of it; none where they are not this tokenizer's.
+        """
+        if self.opens_thought:
+            reply = reply.removeprefix("<think>").strip()
+        ended = bool(ids) and ids[-1] == self.end_of_turn_id
+        if self.decode(ids[:-1] if ended else ids).strip() == reply:
+            return list(ids)
+        sizes = range(len(ids))
+        size = bisect_left(sizes, len(reply), key=lambda n: len(self.decode(ids[:n]).strip()))
+        same = self.decode(ids[:size]).strip() == reply
+        return list(ids[:size]) if same else []
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether the prompt of a reply ends within a thought."""
+        return self.template.continuation.opened
+
+    def is_thinking(self, reply: str) -> bool:
+        """Whether a reply that is being generated is still a thought: anything may stand there."""
+        opened = self.opens_thought or reply.lstrip().startswith("<think>")
+        return opened and "</think>" not in reply
 
     def has_stop(self, ids: Sequence[int]) -> bool:
         """Whether a reply that is being generated contains a stop text (`envs.react.STOP`): after
@@ -200,11 +222,19 @@ class ChatCodec:
         if not self._closing[last]:
             return False
         text = self.decode(ids)
-        return any(stop in text for stop in STOP)
+        return not self.is_thinking(text) and any(stop in text for stop in STOP)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a generated reply, without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        """The text of a generated reply, without special tokens; a thought stands in `<think>`."""
+        if not self._thinks_in_special_tokens:
+            return self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        continuation = self.template.continuation
+        if continuation.thought:
+            written = (*continuation.thought, continuation.lead)
+            for part, tag in zip(written, ("<think>", "</think>", ""), strict=True):
+                text = text.replace(part, tag)
+        return self.template.without_special(text)
 
     def fit(self, messages: Sequence[Message], limit: int) -> tuple[list[Message], bool]:
         """The conversation cut to at most `limit` tokens, and whether it was cut.
@@ -216,7 +246,7 @@ class ChatCodec:
         Raises ValueError if system message and task alone exceed the limit.
         """
         turns = list(messages)
-        if len(self.encode(turns).ids) <= limit:
+        if len(self.prompt(turns)) <= limit:
             return turns, False
         first = 2 if turns[0]["role"] == "system" else 1
         head, pairs = turns[:first], (len(turns) - first) // 2
@@ -228,7 +258,7 @@ class ChatCodec:
             if dropped >= pairs:
                 break
             cut: list[Message] = [*head[:-1], {"role": "user", "content": note}, *tail]
-            if len(self.encode(cut).ids) <= limit:
+            if len(self.prompt(cut)) <= limit:
                 return cut, True
         last = turns[-1]["content"] if pairs else ""
         return self._fit_last(head, last, pairs, limit), True
@@ -240,7 +270,7 @@ class ChatCodec:
         for keep in (8192, 4096, 2048, 1024, 512, 256, 128, 64):
             text = _middle(task, keep) + note + _middle(last, keep)
             cut: list[Message] = [*head[:-1], {"role": "user", "content": text}]
-            if len(self.encode(cut).ids) <= limit:
+            if len(self.prompt(cut)) <= limit:
                 return cut
         raise ValueError(
             f"the system message alone needs more than the {limit} tokens of context available: "
@@ -251,3 +281,19 @@ class ChatCodec:
 def _middle(text: str, keep: int) -> str:
     """The text without its middle, at most `keep` characters long."""
     return text if len(text) <= keep else f"{text[: keep // 2]} […] {text[-keep // 2 :]}"
+
+
+def _turns(messages: Sequence[Message]) -> tuple[str, list[Message]]:
+    """The system message ("" where there is none), and the turns. Raises ValueError unless users
+    and assistants take turns."""
+    turns = list(messages)
+    system = turns.pop(0)["content"].strip() if turns and turns[0]["role"] == "system" else ""
+    for i, message in enumerate(turns):
+        if message["role"] != ("user", "assistant")[i % 2]:
+            raise ValueError(
+                f"message {i} of a conversation has the role {message['role']!r}: users and "
+                "assistants must take turns, after at most one system message"
+            )
+    if not turns:
+        raise ValueError("a conversation needs at least one observation")
+    return system, turns

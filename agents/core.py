@@ -8,11 +8,23 @@ reply as soon as it is ready. Prompts come from the environment; an agent adds n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from stepagent.envs.core import TextEnv
 from stepagent.envs.react import Message, PromptStyle
+
+
+class ModelReply(str):
+    """A reply's text, and the ids of the tokens that the model produced for it, where they are
+    known. Agents without tokens return a plain `str`."""
+
+    tokens: tuple[int, ...]
+
+    def __new__(cls, text: str, tokens: Iterable[int] = ()) -> ModelReply:
+        reply = super().__new__(cls, text)
+        reply.tokens = tuple(tokens)
+        return reply
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,8 @@ class Agent(ABC):
 
     @abstractmethod
     def act(self, turns: Sequence[Turn]) -> list[str]:
-        """One reply per turn, in order: the agent's raw text, to which the caller applies
-        `react.cut`."""
+        """One reply per turn, in order: the agent's raw text (or a `ModelReply`), to which the
+        caller applies `react.cut`."""
 
     streaming: bool = False
     """Whether it implements `submit` and `poll`."""

@@ -6,6 +6,7 @@ joins them at the next token, so that the batch stays full.
 
 from __future__ import annotations
 
+import json
 import time
 import zlib
 from collections.abc import Hashable, Sequence
@@ -18,7 +19,7 @@ import torch
 
 from stepagent.agents import models
 from stepagent.agents.chat import ChatCodec
-from stepagent.agents.core import Agent, Turn
+from stepagent.agents.core import Agent, ModelReply, Turn
 from stepagent.agents.generation import Decoding, Generator, Request, why_uncacheable
 from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.envs.react import STOP, Message, PromptStyle
@@ -41,6 +42,9 @@ class TransformersAgent(Agent):
     max_new_tokens: tokens of a reply, including the thought; 16 to 512 are usual.
     context: tokens of a conversation and its reply; None: as far as the model's positions reach.
     batch_size: conversations answered at once, and kept in the cache; None: 16, on CUDA 32.
+    template: arguments of the chat template, such as `enable_thinking`, and two of our own:
+        `history_thoughts` and `date` (see `agents.chat_template`).
+    record_tokens: give the ids of every reply's tokens with it, for trajectories (`Step.tokens`).
     instruction, example, thoughts, suffix: the prompt's style (see `envs.react.PromptStyle`).
 
     Raises ModelError (a ValueError) if the model cannot be loaded, has no chat template, or has a
@@ -62,6 +66,8 @@ class TransformersAgent(Agent):
         max_new_tokens: int = 256,
         context: int | None = None,
         batch_size: int | None = None,
+        template: dict[str, Any] | None = None,
+        record_tokens: bool = False,
         instruction: bool = True,
         example: bool = True,
         thoughts: bool = True,
@@ -80,7 +86,9 @@ class TransformersAgent(Agent):
         elif tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer, too")
         self.name = name or f"hf:{getattr(model, 'name_or_path', '') or type(model).__name__}"
-        self.model, self.tokenizer, self.codec = model, tokenizer, ChatCodec(tokenizer)
+        self.model, self.tokenizer = model, tokenizer
+        self.codec, self._template = ChatCodec(tokenizer, template), template
+        self._record_tokens = record_tokens
         longest = models.context_length(model)
         self.context = min(longest, context or longest)
         if self.context <= max_new_tokens:
@@ -154,19 +162,20 @@ class TransformersAgent(Agent):
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
         limit = self.context - self.decoding.max_new_tokens
-        ids = self.codec.encode(messages).ids
+        ids = self.codec.prompt(messages)
         if len(ids) <= limit:
             return ids
         fitting, _ = self.codec.fit(messages, limit)
         self._cut_count += 1
-        return self.codec.encode(fitting).ids
+        return self.codec.prompt(fitting)
 
     def _weights_state(self) -> int:
         """Changes whenever a weight is written to (optimizer steps, loading) or replaced."""
         return hash(tuple((w.data_ptr(), w._version) for w in self.model.parameters()))
 
     def _text(self, ids: list[int]) -> str:
-        return self.codec.decode(ids[:-1] if ids and ids[-1] in self._ends else ids).strip()
+        text = self.codec.decode(ids[:-1] if ids and ids[-1] in self._ends else ids).strip()
+        return ModelReply(text, ids) if self._record_tokens else text
 
     def _in_eval(self, work: Any) -> Any:
         """Calls `work` with the model in evaluation mode, and restores training mode if it was
@@ -193,6 +202,7 @@ class TransformersAgent(Agent):
         self.reset()
 
     def fingerprint(self) -> dict[str, str]:
+        template = {"template": json.dumps(self._template, default=str)} if self._template else {}
         return {
             "model": self.name,
             "weights": models.weights_checksum(self.model),
@@ -201,6 +211,7 @@ class TransformersAgent(Agent):
             "decoding": str(self.decoding),
             "context": str(self.context),
             "style": str(self.style),
+            **template,
             "torch": torch.__version__,
             "transformers": version("transformers"),
         }

@@ -23,6 +23,7 @@ _TYPES: dict[Any, dict[str, Any]] = {
     dict[str, float]: {"type": "object", "additionalProperties": {"type": "number"}},
     dict[str, int]: {"type": "object", "additionalProperties": {"type": "integer"}},
     dict[str, str]: {"type": "object", "additionalProperties": {"type": "string"}},
+    tuple[int, ...]: {"type": "array", "items": {"type": "integer", "minimum": 0}},
     tuple[Step, ...]: {"type": "array", "items": {"$ref": "#/$defs/Step"}},
 }
 

@@ -34,13 +34,17 @@ class Step:
     valid: bool = True
     reply: str = ""
     """The agent's own words, if they differ from `react.render(thought, action)`."""
+    tokens: tuple[int, ...] = ()
+    """The ids that the model produced for its reply, end of turn included, where they were
+    recorded. What follows the text that was kept is among them."""
 
     @staticmethod
     def of(observation: str, reply: str, style: react.PromptStyle) -> Step:
         """The step that an agent's reply takes; its outcome is not known yet."""
         text = clip(react.cut(reply))
         parsed = react.parse(text)
-        step = Step(observation, parsed.thought, parsed.action)
+        tokens = getattr(reply, "tokens", ())  # of an `agents.core.ModelReply`
+        step = Step(observation, parsed.thought, parsed.action, tokens=tokens)
         if step.text(style) != text:
             step = replace(step, reply=text or " ")  # "" would stand for the rendered text
         return step
@@ -93,6 +97,9 @@ class Trajectory:
         fields = asdict(self)
         if not self.data_notes:  # versions of StepAgent without this field read the line, too
             del fields["data_notes"]
+        for step in fields["steps"]:
+            if not step["tokens"]:
+                del step["tokens"]
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
@@ -113,7 +120,7 @@ class Trajectory:
                 )
             if not isinstance(data["steps"], list):
                 raise TypeError("steps must be a list")
-            steps = tuple(Step(**_known(Step, step)) for step in data.pop("steps"))
+            steps = tuple(_step(step) for step in data.pop("steps"))
             return _typed(Trajectory(steps=steps, **_known(Trajectory, data)))
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from None
@@ -121,6 +128,17 @@ class Trajectory:
             raise ValueError("not a trajectory: its JSON is nested too deeply") from None
         except (KeyError, TypeError, OverflowError) as error:  # the last: a number of 400 digits
             raise ValueError(f"not a trajectory: {error}") from None
+
+
+def _step(data: dict[str, Any]) -> Step:
+    if not isinstance(data, dict):
+        raise TypeError("a step must be an object")
+    tokens = data.get("tokens", [])
+    if not (
+        isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
+    ):
+        raise TypeError("tokens must be a list of token ids")
+    return Step(**{**_known(Step, data), "tokens": tuple(tokens)})
 
 
 def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:

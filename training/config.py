@@ -320,6 +320,10 @@ class PolicyConfig:
     """auto, cpu, cuda, cuda:1, …"""
     max_new_tokens: int = 256
     """Longest reply in tokens, in practice and in evaluation."""
+    template: dict[str, Any] = field(default_factory=dict)
+    """Arguments of its chat template, such as `{enable_thinking: false}`, the same in training, in
+    practice and in evaluation. Two are ours: `history_thoughts` (thoughts of earlier turns stay as
+    the `template` has it, or: `keep`, `drop`) and `date` (today for the template, YYYY-MM-DD)."""
     gradient_checkpointing: bool = False
     """Trades a third more computation for much less memory."""
     lora: LoraSettings = field(default_factory=LoraSettings)

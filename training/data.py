@@ -38,9 +38,11 @@ def encode(
         if not trajectory.steps or trajectory.error:
             left_out["without_steps"] += 1
             continue
-        encoded = codec.encode(trajectory.messages(prompt, style))
-        longest = max(longest, len(encoded.ids))
-        if len(encoded.ids) > context:
+        encoded = codec.encode(
+            trajectory.messages(prompt, style), tokens=[step.tokens for step in trajectory.steps]
+        )
+        longest = max(longest, encoded.longest)
+        if encoded.longest > context:
             left_out["longer_than_context"] += 1
             continue
         samples.append(Sample(trajectory, encoded))

@@ -33,7 +33,7 @@ class Policy:
 
     def __init__(self, model: Any, tokenizer: Any, config: PolicyConfig):
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.codec = ChatCodec(tokenizer)
+        self.codec = ChatCodec(tokenizer, config.template)
         self.eos_ids = eos_ids(model, tokenizer) | {self.codec.end_of_turn_id}
         """Tokens that end a reply."""
         self.no_step_trees = ""
@@ -62,7 +62,8 @@ class Policy:
         if name == "tiny":
             raise ModelError("the model 'tiny' is built from texts: see Policy.tiny")
         tokenizer = load_tokenizer(name)
-        ChatCodec(tokenizer)  # before the weights: a missing template is reported at once
+        # Before the weights: a missing template is reported at once.
+        ChatCodec(tokenizer, config.template)
         adapter = (Path(name) / "adapter_config.json").is_file()
         frozen = adapter or config.lora.r > 0
         dtype = config.dtype if frozen else "float32"

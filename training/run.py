@@ -6,6 +6,7 @@ everything (`training/runs/directory.py`); the same command again resumes a run 
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from typing import Any
@@ -103,6 +104,8 @@ def _flags(config: Config, summary: dict[str, Any]) -> str:
     ]
     if suffix := summary["prompt"]["suffix"]:
         flags.append(f"--agent-args.suffix {shlex.quote(suffix)}")
+    if template := summary["template"]:
+        flags.append(f"--agent-args.template {shlex.quote(json.dumps(template))}")
     return "".join(f" {flag}" for flag in flags)
 
 

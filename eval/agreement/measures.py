@@ -92,10 +92,14 @@ def measure(
     rows, left_out = [], 0
     for trajectory in trajectories:
         encoded = codec.encode(trajectory.messages(prompt, style)) if trajectory.steps else None
-        if encoded is None or trajectory.error or len(encoded.ids) > context:
+        if encoded is None or trajectory.error or encoded.longest > context:
             left_out += 1
             continue
-        losses, matches = read_replies(model, encoded.ids, encoded.replies)
+        # A template that rewrites history shows the model another text in every step.
+        steps = range(len(encoded.replies)) if encoded.joins else ()
+        alone = [encoded.alone(step) for step in steps] or [encoded]
+        read = [read_replies(model, row.ids, row.replies) for row in alone]
+        losses, matches = (sum(parts, ()) for parts in zip(*read, strict=True))
         rows.append(TrajectoryAgreement(trajectory.task_id, losses, matches))
     return rows, left_out
 

@@ -199,7 +199,7 @@ class _AgainstNaive(_Sides):
         requests = []
         for i, messages in enumerate(conversations):
             fitting, _ = agent.codec.fit(messages, limit)
-            requests.append(Request(i, agent.codec.encode(fitting).ids, rng))
+            requests.append(Request(i, agent.codec.prompt(fitting), rng))
         replies = generator.generate(requests, agent.decoding)
         return [react.cut(agent.codec.decode(ids).strip()) for ids in replies]
 

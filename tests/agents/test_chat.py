@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def test_a_reply_that_was_cut_has_no_end_of_turn_to_learn(template: str):
     short, long = "go", "Thought: I go on and on and on"
     messages = say("A door.", short, "A hall.", long, "A wall.")
     full = codec.encode(messages)
-    length = full.replies[1][1] - full.replies[1][0] - len(codec._raw(codec._plain.end_of_turn))
+    length = full.replies[1][1] - full.replies[1][0] - len(codec._raw(codec._end))
     cut = codec.encode(messages, cut_at=length)
     assert cut.ids == full.ids
     assert cut.replies[0] == full.replies[0]
@@ -158,3 +159,119 @@ def test_one_long_observation_loses_its_middle():
     assert len(codec.encode(fitting).ids) <= 700
     assert fitting[-1]["content"].endswith("end")
     assert "the task" in fitting[0]["content"]
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, NO_SYSTEM])
+def test_tokens_that_a_model_produced_are_its_reply(template: str):
+    """Also where it wrote the text in other pieces, was cut, or went on behind what was kept."""
+    codec = codec_for(template)
+    messages = say("a door", "go in", "a hall", "look around", "a wall", "wait", system="Be brief.")
+    own = codec.encode(messages)
+    letters = [token for letter in "go in" for token in codec._raw(letter)]
+    cut = codec.body_ids("look around")
+    beyond = [*codec.body_ids("wait"), *codec._raw("\nObservation: x")]
+    produced = [[*letters, codec.end_of_turn_id], cut, beyond]
+    encoded = codec.encode(messages, tokens=produced)
+    expected = [produced[0], cut, codec.body_ids("wait")]
+    for step, (start, end) in enumerate(encoded.replies):
+        assert encoded.ids[start:end] == expected[step]
+        assert encoded.state(step) == own.state(step), "history is what the model was shown"
+    assert len(letters) > len(codec.body_ids("go in"))
+    assert encoded.joins, "the first reply is in history in other pieces"
+    assert codec.encode(messages, tokens=[[], [], []]) == own
+    assert codec.encode(messages, tokens=[codec.reply_ids("go in"), [], []]) == own
+    foreign = [[5, 6, 7], codec.body_ids("look"), codec.body_ids("Wait")]
+    assert codec.encode(messages, tokens=foreign) == own, "of another tokenizer"
+
+
+NO_CONTENT = "{% for m in messages %}{{ m.role }}<|im_end|>{% endfor %}"
+RAISES = (
+    "{% if messages | length > 7 %}{{ raise_exception('that is enough') }}{% endif %}"
+    "{% if add_generation_prompt %}" + TEMPLATE + "{% else %}" + TEMPLATE + "{% endif %}"
+    "{% if add_generation_prompt %}<think>\n{% endif %}"
+)
+MISALIGNED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+)
+NO_END = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+def test_templates_that_cannot_be_used_say_where():
+    with pytest.raises(ChatTemplateError, match="does not write every turn of a conversation once"):
+        codec_for(NO_CONTENT)
+    with pytest.raises(ChatTemplateError, match=r"fails on a plain conversation.*nope"):
+        codec_for("{{ raise_exception('nope') }}")
+    with pytest.raises(ChatTemplateError, match="behind other tokens than it prompts for") as error:
+        codec_for(MISALIGNED)
+    message, *rows = str(error.value).splitlines()
+    assert [row.partition(":")[0] for row in rows] == ["  in history", "  as a prompt"]
+    tokens = [literal_eval(row.partition(": ")[2]) for row in rows]
+    assert [row[:2] for row in tokens] == [["<|im_end|>", "<|im_start|>"]] * 2
+    differ = next(i for i, (a, b) in enumerate(zip(*tokens, strict=False)) if a != b)
+    assert f"From token {differ} on, these differ" in message
+    assert [row[differ] for row in tokens] == ["Ċ", ":"]
+
+
+def test_a_template_that_raises_later_is_named():
+    codec = codec_for(RAISES)
+    turns = ["go", "in"] * 4
+    assert codec.prompt(say(*turns[:7]))
+    with pytest.raises(ChatTemplateError, match=r"on a conversation of 9 turns.*that is enough"):
+        codec.prompt(say(*turns, "go"))
+    with pytest.raises(ChatTemplateError, match="that is enough"):
+        codec.encode(say(*turns, "go"))
+
+
+def test_a_tokenizer_without_an_end_token():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template, tokenizer.eos_token = NO_END, None
+    with pytest.raises(ChatTemplateError, match=r"no end token.*set `tokenizer.eos_token`"):
+        ChatCodec(tokenizer)
+    codec = codec_for(NO_END)
+    assert codec.decode([codec.end_of_turn_id]) == ""
+    messages = say("a door", "go", "a hall", "look")
+    encoded = codec.encode(messages)
+    for start, end in encoded.replies:
+        assert encoded.ids[end - 1] == codec.tokenizer.eos_token_id
+        assert codec.tokenizer.decode(encoded.ids[start:end]).strip() in (
+            "go<|end|>",
+            "look<|end|>",
+        )
+    text = codec.tokenizer.decode(encoded.state(1))
+    assert text == "user: a door\nassistant: go\nuser: a hall\nassistant:"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"history_thoughts": "forget"}, "must be one of template, keep, drop"),
+        ({"date": "tomorrow"}, "must be like 2024-07-26"),
+    ],
+)
+def test_wrong_arguments(arguments: Any, says: str):
+    with pytest.raises(ValueError, match=says):
+        ChatCodec(make_tokenizer(), arguments)
+
+
+def test_the_date_is_the_one_that_was_asked_for():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + TEMPLATE
+    for arguments, day in (({}, "26 Jul 2024"), ({"date": "2025-01-31"}, "31 Jan 2025")):
+        text = tokenizer.decode(ChatCodec(tokenizer, arguments).prompt(say("a door")))
+        assert text.startswith(f"{day}\n")
+
+
+def test_no_text_can_stand_for_a_reply_that_is_kept():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace(
+        "{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] }}"
+    )
+    codec = ChatCodec(tokenizer, {"history_thoughts": "keep"})
+    forged = "a ⟦reply 1⟧ and ⟦⟦reply 1⟧⟧ door"
+    messages = say(forged, "<think>x</think>go", "a hall", system=forged)
+    text = tokenizer.decode(
+        codec.template.tokenizer(codec.template.prompt(forged, messages[1:]))["input_ids"]
+    )
+    assert text.count(forged) == 2
+    assert text.count("<think>x</think>go") == 1

@@ -3,6 +3,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from stepagent.agents.core import ModelReply
 from stepagent.envs import trajectory
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Step, Trajectory, Writer, read, write
@@ -26,6 +27,17 @@ def test_json_gives_the_same_back():
     line = ONE.to_json()
     assert "\n" not in line
     assert Trajectory.from_json(line) == ONE
+
+
+def test_tokens_are_kept_where_they_are_known():
+    step = Step.of("A door.", ModelReply("Action: go\nObservation: x", [5, 6, 7]), PromptStyle())
+    assert (step.action, step.tokens) == ("go", (5, 6, 7))
+    line = replace(ONE, steps=(step, ONE.steps[0])).to_json()
+    assert line.count('"tokens":[5,6,7]') == line.count("tokens") == 1, "else as it always was"
+    assert Trajectory.from_json(line).steps == (step, ONE.steps[0])
+    for bad in ('"5"', "[-1]", "[1.5]", "[true]", "null"):
+        with pytest.raises(ValueError, match="tokens must be a list of token ids"):
+            Trajectory.from_json(line.replace("[5,6,7]", bad))
 
 
 def test_conversation():

@@ -138,7 +138,7 @@ def test_practice_ends_at_the_end_of_turn(saved: Path) -> None:
     policy = Policy.load(config(), saved)
     encoded = policy.codec.encode(CONVERSATION)
     sampling = Sampling(30, Decoding(1.0, 1.0, 30), policy.eos_ids)
-    drawn = practice(policy.model, encoded.ids, encoded.replies, sampling, seed=0)
+    drawn = practice(policy.model, encoded, sampling, seed=0)
     assert policy.codec.end_of_turn_id in policy.eos_ids
     endings = [ids[-1] in policy.eos_ids for replies in drawn for ids in replies]
     assert any(endings), "a uniform policy says the end of turn once in about 300 tokens"

@@ -16,6 +16,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from stepagent.agents.encoded import encode_paths
 from stepagent.training.trees.tree import Branch, StepTree
 
 GUESS = "tests.envs.guess:tests/Guess-v0"
@@ -59,10 +60,30 @@ def random_tree(seed: int, steps: int, branch_steps: list[int]) -> StepTree:
     return StepTree(ids, tuple(replies), tuple(Branch(step, tokens(1, 6)) for step in branch_steps))
 
 
+def rewriting_tree(seed: int, steps: int, branch_steps: list[int], anew: int = -1) -> StepTree:
+    """A tree under a template that drops thoughts: a state holds the second half of each reply
+    before; from step `anew` on the states begin otherwise."""
+    rng = random.Random(seed)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return [rng.randrange(96) for _ in range(rng.randint(low, high))]
+
+    history, paths = tokens(9, 12), []
+    for step in range(steps):
+        if step == anew:
+            history = tokens(2, 3) + history
+        history += tokens(2, 5)
+        reply = tokens(4, 7)
+        paths.append(([*history, 90, 91], reply))
+        history = [*history, 90, *reply[len(reply) // 2 :]]
+    branches = [Branch(step, tuple(tokens(1, 6))) for step in branch_steps]
+    return StepTree.of(encode_paths(paths), branches)
+
+
 def actions(tree: StepTree) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Every (state, action) of a tree, numbered as `PackedTrees` does."""
-    pairs = [(tree.ids[:start], tree.ids[start:end]) for start, end in tree.replies]
-    return pairs + [(tree.ids[: tree.replies[b.step][0]], b.ids) for b in tree.branches]
+    pairs = [(tree.state(i), tree.ids[start:end]) for i, (start, end) in enumerate(tree.replies)]
+    return pairs + [(tree.state(b.step), b.ids) for b in tree.branches]
 
 
 def plain_scores(model: PreTrainedModel, tree: StepTree) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,4 +105,6 @@ TREES = {
     "several at one step": random_tree(3, 4, [2, 2, 2, 0]),
     "unordered, every step": random_tree(4, 5, [4, 0, 3, 1, 2, 0]),
     "one step": random_tree(5, 1, [0, 0]),
+    "history rewritten": rewriting_tree(6, 5, [4, 0, 3, 1, 2, 0]),
+    "history rewritten, then anew": rewriting_tree(7, 6, [5, 0, 3, 3, 1], anew=3),
 }

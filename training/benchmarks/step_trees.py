@@ -26,6 +26,7 @@ from stepagent.envs.react import PromptStyle
 from stepagent.envs.trajectory import Trajectory
 from stepagent.eval.benches import Options, Row, measure, settings
 from stepagent.eval.rollout import run_episodes
+from stepagent.training.benchmarks import rewritten_history
 from stepagent.training.config import ReflectionConfig
 from stepagent.training.methods.losses import step_dpo_loss
 from stepagent.training.runs.schedule import Schedule, packed
@@ -123,7 +124,7 @@ def _each(
 
 def shared_practice(setting: Setting, encoded: Encoded, sampling: Sampling) -> Replies:
     """Our way: the trajectory is read once."""
-    return practice(setting.model, encoded.ids, encoded.replies, sampling, seed=0)
+    return practice(setting.model, encoded, sampling, seed=0)
 
 
 def _generate(setting: Setting, encoded: Encoded, sampling: Sampling) -> Replies:
@@ -188,6 +189,12 @@ def bench_reflection(options: Options) -> Iterator[Row]:
         yield Row.less_is_better(name, ours, plain, "s forward and backward")
     short = [Trajectory(**{**vars(t), "steps": t.steps[:5]}) for t in long[:1]]
     yield from _equality(options, short)
+    thinking = rewritten_history.encode(
+        Trajectory(**{**vars(long[0]), "steps": long[0].steps[: max(lengths)]}),
+        copy.deepcopy(setting.tokenizer),
+        setting.prompt,
+    )
+    yield from rewritten_history.rows(setting.model, thinking, options.repeats)
     yield from packing(sizes["short_trees"], sizes["pack_tokens"], options.repeats)
 
 
@@ -247,7 +254,7 @@ def _tree(setting: Setting, encoded: Encoded, max_new_tokens: int) -> StepTree:
     """The trajectory with one practice action per step (sampled, so never quite the expert's)."""
     replies = shared_practice(setting, encoded, setting.sampling(1, 1.0, max_new_tokens))
     branches = tuple(Branch(i, tuple(r[0])) for i, r in enumerate(replies))
-    return StepTree(tuple(encoded.ids), tuple(encoded.replies), branches)
+    return StepTree.of(encoded, branches)
 
 
 def _references(tree: StepTree) -> tuple[Tensor, Tensor]:

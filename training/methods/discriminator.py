@@ -148,14 +148,13 @@ class Discriminator(nn.Module):
         """The practice in the backbone's tokens; `codec` decodes the policy's."""
         if self.codec is None:
             return item
-        encoded, steps = self.codec.encode(messages), len(item.tree.replies)
+        last = item.first_step + len(item.tree.replies)
+        encoded = self.codec.encode(messages).part(item.first_step, last)
         branches = tuple(
             Branch(b.step, self._reply(codec.decode(b.ids), b.ids[-1] == codec.end_of_turn_id))
             for b in item.tree.branches
         )
-        replies = tuple(encoded.replies[:steps])
-        tree = StepTree(tuple(encoded.ids[: replies[-1][1]]), replies, branches)
-        return replace(item, tree=tree)
+        return replace(item, tree=StepTree.of(encoded, branches))
 
 
 @contextmanager

@@ -65,9 +65,10 @@ def episode_advantages(
     stage.note(f"{len(episodes)} episodes, mean reward {mean:.3f}{same}, {left_out} left out")
     if not episodes:
         return []
-    outputs = processes.share(episodes, lambda s: actor.outputs(_tree(s)))
+    trees = [StepTree.of(sample.encoded) for sample in episodes]
+    outputs = processes.share(trees, actor.outputs)
     with run.policy.as_in(entering):
-        reference = processes.share(episodes, lambda s: actor.outputs(_tree(s)).log_probs)
+        reference = processes.share(trees, lambda tree: actor.outputs(tree).log_probs)
     kl_costs = [
         config.ppo.kl * (now.log_probs - before)
         for now, before in zip(outputs, reference, strict=True)
@@ -78,7 +79,7 @@ def episode_advantages(
         undiscounted = replace(config.ppo, lam=1.0)
         rows = zip(episodes, outputs, kl_costs, strict=True)
         warm_up(stage, actor, [by_value(*row, undiscounted) for row in rows], config)
-        outputs = processes.share(episodes, lambda s: actor.outputs(_tree(s)))
+        outputs = processes.share(trees, actor.outputs)
     rows = zip(episodes, outputs, kl_costs, strict=True)
     return normalised([by_value(*row, config.ppo) for row in rows], config.ppo)
 
@@ -90,10 +91,6 @@ def check_episodes(config: Config) -> None:
             "ppo.baseline is group with rollouts.samples 1: an episode alone in its group has no "
             "advantage over it; take 2 samples or more, or the baseline value"
         )
-
-
-def _tree(sample: Sample) -> StepTree:
-    return StepTree(tuple(sample.encoded.ids), tuple(sample.encoded.replies))
 
 
 def token_rewards(reward: float, kl_costs: Tensor) -> Tensor:
@@ -157,7 +154,7 @@ def _of_episode(
     value_weights: Tensor,
 ) -> TreeAdvantages:
     return TreeAdvantages(
-        tree=_tree(sample),
+        tree=StepTree.of(sample.encoded),
         actions=float(len(sample.encoded.replies)),
         weights=torch.ones_like(advantages),
         old_log_probs=outputs.log_probs,

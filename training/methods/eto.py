@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stepagent.agents.chat import Encoded
 from stepagent.training.config import Config
 from stepagent.training.data import Sample
 from stepagent.training.methods import Method, rollouts, sft
@@ -95,8 +94,7 @@ def compare(expert: Sample, agent: Sample, extra_rounds: int | None) -> Pair | N
 
 def cut(sample: Sample, steps: int) -> Sample:
     """The sample's first `steps` steps, up to the end of the last reply."""
-    replies = sample.encoded.replies[:steps]
-    encoded = Encoded(sample.encoded.ids[: replies[-1][1]], replies)
+    encoded = sample.encoded.part(0, min(steps, len(sample.encoded.replies)))
     shorter = replace(sample.trajectory, steps=sample.trajectory.steps[:steps])
     return Sample(shorter, encoded)
 

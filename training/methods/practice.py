@@ -48,6 +48,8 @@ class Practice:
     """[A] how often the agent drew the action; the expert's own actions included"""
     expert: tuple[float, ...]
     """[A] weight of the action on the expert's side: per state as much as the agent has draws"""
+    first_step: int = 0
+    """Step of the trajectory that is the tree's step 0."""
 
     @property
     def draws(self) -> float:
@@ -67,7 +69,7 @@ class Practice:
     @property
     def states(self) -> list[int]:
         """[A]: a number of the state in which each action was taken, the same in every tree."""
-        trunk = [hash(self.tree.ids[:start]) for start, _ in self.tree.replies]
+        trunk = [hash(self.tree.state(step)) for step in range(len(self.tree.replies))]
         return trunk + [trunk[branch.step] for branch in self.tree.branches]
 
 
@@ -157,7 +159,7 @@ def record_rewards(
     for (sample, item), reward in zip(practices, rewards, strict=True):
         tree, values = item.tree, reward.tolist()
         agent = [
-            {"step": branch.step, "ids": list(branch.ids), "reward": value}
+            {"step": item.first_step + branch.step, "ids": list(branch.ids), "reward": value}
             for branch, value in zip(tree.branches, values[len(tree.replies) :], strict=True)
         ]
         line = {
@@ -181,7 +183,7 @@ def draw_replies(
         eos_ids=policy.eos_ids,
         stopped=policy.codec.has_stop,  # as in acting: at an observation that it invents
     )
-    return practice(policy.model, encoded.ids, encoded.replies, sampling, seed)
+    return practice(policy.model, encoded, sampling, seed)
 
 
 def practice_trees(
@@ -192,6 +194,18 @@ def practice_trees(
     An action of the expert that is on several trunks counts on the first. Raises ValueError where a
     trunk with one action exceeds the limit.
     """
+    practices = []
+    for first, part in encoded.parts():
+        drawn = replies[first : first + len(part.replies)]
+        trees = _part_trees(part, drawn, max_tokens)
+        practices += [replace(item, first_step=first) for item in trees]
+    return practices
+
+
+def _part_trees(
+    encoded: Encoded, replies: Sequence[Sequence[Sequence[int]]], max_tokens: int
+) -> list[Practice]:
+    """`practice_trees` of steps whose states share their beginning."""
     branches: dict[Branch, float] = {}
     same_as_expert = [0.0] * len(encoded.replies)
     for step, drawn in enumerate(replies):
@@ -211,7 +225,7 @@ def trees_of(
     max_tokens: int,
 ) -> list[Practice]:
     """`practice_trees`, with how often each other action was drawn, and per step the expert's."""
-    full = StepTree(tuple(encoded.ids), tuple(encoded.replies), tuple(branches))
+    full = StepTree.of(encoded, tuple(branches))
     draws = list(same_as_expert)
     for branch, count in branches.items():
         draws[branch.step] += count

@@ -32,6 +32,7 @@ from stepagent.training.runs.checkpoints import DamagedState
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 from stepagent.training.trees.packing import pack
+from stepagent.training.trees.rows import PLAIN, Rows
 from stepagent.training.trees.scoring import score_trees
 from stepagent.training.trees.tree import StepTree
 
@@ -99,14 +100,15 @@ def train(stage: Stage, policy: Policy, pairs: Sequence[Pair], config: Preferenc
     first call).
     """
     set_seed(stage.seed)
+    layout = Rows.of(policy.model, [s.encoded for p in pairs for s in (p.chosen, p.rejected)])
+    if not layout.packed:
+        raise ValueError(
+            "the model's chat template rewrites history, so that a trajectory branches, and the "
+            f"model cannot read it in one pass ({policy.no_step_trees or 'its windows differ'}): "
+            "take another model, or `policy.template.history_thoughts: keep`"
+        )
     rows = [
-        {
-            "chosen_ids": pair.chosen.encoded.ids,
-            "chosen_mask": mask(pair.chosen),
-            "rejected_ids": pair.rejected.encoded.ids,
-            "rejected_mask": mask(pair.rejected),
-            **reference,
-        }
+        {**_row("chosen", pair.chosen), **_row("rejected", pair.rejected), **reference}
         for pair, reference in zip(pairs, _references(stage, policy, pairs), strict=True)
     ]
     settings = trl_trainer.arguments(
@@ -123,7 +125,7 @@ def train(stage: Stage, policy: Policy, pairs: Sequence[Pair], config: Preferenc
         _Trainer,
         args=settings,
         train_dataset=Dataset.from_list(rows),
-        data_collator=Collator(policy.tokenizer.pad_token_id),
+        data_collator=Collator(policy.tokenizer.pad_token_id, layout),
     )
     adapters = set(getattr(policy.model, "peft_config", ()))
     try:
@@ -137,11 +139,12 @@ class Collator:
     """Pads a batch of pairs on the right, the chosen ones in its first half.
 
     Gives input_ids, attention_mask and completion_mask (the agent's tokens), int64 [2 n, longest],
-    and the reference's log-probabilities, float32 [n].
+    and the reference's log-probabilities, float32 [n]; for rows that branch also what
+    `Rows.inputs` gives.
     """
 
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
+    def __init__(self, pad_token_id: int, layout: Rows = PLAIN):
+        self.pad_token_id, self.layout = pad_token_id, layout
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         sides = [(row, side) for side in ("chosen", "rejected") for row in rows]
@@ -154,7 +157,10 @@ class Collator:
             ids[i, :n] = torch.tensor(row[f"{side}_ids"])
             attention[i, :n] = 1
             completion[i, :n] = torch.tensor(row[f"{side}_mask"])
-        batch = {"input_ids": ids, "attention_mask": attention, "completion_mask": completion}
+        batch: dict[str, Any] = {"input_ids": ids, "attention_mask": attention}
+        batch["completion_mask"] = completion
+        sizes = [len(row[f"{side}_ids"]) for row, side in sides]
+        batch |= self.layout.inputs([row.get(f"{side}_joins", ()) for row, side in sides], sizes)
         for side in ("chosen", "rejected"):
             batch[f"ref_{side}_logps"] = torch.tensor([row[f"ref_{side}_logps"] for row in rows])
         return batch
@@ -181,6 +187,12 @@ class _Trainer(DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
+
+
+def _row(side: str, sample: Sample) -> dict[str, Any]:
+    joins = [list(join) for join in sample.encoded.joins]
+    ids = sample.encoded.ids
+    return {f"{side}_ids": ids, f"{side}_mask": mask(sample), f"{side}_joins": joins}
 
 
 def mask(sample: Sample) -> list[int]:
@@ -215,7 +227,6 @@ def _references(stage: Stage, policy: Policy, pairs: Sequence[Pair]) -> list[dic
 def _reference(policy: Policy, pair: Pair) -> dict[str, float]:
     log_probs = {}
     for side, sample in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        tree = StepTree(tuple(sample.encoded.ids), tuple(sample.encoded.replies))
-        scores = score_trees(policy.model, pack([tree], policy.device))
+        scores = score_trees(policy.model, pack([StepTree.of(sample.encoded)], policy.device))
         log_probs[f"ref_{side}_logps"] = float(scores.token_log_probs.sum())
     return log_probs

@@ -123,6 +123,8 @@ def make_player(run: TrainingRun, name: str) -> TransformersAgent:
         name=name,
         salt=f"{config.seed}/{name}",
         **asdict(run.style),
+        template=run.policy.config.template,
+        record_tokens=True,
         max_new_tokens=run.policy.config.max_new_tokens,
         temperature=find(config.method).temperature(config),
         top_p=config.rollouts.top_p,
@@ -152,9 +154,9 @@ def encode(
 ) -> tuple[list[Sample], int]:
     """The episodes as tokens, and how many had no step or were longer than the context.
 
-    A reply is tokenised again from its text, as the expert's are: where the policy wrote it in
-    other pieces, the tokens differ from those it drew. One of the agent's own that was cut at the
-    length limit has no end of turn to learn (`ChatCodec.encode`).
+    The agent's own replies are the tokens that it drew. (Without them, as in files of earlier
+    versions, they are made from the text; one that was cut at the length limit has no end of turn
+    to learn, see `ChatCodec.encode`.)
     """
     experts = {s.trajectory.agent for s in run.samples}
     samples = []
@@ -162,8 +164,9 @@ def encode(
         if trajectory.steps and not trajectory.error:
             messages = trajectory.messages(run.prompt, style or run.style)
             limit = None if trajectory.agent in experts else run.policy.config.max_new_tokens
-            encoded = run.policy.codec.encode(messages, cut_at=limit)
-            if len(encoded.ids) <= run.policy.context:
+            tokens = [step.tokens for step in trajectory.steps]
+            encoded = run.policy.codec.encode(messages, cut_at=limit, tokens=tokens)
+            if encoded.longest <= run.policy.context:
                 samples.append(Sample(trajectory, encoded))
     return samples, len(trajectories) - len(samples)
 

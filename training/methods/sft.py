@@ -23,6 +23,7 @@ from transformers.trainer_utils import set_seed
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
+from stepagent.agents.chat import Encoded
 from stepagent.eval.agreement import TrajectoryAgreement
 from stepagent.training.config import Config, SftConfig
 from stepagent.training.data import Sample
@@ -32,6 +33,7 @@ from stepagent.training.runs import trl_trainer
 from stepagent.training.runs.selection import Selection
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
+from stepagent.training.trees.rows import PLAIN, Rows
 
 IGNORED = -100
 """Label of tokens that have no part in the loss (instructions, observations, padding)."""
@@ -79,12 +81,18 @@ def train(
     `selection` sees the policy after every pass.
     """
     set_seed(stage.seed)
+    layout = Rows.of(policy.model, [sample.encoded for sample in samples])
+    split = [row for sample in samples for row in layout.split(sample.encoded)]
     rows = [
-        {"input_ids": s.encoded.ids, "labels": labels(s, config.assistant_only_loss)}
-        for s in samples
+        {
+            "input_ids": row.ids,
+            "labels": labels(row, config.assistant_only_loss),
+            "joins": [list(join) for join in row.joins],
+        }
+        for row in split
     ]
-    per_pass = -(-len(samples) // config.batch_size)
-    last = updates(samples, config)
+    tokens = sum(len(row.ids) for row in split)
+    per_pass, last = updates(len(rows), tokens, config)
     settings = trl_trainer.arguments(
         TrlConfig,
         stage,
@@ -97,7 +105,7 @@ def train(
         _Trainer,
         args=settings,
         train_dataset=Dataset.from_list(rows),
-        data_collator=Collator(policy.tokenizer.pad_token_id),
+        data_collator=Collator(policy.tokenizer.pad_token_id, layout),
     )
 
     def after_update(done: int) -> bool:
@@ -107,35 +115,37 @@ def train(
     trl_trainer.train(stage, policy, trainer, after_update)
 
 
-def updates(samples: Sequence[Sample], config: SftConfig) -> int:
-    """Updates of the entire training: those of `epochs` passes, or those that come closest to
-    `tokens`."""
-    per_pass = -(-len(samples) // config.batch_size)
+def updates(rows: int, tokens: int, config: SftConfig) -> tuple[int, int]:
+    """Updates of a pass over so many rows of so many tokens, and of the entire training: those of
+    `epochs` passes, or those that come closest to `config.tokens`."""
+    per_pass = -(-rows // config.batch_size)
     if not config.tokens:
-        return config.epochs * per_pass
-    tokens = sum(len(sample.encoded.ids) for sample in samples)
-    return max(1, round(config.tokens * per_pass / tokens))
+        return per_pass, config.epochs * per_pass
+    return per_pass, max(1, round(config.tokens * per_pass / tokens))
 
 
-def labels(sample: Sample, assistant_only_loss: bool = True) -> list[int]:
-    """The sample's tokens where the agent wrote them, `IGNORED` elsewhere; length of `ids`.
+def labels(encoded: Encoded, assistant_only_loss: bool = True) -> list[int]:
+    """The tokens where the agent wrote them, `IGNORED` elsewhere; length of `ids`.
 
-    Without `assistant_only_loss`, all its tokens.
+    Without `assistant_only_loss`, all tokens (but the first behind a join: the one before it in the
+    row does not predict it).
     """
-    ids = sample.encoded.ids
+    ids = encoded.ids
     if not assistant_only_loss:
-        return list(ids)
+        behind = {start for start, _ in encoded.joins}
+        return [IGNORED if i in behind else token for i, token in enumerate(ids)]
     targets = [IGNORED] * len(ids)
-    for start, end in sample.encoded.replies:
+    for start, end in encoded.replies:
         targets[start:end] = ids[start:end]
     return targets
 
 
 class Collator:
-    """Pads a batch on the right: input_ids, attention_mask, labels, each int64 [batch, longest]."""
+    """Pads a batch on the right: input_ids, attention_mask, labels, each int64 [batch, longest];
+    for rows that branch also what `Rows.inputs` gives."""
 
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
+    def __init__(self, pad_token_id: int, layout: Rows = PLAIN):
+        self.pad_token_id, self.layout = pad_token_id, layout
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)
@@ -147,7 +157,9 @@ class Collator:
             ids[i, :n] = torch.tensor(row["input_ids"])
             mask[i, :n] = 1
             targets[i, :n] = torch.tensor(row["labels"])
-        return {"input_ids": ids, "attention_mask": mask, "labels": targets}
+        sizes = [len(row["input_ids"]) for row in rows]
+        inputs = self.layout.inputs([row.get("joins", ()) for row in rows], sizes)
+        return {"input_ids": ids, "attention_mask": mask, "labels": targets, **inputs}
 
 
 class _Trainer(SFTTrainer):

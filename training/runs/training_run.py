@@ -267,6 +267,7 @@ class TrainingRun:
             self.policy.tokenizer,
             name=name,
             **asdict(self.style),
+            template=self.policy.config.template,
             max_new_tokens=self.policy.config.max_new_tokens,
             temperature=evaluation.temperature,
             batch_size=evaluation.workers,
@@ -301,6 +302,7 @@ class TrainingRun:
             "seconds": round(self.state.seconds, 1),
             "final": str(final),
             "prompt": asdict(self.style),
+            "template": self.config.policy.template,
         }
         if self.directory.main:
             write_text(self.directory.path / "summary.json", json.dumps(summary, indent=1))

@@ -99,9 +99,14 @@ def check_step_trees(
 ) -> None:
     """Raises ValueError where the model cannot run the step trees of these samples."""
     check_model(method, policy)
-    longest = max(samples, key=lambda s: s.encoded.replies[-1][1])
-    end = longest.encoded.replies[-1][1]
-    check_path(policy.model, end)
+
+    def tokens(sample: Sample) -> int:
+        """Of its longest tree, without branches."""
+        return max(part.replies[-1][1] for _, part in sample.encoded.parts())
+
+    check_path(policy.model, max(sample.encoded.longest for sample in samples))
+    longest = max(samples, key=tokens)
+    end = tokens(longest)
     needed = end + policy.config.max_new_tokens
     if needed > config.max_tree_tokens:
         raise ValueError(

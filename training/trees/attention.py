@@ -16,6 +16,7 @@ attention.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,6 +28,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from stepagent.agents.encoded import Joins, depths, ranges, reaches
 
 NAME = "step_tree"
 FLEX_BLOCK = 128
@@ -54,13 +57,43 @@ def repeat_heads(x: Tensor, query: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Neighbouring branches of a tree, which see the first `seen` tokens of its trunk."""
+    """Neighbouring branches of a tree."""
 
     size: int
     """Tokens of the branches together."""
-    seen: int
+    columns: slice | Tensor
+    """The n tokens of the trunk that they see."""
     mask: Tensor
-    """bool [1, 1, size, seen + size]: columns of the trunk, then the chunk's own."""
+    """bool [1, 1, size, n + size]: columns of the trunk, then the chunk's own."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens of a trunk that follow one another, up to where it branches."""
+
+    start: int
+    end: int
+    columns: Tensor
+    """int64 [n]: the tokens on their path, their own at the end"""
+    mask: Tensor
+    """bool [1, 1, end - start, n]"""
+
+
+def trunk_runs(joins: Joins, place: Tensor, window: int | None) -> tuple[Run, ...]:
+    """How the tokens of a trunk that branches see one another; `place` int64 [trunk] is only asked
+    for its length and device, `window` as in `sliding_window`."""
+    size, device = len(place), place.device
+    depth = torch.tensor(depths(joins, size), device=device)
+    starts = [0, *(start for start, _ in joins if start < size), size]
+    runs = []
+    for start, end in itertools.pairwise(starts):
+        on_path = [torch.arange(a, b, device=device) for a, b in ranges(joins, end)]
+        columns, rows = torch.cat(on_path), torch.arange(start, end, device=device)
+        mask = columns[None, :] <= rows[:, None]
+        if window is not None:
+            mask &= depth[rows][:, None] - depth[columns][None, :] < window
+        runs.append(Run(start, end, columns, mask[None, None]))
+    return tuple(runs)
 
 
 @dataclass(frozen=True)
@@ -72,6 +105,27 @@ class TreeSpan:
     chunks: tuple[Chunk, ...]
     trunk_mask: Tensor | None = None
     """bool [1, 1, trunk, trunk] where a sliding window makes the trunk more than causal."""
+    runs: tuple[Run, ...] = ()
+    """Of a trunk that branches itself."""
+
+    def attend_trunk(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
+    ) -> Tensor:
+        """The trunk's own attention: [1, H, trunk, D] each."""
+        sdpa = functools.partial(F.scaled_dot_product_attention, scale=scale, dropout_p=dropout)
+        if self.runs:
+            parts = [
+                sdpa(
+                    query[:, :, run.start : run.end],
+                    key[:, :, run.columns],
+                    value[:, :, run.columns],
+                    attn_mask=run.mask,
+                )
+                for run in self.runs
+            ]
+            return torch.cat(parts, dim=2)
+        mask = self.trunk_mask
+        return sdpa(query, key, value, attn_mask=mask, is_causal=mask is None)
 
 
 @dataclass(frozen=True)
@@ -93,12 +147,11 @@ class TreePattern:
         parts = []
         for span in self.spans:
             q, trunk_k, trunk_v = next(blocks)
-            mask = span.trunk_mask
-            parts.append(sdpa(q, trunk_k, trunk_v, attn_mask=mask, is_causal=mask is None))
+            parts.append(span.attend_trunk(q, trunk_k, trunk_v, scale, dropout))
             for chunk in span.chunks:
                 q, k, v = next(blocks)
-                k = torch.cat([trunk_k[:, :, : chunk.seen], k], dim=2)
-                v = torch.cat([trunk_v[:, :, : chunk.seen], v], dim=2)
+                k = torch.cat([trunk_k[:, :, chunk.columns], k], dim=2)
+                v = torch.cat([trunk_v[:, :, chunk.columns], v], dim=2)
                 parts.append(sdpa(q, k, v, attn_mask=chunk.mask))
         parts.append(torch.zeros_like(next(blocks)[0]))
         return torch.cat(parts, dim=2)
@@ -106,37 +159,41 @@ class TreePattern:
 
 @dataclass
 class Prefill:
-    """Causal attention over the trunk that keeps each layer's keys and values."""
+    """Attention over the trunk, of L tokens, that keeps each layer's keys and values."""
 
     window: int | None = None
+    joins: Joins = ()
+    """Where the trunk branches."""
     keys: dict[int, Tensor] = field(default_factory=dict)
     """layer -> [Hkv, L, D]"""
     values: dict[int, Tensor] = field(default_factory=dict)
+    span: TreeSpan | None = None
+    """Made at the first layer."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
     ) -> Tensor:
         self.keys[layer], self.values[layer] = key[0], value[0]
-        mask = None
-        if self.window is not None and query.shape[2] > self.window:
-            position = torch.arange(query.shape[2], device=query.device)
-            back = position[:, None] - position[None, :]
-            mask = ((back >= 0) & (back < self.window))[None, None]
-        return F.scaled_dot_product_attention(
-            query,
-            repeat_heads(key, query),
-            repeat_heads(value, query),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scale,
-            dropout_p=dropout,
-        )
+        keys, values = repeat_heads(key, query), repeat_heads(value, query)
+        return self._span(query).attend_trunk(query, keys, values, scale, dropout)
+
+    def _span(self, query: Tensor) -> TreeSpan:
+        size, mask = query.shape[2], None
+        if self.span is None or self.span.trunk != size:
+            position = torch.arange(size, device=query.device)
+            runs = trunk_runs(self.joins, position, self.window) if self.joins else ()
+            if self.window is not None and size > self.window and not runs:
+                back = position[:, None] - position[None, :]
+                mask = ((back >= 0) & (back < self.window))[None, None]
+            self.span = TreeSpan(size, (), mask, runs)
+        return self.span
 
 
 class Decode:
     """Rows that decode in step, each on its own prefix of one shared trunk.
 
-    A row's newest token sees the first `prefix` tokens of the trunk and the row's own tokens. Keys
+    A row's newest token sees the first `prefix` tokens of the trunk, where that branches those of
+    them on its path, and the row's own tokens. Keys
     and values of the trunk are never copied per row. Rows come in order of their prefix, and the
     trunk is read by blocks of neighbouring rows, each no further than it needs.
 
@@ -150,6 +207,10 @@ class Decode:
 
     def __init__(self, trunk: Prefill, prefix: Tensor) -> None:
         self.trunk, self.prefix = trunk, prefix
+        size = int(prefix.max())
+        device, joins = prefix.device, trunk.joins
+        self._depth = torch.tensor(depths(joins, size), device=device)  # [L], of the trunk's tokens
+        self._reach = torch.tensor(reaches(joins, size), device=device)
         self.length = 0
         """Tokens that every row has been fed."""
         self.keys: dict[int, Tensor] = {}
@@ -161,23 +222,30 @@ class Decode:
         """Cut the rows into blocks; each has an additive mask over the trunk tokens it reads."""
         self.blocks: list[tuple[int, int, int, int, Tensor | None]] = []
         limits, rows = self.prefix.tolist(), len(self.prefix)
+        branches = bool(self.trunk.joins)
         for start in range(0, rows, self.block_rows):
             end = min(start + self.block_rows, rows)
             longest, first = limits[end - 1], 0
-            if self.trunk.window is not None:
+            if self.trunk.window is not None and not branches:
                 # A row at position p sees positions above p - window, its own tokens included.
                 first = max(0, limits[start] + self.length + 1 - self.trunk.window)
                 longest = max(longest, first)
             mask = None
-            if limits[start] != longest or first:
+            if limits[start] != longest or first or branches:
                 place = torch.arange(first, longest, device=self.prefix.device)
                 prefix = self.prefix[start:end, None]
-                hidden = place >= prefix
+                hidden = (place >= prefix) | (self._reach[first:longest] < prefix)
                 if self.trunk.window is not None:
-                    hidden |= place <= prefix + self.length - self.trunk.window
+                    position = self.position[start:end, None]
+                    hidden |= self._depth[first:longest] <= position - self.trunk.window
                 mask = torch.zeros(hidden.shape, device=hidden.device)
                 mask.masked_fill_(hidden, float("-inf"))
             self.blocks.append((start, end, first, longest, mask))
+
+    @property
+    def position(self) -> Tensor:
+        """int64 [R]: the newest token's position on its row's path"""
+        return self._depth[self.prefix - 1] + 1 + self.length
 
     def keep(self, rows: Tensor) -> None:
         """Continue with `rows` (int64 indices, ascending) only."""

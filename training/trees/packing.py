@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from stepagent.training.trees.attention import FLEX_BLOCK, Chunk, TreePattern, TreeSpan
+from stepagent.agents.encoded import depths, reaches
+from stepagent.training.trees.attention import (
+    FLEX_BLOCK,
+    Chunk,
+    TreePattern,
+    TreeSpan,
+    trunk_runs,
+)
 from stepagent.training.trees.tree import StepTree
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -32,10 +39,12 @@ class PackedTrees:
     """int64 [1, S]: position on the token's own path"""
     tree_id: Tensor
     """int64 [S]; -1 for padding"""
-    branch_id: Tensor
-    """int64 [S]; -1 in a trunk, else the branch's action number"""
     attach: Tensor
-    """int64 [S]: the token sees trunk positions below this"""
+    """int64 [S]: the token sees trunk tokens before this place in the sequence, on its own path"""
+    reach: Tensor
+    """int64 [S]: a trunk token is on the path of places up to this one; 0 in branches, padding"""
+    begin: Tensor
+    """int64 [S]: the token sees what comes from this place on up to itself"""
     predict_at: Tensor
     """int64 [P]: where in the sequence the logits for each action token are"""
     target: Tensor
@@ -59,13 +68,13 @@ class PackedTrees:
 
     def mask_mod(self, window: int | None = None) -> MaskMod:
         """The mask rule, as FlexAttention takes it; `window` as in `sliding_window`."""
-        tree, branch = self.tree_id, self.branch_id
-        attach, position = self.attach, self.position_ids[0]
+        attach, reach, begin = self.attach, self.reach, self.begin
+        position = self.position_ids[0]
 
         def sees(batch: Tensor, head: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-            trunk = (branch[kv] == -1) & (position[kv] < attach[q])
-            own = (branch[kv] == branch[q]) & (position[kv] <= position[q])
-            seen = (tree[q] == tree[kv]) & (trunk | own)
+            trunk = (kv < attach[q]) & (attach[q] <= reach[kv])
+            own = (begin[q] <= kv) & (kv <= q)
+            seen = trunk | own
             if window is not None:
                 seen = seen & (position[q] - position[kv] < window)
             return seen
@@ -93,19 +102,23 @@ class PackedTrees:
             return sees(place[:1], place[:1], rows[:, None], columns[None, :])[None, None]
 
         spans = []
-        for start, trunk_end, branches in self.spans:
+        for tree, (start, trunk_end, branches) in zip(self.trees, self.spans, strict=True):
+            trunk = place[start:trunk_end]
             chunks, first = [], 0
             for i, (_, end, seen) in enumerate(branches):
                 chunk_start = branches[first][0]
                 if i + 1 == len(branches) or branches[i + 1][1] - chunk_start > CHUNK_TOKENS:
                     rows = place[chunk_start:end]
-                    columns = torch.cat([place[start : start + seen], rows])
-                    chunks.append(Chunk(end - chunk_start, seen, block(rows, columns)))
+                    read: slice | Tensor = slice(0, seen)
+                    if tree.joins:  # no more than the paths of these branches
+                        read = block(rows, trunk[:seen])[0, 0].any(dim=0).nonzero()[:, 0]
+                    columns = torch.cat([trunk[read], rows])
+                    chunks.append(Chunk(end - chunk_start, read, block(rows, columns)))
                     first = i + 1
-            trunk = place[start:trunk_end]
             slides = window is not None and trunk_end - start > window
-            trunk_mask = block(trunk, trunk) if slides else None
-            spans.append(TreeSpan(trunk_end - start, tuple(chunks), trunk_mask))
+            trunk_mask = block(trunk, trunk) if slides and not tree.joins else None
+            runs = trunk_runs(tree.joins, trunk, window) if tree.joins else ()
+            spans.append(TreeSpan(trunk_end - start, tuple(chunks), trunk_mask, runs))
         return TreePattern(tuple(spans), int((self.tree_id < 0).sum()))
 
 
@@ -130,8 +143,10 @@ def pack(
     if multiple_of is None:
         multiple_of = FLEX_BLOCK if device.type == "cuda" else 1
     padding = -len(packer.tokens) % multiple_of
-    columns = torch.tensor([*packer.tokens, *[(0, -1, -1, 0, 1)] * padding], device=device)
-    ids, tree_id, branch_id, position, attach = columns.unbind(dim=1)
+    size = len(packer.tokens)
+    blank = [(0, -1, 0, 0, 0, place) for place in range(size, size + padding)]
+    columns = torch.tensor([*packer.tokens, *blank], device=device)
+    ids, tree_id, position, attach, reach, begin = columns.unbind(dim=1)
     predict_at, target, action = torch.tensor(packer.predicted, device=device).unbind(dim=1)
     pairs = torch.tensor(packer.pairs, dtype=torch.long, device=device).reshape(-1, 2)
     return PackedTrees(
@@ -139,8 +154,9 @@ def pack(
         input_ids=ids[None],
         position_ids=position[None],
         tree_id=tree_id.contiguous(),
-        branch_id=branch_id.contiguous(),
         attach=attach.contiguous(),
+        reach=reach.contiguous(),
+        begin=begin.contiguous(),
         predict_at=predict_at,
         target=target.contiguous(),
         action=action.contiguous(),
@@ -156,7 +172,8 @@ class _Packer:
     """Collects the rows of `PackedTrees`' columns, tree by tree."""
 
     def __init__(self) -> None:
-        self.tokens: list[tuple[int, int, int, int, int]] = []  # id, tree, branch, position, attach
+        self.tokens: list[tuple[int, int, int, int, int, int]] = []
+        """id, tree, position, attach, reach, begin"""
         self.predicted: list[tuple[int, int, int]] = []  # predict_at, target, action
         self.first: list[int] = []
         self.last_at: list[int] = []
@@ -169,15 +186,21 @@ class _Packer:
         agent = expert + len(tree.replies)
         self.first += [0] * (len(tree.replies) + len(tree.branches))
         self.last_at += [0] * (len(tree.replies) + len(tree.branches))
-        self.tokens += [(tree.ids[i], number, -1, i, i + 1) for i in range(size)]
+        depth, reach = depths(tree.joins, size), reaches(tree.joins, size)
+        self.tokens += [
+            (tree.ids[i], number, depth[i], offset + i + 1, offset + reach[i], offset + i)
+            for i in range(size)
+        ]
         for step, (start, end) in enumerate(tree.replies):
             self._predict(expert + step, tree.ids[start:end], offset + start - 1, offset + start)
         places = []
         for i in sorted(range(len(tree.branches)), key=lambda i: tree.branches[i].step):
             branch, begin, action = tree.branches[i], len(self.tokens), agent + i
             start = tree.replies[branch.step][0]
+            first = depth[start - 1] + 1
             self.tokens += [
-                (token, number, action, start + t, start) for t, token in enumerate(branch.ids)
+                (token, number, first + t, offset + start, 0, begin)
+                for t, token in enumerate(branch.ids)
             ]
             self._predict(action, branch.ids, offset + start - 1, begin)
             places.append((begin, len(self.tokens), start))

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stepagent.agents.encoded import Encoded, depths
 from stepagent.agents.generation import Decoding, choose
 from stepagent.agents.models import context_length
 from stepagent.training.trees.attention import Decode, Prefill
 from stepagent.training.trees.compat import check_path, unwrap
+from stepagent.training.trees.tree import StepTree
 
 MAX_ROWS = 256
 """Rows decoded together; more go in groups, which share the reading of the trajectory."""
@@ -55,7 +58,7 @@ class _Row:
 
     step: int
     prefix: int
-    """Tokens of the state it answers."""
+    """Where in the trajectory the state that it answers ends."""
     limit: int
     """The most tokens it may have."""
     draws: np.ndarray
@@ -66,11 +69,7 @@ class _Row:
 
 @torch.no_grad()
 def practice(
-    model: nn.Module,
-    ids: Sequence[int],
-    replies: Sequence[tuple[int, int]],
-    sampling: Sampling,
-    seed: int,
+    model: nn.Module, trajectory: Encoded | StepTree, sampling: Sampling, seed: int
 ) -> list[list[list[int]]]:
     """K replies in every state of a trajectory, from one prefill.
 
@@ -80,8 +79,7 @@ def practice(
     state.
 
     Args:
-        ids: tokens of the trajectory.
-        replies: half-open spans of the expert's replies; the i-th state is `ids[: replies[i][0]]`.
+        trajectory: the expert's; branches of a tree have no part in it.
         sampling: how many replies, and how they are drawn.
         seed: of the draws.
 
@@ -93,39 +91,50 @@ def practice(
         ValueError: a state that fills the model's context; a model that cannot run step trees.
     """
     k, limit = sampling.k, sampling.decoding.max_new_tokens
-    if not replies:
+    starts = [start for start, _ in trajectory.replies]
+    if not starts:
         return []
     base = unwrap(model)
-    last, context = replies[-1][0], context_length(base)
-    check_path(model, last + 1)
-    window = check_path(model, min(last + limit, context))
+    context = context_length(base)
+    place = depths(trajectory.joins, starts[-1])
+    sizes = [place[start - 1] + 1 for start in starts]  # tokens of the states
+    check_path(model, max(sizes) + 1)
+    window = check_path(model, min(max(sizes) + limit, context))
     rows = []
-    for step, (start, _) in enumerate(replies):
-        longest = min(limit, context - start)
+    for step, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        longest = min(limit, context - size)
         for j in range(k):
             draws = np.random.default_rng([seed % 2**63, step, j]).random(longest)
             rows.append(_Row(step, start, longest, draws))
     was_training = model.training
     model.eval()
     try:
-        trunk, logits = _read(model, ids, [start for start, _ in replies], window)
+        trunk, logits = _read(model, trajectory, starts, window)
         for first in range(0, len(rows), MAX_ROWS):
             group = rows[first : first + MAX_ROWS]
             _decode(model, trunk, group, logits[[row.step for row in group]], sampling)
     finally:
         model.train(was_training)
-    return [[row.ids for row in rows[step * k : step * k + k]] for step in range(len(replies))]
+    return [[row.ids for row in rows[step * k : step * k + k]] for step in range(len(starts))]
 
 
 def _read(
-    model: nn.Module, ids: Sequence[int], starts: Sequence[int], window: int | None
+    model: nn.Module, trajectory: Encoded | StepTree, starts: Sequence[int], window: int | None
 ) -> tuple[Prefill, Tensor]:
     """Prefill up to the last state; also float32 logits [n_steps, vocabulary] after each state."""
     base = unwrap(model)
     device = base.device
-    trunk = Prefill(window)
+    size = starts[-1]
+    trunk = Prefill(window, [join for join in trajectory.joins if join[0] < size])
+    everyone = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+    placed: dict[str, Any] = {}
+    if trunk.joins:
+        placed["position_ids"] = torch.tensor([depths(trunk.joins, size)], device=device)
+        # Or the model would take positions that start again for several texts, and mask them.
+        placed["attention_mask"] = everyone.expand(1, 1, size, size)
     out = model(
-        input_ids=torch.tensor([list(ids[: starts[-1]])], device=device),
+        input_ids=torch.tensor([list(trajectory.ids[:size])], device=device),
+        **placed,
         logits_to_keep=torch.tensor(starts, device=device) - 1,
         use_cache=False,
         step_tree=trunk,
@@ -165,7 +174,7 @@ def _decode(
         logits = (
             model(
                 input_ids=newest,
-                position_ids=(pattern.prefix + pattern.length)[None],
+                position_ids=pattern.position[None],
                 # The pattern decides who sees what; a mask of four dimensions keeps the model from
                 # building another.
                 attention_mask=everyone,

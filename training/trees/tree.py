@@ -11,11 +11,17 @@ A branch token sees the trunk up to the start of its step's reply, and its own b
 its position continues from there. That is what it would see in a sequence of its own, so
 log-probabilities, hidden states and gradients equal those of separate sequences, for a fraction of
 the tokens.
+
+Under a chat template that rewrites history the trunk itself branches (`agents.encoded`): "up to"
+then means on the same path.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from stepagent.agents.encoded import Encoded, depths, path, ranges
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class StepTree:
     """An expert trajectory and the branches on it.
 
     Raises:
-        ValueError: spans out of order, empty, or outside the trunk; a branch on no step, or empty.
+        ValueError: spans out of order, empty, or outside the trunk; a branch on no step, or empty;
+            a join to a token that is not on the path before it.
     """
 
     ids: tuple[int, ...]
@@ -40,6 +47,19 @@ class StepTree:
     replies: tuple[tuple[int, int], ...]
     """Half-open span [start, end) of each step's expert reply, end-of-turn token included."""
     branches: tuple[Branch, ...] = ()
+    joins: tuple[tuple[int, int], ...] = ()
+    """Where the trunk branches itself (`agents.encoded.Joins`)."""
+
+    @staticmethod
+    def of(encoded: Encoded, branches: Sequence[Branch] = ()) -> StepTree:
+        """The tree of a conversation."""
+        return StepTree(
+            tuple(encoded.ids), tuple(encoded.replies), tuple(branches), tuple(encoded.joins)
+        )
+
+    def state(self, step: int) -> tuple[int, ...]:
+        """The ids that the actions of a step answer."""
+        return tuple(path(self.ids, self.joins, self.replies[step][0]))
 
     def __post_init__(self) -> None:
         before = 1  # a state has at least one token
@@ -58,6 +78,15 @@ class StepTree:
                 )
             if not branch.ids:
                 raise ValueError(f"branch {number} (step {branch.step}) has no tokens")
+        end = 0
+        for number, (start, at) in enumerate(self.joins):
+            on_path = any(a < at <= b for a, b in ranges(self.joins[:number], start))
+            if not (end < start < len(self.ids) and (at == 0 or on_path)):
+                raise ValueError(
+                    f"join {number}, of token {start} to what ends before token {at}, is not to a "
+                    "token on the path before it"
+                )
+            end = start
 
     @property
     def length(self) -> int:
@@ -72,14 +101,16 @@ class StepTree:
     @property
     def longest_path(self) -> int:
         """Tokens of the longest state plus one of its actions."""
-        paths = [self.replies[branch.step][0] + len(branch.ids) for branch in self.branches]
-        return max([self.trunk_length, *paths])
+        place = depths(self.joins, self.trunk_length)
+        ends = [place[self.replies[b.step][0] - 1] + 1 + len(b.ids) for b in self.branches]
+        return max([*place, -1]) + 1 if not ends else max(max(place) + 1, *ends)
 
     def trimmed(self) -> StepTree:
         """The tree without the steps after its last branch; for losses over pairs only."""
         last = max((branch.step for branch in self.branches), default=-1)
         end = self.replies[last][1] if last >= 0 else 0
-        return replace(self, ids=self.ids[:end], replies=self.replies[: last + 1])
+        joins = tuple(join for join in self.joins if join[0] < end)
+        return replace(self, ids=self.ids[:end], replies=self.replies[: last + 1], joins=joins)
 
 
 def split_tree(tree: StepTree, max_tokens: int) -> list[StepTree]:

@@ -40,10 +40,10 @@ def test_labels_are_the_agents_tokens_alone(tokenizer):
         [_trajectory(["go north", "open door"])], codec, PROMPT, PromptStyle(thoughts=False), 256
     )
     assert left_out == {}
-    targets = labels(sample)
+    targets = labels(sample.encoded)
     learned = [i for i, label in zip(sample.encoded.ids, targets, strict=True) if label != IGNORED]
     assert tokenizer.decode(learned) == "go north<|end|>open door<|end|>"
-    assert labels(sample, assistant_only_loss=False) == sample.encoded.ids
+    assert labels(sample.encoded, assistant_only_loss=False) == sample.encoded.ids
     batch = Collator(pad_token_id=1)(
         [{"input_ids": [5, 6], "labels": [IGNORED, 6]}, {"input_ids": [7], "labels": [7]}]
     )
@@ -102,9 +102,9 @@ def test_updates_come_closest_to_a_number_of_tokens(tokenizer, passes, updates):
     )
     tokens = sum(len(sample.encoded.ids) for sample in samples)
     config = SftConfig(batch_size=2, epochs=9, tokens=round(passes * tokens))
-    assert sft.updates(samples, config) == updates
+    assert sft.updates(5, tokens, config) == (3, updates)
     config.tokens = 0
-    assert sft.updates(samples, config) == 27
+    assert sft.updates(5, tokens, config) == (3, 27)
 
 
 def test_sft_on_a_number_of_tokens(config):

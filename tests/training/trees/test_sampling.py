@@ -12,7 +12,7 @@ from stepagent.training.trees.packing import pack
 from stepagent.training.trees.sampling import Sampling, practice
 from stepagent.training.trees.scoring import score_trees
 from stepagent.training.trees.tree import Branch, StepTree
-from tests.training.toys import random_tree, tiny_model
+from tests.training.toys import random_tree, rewriting_tree, tiny_model
 
 EOS = 11
 
@@ -20,8 +20,8 @@ EOS = 11
 def greedy_alone(model: PreTrainedModel, tree: StepTree, longest: int) -> list[list[list[int]]]:
     """What `generate` says in each state, one state at a time."""
     replies = []
-    for start, _ in tree.replies:
-        state = torch.tensor([tree.ids[:start]])
+    for step in range(len(tree.replies)):
+        state = torch.tensor([tree.state(step)])
         out = model.generate(
             state,
             attention_mask=torch.ones_like(state),
@@ -30,7 +30,7 @@ def greedy_alone(model: PreTrainedModel, tree: StepTree, longest: int) -> list[l
             eos_token_id=EOS,
             pad_token_id=0,
         )
-        replies.append([out[0, start:].tolist()])
+        replies.append([out[0, state.shape[1] :].tolist()])
     return replies
 
 
@@ -40,7 +40,7 @@ def draw(model: PreTrainedModel, tree: StepTree, **changes: object) -> list[list
     decoding = Decoding(options["temperature"], options["top_p"], options["max_new_tokens"])
     ends = {name: options[name] for name in ("stopped",) if name in options}
     drawing = Sampling(options["k"], decoding, options["eos_ids"], **ends)
-    return practice(model, tree.ids, tree.replies, drawing, options["seed"])
+    return practice(model, tree, drawing, options["seed"])
 
 
 def biased(kind: str = "llama", **changes: object) -> PreTrainedModel:
@@ -62,11 +62,12 @@ def biased(kind: str = "llama", **changes: object) -> PreTrainedModel:
     ],
 )
 def test_greedy_equals_generate(kind: str, changes: dict) -> None:
-    model, tree = biased(kind, **changes), random_tree(21, 12, [])
-    expected = greedy_alone(model, tree, 40)
-    lengths = {len(replies[0]) for replies in expected}
-    assert len(lengths) > 2, "all replies end together: rows that leave are not tested"
-    assert draw(model, tree, k=1, temperature=0.0, max_new_tokens=40) == expected
+    model = biased(kind, **changes)
+    for tree in (random_tree(21, 12, []), rewriting_tree(21, 12, [], anew=5)):
+        expected = greedy_alone(model, tree, 40)
+        lengths = {len(replies[0]) for replies in expected}
+        assert len(lengths) > 2, "all replies end together: rows that leave are not tested"
+        assert draw(model, tree, k=1, temperature=0.0, max_new_tokens=40) == expected
 
 
 def test_groups_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +159,9 @@ def test_bad_settings_are_refused() -> None:
     for changes in ({"k": 0}, {"k": 2, "temperature": 0.0}, {"top_p": 0.0}, {"temperature": -1.0}):
         with pytest.raises(ValueError, match=r"k is|needs"):
             draw(model, tree, **changes)
-    assert practice(model, tree.ids, [], Sampling(1, Decoding(1.0, 1.0, 3), {EOS}), seed=0) == []
+    assert (
+        practice(model, StepTree(tree.ids, ()), Sampling(1, Decoding(1.0, 1.0, 3), {EOS}), 0) == []
+    )
 
 
 def test_a_model_in_training_is_left_in_training() -> None:
@@ -200,4 +203,4 @@ def test_greedy_equals_generate_on_smollm2() -> None:
         )
         expected.append([out[0, start:].tolist()])
     greedy = Sampling(1, Decoding(0.0, 1.0, 24), {codec.end_of_turn_id})
-    assert practice(model, encoded.ids, encoded.replies, greedy, seed=0) == expected
+    assert practice(model, encoded, greedy, seed=0) == expected

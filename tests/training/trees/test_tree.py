@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from stepagent.training.trees.packing import pack
 from stepagent.training.trees.scoring import score_trees
 from stepagent.training.trees.tree import Branch, StepTree, split_tree
-from tests.training.toys import random_tree, tiny_model
+from tests.training.toys import random_tree, rewriting_tree, tiny_model
 
 
-def test_split_keeps_every_pair_within_the_budget() -> None:
-    model, tree = tiny_model(), random_tree(8, 6, [5, 0, 0, 1, 3, 4, 4, 2, 5])
+@pytest.mark.parametrize("make", [random_tree, rewriting_tree])
+def test_split_keeps_every_pair_within_the_budget(make: Callable[..., StepTree]) -> None:
+    model, tree = tiny_model(), make(8, 6, [5, 0, 0, 1, 3, 4, 4, 2, 5])
     limit = tree.trunk_length + 9
     parts = split_tree(tree, limit)
     assert len(parts) > 1
@@ -32,8 +35,9 @@ def test_split_keeps_every_pair_within_the_budget() -> None:
     assert split_tree(tree, tree.length) == [tree]
 
 
-def test_trimmed_drops_the_steps_behind_the_last_branch() -> None:
-    tree = random_tree(9, 5, [1, 0])
+@pytest.mark.parametrize("make", [random_tree, rewriting_tree])
+def test_trimmed_drops_the_steps_behind_the_last_branch(make: Callable[..., StepTree]) -> None:
+    tree = make(9, 5, [1, 0])
     trimmed = tree.trimmed()
     assert trimmed.replies == tree.replies[:2]
     assert trimmed.ids == tree.ids[: tree.replies[1][1]]
@@ -56,6 +60,12 @@ def test_trimmed_drops_the_steps_behind_the_last_branch() -> None:
 def test_bad_trees_are_refused(replies: tuple, branches: tuple, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         StepTree((1, 2, 3, 4, 5), replies, branches)
+
+
+@pytest.mark.parametrize("joins", [((3, 4),), ((0, 0),), ((3, 1), (4, 2)), ((4, 1), (3, 1))])
+def test_joins_that_lead_nowhere_are_refused(joins: tuple) -> None:
+    with pytest.raises(ValueError, match="is not to a token on the path before it"):
+        StepTree((1, 2, 3, 4, 5, 6), ((1, 2),), (), joins)
 
 
 def test_what_cannot_run_is_refused() -> None:
