@@ -13,12 +13,13 @@ end of turn), a space breaks it into ordinary text.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from stepagent.envs.react import STOP, Message
+from stepagent.envs.react import STOP, Message, cut
 from stepagent.errors import UsageError
 
 _MARKS = ("⟦system⟧", "⟦one⟧", "⟦two⟧", "⟦three⟧", "⟦four⟧", "⟦five⟧")
@@ -205,6 +206,19 @@ class ChatCodec:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a generated reply, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def used(self, ids: Sequence[int]) -> list[int]:
+        """The tokens of a generated reply that thought and action were read from.
+
+        As in a conversation's text (`envs.react.cut`), what follows the action is left out, its end
+        of turn too: after all that, it says nothing about the action.
+        """
+        text = self.decode(ids).strip()
+        kept = cut(text)
+        if kept in ("", text):
+            return list(ids)
+        size = bisect_left(range(len(ids)), True, key=lambda n: cut(self.decode(ids[:n])) == kept)
+        return list(ids[:size])
 
     def fit(self, messages: Sequence[Message], limit: int) -> tuple[list[Message], bool]:
         """The conversation cut to at most `limit` tokens, and whether it was cut.
