@@ -14,6 +14,30 @@ from dataclasses import dataclass
 from stepagent.envs.core import TextEnv
 from stepagent.envs.react import Message, PromptStyle
 
+REPLY_TOKENS, THINKING_TOKENS = 256, 4096
+"""Default limits of a reply, in tokens, without thinking and with."""
+
+
+def reply_limit(tokens: int | None, thinks: bool) -> int:
+    """The limit of a reply in tokens; None: the default."""
+    return tokens if tokens is not None else THINKING_TOKENS if thinks else REPLY_TOKENS
+
+
+class ModelReply(str):
+    """A reply's text, and how it ended if the model did not end it itself.
+
+    `ending` is "" or one of "length" (cut at the limit of tokens), "refusal" (the model declined,
+    in words of its own), "filter" (a content filter stopped prompt or reply) and "empty" (the reply
+    ended before its first word). Agents without endings return a plain `str`.
+    """
+
+    ending: str
+
+    def __new__(cls, text: str, ending: str = "") -> ModelReply:
+        reply = super().__new__(cls, text)
+        reply.ending = ending
+        return reply
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -40,8 +64,8 @@ class Agent(ABC):
 
     @abstractmethod
     def act(self, turns: Sequence[Turn]) -> list[str]:
-        """One reply per turn, in order: the agent's raw text, to which the caller applies
-        `react.cut`."""
+        """One reply per turn, in order: the agent's raw text (or a `ModelReply`), to which the
+        caller applies `react.cut`."""
 
     streaming: bool = False
     """Whether it implements `submit` and `poll`."""

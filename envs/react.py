@@ -289,6 +289,17 @@ def cut(reply: str) -> str:
     return parse(reply).text
 
 
+def split_thinking(reply: str) -> tuple[str, str]:
+    """What a model thought before its reply (`<think>…</think>` and the like), and the rest.
+
+    >>> split_thinking("<think>It is shut.</think>\\n\\nAction: open door")
+    ('It is shut.', 'Action: open door')
+    """
+    source = _Source(reply)
+    rest = _THINK.sub("", _HALF_THINK.sub("", reply)).strip()
+    return _join(thought for _, _, thought in source._thinking), rest
+
+
 @dataclass(frozen=True)
 class Prompt:
     """An environment's instruction and its one-shot example (observation, thought, action)."""
