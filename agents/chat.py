@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -51,14 +51,14 @@ class _Wrapping:
 
 
 class ChatCodec:
-    """Writes conversations for one tokenizer.
+    """Writes conversations for one tokenizer; `arguments` are those of its chat template.
 
     Raises ChatTemplateError where the tokenizer has no chat template, or one whose text before a
     turn depends on later turns.
     """
 
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None):
+        self.tokenizer, self.arguments = tokenizer, dict(arguments or {})
         if not getattr(tokenizer, "chat_template", None):
             raise ChatTemplateError(
                 f"{getattr(tokenizer, 'name_or_path', tokenizer)!r} has no chat template: use an "
@@ -94,7 +94,7 @@ class ChatCodec:
             messages.insert(0, {"role": "system", "content": _MARKS[0]})
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+                messages, tokenize=False, add_generation_prompt=True, **self.arguments
             )
         except Exception:  # templates raise their own Jinja errors for roles they do not know
             return None
@@ -201,7 +201,17 @@ class ChatCodec:
         if not self._closing[last]:
             return False
         text = self.decode(ids)
-        return any(stop in text for stop in STOP)
+        return not self.is_thinking(text) and any(stop in text for stop in STOP)
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether the prompt of a reply ends within a thought."""
+        return self._plain.before_reply.rstrip().endswith("<think>")
+
+    def is_thinking(self, reply: str) -> bool:
+        """Whether a reply that is being generated is still a thought: anything may stand there."""
+        opened = self.opens_thought or reply.lstrip().startswith("<think>")
+        return opened and "</think>" not in reply
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a generated reply, without special tokens."""

@@ -29,6 +29,7 @@ from stepagent.agents.completions import ApiError, Completions, TooLong, without
 from stepagent.agents.core import Agent, ModelReply, Turn, reply_limit
 from stepagent.agents.fitting import Fitting, cut_middle
 from stepagent.agents.reply_cache import Completion, ReplyCache
+from stepagent.agents.responses import LENGTH
 from stepagent.envs.react import STOP, Message, PromptStyle, split_thinking
 
 __all__ = ["ApiError", "OpenAIAgent", "cut_middle"]
@@ -47,6 +48,7 @@ _THINKERS = re.compile(
     r"|think|reason",
     re.IGNORECASE,
 )
+_ACTION = re.compile(r"^\W*action\b", re.IGNORECASE | re.MULTILINE)
 _INSTRUCT = re.compile(r"instruct|non-?(think|reason)|coder|embed", re.IGNORECASE)
 _POLL_SECONDS = 0.05
 """Seconds that `poll` waits for a reply."""
@@ -148,7 +150,7 @@ class OpenAIAgent(Agent):
             self._thinking["reasoning_effort"] = reasoning_effort
         self._thinking |= request or {}
         self._parameters |= self._thinking
-        self._history, self._thinks_apart = history_thoughts, False
+        self._history, self._thinks_apart, self._half_open = history_thoughts, False, False
         self._price = costs.price_of(model, prices)
         self._client = Completions(
             model,
@@ -281,11 +283,21 @@ class OpenAIAgent(Agent):
 
     def _text(self, completion: Completion) -> ModelReply:
         """A completion as a reply: what was thought apart stands before it."""
+        text = completion.text
         if not completion.thought:
-            return ModelReply(completion.text, completion.ending)
+            if "</think>" in text and "<think>" not in text:
+                self._half_open = True
+            elif completion.ending == LENGTH and self._is_thought(text):
+                text = f"<think>\n{text}"
+            return ModelReply(text, completion.ending)
         self._thinks_apart = True
         text = f"<think>\n{completion.thought}\n</think>\n\n{completion.text}"
         return ModelReply(text, completion.ending)
+
+    def _is_thought(self, text: str) -> bool:
+        """Whether a text that was cut is a thought of which the prompt holds the opening tag."""
+        thinks = self._half_open or "stop" not in self._parameters
+        return thinks and "think>" not in text and not _ACTION.search(text)
 
     def _history_sent(self, messages: Sequence[Message]) -> list[Any]:
         """The conversation as the server gets it: with or without the thinking in its replies."""

@@ -6,9 +6,11 @@ joins them at the next token, so that the batch stays full.
 
 from __future__ import annotations
 
+import json
+import re
 import time
 import zlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 
 from stepagent.agents import models
 from stepagent.agents.chat import ChatCodec
-from stepagent.agents.core import Agent, Turn
+from stepagent.agents.core import Agent, ModelReply, Turn, reply_limit
 from stepagent.agents.generation import Decoding, Generator, Request, why_uncacheable
 from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.envs.react import STOP, Message, PromptStyle
@@ -37,7 +39,11 @@ class TransformersAgent(Agent):
     merge: fold an adapter into the weights; None: only in float32, where nothing is rounded away.
     temperature, top_p: 0 is greedy; else sampling whose noise depends on (seed, turn, salt) alone.
     salt: agents with different salts draw differently for the same seeds.
-    max_new_tokens: tokens of a reply, including the thought; 16 to 512 are usual.
+    max_new_tokens: tokens of a reply, its thinking included; 16 to 512 are usual without any.
+        None: 256, and 4,096 for a model that thinks by its template.
+    enable_thinking, reasoning_effort: arguments of the model's chat template, for the models that
+        know them; None: the template's own.
+    template: further arguments of the chat template.
     context: tokens of a conversation and its reply; None: as far as the model's positions reach.
     batch_size: conversations answered at once, and kept in the cache; None: 16, on CUDA 32.
     instruction, example, thoughts, suffix: the prompt's style (see `envs.react.PromptStyle`).
@@ -58,7 +64,10 @@ class TransformersAgent(Agent):
         temperature: float = 0.0,
         top_p: float = 1.0,
         salt: str = "",
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
+        enable_thinking: bool | None = None,
+        reasoning_effort: str | None = None,
+        template: Mapping[str, Any] | None = None,
         context: int | None = None,
         batch_size: int | None = None,
         instruction: bool = True,
@@ -66,7 +75,7 @@ class TransformersAgent(Agent):
         thoughts: bool = True,
         suffix: str = "",
     ):
-        self.decoding = Decoding(temperature, top_p, max_new_tokens)
+        self.template = {**(template or {}), **_given(enable_thinking, reasoning_effort)}
         self._salt = zlib.crc32(salt.encode())
         self.style = PromptStyle(instruction, example, thoughts, suffix)
         if isinstance(model, str | Path):
@@ -78,13 +87,16 @@ class TransformersAgent(Agent):
         elif tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer, too")
         self.name = name or f"hf:{getattr(model, 'name_or_path', '') or type(model).__name__}"
-        self.model, self.tokenizer, self.codec = model, tokenizer, ChatCodec(tokenizer)
+        self.model, self.tokenizer = model, tokenizer
+        self.codec = ChatCodec(tokenizer, self.template)
+        limit = reply_limit(max_new_tokens, _thinks(self.codec, self.template))
+        self.decoding = Decoding(temperature, top_p, limit)
         longest = models.context_length(model)
         self.context = min(longest, context or longest)
-        if self.context <= max_new_tokens:
+        if self.context <= limit:
             raise models.ModelError(
                 f"{self.name} has a context of {self.context} tokens, which "
-                f"leaves no room beside max_new_tokens={max_new_tokens}"
+                f"leaves no room beside max_new_tokens={limit}"
             )
         on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
         self.batch_size = batch_size or (32 if on_cuda else 16)
@@ -93,7 +105,8 @@ class TransformersAgent(Agent):
         """Why conversations are read again in every turn; "" if their cache is kept."""
         self._generator: Generator | NaiveGenerator
         if self.why_uncached:
-            self._generator = NaiveGenerator(model, ends=ends, stops=STOP, tokenizer=tokenizer)
+            stops = () if self.codec.opens_thought else STOP  # a thought may hold such texts
+            self._generator = NaiveGenerator(model, ends=ends, stops=stops, tokenizer=tokenizer)
         else:
             self._generator = Generator(
                 model,
@@ -163,8 +176,15 @@ class TransformersAgent(Agent):
         """Changes whenever a weight is written to (optimizer steps, loading) or replaced."""
         return hash(tuple((w.data_ptr(), w._version) for w in self.model.parameters()))
 
-    def _text(self, ids: list[int]) -> str:
-        return self.codec.decode(ids[:-1] if ids and ids[-1] in self._ends else ids).strip()
+    def _text(self, ids: list[int]) -> ModelReply:
+        ended = bool(ids) and ids[-1] in self._ends
+        text = self.codec.decode(ids[:-1] if ended else ids).strip()
+        at_limit = not ended and len(ids) >= self.decoding.max_new_tokens
+        if at_limit and self.codec.has_stop(ids):
+            at_limit = False
+        if self.codec.opens_thought and not text.startswith("<think>"):
+            text = f"<think>\n{text}"
+        return ModelReply(text, "length" if at_limit else "" if text else "empty")
 
     def _in_eval(self, work: Any) -> Any:
         """Calls `work` with the model in evaluation mode, and restores training mode if it was
@@ -199,6 +219,7 @@ class TransformersAgent(Agent):
             "decoding": str(self.decoding),
             "context": str(self.context),
             "style": str(self.style),
+            **({"template": json.dumps(self.template, sort_keys=True)} if self.template else {}),
             "torch": torch.__version__,
             "transformers": version("transformers"),
         }
@@ -213,3 +234,22 @@ class TransformersAgent(Agent):
             "tokens_generated": counts.generated,
             "seconds": self._seconds,
         }
+
+
+_THINKS = re.compile(r"enable_thinking|reasoning_effort|<\|channel\|>|\[THINK\]")
+
+
+def _given(enable_thinking: bool | None, reasoning_effort: str | None) -> dict[str, Any]:
+    """The arguments of a chat template that are no None."""
+    options = {"enable_thinking": enable_thinking, "reasoning_effort": reasoning_effort}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _thinks(codec: ChatCodec, arguments: Mapping[str, Any]) -> bool:
+    """Whether a model thinks before it answers, by its template's prompt for a reply."""
+    template = str(getattr(codec.tokenizer, "chat_template", ""))
+    if codec.opens_thought:
+        return True
+    if arguments.get("enable_thinking") is False or arguments.get("reasoning_effort") == "none":
+        return False
+    return bool(_THINKS.search(template))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.envs import layouts, react
-from stepagent.envs.core import clip, default_task_type
+from stepagent.envs.core import MAX_TEXT, clip, default_task_type
 from stepagent.files import write_atomically
 
 VERSION = 1
@@ -34,13 +34,17 @@ class Step:
     valid: bool = True
     reply: str = ""
     """The agent's own words, if they differ from `react.render(thought, action)`."""
+    ending: str = ""
+    """How the reply ended, if the model did not end it itself: length, refusal, filter or empty
+    (see `agents.core.ModelReply`)."""
 
     @staticmethod
     def of(observation: str, reply: str, style: react.PromptStyle) -> Step:
         """The step that an agent's reply takes; its outcome is not known yet."""
-        text = clip(react.cut(reply))
+        text = kept(reply)
         parsed = react.parse(text)
-        step = Step(observation, parsed.thought, parsed.action)
+        ending = getattr(reply, "ending", "")
+        step = Step(observation, parsed.thought, parsed.action, ending=ending)
         if step.text(style) != text:
             step = replace(step, reply=text or " ")  # "" would stand for the rendered text
         return step
@@ -48,6 +52,18 @@ class Step:
     def text(self, style: react.PromptStyle) -> str:
         """The reply as it appears in a conversation of that style."""
         return self.reply or react.render(self.thought, self.action, style)
+
+
+def kept(reply: str) -> str:
+    """What conversations and trajectories keep of a reply, and environments get: `react.cut`, in at
+    most `MAX_TEXT` characters. Of a thought that is longer the end is left out, not the action."""
+    text = react.cut(reply)
+    if len(text) <= MAX_TEXT:
+        return clip(text)
+    parsed = react.parse(text)
+    if not 0 < len(parsed.action) < MAX_TEXT // 2:
+        return clip(text)
+    return clip(react.render(clip(parsed.thought, MAX_TEXT // 4), parsed.action))
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,11 @@ class Trajectory:
 
     def to_json(self) -> str:
         """One line of JSON; `from_json` returns the same trajectory."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        data = asdict(self)
+        for step in data["steps"]:
+            if not step["ending"]:
+                del step["ending"]
+        return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
     def from_json(line: str) -> Trajectory:
@@ -163,7 +183,7 @@ _KINDS: tuple[tuple[str, Any], ...] = (
     ("seed", int),
 )
 _STEP_KINDS: tuple[tuple[str, Any], ...] = (
-    *((name, str) for name in ("observation", "thought", "action", "reply")),
+    *((name, str) for name in ("observation", "thought", "action", "reply", "ending")),
     ("reward", _NUMBER),
     ("valid", bool),
 )
