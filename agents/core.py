@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from stepagent.envs.core import TextEnv
 from stepagent.envs.react import Message, PromptStyle
+from stepagent.envs.tools import Tool
 
 REPLY_TOKENS, THINKING_TOKENS = 256, 4096
 """Default limits of a reply, in tokens, without thinking and with."""
@@ -51,6 +52,10 @@ class Turn:
     """The episode's environment, for agents that use more than the text (expert, random)."""
     seed: int = 0
     """The episode's seed. Randomness of an agent depends on (seed, turn) alone."""
+
+    def tools(self, style: PromptStyle) -> tuple[Tool, ...]:
+        """The functions that the environment offers to agents of a style; () for ReAct."""
+        return self.env.tools if style.format == "tools" else ()
 
 
 class Agent(ABC):

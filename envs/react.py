@@ -22,6 +22,7 @@ How `parse` reads what models really write:
 | harmony: channels analysis, commentary and final    | all but last | of the last     |
 | a thought without an action, or nothing             | t            | "" (invalid)    |
 | several lines, no label at all                      |              | the first line  |
+| a call of a function (`envs.tools`), text before it | the text     | the call        |
 
 What was not used for thought and action (invented observations, whatever follows the action) is
 not in `Reply.text`, which is all that conversations, trajectories and training keep of a reply.
@@ -30,17 +31,21 @@ not in `Reply.text`, which is all that conversations, trajectories and training 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
+
+from stepagent.envs.tools import CLOSE, OPEN, Tool, call_of, is_call
 
 NO_ACTION = (
     "No action was found in your reply. Write one action on a line of its own, "
     "after the word Action and a colon."
 )
+FORMATS = ("react", "tools")
 STOP = ("\nObservation:",)
 """Where generation may stop early: after this the agent plays the environment."""
 
@@ -74,6 +79,12 @@ class PromptStyle:
     """Replies are a thought and an action; off: only the bare action."""
     suffix: str = field(default="", repr=False)  # the system text says it; checksums stay
     """Text at the end, such as the one with which NAT marks good and bad trajectories."""
+    format: Literal["react", "tools"] = field(default="react", repr=False)
+    """Actions are lines of text (react), or calls of the environment's functions (tools)."""
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"unknown format {self.format!r}: choose {' or '.join(FORMATS)}")
 
 
 # Labels at the start of a line, with any markdown around them: `## **Action 2:** x`.
@@ -91,6 +102,7 @@ _THINK = re.compile(
     r"(?:<\|end\|>|<\|call\|>|(?=<\|start\|>|<\|channel\|>)|\Z)",
     re.DOTALL | re.IGNORECASE,
 )
+_CALL = re.compile(rf"{OPEN}(.*?)(?:{CLOSE}|\Z)", re.DOTALL)
 _FENCE = re.compile(r"^[ \t]*```[\w-]*[ \t]*$", re.MULTILINE)
 _CLOSING_FENCE = re.compile(r"\s*```[ \t]*(?=\n|\Z)")
 _SPECIAL = re.compile(
@@ -105,6 +117,8 @@ def parse(reply: str) -> Reply:
     """Reads a reply by the table in the module's docstring. Never raises; linear in its length."""
     source = _Source(reply)
     text = source.text
+    if OPEN in text and (call := _call(source)):
+        return call
     labels = list(_LABEL.finditer(text))
     head = source.span(0, labels[0].start() if labels else len(text))
     if not labels:
@@ -221,6 +235,23 @@ class _Span:
         return "", self.start + len(self.text)
 
 
+def _call(source: _Source) -> Reply | None:
+    """The reply whose action is the first call of a function in it; None if a line of ReAct with an
+    action comes before it."""
+    match = _CALL.search(source.text)
+    assert match is not None
+    before = source.text[: match.start()]
+    for label in _LABEL.finditer(before):
+        if label.group(1).lower().startswith("act") and before[label.end() :].strip():
+            return None
+    try:
+        body = json.dumps(json.loads(match.group(1)), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        body = " ".join(match.group(1).split())
+    thought = _LABEL.sub("", before).strip()
+    return source.reply([thought], f"{OPEN}{body}{CLOSE}", match.end())
+
+
 def _bare_action(head: _Span) -> Reply:
     """The reply without a label."""
     return _inline([], head) or head.source.reply([], *head.line())
@@ -263,14 +294,21 @@ def _bare(line: str) -> str:
     return line.strip("*`").strip()
 
 
-def render(thought: str, action: str, style: PromptStyle = PromptStyle()) -> str:
+def render(
+    thought: str, action: str, style: PromptStyle = PromptStyle(), tools: Sequence[Tool] = ()
+) -> str:
     """The reply with this thought and action. `parse` returns both.
+
+    In the format "tools" the action is a call of the function of `tools` that stands for it (an
+    action that none stands for remains a text).
 
     >>> render("The door is shut.", "open door")
     'Thought: The door is shut.\\nAction: open door'
     >>> render("The door is shut.", "open door", PromptStyle(thoughts=False))
     'open door'
     """
+    if style.format == "tools" and (call := action if is_call(action) else call_of(tools, action)):
+        return f"{' '.join(thought.split())}\n{call}" if style.thoughts and thought else call
     if not style.thoughts:
         return action
     return (
@@ -308,6 +346,8 @@ class Prompt:
     example: tuple[tuple[str, str, str], ...]
     more: tuple[tuple[tuple[str, str, str], ...], ...] = ()
     """Further worked examples, for few-shot prompts (`eval.few_shot`)."""
+    tools: tuple[Tool, ...] = ()
+    """The environment's actions as functions, for the format "tools"."""
 
     @staticmethod
     @lru_cache(maxsize=64)
@@ -337,11 +377,11 @@ class Prompt:
         """The system message in a style; "" if the style leaves everything out."""
         parts = []
         if style.instruction:
-            parts += [self.instruction, _FORMAT[style.thoughts]]
+            parts += [self.instruction, _FORMAT[style.format, style.thoughts]]
         if style.example:
             for number, example in enumerate((self.example, *self.more)):
                 lines = [
-                    f"Observation: {observation}\n{render(thought, action, style)}"
+                    f"Observation: {observation}\n{render(thought, action, style, self.tools)}"
                     for observation, thought, action in example
                 ]
                 which = "another" if number else "one"
@@ -354,15 +394,27 @@ class Prompt:
 
     def checksum(self, style: PromptStyle = PromptStyle()) -> str:
         """A checksum of the system message and the style, for fingerprints."""
-        return hashlib.sha256(f"{style}{self.system(style)}".encode()).hexdigest()[:16]
+        text = f"{style}{self.system(style)}"
+        if style.format == "tools":
+            text += json.dumps([tool.schema() for tool in self.tools])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 _FORMAT = {
-    True: (
+    ("react", True): (
         "Answer every observation in two lines: first what you make of it and plan, then the one "
         "action that you take now.\nThought: <your reasoning>\nAction: <one action>"
     ),
-    False: "Answer every observation with the one action that you take now, and nothing else.",
+    ("react", False): (
+        "Answer every observation with the one action that you take now, and nothing else."
+    ),
+    ("tools", True): (
+        "Answer every observation with what you make of it and plan, in a sentence or two, and "
+        "with one call: of the function for the one action that you take now."
+    ),
+    ("tools", False): (
+        "Answer every observation with one call: of the function for the action that you take now."
+    ),
 }
 
 

@@ -11,16 +11,20 @@ import codecs
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stepagent.envs import layouts, react
 from stepagent.envs.core import MAX_TEXT, clip, default_task_type
+from stepagent.envs.tools import OPEN, BadCall, Tool, action_of, is_call
 from stepagent.files import write_atomically
 
 VERSION = 1
+_LABELLED = re.compile(r"^\W*Action\W*:", re.MULTILINE)
+"""A reply in the format of ReAct"""
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,34 @@ class Step:
     (see `agents.core.ModelReply`)."""
 
     @staticmethod
-    def of(observation: str, reply: str, style: react.PromptStyle) -> Step:
-        """The step that an agent's reply takes; its outcome is not known yet."""
+    def of(
+        observation: str, reply: str, style: react.PromptStyle, tools: Sequence[Tool] = ()
+    ) -> Step:
+        """The step that an agent's reply takes; its outcome is not known yet.
+
+        Of a call the action is that which it stands for among the environment's functions.
+        """
         text = kept(reply)
         parsed = react.parse(text)
+        action = parsed.action
+        if is_call(action) and tools:
+            try:
+                action = action_of(tools, action)
+            except BadCall:
+                pass  # the environment says what is wrong with it
         ending = getattr(reply, "ending", "")
-        step = Step(observation, parsed.thought, parsed.action, ending=ending)
-        if step.text(style) != text:
+        step = Step(observation, parsed.thought, action, ending=ending)
+        if step.text(style, tools) != text:
             step = replace(step, reply=text or " ")  # "" would stand for the rendered text
         return step
 
-    def text(self, style: react.PromptStyle) -> str:
-        """The reply as it appears in a conversation of that style."""
-        return self.reply or react.render(self.thought, self.action, style)
+    def text(self, style: react.PromptStyle, tools: Sequence[Tool] = ()) -> str:
+        """The reply as it appears in a conversation of that style: as it was written, but a reply
+        of the other format in this one."""
+        other = _LABELLED.search(self.reply) if style.format == "tools" else OPEN in self.reply
+        if self.reply and not (other and self.action):
+            return self.reply
+        return react.render(self.thought, self.action, style, tools)
 
 
 def kept(reply: str) -> str:
@@ -99,7 +118,8 @@ class Trajectory:
         for i, step in enumerate(self.steps):
             if i:
                 messages.append({"role": "user", "content": step.observation})
-            messages.append({"role": "assistant", "content": step.text(style)})
+            text = step.text(style, prompt.tools)
+            messages.append({"role": "assistant", "content": text})
         return messages
 
     def to_json(self) -> str:

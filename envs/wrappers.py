@@ -95,7 +95,8 @@ class MessagesWrapper(gym.Wrapper[Any, str, Any, str]):
 
     def step(self, action: str) -> tuple[Conversation, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        reply = Step.of("", action, self.style).text(self.style)
+        tools = self.prompt.tools
+        reply = Step.of("", action, self.style, tools).text(self.style, tools)
         self._messages += [
             {"role": "assistant", "content": reply},
             {"role": "user", "content": observation},
@@ -160,7 +161,8 @@ class RecordTrajectories(gym.Wrapper[str, str, str, str]):
     def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         assert self._trajectory is not None  # the environment refuses a step before its reset
-        step = Step.of(self._trajectory.final_observation, action, self.style)
+        tools = _text_env(self.env).tools
+        step = Step.of(self._trajectory.final_observation, action, self.style, tools)
         step = replace(step, reward=float(reward), valid=bool(info["valid"]))
         self._trajectory = replace(
             self._trajectory,

@@ -64,10 +64,11 @@ class Episode:
         assert self.worker.env is not None
         return Turn(self.key, list(self.messages), self.worker.env, agent_seed)
 
-    def add_reply(self, reply: str, style: PromptStyle) -> str:
+    def add_reply(self, reply: str, stamp: Stamp) -> str:
         """Appends the agent's reply to the conversation; returns the text for the environment."""
-        self.pending_step = Step.of(self.observation, reply, style)
-        self.messages.append({"role": "assistant", "content": self.pending_step.text(style)})
+        style, tools = stamp.style, stamp.prompt.tools
+        self.pending_step = step = Step.of(self.observation, reply, style, tools)
+        self.messages.append({"role": "assistant", "content": step.text(style, tools)})
         return kept(reply)
 
     def observe(self, observation: str, reward: float, info: dict[str, Any]) -> None:

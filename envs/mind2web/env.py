@@ -37,6 +37,8 @@ from stepagent.envs.mind2web.questions import ANSWERS, Decision, Direct, Questio
 from stepagent.envs.mind2web.rank import HISTORY, Ranker
 from stepagent.envs.mind2web.records import RecordedStep, Task
 from stepagent.envs.mind2web.score import StepScore, operation_text, score_step, task_metrics
+from stepagent.envs.mind2web.tools import CHOICE, DIRECT
+from stepagent.envs.tools import OPEN, Tool
 
 EPISODE_BUDGET = 3200
 """Tokens for all pages of an episode without a budget: what a context of 4,096 leaves."""
@@ -127,6 +129,10 @@ class Mind2WebEnv(TextEnv):
         self._question: Question | None = None
         self._orders: int = 0
 
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        return CHOICE if self.answers == "choice" else DIRECT
+
     # Tasks ------------------------------------------------------------------------------------
 
     def list_tasks(self) -> Sequence[str]:
@@ -164,7 +170,7 @@ class Mind2WebEnv(TextEnv):
         return self._observation()
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        if self.answers == "choice" and isinstance(action, str):
+        if self.answers == "choice" and isinstance(action, str) and OPEN not in action:
             action = one_line(action)  # MindAct's three lines would be parsed as a ReAct reply
         return super().step(action)
 
