@@ -191,6 +191,13 @@ class ChatCodec:
             raise ValueError("a conversation needs at least one observation")
         return Encoded(ids, replies)
 
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of a conversation that ends in an observation, up to where the reply begins.
+
+        Raises what `encode` raises.
+        """
+        return self.encode(messages).ids
+
     def has_stop(self, ids: Sequence[int]) -> bool:
         """Whether a reply that is being generated contains a stop text (`envs.react.STOP`): after
         it the agent plays the environment. Decoded only after a token that could end one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from stepagent.agents.responses import Rejection
 from stepagent.envs.react import Message
@@ -68,7 +69,7 @@ def cut_middle(messages: Sequence[Message], budget: int) -> list[Message]:
     If the latest turn alone is still too long, the longest text loses its middle. The system
     message is never shortened.
     """
-    cut = [Message(role=m["role"], content=m["content"]) for m in messages]
+    cut: list[Any] = [dict(message) for message in messages]
     first = 2 if cut[0]["role"] == "system" else 1
     head, tail, dropped = cut[:first], cut[first:], 0
     size = sum(len(message["content"]) for message in cut)

@@ -20,7 +20,7 @@ import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import requests
 
@@ -30,6 +30,7 @@ from stepagent.agents.core import Agent, ModelReply, Turn, reply_limit
 from stepagent.agents.fitting import Fitting, cut_middle
 from stepagent.agents.reply_cache import Completion, ReplyCache
 from stepagent.agents.responses import LENGTH
+from stepagent.agents.tool_calls import structured, translated
 from stepagent.envs.react import STOP, Message, PromptStyle, split_thinking
 
 __all__ = ["ApiError", "OpenAIAgent", "cut_middle"]
@@ -95,6 +96,7 @@ class OpenAIAgent(Agent):
     prices: model → dollars per million tokens, or a file of them, such as LiteLLM's price list
         (`agents.costs.price_of`). If it has the model, the statistics include its `cost`.
     instruction, example, thoughts: the prompt's style.
+    format: "react", or "tools": the environment's actions are functions that the model calls.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class OpenAIAgent(Agent):
         instruction: bool = True,
         example: bool = True,
         thoughts: bool = True,
+        format: Literal["react", "tools"] = "react",
     ):
         thinks = _thinks(model, enable_thinking, reasoning_effort)
         self._max_new_tokens = reply_limit(max_new_tokens, thinks)
@@ -131,7 +134,7 @@ class OpenAIAgent(Agent):
             raise ValueError(f"request cannot set {', '.join(own)}: the agent does")
         urls = _urls(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI)
         self.model, self.base_url, self.name = model, ",".join(urls), f"openai:{model}"
-        self.style = PromptStyle(instruction, example, thoughts)
+        self.style = PromptStyle(instruction, example, thoughts, format=format)
         self.batch_size, self.streaming = concurrency, True
         self._sampling = {"temperature": temperature, "top_p": top_p}
         self._parameters: dict[str, Any] = {
@@ -260,6 +263,9 @@ class OpenAIAgent(Agent):
         body: dict[str, Any] = {}
         if self._sampling["temperature"]:
             body["seed"] = (turn.seed * 1009 + number) % 2**31
+        if tools := turn.tools(self.style):
+            body["tools"] = [tool.schema() for tool in tools]
+            messages = structured(messages)
         request = {
             "base_url": without_user(self.base_url),
             "model": self.model,
@@ -284,6 +290,8 @@ class OpenAIAgent(Agent):
     def _text(self, completion: Completion) -> ModelReply:
         """A completion as a reply: what was thought apart stands before it."""
         text = completion.text
+        if self.style.format == "tools":
+            text = translated(text)  # of servers that do not read their model's calls
         if not completion.thought:
             if "</think>" in text and "<think>" not in text:
                 self._half_open = True
@@ -291,7 +299,7 @@ class OpenAIAgent(Agent):
                 text = f"<think>\n{text}"
             return ModelReply(text, completion.ending)
         self._thinks_apart = True
-        text = f"<think>\n{completion.thought}\n</think>\n\n{completion.text}"
+        text = f"<think>\n{completion.thought}\n</think>\n\n{text}"
         return ModelReply(text, completion.ending)
 
     def _is_thought(self, text: str) -> bool:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepagent.agents.reply_cache import Completion
+from stepagent.agents.tool_calls import of_message
 
 LENGTH, REFUSAL, FILTER, EMPTY = "length", "refusal", "filter", "empty"
 """How a reply ended, if not by itself: at the length limit, as a refusal, in a content filter, or
@@ -250,6 +251,8 @@ def _contents(message: Mapping[str, Any]) -> tuple[str, str]:
         content = "".join(_parts(content, "text"))
     if not content and isinstance(message.get("refusal"), str):
         content = message["refusal"]
+    if call := of_message(message):
+        content = f"{content.strip()}\n{call}".strip()
     return content, "\n".join(thoughts)
 
 
@@ -270,7 +273,7 @@ def _ending(choice: Mapping[str, Any], message: Mapping[str, Any], content: str)
         return _ENDINGS[reason]
     if isinstance(message.get("refusal"), str) and message["refusal"].strip():
         return REFUSAL
-    return "" if content.strip() or message.get("tool_calls") else EMPTY
+    return "" if content.strip() else EMPTY
 
 
 def _token_count(usage: Any, name: str) -> int:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,10 @@ from stepagent.agents.chat import ChatCodec
 from stepagent.agents.core import Agent, ModelReply, Turn, reply_limit
 from stepagent.agents.generation import Decoding, Generator, Request, why_uncacheable
 from stepagent.agents.naive_generation import NaiveGenerator
+from stepagent.agents.tool_calls import translated
+from stepagent.agents.tool_template import ToolCodec
 from stepagent.envs.react import STOP, Message, PromptStyle
+from stepagent.envs.tools import Tool
 
 
 class TransformersAgent(Agent):
@@ -46,7 +49,9 @@ class TransformersAgent(Agent):
     template: further arguments of the chat template.
     context: tokens of a conversation and its reply; None: as far as the model's positions reach.
     batch_size: conversations answered at once, and kept in the cache; None: 16, on CUDA 32.
-    instruction, example, thoughts, suffix: the prompt's style (see `envs.react.PromptStyle`).
+    instruction, example, thoughts, suffix, format: the prompt's style (see
+        `envs.react.PromptStyle`). In the format "tools" the model calls the environment's functions
+        in its own notation (`agents.tool_template`).
 
     Raises ModelError (a ValueError) if the model cannot be loaded, has no chat template, or has a
     context too short for max_new_tokens.
@@ -74,10 +79,11 @@ class TransformersAgent(Agent):
         example: bool = True,
         thoughts: bool = True,
         suffix: str = "",
+        format: Literal["react", "tools"] = "react",
     ):
         self.template = {**(template or {}), **_given(enable_thinking, reasoning_effort)}
         self._salt = zlib.crc32(salt.encode())
-        self.style = PromptStyle(instruction, example, thoughts, suffix)
+        self.style = PromptStyle(instruction, example, thoughts, suffix, format)
         if isinstance(model, str | Path):
             name = name or (str(model) if str(model) == models.SMOLLM2 else f"hf:{model}")
             dtype = models.pick_dtype(dtype, device)
@@ -89,6 +95,7 @@ class TransformersAgent(Agent):
         self.name = name or f"hf:{getattr(model, 'name_or_path', '') or type(model).__name__}"
         self.model, self.tokenizer = model, tokenizer
         self.codec = ChatCodec(tokenizer, self.template)
+        self._tool_codecs: dict[str, ToolCodec] = {}
         limit = reply_limit(max_new_tokens, _thinks(self.codec, self.template))
         self.decoding = Decoding(temperature, top_p, limit)
         longest = models.context_length(model)
@@ -155,7 +162,8 @@ class TransformersAgent(Agent):
         for turn in turns:
             number = sum(message["role"] == "assistant" for message in turn.messages)
             rng = np.random.default_rng([turn.seed % 2**63 ^ self._salt, number])
-            requests.append(Request(turn.key, self._encode(turn.messages), rng))
+            ids = self._encode(turn.messages, self._codec(turn.tools(self.style)))
+            requests.append(Request(turn.key, ids, rng))
         self._prompt_count += len(turns)
         return requests
 
@@ -163,14 +171,23 @@ class TransformersAgent(Agent):
         """Raises ValueError unless an episode with this opening fits the context."""
         self.codec.fit(messages, self.context - self.decoding.max_new_tokens)
 
-    def _encode(self, messages: Sequence[Message]) -> list[int]:
+    def _codec(self, tools: Sequence[Tool]) -> ChatCodec:
+        """The codec for conversations with these functions."""
+        if not tools:
+            return self.codec
+        listed = json.dumps([tool.schema() for tool in tools])
+        if listed not in self._tool_codecs:
+            self._tool_codecs[listed] = ToolCodec(self.tokenizer, tools, self.template)
+        return self._tool_codecs[listed]
+
+    def _encode(self, messages: Sequence[Message], codec: ChatCodec) -> list[int]:
         limit = self.context - self.decoding.max_new_tokens
-        ids = self.codec.encode(messages).ids
+        ids = codec.prompt(messages)
         if len(ids) <= limit:
             return ids
-        fitting, _ = self.codec.fit(messages, limit)
+        fitting, _ = codec.fit(messages, limit)
         self._cut_count += 1
-        return self.codec.encode(fitting).ids
+        return codec.prompt(fitting)
 
     def _weights_state(self) -> int:
         """Changes whenever a weight is written to (optimizer steps, loading) or replaced."""
@@ -179,6 +196,8 @@ class TransformersAgent(Agent):
     def _text(self, ids: list[int]) -> ModelReply:
         ended = bool(ids) and ids[-1] in self._ends
         text = self.codec.decode(ids[:-1] if ended else ids).strip()
+        if self.style.format == "tools":
+            text = translated(text)
         at_limit = not ended and len(ids) >= self.decoding.max_new_tokens
         if at_limit and self.codec.has_stop(ids):
             at_limit = False

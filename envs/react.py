@@ -123,7 +123,7 @@ def parse(reply: str) -> Reply:
     head = source.span(0, labels[0].start() if labels else len(text))
     if not labels:
         return _bare_action(head)
-    thoughts, invented = [head.text], []
+    thoughts, invented = [head.text], list[tuple[int, int]]()
     inline: Reply | None = None  # counts only if no action on a line of its own follows
     ends = [match.start() for match in labels[1:]] + [len(text)]
     for label, end in zip(labels, ends, strict=True):

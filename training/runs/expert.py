@@ -71,7 +71,8 @@ def _check_prompt(path: Path, trajectories: Sequence[Trajectory], env: str, prom
     will do. Trajectories without a fingerprint of it (converted ones) are accepted.
     """
     parts = itertools.product((True, False), repeat=3)
-    known = {prompt.checksum(PromptStyle(i, e, t)) for i, e, t in parts}
+    styles = [PromptStyle(*part, format=form) for part in parts for form in ("react", "tools")]
+    known = {prompt.checksum(style) for style in styles}
     foreign = [t for t in trajectories if t.fingerprint.get("prompt", min(known)) not in known]
     if foreign:
         raise RunError(
