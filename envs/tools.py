@@ -23,6 +23,8 @@ from typing import Any
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _PLACE = re.compile(r"\{(\w+)\}")
+_NEWLINES = re.compile(r"[\r\n]+")
+_INTEGER = re.compile(r"[0-9]{1,9}")
 _MAX_CALL = 65_536
 
 
@@ -64,7 +66,7 @@ class Tool:
         texts = [re.escape(text) for text in parts[::2]]
         groups = []
         for name in parts[1::2]:
-            any_text = r"\d+" if self._schema(name)["type"] == "integer" else ".*?"
+            any_text = "[0-9]{1,9}" if self._schema(name)["type"] == "integer" else ".*?"
             groups.append(f"(?P<{name}>{any_text})")
         return re.compile("".join(a + b for a, b in zip(texts, [*groups, ""], strict=True)))
 
@@ -99,8 +101,8 @@ class Tool:
         schema = self._schema(name)
         if isinstance(value, bool | list | dict):
             raise BadCall(f"{self.signature()}: {name} must be a {schema['type']}.")
-        text = " ".join(str(value).split())
-        if schema["type"] == "integer" and not re.fullmatch(r"\d{1,9}", text):
+        text = _NEWLINES.sub(" ", str(value))  # an action is one line
+        if schema["type"] == "integer" and not _INTEGER.fullmatch(text):
             raise BadCall(f"{self.signature()}: {name} must be an integer.")
         if "enum" in schema and text not in schema["enum"]:
             allowed = ", ".join(map(str, schema["enum"]))
