@@ -11,7 +11,6 @@ import codecs
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,12 +18,10 @@ from typing import Any
 
 from stepagent.envs import layouts, react
 from stepagent.envs.core import MAX_TEXT, clip, default_task_type
-from stepagent.envs.tools import OPEN, BadCall, Tool, action_of, is_call
+from stepagent.envs.tools import BadCall, Tool, action_of, is_call
 from stepagent.files import write_atomically
 
 VERSION = 1
-_LABELLED = re.compile(r"^\W*Action\W*:", re.MULTILINE)
-"""A reply in the format of ReAct"""
 
 
 @dataclass(frozen=True)
@@ -65,12 +62,8 @@ class Step:
         return step
 
     def text(self, style: react.PromptStyle, tools: Sequence[Tool] = ()) -> str:
-        """The reply as it appears in a conversation of that style: as it was written, but a reply
-        of the other format in this one."""
-        other = _LABELLED.search(self.reply) if style.format == "tools" else OPEN in self.reply
-        if self.reply and not (other and self.action):
-            return self.reply
-        return react.render(self.thought, self.action, style, tools)
+        """The reply as it appears in a conversation of that style."""
+        return self.reply or react.render(self.thought, self.action, style, tools)
 
 
 def kept(reply: str) -> str:
@@ -113,11 +106,17 @@ class Trajectory:
             object.__setattr__(self, "task_type", default_task_type(str(self.task_id)))
 
     def messages(self, prompt: react.Prompt, style: react.PromptStyle) -> list[react.Message]:
-        """The complete conversation: system message, then observations and replies in turn."""
+        """The complete conversation: system message, then observations and replies in turn.
+
+        Replies that were recorded in another format (`PromptStyle.format`) are written in this one.
+        """
+        recorded = self.fingerprint.get("format", "react")
         messages = react.opening(prompt, self.steps[0].observation if self.steps else "", style)
         for i, step in enumerate(self.steps):
             if i:
                 messages.append({"role": "user", "content": step.observation})
+            if recorded != style.format and step.action:
+                step = replace(step, reply="")
             text = step.text(style, prompt.tools)
             messages.append({"role": "assistant", "content": text})
         return messages

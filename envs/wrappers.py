@@ -154,7 +154,7 @@ class RecordTrajectories(gym.Wrapper[str, str, str, str]):
             seed=seed,
             steps=(),
             final_observation=observation,
-            fingerprint={"stepagent": own_version(), **env.fingerprint()},
+            fingerprint={"stepagent": own_version(), **env.fingerprint(), **self._format()},
         )
         return observation, info
 
@@ -177,6 +177,9 @@ class RecordTrajectories(gym.Wrapper[str, str, str, str]):
         if terminated or truncated:
             self._writer.write(self._trajectory)
         return observation, reward, terminated, truncated, info
+
+    def _format(self) -> dict[str, str]:
+        return {"format": self.style.format} if self.style.format != "react" else {}
 
     def close(self) -> None:
         self._writer.close()

@@ -137,17 +137,24 @@ def test_a_step_is_recorded_as_the_action_and_trains_in_either_format():
     other = Step.of("o", f"{reply}\nAnd now?", TOOLS_STYLE, TOOLS)
     assert (other.action, other.text(TOOLS_STYLE, TOOLS)) == ("go to hall", reply)
     odd = Step.of("o", reply.replace(", ", ",  "), TOOLS_STYLE, TOOLS)
-    assert odd.reply
-    assert odd.text(TOOLS_STYLE, TOOLS) == odd.reply
-    assert odd.text(PromptStyle(), TOOLS) == "Thought: I go.\nAction: go to hall"
-    react_step = Step.of("o", "Thought: I go.\nAction:  go to hall", PromptStyle())
-    assert react_step.text(TOOLS_STYLE, TOOLS) == reply
+    assert odd.text(TOOLS_STYLE, TOOLS) == odd.reply != ""
     broken = Step.of("o", "<tool_call>{", TOOLS_STYLE, TOOLS)
     assert broken.text(TOOLS_STYLE, TOOLS) == "<tool_call>{"
+    of_react = Step.of("o", "Thought: I go.\nAction:  go to hall", PromptStyle(), TOOLS)
+    unasked = Step.of("o", reply, PromptStyle(), TOOLS)
+    assert unasked.text(PromptStyle(), TOOLS) == reply  # a model that calls where it should write
     prompt = Prompt("Do it.", (("a", "b", "wait"),), tools=TOOLS)
-    trajectory = Trajectory("E", "t", "test", "A", 0, (step,))
-    assert trajectory.messages(prompt, TOOLS_STYLE)[-1]["content"] == reply
-    assert "<tool_call>" not in trajectory.messages(prompt, PromptStyle())[-1]["content"]
+
+    def last(step, style, **fingerprint):
+        trajectory = Trajectory("E", "t", "test", "A", 0, (step,), fingerprint=fingerprint)
+        return trajectory.messages(prompt, style)[-1]["content"]
+
+    for called in (step, odd):
+        assert last(called, PromptStyle(), format="tools") == "Thought: I go.\nAction: go to hall"
+    assert last(odd, TOOLS_STYLE, format="tools") == odd.reply
+    assert last(of_react, TOOLS_STYLE) == reply
+    assert last(of_react, PromptStyle()) == "Thought: I go.\nAction:  go to hall"
+    assert last(unasked, PromptStyle()) == reply
 
 
 @pytest.mark.parametrize(
