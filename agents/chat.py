@@ -28,13 +28,13 @@ from stepagent.agents.chat_template import (
     split_thought,
 )
 from stepagent.agents.encoded import Encoded, encode_paths
-from stepagent.envs.react import STOP, Message
+from stepagent.envs.react import STOP, Message, cut
 
 __all__ = ["ChatCodec", "ChatTemplateError", "Encoded"]
 
 
 class ChatCodec:
-    """Writes conversations for one tokenizer.
+    """Writes conversations for one tokenizer; `arguments` are those of its chat template.
 
     `arguments` are those of the chat template, and two of our own (`agents.chat_template`). Raises
     what `ChatTemplate` raises.
@@ -235,6 +235,19 @@ class ChatCodec:
             for part, tag in zip(written, ("<think>", "</think>", ""), strict=True):
                 text = text.replace(part, tag)
         return self.template.without_special(text)
+
+    def used(self, ids: Sequence[int]) -> list[int]:
+        """The tokens of a generated reply that thought and action were read from.
+
+        As in a conversation's text (`envs.react.cut`), what follows the action is left out, its end
+        of turn too: after all that, it says nothing about the action.
+        """
+        text = self.decode(ids).strip()
+        kept = cut(text)
+        if kept in ("", text):
+            return list(ids)
+        size = bisect_left(range(len(ids)), True, key=lambda n: cut(self.decode(ids[:n])) == kept)
+        return list(ids[:size])
 
     def fit(self, messages: Sequence[Message], limit: int) -> tuple[list[Message], bool]:
         """The conversation cut to at most `limit` tokens, and whether it was cut.

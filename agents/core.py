@@ -13,17 +13,32 @@ from dataclasses import dataclass
 
 from stepagent.envs.core import TextEnv
 from stepagent.envs.react import Message, PromptStyle
+from stepagent.envs.tools import Tool
+
+REPLY_TOKENS, THINKING_TOKENS = 256, 4096
+"""Default limits of a reply, in tokens, without thinking and with."""
+
+
+def reply_limit(tokens: int | None, thinks: bool) -> int:
+    """The limit of a reply in tokens; None: the default."""
+    return tokens if tokens is not None else THINKING_TOKENS if thinks else REPLY_TOKENS
 
 
 class ModelReply(str):
-    """A reply's text, and the ids of the tokens that the model produced for it, where they are
-    known. Agents without tokens return a plain `str`."""
+    """A reply's text, how it ended if the model did not end it itself, and its tokens.
 
+    `ending` is "" or one of "length" (cut at the limit of tokens), "refusal" (the model declined,
+    in words of its own), "filter" (a content filter stopped prompt or reply) and "empty" (the reply
+    ended before its first word). `tokens` are the ids that the model produced, where they are
+    known. Agents that know neither return a plain `str`.
+    """
+
+    ending: str
     tokens: tuple[int, ...]
 
-    def __new__(cls, text: str, tokens: Iterable[int] = ()) -> ModelReply:
+    def __new__(cls, text: str, ending: str = "", tokens: Iterable[int] = ()) -> ModelReply:
         reply = super().__new__(cls, text)
-        reply.tokens = tuple(tokens)
+        reply.ending, reply.tokens = ending, tuple(tokens)
         return reply
 
 
@@ -39,6 +54,10 @@ class Turn:
     """The episode's environment, for agents that use more than the text (expert, random)."""
     seed: int = 0
     """The episode's seed. Randomness of an agent depends on (seed, turn) alone."""
+
+    def tools(self, style: PromptStyle) -> tuple[Tool, ...]:
+        """The functions that the environment offers to agents of a style; () for ReAct."""
+        return self.env.tools if style.format == "tools" else ()
 
 
 class Agent(ABC):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 import time
 from collections import deque
@@ -13,8 +15,13 @@ import yaml
 
 from stepagent.agents.reply_cache import Completion
 
-PRICES = Path(__file__).with_name("prices.yaml")
 _KINDS = ("input", "cached", "output")
+_LITELLM = {
+    "input": "input_cost_per_token",
+    "cached": "cache_read_input_token_cost",
+    "output": "output_cost_per_token",
+}
+"""Names of the prices in LiteLLM's list, which are of one token."""
 
 
 class RateLimit:
@@ -73,38 +80,59 @@ class RateLimit:
             self._until = max(self._until, time.monotonic() + seconds)
 
 
-def prices(overrides: str | Path | Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
-    """Model → dollars per million tokens of input, cached (default: as input) and output.
+def price_of(model: str, prices: str | Path | Mapping[str, Any] | None) -> dict[str, float] | None:
+    """Dollars per million tokens of input, cached (default: as input) and output; None: unknown.
 
-    `overrides` is such a mapping or a YAML file of one, on top of `prices.yaml`. Raises ValueError.
+    `prices` maps models to such prices, or is a JSON or YAML file that does. LiteLLM's price list
+    (`model_prices_and_context_window.json`) is understood, too: a model is found there by its name,
+    with a provider before it (`openai/…`) or without. Raises ValueError for what is neither.
     """
-    table = _read(PRICES)
-    if isinstance(overrides, str | Path):
-        table |= _read(Path(overrides))
-    elif overrides:
-        table |= overrides
-    return {str(model): _price(model, entry) for model, entry in table.items()}
+    if prices is None:
+        return None
+    table = _read(Path(prices)) if isinstance(prices, str | Path) else prices
+    known = {
+        str(name): _price(name, entry)
+        for name, entry in table.items()
+        if not _is_other(name, entry)
+    }
+    bare = model.rpartition("/")[2]
+    ends = (name for name in sorted(known) if name.rpartition("/")[2] == bare)
+    return known.get(model) or known.get(bare) or next((known[name] for name in ends), None)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        table = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read prices from {path}: {error}") from None
     if not isinstance(table, dict):
         raise ValueError(f"{path} must hold `model: {{input: …, output: …}}`, dollars per million")
     return table
 
 
+def _is_other(name: Any, entry: Any) -> bool:
+    """Whether an entry of LiteLLM's list is of something that is not paid by the token."""
+    if not isinstance(entry, Mapping) or "litellm_provider" not in entry:
+        return False
+    return name == "sample_spec" or not set(_LITELLM.values()) - {_LITELLM["cached"]} <= set(entry)
+
+
 def _price(model: Any, entry: Any) -> dict[str, float]:
     expected = f"the price of {model!r} must be {{input: …, output: …}}, dollars per million tokens"
+    if isinstance(entry, Mapping) and _LITELLM["input"] in entry:
+        named = {kind: entry[name] for kind, name in _LITELLM.items() if name in entry}
+        try:
+            entry = {kind: 1e6 * float(value) for kind, value in named.items()}
+        except (TypeError, ValueError):
+            raise ValueError(f"{expected}, not {entry!r}") from None
     if not isinstance(entry, Mapping) or not {"input", "output"} <= set(entry) <= set(_KINDS):
         raise ValueError(f"{expected} (cached is optional), not {entry!r}")
     try:
         price = {kind: float(entry.get(kind, entry["input"])) for kind in _KINDS}
     except (TypeError, ValueError):
         raise ValueError(f"{expected}, not {entry!r}") from None
-    if min(price.values()) < 0:
+    if not all(0 <= value < math.inf for value in price.values()):
         raise ValueError(f"{expected}, not below 0")
     return price
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Literal
 
 from stepagent.agents.core import Agent, Turn
 from stepagent.envs.react import PromptStyle, render
@@ -15,8 +16,8 @@ class ExpertAgent(Agent):
     no action: nothing happens in the environment, the step counts as invalid, and
     `statistics()["plans_used_up"]` counts the episode, so that a failing plan is visible.
 
-    Parameters: batch_size, the episodes kept open at once; instruction, example, thoughts, the
-    style of conversations (without thoughts a reply is the bare action).
+    Parameters: batch_size, the episodes kept open at once; instruction, example, thoughts, format,
+    the style of conversations (without thoughts a reply is the bare action).
     """
 
     name = "expert"
@@ -28,9 +29,10 @@ class ExpertAgent(Agent):
         instruction: bool = True,
         example: bool = True,
         thoughts: bool = True,
+        format: Literal["react", "tools"] = "react",
     ):
         self.batch_size = batch_size
-        self.style = PromptStyle(instruction, example, thoughts)
+        self.style = PromptStyle(instruction, example, thoughts, format=format)
         self._plans: dict[Hashable, list[tuple[str, str]]] = {}
         self._exhausted: set[Hashable] = set()
         self._exhausted_episodes = 0
@@ -44,7 +46,7 @@ class ExpertAgent(Agent):
         plan = self._plans[turn.key]
         number = sum(message["role"] == "assistant" for message in turn.messages)
         if number < len(plan):
-            return render(*plan[number], self.style)
+            return render(*plan[number], self.style, turn.tools(self.style))
         self._exhausted.add(turn.key)
         return "Thought: My plan ends here." if self.style.thoughts else ""
 

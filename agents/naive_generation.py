@@ -71,7 +71,7 @@ class NaiveGenerator:
                 max_new_tokens=decoding.max_new_tokens,
                 eos_token_id=sorted(self.ends),
                 pad_token_id=pad,
-                stop_strings=self.stops,
+                stop_strings=list(self.stops) or None,
                 tokenizer=self.tokenizer,
                 repetition_penalty=1.0,
                 **sampling,

@@ -1,5 +1,8 @@
 """The agent behind an OpenAI-compatible chat completions API: OpenAI, vLLM, llama.cpp, …
 
+What such servers answer is read in `agents.responses`, what they cannot take is learnt in
+`agents.completions`, and what fits their context in `agents.fitting`.
+
 It is streaming (see `agents.core`): each reply is returned as soon as it arrives, so that a slow
 one delays no other. Replies can be cached on disk (`agents.reply_cache`), so that a repeated run
 costs nothing; tokens and, where prices are known, dollars are counted (`agents.costs`).
@@ -7,6 +10,8 @@ costs nothing; tokens and, where prices are known, dollars are counted (`agents.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import queue
 import re
@@ -15,27 +20,44 @@ import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import requests
 
 from stepagent.agents import costs
-from stepagent.agents.completions import ApiError, Completions, NoAccess, TooLong
-from stepagent.agents.core import Agent, Turn
+from stepagent.agents.completions import ApiError, Completions, NoAccess, TooLong, without_user
+from stepagent.agents.core import Agent, ModelReply, Turn, reply_limit
+from stepagent.agents.fitting import Fitting, cut_middle
 from stepagent.agents.reply_cache import Completion, ReplyCache
-from stepagent.envs.react import STOP, Message, PromptStyle
+from stepagent.agents.responses import LENGTH
+from stepagent.agents.tool_calls import structured, translated
+from stepagent.envs.react import STOP, Message, PromptStyle, split_thinking
 
 __all__ = ["ApiError", "OpenAIAgent", "cut_middle"]
 
+log = logging.getLogger(__name__)
+
 OPENAI = "https://api.openai.com/v1"
+HISTORY = ("template", "keep", "drop")
+"""What becomes of a reply's thinking in later requests."""
 _MAX_CUTS = 3
 """How often one prompt is shortened after the server has called it too long."""
+_OWN_FIELDS = {"model", "messages", "stream", "n", "tools"}
+"""Fields of a request that are no option."""
+_THINKERS = re.compile(
+    r"(^|[/:_-])(o[134]($|-)|gpt-5|gpt-oss|qwq|magistral|deepseek-r\d|glm-4\.[5-9]|qwen3)"
+    r"|think|reason",
+    re.IGNORECASE,
+)
+_ACTION = re.compile(r"^\W*action\b", re.IGNORECASE | re.MULTILINE)
+_INSTRUCT = re.compile(r"instruct|non-?(think|reason)|coder|embed", re.IGNORECASE)
 _POLL_SECONDS = 0.05
 """Seconds that `poll` waits for a reply."""
 _COUNTS = (
     "requests",
     "retries",
     "prompts_cut",
+    "limits_lowered",
     "tokens_read",
     "tokens_kept",
     "tokens_generated",
@@ -51,10 +73,19 @@ class OpenAIAgent(Agent):
     Parameters
     ----------
     model: the model's name at the server.
-    base_url: address of the API, including `/v1`; None: `$OPENAI_BASE_URL`, else OpenAI's own.
+    base_url: address of the API, with or without `/v1`; several, as a list or separated by
+        commas, share the load. None: `$OPENAI_BASE_URL`, else OpenAI's own.
         The key is `$OPENAI_API_KEY`; it appears in no log, error, file or fingerprint.
-    temperature, top_p, max_new_tokens: as the API takes them; temperature 0 is close to greedy.
+    temperature, top_p: as the API takes them; temperature 0 is close to greedy.
         With a temperature the request has a `seed` made of the episode's seed and the turn.
+    max_new_tokens: tokens of a reply, its thinking included; None: 256, and 4,096 where the options
+        below or the model's name say that it thinks.
+    enable_thinking: on or off, for the servers' templates that know it; None: as they decide.
+    reasoning_effort: such as none, low or high, for the models that know it; None: their own.
+    history_thoughts: what becomes of a reply's thinking in later requests: "keep", "drop", or
+        "template": what the server returned apart is left out, what stood in the text stays (and
+        the server's template decides).
+    request: further fields of every request, such as {top_k: 20}.
     timeout: seconds to wait for a response. retries: further attempts after a time-out, a broken
         connection, an unreadable response, or a status such as 429 or 500.
     backoff: seconds before the first retry; doubled each time (at most 60), with jitter. If the
@@ -62,19 +93,24 @@ class OpenAIAgent(Agent):
     concurrency: requests in flight at once; also the batch size.
     requests_per_minute, tokens_per_minute: maximum rates; None: no limit of our own.
     cache: file that stores replies; None: no cache.
-    prices: model → dollars per million tokens, or a YAML file of them (`agents.costs.prices`).
-        If the model's price is known, the statistics include its `cost`.
+    prices: model → dollars per million tokens, or a file of them, such as LiteLLM's price list
+        (`agents.costs.price_of`). If it has the model, the statistics include its `cost`.
     instruction, example, thoughts: the prompt's style.
+    format: "react", or "tools": the environment's actions are functions that the model calls.
     """
 
     def __init__(
         self,
         model: str,
         *,
-        base_url: str | None = None,
+        base_url: str | Sequence[str] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
+        enable_thinking: bool | None = None,
+        reasoning_effort: str | None = None,
+        history_thoughts: str = "template",
+        request: Mapping[str, Any] | None = None,
         timeout: float = 120.0,
         retries: int = 6,
         backoff: float = 1.0,
@@ -86,28 +122,42 @@ class OpenAIAgent(Agent):
         instruction: bool = True,
         example: bool = True,
         thoughts: bool = True,
+        format: Literal["react", "tools"] = "react",
     ):
-        if concurrency < 1 or retries < 0 or timeout <= 0 or max_new_tokens < 1:
+        thinks = _thinks(model, enable_thinking, reasoning_effort)
+        self._max_new_tokens = reply_limit(max_new_tokens, thinks)
+        if concurrency < 1 or retries < 0 or timeout <= 0 or self._max_new_tokens < 1:
             raise ValueError("needs concurrency ≥ 1, retries ≥ 0, timeout > 0, max_new_tokens ≥ 1")
-        url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"the base URL {url!r} must start with http:// or https://")
-        self.model, self.base_url, self.name = model, url.rstrip("/"), f"openai:{model}"
-        self.style = PromptStyle(instruction, example, thoughts)
+        if history_thoughts not in HISTORY:
+            raise ValueError(f"history_thoughts is {history_thoughts!r}: choose {HISTORY}")
+        if own := sorted(_OWN_FIELDS & set(request or ())):
+            raise ValueError(f"request cannot set {', '.join(own)}: the agent does")
+        urls = _urls(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI)
+        self.model, self.base_url, self.name = model, ",".join(urls), f"openai:{model}"
+        self.style = PromptStyle(instruction, example, thoughts, format=format)
         self.batch_size, self.streaming = concurrency, True
         self._sampling = {"temperature": temperature, "top_p": top_p}
         self._parameters: dict[str, Any] = {
             "temperature": temperature,
-            "max_tokens": max_new_tokens,
+            "max_tokens": self._max_new_tokens,
             "stop": list(STOP),
         }
+        if thinks:
+            del self._parameters["stop"]  # thoughts may hold such texts
         if top_p < 1:
             self._parameters["top_p"] = top_p
-        self._max_new_tokens = max_new_tokens
-        self._price = costs.prices(prices).get(model)
+        self._thinking: dict[str, Any] = {}
+        if enable_thinking is not None:
+            self._thinking["chat_template_kwargs"] = {"enable_thinking": enable_thinking}
+        if reasoning_effort is not None:
+            self._thinking["reasoning_effort"] = reasoning_effort
+        self._thinking |= request or {}
+        self._parameters |= self._thinking
+        self._history, self._thinks_apart, self._half_open = history_thoughts, False, False
+        self._price = costs.price_of(model, prices)
         self._client = Completions(
             model,
-            self.base_url,
+            urls,
             os.environ.get("OPENAI_API_KEY", ""),
             self._parameters,
             timeout=timeout,
@@ -120,7 +170,8 @@ class OpenAIAgent(Agent):
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._sessions: list[requests.Session] = []  # those that no thread is using
-        self._budget: int | None = None  # characters allowed in a prompt; learnt from refusals
+        self._fitting = Fitting()
+        self._warned = False
         self._todo: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[tuple[Hashable, str | Exception]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -205,15 +256,18 @@ class OpenAIAgent(Agent):
         with self._lock:
             self._sessions.append(session)
 
-    def _reply(self, turn: Turn, session: requests.Session, stop: threading.Event) -> str:
+    def _reply(self, turn: Turn, session: requests.Session, stop: threading.Event) -> ModelReply:
         """The reply to a turn, from the cache or from the server."""
-        messages = list(turn.messages)
+        messages = self._history_sent(turn.messages)
         number = sum(message["role"] == "assistant" for message in messages)
         body: dict[str, Any] = {}
         if self._sampling["temperature"]:
             body["seed"] = (turn.seed * 1009 + number) % 2**31
+        if tools := turn.tools(self.style):
+            body["tools"] = [tool.schema() for tool in tools]
+            messages = structured(messages)
         request = {
-            "base_url": _without_user(self.base_url),
+            "base_url": without_user(self.base_url),
             "model": self.model,
             **self._parameters,
             **body,
@@ -221,8 +275,8 @@ class OpenAIAgent(Agent):
         }
         if self._cache and (cached := self._cache.get(request)):
             self._count(replies_cached=1, tokens_cached=cached.tokens)
-            return cached.text
-        completion = self._complete(body, messages, session, stop)
+            return self._text(cached)
+        completion = self._complete({**body, "messages": messages}, turn.key, session, stop)
         if self._cache:
             self._cache.put(request, completion)
         self._count(
@@ -231,38 +285,88 @@ class OpenAIAgent(Agent):
             tokens_generated=completion.generated,
             **({"cost": costs.cost(completion, self._price)} if self._price else {}),
         )
-        return completion.text
+        return self._text(completion)
+
+    def _text(self, completion: Completion) -> ModelReply:
+        """A completion as a reply: what was thought apart stands before it."""
+        text = completion.text
+        if self.style.format == "tools":
+            text = translated(text)  # of servers that do not read their model's calls
+        if not completion.thought:
+            if "</think>" in text and "<think>" not in text:
+                self._half_open = True
+            elif completion.ending == LENGTH and self._is_thought(text):
+                text = f"<think>\n{text}"
+            return ModelReply(text, completion.ending)
+        self._thinks_apart = True
+        text = f"<think>\n{completion.thought}\n</think>\n\n{text}"
+        return ModelReply(text, completion.ending)
+
+    def _is_thought(self, text: str) -> bool:
+        """Whether a text that was cut is a thought of which the prompt holds the opening tag."""
+        thinks = self._half_open or "stop" not in self._parameters
+        return thinks and "think>" not in text and not _ACTION.search(text)
+
+    def _history_sent(self, messages: Sequence[Message]) -> list[Any]:
+        """The conversation as the server gets it: with or without the thinking in its replies."""
+        drops = self._history == "drop" or (self._history == "template" and self._thinks_apart)
+        sent: list[Any] = []
+        for message in messages:
+            if message["role"] == "assistant" and (drops or self._thinks_apart):
+                thinking, rest = split_thinking(message["content"])
+                field = {"reasoning_content": thinking} if thinking and not drops else {}
+                sent.append({**message, "content": rest, **field})
+            else:
+                sent.append(message)
+        return sent
 
     def _complete(
         self,
         body: dict[str, Any],
-        messages: list[Message],
+        key: Hashable,
         session: requests.Session,
         stop: threading.Event,
     ) -> Completion:
-        """The server's reply; a prompt that it calls too long loses its middle."""
+        """The server's reply. Where it is too much for the context, first the reply's limit is
+        lowered, then the prompt loses its middle."""
         if self.base_url == OPENAI and not os.environ.get("OPENAI_API_KEY"):
             raise NoAccess(
                 f"{self.name} needs a key: set OPENAI_API_KEY (for a server of your own, set "
                 "OPENAI_BASE_URL to its address)"
             )
-        cuts = 0
+        cuts, limit = 0, self._max_new_tokens
         while True:
-            fitting = messages if self._budget is None else cut_middle(messages, self._budget)
+            limit = self._fitting.reply_limit(limit)
+            lowered = {"max_tokens": limit} if limit < self._max_new_tokens else {}
+            messages = self._fitting.prompt(body["messages"])
             try:
-                completion = self._client.ask({**body, "messages": fitting}, session, stop)
-                self._count(prompts_cut=fitting != messages)
+                request = {**body, **lowered, "messages": messages}
+                completion = self._client.ask(request, session, stop, key)
+                self._count(prompts_cut=messages != body["messages"], limits_lowered=bool(lowered))
                 return completion
             except TooLong as error:
-                size = sum(len(message["content"]) for message in fitting)
+                size = sum(len(message["content"] or "") for message in messages)
+                lower = self._fitting.lower(error.rejection, size, limit)
+                if lower is not None:
+                    self._warn(limit := lower, error)
+                    continue
                 cuts += 1
                 if cuts > _MAX_CUTS:
                     raise ApiError(
-                        f"{self.name} at {self.base_url} calls even a prompt of {size} "
-                        f"characters too long: {error}"
+                        f"{self.name} at {without_user(self.base_url)} calls even a prompt of "
+                        f"{size} characters too long: {error}. Serve it with a longer context, "
+                        "lower --max-new-tokens, or leave out the example (--no-example)"
                     ) from None
-                with self._lock:
-                    self._budget = min(self._budget or size, size * 2 // 3)
+                self._fitting.shorten(error.rejection, size, limit)
+
+    def _warn(self, limit: int, error: TooLong) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "%s: replies are limited to %d tokens where prompt and --max-new-tokens %d exceed "
+                "the context (%s)",
+                *(self.name, limit, self._max_new_tokens, error),
+            )
 
     def _count(self, **more: float) -> None:
         with self._lock:
@@ -270,6 +374,9 @@ class OpenAIAgent(Agent):
                 self._counts[name] += value
 
     # Housekeeping -------------------------------------------------------------------------------
+
+    def forget(self, key: Hashable) -> None:
+        self._client.forget(key)
 
     def close(self) -> None:
         self._stop.set()
@@ -287,43 +394,33 @@ class OpenAIAgent(Agent):
     def fingerprint(self) -> dict[str, str]:
         return {
             "model": self.name,
-            "base_url": _without_user(self.base_url),
+            "base_url": without_user(self.base_url),
             "decoding": str({**self._sampling, "max_new_tokens": self._max_new_tokens}),
             "style": str(self.style),
+            **({"request": json.dumps(self._thinking, sort_keys=True)} if self._thinking else {}),
         }
 
     def statistics(self) -> dict[str, float]:
         return dict(self._counts)
 
 
-def cut_middle(messages: Sequence[Message], budget: int) -> list[Message]:
-    """The conversation in about `budget` characters: turns after the first observation are removed.
-
-    If the latest turn alone is still too long, the longest text loses its middle. The system
-    message is never shortened.
-    """
-    cut = [Message(role=m["role"], content=m["content"]) for m in messages]
-    first = 2 if cut[0]["role"] == "system" else 1
-    head, tail, dropped = cut[:first], cut[first:], 0
-    size = sum(len(message["content"]) for message in cut)
-    while size > budget and len(tail) > 2:
-        size -= len(tail[0]["content"]) + len(tail[1]["content"])
-        tail, dropped = tail[2:], dropped + 1
-    if dropped:
-        head[-1]["content"] += f"\n\n[{dropped} turns left out]"
-    cut = head + tail
-    texts = [message for message in cut if message["role"] != "system"]
-    while size > budget and texts:
-        longest = max(texts, key=lambda message: len(message["content"]))
-        text = longest["content"]
-        keep = max(40, len(text) - (size - budget)) // 2
-        if len(text) <= 2 * keep + 5:
-            break
-        longest["content"] = f"{text[:keep]} […] {text[-keep:]}"
-        size -= len(text) - len(longest["content"])
-    return cut
+def _urls(base_url: str | Sequence[str]) -> list[str]:
+    """The addresses in an option. Raises ValueError for one without http."""
+    texts = base_url.split(",") if isinstance(base_url, str) else base_url
+    urls = [text.strip().rstrip("/").removesuffix("/chat/completions") for text in texts]
+    urls = [url for url in urls if url]
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"the base URL {url!r} must start with http:// or https://")
+    if not urls:
+        raise ValueError("base_url names no server")
+    return urls
 
 
-def _without_user(url: str) -> str:
-    """The URL without a name and password in it."""
-    return re.sub(r"//[^/@]*@", "//", url)
+def _thinks(model: str, enable_thinking: bool | None, reasoning_effort: str | None) -> bool:
+    """Whether a model thinks before it answers, by the options, else by its name."""
+    if enable_thinking is not None:
+        return enable_thinking
+    if reasoning_effort is not None:
+        return reasoning_effort != "none"
+    return bool(_THINKERS.search(model)) and not _INSTRUCT.search(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -26,9 +27,10 @@ class RandomAgent(Agent):
         instruction: bool = True,
         example: bool = True,
         thoughts: bool = True,
+        format: Literal["react", "tools"] = "react",
     ):
         self.batch_size = batch_size
-        self.style = PromptStyle(instruction, example, thoughts)
+        self.style = PromptStyle(instruction, example, thoughts, format=format)
 
     def act(self, turns: Sequence[Turn]) -> list[str]:
         return [self._reply(turn) for turn in turns]
@@ -42,7 +44,8 @@ class RandomAgent(Agent):
             return ""
         number = sum(message["role"] == "assistant" for message in turn.messages)
         rng = np.random.default_rng([turn.seed % 2**63, number])
-        return render("", actions[int(rng.integers(len(actions)))], self.style)
+        action = actions[int(rng.integers(len(actions)))]
+        return render("", action, self.style, turn.tools(self.style))
 
     def fingerprint(self) -> dict[str, str]:
         return {"style": str(self.style)}

@@ -33,6 +33,10 @@ class Completion:
     cached: int = 0
     """Prompt tokens that the server had cached itself."""
     generated: int = 0
+    ending: str = ""
+    """How it ended, if not by itself (`agents.responses`)."""
+    thought: str = ""
+    """What the server returns as thinking, apart from the text."""
 
     @property
     def tokens(self) -> int:
@@ -59,15 +63,30 @@ class ReplyCache:
                 "CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, text TEXT NOT NULL,"
                 " read INTEGER NOT NULL, kept INTEGER NOT NULL, generated INTEGER NOT NULL)"
             )
+            self._add_columns("ending", "thought")
         except (OSError, sqlite3.Error) as error:
             raise ValueError(
                 f"the reply cache {self.path} cannot be used ({error}): delete it, name another "
                 "file, or use none (--no-cache)"
             ) from None
 
+    def _add_columns(self, *names: str) -> None:
+        """Files of earlier versions lack them."""
+        existing = {row[1] for row in self._file.execute("PRAGMA table_info(replies)")}
+        for name in names:
+            if name not in existing:
+                try:
+                    add = f"ALTER TABLE replies ADD COLUMN {name} TEXT NOT NULL DEFAULT ''"
+                    self._file.execute(add)
+                except sqlite3.OperationalError as error:  # another process was faster
+                    if "duplicate" not in str(error):
+                        raise
+
     def get(self, request: Mapping[str, Any]) -> Completion | None:
         """The stored completion of this request, if any."""
-        select = "SELECT text, read, kept, generated FROM replies WHERE request = ?"
+        select = (
+            "SELECT text, read, kept, generated, ending, thought FROM replies WHERE request = ?"
+        )
         try:
             with self._lock:
                 row = self._file.execute(select, (_key(request),)).fetchone()
@@ -79,10 +98,14 @@ class ReplyCache:
     def put(self, request: Mapping[str, Any], completion: Completion) -> None:
         """Stores a completion; the first one of a request stays."""
         c = completion
-        row = (_key(request), c.text, c.read, c.cached, c.generated)
+        row = (_key(request), c.text, c.read, c.cached, c.generated, c.ending, c.thought)
+        insert = (
+            "INSERT OR IGNORE INTO replies (request, text, read, kept, generated, ending, thought)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)"
+        )
         try:
             with self._lock:
-                self._file.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", row)
+                self._file.execute(insert, row)
         except (sqlite3.Error, UnicodeEncodeError) as error:
             self._warn(error)
 

@@ -7,22 +7,26 @@ joins them at the next token, so that the batch stays full.
 from __future__ import annotations
 
 import json
+import re
 import time
 import zlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from stepagent.agents import models
 from stepagent.agents.chat import ChatCodec
-from stepagent.agents.core import Agent, ModelReply, Turn
+from stepagent.agents.core import Agent, ModelReply, Turn, reply_limit
 from stepagent.agents.generation import Decoding, Generator, Request, why_uncacheable
 from stepagent.agents.naive_generation import NaiveGenerator
+from stepagent.agents.tool_calls import translated
+from stepagent.agents.tool_template import ToolCodec
 from stepagent.envs.react import STOP, Message, PromptStyle
+from stepagent.envs.tools import Tool
 from stepagent.errors import check_range
 
 
@@ -39,13 +43,18 @@ class TransformersAgent(Agent):
     merge: fold an adapter into the weights; None: only in float32, where nothing is rounded away.
     temperature, top_p: 0 is greedy; else sampling whose noise depends on (seed, turn, salt) alone.
     salt: agents with different salts draw differently for the same seeds.
-    max_new_tokens: tokens of a reply, including the thought; 16 to 512 are usual.
+    max_new_tokens: tokens of a reply, its thinking included; 16 to 512 are usual without any.
+        None: 256, and 4,096 for a model that thinks by its template.
+    enable_thinking, reasoning_effort: arguments of the model's chat template, for the models that
+        know them; None: the template's own.
+    template: further arguments of the chat template, and two of our own: `history_thoughts` and
+        `date` (see `agents.chat_template`).
+    record_tokens: give the ids of every reply's tokens with it, for trajectories (`Step.tokens`).
     context: tokens of a conversation and its reply; None: as far as the model's positions reach.
     batch_size: conversations answered at once, and kept in the cache; None: 16, on CUDA 32.
-    template: arguments of the chat template, such as `enable_thinking`, and two of our own:
-        `history_thoughts` and `date` (see `agents.chat_template`).
-    record_tokens: give the ids of every reply's tokens with it, for trajectories (`Step.tokens`).
-    instruction, example, thoughts, suffix: the prompt's style (see `envs.react.PromptStyle`).
+    instruction, example, thoughts, suffix, format: the prompt's style (see
+        `envs.react.PromptStyle`). In the format "tools" the model calls the environment's functions
+        in its own notation (`agents.tool_template`).
 
     Raises ModelError (a ValueError) if the model cannot be loaded, has no chat template, or has a
     context too short for max_new_tokens.
@@ -63,20 +72,24 @@ class TransformersAgent(Agent):
         temperature: float = 0.0,
         top_p: float = 1.0,
         salt: str = "",
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
+        enable_thinking: bool | None = None,
+        reasoning_effort: str | None = None,
+        template: Mapping[str, Any] | None = None,
         context: int | None = None,
         batch_size: int | None = None,
-        template: dict[str, Any] | None = None,
         record_tokens: bool = False,
         instruction: bool = True,
         example: bool = True,
         thoughts: bool = True,
         suffix: str = "",
+        format: Literal["react", "tools"] = "react",
     ):
         check_range(1, batch_size=batch_size, context=context)
-        self.decoding = Decoding(temperature, top_p, max_new_tokens)
+        self.template = {**(template or {}), **_given(enable_thinking, reasoning_effort)}
+        self._record_tokens = record_tokens
         self._salt = zlib.crc32(salt.encode())
-        self.style = PromptStyle(instruction, example, thoughts, suffix)
+        self.style = PromptStyle(instruction, example, thoughts, suffix, format)
         if isinstance(model, str | Path):
             name = name or (str(model) if str(model) == models.SMOLLM2 else f"hf:{model}")
             dtype = models.pick_dtype(dtype, device)
@@ -87,14 +100,16 @@ class TransformersAgent(Agent):
             raise ValueError("a loaded model needs its tokenizer, too")
         self.name = name or f"hf:{getattr(model, 'name_or_path', '') or type(model).__name__}"
         self.model, self.tokenizer = model, tokenizer
-        self.codec, self._template = ChatCodec(tokenizer, template), template
-        self._record_tokens = record_tokens
+        self.codec = ChatCodec(tokenizer, self.template)
+        self._tool_codecs: dict[str, ToolCodec] = {}
+        limit = reply_limit(max_new_tokens, _thinks(self.codec, self.template))
+        self.decoding = Decoding(temperature, top_p, limit)
         longest = models.context_length(model)
         self.context = min(longest, context or longest)
-        if self.context <= max_new_tokens:
+        if self.context <= limit:
             raise models.ModelError(
                 f"{self.name} has a context of {self.context} tokens, which "
-                f"leaves no room beside max_new_tokens={max_new_tokens}"
+                f"leaves no room beside max_new_tokens={limit}"
             )
         on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
         self.batch_size = batch_size or (32 if on_cuda else 16)
@@ -103,7 +118,8 @@ class TransformersAgent(Agent):
         """Why conversations are read again in every turn; "" if their cache is kept."""
         self._generator: Generator | NaiveGenerator
         if self.why_uncached:
-            self._generator = NaiveGenerator(model, ends=ends, stops=STOP, tokenizer=tokenizer)
+            stops = () if self.codec.opens_thought else STOP  # a thought may hold such texts
+            self._generator = NaiveGenerator(model, ends=ends, stops=stops, tokenizer=tokenizer)
         else:
             self._generator = Generator(
                 model,
@@ -152,7 +168,8 @@ class TransformersAgent(Agent):
         for turn in turns:
             number = sum(message["role"] == "assistant" for message in turn.messages)
             rng = np.random.default_rng([turn.seed % 2**63 ^ self._salt, number])
-            requests.append(Request(turn.key, self._encode(turn.messages), rng))
+            ids = self._encode(turn.messages, self._codec(turn.tools(self.style)))
+            requests.append(Request(turn.key, ids, rng))
         self._prompt_count += len(turns)
         return requests
 
@@ -160,22 +177,40 @@ class TransformersAgent(Agent):
         """Raises ValueError unless an episode with this opening fits the context."""
         self.codec.fit(messages, self.context - self.decoding.max_new_tokens)
 
-    def _encode(self, messages: Sequence[Message]) -> list[int]:
+    def _codec(self, tools: Sequence[Tool]) -> ChatCodec:
+        """The codec for conversations with these functions."""
+        if not tools:
+            return self.codec
+        listed = json.dumps([tool.schema() for tool in tools])
+        if listed not in self._tool_codecs:
+            self._tool_codecs[listed] = ToolCodec(self.tokenizer, tools, self.template)
+        return self._tool_codecs[listed]
+
+    def _encode(self, messages: Sequence[Message], codec: ChatCodec) -> list[int]:
         limit = self.context - self.decoding.max_new_tokens
-        ids = self.codec.prompt(messages)
+        ids = codec.prompt(messages)
         if len(ids) <= limit:
             return ids
-        fitting, _ = self.codec.fit(messages, limit)
+        fitting, _ = codec.fit(messages, limit)
         self._cut_count += 1
-        return self.codec.prompt(fitting)
+        return codec.prompt(fitting)
 
     def _weights_state(self) -> int:
         """Changes whenever a weight is written to (optimizer steps, loading) or replaced."""
         return hash(tuple((w.data_ptr(), w._version) for w in self.model.parameters()))
 
-    def _text(self, ids: list[int]) -> str:
-        text = self.codec.decode(ids[:-1] if ids and ids[-1] in self._ends else ids).strip()
-        return ModelReply(text, ids) if self._record_tokens else text
+    def _text(self, ids: list[int]) -> ModelReply:
+        ended = bool(ids) and ids[-1] in self._ends
+        text = self.codec.decode(ids[:-1] if ended else ids).strip()
+        if self.style.format == "tools":
+            text = translated(text)
+        at_limit = not ended and len(ids) >= self.decoding.max_new_tokens
+        if at_limit and self.codec.has_stop(ids):
+            at_limit = False
+        if self.codec.opens_thought and not text.startswith("<think>"):
+            text = f"<think>\n{text}"
+        ending = "length" if at_limit else "" if text else "empty"
+        return ModelReply(text, ending, ids if self._record_tokens else ())
 
     def _in_eval(self, work: Any) -> Any:
         """Calls `work` with the model in evaluation mode, and restores training mode if it was
@@ -202,7 +237,7 @@ class TransformersAgent(Agent):
         self.reset()
 
     def fingerprint(self) -> dict[str, str]:
-        template = {"template": json.dumps(self._template, default=str)} if self._template else {}
+        template = json.dumps(self.template, sort_keys=True, default=str) if self.template else ""
         return {
             "model": self.name,
             "weights": models.weights_checksum(self.model),
@@ -211,7 +246,7 @@ class TransformersAgent(Agent):
             "decoding": str(self.decoding),
             "context": str(self.context),
             "style": str(self.style),
-            **template,
+            **({"template": template} if template else {}),
             "torch": torch.__version__,
             "transformers": version("transformers"),
         }
@@ -226,3 +261,22 @@ class TransformersAgent(Agent):
             "tokens_generated": counts.generated,
             "seconds": self._seconds,
         }
+
+
+_THINKS = re.compile(r"enable_thinking|reasoning_effort|<\|channel\|>|\[THINK\]")
+
+
+def _given(enable_thinking: bool | None, reasoning_effort: str | None) -> dict[str, Any]:
+    """The arguments of a chat template that are no None."""
+    options = {"enable_thinking": enable_thinking, "reasoning_effort": reasoning_effort}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _thinks(codec: ChatCodec, arguments: Mapping[str, Any]) -> bool:
+    """Whether a model thinks before it answers, by its template's prompt for a reply."""
+    template = str(getattr(codec.tokenizer, "chat_template", ""))
+    if codec.opens_thought:
+        return True
+    if arguments.get("enable_thinking") is False or arguments.get("reasoning_effort") == "none":
+        return False
+    return bool(_THINKS.search(template))

@@ -7,6 +7,7 @@ shortest description.
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from gymnasium.utils.env_checker import check_env
 from stepagent import envs
 from stepagent.command_line import Command
 from stepagent.envs.core import MAX_TEXT, SPLITS, TextEnv
+from stepagent.envs.tools import OPEN, call_of, write_call
 from stepagent.errors import SetupError
 
 INFO_KEYS = {
@@ -211,6 +213,39 @@ def check_data_notes(make: Make) -> None:
     second.close()
 
 
+def check_tools(make: Make, tasks: int = 2, actions: int = 300) -> None:
+    """The functions of `tools` stand for the expert's and all admissible actions; a call of one is
+    the same step as its action, and a broken call costs a step and says what is wrong."""
+    env = make()
+    names = [tool.name for tool in env.tools]
+    assert names, "tools: there is no function"
+    assert len(set(names)) == len(names), "tools: two functions have the same name"
+    assert all(re.fullmatch(r"[a-zA-Z_][\w-]{0,63}", name) for name in names), "tools: odd names"
+    for task_id in env.tasks[:tasks]:
+        env.reset(seed=1, options={"task_id": task_id})
+        plan = [action for _, action in env.expert_plan()]
+        env.reset(seed=1, options={"task_id": task_id})
+        try:
+            possible = env.admissible_actions()[:actions]
+        except NotImplementedError:
+            possible = []
+        for action in (*plan, *possible):
+            assert call_of(env.tools, action), f"tools: no function stands for {action!r}"
+    call = call_of(env.tools, plan[0]) or ""
+    results = []
+    for reply in (plan[0], call, f"Thought: so be it.\n{call}"):
+        env.reset(seed=1, options={"task_id": task_id})
+        results.append(env.step(reply))
+    assert results[0] == results[1] == results[2], "a call and its action gave different results"
+    for broken in (write_call("no_such_function", {}), f"{OPEN}{{", write_call(names[0], {"x": 1})):
+        env.reset(seed=1, options={"task_id": task_id})
+        text, reward, _, _, info = env.step(broken)
+        assert not info["valid"], f"the call {broken!r} counted as valid"
+        assert reward == 0, f"the call {broken!r} earned a reward"
+        assert names[0] in text, f"after the call {broken!r} the functions are not named"
+    env.close()
+
+
 def check_two_at_once(make: Make) -> None:
     """Two environments in one process do not disturb each other."""
     one, two = make(), make()
@@ -251,6 +286,7 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     check_limit,
     check_prompt,
     check_data_notes,
+    check_tools,
     check_two_at_once,
 )
 

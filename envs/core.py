@@ -15,7 +15,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 from gymnasium.vector.utils import shared_memory as _shm
 
 from stepagent.envs import react
+from stepagent.envs.tools import ACT, BadCall, Tool, action_of, is_call
 
 SPLITS = ("train", "dev", "test")
 MAX_TEXT = 65_536
@@ -216,6 +217,12 @@ class TextEnv(gym.Env[str, str], ABC):
         demand."""
         raise NotImplementedError(f"{type(self).__name__} does not list admissible actions")
 
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The actions as functions (`envs.tools`): together they stand for every action there is.
+        By default one function, whose argument is the action's text."""
+        return (ACT,)
+
     def step_limit(self, task_id: str) -> int:
         """The benchmark's own limit of actions for a task."""
         raise NotImplementedError(f"{type(self).__name__} has no step limit of its own")
@@ -250,7 +257,7 @@ class TextEnv(gym.Env[str, str], ABC):
     @property
     def prompt(self) -> react.Prompt:
         """Instruction and one-shot example, from the environment's `prompt.md`."""
-        return react.Prompt.load(self.prompt_file)
+        return replace(react.Prompt.load(self.prompt_file), tools=self.tools)
 
     @property
     def task_type(self) -> str:
@@ -313,10 +320,7 @@ class TextEnv(gym.Env[str, str], ABC):
             raise TypeError(f"an action must be a str, not {type(action).__name__}")
         before, reply = self._outcome.score, react.parse(clip(action))
         try:
-            if reply.action:
-                outcome = self.act(reply.action)
-            else:
-                outcome = Outcome(react.NO_ACTION, before, valid=False)
+            outcome = self._carry_out_action(reply.action, before)
         except BaseException:
             self._ended = True  # not the agent's doing, but the episode is over
             raise
@@ -338,6 +342,15 @@ class TextEnv(gym.Env[str, str], ABC):
         if len(observation) > MAX_TEXT:
             self.note(f"observations cut at {MAX_TEXT} characters")
         return clip(observation)
+
+    def _carry_out_action(self, action: str, score: float) -> Outcome:
+        """What an action does, or a call of the function that stands for it."""
+        if is_call(action):
+            try:
+                action = action_of(self.tools, action)
+            except BadCall as error:
+                return Outcome(str(error), score, valid=False)
+        return self.act(action) if action else Outcome(react.NO_ACTION, score, valid=False)
 
     def render(self) -> str | None:  # type: ignore[override]
         return self._outcome.observation if self._outcome and self.render_mode == "ansi" else None

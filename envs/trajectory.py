@@ -11,13 +11,14 @@ import codecs
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stepagent.envs import layouts, react
-from stepagent.envs.core import clip, default_task_type
+from stepagent.envs.core import MAX_TEXT, clip, default_task_type
+from stepagent.envs.tools import BadCall, Tool, action_of, is_call
 from stepagent.files import write_atomically
 
 VERSION = 1
@@ -37,21 +38,48 @@ class Step:
     tokens: tuple[int, ...] = ()
     """The ids that the model produced for its reply, end of turn included, where they were
     recorded. What follows the text that was kept is among them."""
+    ending: str = ""
+    """How the reply ended, if the model did not end it itself: length, refusal, filter or empty
+    (see `agents.core.ModelReply`)."""
 
     @staticmethod
-    def of(observation: str, reply: str, style: react.PromptStyle) -> Step:
-        """The step that an agent's reply takes; its outcome is not known yet."""
-        text = clip(react.cut(reply))
+    def of(
+        observation: str, reply: str, style: react.PromptStyle, tools: Sequence[Tool] = ()
+    ) -> Step:
+        """The step that an agent's reply takes; its outcome is not known yet.
+
+        Of a call the action is that which it stands for among the environment's functions.
+        """
+        text = kept(reply)
         parsed = react.parse(text)
-        tokens = getattr(reply, "tokens", ())  # of an `agents.core.ModelReply`
-        step = Step(observation, parsed.thought, parsed.action, tokens=tokens)
-        if step.text(style) != text:
+        action = parsed.action
+        if is_call(action) and tools:
+            try:
+                action = action_of(tools, action)
+            except BadCall:
+                pass  # the environment says what is wrong with it
+        # Of an `agents.core.ModelReply`.
+        ending, tokens = getattr(reply, "ending", ""), getattr(reply, "tokens", ())
+        step = Step(observation, parsed.thought, action, ending=ending, tokens=tokens)
+        if step.text(style, tools) != text:
             step = replace(step, reply=text or " ")  # "" would stand for the rendered text
         return step
 
-    def text(self, style: react.PromptStyle) -> str:
+    def text(self, style: react.PromptStyle, tools: Sequence[Tool] = ()) -> str:
         """The reply as it appears in a conversation of that style."""
-        return self.reply or react.render(self.thought, self.action, style)
+        return self.reply or react.render(self.thought, self.action, style, tools)
+
+
+def kept(reply: str) -> str:
+    """What conversations and trajectories keep of a reply, and environments get: `react.cut`, in at
+    most `MAX_TEXT` characters. Of a thought that is longer the end is left out, not the action."""
+    text = react.cut(reply)
+    if len(text) <= MAX_TEXT:
+        return clip(text)
+    parsed = react.parse(text)
+    if not 0 < len(parsed.action) < MAX_TEXT // 2:
+        return clip(text)
+    return clip(react.render(clip(parsed.thought, MAX_TEXT // 4), parsed.action))
 
 
 @dataclass(frozen=True)
@@ -84,22 +112,31 @@ class Trajectory:
             object.__setattr__(self, "task_type", default_task_type(str(self.task_id)))
 
     def messages(self, prompt: react.Prompt, style: react.PromptStyle) -> list[react.Message]:
-        """The complete conversation: system message, then observations and replies in turn."""
+        """The complete conversation: system message, then observations and replies in turn.
+
+        Replies that were recorded in another format (`PromptStyle.format`) are written in this one.
+        """
+        recorded = self.fingerprint.get("format", "react")
         messages = react.opening(prompt, self.steps[0].observation if self.steps else "", style)
         for i, step in enumerate(self.steps):
             if i:
                 messages.append({"role": "user", "content": step.observation})
-            messages.append({"role": "assistant", "content": step.text(style)})
+            if recorded != style.format and step.action:
+                step = replace(step, reply="")
+            text = step.text(style, prompt.tools)
+            messages.append({"role": "assistant", "content": text})
         return messages
 
     def to_json(self) -> str:
         """One line of JSON; `from_json` returns the same trajectory."""
         fields = asdict(self)
-        if not self.data_notes:  # versions of StepAgent without this field read the line, too
+        # Versions of StepAgent without these fields read the line, too.
+        if not self.data_notes:
             del fields["data_notes"]
         for step in fields["steps"]:
-            if not step["tokens"]:
-                del step["tokens"]
+            for name in ("tokens", "ending"):
+                if not step[name]:
+                    del step[name]
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
@@ -187,7 +224,7 @@ _KINDS: tuple[tuple[str, Any], ...] = (
     ("seed", int),
 )
 _STEP_KINDS: tuple[tuple[str, Any], ...] = (
-    *((name, str) for name in ("observation", "thought", "action", "reply")),
+    *((name, str) for name in ("observation", "thought", "action", "reply", "ending")),
     ("reward", _NUMBER),
     ("valid", bool),
 )

@@ -95,7 +95,8 @@ class MessagesWrapper(gym.Wrapper[Any, str, Any, str]):
 
     def step(self, action: str) -> tuple[Conversation, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        reply = Step.of("", action, self.style).text(self.style)
+        tools = self.prompt.tools
+        reply = Step.of("", action, self.style, tools).text(self.style, tools)
         self._messages += [
             {"role": "assistant", "content": reply},
             {"role": "user", "content": observation},
@@ -153,14 +154,15 @@ class RecordTrajectories(gym.Wrapper[str, str, str, str]):
             seed=seed,
             steps=(),
             final_observation=observation,
-            fingerprint={"stepagent": own_version(), **env.fingerprint()},
+            fingerprint={"stepagent": own_version(), **env.fingerprint(), **self._format()},
         )
         return observation, info
 
     def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         assert self._trajectory is not None  # the environment refuses a step before its reset
-        step = Step.of(self._trajectory.final_observation, action, self.style)
+        tools = _text_env(self.env).tools
+        step = Step.of(self._trajectory.final_observation, action, self.style, tools)
         step = replace(step, reward=float(reward), valid=bool(info["valid"]))
         self._trajectory = replace(
             self._trajectory,
@@ -176,6 +178,9 @@ class RecordTrajectories(gym.Wrapper[str, str, str, str]):
         if terminated or truncated:
             self._writer.write(self._trajectory)
         return observation, reward, terminated, truncated, info
+
+    def _format(self) -> dict[str, str]:
+        return {"format": self.style.format} if self.style.format != "react" else {}
 
     def close(self) -> None:
         self._writer.close()

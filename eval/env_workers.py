@@ -18,9 +18,9 @@ from typing import Any
 
 from stepagent.agents.core import Turn
 from stepagent.envs import react
-from stepagent.envs.core import TextEnv, clip
+from stepagent.envs.core import TextEnv
 from stepagent.envs.react import Message, PromptStyle
-from stepagent.envs.trajectory import Step, Trajectory
+from stepagent.envs.trajectory import Step, Trajectory, kept
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,12 @@ class Episode:
         assert self.worker.env is not None
         return Turn(self.key, list(self.messages), self.worker.env, agent_seed)
 
-    def add_reply(self, reply: str, style: PromptStyle) -> str:
+    def add_reply(self, reply: str, stamp: Stamp) -> str:
         """Appends the agent's reply to the conversation; returns the text for the environment."""
-        self.pending_step = Step.of(self.observation, reply, style)
-        self.messages.append({"role": "assistant", "content": self.pending_step.text(style)})
-        return clip(react.cut(reply))
+        style, tools = stamp.style, stamp.prompt.tools
+        self.pending_step = step = Step.of(self.observation, reply, style, tools)
+        self.messages.append({"role": "assistant", "content": step.text(style, tools)})
+        return kept(reply)
 
     def observe(self, observation: str, reward: float, info: dict[str, Any]) -> None:
         assert self.pending_step is not None

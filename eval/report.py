@@ -107,6 +107,8 @@ def _caption(summary: dict[str, Any]) -> str:
     low, high = summary["reward_ci95"]
     metrics = [f"{name} {value:.3f}" for name, value in summary["metrics"].items()]
     interval = rf"score {summary['reward_mean']:.3f}, 95 % interval \[{low:.3f}, {high:.3f}]"
-    figures = "; ".join([interval, *metrics, f"{summary['seconds']:.0f} s"])
+    count = summary.get("endings", {}).get("length")
+    at_limit = [f"{count} replies cut at their limit"] if count else []
+    figures = "; ".join([interval, *metrics, *at_limit, f"{summary['seconds']:.0f} s"])
     notes = [f"{reason}: {count}" for reason, count in summary.get("data_notes", {}).items()]
     return figures + (f"\ndata: {escape('; '.join(notes))}" if notes else "")

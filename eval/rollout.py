@@ -130,7 +130,8 @@ def fingerprint(env: TextEnv, agent: Agent, prompt: react.Prompt | None = None) 
     agent_parts = {f"agent.{name}": str(value) for name, value in agent.fingerprint().items()}
     prompt = prompt or env.prompt
     shots = {"shots": str(1 + len(prompt.more))} if prompt.more and agent.style.example else {}
-    prompt_parts = {"prompt": prompt.checksum(agent.style), **shots}
+    calls = {"format": agent.style.format} if agent.style.format != "react" else {}
+    prompt_parts = {"prompt": prompt.checksum(agent.style), **shots, **calls}
     return {"stepagent": own_version(), **env.fingerprint(), **agent_parts, **prompt_parts}
 
 
@@ -281,7 +282,7 @@ class _Rollout:
             raise reply
         episode.waiting_since = float("inf")
         if isinstance(reply, str):
-            episode.worker.step(episode, episode.add_reply(reply, self.stamp.style))
+            episode.worker.step(episode, episode.add_reply(reply, self.stamp))
         else:
             self._finish(episode, f"agent: {describe(reply)} {episode.where()}")
 

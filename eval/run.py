@@ -67,7 +67,8 @@ class Config:
     """Further arguments of the agent (of several agents: of those that take them), such as
     --agent-args.batch-size 8."""
     max_new_tokens: int | None = None
-    """Maximum length of a reply, in tokens (models only). null: the agent's own default."""
+    """Maximum length of a reply, its thinking included, in tokens (models only). null: 256, and
+    4,096 for models that think."""
     temperature: float | None = None
     """Sampling temperature (models only); 0 is greedy. null: the agent's own default."""
     instruction: bool | None = None
@@ -144,6 +145,8 @@ def _run_one(config: Config, out: Path, console: Console) -> int:
     finally:
         agent.close()
     Console().print(report.summary_table(summary))
+    for note in summary["notes"]:
+        tables.tell(console, note)
     tables.tell(console, f"The results are in {out}")
     if summary["failed"]:
         console.print(

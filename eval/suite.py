@@ -233,6 +233,7 @@ class Board:
             )
         for agent, row in self.cells.items():
             for name, cell in row.items():
+                notes += [f"{agent} on {name}: {note}" for note in cell.get("notes", ())]
                 if "error" in cell:
                     notes.append(f"{agent} on {name}: no figure, {cell['error']}")
                 elif cell["failed"]:

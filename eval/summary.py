@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def summarise(trajectories: Sequence[Trajectory], *, seconds: float = 0.0) -> di
         **_means(trajectories),
         "success_ci95": list(wilson(sum(map(_success, trajectories)), len(trajectories))),
         "metrics": _metrics(trajectories),
+        "endings": _endings(trajectories),
+        "notes": explain_endings(trajectories, first.fingerprint),
         "by_type": _by_type(trajectories),
         "data_notes": data_notes(trajectories),
         "seeds": sorted({t.seed for t in trajectories}),
@@ -126,6 +129,31 @@ def _means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "truncated_rate": _mean([t.truncated for t in played]),
         "steps_mean": _mean([len(t.steps) for t in played]),
     }
+
+
+def _endings(trajectories: Sequence[Trajectory]) -> dict[str, int]:
+    """How many replies did not end by themselves, by how they ended (`agents.core.ModelReply`)."""
+    counts = Counter(step.ending for t in trajectories for step in t.steps if step.ending)
+    return dict(sorted(counts.items()))
+
+
+def explain_endings(
+    trajectories: Sequence[Trajectory], fingerprint: Mapping[str, str]
+) -> list[str]:
+    """What people should know of the replies that did not end by themselves, and can do."""
+    limit = re.search(r"max_new_tokens\D+(\d+)", fingerprint.get("agent.decoding", ""))
+    at = f"at {limit[1]} tokens" if limit else "at their limit"
+    what = {
+        "length": f"were cut {at}: raise --max-new-tokens",
+        "refusal": "were refusals",
+        "filter": "were stopped by a content filter",
+        "empty": "were empty",
+    }
+    total = sum(len(t.steps) for t in trajectories)
+    return [
+        f"{count} of {total} replies {what.get(ending, f'ended with {ending}')}"
+        for ending, count in _endings(trajectories).items()
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -39,8 +39,8 @@ class Scripted(ThreadingHTTPServer):
         """What the request asks for."""
         raise NotImplementedError
 
-    def answer(self, request: Any) -> bytes:
-        """The body of a good answer."""
+    def answer(self, request: Any) -> bytes | tuple[int, bytes]:
+        """The body of a good answer, or the status and body of another."""
         raise NotImplementedError
 
     def answer_headers(self, request: Any) -> dict[str, str]:
@@ -71,12 +71,11 @@ class _Handler(BaseHTTPRequestHandler):
             server.now += 1
             server.most = max(server.most, server.now)
             plan = server.script.pop(0) if server.script else None
-        status, data, headers, wait = plan or (
-            200,
-            server.answer(request),
-            server.answer_headers(request),
-            server.delay,
-        )
+        if plan is None:
+            answer = server.answer(request)
+            status, data = answer if isinstance(answer, tuple) else (200, answer)
+            plan = status, data, server.answer_headers(request), server.delay
+        status, data, headers, wait = plan
         time.sleep(wait)
         with server.lock:
             server.now -= 1

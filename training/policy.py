@@ -6,7 +6,7 @@ updates of reinforcement learning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from stepagent.agents.models import (
     load_tokenizer,
     quiet,
 )
+from stepagent.agents.tool_template import ToolCodec
+from stepagent.envs.tools import Tool
 from stepagent.training.config import PolicyConfig
 from stepagent.training.tiny import build_model, build_tokenizer
 from stepagent.training.trees.compat import enable_step_trees
@@ -49,6 +51,10 @@ class Policy:
                 f"the model's context has {self.context} tokens, which leaves no room beside "
                 f"policy.max_new_tokens = {config.max_new_tokens}"
             )
+
+    def use_tools(self, tools: Sequence[Tool]) -> None:
+        """From now on conversations hold calls of these functions, in the model's own notation."""
+        self.codec = ToolCodec(self.tokenizer, tools, getattr(self.config, "template", None))
 
     @staticmethod
     def load(config: PolicyConfig, path: Path | None = None, seed: int = 0) -> Policy:

@@ -102,6 +102,8 @@ def _flags(config: Config, summary: dict[str, Any]) -> str:
     flags += [
         f"--no-{k}" for k in ("instruction", "example", "thoughts") if not getattr(config.prompt, k)
     ]
+    if config.prompt.format != "react":
+        flags.append(f"--agent-args.format {config.prompt.format}")
     if suffix := summary["prompt"]["suffix"]:
         flags.append(f"--agent-args.suffix {shlex.quote(suffix)}")
     if template := summary["template"]:

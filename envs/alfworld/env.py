@@ -28,8 +28,10 @@ from stepagent.envs.alfworld import reference
 from stepagent.envs.alfworld.engine import NOTHING, Game
 from stepagent.envs.alfworld.household import TYPES, read_goal
 from stepagent.envs.alfworld.pddl import GameError
+from stepagent.envs.alfworld.tools import tools
 from stepagent.envs.alfworld.wording import WORDINGS, readings, spoken, spoken_prompt
 from stepagent.envs.core import Outcome, TextEnv, split_names
+from stepagent.envs.tools import Tool
 
 ENGINES = ("fast", "textworld")
 STEP_LIMIT = 40
@@ -143,7 +145,12 @@ class ALFWorldEnv(TextEnv):
                 (seen, thought, spoken(action, self.wording))
                 for seen, thought, action in prompt.example
             ),
+            tools=prompt.tools,
         )
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        return tools(self.wording)
 
     def fingerprint(self) -> dict[str, str]:
         common = super().fingerprint()

@@ -39,6 +39,8 @@ from stepagent.envs.mind2web.questions import ANSWERS, Decision, Direct, Questio
 from stepagent.envs.mind2web.rank import HISTORY, Ranker
 from stepagent.envs.mind2web.records import Problems, RecordedStep, Task
 from stepagent.envs.mind2web.score import StepScore, operation_text, score_step, task_metrics
+from stepagent.envs.mind2web.tools import CHOICE, DIRECT
+from stepagent.envs.tools import OPEN, Tool
 
 BUDGETS = ("shared", "none")
 EPISODE_BUDGET = 3200
@@ -130,6 +132,10 @@ class Mind2WebEnv(TextEnv):
         self._hidden = Problems()
         """Steps whose right element this environment's budget hides."""
 
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        return CHOICE if self.answers == "choice" else DIRECT
+
     # Tasks ------------------------------------------------------------------------------------
 
     def list_tasks(self) -> Sequence[str]:
@@ -173,7 +179,7 @@ class Mind2WebEnv(TextEnv):
         return self._observation()
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        if self.answers == "choice" and isinstance(action, str):
+        if self.answers == "choice" and isinstance(action, str) and OPEN not in action:
             action = one_line(action)  # MindAct's three lines would be parsed as a ReAct reply
         return super().step(action)
 

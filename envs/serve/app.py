@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from typing import Any, Literal, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -120,6 +121,7 @@ _FACTS: dict[str, Callable[[TextEnv], Any]] = {
     "fingerprint": lambda env: env.fingerprint(),
     "data_notes": lambda env: env.data_notes(),
     "prompt": lambda env: {"instruction": env.prompt.instruction, "example": env.prompt.example},
+    "tools": lambda env: [asdict(tool) for tool in env.tools],
     "plan": lambda env: env.expert_plan(),
     "actions": lambda env: env.admissible_actions(),
 }
@@ -322,8 +324,8 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
     @app.get(
         "/v1/sessions/{session}/{what}",
         tags=["sessions"],
-        summary="tasks, prompt, fingerprint and data_notes of the environment; plan and actions of "
-        "the episode",
+        summary="tasks, prompt, tools, fingerprint and data_notes of the environment; plan and "
+        "actions of the episode",
         responses=_shows({"plan": [["I look around first.", "look around"]]}),
     )
     async def facts(session: str, what: str) -> Response:

@@ -21,6 +21,7 @@ from typing import ClassVar
 
 from stepagent.envs.core import Outcome, TextEnv, checksum
 from stepagent.envs.webshop import data, engine, expert, nouns, pages
+from stepagent.envs.webshop.tools import TOOLS
 
 STEP_LIMIT = 10
 SEED = 233
@@ -48,6 +49,7 @@ class WebShopEnv(TextEnv):
 
     prompt_file: ClassVar[Path] = Path(__file__).with_name("prompt.md")
     packages: ClassVar[tuple[str, ...]] = ("rapidfuzz", "PyStemmer")
+    tools = TOOLS
 
     def __init__(
         self,

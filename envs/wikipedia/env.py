@@ -25,6 +25,7 @@ from typing import ClassVar
 
 from stepagent.envs.core import Outcome, TextEnv, checksum
 from stepagent.envs.react import Prompt
+from stepagent.envs.tools import Tool
 from stepagent.envs.wikipedia import data, expert
 from stepagent.envs.wikipedia.corpora import check_name, open_corpus
 from stepagent.envs.wikipedia.corpus import Corpus, Page, SmallCorpus, next_part
@@ -32,6 +33,7 @@ from stepagent.envs.wikipedia.data import checked_sizes, located
 from stepagent.envs.wikipedia.live import LiveError
 from stepagent.envs.wikipedia.questions import Question
 from stepagent.envs.wikipedia.score import score
+from stepagent.envs.wikipedia.tools import FINISH, LOOKUP, SEARCH
 
 STEPS = 7
 MAX_ARGUMENT = 500
@@ -101,9 +103,13 @@ class WikipediaEnv(TextEnv):
         self._last = ""
 
     @property
+    def tools(self) -> tuple[Tool, ...]:
+        return (SEARCH, LOOKUP, FINISH) if self.lookup else (SEARCH, FINISH)
+
+    @property
     def prompt(self) -> Prompt:
         """`prompt.md`; with `lookup` among the actions if it is switched on."""
-        prompt = Prompt.load(self.prompt_file)
+        prompt = super().prompt
         if not self.lookup:
             return prompt
         before, finish, after = prompt.instruction.partition("- finish[answer]")

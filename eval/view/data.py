@@ -16,7 +16,7 @@ from typing import Any
 
 from stepagent.envs.trajectory import Trajectory
 from stepagent.eval.load_runs import EvaluationRun, differences
-from stepagent.eval.summary import score, summarise
+from stepagent.eval.summary import explain_endings, score, summarise
 from stepagent.eval.view.experts import Experts, divergence
 
 CHUNK = 400_000
@@ -80,11 +80,20 @@ def build(
             for i, run in enumerate(runs)
         ],
         "curves": [_with_scores(curve, runs) for curve in curves],
-        "notes": [*notes, *(f"The runs differ in {d}" for d in differences(runs))],
+        "notes": [*notes, *_endings(runs), *(f"The runs differ in {d}" for d in differences(runs))],
         "episodes": _columns(episodes, expert_of, diverges),
         "starts": starts,
     }
     return Report(title, index, chunks)
+
+
+def _endings(runs: Sequence[EvaluationRun]) -> list[str]:
+    """What to know of replies that did not end by themselves, a sentence each."""
+    notes = []
+    for run in runs:
+        fingerprint = run.trajectories[0].fingerprint if run.trajectories else {}
+        notes += [f"{run.name}: {text}" for text in explain_endings(run.trajectories, fingerprint)]
+    return notes
 
 
 def _with_experts(
@@ -129,6 +138,7 @@ def _text(t: Trajectory) -> dict[str, Any]:
     return {
         "steps": [
             [s.observation, s.thought, s.action, _short(s.reward), int(s.valid), s.reply]
+            + ([s.ending] if s.ending else [])
             for s in t.steps
         ],
         "final": t.final_observation,
@@ -162,6 +172,7 @@ def _columns(
         "outcome": [OUTCOMES.index(outcome(t)) for t in trajectories],
         "steps": [len(t.steps) for t in trajectories],
         "invalid": [sum(not s.valid for s in t.steps) for t in trajectories],
+        "at_limit": [sum(s.ending == "length" for s in t.steps) for t in trajectories],
         "seconds": [_short(t.seconds) for t in trajectories],
         "expert": list(expert_of),
         "diverges": [d or 0 for d in diverges],  # 0: nowhere, or nothing to compare with

@@ -20,6 +20,7 @@ async function drawEpisode(id) {
         el("span", { class: "chip" }, el("i", { class: "swatch end-" + ended }), OUTCOME_WORDS[ended]),
         el("span", { class: "chip" }, plural(e.steps[id], "step")),
         e.invalid[id] ? el("span", { class: "chip bad" }, plural(e.invalid[id], "invalid action")) : null,
+        e.at_limit[id] ? el("span", { class: "chip bad", title: "raise --max-new-tokens" }, "replies cut at the limit: " + e.at_limit[id]) : null,
         el("span", { class: "chip" }, "seed " + e.seed[id]),
         e.seconds[id] ? el("span", { class: "chip" }, e.seconds[id].toFixed(1) + " s") : null,
         divergenceChip(id)),
@@ -62,14 +63,17 @@ function step(n, text, other, diverges) {
     !other ? null : same ? el("p", { class: "none" }, "Same as the agent's.") : expertStep ? turn(expertStep, agentStep && agentStep[0] === expertStep[0]) : el("p", { class: "none" }, "The expert's episode has ended."));
 }
 
-function turn([observation, thought, action, reward, valid, reply], sameObservation) {
+const ENDING_WORDS = { length: "cut at the limit of tokens", refusal: "a refusal", filter: "stopped by a content filter", empty: "an empty reply" };
+
+function turn([observation, thought, action, reward, valid, reply, how], sameObservation) {
   const gain = reward === 0 ? null : el("span", { class: "chip " + (reward > 0 ? "good" : "bad") }, (reward > 0 ? "+" : "−") + shortNumber(Math.abs(reward)));
   return el("div", { class: "turn" },
     sameObservation ? el("p", { class: "none" }, "Same observation.") : part("observation", observation),
     thought ? part("thought", thought) : null,
     el("div", { class: "part act" + (valid ? "" : " invalid") }, el("span", { class: "label" }, "action"),
       el("code", { dir: "auto" }, action || "(none)"), gain,
-      el("span", { class: "chip " + (valid ? "ok" : "bad"), title: valid ? "understood and allowed" : "not understood or not allowed" }, valid ? "valid" : "invalid")),
+      el("span", { class: "chip " + (valid ? "ok" : "bad"), title: valid ? "understood and allowed" : "not understood or not allowed" }, valid ? "valid" : "invalid"),
+      how ? el("span", { class: "chip bad" }, ENDING_WORDS[how] || how) : null),
     reply ? el("details", {}, el("summary", {}, "original reply"), el("pre", { dir: "auto" }, reply)) : null);
 }
 

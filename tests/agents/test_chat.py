@@ -275,3 +275,19 @@ def test_no_text_can_stand_for_a_reply_that_is_kept():
     )
     assert text.count(forged) == 2
     assert text.count("<think>x</think>go") == 1
+
+
+def test_of_a_reply_that_goes_on_the_tokens_up_to_the_action_are_used():
+    codec = codec_for(TEMPLATE)
+    for kept, rest in [
+        ("Thought: a\nAction: go in", "\nObservation 1: it is dark"),
+        ("Action: look", " Observation: a door"),
+        ("go", "\nand then?"),
+    ]:
+        ids = codec.body_ids(kept + rest)
+        used = codec.used([*ids, codec.end_of_turn_id])
+        assert codec.decode(used) == kept
+        assert used == ids[: len(used)]
+        assert codec.used(codec.reply_ids(kept)) == codec.reply_ids(kept)
+    nothing = codec.reply_ids("Observation: x")
+    assert codec.used(nothing) == nothing

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from stepagent.agents.costs import RateLimit, cost, prices
+from stepagent.agents.costs import RateLimit, cost, price_of
 from stepagent.agents.openai import ApiError, OpenAIAgent, cut_middle
 from stepagent.agents.reply_cache import Completion, ReplyCache
 from stepagent.errors import SetupError
@@ -429,16 +429,51 @@ def test_cost_is_counted_where_the_price_is_known(server: ChatServer, tmp_path: 
     assert "cost" not in agent_for(server).statistics()
 
 
-def test_the_papers_two_models_have_prices():
-    known = prices(None)
-    assert cost(Completion("", 10**6, 0, 10**6), known["gpt-3.5-turbo-1106"]) == 3.0
-    assert cost(Completion("", 10**6, 0, 10**6), known["gpt-4-0125-preview"]) == 40.0
+def test_the_papers_two_models_have_prices_in_litellms_list(tmp_path: Path):
+    def entry(provider: str, **costs: float) -> dict[str, Any]:
+        return {"litellm_provider": provider, "max_tokens": 4096, "mode": "chat", **costs}
+
+    file = tmp_path / "model_prices_and_context_window.json"
+    table = {
+        "sample_spec": entry("one of …", input_cost_per_token=0.0, output_cost_per_token=0.0),
+        "dall-e-2": entry("openai", input_cost_per_pixel=1.9e-08),
+        "gpt-3.5-turbo-1106": entry(
+            "openai", input_cost_per_token=1e-06, output_cost_per_token=2e-06
+        ),
+        "azure/gpt-4-0125-preview": entry(
+            "azure",
+            input_cost_per_token=1e-05,
+            output_cost_per_token=3e-05,
+            cache_read_input_token_cost=5e-06,
+        ),
+    }
+    file.write_text(json.dumps(table))
+    million = Completion("", 10**6, 0, 10**6)
+    gpt3 = price_of("gpt-3.5-turbo-1106", file)
+    gpt4 = price_of("openai/gpt-4-0125-preview", file)
+    assert gpt3
+    assert gpt4
+    assert cost(million, gpt3) == pytest.approx(3.0)
+    assert cost(million, gpt4) == pytest.approx(40.0)
+    assert gpt4["cached"] == pytest.approx(5.0)
+    assert price_of("dall-e-2", file) is None
+    assert price_of("gpt-3.5-turbo-1106", None) is None
 
 
-@pytest.mark.parametrize("entry", [3, {"input": 1}, {"input": 1, "output": "x"}, {"output": -1}])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        3,
+        {"input": 1},
+        {"input": 1, "output": "x"},
+        {"output": -1},
+        {"input": 1, "output": -1},
+        {"input_cost_per_token": "free", "output_cost_per_token": 1},
+    ],
+)
 def test_bad_prices_are_named(entry: Any):
     with pytest.raises(ValueError, match="the price of 'm' must be"):
-        prices({"m": entry})
+        price_of("m", {"m": entry})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 
 from stepagent.agents import models
+from stepagent.agents.core import ModelReply
 from stepagent.agents.generation import Decoding, choose, why_uncacheable
 from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.agents.transformers import TransformersAgent
-from stepagent.envs.react import cut
+from stepagent.envs.react import cut, parse
 from tests.agents.conversations import say, turn
-from tests.agents.tiny_models import make_model
+from tests.agents.tiny_models import TEMPLATE, make_model
 
 SYSTEM = "Answer with a thought and an action. " * 12
 OBSERVATIONS = [
@@ -429,3 +431,75 @@ def test_changing_positions_are_refused(tokenizer: Any):
         rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
     )
     assert "dynamic" in why_uncacheable(model)
+
+
+# Endings and thinking ---------------------------------------------------------------------------
+
+HEAD = "{{ m['role'] }}\n{% endif %}"
+REPLY = "<|im_start|>{% if m['role'] == 'assistant' %}assistant\n"
+OPENED, SWITCHED = (
+    TEMPLATE.replace(
+        "<|im_start|>{{ m['role'] }}\n", REPLY + opening + "{% else %}" + HEAD
+    ).replace(
+        "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n" + opening + "{% endif %}"
+    )
+    for opening in (
+        "<think>\n",
+        "{% if enable_thinking is defined and not enable_thinking %}"
+        "<think>\n\n</think>\n\n{% endif %}",
+    )
+)
+
+
+def test_a_reply_that_fills_its_limit_says_so(llama: Any, tokenizer: Any):
+    agent = agent_for(llama, tokenizer, max_new_tokens=4)
+    replies = agent.act([turn(i, say(text)) for i, text in enumerate(OBSERVATIONS)])
+    for reply, text in zip(replies, OBSERVATIONS, strict=True):
+        assert isinstance(reply, ModelReply)
+        ids = agent.codec.encode(say(text)).ids
+        longer = agent_for(llama, tokenizer, max_new_tokens=5).act([turn("a", say(text))])[0]
+        assert (reply.ending == "length") == (longer != reply or len(ids) == 0)
+    assert "length" in {reply.ending for reply in replies}
+
+
+def test_a_thought_that_the_prompt_opened_is_one_even_if_it_is_cut(llama: Any, tokenizer: Any):
+    thinking = copy.deepcopy(tokenizer)
+    thinking.chat_template = OPENED
+    agent = agent_for(llama, thinking, max_new_tokens=6)
+    reply = agent.act([turn("a", say("x"))])[0]
+    assert reply.startswith("<think>\n")
+    assert parse(reply).action == ""
+    assert agent.codec.is_thinking("hm")
+    assert not agent.codec.is_thinking("hm</think>Action: look")
+    stop = agent.codec.body_ids("a\nObservation:")
+    assert not agent.codec.has_stop(stop)
+    assert agent.codec.has_stop(agent.codec.body_ids("hm</think>a\nObservation:"))
+
+
+def test_the_default_limit_depends_on_whether_the_model_thinks(llama: Any, tokenizer: Any):
+    def limit(chat_template: str, **options: Any) -> int:
+        other = copy.deepcopy(tokenizer)
+        other.chat_template = chat_template
+        agent = TransformersAgent(llama, other, **options)
+        assert ("template" in agent.fingerprint()) == bool(agent.template)
+        return agent.decoding.max_new_tokens
+
+    llama.config.max_position_embeddings, before = 8192, llama.config.max_position_embeddings
+    try:
+        assert limit(TEMPLATE) == 256
+        assert limit(OPENED) == 4096
+        assert limit(SWITCHED) == 4096
+        assert limit(SWITCHED, enable_thinking=False) == 256
+        assert limit(SWITCHED, template={"enable_thinking": False}) == 256
+        assert limit(OPENED, max_new_tokens=7) == 7
+    finally:
+        llama.config.max_position_embeddings = before
+
+
+def test_arguments_of_the_template_reach_it(llama: Any, tokenizer: Any):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = SWITCHED
+    agent = agent_for(llama, other, enable_thinking=False)
+    text = other.decode(agent.codec.encode(say("x")).ids)
+    assert text.endswith("<think>\n\n</think>\n\n")
+    assert not agent.codec.opens_thought

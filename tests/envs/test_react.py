@@ -1,3 +1,4 @@
+import random
 import time
 
 import pytest
@@ -47,6 +48,20 @@ from stepagent.envs.react import Prompt, PromptStyle, Reply, parse, render
         ("Action: click['x']", "", "click['x']"),
         ("<think>a\nb</think>\nAction: c", "a\nb", "c"),
         ("<think>never closed", "never closed", ""),
+        ("a\nb</think>\n\nAction: c", "a\nb", "c"),
+        ("[THINK]a[/THINK]Thought: b\nAction: c", "a\nb", "c"),
+        ("click[[THINK]]", "", "click[[THINK]]"),
+        ("Action: b\n<think>c</think>\nAction: d", "", "b"),
+        (
+            "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>"
+            "Thought: b\nAction: c<|return|>",
+            "a\nb",
+            "c",
+        ),
+        ("Action: look Observation: x", "", "look"),
+        ("look **Observation 2:** x", "", "look"),
+        ("Thought: a Action: look Observation: x", "a", "look"),
+        ("search[My Observation: a film]", "", "search[My Observation: a film]"),
         ("Thought: a\r\nAction: b\r\n", "a", "b"),
         ("Action: b<|im_end|>", "", "b"),
         ("Thought: a", "a", ""),
@@ -86,8 +101,48 @@ def test_parse_is_linear(unit):
     assert time.process_time() - start < 2
 
 
-def test_cut_drops_an_invented_observation():
-    assert react.cut("Thought: a\nAction: b\nObservation: c\nAction: d") == "Thought: a\nAction: b"
+@pytest.mark.parametrize(
+    ("reply", "kept"),
+    [
+        ("Thought: a\nAction: b\nObservation: c\nAction: d", "Thought: a\nAction: b"),
+        ("Thought: a\nAction: b\nObservation 1: c", "Thought: a\nAction: b"),
+        ("Thought: a\nAction: b\n**Observation:** c", "Thought: a\nAction: b"),
+        ("Thought: a\nAction: b\nI hope it works", "Thought: a\nAction: b"),
+        ("Thought: a\nAction: b\nThought: c\nAction: d", "Thought: a\nAction: b"),
+        ("Action: look Observation: x", "Action: look"),
+        ("Thought: a. Action: look OBSERVATION: x", "Thought: a. Action: look"),
+        ("Observation: x\nThought: a\nAction: b", "Thought: a\nAction: b"),
+        ("look\nObservation: x\nObservation: y", "look"),
+        ("Thought: a\nObservation: x", "Thought: a"),
+        ("Observation: x", ""),
+        ("open door\nthen go", "open door"),
+        ("<think>a</think>\nAction: b\n\nAnd now?", "<think>a</think>\nAction: b"),
+        ("Observation: x\n<think>a</think>\nAction: b", "<think>a</think>Action: b"),
+        ("```\nThought: a\nAction: b\n```\nObservation: x", "```\nThought: a\nAction: b\n```"),
+        ("Action: **b** \r\nObservation: x", "Action: **b**"),
+        ("Action: b<|im_end|>\n<|im_start|>user\nx", "Action: b"),
+        ("Thought: a", "Thought: a"),
+        (" \n", ""),
+    ],
+)
+def test_cut_keeps_what_parse_used(reply, kept):
+    assert react.cut(reply) == kept
+    assert parse(kept) == parse(reply)
+
+
+def test_what_cut_keeps_is_read_alike_and_not_cut_again():
+    draw = random.Random(0)
+    pieces = [
+        *("Thought: ", "Action: ", "Observation: ", "Action 2: ", "**Observation 1:** ", "\n", " "),
+        *("<think>", "</think>", "```", "```\n", "<|im_end|>", "look", "go to desk 1", "search[a"),
+        *("]", "\r\n", "`", "> ", "<|channel|>final<|message|>", "[THINK]", "I see. ", "**", "\t"),
+    ]
+    for _ in range(20_000):
+        reply = "".join(draw.choices(pieces, k=draw.randint(1, 12)))
+        kept = react.cut(reply)
+        assert parse(kept).action == parse(reply).action, repr(reply)
+        assert react.cut(kept) == kept, repr(reply)
+        assert len(kept) <= len(reply), repr(reply)
 
 
 def _prompt(tmp_path, text):

@@ -28,7 +28,10 @@ def test_a_repeated_run_with_a_server_asks_for_nothing(monkeypatch, tmp_path):
     server = Counter()
     with running(server, monkeypatch):
         monkeypatch.setenv("OPENAI_BASE_URL", f"{server.address}/v1")
+        prices = tmp_path / "prices.yaml"
+        prices.write_text("gpt-4-0125-preview: {input: 10.0, output: 30.0}\n")
         options = ["--env", ID, "--agent", "openai:gpt-4-0125-preview", "--limit", "4"]
+        options += ["--agent-args.prices", str(prices)]
         assert main([*options, "--out", str(tmp_path / "one")]) == 0
         requests = len(server.seen)
         assert requests == sum(len(t.steps) for t in files.read(tmp_path / "one" / "results.jsonl"))
@@ -54,8 +57,25 @@ def test_a_repeated_run_with_a_server_asks_for_nothing(monkeypatch, tmp_path):
         assert not path.is_file() or b"sk-hidden" not in path.read_bytes()
 
 
+def test_replies_cut_at_their_limit_are_counted_and_explained(monkeypatch, tmp_path, capsys):
+    server = Counter()
+    server.finish = "length"
+    with running(server, monkeypatch):
+        options = ["--env", ID, "--agent", "openai:m", "--limit", "2", "--max-new-tokens", "20"]
+        url = f"--agent-args.base-url={server.address}"
+        assert main([*options, url, "--no-cache", "--out", str(tmp_path)]) == 0
+    steps = [s for t in files.read(tmp_path / "results.jsonl") for s in t.steps]
+    assert {step.ending for step in steps} == {"length"}
+    cut = f"{len(steps)} of {len(steps)} replies were cut at 20 tokens: raise --max-new-tokens"
+    assert read_summary(tmp_path)["notes"] == [cut]
+    shown = " ".join(capsys.readouterr().err.split())
+    assert cut in shown
+
+
 class Counter(Server):
     """Always adds one."""
+
+    finish = "stop"
 
     def read(self, path, body):
         return json.loads(body)
@@ -63,7 +83,8 @@ class Counter(Server):
     def answer(self, request):
         usage = {"prompt_tokens": 40, "completion_tokens": 6}
         text = "Thought: One more.\nAction: add 1"
-        return json.dumps({"choices": [{"message": {"content": text}}], "usage": usage}).encode()
+        choice = {"message": {"content": text}, "finish_reason": self.finish}
+        return json.dumps({"choices": [choice], "usage": usage}).encode()
 
 
 # The process ----------------------------------------------------------------------------------

@@ -58,6 +58,21 @@ def test_keys_promised_to_users():
     assert promised <= set(summarise(EPISODES))
 
 
+def test_replies_that_did_not_end_by_themselves_are_counted_and_explained():
+    steps = [Step("o", "t", "a", ending="length")] * 37 + [Step("o", "t", "a")] * 2
+    steps.append(Step("o", "", "", ending="refusal"))
+    fingerprint = {"agent.decoding": "{'temperature': 0.0, 'max_new_tokens': 256}"}
+    long = Trajectory("E", "x", "test", "A", 0, tuple(steps), fingerprint=fingerprint)
+    summary = summarise([long])
+    assert summary["endings"] == {"length": 37, "refusal": 1}
+    assert summary["notes"] == [
+        "37 of 40 replies were cut at 256 tokens: raise --max-new-tokens",
+        "1 of 40 replies were refusals",
+    ]
+    assert summarise(EPISODES)["endings"] == {}
+    assert summarise(EPISODES)["notes"] == []
+
+
 def test_order_of_arrival_changes_nothing():
     assert summarise(EPISODES) == summarise(EPISODES[::-1])
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from stepagent.envs.trajectory import Step, write
+from stepagent.envs.trajectory import Step, Trajectory, write
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.eval.view import main
 from stepagent.eval.view.data import outcome
@@ -171,6 +171,14 @@ def test_experts_and_divergence():
     assert divergence(replace(expert, steps=expert.steps[:2]), expert) == 3
     shouted = tuple(replace(s, action=f"  {s.action.upper()} ") for s in expert.steps)
     assert divergence(replace(expert, steps=shouted), expert) is None
+
+
+def test_replies_cut_at_their_limit_are_counted_and_noted(tmp_path):
+    steps = (Step("o", "t", "a", ending="length"), Step("o", "t", "b"))
+    write(tmp_path / "results.jsonl", [Trajectory("E", "x/1", "test", "A", 0, steps)])
+    index = unpacked(report(tmp_path, str(tmp_path)).read_text())
+    assert index["episodes"]["at_limit"] == [1]
+    assert any("1 of 2 replies were cut" in note for note in index["notes"])
 
 
 def test_outcomes():

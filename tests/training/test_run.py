@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from stepagent import command_line
 from stepagent.envs.react import PromptStyle
+from stepagent.envs.tools import write_call
 from stepagent.files import write_atomically
 from stepagent.training import methods, run
 from stepagent.training.config import Config
@@ -63,6 +64,20 @@ def test_a_whole_run(config):
     again = run.run(config)  # everything is there: nothing is done twice
     assert again["scores"] == summary["scores"]
     assert lines == [json.loads(li) for li in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_with_calls_of_functions(config):
+    config.method, config.prompt = "sft", PromptStyle(False, False, False, format="tools")
+    config.evaluation.limit, config.policy.max_new_tokens = 2, 40
+    summary = run.run(config)
+    assert summary["prompt"]["format"] == "tools"
+    session = TrainingRun(config, Console(quiet=True))
+    sample = session.samples[0]
+    start, end = sample.encoded.replies[0]
+    reply = session.policy.codec.decode(sample.encoded.ids[start:end])
+    assert reply == write_call("act", {"action": sample.trajectory.steps[0].action})
+    assert '"act"' in session.policy.codec.decode(sample.encoded.ids[:start])
+    session.directory.close()
 
 
 def test_agreement_with_the_expert_is_measured_after_every_stage(config):

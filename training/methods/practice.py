@@ -176,14 +176,16 @@ def record_rewards(
 def draw_replies(
     policy: Policy, encoded: Encoded, config: ReflectionConfig, seed: int
 ) -> list[list[list[int]]]:
-    """`replies[i][k]`: token ids of the k-th practice reply in the i-th state of the expert."""
+    """`replies[i][k]`: token ids of the k-th practice reply in the i-th state of the expert, as far
+    as its action goes (`ChatCodec.used`)."""
     sampling = Sampling(
         k=1 if config.temperature == 0 else config.practice,
         decoding=Decoding(config.temperature, config.top_p, policy.config.max_new_tokens),
         eos_ids=policy.eos_ids,
         stopped=policy.codec.has_stop,  # as in acting: at an observation that it invents
     )
-    return practice(policy.model, encoded, sampling, seed)
+    replies = practice(policy.model, encoded, sampling, seed)
+    return [[policy.codec.used(ids) for ids in drawn] for drawn in replies]
 
 
 def practice_trees(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -81,7 +82,11 @@ def _check_prompt(path: Path, trajectories: Sequence[Trajectory], env: str, prom
     will do. Trajectories without a fingerprint of it (converted ones) are accepted.
     """
     parts = itertools.product((True, False), repeat=3)
-    known = {prompt.checksum(PromptStyle(i, e, t)) for i, e, t in parts}
+    plain = [
+        PromptStyle(instruction, example, thoughts) for instruction, example, thoughts in parts
+    ]
+    styles = [*plain, *(replace(style, format="tools") for style in plain)]
+    known = {prompt.checksum(style) for style in styles}
     foreign = [t for t in trajectories if t.fingerprint.get("prompt", min(known)) not in known]
     if foreign:
         raise WrongOptions(

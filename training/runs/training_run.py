@@ -137,7 +137,10 @@ class TrainingRun:
     def _load(self) -> Policy:
         is_tiny = self.config.policy.model == "tiny"
         path = self.directory.path / "base" if is_tiny else None
-        return Policy.load(self.config.policy, path, self.config.seed)
+        policy = Policy.load(self.config.policy, path, self.config.seed)
+        if self.config.prompt.format == "tools":
+            policy.use_tools(self.prompt.tools)
+        return policy
 
     def restart(self) -> None:
         """Replaces the trained policy by the untrained one, as it was before SFT."""

@@ -13,6 +13,7 @@ import stepagent
 from stepagent import envs
 from stepagent.envs import check
 from stepagent.envs.remote import RemoteEnv, RemoteError, RemoteVectorEnv, ServerFull, ServerGone
+from stepagent.envs.tools import call_of, write_call
 from stepagent.eval import run as eval_run
 from tests.envs.guess import GuessEnv
 from tests.envs.serve.faulty import ID as FAULTY
@@ -43,6 +44,24 @@ def played(env, replies, seed=5):
         if shown[-1][2] or shown[-1][3]:
             break
     return shown
+
+
+def test_functions_and_their_calls_are_the_same_elsewhere(server):
+    for env_id in (GUESS, "stepagent/ALFWorld-v0"):
+        here, there = gym.make(env_id), gym.make(env_id, url=server.url, split="train")
+        assert there.unwrapped.tools == here.unwrapped.tools
+        action = here.unwrapped.tools[0].form.format(action="3")
+        calls = [call_of(here.unwrapped.tools, action), "<tool_call>{", write_call("fly", {})]
+        assert played(there, calls) == played(here, calls)
+        here.close()
+        there.close()
+    vector = gym.make_vec(GUESS, num_envs=2, url=server.url)
+    vector.reset(seed=1)
+    calls = (write_call("act", {"action": "1"}), write_call("fly", {}))
+    texts, _, _, _, infos = vector.step(calls)
+    assert [bool(valid) for valid in infos["valid"]] == [True, False]
+    assert "The functions are: act(action)." in texts[1]
+    vector.close()
 
 
 def test_an_episode_is_the_same_elsewhere(server):
