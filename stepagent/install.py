@@ -30,6 +30,7 @@ PACKAGES = {
         "tatsu==5.8.3",
         "termcolor==3.3.0",
         "textworld==1.7.0",
+        "tqdm==4.70.1",
         "wcwidth==0.9.4",
     ],
     "openenv-client": ["openenv==0.10.0"],

@@ -245,6 +245,17 @@ def test_optional_packages_are_those_of_the_extras():
 # Installing -------------------------------------------------------------------------------------
 
 
+def test_what_textworld_imports_is_installed_with_it():
+    """TextWorld 1.7.0's requirements, as far as StepAgent itself does not need them."""
+    from stepagent import install
+
+    needed = {
+        *("hashids", "jericho", "mementos", "more-itertools", "networkx", "prompt_toolkit"),
+        *("tatsu", "termcolor", "tqdm"),
+    }
+    assert needed <= {package.split("==")[0] for package in install.PACKAGES["textworld"]}
+
+
 def test_what_is_installed_is_pinned_as_in_the_constraints(monkeypatch, capsys):
     from stepagent import install
 
