@@ -42,7 +42,7 @@ class State:
     """Stages in order."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     """Stage → what it reports."""
-    budget: dict[str, dict[str, float]] = field(default_factory=dict)
+    budget: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Stage → what it has used (`runs.budget`)."""
     seconds: float = 0.0
     """Spent so far, over all starts."""

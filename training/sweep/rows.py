@@ -147,7 +147,7 @@ def _agreement(
     first = [before[seed][0].readings(before[seed][1]) for seed in seeds]
     second = [done[seed].readings(done[seed].final_stage) for seed in seeds]
     tasks = agreement.common(*first, *second) if seeds and all([*first, *second]) else []
-    result = {}
+    result: dict[str, Any] = {}
     for measure in MEASURES:
         scale = _scale(measure)
         values = [scale * figures[measure] for figures in of_seeds]
@@ -211,7 +211,7 @@ def _correlations(results: Sequence[Result]) -> dict[str, Any]:
         means = {seed: values[[s == seed for s in seeds]].mean() for seed in set(seeds)}
         return values - np.array([means[seed] for seed in seeds])
 
-    result = {}
+    result: dict[str, Any] = {}
     for measure in MEASURES:
         values = np.array([r.agreement[str(r.final_stage)][measure] for r in measured])
         figures = {"all": over(np.array, values), "within_seeds": over(within, values)}
