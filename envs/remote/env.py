@@ -22,7 +22,7 @@ from urllib.parse import quote
 import gymnasium as gym
 
 from stepagent.envs import react
-from stepagent.envs.core import Outcome, TextEnv, clip, own_version
+from stepagent.envs.core import Outcome, Plan, TextEnv, clip, own_version
 from stepagent.envs.remote.client import (
     PROTOCOL,
     RemoteError,
@@ -180,8 +180,17 @@ class RemoteEnv(TextEnv):
     def step_limit(self, task_id: str) -> int:
         return int(self._call("GET", f"/limit?task_id={quote(task_id)}")["limit"])
 
-    def expert_plan(self) -> list[tuple[str, str]]:
-        return [(thought, action) for thought, action in self._call("GET", "/plan")["plan"]]
+    @property
+    def expert_anywhere(self) -> bool:
+        return bool(self._fact("expert_anywhere"))
+
+    def expert_plan(self, *, from_here: bool = False) -> Plan:
+        what = "plan_from_here" if from_here else "plan"
+        return [(thought, action) for thought, action in self._call("GET", f"/{what}")[what]]
+
+    def expert_action(self) -> tuple[str, str] | None:
+        answer = self._call("GET", "/expert_action")["expert_action"]
+        return None if answer is None else (answer[0], answer[1])
 
     def admissible_actions(self) -> list[str]:
         return list(self._call("GET", "/actions")["actions"])
