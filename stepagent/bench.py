@@ -28,6 +28,7 @@ from stepagent.files import write_text
 
 BENCHMARKS = {
     "envs": "stepagent.eval.benches.envs:bench",
+    "expert": "stepagent.eval.benches.expert:bench",
     "rollout": "stepagent.eval.benches.rollout:bench",
     "inspection": "stepagent.training.benchmarks.step_trees:inspection",
     "reflection": "stepagent.training.benchmarks.step_trees:reflection",
