@@ -148,7 +148,8 @@ def check_expert_anywhere(make: Make, walks: int = 4) -> None:
     plans from the reset only are let off.)"""
     env = make()
     if not env.expert_anywhere:
-        return env.close()
+        env.close()
+        return
     twin = make()
     rng, gained, asked = np.random.default_rng(0), 0, 0
     for number in range(walks):

@@ -257,7 +257,7 @@ class RemoteEnv(TextEnv):
                 answer = self._ask(self.reset_call(seed, options))
         info = answer["info"]
         self.task_id, self.instruction = info["task_id"], info["instruction"]
-        self._task_type, self._ended = answer["task_type"], False
+        self._task_type, self._steps, self._ended = answer["task_type"], 0, False
         self._outcome = Outcome(answer["observation"], 0.0)
         return answer["observation"], info
 
@@ -266,6 +266,7 @@ class RemoteEnv(TextEnv):
         self._ended = True  # if anything fails from here on, the episode is over
         answer = self._received() if request is None else self._ask(request)
         self._ended = answer["terminated"] or answer["truncated"]
+        self._steps += 1
         self._outcome = Outcome(answer["observation"], answer["info"]["score"])
         return (
             answer["observation"],
