@@ -36,6 +36,14 @@ class Encoded:
     replies: list[tuple[int, int]] = field(default_factory=list)
     """Half-open spans [start, end) of the replies, the end-of-turn token included (but see `cut_at`
     of `encode`). The state that the i-th reply answers is `ids[:replies[i][0]]`."""
+    experts: list[list[int]] = field(default_factory=list)
+    """The expert's reply in each of these states, where the conversation is not the expert's own;
+    empty: it is."""
+
+    def expert(self, step: int) -> list[int]:
+        """The expert's reply in the state of a step, counted from 0."""
+        start, end = self.replies[step]
+        return self.experts[step] if self.experts else self.ids[start:end]
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,18 @@ class ReflectionConfig(OptimiserConfig):
     """Of the practice. 0 practises the greedy action only (then K is 1)."""
     top_p: float = 1.0
     """Nucleus sampling in practice: 1 samples from the policy as it is."""
+    states: Literal["expert", "own", "both"] = "expert"
+    """Where the agent practises: in the `expert`'s states, as in the paper; in those that it reaches
+    in episodes of its `own`, in which the environment's expert is asked; or in `both`."""
+    own_share: float = 0.5
+    """`states: both`: share of an iteration's tasks on which it practises in states of its own."""
+    expert_acts: float = 0.5
+    """DAgger's β: probability that the expert acts in a step of these episodes, in the first
+    iteration. 0: the agent plays alone; 1: the expert does."""
+    expert_decay: float = 0.5
+    """β is multiplied by this from one iteration to the next; 0: only the first is a mixture."""
+    expert_seconds: float = 10.0
+    """A state in which the expert takes longer ends an episode's states, and is counted."""
     beta: float = 0.1
     """β of eq. 6: how strongly the policy is held to that entering the iteration; 0.01 to 0.5."""
     equal: Literal["action", "tokens"] = "action"

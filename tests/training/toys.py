@@ -4,6 +4,7 @@ action scored in a sequence of its own."""
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 from transformers import (
@@ -61,7 +62,7 @@ def random_tree(seed: int, steps: int, branch_steps: list[int]) -> StepTree:
 
 def actions(tree: StepTree) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Every (state, action) of a tree, numbered as `PackedTrees` does."""
-    pairs = [(tree.ids[:start], tree.ids[start:end]) for start, end in tree.replies]
+    pairs = [(tree.ids[:start], tree.expert(i)) for i, (start, _) in enumerate(tree.replies)]
     return pairs + [(tree.ids[: tree.replies[b.step][0]], b.ids) for b in tree.branches]
 
 
@@ -84,4 +85,7 @@ TREES = {
     "several at one step": random_tree(3, 4, [2, 2, 2, 0]),
     "unordered, every step": random_tree(4, 5, [4, 0, 3, 1, 2, 0]),
     "one step": random_tree(5, 1, [0, 0]),
+    "the agent's own": replace(
+        random_tree(6, 4, [1, 3, 3, 0]), experts=((5, 6), (7,), (8, 9, 10, 11), (12, 13))
+    ),
 }

@@ -19,6 +19,7 @@ METHODS = {
     "sft": "stepagent.training.methods.sft:METHOD",
     "implicit": "stepagent.training.methods.implicit:METHOD",
     "inverse": "stepagent.training.methods.inverse:METHOD",
+    "dagger": "stepagent.training.methods.dagger:METHOD",
     "ppo": "stepagent.training.methods.ppo:METHOD",
     "dpo": "stepagent.training.methods.dpo:METHOD",
     "rft": "stepagent.training.methods.rft:METHOD",

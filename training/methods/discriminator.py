@@ -154,7 +154,8 @@ class Discriminator(nn.Module):
             for b in item.tree.branches
         )
         replies = tuple(encoded.replies[:steps])
-        tree = StepTree(tuple(encoded.ids[: replies[-1][1]]), replies, branches)
+        experts = tuple(self._reply(codec.decode(ids), True) for ids in item.tree.experts)
+        tree = StepTree(tuple(encoded.ids[: replies[-1][1]]), replies, branches, experts)
         return replace(item, tree=tree)
 
 

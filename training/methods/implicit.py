@@ -2,7 +2,8 @@
 
     L = -E[ log σ( β log π_θ(â_i|ŝ_i) / π_ref(â_i|ŝ_i) - β log π_θ(a_i|ŝ_i) / π_ref(a_i|ŝ_i) ) ]
 
-In each iteration the agent practises in every expert state (`methods.practice`), then the policy
+In each iteration the agent practises in every expert state (`methods.practice`), or in states of its
+own (`methods.own_states`), then the policy
 moves from its own actions a_i towards the expert's â_i. The reference is the policy that entered
 the iteration; its log-probabilities are written down, so that no second model is needed. All pairs
 of a trajectory share one forward and backward pass (`trees`).
@@ -29,9 +30,9 @@ from typing import Any
 import torch
 
 from stepagent.training.config import Config, ReflectionConfig
-from stepagent.training.data import draw
 from stepagent.training.methods import Method, sft
 from stepagent.training.methods.losses import step_preference_loss
+from stepagent.training.methods.own_states import practice_samples
 from stepagent.training.methods.practice import Practice, practise, resumed
 from stepagent.training.policy import Policy
 from stepagent.training.runs.optimise import optimise
@@ -57,9 +58,9 @@ def learn(run: TrainingRun) -> None:
         with run.stage(f"iteration-{iteration}", seed) as stage:
             if stage.done:
                 continue
-            samples = draw(run.samples, config.trajectories, seed)
+            samples = practice_samples(run, stage)
             practices = [p for row in practise(stage, run.policy, samples, config) for p in row]
-            stage.figures = figures(practices, run.policy.eos_ids)
+            stage.figures |= figures(practices, run.policy.eos_ids)
             stage.note(
                 f"{stage.figures['practised']:.0f} actions practised, "
                 f"{stage.figures['same_as_expert']:.0%} the expert's own (dropped), "

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from stepagent.agents.core import Agent
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import PromptStyle
 from stepagent.envs.trajectory import Trajectory, Writer, read
@@ -29,15 +30,20 @@ GIVE_UP = 10
 """Failed episodes in a row after which a run stops."""
 
 
-def play(run: TrainingRun, stage: Stage, samples: Sequence[Sample]) -> list[list[Trajectory]]:
+def play(
+    run: TrainingRun,
+    stage: Stage,
+    samples: Sequence[Sample],
+    mixed: Callable[[Agent], Agent] = lambda agent: agent,
+) -> list[list[Trajectory]]:
     """`episodes[i]`: those played on the task of the i-th sample, `rollouts.samples` of them.
 
-    The policy plays as it is now. Episodes that fail (an environment that broke) are left out, and
+    The policy plays as it is now, or what `mixed` makes of it. Episodes that fail (an environment that broke) are left out, and
     counted in a note. Several processes share the tasks. Raises RunError where ten fail in a row.
     """
     per_task = run.config.rollouts.samples
     for k in range(per_task):
-        _play_once(run, stage, samples, k)
+        _play_once(run, stage, samples, k, mixed)
     processes.wait()
     episodes = recorded(run, stage.name, samples)
     missing = len(samples) * per_task - sum(len(row) for row in episodes)
@@ -72,7 +78,13 @@ def _in_order(files: Sequence[Path], samples: Sequence[Sample]) -> list[Trajecto
     return [episodes.get((s.trajectory.task_id, s.trajectory.seed)) for s in samples]
 
 
-def _play_once(run: TrainingRun, stage: Stage, samples: Sequence[Sample], k: int) -> None:
+def _play_once(
+    run: TrainingRun,
+    stage: Stage,
+    samples: Sequence[Sample],
+    k: int,
+    mixed: Callable[[Agent], Agent],
+) -> None:
     """This process's share of one episode for each sample that has none yet."""
     config, name = run.config, f"{stage.name}-{k}"
     existing = _in_order(_files(run, stage.name, k), samples)
@@ -84,7 +96,7 @@ def _play_once(run: TrainingRun, stage: Stage, samples: Sequence[Sample], k: int
     path = run.directory.path / "rollouts" / f"{name}.jsonl"
     if processes.count() > 1:
         path = path.with_suffix(f".{processes.rank()}-of-{processes.count()}.jsonl")
-    player = TransformersAgent(
+    policy = TransformersAgent(
         run.policy.model,
         run.policy.tokenizer,
         name=name,
@@ -95,6 +107,7 @@ def _play_once(run: TrainingRun, stage: Stage, samples: Sequence[Sample], k: int
         top_p=config.rollouts.top_p,
         batch_size=config.rollouts.workers,
     )
+    player = mixed(policy)
     failed: list[Trajectory] = []  # since the last one that did not fail
     with Writer(path) as writer, stage.progress(len(todo), "episodes") as move:
         done = itertools.count(1)

@@ -21,8 +21,8 @@ CHUNK_TOKENS = 256
 class PackedTrees:
     """Trees one after another in one sequence of S tokens, none seeing another.
 
-    Actions are numbered tree by tree: first the expert's replies of all steps, then the branches in
-    the order of `StepTree.branches`. P is the number of action tokens, A that of actions.
+    Actions are numbered tree by tree: first the expert's replies of all steps (wherever they are),
+    then the branches in the order of `StepTree.branches`. P is the number of action tokens, A that of actions.
     """
 
     trees: tuple[StepTree, ...]
@@ -33,7 +33,7 @@ class PackedTrees:
     tree_id: Tensor
     """int64 [S]; -1 for padding"""
     branch_id: Tensor
-    """int64 [S]; -1 in a trunk, else the branch's action number"""
+    """int64 [S]; -1 in a trunk, else the number of the action that hangs on it"""
     attach: Tensor
     """int64 [S]: the token sees trunk positions below this"""
     predict_at: Tensor
@@ -170,16 +170,20 @@ class _Packer:
         self.first += [0] * (len(tree.replies) + len(tree.branches))
         self.last_at += [0] * (len(tree.replies) + len(tree.branches))
         self.tokens += [(tree.ids[i], number, -1, i, i + 1) for i in range(size)]
-        for step, (start, end) in enumerate(tree.replies):
-            self._predict(expert + step, tree.ids[start:end], offset + start - 1, offset + start)
+        hanging = [(b.step, agent + i, b.ids) for i, b in enumerate(tree.branches)]
+        if tree.experts:
+            hanging += [(step, expert + step, ids) for step, ids in enumerate(tree.experts)]
+        else:
+            for step, (start, end) in enumerate(tree.replies):
+                ids = tree.ids[start:end]
+                self._predict(expert + step, ids, offset + start - 1, offset + start)
         places = []
-        for i in sorted(range(len(tree.branches)), key=lambda i: tree.branches[i].step):
-            branch, begin, action = tree.branches[i], len(self.tokens), agent + i
-            start = tree.replies[branch.step][0]
+        for step, action, ids in sorted(hanging, key=lambda item: item[0]):
+            begin, start = len(self.tokens), tree.replies[step][0]
             self.tokens += [
-                (token, number, action, start + t, start) for t, token in enumerate(branch.ids)
+                (token, number, action, start + t, start) for t, token in enumerate(ids)
             ]
-            self._predict(action, branch.ids, offset + start - 1, begin)
+            self._predict(action, ids, offset + start - 1, begin)
             places.append((begin, len(self.tokens), start))
         self.pairs += [(expert + b.step, agent + i) for i, b in enumerate(tree.branches)]
         self.spans.append((offset, offset + size, tuple(places)))

@@ -26,6 +26,7 @@ from tests import toy_env
 
 LAST = {
     "ppo": "iteration-2",
+    "dagger": "iteration-2",
     "dpo": "dpo",
     "rft": "rft",
     "spin": "iteration-2",
