@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 COMMANDS = {
     "eval": ("stepagent.eval.run", "score agents on an environment, or on a suite of them"),
-    "train": ("stepagent.training.run", "train a policy with one of the nine methods"),
+    "train": ("stepagent.training.run", "train a policy with any of the methods"),
     "sweep": ("stepagent.training.sweep.command", "train a table of experiments and report it"),
     "pretrain": (
         "stepagent.training.pretrain.command",

@@ -71,8 +71,8 @@ class ReflectionConfig(OptimiserConfig):
     top_p: float = 1.0
     """Nucleus sampling in practice: 1 samples from the policy as it is."""
     states: Literal["expert", "own", "both"] = "expert"
-    """Where the agent practises: in the `expert`'s states, as in the paper; in those that it reaches
-    in episodes of its `own`, in which the environment's expert is asked; or in `both`."""
+    """Where the agent practises: in the `expert`'s states, as in the paper; in those that it
+    reaches in episodes of its `own`, in which the environment's expert is asked; or in `both`."""
     own_share: float = 0.5
     """`states: both`: share of an iteration's tasks on which it practises in states of its own."""
     expert_acts: float = 0.5

@@ -10,7 +10,7 @@ import pytest
 from stepagent.envs.react import PromptStyle
 from stepagent.training import run
 from stepagent.training.config import Config
-from stepagent.training.methods import METHODS
+from stepagent.training.methods import ALL
 from stepagent.training.tiny import TinyConfig
 from tests import toy_env
 
@@ -51,7 +51,7 @@ def _stage(name: str) -> str:
     return re.sub(r"-\d+", "-N", name)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_every_logged_metric_is_described(config, method, pages):
     config.method = method
     discriminator = config.inverse.discriminator

@@ -1,6 +1,6 @@
 """Training methods, one per file, each declared by a `Method`.
 
-`METHODS` registers those of the paper. A custom one is named `module:NAME` in the configuration.
+`METHODS` registers those of the paper, `BEYOND` others of ours. A custom one is named `module:NAME` in the configuration.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ METHODS = {
     "sft": "stepagent.training.methods.sft:METHOD",
     "implicit": "stepagent.training.methods.implicit:METHOD",
     "inverse": "stepagent.training.methods.inverse:METHOD",
-    "dagger": "stepagent.training.methods.dagger:METHOD",
     "ppo": "stepagent.training.methods.ppo:METHOD",
     "dpo": "stepagent.training.methods.dpo:METHOD",
     "rft": "stepagent.training.methods.rft:METHOD",
@@ -28,6 +27,12 @@ METHODS = {
     "eto": "stepagent.training.methods.eto:METHOD",
 }
 """Name → where its `Method` is, as `module:NAME`."""
+
+BEYOND = {
+    "dagger": "stepagent.training.methods.dagger:METHOD",
+}
+"""Methods that the paper does not have, in the same form."""
+ALL = {**METHODS, **BEYOND}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "implicit-paper": {
@@ -83,15 +88,15 @@ class Method:
 
 def find(name: str) -> Method:
     """The method that the configuration names. Raises ValueError where there is none."""
-    module, colon, attribute = METHODS.get(name, name).partition(":")
+    module, colon, attribute = ALL.get(name, name).partition(":")
     if not colon:
         raise ValueError(
-            f"no method {name!r}: choose {', '.join(METHODS)}, or module:NAME for a custom one"
+            f"no method {name!r}: choose {', '.join(ALL)}, or module:NAME for a custom one"
         )
     try:
         method = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        if name in METHODS:
+        if name in ALL:
             raise
         raise ValueError(f"method {name!r} cannot be loaded: {error}") from error
     if not isinstance(method, Method):

@@ -2,11 +2,11 @@
 
     L = -E[ log σ( β log π_θ(â_i|ŝ_i) / π_ref(â_i|ŝ_i) - β log π_θ(a_i|ŝ_i) / π_ref(a_i|ŝ_i) ) ]
 
-In each iteration the agent practises in every expert state (`methods.practice`), or in states of its
-own (`methods.own_states`), then the policy
-moves from its own actions a_i towards the expert's â_i. The reference is the policy that entered
-the iteration; its log-probabilities are written down, so that no second model is needed. All pairs
-of a trajectory share one forward and backward pass (`trees`).
+In each iteration the agent practises in every expert state (`methods.practice`), or in states of
+its own (`methods.own_states`), then the policy moves from its own actions a_i towards the expert's
+â_i. The reference is the policy that entered the iteration; its log-probabilities are written down,
+so that no second model is needed. All pairs of a trajectory share one forward and backward pass
+(`trees`).
 
 Optionally (`reflection.sft_weight`, 0 in the paper) the expert's action is made likelier by itself:
 eq. 6 only widens a gap, and in small models may do so by making both actions unlikely.

@@ -38,8 +38,9 @@ def play(
 ) -> list[list[Trajectory]]:
     """`episodes[i]`: those played on the task of the i-th sample, `rollouts.samples` of them.
 
-    The policy plays as it is now, or what `mixed` makes of it. Episodes that fail (an environment that broke) are left out, and
-    counted in a note. Several processes share the tasks. Raises RunError where ten fail in a row.
+    The policy plays as it is now, or what `mixed` makes of it. Episodes that fail (an environment
+    that broke) are left out, and counted in a note. Several processes share the tasks. Raises
+    RunError where ten fail in a row.
     """
     per_task = run.config.rollouts.samples
     for k in range(per_task):

@@ -22,7 +22,8 @@ class PackedTrees:
     """Trees one after another in one sequence of S tokens, none seeing another.
 
     Actions are numbered tree by tree: first the expert's replies of all steps (wherever they are),
-    then the branches in the order of `StepTree.branches`. P is the number of action tokens, A that of actions.
+    then the branches in the order of `StepTree.branches`. P is the number of action tokens, A that
+    of actions.
     """
 
     trees: tuple[StepTree, ...]

@@ -63,8 +63,8 @@ class StepTree:
             before = end
         if self.experts and (len(self.experts) != len(self.replies) or not all(self.experts)):
             raise ValueError(
-                f"{len(self.experts)} replies of the expert for {len(self.replies)} steps, of which "
-                "each needs one with at least one token"
+                f"{len(self.experts)} replies of the expert for {len(self.replies)} steps: each "
+                "needs one with at least one token"
             )
         for number, branch in enumerate(self.branches):
             if not 0 <= branch.step < len(self.replies):
