@@ -214,6 +214,27 @@ class PpoConfig:
 
 
 @dataclass
+class GroupConfig:
+    """Advantages within groups of episodes of one task, for `grpo` and `gigpo`; learning rate,
+    batch and epochs are those of `reflection`, the size of a group is `rollouts.samples`."""
+
+    reward: Literal["final", "step"] = "final"
+    """`grpo`: what is compared, the episodes' scores or the rewards of all their steps."""
+    scale: Literal["std", "none"] = "std"
+    """Whether advantages are divided by the standard deviation of their group."""
+    clip: float = 0.2
+    """Ratios below 1 less this carry no gradient. 0.1 to 0.3 is usual."""
+    clip_high: float = 0.2
+    """The same above 1; 0.28 lets rare actions grow (Yu et al., 2025)."""
+    kl: float = 0.04
+    """Weight of the KL to the policy that entered the method, per token. 0 to 0.04 is usual."""
+    step_weight: float = 1.0
+    """`gigpo`: ω, the weight of the advantage among the steps in a state."""
+    gamma: float = 0.95
+    """`gigpo`: discount per turn of the rewards that follow a step; 0.9 to 1."""
+
+
+@dataclass
 class RolloutConfig:
     """Episodes that the agent plays on the tasks of the expert's trajectories, for methods that
     learn from whole episodes."""
@@ -376,6 +397,8 @@ class Config:
     """StepAgent-Inverse."""
     ppo: PpoConfig = field(default_factory=PpoConfig)
     """PPO's step in `inverse` and `ppo`."""
+    group: GroupConfig = field(default_factory=GroupConfig)
+    """Advantages within groups of episodes."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     """Episodes of the agent's own."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)

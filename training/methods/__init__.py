@@ -1,6 +1,7 @@
 """Training methods, one per file, each declared by a `Method`.
 
-`METHODS` registers those of the paper, `BEYOND` others of ours. A custom one is named `module:NAME` in the configuration.
+`METHODS` registers those of the paper, `BEYOND` others. A custom one is named `module:NAME` in the
+configuration.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ METHODS = {
 
 BEYOND = {
     "dagger": "stepagent.training.methods.dagger:METHOD",
+    "grpo": "stepagent.training.methods.grpo:METHOD",
+    "gigpo": "stepagent.training.methods.gigpo:METHOD",
 }
 """Methods that the paper does not have, in the same form."""
 ALL = {**METHODS, **BEYOND}
@@ -52,6 +55,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "method": "inverse",
         "reflection": {"equal": "tokens"},
         "inverse": {"demonstrations": False, "informative": False, "judge_reward": "log_d"},
+    },
+    "step-grpo": {
+        "method": "inverse",
+        "inverse": {"judge": "oracle", "demonstrations": False},
+        "ppo": {"baseline": "group"},
     },
     "inverse-oracle": {"method": "inverse", "inverse": {"judge": "oracle"}},
 }
