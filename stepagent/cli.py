@@ -23,6 +23,7 @@ COMMANDS = {
     "check": ("stepagent.envs.check", "check that an environment keeps the contract"),
     "view": ("stepagent.eval.view.command", "write runs and their episodes as one HTML page"),
     "compare": ("stepagent.eval.compare", "compare runs, with intervals and significance"),
+    "regret": ("stepagent.eval.regret", "say at which step episodes were lost, by the expert"),
     "replay": ("stepagent.eval.replay", "play recorded actions again and check what comes of them"),
     "inspect-log": ("stepagent.eval.inspect_log", "write results as a log of Inspect's viewer"),
     "bench": ("stepagent.bench", "measure a part of StepAgent against the plain way"),
