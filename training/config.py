@@ -235,6 +235,15 @@ class GroupConfig:
 
 
 @dataclass
+class DistillConfig:
+    """On-policy distillation."""
+
+    teacher: str = ""
+    """`distill`: the model that is imitated, a directory or a hub id; of the policy's family, since
+    it must have the same tokenizer."""
+
+
+@dataclass
 class RolloutConfig:
     """Episodes that the agent plays on the tasks of the expert's trajectories, for methods that
     learn from whole episodes."""
@@ -399,6 +408,8 @@ class Config:
     """PPO's step in `inverse` and `ppo`."""
     group: GroupConfig = field(default_factory=GroupConfig)
     """Advantages within groups of episodes."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """On-policy distillation."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     """Episodes of the agent's own."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)

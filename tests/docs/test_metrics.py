@@ -64,6 +64,11 @@ def test_every_logged_metric_is_described(config, method, pages, monkeypatch):
                 [replace(t, reward=float(k % 2)) for k, t in enumerate(row)] for row in play(*args)
             ],
         )
+    if method == "distill":
+        config.method, config.output = "sft", config.output + "-teacher"
+        run.run(config)
+        config.distill.teacher = f"{config.output}/final"
+        config.method, config.output = "distill", config.output.removesuffix("-teacher")
     discriminator = config.inverse.discriminator
     discriminator.learning_rate, discriminator.batch_size = 1e-2, 16
     discriminator.chance_margin, discriminator.max_accuracy = -1.0, 1.1  # never stops the run

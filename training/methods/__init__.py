@@ -33,6 +33,7 @@ BEYOND = {
     "dagger": "stepagent.training.methods.dagger:METHOD",
     "grpo": "stepagent.training.methods.grpo:METHOD",
     "gigpo": "stepagent.training.methods.gigpo:METHOD",
+    "distill": "stepagent.training.methods.distill:METHOD",
 }
 """Methods that the paper does not have, in the same form."""
 ALL = {**METHODS, **BEYOND}
