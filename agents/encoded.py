@@ -37,6 +37,14 @@ class Encoded:
     of `ChatCodec.encode`). The state that the i-th reply answers is `state(i)`."""
     joins: list[tuple[int, int]] = field(default_factory=list)
     """Where the row branches (see `Joins`); empty where each state is all that comes before it."""
+    experts: list[list[int]] = field(default_factory=list)
+    """The expert's reply in each state, where the conversation is not the expert's own; empty: it
+    is."""
+
+    def expert(self, step: int) -> list[int]:
+        """The expert's reply in the state of a step, counted from 0."""
+        start, end = self.replies[step]
+        return self.experts[step] if self.experts else self.ids[start:end]
 
     def path(self, end: int) -> list[int]:
         """The ids that lead to the token with index `end` - 1, that one included."""
@@ -59,6 +67,7 @@ class Encoded:
             self.ids[begin:end],
             [(start - begin, stop - begin) for start, stop in self.replies[first:last]],
             [(start - begin, at - begin) for start, at in self.joins if begin < start < end],
+            self.experts[first:last],
         )
 
     def parts(self) -> list[tuple[int, Encoded]]:
@@ -75,7 +84,9 @@ class Encoded:
         """A step's state and reply without any other."""
         start, end = self.replies[step]
         ids = self.path(end)
-        return Encoded(ids, [(len(ids) - (end - start), len(ids))])
+        return Encoded(
+            ids, [(len(ids) - (end - start), len(ids))], experts=self.experts[step : step + 1]
+        )
 
     def _beginnings(self) -> list[int]:
         return [0, *(start for start, at in self.joins if at == 0)]

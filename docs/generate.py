@@ -256,7 +256,7 @@ def prompt(env_id: str) -> str:
 
 
 def _method_source(method: str) -> Path:
-    registered = _load("stepagent.training.methods:METHODS")[method]
+    registered = _load("stepagent.training.methods:ALL")[method]
     spec = importlib.util.find_spec(registered.partition(":")[0])  # loads no torch
     assert spec is not None
     assert spec.origin is not None

@@ -20,7 +20,7 @@ from gymnasium.utils.env_checker import check_env
 
 from stepagent import envs
 from stepagent.command_line import Command
-from stepagent.envs.core import MAX_TEXT, SPLITS, TextEnv
+from stepagent.envs.core import MAX_TEXT, SPLITS, Plan, TextEnv
 from stepagent.envs.tools import OPEN, call_of, write_call
 from stepagent.errors import SetupError
 
@@ -145,6 +145,78 @@ def check_expert(make: Make, tasks: int = 2) -> None:
         assert info["score"] > 0, f"{task_id}: the expert scored nothing in {steps} steps"
         assert terminated or steps == len(plan), f"{task_id}: the plan outlives the episode"
     env.close()
+
+
+def check_expert_anywhere(make: Make, walks: int = 4) -> None:
+    """After a random walk of up to 20 steps the expert goes on from there: what it promises, it
+    reaches, within the steps left; or it says that the state is lost. (Environments whose expert
+    plans from the reset only are let off.)"""
+    env = make()
+    if not env.expert_anywhere:
+        env.close()
+        return
+    twin = make()
+    rng, gained, asked = np.random.default_rng(0), 0, 0
+    for number in range(walks):
+        options = {"task_id": (task_id := env.tasks[number % len(env.tasks)])}
+        env.reset(seed=number, options=options)
+        assert env.expert_plan(from_here=True) == env.expert_plan(), (
+            f"{task_id}: at the reset, the plan from here is not the plan from the reset"
+        )
+        steps, info = int(rng.integers(1, 21)), None
+        while steps and info is None:  # a walk that ends the episode is tried again, half as long
+            env.reset(seed=number, options=options)
+            twin.reset(seed=number, options=options)
+            info = _walk(env, twin, steps, rng)
+            steps //= 2
+        if info is None:
+            continue
+        plan = env.expert_plan(from_here=True)
+        pair = plan[0] if plan else None
+        assert env.expert_action() == pair, f"{task_id}: expert_action is not how the plan begins"
+        assert len(plan) <= env.steps_left, (
+            f"{task_id}: a plan of {len(plan)} steps, where {env.steps_left} are left"
+        )
+        asked += 1
+        gained += bool(plan) and _go_on(env, twin, plan) > info["score"]
+    assert gained or not asked, f"the expert gains nothing from any of {asked} states"
+    env.close()
+    twin.close()
+
+
+def _walk(
+    env: TextEnv, twin: TextEnv, steps: int, rng: np.random.Generator
+) -> dict[str, Any] | None:
+    """Both environments take the same random actions. The last info; None if the episode ended."""
+    info: dict[str, Any] = {}
+    for _ in range(steps):
+        try:
+            actions = env.admissible_actions() or [""]
+        except NotImplementedError:
+            actions = list(hostile_actions(40))
+        action = actions[int(rng.integers(len(actions)))]
+        env.step(action)
+        *_, terminated, truncated, info = twin.step(action)
+        if terminated or truncated:
+            return None
+    return info
+
+
+def _go_on(env: TextEnv, twin: TextEnv, plan: Plan) -> float:
+    """The score of a plan, which the second environment plays (it was never asked for an expert),
+    while the first one asks again at every step."""
+    while (pair := env.expert_action()) is not None:
+        result = env.step(pair[1])
+        if plan:
+            (_, action), *plan = plan
+            other = twin.step(action)
+            assert action != pair[1] or other == result, "asking the expert changed what steps do"
+    score, planned = result[4]["score"], other[4]["score"]
+    assert not plan, f"{env.task_id}: the plan outlives the episode"
+    assert abs(score - planned) < 1e-9, (
+        f"{env.task_id}: asked at every step, the expert reaches {score}, by its plan {planned}"
+    )
+    return float(planned)
 
 
 def check_replies(make: Make) -> None:
@@ -281,6 +353,7 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     check_arguments,
     check_reset,
     check_expert,
+    check_expert_anywhere,
     check_replies,
     check_hostile,
     check_limit,

@@ -9,12 +9,13 @@ the keys of `info`, and the promise that nothing an agent types ever raises.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import string
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +32,8 @@ from stepagent.envs.tools import ACT, BadCall, Tool, action_of, is_call
 SPLITS = ("train", "dev", "test")
 MAX_TEXT = 65_536
 """Characters that an observation may have. Longer ones are cut, with a note."""
+Plan = list[tuple[str, str]]
+"""(thought, action) pairs, in order."""
 
 
 class FreeText(gym.spaces.Space[str]):
@@ -190,6 +193,10 @@ class TextEnv(gym.Env[str, str], ABC):
         self._notes: Counter[str] = Counter()
         self._steps = 0
         self._ended = True
+        self._taken: list[str] = []
+        """What the agent has done since the reset."""
+        self._road: tuple[int, Plan] | None = None
+        """The expert's newest plan, and the number of actions after which it begins."""
 
     # What a subclass writes -------------------------------------------------------------------
 
@@ -209,8 +216,15 @@ class TextEnv(gym.Env[str, str], ABC):
         """Applies one bare, non-empty action. Must not raise for anything an agent can type."""
 
     @abstractmethod
-    def expert_plan(self) -> list[tuple[str, str]]:
-        """(thought, action) pairs that solve the current task from its reset."""
+    def expert_plan(self, *, from_here: bool = False) -> Plan:
+        """(thought, action) pairs that solve the current task from its reset.
+
+        With `from_here`, pairs that reach the best score that the present state still allows,
+        within the steps left and by whatever road it was reached; empty where nothing more can be
+        gained: the state is lost, or the episode is over. Asking changes nothing. An environment
+        may leave this parameter out: then its expert plans from the reset only (`expert_anywhere`).
+        Raises RuntimeError before the first reset.
+        """
 
     def admissible_actions(self) -> list[str]:
         """Actions that the current state allows. Expensive in most environments, so only on
@@ -241,6 +255,54 @@ class TextEnv(gym.Env[str, str], ABC):
         return {}
 
     # What all share ---------------------------------------------------------------------------
+
+    @property
+    def expert_anywhere(self) -> bool:
+        """Whether the expert can be asked in any state, not only at the reset."""
+        return "from_here" in inspect.signature(self.expert_plan).parameters
+
+    def expert_action(self) -> tuple[str, str] | None:
+        """The expert's (thought, action) in the present state; None where nothing more can be
+        gained, as in `expert_plan(from_here=True)`.
+
+        Raises NotImplementedError where the expert plans from the reset only (`expert_anywhere`).
+        """
+        if not self.expert_anywhere:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no expert for any state: its expert_plan does not take "
+                "from_here"
+            )
+        plan = self.expert_plan(from_here=True)
+        return plan[0] if plan else None
+
+    @property
+    def steps_left(self) -> int:
+        """Actions that the episode may still take; 0 once it is over."""
+        if self._ended or self.task_id is None:
+            return 0
+        return (self.max_steps or self.step_limit(self.task_id)) - self._steps
+
+    def plan_onwards(self, make: Callable[[], Plan]) -> Plan:
+        """What `expert_plan(from_here=True)` returns: the rest of the expert's newest plan (at
+        first that from the reset) while the agent follows it, else what `make` works out from
+        here."""
+        if self.task_id is None:
+            raise RuntimeError("no task is running: call reset() first")
+        if self._ended:
+            return []
+        here = len(self._taken)
+        if self._road is None:
+            try:
+                self._road = 0, self.expert_plan()
+            except ValueError:  # the task cannot be solved within the limit
+                self._road = here, make()
+        begin, plan = self._road
+        since, rest = self._taken[begin:], plan[here - begin :]
+        follows = since == [action for _, action in plan[: len(since)]]
+        if not follows or (since and not rest) or len(rest) > self.steps_left:
+            rest = make()
+            self._road = here, rest
+        return list(rest)
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -308,6 +370,7 @@ class TextEnv(gym.Env[str, str], ABC):
         task_seed = zlib.crc32(task_id.encode("utf-8", "surrogatepass"))
         self.rng = np.random.default_rng([episode_seed, task_seed])
         self.task_id, self._steps, self._ended = task_id, 0, False
+        self._taken, self._road = [], None
         self._notes.clear()
         self._outcome = Outcome(self._clipped(self.begin(task_id)), score=0.0)
         return self._outcome.observation, self._info()
@@ -345,11 +408,15 @@ class TextEnv(gym.Env[str, str], ABC):
 
     def _carry_out_action(self, action: str, score: float) -> Outcome:
         """What an action does, or a call of the function that stands for it."""
+        problem = ""
         if is_call(action):
             try:
                 action = action_of(self.tools, action)
             except BadCall as error:
-                return Outcome(str(error), score, valid=False)
+                problem = str(error)
+        self._taken.append(action)
+        if problem:
+            return Outcome(problem, score, valid=False)
         return self.act(action) if action else Outcome(react.NO_ACTION, score, valid=False)
 
     def render(self) -> str | None:  # type: ignore[override]

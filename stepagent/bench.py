@@ -28,6 +28,7 @@ from stepagent.files import write_text
 
 BENCHMARKS = {
     "envs": "stepagent.eval.benches.envs:bench",
+    "expert": "stepagent.eval.benches.expert:bench",
     "rollout": "stepagent.eval.benches.rollout:bench",
     "practice": "stepagent.training.benchmarks.step_trees:bench_practice",
     "reflection": "stepagent.training.benchmarks.step_trees:bench_reflection",

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 COMMANDS = {
     "eval": ("stepagent.eval.run", "score agents on an environment, or on a suite of them"),
-    "train": ("stepagent.training.run", "train a policy with one of the nine methods"),
+    "train": ("stepagent.training.run", "train a policy with any of the methods"),
     "sweep": ("stepagent.training.sweep.command", "train a table of experiments and report it"),
     "pretrain": (
         "stepagent.training.pretrain.command",
@@ -24,6 +24,7 @@ COMMANDS = {
     "view": ("stepagent.eval.view.command", "write runs and their episodes as one HTML page"),
     "compare": ("stepagent.eval.compare", "compare runs, with intervals and significance"),
     "agreement": ("stepagent.eval.agreement.command", "measure agreement with the expert"),
+    "regret": ("stepagent.eval.regret", "say at which step episodes were lost, by the expert"),
     "replay": ("stepagent.eval.replay", "play recorded actions again and check what comes of them"),
     "inspect-log": ("stepagent.eval.inspect_log", "write results as a log of Inspect's viewer"),
     "bench": ("stepagent.bench", "measure a part of StepAgent against the plain way"),

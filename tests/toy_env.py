@@ -70,13 +70,18 @@ class ToyEnv(TextEnv):
         reached = (self.number - self.start) / (self.goal - self.start)
         return max(0.0, min(reached, 1.0)) if self.number <= self.goal else 0.0
 
-    def expert_plan(self) -> list[tuple[str, str]]:
-        steps, number = [], self.start
+    def expert_plan(self, *, from_here: bool = False) -> list[tuple[str, str]]:
+        if from_here:
+            return self.plan_onwards(lambda: self._plan_from(self.number))
+        return self._plan_from(self.start)
+
+    def _plan_from(self, number: int) -> list[tuple[str, str]]:
+        steps = []
         while number < self.goal:
             add = min(3, self.goal - number)
             steps.append((f"{self.goal - number} are left.", f"add {add}"))
             number += add
-        return steps
+        return steps if len(steps) <= self.steps_left else []
 
     def admissible_actions(self) -> list[str]:
         return ["add 1", "add 2", "add 3"]

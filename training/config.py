@@ -89,6 +89,18 @@ class ReflectionConfig(IterationConfig):
     """Of the practice. 0 practises the greedy action only (then K is 1)."""
     top_p: float = 1.0
     """Nucleus sampling in practice: 1 samples from the policy as it is."""
+    states: Literal["expert", "own", "both"] = "expert"
+    """Where the agent practises: in the `expert`'s states, as in the paper; in those that it
+    reaches in episodes of its `own`, in which the environment's expert is asked; or in `both`."""
+    own_share: float = 0.5
+    """`states: both`: share of an iteration's tasks on which it practises in states of its own."""
+    expert_acts: float = 0.5
+    """DAgger's β: probability that the expert acts in a step of these episodes, in the first
+    iteration. 0: the agent plays alone; 1: the expert does."""
+    expert_decay: float = 0.5
+    """β is multiplied by this from one iteration to the next; 0: only the first is a mixture."""
+    expert_seconds: float = 10.0
+    """A state in which the expert takes longer ends an episode's states, and is counted."""
     beta: float = 0.1
     """β of eq. 6: how strongly the policy is held to that entering the iteration; 0.01 to 0.5."""
     equal: Literal["action", "tokens", "effect"] = "action"
@@ -226,6 +238,36 @@ class PpoConfig:
     critic_warmup: int = 10
     """Updates of the value head alone, before the first advantages are computed. 0 to 50 is usual;
     without, the first iteration has no baseline."""
+
+
+@dataclass
+class GroupConfig:
+    """Advantages within groups of episodes of one task, for `grpo` and `gigpo`; learning rate,
+    batch and epochs are those of `reflection`, the size of a group is `rollouts.samples`."""
+
+    reward: Literal["final", "step"] = "final"
+    """`grpo`: what is compared, the episodes' scores or the rewards of all their steps."""
+    scale: Literal["std", "none"] = "std"
+    """Whether advantages are divided by the standard deviation of their group."""
+    clip: float = 0.2
+    """Ratios below 1 less this carry no gradient. 0.1 to 0.3 is usual."""
+    clip_high: float = 0.2
+    """The same above 1; 0.28 lets rare actions grow (Yu et al., 2025)."""
+    kl: float = 0.04
+    """Weight of the KL to the policy that entered the method, per token. 0 to 0.04 is usual."""
+    step_weight: float = 1.0
+    """`gigpo`: ω, the weight of the advantage among the steps in a state."""
+    gamma: float = 0.95
+    """`gigpo`: discount per turn of the rewards that follow a step; 0.9 to 1."""
+
+
+@dataclass
+class DistillConfig:
+    """On-policy distillation."""
+
+    teacher: str = ""
+    """`distill`: the model that is imitated, a directory or a hub id; of the policy's family, since
+    it must have the same tokenizer."""
 
 
 @dataclass
@@ -402,6 +444,10 @@ class Config:
     """StepAgent-Inverse."""
     ppo: PpoConfig = field(default_factory=PpoConfig)
     """PPO's step in `inverse` and `ppo`."""
+    group: GroupConfig = field(default_factory=GroupConfig)
+    """Advantages within groups of episodes."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """On-policy distillation."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     """Episodes of the agent's own."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)

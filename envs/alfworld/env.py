@@ -26,11 +26,12 @@ from stepagent.envs.alfworld import engine as fast
 from stepagent.envs.alfworld import expert as experts
 from stepagent.envs.alfworld import reference
 from stepagent.envs.alfworld.engine import NOTHING, Game
+from stepagent.envs.alfworld.explorer import Sightings
 from stepagent.envs.alfworld.household import TYPES, read_goal
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.alfworld.tools import tools
 from stepagent.envs.alfworld.wording import WORDINGS, readings, spoken, spoken_prompt
-from stepagent.envs.core import Outcome, TextEnv, split_names
+from stepagent.envs.core import Outcome, Plan, TextEnv, split_names
 from stepagent.envs.tools import Tool
 
 ENGINES = ("fast", "textworld")
@@ -102,6 +103,10 @@ class ALFWorldEnv(TextEnv):
         self._generated = data is None
         self._games: OrderedDict[str, Game] = OrderedDict()
         self._play: Any = None
+        self._commands: list[str] = []
+        """Those carried out in the episode."""
+        self._sightings: tuple[int, Sightings] | None = None
+        """What the first so many of them have shown, as far as the expert was asked."""
         self._reference: tuple[str, Any] | None = None
 
     @property
@@ -167,6 +172,7 @@ class ALFWorldEnv(TextEnv):
     def begin(self, task_id: str) -> str:
         self._play = None
         self._play = self._start(task_id)
+        self._commands, self._sightings = [], None
         text = self._play.intro()
         if text.startswith(_BANNER):
             text = text.partition("\n\n")[2]
@@ -198,6 +204,7 @@ class ALFWorldEnv(TextEnv):
         play = self._play
         commands = [text for text in readings(action) if play.knows(text)]
         text = play.step(commands[0]) if commands else None
+        self._commands += commands[:1]
         won = play.won()
         return Outcome(
             observation=NOTHING if text is None else _ARRIVAL.sub("", text, count=1),
@@ -216,19 +223,32 @@ class ALFWorldEnv(TextEnv):
             raise RuntimeError("no task is running: call reset() first")
         return self._play.admissible()
 
-    def expert_plan(self) -> list[tuple[str, str]]:
-        """The expert's plan for the current task from its reset, in the prompt's wording.
+    def expert_plan(self, *, from_here: bool = False) -> Plan:
+        """The expert's plan for the current task from its reset (or from here), in the prompt's
+        wording. Not a state is lost as long as there are steps enough.
 
         Raises RuntimeError before the first reset.
         """
         if self.task_id is None:
             raise RuntimeError("no task is running: call reset() first")
+        if from_here:
+            return self.plan_onwards(self._plan_from_here)
         limit = self.max_steps or STEP_LIMIT
-        steps = experts.plan(self._game(self.task_id), self.expert, limit)
+        return self._spoken(experts.plan(self._game(self.task_id), self.expert, limit))
+
+    def _plan_from_here(self) -> Plan:
+        done, sightings = self._sightings or (0, Sightings(self._game(str(self.task_id)).start()))
+        for command in self._commands[done:]:
+            sightings.follow(command)
+        self._sightings = len(self._commands), sightings
+        left = self.steps_left
+        return self._spoken(experts.plan_onwards(sightings, self.expert, left, self._steps))
+
+    def _spoken(self, steps: Plan) -> Plan:
         return [(thought, spoken(action, self.wording)) for thought, action in steps]
 
     def close(self) -> None:
-        self._play = self._reference = None
+        self._play = self._reference = self._sightings = None
         self._games.clear()
         self._ended = True
 

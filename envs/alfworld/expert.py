@@ -6,7 +6,8 @@ drawer that it has never seen inside, and whoever learns from it learns to guess
 actions follow from its observations, and its thoughts say so.
 
 If the explorer does not succeed within the limit, it looks in another order (20 attempts); if that
-fails too, the planner's plan is taken.
+fails too, the planner's plan is taken. Both can take over in the middle of an episode
+(`plan_onwards`), the explorer with what the player has seen so far.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import re
 import zlib
 from collections.abc import Sequence
 
-from stepagent.envs.alfworld.engine import Game
-from stepagent.envs.alfworld.explorer import Explorer
+from stepagent.envs.alfworld.engine import Game, Play
+from stepagent.envs.alfworld.explorer import Explorer, Sightings
 from stepagent.envs.alfworld.household import HouseholdGoal, read_goal
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.alfworld.planner import Move
@@ -31,29 +32,47 @@ def plan(game: Game, expert: str = "explorer", limit: int = 50) -> list[tuple[st
 
     Raises ValueError for an unknown expert, GameError for a game that cannot be won.
     """
-    moves = _until_won(game, find_moves(game, expert, limit))
-    goal = read_goal(game)
-    return [(_thought(game, goal, moves, i), move.command) for i, move in enumerate(moves)]
+    return _spoken(game, _until_won(game.start(), find_moves(game, expert, limit)))
 
 
-def find_moves(game: Game, expert: str, limit: int) -> list[Move]:
-    """The moves alone."""
+def plan_onwards(
+    sightings: Sightings, expert: str, limit: int, number: int
+) -> list[tuple[str, str]]:
+    """The same from the middle of an episode; empty if `limit` actions are too few to win.
+
+    `number`: actions taken so far.
+    """
+    play = sightings.play
+    try:
+        moves = find_moves(play.game, expert, limit, sightings)
+    except GameError:
+        return []
+    if len(moves) > limit:
+        return []
+    previous = "search" if sightings.searches else ""
+    return _spoken(play.game, _until_won(play.copy(), moves), number, previous)
+
+
+def find_moves(
+    game: Game, expert: str, limit: int, sightings: Sightings | None = None
+) -> list[Move]:
+    """The moves alone, from the game's start or after what has been seen."""
     if expert not in EXPERTS:
         raise ValueError(f"unknown expert {expert!r}: choose one of {', '.join(EXPERTS)}")
+    play, seen = (game.start(), {}) if sightings is None else (sightings.play, sightings.seen)
     if expert == "explorer":
         seed = zlib.crc32(game.start().intro().encode())
         for attempt in range(ATTEMPTS):
             try:
-                return Explorer(game.start(), attempt, seed, limit).run()
+                return Explorer(play, attempt, seed, limit, seen).run()
             except GameError:
                 continue
-    return shortest(game.start())
+    return shortest(play)
 
 
-def _until_won(game: Game, moves: Sequence[Move]) -> list[Move]:
+def _until_won(play: Play, moves: Sequence[Move]) -> list[Move]:
     """The moves up to the one that wins, which may come before the last: upstream's games have
     some things in two places at once, and taking one removes it from only one of them."""
-    play = game.start()
     for count, move in enumerate(moves, 1):
         play.step(move.command)
         if play.won():
@@ -67,16 +86,38 @@ _STATES = {"isclean": "clean", "ishot": "hot", "iscool": "cool", "": ""}
 _DEEDS = {"isclean": "clean", "ishot": "heat", "iscool": "cool down"}
 
 
-def _thought(game: Game, goal: HouseholdGoal, moves: Sequence[Move], i: int) -> str:
-    """Why this move comes now. The same for the same game in every process."""
-    move = moves[i]
-    seed = zlib.crc32(f"{game.start().intro()}/{i}".encode()) if i else 0
+def _spoken(
+    game: Game, moves: Sequence[Move], begin: int = 0, previous: str = ""
+) -> list[tuple[str, str]]:
+    """(thought, command) of every move. The same for the same game in every process.
+
+    `begin`: actions taken before; `previous`: the purpose of the last one.
+    """
+    intro, goal = game.start().intro(), read_goal(game)
+    pairs = []
+    for number, move in enumerate(moves, begin):
+        words = _words(game, goal, move)
+        reasons = _REASONS[move.purpose]
+        if number == 0:
+            opening = _OPENINGS[zlib.crc32(intro.encode()) % len(_OPENINGS)]
+            thought = f"{opening.format(**words)} {reasons[0].format(**words)}"
+        else:
+            if move.purpose == "search-go" and previous.startswith("search"):
+                reasons = _SEARCHING_ON
+            seed = zlib.crc32(f"{intro}/{number}".encode())
+            thought = reasons[seed % len(reasons)].format(**words)
+        pairs.append((thought, move.command))
+        previous = move.purpose
+    return pairs
+
+
+def _words(game: Game, goal: HouseholdGoal, move: Move) -> dict[str, str]:
+    """What the thoughts speak of."""
     entity = game.entities.get(move.thing)
     thing = entity.name.strip().removesuffix("type") if entity else move.thing
-    kind = re.sub(r" \d+$", "", thing)
-    words = {
+    return {
         "thing": thing,
-        "kind": kind,
+        "kind": re.sub(r" \d+$", "", thing),
         "place": game.entities[move.receptacle].name,
         "state": _STATES[goal.state],
         "deed": _DEEDS.get(goal.state, ""),
@@ -85,13 +126,6 @@ def _thought(game: Game, goal: HouseholdGoal, moves: Sequence[Move], i: int) -> 
         "lamp": goal.lamp_type.removesuffix("type"),
         "next": _then(goal),
     }
-    reasons = _REASONS[move.purpose]
-    if i == 0:
-        opening = _OPENINGS[zlib.crc32(game.start().intro().encode()) % len(_OPENINGS)]
-        return f"{opening.format(**words)} {reasons[0].format(**words)}"
-    if move.purpose == "search-go" and moves[i - 1].purpose.startswith("search"):
-        reasons = _SEARCHING_ON
-    return reasons[seed % len(reasons)].format(**words)
 
 
 def _in_words(goal: HouseholdGoal) -> str:
@@ -163,6 +197,12 @@ _REASONS: dict[str, tuple[str, ...]] = {
     "target-do": (
         "This is the right place for the {thing}.",
         "I put the {thing} down here, at the {place}.",
+    ),
+    "drop-go": ("The {thing} is of no use here, and the {place} can take it.",),
+    "drop-open": ("The {place} is closed, so I open it to put the {thing} away.",),
+    "drop-do": (
+        "I do not need the {thing}, so I put it down.",
+        "To have my hands free I leave the {thing} here.",
     ),
     "lamp-go": (
         "I hold what is to be looked at. The {kind} stands at the {place}.",

@@ -2,14 +2,15 @@
 
 It looks at receptacles one after the other, the likely ones first, until it has seen what it needs,
 remembers what it saw on the way, and then does what the goal asks for. It never uses what it has
-not seen. `attempt` 0 goes by habit and number only; further attempts look in other orders, as other
-people might (`envs.alfworld.expert` takes the first that succeeds in time).
+not seen, be it by itself or by the player whose place it takes in the middle of an episode
+(`Sightings`). `attempt` 0 goes by habit and number only; further attempts look in other orders, as
+other people might (`envs.alfworld.expert` takes the first that succeeds in time).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from stepagent.envs.alfworld.engine import Play
 from stepagent.envs.alfworld.household import TOOLS, Household
@@ -54,18 +55,52 @@ _LIKELY = {
     for things, places in _HABITS.items()
     for thing in things.split()
 }
+_LOOKS = ("gotolocation", "openobject", "examinereceptacle")
+"""Actions that show what is in a receptacle."""
 _LATER = {f"{place}type": 10 for place in _SURFACES.split()}
 _LAST = 12
 """Rank of a place that is not a surface and where the thing is not usually kept."""
 
 
-class Explorer:
-    """One exploration of a house from its present state. `moves` is what it did."""
+class Sightings:
+    """A player's episode, command by command, and what it has shown. `play` is moved on."""
 
-    def __init__(self, play: Play, attempt: int = 0, seed: int = 0, limit: int = 1000):
+    def __init__(self, play: Play):
+        self.play, self._house = play, Household(play)
+        self.seen: dict[str, list[str]] = {}
+        """Receptacle → its contents when they were last in view."""
+        self.searches = False
+        """Whether the last command was of those that only look."""
+
+    def follow(self, text: str) -> None:
+        """Carries out a command that is possible now."""
+        command = self.play.understand(text)
+        if command is None:
+            raise GameError(f"the game does not know this command here: {text}")
+        self.play.do(command)
+        self.searches = command.action.action.name in _LOOKS
+        place = command.binding.get("?r", "")
+        if place in self._house.receptacles and not self._house.shut(place):
+            self.seen[place] = self._house.inside(place)
+
+
+class Explorer:
+    """One exploration of a house from its present state. `moves` is what it did.
+
+    `seen`: what was in view before, as in `Sightings`.
+    """
+
+    def __init__(
+        self,
+        play: Play,
+        attempt: int = 0,
+        seed: int = 0,
+        limit: int = 1000,
+        seen: Mapping[str, list[str]] | None = None,
+    ):
         self.house = Household(play.copy())
         self.moves: list[Move] = []
-        self.seen: dict[str, list[str]] = {}
+        self.seen = dict(seen or {})
         self.limit = limit
         self._placed: set[str] = set()
         rng = random.Random(f"{seed}/{attempt}")
@@ -77,6 +112,7 @@ class Explorer:
     def run(self) -> list[Move]:
         """Plays to the end; raises GameError if nothing is left to look at, or at the limit."""
         goal = self.house.goal
+        self._free_hands()
         if goal.lamp_type:
             if not self._holds_one():
                 self._take(self._look_for(goal.object_type, self._wanted))
@@ -94,7 +130,7 @@ class Explorer:
 
     def _deliver(self) -> None:
         house, goal = self.house, self.house.goal
-        target = ""
+        target = self._begun() if goal.count > 1 else ""
         while len(self._placed) < goal.count:
             if not self._holds_one():
                 thing, place = self._look_for(
@@ -118,6 +154,31 @@ class Explorer:
             self._placed.add(thing)
             self._note(target)
 
+    def _free_hands(self) -> None:
+        """Puts down what is of no use, at the nearest place that can hold it."""
+        house, held = self.house, self.house.held
+        if held is None or house.suits(held):
+            return
+        places = [r for r in house.receptacles if house.can_hold(r, held)]
+        if not places:
+            raise GameError("what is held cannot be put down anywhere")
+        place = min(places, key=self._distance)
+        self._go("drop", held, place)
+        if house.shut(place):
+            self._do("drop", "openobject", held, place)
+        self._do("drop", "putobject", held, place)
+        self._note(place)
+
+    def _begun(self) -> str:
+        """Where most of the things are that the goal wants in one place; "" if none is known."""
+        suits = self.house.suits
+        there = {
+            place: sum(suits(thing) and self._is_there(thing, place) for thing in things)
+            for place, things in self.seen.items()
+        }
+        best = max(there, key=lambda place: there[place], default="")
+        return best if there.get(best) else ""
+
     def _wanted(self, thing: str) -> bool:
         return self.house.suits(thing) and ("pickupable", thing) in self.house.play.facts
 
@@ -125,10 +186,7 @@ class Explorer:
         return self.house.kinds.get(thing) == self.house.goal.lamp_type
 
     def _holds_one(self) -> bool:
-        held = self.house.held
-        if held and not self.house.suits(held):
-            raise GameError("the explorer must start with empty hands")
-        return held is not None
+        return self.house.held is not None
 
     def _is_there(self, thing: str, place: str) -> bool:
         """Whether the thing is where, and how, the goal wants it."""
@@ -138,6 +196,8 @@ class Explorer:
     def _take(self, thing_and_place: tuple[str, str]) -> None:
         thing, place = thing_and_place
         self._go("fetch", thing, place)
+        if self.house.shut(place):  # whoever saw the thing has closed it since
+            self._do("fetch", "openobject", thing, place)
         self._do("fetch", "pickupobject", thing, place)
         self._note(place)
 
@@ -207,7 +267,7 @@ class Explorer:
     def _do(self, purpose: str, action: str, thing: str, place: str) -> None:
         if len(self.moves) >= self.limit:
             raise GameError(f"not finished within {self.limit} actions")
-        alone = action in ("gotolocation", "openobject", "examinereceptacle")
+        alone = action in _LOOKS
         things = {"r": place} if alone else {"o": thing, "r": place}
         command = self.house.do(action, **things)
         if command is None:

@@ -70,6 +70,8 @@ def _carried_out(house: Household, route: list[Stop]) -> Iterator[Move]:
     for stop in route:
         r, thing = stop.receptacle, stop.thing
         purpose = _PURPOSES.get(stop.action, "tool")
+        if purpose == "target" and not house.suits(thing):
+            purpose = "drop"
         if house.receptacles[r] != house.location:
             yield _move(house, purpose, "go", "gotolocation", thing, r)
         if stop.opens and house.shut(r):

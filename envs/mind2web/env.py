@@ -21,6 +21,7 @@ With `live=True` the tasks on the bundled sites are played freely in a real brow
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -29,7 +30,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stepagent.envs.core import Outcome, TextEnv, checksum
+from stepagent.envs.core import Outcome, Plan, TextEnv, checksum
 from stepagent.envs.mind2web import expert
 from stepagent.envs.mind2web.answers import one_line
 from stepagent.envs.mind2web.data import HTML_KINDS, TEST_SETS
@@ -213,12 +214,23 @@ class Mind2WebEnv(TextEnv):
             raise RuntimeError("no task is running: call reset() first")
         return self._question.admissible()
 
-    def expert_plan(self) -> list[tuple[str, str]]:
+    def expert_plan(self, *, from_here: bool = False) -> Plan:
         """The recorded actions, with a thought before each. Raises before the first reset."""
-        if self._task is None:
+        if self._task is None or self._question is None:
             raise RuntimeError("no task is running: call reset() first")
-        questions = (self._ask(i) for i in range(len(self._task.steps)))
-        return expert.plan(self._task, questions)
+        if from_here:
+            return self.plan_onwards(self._plan_from_here)
+        return expert.plan(self._task, map(self._ask, range(len(self._task.steps))))
+
+    def _plan_from_here(self) -> Plan:
+        """The recorded actions of this page and the following ones, as many as there are steps for:
+        whoever gave no answer somewhere does not get to the last page."""
+        assert self._task is not None
+        assert self._question is not None
+        number = len(self._scores)
+        following = map(self._ask, range(number + 1, len(self._task.steps)))
+        questions = itertools.chain([self._question.copy()], following)
+        return expert.plan(self._task, questions, number)[: self.steps_left]
 
     # Pages ------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from zlib import crc32
 
+from stepagent.envs.core import Plan
 from stepagent.envs.mind2web.answers import NONE
 from stepagent.envs.mind2web.questions import Question
 from stepagent.envs.mind2web.records import RecordedStep, Task
@@ -18,10 +19,12 @@ from stepagent.envs.mind2web.records import RecordedStep, Task
 _TARGET = re.compile(r"\[(?P<role>[^\]]*)\]\s*(?P<label>.*?)\s*->\s*\w+(?:: .*)?\Z", re.DOTALL)
 
 
-def plan(task: Task, questions: Iterable[Question]) -> list[tuple[str, str]]:
-    """(thought, action) pairs; `questions` are those of the task's steps, in order."""
+def plan(task: Task, questions: Iterable[Question], first: int = 0) -> Plan:
+    """(thought, action) pairs; `questions` are those of the task's steps from `first` on, in order.
+    They are answered."""
     pairs = []
-    for number, (step, question) in enumerate(zip(task.steps, questions, strict=True)):
+    for number, question in enumerate(questions, first):
+        step = task.steps[number]
         decision = None
         while decision is None:
             action = question.best(step.positives, step.op, step.value)

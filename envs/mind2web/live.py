@@ -86,6 +86,9 @@ class LiveMind2WebEnv(Mind2WebEnv):
         self._history: list[str] = []
         self._snapshot: Any = None
 
+    expert_anywhere = False  # type: ignore[assignment]
+    """The recorded actions fit the recorded pages only."""
+
     def step_limit(self, task_id: str) -> int:
         recorded = len(self._library.task(task_id).steps)
         return (2 * recorded + 4) * (1 if self.answers == "direct" else 8)

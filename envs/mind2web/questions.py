@@ -9,6 +9,7 @@ shown gets a round of its own (upstream scores the step 0, though the agent did 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,10 @@ class Question(ABC):
     @abstractmethod
     def best(self, positives: Sequence[str], op: str, value: str) -> str:
         """The right answer now, or the nearest one."""
+
+    def copy(self) -> Question:
+        """One that can be answered without answering this one."""
+        return copy.copy(self)
 
     def admissible(self) -> list[str]:
         """An answer for each element shown: its usual operation; each option of a select."""
@@ -132,6 +137,11 @@ class Rounds(Question):
         self._last = Decision(None)
         self._turns = max(1, -(-(len(self._waiting) - 1) // (GROUP - 1)))
         self._next()
+
+    def copy(self) -> Rounds:
+        twin = copy.copy(self)
+        twin._waiting = list(self._waiting)
+        return twin
 
     def _next(self) -> None:
         group = tuple(self._waiting[:GROUP])

@@ -22,7 +22,7 @@ from urllib.parse import quote
 import gymnasium as gym
 
 from stepagent.envs import react
-from stepagent.envs.core import Outcome, TextEnv, clip, own_version
+from stepagent.envs.core import Outcome, Plan, TextEnv, clip, own_version
 from stepagent.envs.remote.client import (
     PROTOCOL,
     RemoteError,
@@ -189,8 +189,17 @@ class RemoteEnv(TextEnv):
     def step_limit(self, task_id: str) -> int:
         return int(self._call("GET", f"/limit?task_id={quote(task_id)}")["limit"])
 
-    def expert_plan(self) -> list[tuple[str, str]]:
-        return [(thought, action) for thought, action in self._call("GET", "/plan")["plan"]]
+    @property
+    def expert_anywhere(self) -> bool:
+        return bool(self._fact("expert_anywhere"))
+
+    def expert_plan(self, *, from_here: bool = False) -> Plan:
+        what = "plan_from_here" if from_here else "plan"
+        return [(thought, action) for thought, action in self._call("GET", f"/{what}")[what]]
+
+    def expert_action(self) -> tuple[str, str] | None:
+        answer = self._call("GET", "/expert_action")["expert_action"]
+        return None if answer is None else (answer[0], answer[1])
 
     def admissible_actions(self) -> list[str]:
         return list(self._call("GET", "/actions")["actions"])
@@ -257,7 +266,7 @@ class RemoteEnv(TextEnv):
                 answer = self._ask(self.reset_call(seed, options))
         info = answer["info"]
         self.task_id, self.instruction = info["task_id"], info["instruction"]
-        self._task_type, self._ended = answer["task_type"], False
+        self._task_type, self._steps, self._ended = answer["task_type"], 0, False
         self._outcome = Outcome(answer["observation"], 0.0)
         return answer["observation"], info
 
@@ -266,6 +275,7 @@ class RemoteEnv(TextEnv):
         self._ended = True  # if anything fails from here on, the episode is over
         answer = self._received() if request is None else self._ask(request)
         self._ended = answer["terminated"] or answer["truncated"]
+        self._steps += 1
         self._outcome = Outcome(answer["observation"], answer["info"]["score"])
         return (
             answer["observation"],

@@ -24,8 +24,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from stepagent.envs.core import Outcome, TextEnv, checksum, split_names
-from stepagent.envs.scienceworld import data, expert
+from stepagent.envs.core import Outcome, Plan, TextEnv, checksum, split_names
+from stepagent.envs.scienceworld import data, expert, onwards
 from stepagent.envs.scienceworld.gateway import JavaError, SimulatorError
 from stepagent.envs.scienceworld.jvm import CALL_TIMEOUT, Simulator, Start
 from stepagent.envs.scienceworld.tools import TOOLS
@@ -98,8 +98,12 @@ class ScienceWorldEnv(TextEnv):
         self.task_set, self.timeout = task_set, timeout
         data.task_ids(split, task_set, self._only)  # raises for what does not exist
         self._simulator: Simulator | None = None
+        self._copy: Simulator | None = None
+        """A second one, in which the expert tries its plans."""
         self._best = 0.0
-        self._asked = False
+        self._asked = self._lost = False
+        self._sent: list[str] = []
+        """Actions of the episode, as the simulator got them."""
 
     def list_tasks(self) -> Sequence[str]:
         return data.task_ids(self.split, self.task_set, self._only)
@@ -122,7 +126,7 @@ class ScienceWorldEnv(TextEnv):
     def begin(self, task_id: str) -> str:
         task, variation = task_id.rsplit("/", 1)
         switches = self.simplifications(task)
-        self._asked = False
+        self._asked, self._lost, self._sent = False, False, []
         try:
             start = self._start(task, int(variation), switches)
         except SimulatorError:  # it died since the last episode: once more, with a fresh one
@@ -145,6 +149,7 @@ class ScienceWorldEnv(TextEnv):
             return Outcome(note, self._best, valid=False)
         if self._asked and (number := re.match(r"\W*(\d{1,6})\b", action)):
             action = number.group(1)  # "2", "2.", "2: focus on …" all choose the second line
+        self._sent.append(action)
         try:
             observation, raw, complete = self._simulator.step(action)
         except JavaError:
@@ -174,17 +179,39 @@ class ScienceWorldEnv(TextEnv):
             raise RuntimeError("no task is running: call reset() first")
         return self._simulator.valid_actions()
 
-    def expert_plan(self) -> list[tuple[str, str]]:
-        """(thought, action) pairs that solve the task (RuntimeError before the first reset)."""
+    def expert_plan(self, *, from_here: bool = False) -> Plan:
+        """(thought, action) pairs that solve the task (RuntimeError before the first reset).
+
+        From here: see `onwards`, which tries plans in a second simulator. A state from which none
+        adds to the score is said to be lost, and so are those after it.
+        """
         if self.task_id is None:
             raise RuntimeError("no task is running: call reset() first")
-        switches = self.simplifications(self.task_id.rsplit("/", 1)[0])
-        return list(expert.plan(self.task_id, switches))
+        if from_here:
+            return self.plan_onwards(self._plan_from_here)
+        return list(expert.plan(self.task_id, self._switches_of(self.task_id)))
+
+    def _plan_from_here(self) -> Plan:
+        if self._lost:
+            return []
+        if self._copy is None or not self._copy.alive:
+            self._copy = Simulator(self.timeout)
+        task_id = str(self.task_id)
+        situation = onwards.Situation(
+            task_id, self._switches_of(task_id), tuple(self._sent), self._asked
+        )
+        plan = onwards.plan(self._copy, situation, self.steps_left)
+        self._lost = not plan
+        return plan
+
+    def _switches_of(self, task_id: str) -> tuple[str, ...]:
+        return self.simplifications(task_id.rsplit("/", 1)[0])
 
     def close(self) -> None:
-        if self._simulator is not None:
-            self._simulator.close()
-            self._simulator = None
+        for simulator in (self._simulator, self._copy):
+            if simulator is not None:
+                simulator.close()
+        self._simulator = self._copy = None
         self._ended = True
 
 

@@ -19,7 +19,7 @@ from stepagent.envs.scienceworld.jvm import Simulator
 from stepagent.envs.scienceworld.plans import biology, physics, upstream
 from stepagent.envs.scienceworld.playthrough import Plan, PlanEnded, Playthrough
 
-_PLANS: dict[str, tuple[Plan, ...]] = {
+OWN_PLANS: dict[str, tuple[Plan, ...]] = {
     "find-animal": (biology.find,),
     "find-living-thing": (biology.find,),
     "find-non-living-thing": (biology.find,),
@@ -80,6 +80,25 @@ def _candidates(
     simulator: Simulator, task: str, variation: int, simplifications: tuple[str, ...]
 ) -> Iterator[Plan]:
     """Ours, then upstream's, which takes half a second or more to compute."""
-    yield from _PLANS.get(task, ())
-    simulator.load(task, variation, simplifications, gold=True)
-    yield from upstream.plans(simulator.gold_actions(), simplifications)
+    yield from OWN_PLANS.get(task, ())
+    yield from upstream.plans(
+        gold_path(simulator, f"{task}/{variation}", simplifications), simplifications
+    )
+
+
+def gold_path(
+    simulator: Simulator, task_id: str, simplifications: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Upstream's path, which takes half a second or more to compute the first time."""
+    key = task_id, simplifications
+    if key not in _gold_paths:
+        task, variation = task_id.rsplit("/", 1)
+        simulator.load(task, int(variation), simplifications, gold=True)
+        while len(_gold_paths) >= _PATHS_KEPT:
+            _gold_paths.pop(next(iter(_gold_paths)))
+        _gold_paths[key] = tuple(simulator.gold_actions())
+    return _gold_paths[key]
+
+
+_gold_paths: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
+_PATHS_KEPT = 256

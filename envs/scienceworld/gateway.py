@@ -161,9 +161,13 @@ class Connection:
         assert isinstance(array, Reference)
         for index, item in enumerate(items):
             if item is not None:
-                value = f"r{item.id}" if isinstance(item, Reference) else f"L{item}"
-                self._send(f"a\ns\n{array.id}\ni{index}\n{value}\ne\n")
+                self.set_item(array, index, item)
         return array
+
+    def set_item(self, array: Reference, index: int, item: Reference | int) -> None:
+        """Puts an item (a number becomes a `Long`) into an `Object[]`."""
+        value = f"r{item.id}" if isinstance(item, Reference) else f"L{item}"
+        self._send(f"a\ns\n{array.id}\ni{index}\n{value}\ne\n")
 
     def release(self, *references: Reference) -> None:
         """Lets the Java process collect these objects."""

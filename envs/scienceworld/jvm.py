@@ -23,6 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -299,7 +300,8 @@ class Simulator:
         """Gives this connection's Java thread its own random numbers, counter and so on."""
         java = self._connection
         items: list[Reference | int | None] = [None] * table.TABLE_SIZE
-        items[table.RANDOM] = java.new("java.util.Random")
+        self._random, self._spare = java.new("java.util.Random"), java.new("java.util.Random")
+        items[table.RANDOM] = self._random
         items[table.COUNTER] = 0
         items[table.SIMPLIFICATIONS] = java.new("scala.collection.mutable.ArrayBuffer")
         for place in (table.WORDS, table.PLAIN_WORDS, table.NAMES, table.PLAIN_NAMES):
@@ -308,7 +310,9 @@ class Simulator:
         thread = java.call("java.lang.Thread", "currentThread")
         array = java.new_array(items)
         java.call(threads, "put", thread, array)
-        java.release(array, threads, *(item for item in items if isinstance(item, Reference)))
+        self._table = array
+        unused = (x for x in items if isinstance(x, Reference) and x is not self._random)
+        java.release(threads, *unused)
         assert isinstance(thread, Reference)
         return thread
 
@@ -383,8 +387,17 @@ class Simulator:
         return observation, float(score), over == "true"
 
     def valid_actions(self) -> list[str]:
-        """Every action that the current state allows (expensive: about 50 ms), sorted."""
-        return sorted(set(self._strings("getValidActionObjectCombinations")))
+        """Every action that the current state allows (expensive: about 50 ms), sorted.
+
+        To list them, the simulator draws random numbers; they come from a generator of their own,
+        so that asking does not change what happens next.
+        """
+        put = partial(self._guard, self._connection.set_item, self._table, table.RANDOM)
+        put(self._spare)
+        try:
+            return sorted(set(self._strings("getValidActionObjectCombinations")))
+        finally:
+            put(self._random)
 
     def gold_actions(self) -> list[str]:
         """The gold path of a task loaded with `gold=True`."""
@@ -423,7 +436,8 @@ class Simulator:
                 java = self._connection
                 threads = java.call("java.lang.System", "getProperties")
                 java.call(threads, "remove", self._thread)
-                java.release(threads, self._thread, self._world)
+                kept = self._thread, self._world, self._table, self._random, self._spare
+                java.release(threads, *kept)
         except SimulatorError:
             pass
         finally:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
+from stepagent.envs.scienceworld.gateway import JavaError
 from stepagent.envs.scienceworld.jvm import Simulator
 
 _UNKNOWN = ("No known action matches", "Unknown action")
@@ -24,18 +26,27 @@ class UnknownAction(PlanEnded):
 
 
 class Playthrough:
-    """One play of a task from its start.
+    """One play of a task from its start, or from where the actions `before` lead to.
 
     `do` raises PlanEnded when there is nothing left to do, UnknownAction if it did nothing, and
     SimulatorError if the Java process fails.
     """
 
     def __init__(
-        self, simulator: Simulator, task: str, variation: int, switches: Sequence[str], limit: int
+        self,
+        simulator: Simulator,
+        task: str,
+        variation: int,
+        switches: Sequence[str],
+        limit: int,
+        before: Sequence[str] = (),
     ):
         start = simulator.start(task, variation, switches)
         self._simulator, self._limit = simulator, limit
         self.goal, self.score, self._needed = start.description, start.score, 0
+        for action in before:
+            with suppress(JavaError):
+                self.score = max(self.score, simulator.step(action)[1])
         self._actions: list[str] = []
         self._room = ""
         self.unknown_actions = 0
@@ -57,12 +68,22 @@ class Playthrough:
             if not other_names:
                 raise UnknownAction(action)
             return self.do(*other_names, number=number)
+        self._record(action, score, over)
+        return self.do(str(number)) if observation.startswith(_QUESTION) else observation
+
+    def answer(self, text: str) -> None:
+        """Answers a numbered question that was open at the start, or cancels it: by no number."""
+        if len(self._actions) >= self._limit:
+            raise PlanEnded
+        _, score, over = self._simulator.step(text)
+        self._record(text, score, over)
+
+    def _record(self, action: str, score: float, over: bool) -> None:
         self._actions.append(action)
         if score > self.score:
             self.score, self._needed = score, len(self._actions)
         if over or score < 0:
             raise PlanEnded
-        return self.do(str(number)) if observation.startswith(_QUESTION) else observation
 
     def go(self, room: str) -> None:
         """Teleports to a room, unless this was where it went last."""

@@ -123,6 +123,9 @@ _FACTS: dict[str, Callable[[TextEnv], Any]] = {
     "prompt": lambda env: {"instruction": env.prompt.instruction, "example": env.prompt.example},
     "tools": lambda env: [asdict(tool) for tool in env.tools],
     "plan": lambda env: env.expert_plan(),
+    "plan_from_here": lambda env: env.expert_plan(from_here=True),
+    "expert_action": lambda env: env.expert_action(),
+    "expert_anywhere": lambda env: env.expert_anywhere,
     "actions": lambda env: env.admissible_actions(),
 }
 """What clients may ask about a session's environment → how to get it."""
@@ -324,8 +327,8 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
     @app.get(
         "/v1/sessions/{session}/{what}",
         tags=["sessions"],
-        summary="tasks, prompt, tools, fingerprint and data_notes of the environment; plan and "
-        "actions of the episode",
+        summary="Facts of the environment or its episode",
+        description=f"One of: {', '.join(_FACTS)}.",
         responses=_shows({"plan": [["I look around first.", "look around"]]}),
     )
     async def facts(session: str, what: str) -> Response:

@@ -20,7 +20,7 @@ from stepagent.envs.search import Index
 from stepagent.envs.webshop import data, pages, reward, sources
 from stepagent.envs.webshop.catalogue import Catalogue
 from stepagent.envs.webshop.data import Goal, Product
-from stepagent.envs.webshop.pages import Page
+from stepagent.envs.webshop.pages import FEATURES, Page
 
 _MAX_KEYWORDS = 2000
 """Characters of a query that are used."""
@@ -90,6 +90,8 @@ class Visit:
     ----------
     page: the current page.
     product, options: the current choice, if any.
+    hits, number: products of the last search, and which page of them was shown last, from 1.
+    read: ids of the products whose features were shown.
     bought: the reward and its parts after a purchase.
     """
 
@@ -104,6 +106,7 @@ class Visit:
         self.shop, self.goal, self.mode = shop, goal, mode
         self._show_attributes, self._search = show_attributes, search or shop.search
         self.bought: reward.Reward | None = None
+        self.read: set[str] = set()
         self.page: Page
         self._to_index()
 
@@ -121,7 +124,7 @@ class Visit:
             return False
         argument = argument.lower()
         if name == "search":
-            self._keywords, self._hits = argument, self._search(argument)
+            self._keywords, self.hits = argument, self._search(argument)
             self._to_results(1)
             return True
         if name != "click" or argument not in self.page.clickables or argument == "search":
@@ -144,32 +147,34 @@ class Visit:
         elif button == pages.BACK.lower():
             self._to_index()
         elif button == pages.NEXT.lower():
-            self._to_results(self._number + 1)
+            self._to_results(self.number + 1)
         elif button == pages.PREV.lower():
             if self.page.name == "results":
-                self._to_results(self._number - 1)
+                self._to_results(self.number - 1)
             elif self.page.name == "item":
-                self._to_results(self._number)
+                self._to_results(self.number)
             else:
                 self._to_item()
         else:
             assert self.product is not None
             name = next(name for name in pages.SUB_PAGES if name.lower() == button)
             self.page = pages.sub_page(self.goal.instruction, self.product, name)
+            if name == FEATURES:
+                self.read.add(self.product.asin)
 
     def _to_index(self) -> None:
-        self._keywords, self._hits, self._number = "", (), 1
+        self._keywords, self.hits, self.number = "", (), 1
         self.product: Product | None = None
         self.options: dict[str, str] = {}
         self._opened: set[str] = set()
         self.page = pages.index_page(self.goal.instruction)
 
     def _to_results(self, number: int) -> None:
-        self.product, self.options, self._number = None, {}, number
+        self.product, self.options, self.number = None, {}, number
         first = (number - 1) * pages.PAGE_SIZE
-        shown = self._hits[first : first + pages.PAGE_SIZE]
+        shown = self.hits[first : first + pages.PAGE_SIZE]
         self._shown = [self.shop.catalogue.product(hit) for hit in shown]
-        self.page = pages.results_page(self.goal.instruction, self._shown, number, len(self._hits))
+        self.page = pages.results_page(self.goal.instruction, self._shown, number, len(self.hits))
 
     def _open(self, link: str) -> None:
         self.product = next(p for p in self._shown if p.asin.lower() == link)

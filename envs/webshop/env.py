@@ -19,8 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-from stepagent.envs.core import Outcome, TextEnv, checksum
-from stepagent.envs.webshop import data, engine, expert, nouns, pages
+from stepagent.envs.core import Outcome, Plan, TextEnv, checksum
+from stepagent.envs.webshop import data, engine, expert, nouns, onwards, pages
 from stepagent.envs.webshop.tools import TOOLS
 
 STEP_LIMIT = 10
@@ -76,6 +76,7 @@ class WebShopEnv(TextEnv):
         self.shop = engine.open_shop(self.data, goal_seed)
         self._splits()  # raises if there are too few goals
         self._visit: engine.Visit | None = None
+        self._buyer: onwards.Buyer | None = None
 
     def _splits(self) -> dict[str, tuple[str, ...]]:
         return _splits(self.shop, self.goals)
@@ -107,6 +108,7 @@ class WebShopEnv(TextEnv):
         goal = self.goal(task_id)
         self.instruction = goal.instruction
         self._visit = engine.Visit(self.shop, goal, self.observation, self.show_attributes)
+        self._buyer = None
         return self._visit.observation()
 
     def act(self, action: str) -> Outcome:
@@ -136,10 +138,19 @@ class WebShopEnv(TextEnv):
         words = " ".join(expert.keywords(self.visit.goal))
         return [f"search[{words}]", *self.visit.actions()]
 
-    def expert_plan(self) -> list[tuple[str, str]]:
-        """A search, a look at what it finds, the choice and the purchase; see `expert`."""
+    def expert_plan(self, *, from_here: bool = False) -> Plan:
+        """A search, a look at what it finds, the choice and the purchase; see `expert`, and
+        `onwards` for what it does from here. A state is lost once nothing of worth can be bought in
+        the steps left."""
+        if from_here:
+            return self.plan_onwards(self._plan_from_here)
         limit = self.max_steps or STEP_LIMIT
         return expert.plan(self.shop, self.visit.goal, limit)
+
+    def _plan_from_here(self) -> Plan:
+        if self._buyer is None:
+            self._buyer = onwards.Buyer(self.visit)
+        return self._buyer.plan(self.steps_left)
 
 
 _GOALS = data.GOALS

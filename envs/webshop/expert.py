@@ -14,12 +14,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from stepagent.envs.core import Plan
 from stepagent.envs.webshop import reward
 from stepagent.envs.webshop.data import Goal, Product
 from stepagent.envs.webshop.engine import Shop, Visit
 from stepagent.envs.webshop.pages import MAX_HITS, PAGE_SIZE
 
-Plan = list[tuple[str, str]]
 _WORD = re.compile(r"[^\W_]+(?:[-'.][^\W_]+)*")
 _TALK_TEXT = """
 i im i'm am a an the of for to in on at and or with that is are it its they them be me my you
@@ -56,7 +56,7 @@ def keywords(goal: Goal) -> list[str]:
     return words
 
 
-def _queries(goal: Goal) -> Iterator[str]:
+def queries(goal: Goal) -> Iterator[str]:
     """Queries in the order in which they are tried: from the wishes to the exact name."""
     yield " ".join(keywords(goal))
     wish = goal.instruction.split(", and price lower than")[0].lower()
@@ -72,7 +72,7 @@ def plan(shop: Shop, goal: Goal, limit: int) -> Plan:
     Raises ValueError if no search finds anything that could be bought in so few steps.
     """
     best: _Offer | None = None
-    for query in filter(None, map(str.strip, _queries(goal))):
+    for query in filter(None, map(str.strip, queries(goal))):
         for offer in _offers(shop, goal, query, limit):
             if best is None or (offer.reward, -offer.steps) > (best.reward, -best.steps):
                 best = offer
@@ -87,9 +87,8 @@ def _offers(shop: Shop, goal: Goal, query: str, limit: int) -> Iterator[_Offer]:
     """The results of a query, in order, until one meets every wish."""
     for place, number in enumerate(shop.search(query)[:MAX_HITS]):
         product = shop.catalogue.product(number)
-        options = tuple(_choice(product, goal))
-        shown = product.title.lower()
-        reads = not any(attribute in shown for attribute in goal.attributes)
+        options = options_to_choose(product, goal)
+        reads = needs_reading(product, goal)
         offer = _Offer(query, place, product, options, 0.0, reads)
         if offer.steps > limit:
             offer = _Offer(query, place, product, options, 0.0, False)
@@ -101,8 +100,18 @@ def _offers(shop: Shop, goal: Goal, query: str, limit: int) -> Iterator[_Offer]:
             return
 
 
-def _choice(product: Product, goal: Goal) -> Iterator[tuple[str, str]]:
+def needs_reading(product: Product, goal: Goal) -> bool:
+    """Whether no wish is in the product's title, so that its features have to be read."""
+    title = product.title.lower()
+    return not any(attribute in title for attribute in goal.attributes)
+
+
+def options_to_choose(product: Product, goal: Goal) -> tuple[tuple[str, str], ...]:
     """(name, value) of the options to click: for every wish the value that fits best."""
+    return tuple(_choice(product, goal))
+
+
+def _choice(product: Product, goal: Goal) -> Iterator[tuple[str, str]]:
     taken: set[str] = set()
     pairs = goal.option_texts()
     for pair in pairs:
@@ -143,7 +152,7 @@ def _fit(
 
 def _written(shop: Shop, goal: Goal, offer: _Offer) -> Plan:
     """The offer as steps with thoughts, played through, so that every click exists on its page."""
-    say = _Voice(goal)
+    say = Voice(goal)
     visit, steps = Visit(shop, goal), Plan()
 
     def do(thought: str, action: str) -> None:
@@ -153,17 +162,17 @@ def _written(shop: Shop, goal: Goal, offer: _Offer) -> Plan:
     do(say.search(), f"search[{offer.query}]")
     for page in range(offer.place // PAGE_SIZE):
         do(say.turn(page + 1), "click[next >]")
-    do(say.open(offer), f"click[{offer.product.asin.lower()}]")
+    do(say.open(offer.product), f"click[{offer.product.asin.lower()}]")
     if offer.reads:
         do(say.read(), "click[features]")
         do(say.results(), "click[< prev]")
     for name, value in offer.options:
         do(say.choose(name, value), f"click[{value}]")
-    do(say.buy(offer), "click[buy now]")
+    do(say.buy(offer.product, offer.reward), "click[buy now]")
     return steps
 
 
-class _Voice:
+class Voice:
     """Thoughts about one goal; which wording is used depends on the goal alone."""
 
     def __init__(self, goal: Goal):
@@ -186,12 +195,21 @@ class _Voice:
     def turn(self, page: int) -> str:
         return f"Nothing on page {page} fits all of it. I look at the next page."
 
-    def open(self, offer: _Offer) -> str:
-        price = f" at {offer.product.price_tag}" if self.budget else ""
+    def turn_back(self) -> str:
+        return "I have gone too far. I look at the page before."
+
+    def leave(self) -> str:
+        return f"This is not the {self.thing} that I am asked for. I go back."
+
+    def search_again(self) -> str:
+        return "I do not find what I am asked for this way. I go back and search again."
+
+    def open(self, product: Product) -> str:
+        price = f" at {product.price_tag}" if self.budget else ""
         limit = f" My limit is {self.budget}." if self.budget else ""
         return self._one(
-            f"{offer.product.asin}{price} looks right: {self.thing} with {self.wishes}.{limit}",
-            f"Of these, {offer.product.asin}{price} fits what is asked for.{limit}",
+            f"{product.asin}{price} looks right: {self.thing} with {self.wishes}.{limit}",
+            f"Of these, {product.asin}{price} fits what is asked for.{limit}",
         )
 
     def read(self) -> str:
@@ -203,11 +221,11 @@ class _Voice:
     def choose(self, name: str, value: str) -> str:
         return self._one(f"The {name} should be {value}.", f"For the {name} I choose {value}.")
 
-    def buy(self, offer: _Offer) -> str:
-        met = "Everything is chosen" if offer.reward == 1.0 else "Nothing I found comes closer"
-        price = f", and {offer.product.price_tag} is within {self.budget}" if self.budget else ""
-        if self.budget and offer.product.pricing[0] > self.goal.price_upper:
-            price = f", though {offer.product.price_tag} is above {self.budget}"
+    def buy(self, product: Product, earned: float) -> str:
+        met = "Everything is chosen" if earned == 1.0 else "Nothing I found comes closer"
+        price = f", and {product.price_tag} is within {self.budget}" if self.budget else ""
+        if self.budget and product.pricing and product.pricing[0] > self.goal.price_upper:
+            price = f", though {product.price_tag} is above {self.budget}"
         return f"{met}{price}. I buy it."
 
 

@@ -15,7 +15,8 @@ from stepagent.envs.webshop.data import Product
 PAGE_SIZE = 10
 MAX_HITS = 50
 SEARCH, BACK, NEXT, PREV, BUY = "Search", "Back to Search", "Next >", "< Prev", "Buy Now"
-SUB_PAGES = ("Description", "Features", "Reviews", "Attributes")
+FEATURES = "Features"
+SUB_PAGES = ("Description", FEATURES, "Reviews", "Attributes")
 MODES = ("text", "text_rich")
 
 TEXT, BUTTON, LINK, OPTION = "text", "button", "link", "option"

@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from stepagent.envs.core import Outcome, TextEnv, checksum
+from stepagent.envs.core import Outcome, Plan, TextEnv, checksum
 from stepagent.envs.react import Prompt
 from stepagent.envs.tools import Tool
 from stepagent.envs.wikipedia import data, expert
@@ -96,8 +96,7 @@ class WikipediaEnv(TextEnv):
         self.data, self.corpus_name, self.lookup = data, str(corpus), lookup
         self.sentences, self.sizes = sentences, checked_sizes(sizes)
         self.seed_of_sample = seed_of_sample
-        self.page: Page | None = None
-        """The page that the last successful search opened."""
+        self._reading = expert.Reading()
         self._question: Question | None = None
         self._matches: tuple[str, list[str], int] = ("", [], 0)
         self._last = ""
@@ -105,6 +104,11 @@ class WikipediaEnv(TextEnv):
     @property
     def tools(self) -> tuple[Tool, ...]:
         return (SEARCH, LOOKUP, FINISH) if self.lookup else (SEARCH, FINISH)
+
+    @property
+    def page(self) -> Page | None:
+        """The page that the last successful search opened."""
+        return self._reading.page
 
     @property
     def prompt(self) -> Prompt:
@@ -160,7 +164,7 @@ class WikipediaEnv(TextEnv):
     def begin(self, task_id: str) -> str:
         self._question = self.questions[task_id]
         self.corpus = self.shared_corpus or SmallCorpus(self._question.passages)
-        self.page, self._matches = None, ("", [], 0)
+        self._reading, self._matches = expert.Reading(), ("", [], 0)
         self.instruction = self._question.text
         self._last = f"Question: {self._question.text}"
         return self._last
@@ -186,9 +190,13 @@ class WikipediaEnv(TextEnv):
             result = self.corpus.find(entity)
         except LiveError as error:
             return self._refuse(f"{error} Try again, or another action.")
+        self._reading.searched.add(entity)
         if isinstance(result, Page):
-            self.page, self._matches = result, ("", [], 0)
-            return self._outcome_of(self.shown(result))
+            self._reading.page, self._matches = result, ("", [], 0)
+            self._reading.searched.add(result.title)
+            text = self.shown(result)
+            self._reading.texts.append(text)
+            return self._outcome_of(text)
         return self._outcome_of(f"Could not find {entity}. Similar: {result}.")
 
     def shown(self, page: Page) -> str:
@@ -207,8 +215,10 @@ class WikipediaEnv(TextEnv):
             lines = [s for s in self.page.sentences if keyword.lower() in s.lower()]
             at = 0
         self._matches = (keyword, lines, at + 1)
+        self._reading.looked_up.add((self.page.title, keyword))
         if at >= len(lines):
             return self._outcome_of("No more results.")
+        self._reading.texts.append(lines[at])
         return self._outcome_of(f"(Result {at + 1} / {len(lines)}) {lines[at]}")
 
     def _finish(self, answer: str) -> Outcome:
@@ -241,14 +251,21 @@ class WikipediaEnv(TextEnv):
         answers = [*names, "yes", "no"]
         return [f"search[{n}]" for n in names] + [f"finish[{a}]" for a in answers]
 
-    def expert_plan(self) -> list[tuple[str, str]]:
-        """Searches each hop's page, reads, finishes; see `expert.py`. Raises before a reset."""
+    def expert_plan(self, *, from_here: bool = False) -> Plan:
+        """Searches each hop's page, reads, finishes; see `expert.py`. From here: the pages that
+        have not been shown yet. No state is lost. Raises before a reset."""
+        if from_here:
+            return self.plan_onwards(lambda: self._plan(self.steps_left, self._reading))
+        return self._plan(self.max_steps or STEPS, expert.NOTHING_READ)
+
+    def _plan(self, steps: int, reading: expert.Reading) -> Plan:
         return expert.plan(
             self.question,
             self.corpus,
             self.shown,
             lookup=self.lookup,
-            steps=self.max_steps or STEPS,
+            steps=steps,
+            reading=reading,
         )
 
 

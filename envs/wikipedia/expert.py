@@ -3,14 +3,18 @@
 It uses the supporting facts and, if there is one, the decomposition of the question: for every hop
 it searches the supporting page and reads it; finally it gives the gold answer. A thought quotes
 only what has been shown. If the supporting sentence is further down the page, `lookup` fetches it
-if that is an action; otherwise the thought says that the page does not tell.
+if that is an action; otherwise the thought says that the page does not tell. In the middle of an
+episode it goes on with the hops whose pages have not been shown (`Reading`).
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
+from stepagent.envs.core import Plan
 from stepagent.envs.wikipedia.corpus import Corpus, Page, key, part_title
 from stepagent.envs.wikipedia.live import LiveError
 from stepagent.envs.wikipedia.questions import Hop, Question
@@ -18,28 +22,63 @@ from stepagent.envs.wikipedia.questions import Hop, Question
 _PARTS = 40
 """Parts of a page that are searched for a hop's passage."""
 Show = Callable[[Page], str]
+T = TypeVar("T")
+
+
+@dataclass
+class Reading:
+    """What an episode has shown so far."""
+
+    searched: set[str] = field(default_factory=set)
+    """What was searched for, and the titles of the pages that this opened."""
+    texts: list[str] = field(default_factory=list)
+    """What searches and lookups have shown."""
+    looked_up: set[tuple[str, str]] = field(default_factory=set)
+    """(title of the page, keyword)."""
+    page: Page | None = None
+    """The page that is open."""
+
+
+NOTHING_READ = Reading()
 
 
 def plan(
-    question: Question, corpus: Corpus, show: Show, *, lookup: bool, steps: int
-) -> list[tuple[str, str]]:
-    """(thought, action) pairs that end with the gold answer within `steps` actions."""
-    pairs: list[tuple[str, str]] = []
+    question: Question,
+    corpus: Corpus,
+    show: Show,
+    *,
+    lookup: bool,
+    steps: int,
+    reading: Reading = NOTHING_READ,
+) -> Plan:
+    """(thought, action) pairs that end with the gold answer within `steps` actions.
+
+    `reading`: what was shown before; the hops that it settles are left out.
+    """
+    pairs: Plan = []
     known = ""  # what the previous page said, in words
-    opened = ""
-    hops = _reachable(question.hops, steps - 1)
-    for number, hop in enumerate(hops):
+    opened, still_open = "", reading.page
+    open_hops = []
+    for number, hop in enumerate(question.hops):
+        title, page = _target(corpus, hop)
+        if not _settled(hop, title, page, reading, lookup):
+            open_hops.append((number, hop))
+        elif _same(page, still_open):
+            shown = [fact for fact in hop.facts if any(fact in text for text in reading.texts)]
+            known = _learnt(hop, title, shown, True, _Choice(f"{question.task_id}/{number}"))
+    open_hops = list(_reachable(open_hops, steps - 1))
+    for place, (number, hop) in enumerate(open_hops):
         rng = _Choice(f"{question.task_id}/{number}")
         title, page = _target(corpus, hop)
-        if title != opened:
+        if title != opened and not _same(page, still_open):
             goal = _goal(question, hop, number, rng)
             pairs.append((_sentence(known, goal, rng.searching(title)), f"search[{title}]"))
-            opened = title
+            opened, still_open = title, None
         else:
             known = _sentence(known, _goal(question, hop, number, rng))
         read = show(page) if page else ""
         shown = [fact for fact in hop.facts if fact in read]
-        room = steps - 1 - len(pairs) - (len(hops) - number - 1)
+        room = steps - 1 - len(pairs) - (len(open_hops) - place - 1)
         if lookup and page and hop.facts and not shown and room > 0:
             word = _keyword(hop, page)
             pairs.append((rng.looking(known, title, word), f"lookup[{word}]"))
@@ -51,7 +90,24 @@ def plan(
     return pairs
 
 
-def _reachable(hops: Sequence[Hop], searches: int) -> Sequence[Hop]:
+def _settled(hop: Hop, title: str, page: Page | None, reading: Reading, lookup: bool) -> bool:
+    """Whether a hop's page has been shown, and on it what can be."""
+    titles = {" ".join(title.split()), page.title if page else ""}
+    if not titles & reading.searched:
+        return False
+    if not lookup or page is None or not hop.facts:
+        return True
+    if any(fact in text for fact in hop.facts for text in reading.texts):
+        return True
+    keyword = " ".join(_keyword(hop, page).split())
+    return (page.title, keyword) in reading.looked_up
+
+
+def _same(page: Page | None, other: Page | None) -> bool:
+    return page is not None and other is not None and page.title == other.title
+
+
+def _reachable(hops: Sequence[T], searches: int) -> Sequence[T]:
     """The hops that can be searched; the last ones if there are too many."""
     return hops[len(hops) - searches :] if 0 < searches < len(hops) else hops[: max(searches, 0)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stepagent import training
-from stepagent.training.methods import METHODS, find
+from stepagent.training.methods import ALL, find
 
 FOLDER = Path(training.__path__[0])
 FORMULAS = {"ppo_loss", "step_dpo_loss", "step_preference_loss"}
@@ -28,11 +28,11 @@ def test_no_signature_has_more_than_five_parameters():
     assert long == FORMULAS | INTERFACES
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_method_imports_no_other_method_but_sft(name):
     find(name)
-    others = {place.partition(":")[0] for other, place in METHODS.items() if other != name}
-    module = importlib.import_module(METHODS[name].partition(":")[0])
+    others = {place.partition(":")[0] for other, place in ALL.items() if other != name}
+    module = importlib.import_module(ALL[name].partition(":")[0])
     imported = set()
     for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
         if isinstance(node, ast.ImportFrom):

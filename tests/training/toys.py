@@ -4,6 +4,7 @@ action scored in a sequence of its own."""
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 from transformers import (
@@ -82,7 +83,7 @@ def rewriting_tree(seed: int, steps: int, branch_steps: list[int], anew: int = -
 
 def actions(tree: StepTree) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Every (state, action) of a tree, numbered as `PackedTrees` does."""
-    pairs = [(tree.state(i), tree.ids[start:end]) for i, (start, end) in enumerate(tree.replies)]
+    pairs = [(tree.state(i), tree.expert(i)) for i in range(len(tree.replies))]
     return pairs + [(tree.state(b.step), b.ids) for b in tree.branches]
 
 
@@ -107,4 +108,7 @@ TREES = {
     "one step": random_tree(5, 1, [0, 0]),
     "history rewritten": rewriting_tree(6, 5, [4, 0, 3, 1, 2, 0]),
     "history rewritten, then anew": rewriting_tree(7, 6, [5, 0, 3, 3, 1], anew=3),
+    "the agent's own": replace(
+        random_tree(6, 4, [1, 3, 3, 0]), experts=((5, 6), (7,), (8, 9, 10, 11), (12, 13))
+    ),
 }

@@ -1,6 +1,7 @@
 """Training methods, one per file, each declared by a `Method`.
 
-`METHODS` registers those of the paper. A custom one is named `module:NAME` in the configuration.
+`METHODS` registers those of the paper, `BEYOND` others. A custom one is named `module:NAME` in the
+configuration.
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ METHODS = {
 }
 """Name → where its `Method` is, as `module:NAME`."""
 
+BEYOND = {
+    "dagger": "stepagent.training.methods.dagger:METHOD",
+    "grpo": "stepagent.training.methods.grpo:METHOD",
+    "gigpo": "stepagent.training.methods.gigpo:METHOD",
+    "distill": "stepagent.training.methods.distill:METHOD",
+}
+"""Methods that the paper does not have, in the same form."""
+ALL = {**METHODS, **BEYOND}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "sft-best": {"method": "sft", "sft": {"epochs": 20, "select": "dev"}},
     "implicit-paper": {
@@ -49,6 +59,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "method": "inverse",
         "reflection": {"equal": "tokens"},
         "inverse": {"demonstrations": False, "informative": False, "judge_reward": "log_d"},
+    },
+    "step-grpo": {
+        "method": "inverse",
+        "inverse": {"judge": "oracle", "demonstrations": False},
+        "ppo": {"baseline": "group"},
     },
     "inverse-oracle": {"method": "inverse", "inverse": {"judge": "oracle"}},
 }
@@ -97,16 +112,16 @@ class Method:
 
 def find(name: str) -> Method:
     """The method that the configuration names. Raises ValueError where there is none."""
-    module, colon, attribute = METHODS.get(name, name).partition(":")
+    module, colon, attribute = ALL.get(name, name).partition(":")
     if not colon:
         raise ValueError(
-            f"no method {name!r}: choose {', '.join([*METHODS, *VARIANTS])}, or module:NAME for a "
+            f"no method {name!r}: choose {', '.join([*ALL, *VARIANTS])}, or module:NAME for a "
             "custom one"
         )
     try:
         method = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        if name in METHODS:
+        if name in ALL:
             raise
         raise ValueError(f"method {name!r} cannot be loaded: {error}") from error
     if not isinstance(method, Method):

@@ -154,7 +154,9 @@ class Discriminator(nn.Module):
             Branch(b.step, self._reply(codec.decode(b.ids), b.ids[-1] == codec.end_of_turn_id))
             for b in item.tree.branches
         )
-        return replace(item, tree=StepTree.of(encoded, branches))
+        experts = tuple(self._reply(codec.decode(ids), True) for ids in item.tree.experts)
+        tree = replace(StepTree.of(encoded, branches), experts=experts)
+        return replace(item, tree=tree)
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
     L = -E[ log σ( β log π_θ(â_i|ŝ_i) / π_ref(â_i|ŝ_i) - β log π_θ(a_i|ŝ_i) / π_ref(a_i|ŝ_i) ) ]
 
-In each iteration the agent practises in every expert state (`methods.practice`), then the policy
-moves from its own actions a_i towards the expert's â_i. The reference is the policy that entered
-the iteration; its log-probabilities are written down, so that no second model is needed. All pairs
-of a trajectory share one forward and backward pass (`trees`).
+In each iteration the agent practises in every expert state (`methods.practice`), or in states of
+its own (`methods.own_states`), then the policy moves from its own actions a_i towards the expert's
+â_i. The reference is the policy that entered the iteration; its log-probabilities are written down,
+so that no second model is needed. All pairs of a trajectory share one forward and backward pass
+(`trees`).
 
 Optionally (`reflection.sft_weight`, 0 in the paper) the expert's action is made likelier by itself:
 eq. 6 only widens a gap, and in small models may do so by making both actions unlikely.
@@ -32,10 +33,10 @@ from typing import Any
 import torch
 
 from stepagent.training.config import Config, ReflectionConfig
-from stepagent.training.data import draw
 from stepagent.training.methods import Method, sft
 from stepagent.training.methods.branching import Branching
 from stepagent.training.methods.losses import step_preference_loss
+from stepagent.training.methods.own_states import practice_samples
 from stepagent.training.methods.practice import Practice, practise, resumed
 from stepagent.training.methods.step_pair_files import practice_of_files
 from stepagent.training.methods.step_values import weighed, without_worthless
@@ -100,7 +101,7 @@ def practised_pairs(
     """The agent's practice, and what each of its pairs weighs (None: all the same). Figures go to
     the stage."""
     config = run.config.reflection
-    samples = draw(run.samples, config.trajectories, stage.seed)
+    samples = practice_samples(run, stage)
     world = Branching(run, stage, samples)
     rows = practise(stage, run.policy, samples, config, world.with_expert_tokens)
     practices = [practice for row in rows for practice in row]

@@ -45,7 +45,7 @@ from torch import Tensor
 from stepagent.agents.chat import ChatCodec
 from stepagent.agents.models import load_tokenizer
 from stepagent.training.config import Config
-from stepagent.training.data import Sample, draw
+from stepagent.training.data import Sample
 from stepagent.training.methods import Method, discriminator, sft
 from stepagent.training.methods.actor_critic import (
     HEAD,
@@ -59,6 +59,7 @@ from stepagent.training.methods.actor_critic import (
 from stepagent.training.methods.branching import Branching
 from stepagent.training.methods.episode_advantages import check_episodes, episode_advantages
 from stepagent.training.methods.losses import group_advantages
+from stepagent.training.methods.own_states import practice_samples
 from stepagent.training.methods.practice import (
     Practice,
     action_of,
@@ -129,7 +130,7 @@ def step_advantages(
     method ends, unless it learns from final rewards besides.
     """
     config = run.config
-    samples = draw(run.samples, config.reflection.trajectories, stage.seed)
+    samples = practice_samples(run, stage)
     by_effect = Branching(run, stage, samples).with_expert_tokens
     rows = practise(stage, run.policy, samples, config.reflection, by_effect)
     practices = [(s, item) for s, row in zip(samples, rows, strict=True) for item in row]
@@ -201,7 +202,7 @@ def judge_actions(
 def oracle_rewards(item: Practice, codec: ChatCodec) -> Tensor:
     """float32 [A]: 1 for actions that an environment reads as the expert's, 0 for the others."""
     tree = item.tree
-    expert = [action_of(codec, tree.ids[start:end]) for start, end in tree.replies]
+    expert = [action_of(codec, tree.expert(step)) for step in range(len(tree.replies))]
     branches = [action_of(codec, branch.ids) == expert[branch.step] for branch in tree.branches]
     return torch.tensor([*[1.0] * len(expert), *map(float, branches)])
 

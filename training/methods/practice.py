@@ -1,4 +1,5 @@
-"""Practice (section 4.1, eqs. 4 and 5): the agent's own actions in every state of the expert.
+"""Practice (section 4.1, eqs. 4 and 5): the agent's own actions in every state of the expert, or
+of episodes of its own in which the expert was asked (`methods.own_states`).
 
     a_i^θ ~ π_θ(· | ŝ_i),   i = 1 … n,   K times each
 
@@ -135,8 +136,8 @@ def with_expert_tokens(
     Under another thought, or in other tokens, the right action is not one to learn away from.
     """
     same = []
-    for (start, end), drawn in zip(encoded.replies, replies, strict=True):
-        expert = encoded.ids[start:end]
+    for step, drawn in enumerate(replies):
+        expert = encoded.expert(step)
         action = action_of(codec, expert)
         is_same = [list(ids) == expert or action_of(codec, ids) == action for ids in drawn]
         same.append([expert if yes else list(ids) for yes, ids in zip(is_same, drawn, strict=True)])
@@ -211,9 +212,8 @@ def _part_trees(
     branches: dict[Branch, float] = {}
     same_as_expert = [0.0] * len(encoded.replies)
     for step, drawn in enumerate(replies):
-        start, end = encoded.replies[step]
         for ids, count in Counter(tuple(reply) for reply in drawn).items():
-            if list(ids) == encoded.ids[start:end]:
+            if list(ids) == encoded.expert(step):
                 same_as_expert[step] = float(count)
             else:
                 branches[Branch(step, ids)] = float(count)

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+from stepagent.agents.core import Agent
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import PromptStyle
 from stepagent.envs.trajectory import Trajectory, Writer, read
@@ -31,15 +32,21 @@ GIVE_UP = 10
 """Failed episodes in a row after which a run stops."""
 
 
-def play(run: TrainingRun, stage: Stage, samples: Sequence[Sample]) -> list[list[Trajectory]]:
+def play(
+    run: TrainingRun,
+    stage: Stage,
+    samples: Sequence[Sample],
+    mixed: Callable[[Agent], Agent] = lambda agent: agent,
+) -> list[list[Trajectory]]:
     """`episodes[i]`: those played on the task of the i-th sample, `rollouts.samples` of them.
 
-    The policy plays as it is now. Episodes that fail (an environment that broke) are left out, and
-    counted in a note. Several processes share the tasks. Raises RunError where ten fail in a row.
+    The policy plays as it is now, or what `mixed` makes of it. Episodes that fail (an environment
+    that broke) are left out, and counted in a note. Several processes share the tasks. Raises
+    RunError where ten fail in a row.
     """
     per_task = run.config.rollouts.samples
     for k in range(per_task):
-        _play_once(run, stage, samples, k)
+        _play_once(run, stage, samples, k, mixed)
     processes.wait()
     episodes = recorded(run, stage.name, samples)
     missing = len(samples) * per_task - sum(len(row) for row in episodes)
@@ -74,7 +81,13 @@ def _in_order(files: Sequence[Path], samples: Sequence[Sample]) -> list[Trajecto
     return [episodes.get((s.trajectory.task_id, s.trajectory.seed)) for s in samples]
 
 
-def _play_once(run: TrainingRun, stage: Stage, samples: Sequence[Sample], k: int) -> None:
+def _play_once(
+    run: TrainingRun,
+    stage: Stage,
+    samples: Sequence[Sample],
+    k: int,
+    mixed: Callable[[Agent], Agent],
+) -> None:
     """This process's share of one episode for each sample that has none yet."""
     config, name = run.config, f"{stage.name}-{k}"
     existing = _in_order(_files(run, stage.name, k), samples)
@@ -86,7 +99,7 @@ def _play_once(run: TrainingRun, stage: Stage, samples: Sequence[Sample], k: int
     path = run.directory.path / "rollouts" / f"{name}.jsonl"
     if processes.count() > 1:
         path = path.with_suffix(f".{processes.rank()}-of-{processes.count()}.jsonl")
-    player = make_player(run, name)
+    player = mixed(make_player(run, name))
 
     def episodes() -> Iterator[Trajectory]:
         for split in sorted({t.split for t in todo}):

@@ -29,6 +29,15 @@ def check_options(config: Config) -> None:
     reflection, evaluation = config.reflection, config.evaluation
     _at_least("reflection", reflection, iterations=0, practice=1, temperature=0, trajectories=0)
     _at_least("reflection", reflection, pack_tokens=0, value_rollouts=1)
+    if reflection.states != "expert" and (
+        reflection.weights == "value" or reflection.equal == "effect"
+    ):
+        raise ValueError(
+            "reflection.weights 'value' and reflection.equal 'effect' play on from the expert's "
+            f"states: they need reflection.states 'expert', not {reflection.states!r}"
+        )
+    _shares("reflection", reflection, "own_share", "expert_acts", "expert_decay")
+    _above("reflection", reflection, own_share=0, expert_seconds=0)
     _above("reflection", reflection, beta=0)
     _at_least("preference", config.preference, iterations=1, microbatch_size=1, extra_rounds=0)
     _above("preference", config.preference, beta=0, later_beta=0)
@@ -77,6 +86,12 @@ def _at_least(name: str, section: Any, **limits: float) -> None:
             raise ValueError(
                 f"{name}.{key} is {getattr(section, key)}, which must be at least {limit}"
             )
+
+
+def _shares(name: str, section: Any, *keys: str) -> None:
+    for key in keys:
+        if not 0 <= getattr(section, key) <= 1:
+            raise ValueError(f"{name}.{key} is {getattr(section, key)}: it must be from 0 to 1")
 
 
 def _above(name: str, section: Any, **limits: float) -> None:

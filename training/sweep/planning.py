@@ -14,7 +14,7 @@ from typing import Any
 from stepagent import command_line
 from stepagent.envs.core import checksum
 from stepagent.errors import UsageError
-from stepagent.training.methods import METHODS, VARIANTS
+from stepagent.training.methods import ALL, VARIANTS
 from stepagent.training.runs.options import without_defaults
 
 KINDS = ("methods", "rewards", "iterations", "practice")
@@ -222,8 +222,8 @@ def _method_options(sweep: Sweep, name: str) -> dict[str, Any]:
     variant, own = VARIANTS.get(name, {}), sweep.methods.get(name, {})
     if matched_row(name):
         variant = {"method": "sft"}
-    if "method" not in {**variant, **own} and name not in METHODS:
-        known = ", ".join(dict.fromkeys([*sweep.methods, *METHODS, *VARIANTS]))
+    if "method" not in {**variant, **own} and name not in ALL:
+        known = ", ".join(dict.fromkeys([*sweep.methods, *ALL, *VARIANTS]))
         raise SweepError(f"no method {name!r}: choose {known}")
     base = sweep.methods.get(variant["method"], {}) if variant else {}
     return merged(base, variant, own)

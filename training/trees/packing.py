@@ -28,8 +28,9 @@ CHUNK_TOKENS = 256
 class PackedTrees:
     """Trees one after another in one sequence of S tokens, none seeing another.
 
-    Actions are numbered tree by tree: first the expert's replies of all steps, then the branches in
-    the order of `StepTree.branches`. P is the number of action tokens, A that of actions.
+    Actions are numbered tree by tree: first the expert's replies of all steps (wherever they are),
+    then the branches in the order of `StepTree.branches`. P is the number of action tokens, A that
+    of actions.
     """
 
     trees: tuple[StepTree, ...]
@@ -191,18 +192,21 @@ class _Packer:
             (tree.ids[i], number, depth[i], offset + i + 1, offset + reach[i], offset + i)
             for i in range(size)
         ]
-        for step, (start, end) in enumerate(tree.replies):
-            self._predict(expert + step, tree.ids[start:end], offset + start - 1, offset + start)
+        hanging = [(b.step, agent + i, b.ids) for i, b in enumerate(tree.branches)]
+        if tree.experts:
+            hanging += [(step, expert + step, ids) for step, ids in enumerate(tree.experts)]
+        else:
+            for step, (start, end) in enumerate(tree.replies):
+                ids = tree.ids[start:end]
+                self._predict(expert + step, ids, offset + start - 1, offset + start)
         places = []
-        for i in sorted(range(len(tree.branches)), key=lambda i: tree.branches[i].step):
-            branch, begin, action = tree.branches[i], len(self.tokens), agent + i
-            start = tree.replies[branch.step][0]
+        for step, action, ids in sorted(hanging, key=lambda item: item[0]):
+            begin, start = len(self.tokens), tree.replies[step][0]
             first = depth[start - 1] + 1
             self.tokens += [
-                (token, number, first + t, offset + start, 0, begin)
-                for t, token in enumerate(branch.ids)
+                (token, number, first + t, offset + start, 0, begin) for t, token in enumerate(ids)
             ]
-            self._predict(action, branch.ids, offset + start - 1, begin)
+            self._predict(action, ids, offset + start - 1, begin)
             places.append((begin, len(self.tokens), start))
         self.pairs += [(expert + b.step, agent + i) for i, b in enumerate(tree.branches)]
         self.spans.append((offset, offset + size, tuple(places)))

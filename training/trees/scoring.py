@@ -99,6 +99,14 @@ def action_states(model: nn.Module, packed: PackedTrees, attention: Attention = 
     return _forward(model, packed, packed.last_at, attention)[1]
 
 
+def action_logits(model: nn.Module, packed: PackedTrees, attention: Attention = "auto") -> Tensor:
+    """float32 [P, vocabulary]: what predicts each action token.
+
+    Raises ValueError as `score_trees` does.
+    """
+    return _forward(model, packed, packed.predict_at, attention)[0].float()
+
+
 def _forward(
     model: nn.Module, packed: PackedTrees, keep: Tensor, attention: Attention
 ) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,10 @@ the tokens.
 
 Under a chat template that rewrites history the trunk itself branches (`agents.encoded`): "up to"
 then means on the same path.
+
+The trunk may also be a trajectory of the agent's own. Then the expert's replies hang on it, too
+(`StepTree.experts`), and what the agent did there is no action of the tree, only part of the later
+states.
 """
 
 from __future__ import annotations
@@ -49,17 +53,28 @@ class StepTree:
     branches: tuple[Branch, ...] = ()
     joins: tuple[tuple[int, int], ...] = ()
     """Where the trunk branches itself (`agents.encoded.Joins`)."""
+    experts: tuple[tuple[int, ...], ...] = ()
+    """The expert's reply of each step, where the trunk's are not the expert's; empty: they are."""
 
     @staticmethod
     def of(encoded: Encoded, branches: Sequence[Branch] = ()) -> StepTree:
         """The tree of a conversation."""
         return StepTree(
-            tuple(encoded.ids), tuple(encoded.replies), tuple(branches), tuple(encoded.joins)
+            tuple(encoded.ids),
+            tuple(encoded.replies),
+            tuple(branches),
+            tuple(encoded.joins),
+            tuple(map(tuple, encoded.experts)),
         )
 
     def state(self, step: int) -> tuple[int, ...]:
         """The ids that the actions of a step answer."""
         return tuple(path(self.ids, self.joins, self.replies[step][0]))
+
+    def expert(self, step: int) -> tuple[int, ...]:
+        """Token ids of the expert's reply of a step."""
+        start, end = self.replies[step]
+        return self.experts[step] if self.experts else self.ids[start:end]
 
     def __post_init__(self) -> None:
         before = 1  # a state has at least one token
@@ -70,6 +85,11 @@ class StepTree:
                     f"[{before}, {len(self.ids)}) and hold at least one token"
                 )
             before = end
+        if self.experts and (len(self.experts) != len(self.replies) or not all(self.experts)):
+            raise ValueError(
+                f"{len(self.experts)} replies of the expert for {len(self.replies)} steps: each "
+                "needs one with at least one token"
+            )
         for number, branch in enumerate(self.branches):
             if not 0 <= branch.step < len(self.replies):
                 raise ValueError(
@@ -90,8 +110,14 @@ class StepTree:
 
     @property
     def length(self) -> int:
-        """Tokens of a forward pass: the trunk up to the last reply's end, and the branches."""
-        return self.trunk_length + sum(len(branch.ids) for branch in self.branches)
+        """Tokens of a forward pass: the trunk up to the last reply's end, and what hangs on it."""
+        return self.length_to(len(self.replies) - 1) + sum(len(b.ids) for b in self.branches)
+
+    def length_to(self, step: int) -> int:
+        """Tokens of the trunk up to the end of a step's reply, and of the expert's on it."""
+        return (self.replies[step][1] if self.replies else 0) + sum(
+            len(ids) for ids in self.experts[: step + 1]
+        )
 
     @property
     def trunk_length(self) -> int:
@@ -102,7 +128,8 @@ class StepTree:
     def longest_path(self) -> int:
         """Tokens of the longest state plus one of its actions."""
         place = depths(self.joins, self.trunk_length)
-        ends = [place[self.replies[b.step][0] - 1] + 1 + len(b.ids) for b in self.branches]
+        hanging = [(b.step, b.ids) for b in self.branches] + list(enumerate(self.experts))
+        ends = [place[self.replies[step][0] - 1] + 1 + len(ids) for step, ids in hanging]
         return max([*place, -1]) + 1 if not ends else max(max(place) + 1, *ends)
 
     def trimmed(self) -> StepTree:
@@ -110,7 +137,13 @@ class StepTree:
         last = max((branch.step for branch in self.branches), default=-1)
         end = self.replies[last][1] if last >= 0 else 0
         joins = tuple(join for join in self.joins if join[0] < end)
-        return replace(self, ids=self.ids[:end], replies=self.replies[: last + 1], joins=joins)
+        return replace(
+            self,
+            ids=self.ids[:end],
+            replies=self.replies[: last + 1],
+            joins=joins,
+            experts=self.experts[: last + 1],
+        )
 
 
 def split_tree(tree: StepTree, max_tokens: int) -> list[StepTree]:
@@ -127,13 +160,13 @@ def split_tree(tree: StepTree, max_tokens: int) -> list[StepTree]:
         return [tree]
     if not tree.branches:
         raise ValueError(
-            f"the trunk alone has {tree.trunk_length} tokens, over the limit of {max_tokens}: "
+            f"the trunk alone has {tree.length} tokens, over the limit of {max_tokens}: "
             "raise the limit or cut the trajectory"
         )
     parts: list[list[Branch]] = [[]]
     branch_tokens = 0
     for branch in sorted(tree.branches, key=lambda branch: branch.step):
-        end, size = tree.replies[branch.step][1], len(branch.ids)
+        end, size = tree.length_to(branch.step), len(branch.ids)
         if end + size > max_tokens:
             raise ValueError(
                 f"step {branch.step}: the trunk up to its reply has {end} tokens, a branch {size}, "

@@ -28,6 +28,9 @@ from tests import toy_env
 
 LAST = {
     "ppo": "iteration-2",
+    "dagger": "iteration-2",
+    "grpo": "iteration-2",
+    "gigpo": "iteration-2",
     "dpo": "dpo",
     "rft": "rft",
     "spin": "iteration-2",
@@ -81,11 +84,40 @@ def _lines(out):
     return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture
+def some_succeed(monkeypatch):
+    """Every other episode scores 1, whatever it did: a policy this small never does by itself."""
+    play = rollouts.play
+
+    def lucky(*args):
+        return [[replace(t, reward=float(k % 2)) for k, t in enumerate(row)] for row in play(*args)]
+
+    monkeypatch.setattr(rollouts, "play", lucky)
+
+
+@pytest.mark.usefixtures("some_succeed")
+@pytest.mark.parametrize("method", ["grpo", "gigpo"])
+def test_a_group_whose_episodes_differ_is_learned_from(config, method):
+    config.method, config.reflection.iterations = method, 1
+    summary = run.run(config)
+    assert summary["figures"]["iteration-1"]["groups_with_spread"] == 1.0
+    assert not _same(_weights(config.output), _after_sft(config.output))
+
+
+def test_groups_without_a_spread_leave_the_policy(config):
+    config.method, config.reflection.iterations = "grpo", 1
+    summary = run.run(config)  # nobody scores
+    assert summary["figures"]["iteration-1"]["groups_with_spread"] == 0.0
+    assert _same(_weights(config.output), _after_sft(config.output))
+
+
 @pytest.mark.parametrize("method", list(LAST))
 def test_a_stopped_run_ends_with_the_same_weights(
-    config, tmp_path, monkeypatch, watch_updates, method
+    config, tmp_path, monkeypatch, watch_updates, method, request
 ):
     config.method = method
+    if method in ("grpo", "gigpo"):
+        request.getfixturevalue("some_succeed")
     whole = replace(config, output=str(tmp_path / "whole"))
     summary = run.run(whole)
     assert list(summary["scores"]) == [LAST[method]]

@@ -1,0 +1,179 @@
+"""Practice in states of the agent's own: who acts, what the expert says there, what is left out."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from stepagent import envs
+from stepagent.envs.trajectory import Step, Trajectory
+from stepagent.training import run as runs
+from stepagent.training.config import Config
+from stepagent.training.methods import own_states, practice
+from stepagent.training.methods.own_states import Labels, labels
+from stepagent.training.runs.directory import RunError
+from stepagent.training.runs.training_run import TrainingRun
+from stepagent.training.runs.validation import check_options
+from tests import toy_env
+
+
+@pytest.fixture
+def config(config):
+    config.env, config.env_args = toy_env.ID, {"size": 6}
+    config.policy.max_new_tokens = 4
+    config.sft.epochs, config.sft.learning_rate = 2, 1e-2
+    config.evaluation.limit, config.evaluation.every_iteration = 2, False
+    config.method, config.reflection.states = "implicit", "own"
+    config.reflection.iterations, config.reflection.expert_acts = 1, 0.5
+    return config
+
+
+def episode(actions, task="even/20", seed=0, **env_args):
+    """A recorded episode of these actions in the toy world."""
+    env = envs.make(toy_env.ID, **env_args)
+    observation, info = env.reset(seed=seed, options={"task_id": task})
+    steps = []
+    for action in actions:
+        following, reward, *_, info = env.step(action)
+        steps.append(Step(observation, "", action, reward, info["valid"]))
+        observation = following
+    return env, Trajectory(toy_env.ID, task, "train", "mine", seed, tuple(steps), observation)
+
+
+def test_the_experts_actions_in_the_states_of_an_episode():
+    env, trajectory = episode(["add 1", "what?", "add 2", "add 3"])
+    label = labels(env, trajectory, 10)
+    assert [action for _, action in label.pairs] == ["add 3"] * 4
+    start = env.start
+    assert [thought for thought, _ in label.pairs] == [
+        f"{20 - start - done} are left." for done in (0, 1, 1, 3)
+    ]
+    assert label.end == ""
+
+
+def test_lost_slow_and_changed_states_end_an_episodes_states(monkeypatch):
+    env, trajectory = episode(["dawdle"] * 7 + ["add 1"] * 2)
+    label = labels(env, trajectory, 10)  # 12 steps; 16 to 20 are missing, so 6 or 7 are needed
+    assert label.end == "lost"
+    assert 5 <= len(label.pairs) <= 7
+    env, trajectory = episode(["add 1", "add 2"])
+    other = Trajectory(**{**vars(trajectory), "seed": 3})
+    assert labels(env, other, 10) == Labels([], "changed")
+    action = type(env).expert_action
+
+    def slow(self):
+        time.sleep(0.02 * (self.number > self.start))
+        return action(self)
+
+    monkeypatch.setattr(type(env), "expert_action", slow)
+    label = labels(env, trajectory, 0.01)
+    assert (len(label.pairs), label.end) == (1, "slow")
+
+
+def started(config) -> TrainingRun:
+    return TrainingRun(config, Console(quiet=True))
+
+
+def test_samples_hold_the_agents_states_and_the_experts_replies(config):
+    run = started(config)
+    with run.stage("iteration-1", 1000) as stage:
+        samples = own_states.practice_samples(run, stage)
+        figures = dict(stage.figures)
+    assert figures["own_episodes"] == len(run.samples)
+    assert figures["own_states"] == sum(len(s.encoded.replies) for s in samples)
+    assert figures["expert_acts"] == 0.5
+    codec = run.policy.codec
+    for sample in samples:
+        assert sample.trajectory.agent == "iteration-1-0"
+        goal = int(sample.trajectory.task_id.split("/")[1])
+        for step, (start, _) in enumerate(sample.encoded.replies):
+            state = codec.decode(sample.encoded.ids[:start])
+            number = int(state.rsplit("The number is ", 1)[1].split(".")[0])
+            expert = practice.action_of(codec, sample.encoded.expert(step))
+            assert expert == f"add {min(3, goal - number)}"
+    drawn = [[list(s.encoded.expert(i)) for i in range(len(s.encoded.replies))] for s in samples]
+    items = practice.practice_trees(samples[0].encoded, [[ids] for ids in drawn[0]], 4096)
+    assert sum(item.draws for item in items) == sum(item.draws_of_expert for item in items)
+
+
+def test_a_state_too_long_for_a_tree_ends_the_samples(config):
+    run = started(config)
+    trajectory = episode(["add 1"] * 9, size=20)[1]
+    (sample,), _ = own_states.rollouts.encode(run, [trajectory])
+    label = Labels([("x", "add 3")] * 9)
+    (full,) = own_states.with_labels(run, [sample], [label])
+    assert len(full.encoded.replies) == 9
+    run.config.reflection.max_tree_tokens = full.encoded.replies[5][1] + 60
+    (cut,) = own_states.with_labels(run, [sample], [label])
+    assert 1 <= len(cut.encoded.replies) < 9
+    run.config.reflection.max_tree_tokens = 1
+    assert own_states.with_labels(run, [sample], [label]) == []
+
+
+@pytest.mark.parametrize("method", ["implicit", "inverse"])
+@pytest.mark.parametrize("states", ["own", "both"])
+def test_the_methods_take_them(config, method, states):
+    config.method, config.reflection.states = method, states
+    config.inverse.discriminator.max_accuracy = 1.1
+    config.inverse.discriminator.chance_margin = -1.0
+    config.ppo.baseline = "group"
+    runs.run(config)
+    figures = json.loads((Path(config.output) / "summary.json").read_text())["figures"]
+    of_iteration = figures["iteration-1"]
+    expected = 6 if states == "own" else 3
+    assert of_iteration["own_episodes"] == expected
+    assert of_iteration["practised"] > 0
+    assert "loss" in of_iteration
+
+
+def test_an_expert_of_the_reset_only_falls_back_to_its_states(config, capsys):
+    config.env, config.env_args = "tests.envs.guess:tests/Guess-v0", {}
+    config.policy.max_new_tokens = 6
+    run = started(config)
+    with run.stage("iteration-1", 1000) as stage:
+        notes = []
+        stage.note = notes.append
+        assert own_states.practice_samples(run, stage) == run.samples
+    assert "plans from the reset only" in notes[0]
+    config.method, config.output = "dagger", config.output + "-dagger"
+    with pytest.raises(RunError, match="asks the expert in the agent's states"):
+        runs.run(config)
+
+
+def test_a_rollout_that_never_leaves_the_experts_road(config):
+    config.reflection.expert_acts = 1.0
+    run = started(config)
+    with run.stage("iteration-1", 1000) as stage:
+        samples = own_states.practice_samples(run, stage)
+        assert stage.figures["own_on_road"] == 1.0
+        assert stage.figures["own_reward"] == 1.0
+    for own, expert in zip(samples, run.samples, strict=True):
+        texts = [
+            [run.policy.codec.decode(s.encoded.expert(i)) for i in range(len(s.encoded.replies))]
+            for s in (own, expert)
+        ]
+        assert texts[0] == texts[1]
+
+
+def test_dagger_aggregates_and_its_loss_is_the_experts_likelihood(config):
+    config.method, config.reflection.iterations = "dagger", 2
+    runs.run(config)
+    figures = json.loads((Path(config.output) / "summary.json").read_text())["figures"]
+    first, second = figures["iteration-1"], figures["iteration-2"]
+    assert first["expert_acts"] == 0.5
+    assert second["expert_acts"] == 0.25
+    of_expert = first["aggregated_states"] - first["own_states"]
+    assert second["aggregated_states"] == of_expert + first["own_states"] + second["own_states"]
+
+
+def test_shares_are_checked_before_training():
+    for change in ({"own_share": 0.0}, {"expert_acts": 1.5}, {"expert_decay": -0.1}):
+        config = Config(output="unused", env=toy_env.ID)
+        for name, value in change.items():
+            setattr(config.reflection, name, value)
+        with pytest.raises(ValueError, match=next(iter(change))):
+            check_options(config)

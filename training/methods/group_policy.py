@@ -1,0 +1,213 @@
+"""Policy steps on groups of episodes of one task, shared by `grpo` and `gigpo`.
+
+    L = mean over episodes of 1/|o| Σ_t [ -min(r_t A_t, clip(r_t, 1-ε, 1+ε') A_t) + κ KL_t ]
+    r_t = π_θ / π_old,   KL_t = π_ref / π_θ - log (π_ref / π_θ) - 1      (Shao et al., 2024, eq. 3)
+
+|o| are the tokens that the agent wrote in an episode; observations have no part in it. An episode's
+advantages are given per turn, and every token of a reply has its turn's. π_old is the policy that
+played, π_ref the one that entered the method. All replies of an episode share one forward and
+backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepagent.envs.trajectory import Trajectory
+from stepagent.training.config import Config, GroupConfig
+from stepagent.training.data import Sample, draw
+from stepagent.training.methods import rollouts, sft
+from stepagent.training.runs import processes
+from stepagent.training.runs.optimise import optimise
+from stepagent.training.runs.schedule import packed, shuffled
+from stepagent.training.runs.stage import Stage
+from stepagent.training.runs.training_run import TrainingRun
+from stepagent.training.runs.validation import check_model
+from stepagent.training.trees.packing import pack
+from stepagent.training.trees.scoring import score_trees
+from stepagent.training.trees.tree import StepTree
+
+Advantages = Callable[[Sequence[Trajectory], GroupConfig], list[Tensor]]
+"""The episodes of one task → float32 [turns] of each."""
+SMALLEST_SPREAD = 1e-4
+"""Added to a standard deviation before it divides, as in TRL."""
+
+
+@dataclass(frozen=True)
+class EpisodeAdvantages:
+    """An episode ready for the policy's step. P tokens that the agent wrote; all on the CPU."""
+
+    tree: StepTree
+    old_log_probs: Tensor
+    """float32 [P]: under the policy that played"""
+    reference_log_probs: Tensor
+    """float32 [P]: under the policy that entered the method"""
+    advantages: Tensor
+    """float32 [P]"""
+
+
+def learn_in_groups(run: TrainingRun, advantages: Advantages) -> None:
+    """SFT, then `reflection.iterations` times episodes and updates.
+
+    Raises ValueError before any training where the model cannot run the step trees.
+    """
+    config = run.config
+    check_model(config.method, run.policy)
+    sft.learn(run)
+    run.entering()
+    for iteration in range(1, config.reflection.iterations + 1):
+        with run.stage(f"iteration-{iteration}", config.seed + 1000 * iteration) as stage:
+            if stage.done:
+                continue
+            items = episodes(run, stage, advantages)
+            if not items:
+                stage.note("no group has a spread to learn from; the policy stays as it is")
+                continue
+            shuffle = shuffled(items, lambda item: 1.0, config.reflection, stage.seed)
+            schedule = packed(shuffle, lambda item: item.tree.length, config.reflection.pack_tokens)
+            stage.figures |= optimise(
+                stage, run.policy.model, schedule, loss(config.group), config.reflection
+            )
+
+
+def check_groups(config: Config) -> None:
+    """Raises ValueError for groups of one, and settings out of range."""
+    if config.rollouts.samples < 2:
+        raise ValueError(
+            f"method {config.method} compares the episodes of a task with each other: "
+            "rollouts.samples must be at least 2 (8 is usual)"
+        )
+    for name in ("clip", "clip_high"):
+        if not getattr(config.group, name) > 0:
+            raise ValueError(f"group.{name} must be above 0, it is {getattr(config.group, name)}")
+    if not 0 < config.group.gamma <= 1:
+        raise ValueError(f"group.gamma must be above 0 and at most 1, it is {config.group.gamma}")
+    for name in ("kl", "step_weight"):
+        if getattr(config.group, name) < 0:
+            raise ValueError(
+                f"group.{name} must not be below 0, it is {getattr(config.group, name)}"
+            )
+
+
+def episodes(run: TrainingRun, stage: Stage, advantages: Advantages) -> list[EpisodeAdvantages]:
+    """Episodes that the policy as it is now plays, those of groups without any advantage left out.
+    Figures of them go to the stage."""
+    config = run.config
+    tasks = draw(run.samples, config.reflection.trajectories, stage.seed)
+    samples: list[Sample] = []
+    of_turns: list[Tensor] = []
+    left_out = groups = 0
+    rewards = []
+    for played in rollouts.play(run, stage, tasks):
+        usable, lost = rollouts.encode(run, played)
+        fitting = [s for s in usable if len(s.encoded.ids) <= config.reflection.max_tree_tokens]
+        left_out += lost + len(usable) - len(fitting)
+        rewards += [sample.trajectory.reward for sample in fitting]
+        group = advantages([sample.trajectory for sample in fitting], config.group)
+        if any(bool(turns.any()) for turns in group):
+            groups += 1
+            samples, of_turns = samples + fitting, of_turns + group
+    stage.figures |= {
+        "episodes": float(len(rewards)),
+        "episodes_left_out": float(left_out),
+        "final_reward": sum(rewards) / max(1, len(rewards)),
+        "groups_with_spread": groups / max(1, len(tasks)),
+    }
+    stage.note(
+        f"{len(rewards)} episodes, mean reward {stage.figures['final_reward']:.3f}; "
+        f"{groups} of {len(tasks)} groups have a spread to learn from"
+    )
+    trees = [StepTree.of(sample.encoded) for sample in samples]
+
+    def log_probs(tree: StepTree) -> Tensor:
+        with torch.no_grad():
+            scores = score_trees(run.policy.model, pack([tree], run.policy.device))
+        return scores.token_log_probs.cpu()
+
+    run.policy.model.eval()
+    old = processes.share(trees, log_probs)
+    with run.policy.as_in(run.entering()):
+        reference = processes.share(trees, log_probs)
+    rows = zip(trees, old, reference, of_turns, strict=True)
+    return [EpisodeAdvantages(t, o, r, of_tokens(t, turns)) for t, o, r, turns in rows]
+
+
+def of_tokens(tree: StepTree, turns: Tensor) -> Tensor:
+    """float32 [P]: each token's advantage is its turn's."""
+    sizes = torch.tensor([end - start for start, end in tree.replies])
+    return turns.float().repeat_interleave(sizes)
+
+
+# Advantages -------------------------------------------------------------------------------------
+
+
+def normalised(values: Tensor, scale: str) -> Tensor:
+    """Values less their mean, over their standard deviation (`scale` "std") or not; 0 for a group
+    of one or of equal values.
+
+    >>> [round(a, 3) for a in normalised(torch.tensor([1.0, 0.0, 0.0, 1.0]), "std").tolist()]
+    [0.866, -0.866, -0.866, 0.866]
+    """
+    centred = values.float() - values.float().mean()
+    if len(values) < 2 or not bool((centred.abs() > 1e-6).any()):
+        return torch.zeros(len(values))
+    return centred / (values.float().std() + SMALLEST_SPREAD) if scale == "std" else centred
+
+
+def episode_advantages(group: Sequence[Trajectory], config: GroupConfig) -> list[Tensor]:
+    """One advantage for all turns of an episode: its score beside those of the group."""
+    if not group:
+        return []
+    scores = normalised(torch.tensor([t.reward for t in group]), config.scale)
+    return [score.repeat(len(t.steps)) for t, score in zip(group, scores, strict=True)]
+
+
+# The loss ---------------------------------------------------------------------------------------
+
+
+def group_loss(
+    log_probs: Tensor, item: EpisodeAdvantages, config: GroupConfig
+) -> dict[str, Tensor]:
+    """The loss of one episode, the mean over its tokens, and its parts; log_probs: float [P]."""
+    device = log_probs.device
+    advantages = item.advantages.to(device)
+    ratio = (log_probs - item.old_log_probs.to(device)).exp()
+    bounded = ratio.clamp(1 - config.clip, 1 + config.clip_high)
+    surrogate = -torch.minimum(ratio * advantages, bounded * advantages)
+    behind = item.reference_log_probs.to(device) - log_probs
+    kl = behind.exp() - behind - 1
+    clipped = ((ratio - bounded).abs() > 0).float()
+    return {
+        "loss": (surrogate + config.kl * kl).mean(),
+        "surrogate": surrogate.mean(),
+        "kl": kl.mean(),
+        "clip_fraction": clipped.mean(),
+        "ratio": ratio.mean(),
+    }
+
+
+def loss(
+    config: GroupConfig,
+) -> Callable[[Any, Sequence[EpisodeAdvantages]], tuple[Tensor, dict[str, float]]]:
+    """The loss summed over some episodes, with health figures (sums over episodes)."""
+
+    def of_episodes(
+        model: Any, items: Sequence[EpisodeAdvantages]
+    ) -> tuple[Tensor, dict[str, float]]:
+        scores = score_trees(
+            model, pack([item.tree for item in items], next(model.parameters()).device)
+        )
+        columns = scores.token_log_probs.split([len(item.advantages) for item in items])
+        parts = [
+            group_loss(column, item, config) for column, item in zip(columns, items, strict=True)
+        ]
+        sums = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+        total = sums.pop("loss")
+        return total, {name: float(value.detach()) for name, value in sums.items()}
+
+    return of_episodes

@@ -1,0 +1,206 @@
+"""States that the agent reaches by itself, and what the expert does in them (DAgger; Ross et al.,
+2011). Practice in the expert's states alone never shows the agent what to do after its own mistake.
+
+The agent plays the tasks of the expert's trajectories, handing over to the expert at each step with
+probability β, which falls by iteration (`reflection.expert_acts`). Then every episode is played
+again, without the model, and the environment's expert is asked in each state. What comes of it is a
+trajectory of the agent's with the expert's replies beside it (`Encoded.experts`): a sample like any
+other, in whose states the agent can practise.
+
+An episode's states end where the expert says that the state is lost, where it takes longer than
+`reflection.expert_seconds`, where the episode cannot be replayed, or where a step tree would become
+too long. Each is counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from stepagent import envs
+from stepagent.agents.chat import Encoded
+from stepagent.agents.mixture import MixtureAgent
+from stepagent.envs.core import TextEnv
+from stepagent.envs.trajectory import Step, Trajectory
+from stepagent.training.config import ReflectionConfig
+from stepagent.training.data import Sample, draw
+from stepagent.training.methods import rollouts
+from stepagent.training.methods.practice import resumed
+from stepagent.training.runs.stage import Stage
+from stepagent.training.runs.training_run import TrainingRun
+
+ENDS = ("lost", "slow", "changed")
+"""Why the expert's labels of an episode end before the episode does."""
+
+
+def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
+    """The trajectories in whose states an iteration practises: the expert's, episodes of the
+    agent's own, or both (`reflection.states`). Figures of the agent's go to the stage."""
+    config = run.config.reflection
+    samples = draw(run.samples, config.trajectories, stage.seed)
+    if config.states == "expert":
+        return samples
+    if not expert_anywhere(run):
+        stage.note(
+            f"the expert of {run.config.env} plans from the reset only: practising in its states"
+        )
+        return samples
+    share = config.own_share if config.states == "both" else 1.0
+    count = max(1, round(share * len(samples)))
+    own = set(np.random.default_rng([stage.seed, 3]).permutation(len(samples))[:count].tolist())
+    rest = [sample for i, sample in enumerate(samples) if i not in own]
+    return rest + own_samples(run, stage, [samples[i] for i in sorted(own)])
+
+
+def expert_anywhere(run: TrainingRun) -> bool:
+    """Whether the run's environment has an expert for any state."""
+    env = envs.make(run.config.env, split="train", **run.config.env_args)
+    try:
+        return env.expert_anywhere
+    finally:
+        env.close()
+
+
+def own_samples(run: TrainingRun, stage: Stage, tasks: Sequence[Sample]) -> list[Sample]:
+    """Episodes of the policy as it is now on these tasks, with the expert's reply in every state;
+    those of one process are shared by all. Figures go to the stage."""
+    config = run.config.reflection
+    share = expert_share(config, int(stage.name.rpartition("-")[2]))
+    played = rollouts.play(run, stage, tasks, partial(MixtureAgent, share=share))
+    usable, left_out = rollouts.encode(run, [t for row in played for t in row])
+    labels = ask_expert(run, stage, stage.name, usable)
+    labelled = with_labels(run, usable, labels)
+    states = sum(len(sample.encoded.replies) for sample in labelled)
+    steps = sum(len(sample.trajectory.steps) for sample in usable)
+    same = sum(
+        step.action == pair[1]
+        for sample, label in zip(usable, labels, strict=True)
+        for step, pair in zip(sample.trajectory.steps, label.pairs, strict=False)
+    )
+    asked = sum(len(label.pairs) for label in labels)
+    stage.figures |= {
+        "own_episodes": float(len(usable)),
+        "own_episodes_left_out": float(left_out),
+        "own_reward": sum(s.trajectory.reward for s in usable) / max(1, len(usable)),
+        "own_states": float(states),
+        "own_states_left_out": float(steps - states),
+        "own_on_road": same / max(1, asked),
+        "expert_acts": share,
+    }
+    stage.figures |= {
+        f"own_episodes_{why}": float(sum(label.end == why for label in labels)) for why in ENDS
+    }
+    stage.note(
+        f"{len(usable)} episodes of its own, mean reward {stage.figures['own_reward']:.3f}; "
+        f"{states} states with the expert's reply, {steps - states} without; "
+        f"{stage.figures['own_episodes_lost']:.0f} episodes were lost on the way"
+    )
+    return labelled
+
+
+def recorded_samples(
+    run: TrainingRun, stage: Stage, name: str, tasks: Sequence[Sample]
+) -> list[Sample]:
+    """What `own_samples` has returned in an earlier stage, of this name and on these tasks."""
+    played = rollouts.recorded(run, name, tasks)
+    usable, _ = rollouts.encode(run, [t for row in played for t in row])
+    return with_labels(run, usable, ask_expert(run, stage, name, usable))
+
+
+def expert_share(config: ReflectionConfig, iteration: int) -> float:
+    """β of an iteration, counted from 1.
+
+    >>> [expert_share(ReflectionConfig(expert_acts=0.5, expert_decay=0.5), i) for i in (1, 2, 3)]
+    [0.5, 0.25, 0.125]
+    """
+    return config.expert_acts * config.expert_decay ** (iteration - 1)
+
+
+# The expert's replies ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the expert does in the first states of an episode."""
+
+    pairs: list[tuple[str, str]]
+    """(thought, action)."""
+    end: str = ""
+    """Why there are no more; "" if the episode ended."""
+
+
+def ask_expert(
+    run: TrainingRun, stage: Stage, name: str, samples: Sequence[Sample]
+) -> list[Labels]:
+    """The expert's actions in the states of these episodes, which are played again for it. Written
+    to `rollouts/NAME-expert.jsonl` as they come; a killed run resumes there."""
+    path = run.directory.path / "rollouts" / f"{name}-expert.jsonl"
+    opened: dict[str, TextEnv] = {}
+
+    def ask(i: int) -> dict[str, Any]:
+        trajectory = samples[i].trajectory
+        if trajectory.split not in opened:
+            arguments = {**run.config.env_args, "split": trajectory.split}
+            opened[trajectory.split] = envs.make(run.config.env, **arguments)
+        label = labels(opened[trajectory.split], trajectory, run.config.reflection.expert_seconds)
+        return {"task_id": trajectory.task_id, "seed": trajectory.seed, **vars(label)}
+
+    try:
+        with stage.progress(len(samples), "episodes labelled") as move:
+            lines = resumed(path, len(samples), ask, lambda done: move(done, {}))
+    finally:
+        for env in opened.values():
+            env.close()
+    return [Labels([(t, a) for t, a in line["pairs"]], line["end"]) for line in lines]
+
+
+def labels(env: TextEnv, trajectory: Trajectory, seconds: float) -> Labels:
+    """The expert's actions in the states of a trajectory, up to the first that is lost, takes the
+    expert longer than `seconds`, or is not the recorded one."""
+    observation, _ = env.reset(seed=trajectory.seed, options={"task_id": trajectory.task_id})
+    pairs: list[tuple[str, str]] = []
+    for step in trajectory.steps:
+        if observation != step.observation:
+            return Labels(pairs, "changed")
+        start = time.monotonic()
+        pair = env.expert_action()
+        if pair is None:
+            return Labels(pairs, "lost")
+        if time.monotonic() - start > seconds:
+            return Labels(pairs, "slow")
+        pairs.append(pair)
+        observation, *_ = env.step(step.reply or step.action)
+    return Labels(pairs)
+
+
+def with_labels(
+    run: TrainingRun, samples: Sequence[Sample], labels: Sequence[Labels]
+) -> list[Sample]:
+    """The samples with the expert's replies beside the agent's; none without such a reply."""
+    pairs = zip(samples, labels, strict=True)
+    labelled = [_with_label(run, sample, label) for sample, label in pairs]
+    return [sample for sample in labelled if sample.encoded.replies]
+
+
+def _with_label(run: TrainingRun, sample: Sample, label: Labels) -> Sample:
+    """The sample with the expert's replies beside the agent's, for as many of its first states as
+    a step tree holds."""
+    policy, most = run.policy, run.config.reflection.max_tree_tokens
+    replies, experts, hanging = [], [], 0
+    for (start, end), pair in zip(sample.encoded.replies, label.pairs, strict=False):
+        expert = policy.codec.reply_ids(Step("", *pair).text(run.style))
+        hanging += len(expert)
+        longest = max(len(expert), policy.config.max_new_tokens)
+        depth = len(sample.encoded.path(start))
+        if depth + longest > policy.context or end + hanging + longest > most:
+            break
+        replies.append((start, end))
+        experts.append(expert)
+    size = replies[-1][1] if replies else 0
+    joins = [join for join in sample.encoded.joins if join[0] < size]
+    return replace(sample, encoded=Encoded(sample.encoded.ids[:size], replies, joins, experts))
