@@ -8,7 +8,7 @@ reply as soon as it is ready. Prompts come from the environment; an agent adds n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from stepagent.envs.core import TextEnv
@@ -25,18 +25,20 @@ def reply_limit(tokens: int | None, thinks: bool) -> int:
 
 
 class ModelReply(str):
-    """A reply's text, and how it ended if the model did not end it itself.
+    """A reply's text, the ids of the tokens that the model produced for it, where they are known,
+    and how it ended. Agents without tokens and endings return a plain `str`.
 
-    `ending` is "" or one of "length" (cut at the limit of tokens), "refusal" (the model declined,
-    in words of its own), "filter" (a content filter stopped prompt or reply) and "empty" (the reply
-    ended before its first word). Agents without endings return a plain `str`.
+    `ending` is "" where the model ended the reply itself, or one of "length" (cut at the limit of
+    tokens), "refusal" (the model declined, in words of its own), "filter" (a content filter stopped
+    prompt or reply) and "empty" (the reply ended before its first word).
     """
 
+    tokens: tuple[int, ...]
     ending: str
 
-    def __new__(cls, text: str, ending: str = "") -> ModelReply:
+    def __new__(cls, text: str, tokens: Iterable[int] = (), *, ending: str = "") -> ModelReply:
         reply = super().__new__(cls, text)
-        reply.ending = ending
+        reply.tokens, reply.ending = tuple(tokens), ending
         return reply
 
 

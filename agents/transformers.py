@@ -203,7 +203,7 @@ class TransformersAgent(Agent):
             at_limit = False
         if self.codec.opens_thought and not text.startswith("<think>"):
             text = f"<think>\n{text}"
-        return ModelReply(text, "length" if at_limit else "" if text else "empty")
+        return ModelReply(text, ending="length" if at_limit else "" if text else "empty")
 
     def _in_eval(self, work: Any) -> Any:
         """Calls `work` with the model in evaluation mode, and restores training mode if it was
