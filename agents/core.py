@@ -15,14 +15,6 @@ from stepagent.envs.core import TextEnv
 from stepagent.envs.react import Message, PromptStyle
 from stepagent.envs.tools import Tool
 
-REPLY_TOKENS, THINKING_TOKENS = 256, 4096
-"""Default limits of a reply, in tokens, without thinking and with."""
-
-
-def reply_limit(tokens: int | None, thinks: bool) -> int:
-    """The limit of a reply in tokens; None: the default."""
-    return tokens if tokens is not None else THINKING_TOKENS if thinks else REPLY_TOKENS
-
 
 class ModelReply(str):
     """A reply's text, the ids of the tokens that the model produced for it, where they are known,
@@ -40,6 +32,15 @@ class ModelReply(str):
         reply = super().__new__(cls, text)
         reply.tokens, reply.ending = tuple(tokens), ending
         return reply
+
+
+REPLY_TOKENS, THINKING_TOKENS = 256, 4096
+"""Default limits of a reply, in tokens, without thinking and with."""
+
+
+def reply_limit(tokens: int | None, thinks: bool) -> int:
+    """The limit of a reply in tokens; None: the default."""
+    return tokens if tokens is not None else THINKING_TOKENS if thinks else REPLY_TOKENS
 
 
 @dataclass(frozen=True)
