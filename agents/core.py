@@ -15,6 +15,25 @@ from stepagent.envs.core import TextEnv
 from stepagent.envs.react import Message, PromptStyle
 from stepagent.envs.tools import Tool
 
+
+class ModelReply(str):
+    """A reply's text, the ids of the tokens that the model produced for it, where they are known,
+    and how it ended. Agents without tokens and endings return a plain `str`.
+
+    `ending` is "" where the model ended the reply itself, or one of "length" (cut at the limit of
+    tokens), "refusal" (the model declined, in words of its own), "filter" (a content filter stopped
+    prompt or reply) and "empty" (the reply ended before its first word).
+    """
+
+    tokens: tuple[int, ...]
+    ending: str
+
+    def __new__(cls, text: str, tokens: Iterable[int] = (), *, ending: str = "") -> ModelReply:
+        reply = super().__new__(cls, text)
+        reply.tokens, reply.ending = tuple(tokens), ending
+        return reply
+
+
 REPLY_TOKENS, THINKING_TOKENS = 256, 4096
 """Default limits of a reply, in tokens, without thinking and with."""
 
@@ -22,24 +41,6 @@ REPLY_TOKENS, THINKING_TOKENS = 256, 4096
 def reply_limit(tokens: int | None, thinks: bool) -> int:
     """The limit of a reply in tokens; None: the default."""
     return tokens if tokens is not None else THINKING_TOKENS if thinks else REPLY_TOKENS
-
-
-class ModelReply(str):
-    """A reply's text, how it ended if the model did not end it itself, and its tokens.
-
-    `ending` is "" or one of "length" (cut at the limit of tokens), "refusal" (the model declined,
-    in words of its own), "filter" (a content filter stopped prompt or reply) and "empty" (the reply
-    ended before its first word). `tokens` are the ids that the model produced, where they are
-    known. Agents that know neither return a plain `str`.
-    """
-
-    ending: str
-    tokens: tuple[int, ...]
-
-    def __new__(cls, text: str, ending: str = "", tokens: Iterable[int] = ()) -> ModelReply:
-        reply = super().__new__(cls, text)
-        reply.ending, reply.tokens = ending, tuple(tokens)
-        return reply
 
 
 @dataclass(frozen=True)

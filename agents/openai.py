@@ -297,10 +297,10 @@ class OpenAIAgent(Agent):
                 self._half_open = True
             elif completion.ending == LENGTH and self._is_thought(text):
                 text = f"<think>\n{text}"
-            return ModelReply(text, completion.ending)
+            return ModelReply(text, ending=completion.ending)
         self._thinks_apart = True
         text = f"<think>\n{completion.thought}\n</think>\n\n{text}"
-        return ModelReply(text, completion.ending)
+        return ModelReply(text, ending=completion.ending)
 
     def _is_thought(self, text: str) -> bool:
         """Whether a text that was cut is a thought of which the prompt holds the opening tag."""

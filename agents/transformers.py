@@ -210,7 +210,7 @@ class TransformersAgent(Agent):
         if self.codec.opens_thought and not text.startswith("<think>"):
             text = f"<think>\n{text}"
         ending = "length" if at_limit else "" if text else "empty"
-        return ModelReply(text, ending, ids if self._record_tokens else ())
+        return ModelReply(text, ids if self._record_tokens else (), ending=ending)
 
     def _in_eval(self, work: Any) -> Any:
         """Calls `work` with the model in evaluation mode, and restores training mode if it was

@@ -152,6 +152,7 @@ def test_games_without_their_trajectories_say_where_these_are(folder, tmp_path):
         (gzip.compress(b"no archive"), "0 playable ALFWorld games"),
         (lzma.compress(b"x" * 99)[:-20], "cut off or damaged"),
     ],
+    ids=["empty", "page", "pointer", "7z", "zip", "products", "gzip", "xz"],
 )
 def test_files_that_hold_no_games_are_named(tmp_path, monkeypatch, content, says):
     monkeypatch.setenv("STEPAGENT_CACHE", str(tmp_path / "cache"))
