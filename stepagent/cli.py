@@ -23,7 +23,10 @@ COMMANDS = {
     "check": ("stepagent.envs.check", "check that an environment keeps the contract"),
     "view": ("stepagent.eval.view.command", "write runs and their episodes as one HTML page"),
     "compare": ("stepagent.eval.compare", "compare runs, with intervals and significance"),
-    "agreement": ("stepagent.eval.agreement.command", "measure how far policies agree with the expert"),
+    "agreement": (
+        "stepagent.eval.agreement.command",
+        "measure how far policies agree with experts",
+    ),
     "replay": ("stepagent.eval.replay", "play recorded actions again and check what comes of them"),
     "inspect-log": ("stepagent.eval.inspect_log", "write results as a log of Inspect's viewer"),
     "bench": ("stepagent.bench", "measure a part of StepAgent against the plain way"),
