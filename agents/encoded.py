@@ -58,7 +58,7 @@ class Encoded:
         return Encoded(
             self.ids[begin:end],
             [(start - begin, stop - begin) for start, stop in self.replies[first:last]],
-            [(start - begin, at - begin) for start, at in self.joins if begin < start < end],
+            joins=[(start - begin, at - begin) for start, at in self.joins if begin < start < end],
         )
 
     def parts(self) -> list[tuple[int, Encoded]]:
@@ -105,7 +105,7 @@ def encode_paths(paths: Iterable[tuple[list[int], list[int]]]) -> Encoded:
             replies.append((len(ids), len(ids) + len(reply)))
             ids += reply
         before, places = state + reply, places[:shared] + list(range(start, len(ids)))
-    return Encoded(ids, replies, joins)
+    return Encoded(ids, replies, joins=joins)
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -53,8 +53,9 @@ class StepTree:
     @staticmethod
     def of(encoded: Encoded, branches: Sequence[Branch] = ()) -> StepTree:
         """The tree of a conversation."""
+        spans = tuple(encoded.replies)
         return StepTree(
-            tuple(encoded.ids), tuple(encoded.replies), tuple(branches), tuple(encoded.joins)
+            tuple(encoded.ids), spans, branches=tuple(branches), joins=tuple(encoded.joins)
         )
 
     def state(self, step: int) -> tuple[int, ...]:
