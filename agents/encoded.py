@@ -116,7 +116,7 @@ def encode_paths(paths: Iterable[tuple[list[int], list[int]]]) -> Encoded:
             replies.append((len(ids), len(ids) + len(reply)))
             ids += reply
         before, places = state + reply, places[:shared] + list(range(start, len(ids)))
-    return Encoded(ids, replies, joins)
+    return Encoded(ids, replies, joins=joins)
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -87,7 +87,7 @@ def measure_side(side: str, path: str) -> dict[str, float]:
     """One iteration by one side: seconds, peak memory in GB, tokens read, both losses."""
     task = json.loads(Path(path).read_text())
     replies, joins = ([(a, b) for a, b in task[name]] for name in ("replies", "joins"))
-    encoded = Encoded(task["ids"], replies, joins)
+    encoded = Encoded(task["ids"], replies, joins=joins)
     [item] = practice_trees(encoded, task["practice"], 10**6)
     config = PolicyConfig(model=task["model"], dtype=task["dtype"], device=task["device"])
     config.lora.r = task["rank"]

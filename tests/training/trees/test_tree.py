@@ -65,7 +65,7 @@ def test_bad_trees_are_refused(replies: tuple, branches: tuple, says: str) -> No
 @pytest.mark.parametrize("joins", [((3, 4),), ((0, 0),), ((3, 1), (4, 2)), ((4, 1), (3, 1))])
 def test_joins_that_lead_nowhere_are_refused(joins: tuple) -> None:
     with pytest.raises(ValueError, match="is not to a token on the path before it"):
-        StepTree((1, 2, 3, 4, 5, 6), ((1, 2),), (), joins)
+        StepTree((1, 2, 3, 4, 5, 6), ((1, 2),), joins=joins)
 
 
 def test_what_cannot_run_is_refused() -> None:
