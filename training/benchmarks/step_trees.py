@@ -194,23 +194,15 @@ def bench_reflection(options: Options) -> Iterator[Row]:
         copy.deepcopy(setting.tokenizer),
         setting.prompt,
     )
-    yield from rewritten_history.rows(setting.model, thinking, options.repeats)
+    model = _small_llama(max(thinking.ids) + 1)
+    yield from rewritten_history.rows(model, thinking, options.repeats)
     yield from packing(sizes["short_trees"], sizes["pack_tokens"], options.repeats)
 
 
 def packing(count: int, pack_tokens: int, repeats: int) -> list[Row]:
     """Forward and backward over many short trees (4 steps, 200 tokens): packed up to a number of
     tokens against one tree per forward pass, on a Llama as small as the demo's."""
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=2000,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        max_position_embeddings=8192,
-    )
-    model = LlamaForCausalLM(shape)
+    model = _small_llama(2000)
     trees = [_short_tree(seed) for seed in range(count)]
     update = Schedule([trees], lambda tree: len(tree.branches))
     groups = packed(update, lambda tree: tree.length, pack_tokens).updates[0]
@@ -228,6 +220,20 @@ def packing(count: int, pack_tokens: int, repeats: int) -> list[Row]:
         Row.less_is_better(name, ours, single, "s forward and backward"),
         Row("their loss (baseline: one tree per pass)", losses[0], losses[1], 1.0, "nats"),
     ]
+
+
+def _small_llama(vocabulary: int) -> LlamaForCausalLM:
+    """A Llama as small as the demo's."""
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        max_position_embeddings=8192,
+    )
+    return LlamaForCausalLM(shape)
 
 
 def _short_tree(seed: int) -> StepTree:
