@@ -21,7 +21,7 @@ def test_command_writes_rows_and_names_what_exists(monkeypatch, tmp_path, capsys
     assert json.loads(out.read_text()) == [row]
     assert "2.00" in capsys.readouterr().out
     assert bench.main(["yours"]) == 2
-    assert "choose envs, rollout" in " ".join(capsys.readouterr().err.split())
+    assert "choose envs, expert" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("name", bench.BENCHMARKS)

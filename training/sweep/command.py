@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from stepagent import command_line
 from stepagent.command_line import Command
+from stepagent.files import write_text
 from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError
 
 
@@ -31,7 +33,12 @@ def run(sweep: Sweep) -> int:
     from stepagent.training.sweep import report
     from stepagent.training.sweep.execution import run_all
 
-    missing = [] if sweep.report_only else run_all(sweep, console)
+    missing: list[str] = []
+    if not sweep.report_only:
+        # What is not installed is said before anything is written.
+        importlib.import_module("stepagent.training.runs.validation")
+        write_text(Path(sweep.output) / SWEEP, command_line.dump(sweep))
+        missing = run_all(sweep, console)
     path = report.write(sweep)
     console.print(f"The report is {path}", markup=False)
     if missing:

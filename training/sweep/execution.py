@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import os
@@ -21,10 +20,10 @@ from rich.console import Console
 
 from stepagent import command_line
 from stepagent.errors import check_range
-from stepagent.files import write_text
+from stepagent.files import read_object, write_text
 from stepagent.training.config import Config
 from stepagent.training.runs.options import differing
-from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError, SweepRun, all_runs, merged
+from stepagent.training.sweep.planning import Sweep, SweepError, SweepRun, all_runs, merged
 from stepagent.training.sweep.results import FAILED
 
 
@@ -99,14 +98,15 @@ def inherit_sft(config: Config, output: Path) -> None:
             continue
         if not (source / "policies/sft").is_dir():
             continue
-        state = json.loads(path.read_text())
-        if "sft" not in state["done"]:
+        state = read_object(path)
+        if "sft" not in state.get("done", ()):
             continue
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         for name in ("expert", "expert-dev", "base", "policies/sft", "eval/sft"):
             if (source / name).is_dir():
                 shutil.copytree(source / name, partial / name)
+        (partial / "config.yaml").write_text(options)
         after_sft = {"done": ["sft"], "seconds": 0.0} | {
             key: {"sft": state[key]["sft"]}
             for key in ("figures", "budget")
@@ -198,15 +198,11 @@ def run_all(sweep: Sweep, console: Console) -> list[str]:
     """Executes all runs; returns the names of those that failed or were not started."""
     check_range(1, workers=sweep.workers)
     check_range(0, threads=sweep.threads, hours=sweep.hours)
-    # What is not installed is said before anything is written.
-    importlib.import_module("stepagent.training.runs.validation")
     todo, deadline = all_runs(sweep), time.monotonic() + sweep.hours * 3600
     output = Path(sweep.output)
     running = RunningProcesses()
     # errors in any of them are reported before the first one starts
     configs = {run.name: checked(run, output) for run in todo}
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / SWEEP, command_line.dump(sweep))
 
     def one(run: SweepRun) -> bool:
         if sweep.hours and time.monotonic() > deadline:

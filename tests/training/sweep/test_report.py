@@ -252,7 +252,7 @@ def test_what_cannot_be_matched_is_said(matched, name, message):
 
 def test_a_directory_can_be_reported_without_its_configuration(sweep, monkeypatch, capsys):
     out = Path(sweep.output)
-    assert command.main(["--output", str(out), "--report-only"]) == 1
+    assert command.main(["--output", str(out), "--report-only"]) == 2
     assert f"{out / command.SWEEP} does not exist" in capsys.readouterr().err
     monkeypatch.setattr(execution, "run_all", lambda sweep, console: [])
     assert command.main(["--config", str(out.parent / "sweep.yaml")]) == 0
