@@ -390,8 +390,9 @@ class Simulator:
         """Every action that the current state allows (expensive: about 50 ms), sorted.
 
         To list them, the simulator draws random numbers; they come from a generator of their own,
-        so that asking does not change what happens next.
+        so that asking does not change what happens next, and are the same whenever it is asked.
         """
+        self._guard(self._connection.call, self._spare, "setSeed", 0)
         put = partial(self._guard, self._connection.set_item, self._table, table.RANDOM)
         put(self._spare)
         try:

@@ -30,9 +30,7 @@ def test_json_gives_the_same_back():
 
 
 def test_tokens_are_kept_where_they_are_known():
-    step = Step.of(
-        "A door.", ModelReply("Action: go\nObservation: x", [5, 6, 7]), PromptStyle()
-    )
+    step = Step.of("A door.", ModelReply("Action: go\nObservation: x", [5, 6, 7]), PromptStyle())
     assert (step.action, step.tokens) == ("go", (5, 6, 7))
     line = replace(ONE, steps=(step, ONE.steps[0])).to_json()
     assert line.count('"tokens":[5,6,7]') == line.count("tokens") == 1, "else as it always was"

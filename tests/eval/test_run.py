@@ -176,7 +176,7 @@ def test_a_run_from_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--env", "a", "--agent", "b", "--outt", "c"], "Did you mean out?"),
+        (["--env", "a", "--agent", "b", "--outt", "c"], "Did you mean --out?"),
         (["--env", "a", "--agent", "b", "--out", "c", "--split", "x"], "train or dev or test"),
         (["--env", "a", "--agent", "b", "--out", "c", "--limit", "many"], "it takes int or null"),
     ],

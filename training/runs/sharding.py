@@ -84,14 +84,14 @@ def check_launch(device: str) -> None:
     Where `device`, as the configuration names it, is the CPU of a machine with GPUs, accelerate is
     told so.
     """
-    picked = pick_device(device)
-    if picked.type == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    if picked.index:
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and index not in ("", "0"):
         raise ValueError(
             f"policy.device is {device}, but a run uses the first GPU that it sees: write "
-            f"policy.device cuda and start it with CUDA_VISIBLE_DEVICES={picked.index}"
+            f"policy.device cuda and start it with CUDA_VISIBLE_DEVICES={index}"
         )
+    if pick_device(device).type == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
         raise ValueError(
             "trained weights are float32, in practice as in training: launch with mixed_precision "

@@ -187,19 +187,23 @@ def _newest(folder: Path) -> tuple[int, Path | None]:
 
 
 def _check_files(checkpoint: Path) -> None:
-    """Raises ValueError, OSError or SafetensorError where weights or states are missing or cut."""
-    if not any(checkpoint.glob("*.safetensors")):
-        raise ValueError("it has no weights")
+    """Raises ValueError, OSError or SafetensorError where weights or states are missing or cut.
+
+    FSDP and DeepSpeed have other names, or folders, whose contents are left to them.
+    """
+    for part in ("*model*", "optimizer*", "scheduler.pt"):
+        if not any(checkpoint.glob(part)) and not any(checkpoint.glob("global_step*")):
+            raise ValueError(f"{part.strip('*')} is missing")
     for path in checkpoint.glob("*.safetensors"):
         with safe_open(path, "pt"):
             pass
-    for name in ("optimizer.pt", "scheduler.pt"):
+    for path in (*checkpoint.glob("*.pt"), *checkpoint.glob("*.bin")):
         try:
-            with zipfile.ZipFile(checkpoint / name) as archive:
+            with zipfile.ZipFile(path) as archive:
                 if (broken := archive.testzip()) is not None:
-                    raise ValueError(f"{name}: {broken}")
+                    raise ValueError(f"{path.name}: {broken}")
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise ValueError(f"{path.name}: {error}") from None
 
 
 @contextlib.contextmanager

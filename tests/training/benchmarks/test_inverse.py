@@ -22,6 +22,7 @@ def test_both_sides_take_the_same_losses(tmp_path):
         "rank": 4,
         "ids": [9, 8, 1, 2, 0, 7, 3, 0, 4, 5, 0],
         "replies": [[2, 5], [6, 8], [9, 11]],
+        "joins": [],
         "practice": [[[1, 2, 0], [5, 0]], [[6, 0], [6, 0]], [[8, 8, 0], [5, 0]]],
     }
     (tmp_path / "task.json").write_text(json.dumps(task))

@@ -1,3 +1,5 @@
+import contextlib
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -138,8 +140,10 @@ def test_sft_ends_with_the_pass_that_is_best_on_dev_and_resumes(config, tmp_path
 
     monkeypatch.setattr(Selection, "after_pass", killed)
     broken = replace(config, output=str(tmp_path / "killed"), sft=replace(config.sft))
-    with pytest.raises(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt):
         run.run(broken)
+        pytest.fail("it was not stopped")
+    gc.collect()  # frees the lock on the run's directory, as the end of a process does
     assert run.run(broken)["agreement"] == summary["agreement"]
     one, two = (load_file(tmp_path / n / "final/model.safetensors") for n in ("whole", "killed"))
     assert all((one[k] == two[k]).all() for k in one)
@@ -160,11 +164,10 @@ def test_sft_that_is_killed_in_a_later_pass_ends_with_the_same_weights(
         return on_step_end(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(trl_trainer._Callback, "on_step_end", kill)
-    with pytest.raises(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt):
         run.run(config)
-    if at == 11:  # killed between the checkpoint and the beginning of the pass
-        for path in (Path(config.output) / "checkpoints/sft").glob("pass-2-*"):
-            path.unlink()
+    assert killed
+    gc.collect()  # frees the lock on the run's directory, as the end of a process does
     run.run(config)
     folders = (tmp_path / "whole", Path(config.output))
     one, two = (load_file(folder / "final/model.safetensors") for folder in folders)
