@@ -219,7 +219,7 @@ def test_a_positional_list_takes_what_stands_alone(argv):
         ("train --config demo --output {out} --checkpoint-seconds -1", "checkpoint_seconds is -1"),
         ("train --config demo --output {out} --policy.tiny.heads 0", "policy.tiny.heads is 0"),
         ("train --config demo --output {out} --policy.device cudaa", "the device 'cudaa' cannot"),
-        ("train --config demo --output {out} --policy.device cuda:99", "'cuda:99' is not there"),
+        ("train --config demo --output {out} --policy.device cuda:99", "CUDA_VISIBLE_DEVICES=99"),
         ("sweep --config reproduction --output {out} --workers 0", "workers is 0"),
         ("pretrain --config nano --output {out} --threads -1", "threads is -1"),
         ("pretrain --config nano --output {out} --shape.layers 0", "layers is 0"),

@@ -47,8 +47,8 @@ COMMANDS = [
 @pytest.mark.parametrize(
     ("env", "arguments", "says"),
     [
-        ("planted:mine/Vault-v0", {}, "add --modules planted"),
-        ("mine/Vault-v0", {}, "no environment 'mine/Vault-v0' is registered"),
+        ("planted:nowhere/Planted-v0", {}, "add --modules planted"),
+        ("nowhere/Planted-v0", {}, "no environment 'nowhere/Planted-v0' is registered"),
         ("stepagent/Mind2Web-v0", {"ranker": "planted:Hostile"}, "names code"),
         ("stepagent/Mind2Web-v0", {"ranker_args": {"x": ["planted:Hostile"]}}, "names code"),
     ],
@@ -72,7 +72,7 @@ def test_a_recorded_server_is_sent_nothing(hostile, command, monkeypatch):
 
 
 def test_a_module_that_the_user_names_is_imported(hostile, capsys):
-    path, imported = hostile("planted:mine/Vault-v0")
+    path, imported = hostile("planted:nowhere/Planted-v0")
     assert replay.main([str(path), "--modules", '["planted"]']) == 2
     assert imported.exists()
-    assert "no environment 'mine/Vault-v0' is registered" in capsys.readouterr().err
+    assert "no environment 'nowhere/Planted-v0' is registered" in capsys.readouterr().err

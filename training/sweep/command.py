@@ -10,6 +10,7 @@ from rich.console import Console
 
 from stepagent import command_line
 from stepagent.command_line import Command
+from stepagent.errors import check_range
 from stepagent.files import write_text
 from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError
 
@@ -34,6 +35,8 @@ def run(sweep: Sweep) -> int:
     from stepagent.training.sweep.execution import run_all
 
     missing: list[str] = []
+    check_range(1, workers=sweep.workers)
+    check_range(0, threads=sweep.threads, hours=sweep.hours)
     if not sweep.report_only:
         # What is not installed is said before anything is written.
         importlib.import_module("stepagent.training.runs.validation")

@@ -19,7 +19,6 @@ import yaml
 from rich.console import Console
 
 from stepagent import command_line
-from stepagent.errors import check_range
 from stepagent.files import read_object, write_text
 from stepagent.training.config import Config
 from stepagent.training.runs.options import differing
@@ -196,8 +195,6 @@ def execute(
 
 def run_all(sweep: Sweep, console: Console) -> list[str]:
     """Executes all runs; returns the names of those that failed or were not started."""
-    check_range(1, workers=sweep.workers)
-    check_range(0, threads=sweep.threads, hours=sweep.hours)
     todo, deadline = all_runs(sweep), time.monotonic() + sweep.hours * 3600
     output = Path(sweep.output)
     running = RunningProcesses()
