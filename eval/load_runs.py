@@ -264,7 +264,7 @@ def differences(runs: Sequence[EvaluationRun]) -> list[str]:
 
 
 _READS_NO_PROMPT = ("expert", "random")
-_OF_THE_PROMPT = ("prompt", "shots")
+_OF_THE_PROMPT = ("prompt", "shots", "format")
 
 
 def _first_three(names: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ from stepagent.eval.tables import tell
 
 _CONTEXT, _WIDTH = 24, 60
 """Letters shown before the first one that differs, and in total."""
-_NOT_REPLAYED = ("stepagent", "prompt", "arguments")
+_NOT_REPLAYED = ("stepagent", "prompt", "format", "arguments")
 """Parts of a fingerprint that do not affect the environment, or that are passed to it."""
 
 

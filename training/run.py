@@ -65,7 +65,7 @@ def _train(config: Config) -> int:
         f"TensorBoard events (tensorboard --logdir {config.output}), all episodes under eval/.\n"
         f"It took {summary['seconds'] / 60:.1f} minutes. Next:\n"
         f"  stepagent eval --env {config.env} --agent hf:{summary['final']} --split dev "
-        f"--out {config.output}/eval/dev{_flags(config, summary)}\n"
+        f"--out {config.output}-dev{_flags(config, summary)}\n"
         f"  stepagent train --config {config.output}/config.yaml --seed {config.seed + 1} "
         f"--output {config.output}-seed-{config.seed + 1}",
         markup=False,
@@ -98,7 +98,11 @@ def _drop_foreign_arguments(config: Config, words: list[str], names: list[str]) 
 
 def _flags(config: Config, summary: dict[str, Any]) -> str:
     """The options with which `eval.run` writes its prompts as this run did."""
-    flags = [f"--env-args.{k} {v}" for k, v in config.env_args.items()]
+    flags = [
+        f"--env-args.{k} {shlex.quote(v if isinstance(v, str) else json.dumps(v))}"
+        for k, v in config.env_args.items()
+    ]
+    flags.append(f"--max-new-tokens {config.policy.max_new_tokens}")
     flags += [
         f"--no-{k}" for k in ("instruction", "example", "thoughts") if not getattr(config.prompt, k)
     ]

@@ -16,6 +16,7 @@ from stepagent.envs.trajectory import Trajectory, read
 from stepagent.eval import agreement, tables
 from stepagent.eval.agreement.tables import NOTE, differences_table, figures_table
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
+from stepagent.eval.recorded_env import check_id, safe_arguments
 from stepagent.eval.results import ResultsError
 from stepagent.eval.suite import folder_of
 from stepagent.files import write_text
@@ -94,7 +95,7 @@ def run(config: Config) -> int:
     summaries, readings = {}, {}
     for folder, name in folders.items():
         rows, left_out = held_out.read_by(policies[name], config)
-        where = held_out.out / folder if len(policies) > 1 else held_out.out
+        where = held_out.out if config.out and len(policies) == 1 else held_out.out / folder
         summaries[name] = agreement.save(where, rows, left_out)
         readings[name] = {row.task_id: row for row in rows}
     first, *others = readings
@@ -107,13 +108,14 @@ def run(config: Config) -> int:
         "compared_with": first,
         "differences": {n: {m: asdict(d) for m, d in of.items()} for n, of in gains.items()},
     }
-    write_text(held_out.out / "table.json", json.dumps(result, indent=1))
+    table = (where if len(policies) == 1 else held_out.out) / "table.json"
+    write_text(table, json.dumps(result, indent=1))
     title = f"{held_out.env}, split {config.split}: agreement with the expert"
     shown = [figures_table(title, summaries)]
     if gains:
         shown.append(differences_table({f"{n} − {first}": of for n, of in gains.items()}))
     tables.terminal(shown, [NOTE], Console())
-    tables.tell(Console(stderr=True), f"The figures are in {held_out.out}")
+    tables.tell(Console(stderr=True), f"The figures are in {table.parent}")
     return 0
 
 
@@ -133,12 +135,18 @@ class HeldOut:
         from_file = _of_file(config, config.trajectories) if config.trajectories else []
         env = config.env or (from_file[0].env if from_file else trained.get("env"))
         if not env:
-            raise ValueError("--env is missing: the environment whose expert is read")
+            raise ValueError(
+                f"--env is missing, and {', '.join(config.policies)} is no training run that says "
+                "it: the environment whose expert is read"
+            )
+        if not config.env:
+            check_id(env, str(config.trajectories or "the run's summary.json"))
         env_args = config.env_args
         if not env_args and from_file:
-            env_args = json.loads(from_file[0].fingerprint.get("arguments", "{}"))
+            recorded = json.loads(from_file[0].fingerprint.get("arguments", "{}"))
+            env_args = safe_arguments(recorded, str(config.trajectories), {})
         elif not env_args and env == trained.get("env"):
-            env_args = trained["env_args"]
+            env_args = safe_arguments(trained["env_args"], "the run's summary.json", {})
         task_set = re.sub(r"-v\d+$", "", env.rpartition("/")[2])
         out = config.out or Path("runs", "agreement", folder_of(f"{task_set}-{config.split}"))
         trajectories = from_file or _played(config, env, env_args, out / "expert")

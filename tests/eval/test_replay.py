@@ -196,3 +196,15 @@ def test_one_and_eight_workers_give_the_same_and_both_replay(env, agent, tmp_pat
     assert episodes[1] == episodes[8]
     assert summaries[1] == summaries[8]
     assert main([str(tmp_path)]) == 0
+
+
+def test_a_run_with_tool_calls_replays_and_compares_with_one_of_react(tmp_path, capsys):
+    from stepagent.agents import make_agent
+    from stepagent.eval import compare
+
+    for style in ("react", "tools"):
+        agent = make_agent("expert", format=style)
+        evaluate("stepagent/HotpotQA-v0", agent, tmp_path / style, EvaluationOptions(limit=3))
+    assert main([str(tmp_path / "tools")]) == 0
+    assert "recorded with other versions" not in capsys.readouterr().err
+    assert compare.main([str(tmp_path / "react"), str(tmp_path / "tools")]) == 0

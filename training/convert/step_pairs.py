@@ -38,6 +38,11 @@ def step_pairs(folder: Path) -> Iterator[Row]:
         )
     options = ["--config", str(folder / "config.yaml")]
     config = command_line.parse(Config, options, prog="python -m training.run")
+    if config.reflection.states != "expert":
+        raise ValueError(
+            f"{folder} practised in states of its own (reflection.states "
+            f"{config.reflection.states!r}): step pairs can be read from runs in the expert's"
+        )
     own = folder / "expert" / "trajectories.jsonl"
     path = Path(config.expert.trajectories) if config.expert.trajectories else own
     trajectories: dict[tuple[str, int], list[Trajectory]] = {}

@@ -280,7 +280,7 @@ class TrainingRun:
         """Writes `final/` and `summary.json`, prints the table; returns the summary."""
         if self._last is None:
             raise WrongOptions(
-                "nothing was trained: sft.epochs and reflection.iterations are both 0"
+                "nothing was trained: sft.epochs is 0, and the method has no iteration after it"
             )
         final = self.directory.path / "final"
         self._refresh()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import Sampler
@@ -158,12 +157,18 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         args, epoch = self._trainer.args, int(self._trainer.state.epoch or 0)
-        seed = int(np.random.SeedSequence([args.seed, epoch]).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(seed)
-        if self._lengths is None:
+        if self._lengths is None:  # as accelerate's own sampler
+            generator = torch.Generator().manual_seed(args.seed + epoch)
             return iter(torch.randperm(self._samples, generator=generator).tolist())
+        # What the trainer would draw from the global generator if nothing else drew from it: for
+        # each epoch a seed of the loader's and an order.
+        generator = torch.Generator().manual_seed(args.seed)
         update = args.train_batch_size * args.gradient_accumulation_steps * processes.count()
-        return iter(get_length_grouped_indices(self._lengths, update, generator=generator))
+        order: list[int] = []
+        for _ in range(epoch + 1):
+            torch.empty((), dtype=torch.int64).random_(generator=generator)
+            order = get_length_grouped_indices(self._lengths, update, generator=generator)
+        return iter(order)
 
 
 _DISK_ERRORS = ("PytorchStreamWriter failed", "No space left", "I/O error")

@@ -52,6 +52,12 @@ def check_options(config: Config) -> None:
     _at_least("policy", config.policy, max_new_tokens=1)
     tiny = {f.name: 1 for f in dataclasses.fields(config.policy.tiny)}
     _at_least("policy.tiny", config.policy.tiny, **tiny)
+    width, heads = config.policy.tiny.hidden_size, config.policy.tiny.heads
+    if width % (2 * heads):
+        raise ValueError(
+            f"policy.tiny.hidden_size is {width}: with {heads} heads it must be a multiple of "
+            f"{2 * heads}"
+        )
     for agent in evaluation.agents:
         agents.options_of(agent)
     if config.sft.select == "dev" and sharding.is_fsdp():

@@ -170,12 +170,15 @@ def experiments(sweep: Sweep) -> list[Experiment]:
 
 
 def runs(sweep: Sweep, experiment: Experiment) -> Iterator[SweepRun]:
-    """All combinations of an experiment. Raises SweepError for unknown names."""
+    """All combinations of an experiment. Raises SweepError for unknown names and repeated seeds."""
+    seeds = experiment.seeds or sweep.seeds
+    if len(set(seeds)) < len(seeds):
+        raise SweepError(f"seeds are {seeds}: one that is there twice is no further evidence")
     varied = [[(key, value) for value in values] for key, values in experiment.vary.items()]
     for environment, model, seed, method, options in itertools.product(
         experiment.environments,
         experiment.models,
-        experiment.seeds or sweep.seeds,
+        seeds,
         experiment.methods,
         itertools.product(*varied),
     ):

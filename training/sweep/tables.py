@@ -89,10 +89,13 @@ def sees(setting: Row) -> str:
     seeds = max(len(gain["seeds"]) for gain in compared)
     bounds = [gain["detectable_holm"] for gain in compared]
     alone = [gain["detectable"] for gain in compared]
+    if not max(bounds):
+        return "What this table can see is unknown: the scores do not differ between tasks.\n"
     return (
-        f"What this table can see: with {seeds} seeds, {compared[0]['tasks']} tasks and the spread "
-        f"measured here, a true gain of {min(bounds):.1f} to {max(bounds):.1f} points is called "
-        f"significant with a probability of 80 % (5 % over all {len(compared)} rows; for one row "
+        f"What this table can see: with {seeds} seed{'s' * (seeds != 1)}, {compared[0]['tasks']} "
+        "tasks and the spread measured here, a true gain of "
+        f"{min(bounds):.1f} to {max(bounds):.1f} points is called significant with a probability "
+        f"of 80 % (5 % over all {len(compared)} rows; for one row "
         f"chosen beforehand {min(alone):.1f} to {max(alone):.1f}). Intervals: bootstrap over seeds "
         "and tasks, not corrected.\n"
     )
