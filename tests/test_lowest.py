@@ -40,6 +40,11 @@ def name(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
 
 
+def pinned(lines: list[str]) -> dict[str, str]:
+    """Package → its line, of a file of requirements with comments."""
+    return {name(line): line for line in lines if re.match(r"[\w.-]+==", line)}
+
+
 def version(pin: str) -> Version:
     """The version of `package==version`, without the local part, such as torch's +cpu."""
     return Version(Version(pin.split("==")[1]).public)
@@ -52,7 +57,7 @@ def lowest(constraints: Path) -> dict[str, str]:
     command = (shutil.which("uv", path=Path(sys.executable).parent) or "uv", "pip", "compile")
     resolution = ("--resolution", "lowest-direct", "--python", sys.executable)
     lines = run(*command, *resolution, *options, "pyproject.toml", cwd=ROOT).splitlines()
-    return {name(line): line for line in lines if "==" in line}
+    return pinned(lines)
 
 
 @pytest.mark.slow
@@ -61,7 +66,7 @@ def test_the_core_tests_pass_on_the_lowest_versions(tmp_path):
     import tomllib
 
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = {name(line): line for line in lines if "==" in line}
+    pins = pinned(lines)
     (tmp_path / "torch.txt").write_text(pins["torch"])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     direct = [*project["dependencies"]]
@@ -83,7 +88,7 @@ def test_the_core_tests_pass_on_the_lowest_versions(tmp_path):
     run(*pip, "--editable", *needs, tmp_path / "lowest.txt", cwd=source)
     run(python, "-m", "stepagent", "install", "alfworld-data", cwd=source)
     frozen = run(*pip[:3], "freeze", cwd=source).splitlines()
-    installed = {name(line): line for line in frozen if "==" in line}
+    installed = pinned(frozen)
     differing = [line for line in bounds if version(line) != version(installed[name(line)])]
     assert not differing
     run(python, "-m", "pytest", "-q", "-m", "not slow", "--deselect", WORDING, *CORE, cwd=source)
