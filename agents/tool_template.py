@@ -158,10 +158,3 @@ def _listed(schemas: Sequence[Mapping[str, Any]]) -> str:
     functions = "\n".join(json.dumps(schema["function"]) for schema in schemas)
     example = write_call("<name>", {"<argument>": "<value>"})
     return f"These are the functions:\n{functions}\n\nWrite a call so:\n{example}"
-
-
-def codec_for(
-    tokenizer: Any, tools: Sequence[Tool], arguments: Mapping[str, Any] | None = None
-) -> ChatCodec:
-    """The codec for conversations with these functions; without any, for those of text."""
-    return ToolCodec(tokenizer, tools, arguments) if tools else ChatCodec(tokenizer, arguments)

@@ -21,6 +21,7 @@ from stepagent.envs import trajectory as files
 from stepagent.envs.trajectory import BadLine, Trajectory
 from stepagent.eval.results import Identity, NoResults, ResultsError
 from stepagent.eval.summary import data_notes
+from stepagent.files import read_object
 
 _MAX_BAD_LINES = 5
 """Bad lines of a file that are reported one by one."""
@@ -105,11 +106,7 @@ def results_files(path: Path, *, everything: bool = False) -> list[Path]:
 
 def is_suite(path: Path) -> bool:
     """Whether `eval.run --suite` wrote the folder."""
-    try:
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(summary, dict) and "suite" in summary
+    return "suite" in read_object(path / "summary.json")
 
 
 def by_entry(runs: Sequence[EvaluationRun]) -> dict[str, list[EvaluationRun]]:
@@ -167,12 +164,8 @@ def _load_file(file: Path, notes: list[str]) -> list[EvaluationRun]:
 
 def _summary_beside(file: Path) -> dict[str, Any]:
     """The summary that was written with a results file; {} where there is none."""
-    try:
-        summary = json.loads(file.with_name("summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    ours = isinstance(summary, dict) and isinstance(summary.get("data_notes", {}), dict)
-    return summary if ours else {}
+    summary = read_object(file.with_name("summary.json"))
+    return summary if isinstance(summary.get("data_notes", {}), dict) else {}
 
 
 def _run_key(t: Trajectory) -> str:

@@ -54,7 +54,7 @@ class Policy:
 
     def use_tools(self, tools: Sequence[Tool]) -> None:
         """From now on conversations hold calls of these functions, in the model's own notation."""
-        self.codec = ToolCodec(self.tokenizer, tools, getattr(self.config, "template", None))
+        self.codec = ToolCodec(self.tokenizer, tools, self.config.template)
 
     @staticmethod
     def load(config: PolicyConfig, path: Path | None = None, seed: int = 0) -> Policy:

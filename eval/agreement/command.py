@@ -19,7 +19,7 @@ from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.eval.recorded_env import check_id, safe_arguments
 from stepagent.eval.results import ResultsError
 from stepagent.eval.suite import folder_of
-from stepagent.files import write_text
+from stepagent.files import read_object, write_text
 
 
 @dataclass
@@ -73,12 +73,7 @@ class Policy:
     @staticmethod
     def of(name: str) -> Policy:
         folder = Path(name.removeprefix("hf:"))
-        try:
-            run = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            run = {}
-        if not isinstance(run, dict) or not (folder / "final").is_dir():
-            run = {}
+        run = read_object(folder / "summary.json") if (folder / "final").is_dir() else {}
         if name == "smollm2":
             return Policy(name, {})
         return Policy(f"hf:{folder / 'final' if run else folder}", run)

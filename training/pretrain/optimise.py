@@ -7,7 +7,6 @@ killed at any moment resumes from the newest checkpoint and ends with the same w
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -17,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from stepagent.errors import check_range
-from stepagent.files import write_atomically
+from stepagent.training.runs.checkpoints import Position, load_training_state, save_training_state
 from stepagent.training.runs.interrupts import checkpoint_clock
 
 
@@ -108,10 +106,10 @@ def train(
         betas=(0.9, config.beta2),
         fused=True,
     )
-    done = _load(folder / "checkpoint", model, optimiser)
+    position = load_training_state(folder / "checkpoint", model, optimiser, config.updates)
     model.train()
     with checkpoint_clock(config.checkpoint_seconds) as clock:
-        for update in range(done, config.updates):
+        for update in range(position.update, config.updates):
             ids = torch.from_numpy(_batch(tokens, config, update).astype(np.int64))
             for group in optimiser.param_groups:
                 group["lr"] = config.rate(update)
@@ -122,7 +120,7 @@ def train(
                 )
             on_update(update + 1, figures)
             if clock.due() or update + 1 == config.updates:
-                _save(folder / "checkpoint", model, optimiser, update + 1)
+                save_training_state(folder / "checkpoint", model, optimiser, Position(update + 1))
                 clock.written()
     model.eval()
 
@@ -164,36 +162,3 @@ def _batch(tokens: np.ndarray, config: Optimiser, update: int) -> np.ndarray:
         begin = shift + int(rng.permutation(per_pass)[place]) * config.sequence
         rows.append(tokens[begin : begin + config.sequence + 1])
     return np.stack(rows)
-
-
-def _save(path: Path, model: LlamaForCausalLM, optimiser: torch.optim.AdamW, update: int) -> None:
-    moments = {
-        f"{i}.{name}": value
-        for i, state in optimiser.state_dict()["state"].items()
-        for name, value in state.items()
-    }
-
-    def save(partial: Path) -> None:
-        partial.mkdir()
-        weights = {name: value.detach() for name, value in model.named_parameters()}
-        save_file(weights, partial / "weights.safetensors")
-        save_file(moments, partial / "moments.safetensors")
-        (partial / "position.json").write_text(json.dumps({"update": update}))
-
-    write_atomically(path, save)
-
-
-def _load(path: Path, model: LlamaForCausalLM, optimiser: torch.optim.AdamW) -> int:
-    """Puts a checkpoint back; returns its number of updates, 0 where there is none."""
-    if not (path / "position.json").is_file():
-        return 0
-    weights = load_file(path / "weights.safetensors")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(path / "moments.safetensors").items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    return int(json.loads((path / "position.json").read_text())["update"])
