@@ -18,7 +18,10 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = ("serve", "webshop", "train")
-TESTED_WITH = ("beautifulsoup4", "bm25s", "hypothesis", "pytest", "pytest-timeout", "setuptools")
+TESTED_WITH = (
+    *("beautifulsoup4", "bm25s", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist"),
+    "setuptools",
+)
 """Packages of the tests themselves, in the versions of constraints.txt."""
 CORE = [
     *("tests/test_command_line.py", "tests/test_cli.py", "tests/test_files.py", "tests/envs"),
@@ -91,4 +94,5 @@ def test_the_core_tests_pass_on_the_lowest_versions(tmp_path):
     installed = pinned(frozen)
     differing = [line for line in bounds if version(line) != version(installed[name(line)])]
     assert not differing
-    run(python, "-m", "pytest", "-q", "-m", "not slow", "--deselect", WORDING, *CORE, cwd=source)
+    chosen = ("-q", "-n", "2", "-m", "not slow", "--deselect", WORDING)
+    run(python, "-m", "pytest", *chosen, *CORE, cwd=source)

@@ -194,7 +194,8 @@ class InverseConfig:
     log (1 - D) - log D, which keeps falling where D is certain of the agent."""
     demonstrations: bool = True
     """The expert's action is one more member of each state's group, so that it is learned where the
-    agent never draws it. Off: the agent's own draws alone, as in algorithm 1."""
+    agent never draws it, and earns no less than the agent's, whatever D says. Off: the agent's own
+    draws alone, as in algorithm 1."""
     informative: bool = True
     """D learns from draws that differ from the expert's, and batches count draws that have an
     advantage. Off: every draw counts, as in algorithm 1, and advantages are whitened."""

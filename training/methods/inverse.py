@@ -30,8 +30,9 @@ as `ppo` plays them; each kind of reward is scaled by itself, so that neither dr
 Three more can be switched off (`inverse-paper` does): D learns from draws that differ from the
 expert's, and batches count draws that have an advantage (`informative`), since most draws of a
 policy after SFT are the expert's own and say nothing; the expert's action is a member of each
-state's group (`demonstrations`); a right action under another thought is the expert's
-(`reflection.equal`), by option also another action that has the expert's effect.
+state's group and earns no less there than the agent's (`demonstrations`); a right action under
+another thought is the expert's (`reflection.equal`), by option also another action that has the
+expert's effect.
 """
 
 from __future__ import annotations
@@ -163,6 +164,8 @@ def step_advantages(
             else:
                 stage.note(f"only final rewards in this iteration: {reason}")
             return []
+    if config.inverse.demonstrations:
+        rewards = [expert_leads(*row) for row in zip(items, rewards, strict=True)]
     advantages = practice_advantages(actor, items, rewards, config)
     # With final rewards besides, the head is warmed up on episodes (`episode_advantages`).
     warms_up = config.ppo.critic_warmup and config.inverse.reward == "step"
@@ -240,6 +243,18 @@ def expert_members(item: Practice) -> Tensor:
     steps = {branch.step for branch in item.tree.branches}
     members = [float(step in steps) for step in range(len(item.tree.replies))]
     return torch.tensor([*members, *[0.0] * len(item.tree.branches)])
+
+
+def expert_leads(item: Practice, reward: Tensor) -> Tensor:
+    """float32 [A]: rewards in which the expert's action earns no less than any other in its state.
+
+    Where D takes an action of the agent for the expert's and the demonstration for the agent's, the
+    policy would unlearn what it was shown.
+    """
+    leading, first = reward.clone(), len(item.tree.replies)
+    for branch, value in zip(item.tree.branches, reward[first:], strict=True):
+        leading[branch.step] = torch.maximum(leading[branch.step], value)
+    return leading
 
 
 def scaled(advantages: Sequence[Tensor], draws: Sequence[Tensor], floor: float) -> list[Tensor]:

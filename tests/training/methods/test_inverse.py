@@ -287,6 +287,12 @@ def test_the_experts_action_is_one_more_member_where_the_agent_took_another() ->
     assert sorted(item.advantages.tolist()) == pytest.approx([-1.0, 0.0, 1.0])
 
 
+def test_the_experts_action_earns_no_less_than_any_other_in_its_state() -> None:
+    # Branch 2 hangs in state 0, whose expert's action is 0; the others keep what D said.
+    for judged, leading in ([1.0, 5.0, 3.0], [3.0, 5.0, 3.0]), ([4.0, 0.0, 3.0], [4.0, 0.0, 3.0]):
+        assert inverse.expert_leads(PRACTICE, torch.tensor(judged)).tolist() == leading
+
+
 def test_where_no_draw_has_an_advantage_nothing_is_left() -> None:
     assert _advantages([1.0, 1.0, 1.0], demonstrations=True) == []
 
