@@ -170,9 +170,11 @@ class DiscriminatorConfig(IterationConfig):
     pack_tokens: int = 4096
     """Trees of an update that together have no more tokens than this share a forward pass."""
     early_stop_accuracy: float = 0.9
-    """Its training ends early once its accuracy on both sides reaches this within one update."""
+    """Its training ends early once its accuracy on both sides reaches this, as a moving average
+    over ten updates or so."""
     max_accuracy: float = 0.99
-    """The run stops where its accuracy on both sides reaches this: its reward says nothing then."""
+    """Without `inverse.demonstrations` the run stops where its accuracy on both sides reaches this:
+    it ranks none of the agent's actions above another then."""
     chance_margin: float = 0.01
     """The run stops where the mean of both accuracies is within this of one half: D cannot tell
     agent from expert."""

@@ -28,7 +28,7 @@ from stepagent.agents.chat import ChatCodec
 from stepagent.agents.models import context_length, load_model, load_tokenizer, pick_dtype
 from stepagent.envs.react import Message
 from stepagent.files import write_atomically
-from stepagent.training.config import DiscriminatorConfig
+from stepagent.training.config import DiscriminatorConfig, InverseConfig
 from stepagent.training.methods.losses import (
     discriminator_loss,
     expert_is_high_reward,
@@ -233,7 +233,9 @@ def loss(
         if config.loss == "binary":
             return out.loss, out.health
         pairs = logit_agent_is_high[trees.rejected], logit_agent_is_high[trees.chosen]
-        return pairwise_judge_loss(*pairs, agent[trees.rejected]), out.health
+        right = float((agent[trees.rejected] * (pairs[0] > pairs[1])).sum())
+        health = out.health | {"agent_accuracy": right, "expert_accuracy": right}
+        return pairwise_judge_loss(*pairs, agent[trees.rejected]), health
 
     return of_trees
 
@@ -250,8 +252,8 @@ def train(
         discriminator.load(path)
         return
 
-    def is_accurate(done: int, figures: dict[str, float]) -> bool:
-        accuracy = min(figures["agent_accuracy"], figures["expert_accuracy"])
+    def is_accurate(done: int, recent: dict[str, float]) -> bool:
+        accuracy = min(recent["agent_accuracy"], recent["expert_accuracy"])
         return accuracy >= config.early_stop_accuracy
 
     shuffle = shuffled(practices, lambda item: item.pairs, config, stage.seed)
@@ -265,6 +267,14 @@ def train(
         write_atomically(path, discriminator.save)
         stage.directory.drop_checkpoint(training.name)
     processes.wait()
+
+
+def centred(logits: Tensor, tree: StepTree) -> Tensor:
+    """float32 [A]: logits less the mean of their state's actions. `pairwise` fixes no more than
+    differences within a state, and 0 is where neither side is the likelier."""
+    steps = torch.tensor([*range(len(tree.replies)), *(branch.step for branch in tree.branches)])
+    totals = torch.zeros(len(tree.replies)).index_add(0, steps, logits)
+    return logits - (totals / steps.bincount())[steps]
 
 
 def rewards_of(logits: Sequence[Tensor], kind: str) -> list[Tensor]:
@@ -298,18 +308,23 @@ def health(
     }
 
 
-def verdict(agent_accuracy: float, expert_accuracy: float, config: DiscriminatorConfig) -> str:
+def verdict(agent_accuracy: float, expert_accuracy: float, config: InverseConfig) -> str:
     """Why the run should stop, given the discriminator's accuracies; "" where it should not.
 
-    >>> verdict(0.8, 0.7, DiscriminatorConfig())
+    A perfect one ranks the expert's action above the agent's and no more: where the expert's is
+    among those that are ranked (`demonstrations`), there is nothing better.
+
+    >>> verdict(0.8, 0.7, InverseConfig())
     ''
     """
-    if min(agent_accuracy, expert_accuracy) >= config.max_accuracy:
+    limits = config.discriminator
+    accuracy = min(agent_accuracy, expert_accuracy)
+    if not config.demonstrations and accuracy >= limits.max_accuracy:
         return (
             f"the discriminator is perfect ({agent_accuracy:.1%} and {expert_accuracy:.1%} right): "
             "its reward does not rank the agent's actions; train it less (epochs, learning_rate)"
         )
-    if abs((agent_accuracy + expert_accuracy) / 2 - 0.5) <= config.chance_margin:
+    if abs((agent_accuracy + expert_accuracy) / 2 - 0.5) <= limits.chance_margin:
         return (
             f"the discriminator is at chance ({agent_accuracy:.1%} and {expert_accuracy:.1%} "
             "right): it does not tell agent from expert, so its reward is noise; either there is "

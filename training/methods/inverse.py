@@ -22,10 +22,11 @@ new value head says 0 everywhere and is warmed up on the rewards first (`ppo.cri
 Deviations: D passes over all pairs of the iteration before the policy's first step, where algorithm
 1 alternates batch by batch, so that all actions of an iteration are judged by one D. D continues
 from the iteration before; its training ends early once its accuracy on both sides reaches
-`early_stop_accuracy`, and the run stops where D is perfect or at chance, since its reward then
-carries no information. PPO's log-probabilities are those of temperature 1, whatever temperature the
-practice was drawn at. `reward` "final" and "both" (table 3) add free episodes in the environment,
-as `ppo` plays them; each kind of reward is scaled by itself, so that neither drowns the other.
+`early_stop_accuracy`, and the run stops where D is at chance, or perfect without `demonstrations`,
+since its reward then carries no information. PPO's log-probabilities are those of temperature 1,
+whatever temperature the practice was drawn at. `reward` "final" and "both" (table 3) add free
+episodes in the environment, as `ppo` plays them; each kind of reward is scaled by itself, so that
+neither drowns the other.
 
 Three more can be switched off (`inverse-paper` does): D learns from draws that differ from the
 expert's, and batches count draws that have an advantage (`informative`), since most draws of a
@@ -157,7 +158,7 @@ def step_advantages(
             f"{health['reward_gap']:.3f}"
         )
         if reason := discriminator.verdict(
-            health["agent_accuracy"], health["expert_accuracy"], config.inverse.discriminator
+            health["agent_accuracy"], health["expert_accuracy"], config.inverse
         ):
             if config.inverse.reward == "step":
                 stage.stop(reason)
@@ -199,7 +200,11 @@ def judge_actions(
             learned = translated
         with_draws = [item for item in learned if item.draws]
         discriminator.train(stage, judge, with_draws, config.inverse.discriminator)
-        return learned, processes.share(translated, judge.score)
+        logits = processes.share(translated, judge.score)
+        if config.inverse.discriminator.loss == "pairwise":
+            rows = zip(logits, translated, strict=True)
+            logits = [discriminator.centred(row, item.tree) for row, item in rows]
+        return learned, logits
 
 
 def oracle_rewards(item: Practice, codec: ChatCodec) -> Tensor:

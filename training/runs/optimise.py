@@ -111,7 +111,7 @@ def optimise(
             stage.log(update + 1, {**figures, "tokens": read})
             move(update + 1, figures)
             position.add(figures)
-            if schedule.until and schedule.until(update + 1, figures):
+            if schedule.until and schedule.until(update + 1, position.recent):
                 position.update = len(updates)
             if clock.due():
                 save_training_state(stage.checkpoint, twin.model, optimiser, position)

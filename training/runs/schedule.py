@@ -27,7 +27,7 @@ class Schedule(Generic[Item]):
     size: Callable[[Item], float]
     """How many samples an item counts for; an update's loss is the mean over its samples."""
     until: Callable[[int, dict[str, float]], bool] | None = None
-    """(updates done, figures of the last) → True to end the stage early."""
+    """(updates done, `Position.recent`) → True to end the stage early."""
     rates: Mapping[str, float] = field(default_factory=dict)
     """Name of a part of the model → its own peak learning rate; its gradient is also clipped by
     itself."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -170,8 +172,10 @@ def test_a_trained_discriminator_pays_the_expert_more(setting):
 
 
 def test_when_to_stop():
-    config = Config(output="x").inverse.discriminator
+    config = Config(output="x").inverse
     assert discriminator.verdict(0.8, 0.7, config) == ""
-    assert "perfect" in discriminator.verdict(1.0, 0.995, config)
+    assert discriminator.verdict(1.0, 0.995, config) == "", "it ranks the demonstrations"
+    alone = replace(config, demonstrations=False)
+    assert "perfect" in discriminator.verdict(1.0, 0.995, alone)
     assert "at chance" in discriminator.verdict(0.52, 0.49, config)
     assert "at chance" in discriminator.verdict(0.0, 1.0, config), "it says 'expert' of everything"

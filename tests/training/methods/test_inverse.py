@@ -246,7 +246,8 @@ def test_health_by_hand() -> None:
     assert figures["expert_reward"] == pytest.approx(1.386294, abs=1e-5)
     assert figures["reward_gap"] == pytest.approx(1.098612, abs=1e-5)
     assert figures["discriminator_entropy"] == pytest.approx(0.562335, abs=1e-5)
-    assert discriminator.verdict(1, 1, Config(output="x").inverse.discriminator)
+    alone = replace(Config(output="x").inverse, demonstrations=False)
+    assert discriminator.verdict(1, 1, alone)
 
 
 # State 0: the expert took (1,), the agent (1,) once and (5,) twice. State 1: three times (3,).
@@ -291,6 +292,11 @@ def test_the_experts_action_earns_no_less_than_any_other_in_its_state() -> None:
     # Branch 2 hangs in state 0, whose expert's action is 0; the others keep what D said.
     for judged, leading in ([1.0, 5.0, 3.0], [3.0, 5.0, 3.0]), ([4.0, 0.0, 3.0], [4.0, 0.0, 3.0]):
         assert inverse.expert_leads(PRACTICE, torch.tensor(judged)).tolist() == leading
+
+
+def test_a_judge_of_pairs_is_centred_in_each_state() -> None:
+    logits = discriminator.centred(torch.tensor([1.0, 7.0, 4.0]), DIFFERS)
+    assert logits.tolist() == [-1.5, 0.0, 1.5]
 
 
 def test_where_no_draw_has_an_advantage_nothing_is_left() -> None:

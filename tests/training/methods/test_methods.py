@@ -224,6 +224,7 @@ def test_a_discriminator_that_says_nothing_stops_the_run(config, max_accuracy, c
     config.method = "inverse"
     judge = config.inverse.discriminator
     judge.max_accuracy, judge.chance_margin = max_accuracy, chance_margin
+    config.inverse.demonstrations = False
     summary = run.run(config)
     assert summary["figures"]["iteration-1"]["stopped"] == 1
     assert "iteration-2" not in summary["figures"]

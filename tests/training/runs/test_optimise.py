@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 
@@ -74,6 +76,30 @@ def test_a_schedule_may_end_early(tmp_path):
     schedule = _schedule(*[[(1.0, 1)]] * 5, until=lambda done, figures: done == 2)
     optimise(stage, _model(), schedule, _loss, CONFIG)
     assert _logged(stage) == 2
+
+
+def test_an_early_end_is_decided_by_averages_that_a_resume_keeps(tmp_path):
+    seen = []
+
+    def stop_at(update):
+        def until(done, recent):
+            seen.append((done, recent["accuracy"]))
+            if done == update:
+                raise KeyboardInterrupt
+
+        return until
+
+    def loss(model, item):
+        return _loss(model, item)[0], {"accuracy": 1.0}
+
+    updates = [[(1.0, 1)]] * 4
+    for update in (2, 9):
+        stage = _stage(tmp_path, checkpoint_seconds=0)
+        with contextlib.suppress(KeyboardInterrupt):
+            optimise(stage, _model(), _schedule(*updates, until=stop_at(update)), loss, CONFIG)
+        stage.directory.close()
+    # An accuracy of 1 in every update; update 2 is made twice, once before it was kept.
+    assert seen == [(n, pytest.approx(1 - 0.9**n)) for n in (1, 2, 2, 3, 4)]
 
 
 def test_a_stage_that_is_done_is_not_trained_again(tmp_path):
