@@ -58,7 +58,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "inverse-paper": {
         "method": "inverse",
         "reflection": {"equal": "tokens"},
-        "inverse": {"demonstrations": False, "informative": False, "judge_reward": "log_d"},
+        "inverse": {
+            "demonstrations": False,
+            "informative": False,
+            "judge_reward": "log_d",
+            "discriminator": {"loss": "binary", "label_smoothing": 0.0, "spectral_norm": 0.0},
+        },
     },
     "step-grpo": {
         "method": "inverse",
