@@ -130,6 +130,12 @@ class ReflectionConfig(IterationConfig):
     0: the paper's loss; 0.2 to 1 keeps a small model from forgetting how to write an action."""
     trajectories: int = 0
     """Expert trajectories inspected per iteration, drawn again each time; 0: all."""
+    labels: int = 0
+    """At most so many states per iteration in which the expert's action is used or asked for: the
+    first ones of each trajectory, as many of each. 0: all."""
+    updates: int = 0
+    """Updates per iteration, in place of `epochs`: passes follow one another until there are as
+    many. 0: `epochs` decides."""
     max_tree_tokens: int = 16384
     """Longest packed step tree, in tokens; longer ones are split. Less needs less memory."""
     pack_tokens: int = 4096
@@ -275,8 +281,9 @@ class RolloutConfig:
     """Episodes that the agent plays on the tasks of the expert's trajectories, for methods that
     learn from whole episodes."""
 
-    samples: int = 1
-    """Episodes per task (RFT's k). Paper's baselines: 1; RFT 4 to 100."""
+    samples: int | None = None
+    """Episodes per task (RFT's k). Paper's baselines: 1; RFT 4 to 100. None: the method's own, 8
+    for `grpo` and `gigpo`, 1 for the others."""
     temperature: float | None = None
     """Of the episodes. 0 is greedy (then all samples of a task are the same). None: the method's
     own, 0 for `eto` and 1 for the others."""

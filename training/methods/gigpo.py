@@ -27,6 +27,7 @@ from stepagent.envs.trajectory import Trajectory
 from stepagent.training.config import GroupConfig
 from stepagent.training.methods import Method
 from stepagent.training.methods.group_policy import (
+    GROUP,
     check_groups,
     episode_advantages,
     learn_in_groups,
@@ -72,4 +73,6 @@ def returns_of(trajectory: Trajectory, gamma: float) -> Tensor:
     return values
 
 
-METHOD = Method(learn, check_groups, stages=lambda config: config.reflection.iterations)
+METHOD = Method(
+    learn, check_groups, stages=lambda config: config.reflection.iterations, episodes=GROUP
+)

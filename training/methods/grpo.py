@@ -27,6 +27,7 @@ from stepagent.envs.trajectory import Trajectory
 from stepagent.training.config import GroupConfig
 from stepagent.training.methods import Method
 from stepagent.training.methods.group_policy import (
+    GROUP,
     check_groups,
     episode_advantages,
     learn_in_groups,
@@ -49,4 +50,6 @@ def advantages(group: Sequence[Trajectory], config: GroupConfig) -> list[Tensor]
     return [row.flip(0).cumsum(0).flip(0) for row in steps]
 
 
-METHOD = Method(learn, check_groups, stages=lambda config: config.reflection.iterations)
+METHOD = Method(
+    learn, check_groups, stages=lambda config: config.reflection.iterations, episodes=GROUP
+)

@@ -73,10 +73,10 @@ class Run:
 
     start: int
     end: int
-    columns: Tensor
-    """int64 [n]: the tokens on their path, their own at the end"""
-    mask: Tensor
-    """bool [1, 1, end - start, n]"""
+    columns: slice | Tensor
+    """The n tokens on their path, their own at the end"""
+    mask: Tensor | None
+    """bool [1, 1, end - start, n]; None where it is causal: the path is these tokens alone"""
 
 
 def trunk_runs(joins: Joins, place: Tensor, window: int | None) -> tuple[Run, ...]:
@@ -87,6 +87,9 @@ def trunk_runs(joins: Joins, place: Tensor, window: int | None) -> tuple[Run, ..
     starts = [0, *(start for start, _ in joins if start < size), size]
     runs = []
     for start, end in itertools.pairwise(starts):
+        if window is None and ranges(joins, end) == [(start, end)]:
+            runs.append(Run(start, end, slice(start, end), None))
+            continue
         on_path = [torch.arange(a, b, device=device) for a, b in ranges(joins, end)]
         columns, rows = torch.cat(on_path), torch.arange(start, end, device=device)
         mask = columns[None, :] <= rows[:, None]
@@ -120,6 +123,7 @@ class TreeSpan:
                     key[:, :, run.columns],
                     value[:, :, run.columns],
                     attn_mask=run.mask,
+                    is_causal=run.mask is None,
                 )
                 for run in self.runs
             ]
