@@ -13,6 +13,7 @@ from stepagent.agents.encoded import depths, reaches
 from stepagent.training.trees.attention import (
     FLEX_BLOCK,
     Chunk,
+    Runs,
     TreePattern,
     TreeSpan,
     trunk_runs,
@@ -118,7 +119,7 @@ class PackedTrees:
                     first = i + 1
             slides = window is not None and trunk_end - start > window
             trunk_mask = block(trunk, trunk) if slides and not tree.joins else None
-            runs = trunk_runs(tree.joins, trunk, window) if tree.joins else ()
+            runs = trunk_runs(tree.joins, trunk, window) if tree.joins else Runs()
             spans.append(TreeSpan(trunk_end - start, tuple(chunks), trunk_mask, runs))
         return TreePattern(tuple(spans), int((self.tree_id < 0).sum()))
 
