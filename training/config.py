@@ -120,8 +120,9 @@ class ReflectionConfig(IterationConfig):
     that an action which is as good as the expert's is not rejected. Q is the mean return of
     episodes that take the action behind the expert's replayed steps, then follow the policy."""
     value_rollouts: int = 5
-    """Episodes per action, for `weights: value`; IPR: 5. Costs environment steps: a trajectory of
-    n states with K differing actions each takes up to n (K + 1) times as many episodes."""
+    """Episodes per action, for `weights: value` and `inverse.judge: return`; IPR: 5. Costs
+    environment steps: a trajectory of n states with K differing actions each takes up to n (K + 1)
+    times as many episodes."""
     expert_value: Literal["rollouts", "return"] = "rollouts"
     """Q of the expert's action: `rollouts` as for the agent's; `return` that of the expert's own
     trajectory, without rollouts, which adds to each weight what the policy loses afterwards."""
@@ -191,10 +192,11 @@ class InverseConfig:
     reward: Literal["step", "final", "both"] = "step"
     """Table 3: `step` is D's reward for each practice action, `final` the environment's for whole
     episodes that the agent plays, `both` learns from the two."""
-    judge: Literal["discriminator", "oracle"] = "discriminator"
-    """What rewards an action: D, or `oracle`, a perfect judge: 1 for the expert's action as an
-    environment reads it, 0 for any other. A control: it shows what the policy's step makes of a
-    reward without fault."""
+    judge: Literal["discriminator", "oracle", "valid", "return"] = "discriminator"
+    """What rewards an action: D; `oracle`, a perfect judge: 1 for the expert's action as an
+    environment reads it, 0 for any other (a control: what the policy's step makes of a reward
+    without fault); `valid`: 1 where the environment understands and allows it; `return`: the mean
+    return of `reflection.value_rollouts` episodes that the policy plays behind it."""
     judge_reward: Literal["log_d", "logit"] = "log_d"
     """How D's logit becomes a reward: `log_d` is -log D of eq. 11; `logit` is AIRL's
     log (1 - D) - log D, which keeps falling where D is certain of the agent."""

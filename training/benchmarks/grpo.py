@@ -25,6 +25,8 @@ from stepagent.training.config import GroupConfig
 from stepagent.training.methods import group_policy
 from stepagent.training.methods.group_policy import GroupAdvantages, of_tokens
 from stepagent.training.trees.forest import forests
+from stepagent.training.trees.packing import pack
+from stepagent.training.trees.scoring import score_trees
 from stepagent.training.trees.tree import StepTree
 
 GROUP = GroupConfig(kl=0.04)
@@ -39,7 +41,7 @@ def bench(options: Options) -> Iterator[Row]:
         StepTree.of(setting.encode(trajectory))
         for trajectory in with_shared_steps(trajectories, sizes["shared"])
     ]
-    group = with_advantages(trees)
+    group = with_advantages(setting.model, trees)
     trl = Trl(setting, sizes["batch"], sizes["checkpointing"])
     ours, baseline = measure(
         functools.partial(forest_backward, setting.model, group),
@@ -67,13 +69,14 @@ def with_shared_steps(trajectories: Sequence[Trajectory], shared: int) -> list[T
     return rollouts
 
 
-def with_advantages(trees: Sequence[StepTree]) -> GroupAdvantages:
-    """The group with arbitrary advantages and log-probabilities: their values do not change the
-    work."""
+def with_advantages(model: Any, trees: Sequence[StepTree]) -> GroupAdvantages:
+    """The group with advantages and other policies' log-probabilities that are drawn: they do not
+    change the work."""
     [forest] = forests(trees, 10**9)
-    count = sum(end - start for start, end in forest.tree.replies)
+    with torch.no_grad():
+        now = score_trees(model, pack([forest.tree], model.device)).token_log_probs.cpu()
     draw = torch.Generator().manual_seed(0)
-    old, reference = torch.randn(2, count, generator=draw).abs().neg()
+    old, reference = now + 0.3 * torch.randn(2, len(now), generator=draw)
     members = [trees[i] for i in forest.members]
     advantages = [of_tokens(t, torch.randn(len(t.replies), generator=draw)) for t in members]
     return GroupAdvantages(forest, old, reference, tuple(advantages))
@@ -110,6 +113,7 @@ class Trl:
                 bf16=False,
                 beta=0.0,  # it would load a reference; the log-probabilities are there already
                 loss_type="grpo",
+                use_bias_correction_kl=False,  # the KL of Shao et al. (2024)
                 epsilon=GROUP.clip,
                 epsilon_high=GROUP.clip_high,
                 num_generations=2,

@@ -36,6 +36,11 @@ def check_options(config: Config) -> None:
             "reflection.weights 'value' and reflection.equal 'effect' play on from the expert's "
             f"states: they need reflection.states 'expert', not {reflection.states!r}"
         )
+    if reflection.states != "expert" and config.inverse.judge in ("valid", "return"):
+        raise ValueError(
+            f"inverse.judge {config.inverse.judge!r} plays actions behind the expert's steps: it "
+            f"needs reflection.states 'expert', not {reflection.states!r}"
+        )
     _shares("reflection", reflection, "own_share", "expert_acts", "expert_decay")
     _above("reflection", reflection, own_share=0, expert_seconds=0)
     _above("reflection", reflection, beta=0)
