@@ -33,7 +33,8 @@ GROUP = GroupConfig(kl=0.04)
 
 
 def bench(options: Options) -> Iterator[Row]:
-    """Seconds of an update, its loss, and the largest difference of a gradient."""
+    """Seconds of an update; then the loss and the largest difference of a gradient, on the first
+    steps of some of the rollouts."""
     sizes = settings(options, rollouts=8, steps=20, shared=10, batch=2, checkpointing=False)
     setting = Setting(options, "float32")
     trajectories = long_trajectories(sizes["rollouts"], sizes["steps"])
@@ -54,7 +55,12 @@ def bench(options: Options) -> Iterator[Row]:
         f"{group.forest.tree.length} tokens for {tokens}"
     )
     yield Row.less_is_better(name, ours, baseline, "s forward and backward")
-    yield from _equality(setting.model, trl, trees, group)
+    steps = min(sizes["shared"] + 2, sizes["steps"])
+    beginnings = [
+        replace(tree, ids=tree.ids[: tree.replies[steps - 1][1]], replies=tree.replies[:steps])
+        for tree in trees[:3]
+    ]
+    yield from _equality(setting.model, trl, beginnings)
 
 
 def with_shared_steps(trajectories: Sequence[Trajectory], shared: int) -> list[Trajectory]:
@@ -180,9 +186,8 @@ class Trl:
         return {name: value.to(self.setting.model.device) for name, value in inputs.items()}
 
 
-def _equality(
-    model: Any, trl: Trl, trees: Sequence[StepTree], group: GroupAdvantages
-) -> Iterator[Row]:
+def _equality(model: Any, trl: Trl, trees: Sequence[StepTree]) -> Iterator[Row]:
+    group = with_advantages(model, trees)
     loss = float(forest_backward(model, group))
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     baseline = float(trl.backward(trees, group))
