@@ -104,14 +104,16 @@ def own_samples(
         for sample, label in zip(shortened, labels, strict=True)
         for step, pair in zip(sample.trajectory.steps, label.pairs, strict=False)
     )
-    asked = sum(len(label.pairs) for label in labels)
+    labelled_states = sum(len(label.pairs) for label in labels)
+    unanswered = sum(label.end in ("lost", "slow") for label in labels)
     stage.figures |= {
+        "expert_labels": float(labelled_states + unanswered),
         "own_episodes": float(len(usable)),
         "own_episodes_left_out": float(left_out),
         "own_reward": sum(s.trajectory.reward for s in usable) / max(1, len(usable)),
         "own_states": float(states),
         "own_states_left_out": float(steps - states),
-        "own_on_road": same / max(1, asked),
+        "own_on_road": same / max(1, labelled_states),
         "expert_acts": share,
     }
     stage.figures |= {

@@ -201,6 +201,7 @@ def test_the_expert_is_asked_for_no_more_labels_than_it_may(config, states, monk
     of_expert = [s for s in samples if s.trajectory.agent == "expert"]
     assert sum(steps_of(of_expert)) + len(asked) == 7
     assert len(asked) == {"expert": 0, "own": 7, "both": 4}[states]
+    assert stage.figures.get("expert_labels", 0) == len(asked)
 
 
 def test_dagger_gathers_the_labels_of_earlier_iterations_again(config):
@@ -212,7 +213,8 @@ def test_dagger_gathers_the_labels_of_earlier_iterations_again(config):
     assert first["own_states"] == second["own_states"] == 8
     assert second["aggregated_states"] == first["aggregated_states"] + 8
     stages = json.loads((Path(config.output) / "stages.json").read_text())
-    assert stages["budget"]["iteration-1"]["updates"] == 3
+    used = stages["budget"]["iteration-1"]
+    assert (used["updates"], used["expert_labels"], used["episodes"]) == (3, 8, 6)
 
 
 def test_shares_are_checked_before_training():
