@@ -13,7 +13,8 @@ A state is recognised by its observation, as in the paper, so two ways to the sa
 state. A state that no other step was taken in has A_S = 0. `methods.group_policy` has the loss;
 settings of the updates are those of `reflection`, a batch counts episodes.
 
-Deviations: groups without any advantage are left out, KL and all, as in `grpo`.
+Deviations: an update takes complete groups, and groups without any advantage are left out, KL and
+all, as in `grpo`.
 """
 
 from __future__ import annotations
