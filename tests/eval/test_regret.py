@@ -140,12 +140,12 @@ def lost_run(folder, tasks=3):
 def test_no_state_is_asked_about_twice(tmp_path, monkeypatch):
     trajectories = lost_run(tmp_path)
     assert regret.main([str(tmp_path), "--limit", "2"]) == 0
-    asked, real = [], regret.regret
+    episodes, real = [], regret.regret
     monkeypatch.setattr(
-        regret, "regret", lambda *args: asked.append(args[0].task_id) or real(*args)
+        regret, "regret", lambda *args: episodes.append(args[0].task_id) or real(*args)
     )
     assert regret.main([str(tmp_path)]) == 0
-    assert len(asked) == 1
+    assert len(episodes) == 1
     file = tmp_path / "regret.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == 3
@@ -153,12 +153,12 @@ def test_no_state_is_asked_about_twice(tmp_path, monkeypatch):
     assert len(regret.load(tmp_path / "results.jsonl", trajectories)) == 1
     assert regret.main([str(tmp_path)]) == 0
     assert sorted(file.read_text().splitlines(keepends=True)) == sorted(lines)
-    assert len(asked) == 3
+    assert len(episodes) == 3
     assert regret.main([str(tmp_path), "--limit", "1"]) == 0
-    assert len(asked) == 3
+    assert len(episodes) == 3
     assert len(file.read_text().splitlines()) == 3
     assert regret.main([str(tmp_path), "--env-args.size", "12"]) == 0
-    assert len(asked) == 6, "other arguments, another expert"
+    assert len(episodes) == 6, "other arguments, another expert"
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", "null", '{"reach": 3}', '{"reach": ["a"]}', "\\xff"])

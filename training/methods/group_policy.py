@@ -124,34 +124,16 @@ def check_groups(config: Config) -> None:
 def groups(run: TrainingRun, stage: Stage, advantages: Advantages) -> list[GroupAdvantages]:
     """Episodes that the policy as it is now plays, those of groups without any advantage left out.
     Figures of them go to the stage."""
-    config, limit = run.config, run.config.reflection.max_tree_tokens
-    tasks = draw(run.samples, config.reflection.trajectories, stage.seed)
-    rewards: list[float] = []
-    trees: list[list[StepTree]] = []
-    of_turns: list[list[Tensor]] = []
-    left_out = 0
-    for played in rollouts.play(run, stage, tasks):
-        usable, lost = rollouts.encode(run, played)
-        fitting = [s for s in usable if len(s.encoded.ids) <= limit]
-        left_out += lost + len(usable) - len(fitting)
-        rewards += [sample.trajectory.reward for sample in fitting]
-        group = advantages([sample.trajectory for sample in fitting], config.group)
-        if any(bool(turns.any()) for turns in group):
-            trees.append([StepTree.of(sample.encoded) for sample in fitting])
-            of_turns.append(group)
-    merged = [(i, forest) for i, group in enumerate(trees) for forest in forests(group, limit)]
-    read = sum(forest.tree.length for _, forest in merged)
-    stage.figures |= {
-        "episodes": float(len(rewards)),
-        "episodes_left_out": float(left_out),
-        "final_reward": sum(rewards) / max(1, len(rewards)),
-        "groups_with_spread": len(trees) / max(1, len(tasks)),
-        "tokens_shared": 1 - read / max(1, sum(tree.length for group in trees for tree in group)),
-    }
-    stage.note(
-        f"{len(rewards)} episodes, mean reward {stage.figures['final_reward']:.3f}; "
-        f"{len(trees)} of {len(tasks)} groups have a spread to learn from"
-    )
+    merged: list[Forest] = []
+    rows: list[tuple[Tensor, ...]] = []
+    tokens = 0
+    for trees, turns in play_groups(run, stage, advantages):
+        tokens += sum(tree.length for tree in trees)
+        for forest in forests(trees, run.config.reflection.max_tree_tokens):
+            merged.append(forest)
+            rows.append(tuple(of_tokens(trees[i], turns[i]) for i in forest.members))
+    read = sum(forest.tree.length for forest in merged)
+    stage.figures["tokens_shared"] = 1 - read / tokens if tokens else 0.0
 
     def log_probs(forest: Forest) -> Tensor:
         with torch.no_grad():
@@ -159,17 +141,38 @@ def groups(run: TrainingRun, stage: Stage, advantages: Advantages) -> list[Group
         return scores.token_log_probs.cpu()
 
     run.policy.model.eval()
-    old = processes.share([forest for _, forest in merged], log_probs)
+    old = processes.share(merged, log_probs)
     with run.policy.as_in(run.entering()):
-        reference = processes.share([forest for _, forest in merged], log_probs)
-    rows = [
-        tuple(of_tokens(trees[i][m], of_turns[i][m]) for m in forest.members)
-        for i, forest in merged
-    ]
-    return [
-        GroupAdvantages(forest, *columns)
-        for (_, forest), *columns in zip(merged, old, reference, rows, strict=True)
-    ]
+        reference = processes.share(merged, log_probs)
+    return [GroupAdvantages(*item) for item in zip(merged, old, reference, rows, strict=True)]
+
+
+def play_groups(
+    run: TrainingRun, stage: Stage, advantages: Advantages
+) -> list[tuple[list[StepTree], list[Tensor]]]:
+    """The episodes of each task with an advantage, and float32 [turns] of each episode."""
+    config = run.config
+    tasks = draw(run.samples, config.reflection.trajectories, stage.seed)
+    informative, rewards, left_out = [], list[float](), 0
+    for played in rollouts.play(run, stage, tasks):
+        usable, lost = rollouts.encode(run, played)
+        fitting = [s for s in usable if len(s.encoded.ids) <= config.reflection.max_tree_tokens]
+        left_out += lost + len(usable) - len(fitting)
+        rewards += [sample.trajectory.reward for sample in fitting]
+        turns = advantages([sample.trajectory for sample in fitting], config.group)
+        if any(bool(values.any()) for values in turns):
+            informative.append(([StepTree.of(sample.encoded) for sample in fitting], turns))
+    stage.figures |= {
+        "episodes": float(len(rewards)),
+        "episodes_left_out": float(left_out),
+        "final_reward": sum(rewards) / max(1, len(rewards)),
+        "groups_with_spread": len(informative) / max(1, len(tasks)),
+    }
+    stage.note(
+        f"{len(rewards)} episodes, mean reward {stage.figures['final_reward']:.3f}; "
+        f"{len(informative)} of {len(tasks)} groups have a spread to learn from"
+    )
+    return informative
 
 
 def of_tokens(tree: StepTree, turns: Tensor) -> Tensor:

@@ -33,9 +33,11 @@ def test_loss_and_gradients_are_those_of_trls_trainer(policy, checkpointing):
 
 def test_rollouts_share_their_first_steps_and_part_after_them():
     steps = [tuple(Step(f"{n} {i}", "", f"go {i}") for i in range(4)) for n in range(3)]
-    given = [Trajectory("toy", f"t/{n}", "train", "expert", 0, of) for n, of in enumerate(steps)]
-    rollouts = with_shared_steps(given, 2)
+    trajectories = [
+        Trajectory("toy", f"t/{n}", "train", "expert", 0, of) for n, of in enumerate(steps)
+    ]
+    rollouts = with_shared_steps(trajectories, 2)
     for number, rollout in enumerate(rollouts):
-        assert rollout.steps[:2] == given[0].steps[:2]
-        assert rollout.steps[3:] == given[number].steps[3:]
+        assert rollout.steps[:2] == trajectories[0].steps[:2]
+        assert rollout.steps[3:] == trajectories[number].steps[3:]
     assert len({rollout.steps[2].thought for rollout in rollouts}) == 3

@@ -193,15 +193,17 @@ def test_as_many_states_of_each_trajectory_as_of_any_other(config):
 def test_the_expert_is_asked_for_no_more_labels_than_it_may(config, states, monkeypatch):
     config.reflection.states, config.reflection.labels = states, 7
     config.reflection.expert_acts = 0.0
-    run, asked = started(config), []
+    run, questions = started(config), []
     real = toy_env.ToyEnv.expert_action
-    monkeypatch.setattr(toy_env.ToyEnv, "expert_action", lambda self: asked.append(1) or real(self))
+    monkeypatch.setattr(
+        toy_env.ToyEnv, "expert_action", lambda self: questions.append(1) or real(self)
+    )
     with run.stage("iteration-1", 1000) as stage:
         samples = own_states.practice_samples(run, stage)
     of_expert = [s for s in samples if s.trajectory.agent == "expert"]
-    assert sum(steps_of(of_expert)) + len(asked) == 7
-    assert len(asked) == {"expert": 0, "own": 7, "both": 4}[states]
-    assert stage.figures.get("expert_labels", 0) == len(asked)
+    assert sum(steps_of(of_expert)) + len(questions) == 7
+    assert len(questions) == {"expert": 0, "own": 7, "both": 4}[states]
+    assert stage.figures.get("expert_labels", 0) == len(questions)
 
 
 def test_dagger_gathers_the_labels_of_earlier_iterations_again(config):
