@@ -97,6 +97,8 @@ def _tables(c: Comparison) -> list[Table]:
         shown.append(table)
     if c.runs_by_type:
         shown.append(_types(c))
+    if c.regrets:
+        shown.append(_regrets(c))
     if c.agreements:
         shown.append(figures_table(f"{c.env}: agreement with the expert", c.agreements))
     if c.agreement_differences:
@@ -135,6 +137,19 @@ def _metrics(c: Comparison) -> Table:
     for name in sorted({name for run in c.runs for name in run.figures["metrics"]}):
         values = [run.figures["metrics"].get(name) for run in c.runs]
         table.rows.append([name, *(MISSING if v is None else f"{v:.3f}" for v in values)])
+    return table
+
+
+def _regrets(c: Comparison) -> Table:
+    head = ["run", "episodes", "in reach at the start", "at the end", "lost", "at step (median)"]
+    table = Table("Where episodes were lost, by the environment's expert, percent", head)
+    for name, row in c.regrets.items():
+        start, end, lost = (
+            row[key] or 0.0 for key in ("reach_at_start", "reach_at_end", "lost_rate")
+        )
+        step = row["lost_at_step"]
+        cells = [f"{row['episodes']:.0f}", *map(_percent, (start, end, lost))]
+        table.rows.append([name, *cells, MISSING if step is None else f"{step:g}"])
     return table
 
 
@@ -194,6 +209,7 @@ COLUMNS = (
     *("valid", "cut_off", "steps", "difference", "difference_low", "difference_high"),
     *("better", "worse", "p", "p_holm"),
     *(f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")),
+    *("reach_at_start", "reach_at_end", "lost", "lost_at_step"),
     "env",
 )
 """Columns of the CSV: scores, rates, matches and differences in percent, losses in nats; empty
@@ -223,6 +239,20 @@ def _csv_lines(c: Comparison) -> list[dict[str, Any]]:
         measured = {m: (getattr(figures, m), *getattr(figures, f"{m}_ci95")) for m in MEASURES}
         line = {"table": "agreement", "source": "ours", "run": name, "tasks": figures.trajectories}
         lines.append(line | _csv_measures(measured))
+    for name, row in c.regrets.items():
+        line = {
+            "table": "regret",
+            "source": "ours",
+            "run": name,
+            "tasks": round(row["episodes"] or 0),
+        }
+        shares = {
+            "reach_at_start": "reach_at_start",
+            "reach_at_end": "reach_at_end",
+            "lost": "lost_rate",
+        }
+        line |= {column: round(100 * (row[key] or 0.0), 4) for column, key in shares.items()}
+        lines.append(line | {"lost_at_step": row["lost_at_step"]})
     for (first, second), of in c.agreement_differences.items():
         line = {"table": "agreement differences", "source": "ours", "run": second}
         line |= {"compared_with": first, "tasks": next((d.tasks for d in of.values()), 0)}

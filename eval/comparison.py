@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stepagent.eval import agreement, paper
+from stepagent.eval import agreement, paper, regret
 from stepagent.eval.agreement import Agreement, Measure
 from stepagent.eval.load_runs import EvaluationRun, differences
 from stepagent.eval.paired import Paired, holm, paired
@@ -61,6 +61,8 @@ class Comparison:
         default_factory=dict
     )
     """(first, second) → the second's agreement minus the first's, on the same trajectories"""
+    regrets: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Run → at which step its episodes were lost (`regret.figures`), where the expert was asked"""
     entry: str = ""
     """For runs of a suite: the entry that they belong to"""
 
@@ -96,6 +98,7 @@ def compare(
         if run is not base and {(base.name, t), (run.name, t)} <= played
     ]
     envs = list(dict.fromkeys(run.env for run in runs))
+    known = {run.name: regret.load(run.path, run.trajectories) for run in runs}
     readings = {run.name: agreement.load(run.path.parent) for run in runs}
     return Comparison(
         env=" | ".join(envs),
@@ -116,6 +119,7 @@ def compare(
             for a, b in _pairs(runs, against)
             if readings[a.name] and readings[b.name]
         },
+        regrets={name: regret.figures(regrets) for name, regrets in known.items() if regrets},
     )
 
 

@@ -15,6 +15,7 @@ from stepagent.agents.core import Agent
 from stepagent.envs.core import TextEnv, checksum
 from stepagent.envs.trajectory import Trajectory
 from stepagent.errors import check_range
+from stepagent.eval import regret
 from stepagent.eval.few_shot import few_shot_prompt
 from stepagent.eval.report import RunningScore
 from stepagent.eval.results import Identity, ResultsDir, ResultsError
@@ -45,6 +46,8 @@ class EvaluationOptions:
     """Seconds for a reply or a step; None: no limit, and the agent acts in the caller's thread."""
     max_failures: int = 10
     """Failed episodes in a row after which the evaluation gives up."""
+    regret: bool = False
+    """Afterwards ask the environment's expert at which step each episode was lost."""
     overwrite: bool = False
     """Delete the results in the directory first."""
 
@@ -108,7 +111,17 @@ def evaluate(
                 summary["data_notes"] |= data_notes
                 if cut := int(summary["agent_statistics"].get("prompts_cut", 0)):
                     summary["data_notes"][CUT_PROMPTS] = cut
+                if known := regret.load(results.results, trajectories):
+                    summary["regret"] = regret.figures(known)
                 results.save(summary)
+        if options.regret:
+            arguments = {**options.env_args, "split": options.split}
+            try:
+                regrets = regret.record(results.results, trajectories, env_id, arguments)
+                summary["regret"] = regret.figures(regrets)
+            except NotImplementedError as error:
+                console.print(f"note: no regret: {error}", markup=False)
+            results.save(summary)
     return summary
 
 

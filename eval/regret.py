@@ -11,16 +11,21 @@ bring something back into reach; its regret is then negative, and a state may be
 not.
 
 Each run gets a file `regret.jsonl` beside its results, a line per episode with `reach` (score in
-reach at the start and after each step) and `lost_at` (a step, counted from 1; null: never).
+reach at the start and after each step) and `lost_at` (a step, counted from 1; null: never). Lines
+are written as they come, and an episode that has one is not asked about again. `summary.json` then
+has the figures as `regret`; `eval.compare` and the viewer read the file. `eval.run --regret` does
+all this after an evaluation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -35,9 +40,11 @@ from stepagent.errors import UsageError, check_range
 from stepagent.eval.load_runs import EvaluationRun, load_runs
 from stepagent.eval.recorded_env import import_modules, recorded_env
 from stepagent.eval.results import ResultsError
+from stepagent.eval.summary import save
 from stepagent.eval.tables import tell
-from stepagent.files import write_text
+from stepagent.files import read_object, write_text
 
+FILE = "regret.jsonl"
 _LESS = 1e-6
 """A difference of scores that counts."""
 
@@ -148,18 +155,74 @@ def figures(regrets: Sequence[Regret]) -> dict[str, float | None]:
     }
 
 
-def regret_of_run(run: EvaluationRun, config: Config) -> list[Regret]:
-    """The regrets of a run's episodes, also written beside its results."""
-    env_id, arguments = recorded_env(run, config.env_args)
+def load(results: Path, trajectories: Sequence[Trajectory]) -> list[Regret]:
+    """What `record` wrote beside a results file about these episodes."""
+    lines = _lines(results.with_name(FILE))
+    known = [lines.get(_key(t)) for t in trajectories]
+    pairs = zip(trajectories, known, strict=True)
+    return [r for t, r in pairs if r and (r.changed or len(r.reach) == len(t.steps) + 1)]
+
+
+def _lines(path: Path) -> dict[tuple[str, int], Regret]:
+    """Task and seed → regret; lines that cannot be read are left out."""
+    regrets = {}
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            values = json.loads(line)
+            reach = [float(score) for score in values["reach"]]
+            read = Regret(values["task_id"], int(values["seed"]), reach, values["changed"])
+            if reach:
+                regrets[_key(read)] = read
+    return regrets
+
+
+def record(
+    results: Path, trajectories: Sequence[Trajectory], env_id: str, arguments: dict[str, Any]
+) -> list[Regret]:
+    """The regrets of the episodes that have a step, those that are new written beside the results.
+
+    Raises what `regret` raises.
+    """
+    episodes = [t for t in trajectories if t.steps and not t.error]
+    path = results.with_name(FILE)
+    others = {k: r for k, r in _lines(path).items() if k not in {_key(t) for t in episodes}}
+    regrets = {**others, **{_key(r): r for r in load(results, episodes)}}
+    write_text(path, "".join(map(_line, regrets.values())))
+    if all(_key(t) in regrets for t in episodes):
+        return [regrets[_key(t)] for t in episodes]
     env, twin = envs.make(env_id, **arguments), envs.make(env_id, **arguments)
     try:
-        episodes = [t for t in run.trajectories if t.steps and not t.error][: config.limit]
-        regrets = [regret(trajectory, env, twin) for trajectory in episodes]
+        with path.open("a", encoding="utf-8") as file:
+            for trajectory in episodes:
+                if (key := _key(trajectory)) not in regrets:
+                    regrets[key] = regret(trajectory, env, twin)
+                    file.write(_line(regrets[key]))
+                    file.flush()
     finally:
         env.close()
         twin.close()
-    lines = [json.dumps({**asdict(r), "lost_at": r.lost_at}) + "\n" for r in regrets]
-    write_text(run.path.with_name("regret.jsonl"), "".join(lines))
+    return [regrets[_key(t)] for t in episodes]
+
+
+def _key(episode: Trajectory | Regret) -> tuple[str, int]:
+    return episode.task_id, episode.seed
+
+
+def _line(regret: Regret) -> str:
+    return json.dumps({**asdict(regret), "lost_at": regret.lost_at}) + "\n"
+
+
+def regret_of_run(run: EvaluationRun, config: Config) -> list[Regret]:
+    """The regrets of a run's episodes, also written beside its results and in its summary."""
+    env_id, arguments = recorded_env(run, config.env_args)
+    episodes = [t for t in run.trajectories if t.steps and not t.error][: config.limit]
+    if config.env_args:  # another expert may reach something else
+        run.path.with_name(FILE).unlink(missing_ok=True)
+    regrets = record(run.path, episodes, env_id, arguments)
+    summary = read_object(path := run.path.with_name("summary.json"))
+    if summary and regrets:
+        save({**summary, "regret": figures(load(run.path, run.trajectories))}, path)
     return regrets
 
 

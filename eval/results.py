@@ -84,6 +84,7 @@ class ResultsDir:
             if overwrite:
                 self.results.unlink(missing_ok=True)
                 self.summary.unlink(missing_ok=True)
+                self.results.with_name("regret.jsonl").unlink(missing_ok=True)
             self.done = self._resume(identity)
             self._writer = files.Writer(self.results)
         except BaseException:

@@ -88,6 +88,9 @@ class Config:
     episode counts as failed (human: unlimited). null: no limit."""
     max_failures: int = 10
     """Give up after so many failed episodes in a row (if a server is down, say)."""
+    regret: bool = False
+    """Afterwards ask the environment's expert at which step each episode was lost, and put that
+    into summary.json (see stepagent regret). ScienceWorld's takes up to half a second per step."""
     overwrite: bool = False
     """Delete the results in the directory first."""
 

@@ -32,6 +32,8 @@ BENCHMARKS = {
     "rollout": "stepagent.eval.benches.rollout:bench",
     "practice": "stepagent.training.benchmarks.step_trees:bench_practice",
     "reflection": "stepagent.training.benchmarks.step_trees:bench_reflection",
+    "own-states": "stepagent.training.benchmarks.own_states:bench",
+    "grpo": "stepagent.training.benchmarks.grpo:bench",
     "inverse": "stepagent.training.benchmarks.inverse:bench",
     "server": "stepagent.eval.benches.server:bench",
     "soak": "stepagent.eval.benches.soak:bench",

@@ -120,8 +120,9 @@ class ReflectionConfig(IterationConfig):
     that an action which is as good as the expert's is not rejected. Q is the mean return of
     episodes that take the action behind the expert's replayed steps, then follow the policy."""
     value_rollouts: int = 5
-    """Episodes per action, for `weights: value`; IPR: 5. Costs environment steps: a trajectory of
-    n states with K differing actions each takes up to n (K + 1) times as many episodes."""
+    """Episodes per action, for `weights: value` and `inverse.judge: return`; IPR: 5. Costs
+    environment steps: a trajectory of n states with K differing actions each takes up to n (K + 1)
+    times as many episodes."""
     expert_value: Literal["rollouts", "return"] = "rollouts"
     """Q of the expert's action: `rollouts` as for the agent's; `return` that of the expert's own
     trajectory, without rollouts, which adds to each weight what the policy loses afterwards."""
@@ -130,6 +131,12 @@ class ReflectionConfig(IterationConfig):
     0: the paper's loss; 0.2 to 1 keeps a small model from forgetting how to write an action."""
     trajectories: int = 0
     """Expert trajectories inspected per iteration, drawn again each time; 0: all."""
+    labels: int = 0
+    """At most so many states per iteration in which the expert's action is used or asked for: the
+    first ones of each trajectory, as many of each. 0: all."""
+    updates: int = 0
+    """Updates per iteration, in place of `epochs`: passes follow one another until there are as
+    many. 0: `epochs` decides."""
     max_tree_tokens: int = 16384
     """Longest packed step tree, in tokens; longer ones are split. Less needs less memory."""
     pack_tokens: int = 4096
@@ -187,10 +194,11 @@ class InverseConfig:
     reward: Literal["step", "final", "both"] = "step"
     """Table 3: `step` is D's reward for each practice action, `final` the environment's for whole
     episodes that the agent plays, `both` learns from the two."""
-    judge: Literal["discriminator", "oracle"] = "discriminator"
-    """What rewards an action: D, or `oracle`, a perfect judge: 1 for the expert's action as an
-    environment reads it, 0 for any other. A control: it shows what the policy's step makes of a
-    reward without fault."""
+    judge: Literal["discriminator", "oracle", "valid", "return"] = "discriminator"
+    """What rewards an action: D; `oracle`, a perfect judge: 1 for the expert's action as an
+    environment reads it, 0 for any other (a control: what the policy's step makes of a reward
+    without fault); `valid`: 1 where the environment understands and allows it; `return`: the mean
+    return of `reflection.value_rollouts` episodes that the policy plays behind it."""
     judge_reward: Literal["log_d", "logit"] = "log_d"
     """How D's logit becomes a reward: `log_d` is -log D of eq. 11; `logit` is AIRL's
     log (1 - D) - log D, which keeps falling where D is certain of the agent."""
@@ -278,8 +286,9 @@ class RolloutConfig:
     """Episodes that the agent plays on the tasks of the expert's trajectories, for methods that
     learn from whole episodes."""
 
-    samples: int = 1
-    """Episodes per task (RFT's k). Paper's baselines: 1; RFT 4 to 100."""
+    samples: int | None = None
+    """Episodes per task (RFT's k). Paper's baselines: 1; RFT 4 to 100. None: the method's own, 8
+    for `grpo` and `gigpo`, 1 for the others."""
     temperature: float | None = None
     """Of the episodes. 0 is greedy (then all samples of a task are the same). None: the method's
     own, 0 for `eto` and 1 for the others."""

@@ -44,7 +44,7 @@ def check(config: Config) -> None:
 
     check_options(config)
     method = methods.find(config.method)
-    check_episodes_differ(config, method.temperature(config))
+    check_episodes_differ(method.samples(config), method.temperature(config))
     if config.preference.trajectories and not method.takes_files:
         raise ValueError(
             f"preference.trajectories is for dpo, eto and implicit; {config.method} does not learn "

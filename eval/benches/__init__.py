@@ -21,8 +21,8 @@ class Options:
     """Measures a part of StepAgent against the plain way of doing the same."""
 
     name: str
-    """Which benchmark: envs, expert, rollout, practice, reflection, inverse, server, soak or
-    vector."""
+    """Which benchmark: envs, expert, rollout, practice, reflection, own-states, grpo, inverse,
+    server, soak or vector."""
     out: Path | None = None
     """JSON file for the rows. null: only the table is shown."""
     env: str = "stepagent/ScienceWorld-v0"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.envs.trajectory import Trajectory
+from stepagent.eval import regret
 from stepagent.eval.load_runs import EvaluationRun, differences
 from stepagent.eval.summary import explain_endings, score, summarise
 from stepagent.eval.view.experts import Experts, divergence
@@ -81,7 +82,7 @@ def build(
         ],
         "curves": [_with_scores(curve, runs) for curve in curves],
         "notes": [*notes, *_endings(runs), *(f"The runs differ in {d}" for d in differences(runs))],
-        "episodes": _columns(episodes, expert_of, diverges),
+        "episodes": _columns(episodes, expert_of, diverges, _lost(runs, episodes)),
         "starts": starts,
     }
     return Report(title, index, chunks)
@@ -157,8 +158,22 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+def _lost(runs: Sequence[EvaluationRun], episodes: Sequence[_Episode]) -> list[int]:
+    """For each episode the step, from 1, at which something went out of reach; 0: none."""
+    steps = {
+        (i, r.task_id, r.seed): r.lost_at
+        for i, run in enumerate(runs)
+        for r in regret.load(run.path, run.trajectories)
+    }
+    keys = ((e.run, e.trajectory.task_id, e.trajectory.seed) for e in episodes)
+    return [steps.get(key) or 0 for key in keys]
+
+
 def _columns(
-    episodes: Sequence[_Episode], expert_of: Sequence[int], diverges: Sequence[int | None]
+    episodes: Sequence[_Episode],
+    expert_of: Sequence[int],
+    diverges: Sequence[int | None],
+    lost: Sequence[int],
 ) -> dict[str, list[Any]]:
     """A list for each column of the table of episodes."""
     trajectories = [e.trajectory for e in episodes]
@@ -176,6 +191,7 @@ def _columns(
         "seconds": [_short(t.seconds) for t in trajectories],
         "expert": list(expert_of),
         "diverges": [d or 0 for d in diverges],  # 0: nowhere, or nothing to compare with
+        "lost": list(lost),  # 0: never, or the expert was not asked
     }
 
 

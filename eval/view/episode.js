@@ -9,7 +9,7 @@ async function drawEpisode(id) {
   view.step = -1;
   const both = other && view.expert, ended = store.index.outcomes[e.outcome[id]];
   const steps = [], count = Math.max(text.steps.length, both ? other.steps.length : 0);
-  for (let n = 0; n < count; n++) steps.push(step(n, text, both ? other : null, e.diverges[id]));
+  for (let n = 0; n < count; n++) steps.push(step(n, text, both ? other : null, e.diverges[id], e.lost[id]));
   byId("episode").replaceChildren(
     el("div", { class: "top" },
       el("button", { class: "back", on: { click: () => go(-1) } }, "‹ all episodes"),
@@ -23,7 +23,8 @@ async function drawEpisode(id) {
         e.at_limit[id] ? el("span", { class: "chip bad", title: "raise --max-new-tokens" }, "replies cut at the limit: " + e.at_limit[id]) : null,
         el("span", { class: "chip" }, "seed " + e.seed[id]),
         e.seconds[id] ? el("span", { class: "chip" }, e.seconds[id].toFixed(1) + " s") : null,
-        divergenceChip(id)),
+        divergenceChip(id),
+        e.lost[id] ? el("button", { class: "chip bad", title: "From here on the expert reaches less", on: { click: () => toStep(e.lost[id] - 1) } }, "lost at step " + e.lost[id]) : null),
       others(id),
       Object.keys(text.metrics).length ? el("details", {}, el("summary", {}, "The benchmark's own figures"),
         el("div", { class: "chips" }, Object.entries(text.metrics).map(([k, v]) => el("span", { class: "chip" }, k + " ", el("b", {}, shortNumber(v)))))) : null,
@@ -53,12 +54,13 @@ function others(id) {
     el("button", { class: "chip", on: { click: () => go(n) } }, swatch(e.run[n]), runName(e.run[n]) + " ", el("b", {}, three(e.score[n]))))) : null;
 }
 
-function step(n, text, other, diverges) {
+function step(n, text, other, diverges, lost) {
   const [agentStep, expertStep] = [text.steps[n], other ? other.steps[n] : undefined];
   const here = diverges === n + 1;
   const same = other && agentStep && expertStep && agentStep[2] === expertStep[2] && agentStep[0] === expertStep[0] && agentStep[1] === expertStep[1];
   return el("section", { class: "step" + (here ? " first" : "") + (other ? " two" : ""), id: "step-" + (n + 1), tabindex: -1 },
-    el("h3", {}, "Step " + (n + 1), here ? el("span", { class: "chip warn" }, "first divergence") : null),
+    el("h3", {}, "Step " + (n + 1), here ? el("span", { class: "chip warn" }, "first divergence") : null,
+      lost === n + 1 ? el("span", { class: "chip bad" }, "lost here") : null),
     agentStep ? turn(agentStep) : el("p", { class: "none" }, "The agent's episode has ended."),
     !other ? null : same ? el("p", { class: "none" }, "Same as the agent's.") : expertStep ? turn(expertStep, agentStep && agentStep[0] === expertStep[0]) : el("p", { class: "none" }, "The expert's episode has ended."));
 }

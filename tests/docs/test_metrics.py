@@ -92,6 +92,10 @@ def test_every_logged_metric_is_described(config, method, pages, monkeypatch):
         run.run(config)
         for stage, names in _logged(config.output).items():
             logged.setdefault(stage, set()).update(names)
+        config.output += "-played"  # and with rewards of actions that are played
+        config.inverse.judge, config.reflection.value_rollouts = "return", 1
+        run.run(config)
+        logged["iteration-N" + ONCE] |= _logged(config.output)["iteration-N" + ONCE]
     described = {stage: set(names) for stage, names in generate.logged_by(method).items()}
     assert logged == described
     assert f'{{{{ metrics("{method}") }}}}' in pages[f"methods/{method}.md"]

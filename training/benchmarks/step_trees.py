@@ -207,13 +207,13 @@ def packing(count: int, pack_tokens: int, repeats: int) -> list[Row]:
     update = Schedule([trees], lambda tree: len(tree.branches))
     groups = packed(update, lambda tree: tree.length, pack_tokens).updates[0]
     ours, single = measure(
-        functools.partial(_all, functools.partial(_trees_pass, model), groups),
-        functools.partial(_all, functools.partial(_trees_pass, model), [(t,) for t in trees]),
+        functools.partial(_all, functools.partial(trees_pass, model), groups),
+        functools.partial(_all, functools.partial(trees_pass, model), [(t,) for t in trees]),
         repeats,
     )
     name = f"{len(trees)} trees of 4 steps and {trees[0].length} tokens in {len(groups)} passes"
     losses = [
-        float(sum(_trees_pass(model, group) for group in side))
+        float(sum(trees_pass(model, group) for group in side))
         for side in (groups, [(tree,) for tree in trees])
     ]
     return [
@@ -247,7 +247,7 @@ def _short_tree(seed: int) -> StepTree:
     )
 
 
-def _trees_pass(model: Any, trees: Sequence[StepTree]) -> Tensor:
+def trees_pass(model: Any, trees: Sequence[StepTree]) -> Tensor:
     """Eq. 6 summed over the pairs of some trees, in one pass."""
     scores = score_trees(model, pack(trees, model.device))
     zeros = torch.zeros_like(scores.chosen)

@@ -102,11 +102,18 @@ class Method:
     """Whether it learns from `preference.trajectories`."""
     explores_at: float = 1.0
     """Temperature of its episodes, where `rollouts.temperature` is not set."""
+    episodes: int = 1
+    """Episodes per task, where `rollouts.samples` is not set."""
 
     def temperature(self, config: Config) -> float:
         """Temperature of its episodes."""
         own = config.rollouts.temperature
         return self.explores_at if own is None else own
+
+    def samples(self, config: Config) -> int:
+        """Episodes that it plays per task."""
+        own = config.rollouts.samples
+        return self.episodes if own is None else own
 
     def policies_on_disk(self, config: Config) -> int:
         """Policies, and models as large as one, that a run keeps at most."""

@@ -230,13 +230,12 @@ def warm_up(
             learning_rate=config.ppo.critic_learning_rate,
             schedule="constant",
             warmup_ratio=0.0,
-            epochs=updates,  # at least as many updates; they end sooner
+            updates=updates,
         )
         schedule = _schedule(items, settings, stage.seed, salt=8)
         training = stage.part("critic")
         with actor.head_only():
-            enough = replace(schedule, updates=schedule.updates[:updates])
-            optimise(training, actor, enough, _value_loss, settings)
+            optimise(training, actor, schedule, _value_loss, settings)
         if processes.is_main():
             actor.save_head(path)
             stage.directory.drop_checkpoint(training.name)

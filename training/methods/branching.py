@@ -55,6 +55,9 @@ class Outcome:
     drawn: int
     """Steps that the policy took itself"""
     error: str = ""
+    valid: bool = True
+    """Whether the environment understood and allowed the last action; files of earlier versions do
+    not say."""
 
 
 class Branching:
@@ -204,4 +207,5 @@ def outcome_of(case: Case, played: Trajectory, sample: Sample) -> Outcome:
         success=played.success,
         drawn=max(0, len(played.steps) - prefix),
         error=played.error,
+        valid=not played.steps or played.steps[-1].valid,
     )

@@ -58,7 +58,7 @@ def learn(run: TrainingRun) -> None:
                 tasks = draw(run.samples, config.trajectories, seed(run.config, earlier))
                 gathered += recorded_samples(run, stage, f"iteration-{earlier}", tasks)
             tasks = draw(run.samples, config.trajectories, stage.seed)
-            gathered += own_samples(run, stage, tasks)
+            gathered += own_samples(run, stage, tasks, config.labels or None)
             trees = [tree_of(sample) for sample in gathered]
             stage.figures["aggregated_states"] = float(sum(len(t.replies) for t in trees))
             shuffle = shuffled(trees, lambda tree: float(len(tree.replies)), config, stage.seed)

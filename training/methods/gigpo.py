@@ -13,7 +13,8 @@ A state is recognised by its observation, as in the paper, so two ways to the sa
 state. A state that no other step was taken in has A_S = 0. `methods.group_policy` has the loss;
 settings of the updates are those of `reflection`, a batch counts episodes.
 
-Deviations: groups without any advantage are left out, KL and all, as in `grpo`.
+Deviations: an update takes complete groups, and groups without any advantage are left out, KL and
+all, as in `grpo`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from stepagent.envs.trajectory import Trajectory
 from stepagent.training.config import GroupConfig
 from stepagent.training.methods import Method
 from stepagent.training.methods.group_policy import (
+    GROUP,
     check_groups,
     episode_advantages,
     learn_in_groups,
@@ -72,4 +74,6 @@ def returns_of(trajectory: Trajectory, gamma: float) -> Tensor:
     return values
 
 
-METHOD = Method(learn, check_groups, stages=lambda config: config.reflection.iterations)
+METHOD = Method(
+    learn, check_groups, stages=lambda config: config.reflection.iterations, episodes=GROUP
+)

@@ -5,8 +5,9 @@
 
 |o| are the tokens that the agent wrote in an episode; observations have no part in it. An episode's
 advantages are given per turn, and every token of a reply has its turn's. π_old is the policy that
-played, π_ref the one that entered the method. All replies of an episode share one forward and
-backward pass.
+played, π_ref the one that entered the method. All replies of a group share one forward and backward
+pass, in which what its episodes have in common is read once (`trees.forest`); an update takes
+complete groups until it has `reflection.batch_size` episodes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from stepagent.envs.trajectory import Trajectory
 from stepagent.training.config import Config, GroupConfig
-from stepagent.training.data import Sample, draw
+from stepagent.training.data import draw
 from stepagent.training.methods import rollouts, sft
 from stepagent.training.runs import processes
 from stepagent.training.runs.optimise import optimise
@@ -28,27 +29,49 @@ from stepagent.training.runs.schedule import packed, shuffled
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 from stepagent.training.runs.validation import check_model
+from stepagent.training.trees.forest import Forest, forests
 from stepagent.training.trees.packing import pack
 from stepagent.training.trees.scoring import score_trees
 from stepagent.training.trees.tree import StepTree
 
 Advantages = Callable[[Sequence[Trajectory], GroupConfig], list[Tensor]]
 """The episodes of one task → float32 [turns] of each."""
+GROUP = 8
+"""Episodes per task, where `rollouts.samples` is not set."""
 SMALLEST_SPREAD = 1e-4
 """Added to a standard deviation before it divides, as in TRL."""
 
 
 @dataclass(frozen=True)
 class EpisodeAdvantages:
-    """An episode ready for the policy's step. P tokens that the agent wrote; all on the CPU."""
+    """What an episode's loss needs besides the policy. P tokens that the agent wrote."""
 
-    tree: StepTree
     old_log_probs: Tensor
     """float32 [P]: under the policy that played"""
     reference_log_probs: Tensor
     """float32 [P]: under the policy that entered the method"""
     advantages: Tensor
     """float32 [P]"""
+
+
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """Episodes of a task ready for the policy's step, P different tokens; all on the CPU."""
+
+    forest: Forest
+    old_log_probs: Tensor
+    """float32 [P]"""
+    reference_log_probs: Tensor
+    """float32 [P]"""
+    advantages: tuple[Tensor, ...]
+    """float32 [P_i] of each episode"""
+
+    @property
+    def episodes(self) -> list[EpisodeAdvantages]:
+        """The episodes by themselves."""
+        rows = zip(self.forest.tokens, self.advantages, strict=True)
+        old, reference = self.old_log_probs, self.reference_log_probs
+        return [EpisodeAdvantages(old[at], reference[at], a) for at, a in rows]
 
 
 def learn_in_groups(run: TrainingRun, advantages: Advantages) -> None:
@@ -64,12 +87,16 @@ def learn_in_groups(run: TrainingRun, advantages: Advantages) -> None:
         with run.stage(f"iteration-{iteration}", config.seed + 1000 * iteration) as stage:
             if stage.done:
                 continue
-            items = episodes(run, stage, advantages)
+            items = groups(run, stage, advantages)
             if not items:
                 stage.note("no group has a spread to learn from; the policy stays as it is")
                 continue
-            shuffle = shuffled(items, lambda item: 1.0, config.reflection, stage.seed)
-            schedule = packed(shuffle, lambda item: item.tree.length, config.reflection.pack_tokens)
+            shuffle = shuffled(
+                items, lambda item: float(len(item.advantages)), config.reflection, stage.seed
+            )
+            schedule = packed(
+                shuffle, lambda item: item.forest.tree.length, config.reflection.pack_tokens
+            )
             stage.figures |= optimise(
                 stage, run.policy.model, schedule, loss(config.group), config.reflection
             )
@@ -77,7 +104,7 @@ def learn_in_groups(run: TrainingRun, advantages: Advantages) -> None:
 
 def check_groups(config: Config) -> None:
     """Raises ValueError for groups of one, and settings out of range."""
-    if config.rollouts.samples < 2:
+    if (config.rollouts.samples or GROUP) < 2:
         raise ValueError(
             f"method {config.method} compares the episodes of a task with each other: "
             "rollouts.samples must be at least 2 (8 is usual)"
@@ -94,47 +121,58 @@ def check_groups(config: Config) -> None:
             )
 
 
-def episodes(run: TrainingRun, stage: Stage, advantages: Advantages) -> list[EpisodeAdvantages]:
+def groups(run: TrainingRun, stage: Stage, advantages: Advantages) -> list[GroupAdvantages]:
     """Episodes that the policy as it is now plays, those of groups without any advantage left out.
     Figures of them go to the stage."""
+    merged: list[Forest] = []
+    rows: list[tuple[Tensor, ...]] = []
+    tokens = 0
+    for trees, turns in play_groups(run, stage, advantages):
+        tokens += sum(tree.length for tree in trees)
+        for forest in forests(trees, run.config.reflection.max_tree_tokens):
+            merged.append(forest)
+            rows.append(tuple(of_tokens(trees[i], turns[i]) for i in forest.members))
+    read = sum(forest.tree.length for forest in merged)
+    stage.figures["tokens_shared"] = 1 - read / tokens if tokens else 0.0
+
+    def log_probs(forest: Forest) -> Tensor:
+        with torch.no_grad():
+            scores = score_trees(run.policy.model, pack([forest.tree], run.policy.device))
+        return scores.token_log_probs.cpu()
+
+    run.policy.model.eval()
+    old = processes.share(merged, log_probs)
+    with run.policy.as_in(run.entering()):
+        reference = processes.share(merged, log_probs)
+    return [GroupAdvantages(*item) for item in zip(merged, old, reference, rows, strict=True)]
+
+
+def play_groups(
+    run: TrainingRun, stage: Stage, advantages: Advantages
+) -> list[tuple[list[StepTree], list[Tensor]]]:
+    """The episodes of each task with an advantage, and float32 [turns] of each episode."""
     config = run.config
     tasks = draw(run.samples, config.reflection.trajectories, stage.seed)
-    samples: list[Sample] = []
-    of_turns: list[Tensor] = []
-    left_out = groups = 0
-    rewards = []
+    informative, rewards, left_out = [], list[float](), 0
     for played in rollouts.play(run, stage, tasks):
         usable, lost = rollouts.encode(run, played)
         fitting = [s for s in usable if len(s.encoded.ids) <= config.reflection.max_tree_tokens]
         left_out += lost + len(usable) - len(fitting)
         rewards += [sample.trajectory.reward for sample in fitting]
-        group = advantages([sample.trajectory for sample in fitting], config.group)
-        if any(bool(turns.any()) for turns in group):
-            groups += 1
-            samples, of_turns = samples + fitting, of_turns + group
+        turns = advantages([sample.trajectory for sample in fitting], config.group)
+        if any(bool(values.any()) for values in turns):
+            informative.append(([StepTree.of(sample.encoded) for sample in fitting], turns))
     stage.figures |= {
         "episodes": float(len(rewards)),
         "episodes_left_out": float(left_out),
         "final_reward": sum(rewards) / max(1, len(rewards)),
-        "groups_with_spread": groups / max(1, len(tasks)),
+        "groups_with_spread": len(informative) / max(1, len(tasks)),
     }
     stage.note(
         f"{len(rewards)} episodes, mean reward {stage.figures['final_reward']:.3f}; "
-        f"{groups} of {len(tasks)} groups have a spread to learn from"
+        f"{len(informative)} of {len(tasks)} groups have a spread to learn from"
     )
-    trees = [StepTree.of(sample.encoded) for sample in samples]
-
-    def log_probs(tree: StepTree) -> Tensor:
-        with torch.no_grad():
-            scores = score_trees(run.policy.model, pack([tree], run.policy.device))
-        return scores.token_log_probs.cpu()
-
-    run.policy.model.eval()
-    old = processes.share(trees, log_probs)
-    with run.policy.as_in(run.entering()):
-        reference = processes.share(trees, log_probs)
-    rows = zip(trees, old, reference, of_turns, strict=True)
-    return [EpisodeAdvantages(t, o, r, of_tokens(t, turns)) for t, o, r, turns in rows]
+    return informative
 
 
 def of_tokens(tree: StepTree, turns: Tensor) -> Tensor:
@@ -193,21 +231,20 @@ def group_loss(
 
 def loss(
     config: GroupConfig,
-) -> Callable[[Any, Sequence[EpisodeAdvantages]], tuple[Tensor, dict[str, float]]]:
-    """The loss summed over some episodes, with health figures (sums over episodes)."""
+) -> Callable[[Any, Sequence[GroupAdvantages]], tuple[Tensor, dict[str, float]]]:
+    """The loss summed over the episodes of some groups, with health figures (sums over them)."""
 
-    def of_episodes(
-        model: Any, items: Sequence[EpisodeAdvantages]
-    ) -> tuple[Tensor, dict[str, float]]:
-        scores = score_trees(
-            model, pack([item.tree for item in items], next(model.parameters()).device)
-        )
-        columns = scores.token_log_probs.split([len(item.advantages) for item in items])
+    def of_groups(model: Any, items: Sequence[GroupAdvantages]) -> tuple[Tensor, dict[str, float]]:
+        trees = [item.forest.tree for item in items]
+        scores = score_trees(model, pack(trees, next(model.parameters()).device))
+        columns = scores.token_log_probs.split([len(item.old_log_probs) for item in items])
         parts = [
-            group_loss(column, item, config) for column, item in zip(columns, items, strict=True)
+            group_loss(column[at.to(column.device)], episode, config)
+            for column, item in zip(columns, items, strict=True)
+            for at, episode in zip(item.forest.tokens, item.episodes, strict=True)
         ]
         sums = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
         total = sums.pop("loss")
         return total, {name: float(value.detach()) for name, value in sums.items()}
 
-    return of_episodes
+    return of_groups

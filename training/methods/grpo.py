@@ -11,9 +11,10 @@ group are normalised together, and a turn's advantage is the sum of those from i
 `methods.group_policy` has the loss. Settings of the updates are those of `reflection`; a batch
 counts episodes.
 
-Deviations: groups whose episodes all scored alike have no advantage and are left out, KL and all.
-`group.scale` "none" leaves out the division by the standard deviation, which weighs tasks by how
-rarely they differ (Liu et al., 2025).
+Deviations: an update takes complete groups, not episodes drawn one by one, because that is what
+makes them share a pass. Groups whose episodes all scored alike have no advantage and are left out,
+KL and all. `group.scale` "none" leaves out the division by the standard deviation, which weighs
+tasks by how rarely they differ (Liu et al., 2025).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from stepagent.envs.trajectory import Trajectory
 from stepagent.training.config import GroupConfig
 from stepagent.training.methods import Method
 from stepagent.training.methods.group_policy import (
+    GROUP,
     check_groups,
     episode_advantages,
     learn_in_groups,
@@ -49,4 +51,6 @@ def advantages(group: Sequence[Trajectory], config: GroupConfig) -> list[Tensor]
     return [row.flip(0).cumsum(0).flip(0) for row in steps]
 
 
-METHOD = Method(learn, check_groups, stages=lambda config: config.reflection.iterations)
+METHOD = Method(
+    learn, check_groups, stages=lambda config: config.reflection.iterations, episodes=GROUP
+)

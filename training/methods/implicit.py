@@ -39,7 +39,11 @@ from stepagent.training.methods.losses import step_preference_loss
 from stepagent.training.methods.own_states import practice_samples
 from stepagent.training.methods.practice import Practice, practise, resumed
 from stepagent.training.methods.step_pair_files import practice_of_files
-from stepagent.training.methods.step_values import weighed, without_worthless
+from stepagent.training.methods.step_values import (
+    check_value_rollouts,
+    weighed,
+    without_worthless,
+)
 from stepagent.training.policy import Policy
 from stepagent.training.runs.optimise import optimise
 from stepagent.training.runs.schedule import packed, shuffled
@@ -219,13 +223,8 @@ def loss(
 def check(config: Config) -> None:
     """Raises ValueError where both parts of the loss are switched off, or where several rollouts
     per action would be the same."""
-    reflection = config.reflection
-    rollouts = reflection.value_rollouts if reflection.weights == "value" else 1
-    if rollouts > 1 and METHOD.temperature(config) == 0:
-        raise ValueError(
-            f"reflection.value_rollouts is {rollouts} with rollouts.temperature 0, where it must "
-            "be 1: all greedy episodes are the same"
-        )
+    if config.reflection.weights == "value":
+        check_value_rollouts(config, METHOD.temperature(config))
     if not config.reflection.preference_weight and not config.reflection.sft_weight:
         raise ValueError(
             "reflection.preference_weight and reflection.sft_weight are both 0: nothing is learned"

@@ -69,6 +69,8 @@ from stepagent.training.methods.practice import (
     practise,
     record_rewards,
 )
+from stepagent.training.methods.step_rewards import played_rewards
+from stepagent.training.methods.step_values import check_value_rollouts
 from stepagent.training.runs import processes
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
@@ -121,6 +123,8 @@ def check(config: Config) -> None:
         )
     if config.inverse.reward != "step":
         check_episodes(config)
+    if config.inverse.judge == "return":
+        check_value_rollouts(config, METHOD.temperature(config))
 
 
 def step_advantages(
@@ -133,8 +137,8 @@ def step_advantages(
     """
     config = run.config
     samples = practice_samples(run, stage)
-    by_effect = Branching(run, stage, samples).with_expert_tokens
-    rows = practise(stage, run.policy, samples, config.reflection, by_effect)
+    world = Branching(run, stage, samples)
+    rows = practise(stage, run.policy, samples, config.reflection, world.with_expert_tokens)
     practices = [(s, item) for s, row in zip(samples, rows, strict=True) for item in row]
     items = [item for _, item in practices]
     draws = sum(item.draws for item in items)
@@ -145,6 +149,11 @@ def step_advantages(
         return []
     if config.inverse.judge == "oracle":
         rewards = [oracle_rewards(item, run.policy.codec) for item in items]
+    elif config.inverse.judge != "discriminator":
+        items, rewards = played_rewards(world, rows, config.inverse.judge)
+        if not items:
+            stage.note("no trajectory of the expert can be replayed: no action has a reward")
+            return []
     else:
         judged, logits = judge_actions(run, stage, entering, practices)
         rewards = discriminator.rewards_of(logits, config.inverse.judge_reward)

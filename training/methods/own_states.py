@@ -15,6 +15,7 @@ too long. Each is counted.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,17 +45,35 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     config = run.config.reflection
     samples = draw(run.samples, config.trajectories, stage.seed)
     if config.states == "expert":
-        return samples
+        return first_states(samples, config.labels or None)
     if not expert_anywhere(run):
         stage.note(
             f"the expert of {run.config.env} plans from the reset only: practising in its states"
         )
-        return samples
+        return first_states(samples, config.labels or None)
     share = config.own_share if config.states == "both" else 1.0
     count = max(1, round(share * len(samples)))
     own = set(np.random.default_rng([stage.seed, 3]).permutation(len(samples))[:count].tolist())
     rest = [sample for i, sample in enumerate(samples) if i not in own]
-    return rest + own_samples(run, stage, [samples[i] for i in sorted(own)])
+    of_own = round(config.labels * count / len(samples)) if config.labels else None
+    of_rest = None if of_own is None else config.labels - of_own
+    own_tasks = [samples[i] for i in sorted(own)]
+    return first_states(rest, of_rest) + own_samples(run, stage, own_tasks, of_own)
+
+
+def first_states(samples: Sequence[Sample], count: int | None) -> list[Sample]:
+    """The samples with `count` states in all (None: every state): the first ones of each, as many
+    of each as of any other that has them."""
+    if count is None:
+        return list(samples)
+    sizes = [len(sample.encoded.replies) for sample in samples]
+    places = sorted((step, i) for i, size in enumerate(sizes) for step in range(size))
+    taken = Counter(i for _, i in places[:count])
+    return [
+        replace(sample, encoded=sample.encoded.part(0, taken[i]))
+        for i, sample in enumerate(samples)
+        if taken[i]
+    ]
 
 
 def expert_anywhere(run: TrainingRun) -> bool:
@@ -66,30 +85,35 @@ def expert_anywhere(run: TrainingRun) -> bool:
         env.close()
 
 
-def own_samples(run: TrainingRun, stage: Stage, tasks: Sequence[Sample]) -> list[Sample]:
-    """Episodes of the policy as it is now on these tasks, with the expert's reply in every state;
-    those of one process are shared by all. Figures go to the stage."""
+def own_samples(
+    run: TrainingRun, stage: Stage, tasks: Sequence[Sample], count: int | None
+) -> list[Sample]:
+    """Episodes of the policy as it is now on these tasks, with the expert's reply in every state or
+    (`first_states`) in `count`. Those of one process are shared by all. Figures go to the stage."""
     config = run.config.reflection
     share = expert_share(config, int(stage.name.rpartition("-")[2]))
     played = rollouts.play(run, stage, tasks, partial(MixtureAgent, share=share))
     usable, left_out = rollouts.encode(run, [t for row in played for t in row])
-    labels = ask_expert(run, stage, stage.name, usable)
-    labelled = with_labels(run, usable, labels)
+    shortened = first_states(usable, count)
+    labels = ask_expert(run, stage, stage.name, shortened)
+    labelled = with_labels(run, shortened, labels)
     states = sum(len(sample.encoded.replies) for sample in labelled)
     steps = sum(len(sample.trajectory.steps) for sample in usable)
     same = sum(
         step.action == pair[1]
-        for sample, label in zip(usable, labels, strict=True)
+        for sample, label in zip(shortened, labels, strict=True)
         for step, pair in zip(sample.trajectory.steps, label.pairs, strict=False)
     )
-    asked = sum(len(label.pairs) for label in labels)
+    labelled_states = sum(len(label.pairs) for label in labels)
+    unanswered = sum(label.end in ("lost", "slow") for label in labels)
     stage.figures |= {
+        "expert_labels": float(labelled_states + unanswered),
         "own_episodes": float(len(usable)),
         "own_episodes_left_out": float(left_out),
         "own_reward": sum(s.trajectory.reward for s in usable) / max(1, len(usable)),
         "own_states": float(states),
         "own_states_left_out": float(steps - states),
-        "own_on_road": same / max(1, asked),
+        "own_on_road": same / max(1, labelled_states),
         "expert_acts": share,
     }
     stage.figures |= {
@@ -109,7 +133,8 @@ def recorded_samples(
     """What `own_samples` has returned in an earlier stage, of this name and on these tasks."""
     played = rollouts.recorded(run, name, tasks)
     usable, _ = rollouts.encode(run, [t for row in played for t in row])
-    return with_labels(run, usable, ask_expert(run, stage, name, usable))
+    shortened = first_states(usable, run.config.reflection.labels or None)
+    return with_labels(run, shortened, ask_expert(run, stage, name, shortened))
 
 
 def expert_share(config: ReflectionConfig, iteration: int) -> float:
@@ -143,7 +168,8 @@ def ask_expert(
     opened: dict[str, TextEnv] = {}
 
     def ask(i: int) -> dict[str, Any]:
-        trajectory = samples[i].trajectory
+        trajectory, states = samples[i].trajectory, len(samples[i].encoded.replies)
+        trajectory = replace(trajectory, steps=trajectory.steps[:states])
         if trajectory.split not in opened:
             arguments = {**run.config.env_args, "split": trajectory.split}
             opened[trajectory.split] = envs.make(run.config.env, **arguments)

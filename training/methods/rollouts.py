@@ -44,7 +44,7 @@ def play(
     that broke) are left out, and counted in a note. Several processes share the tasks. Raises
     RunError where ten fail in a row.
     """
-    per_task = run.config.rollouts.samples
+    per_task = find(run.config.method).samples(run.config)
     for k in range(per_task):
         _play_once(run, stage, samples, k, mixed)
     processes.wait()
@@ -60,7 +60,7 @@ def recorded(
 ) -> list[list[Trajectory]]:
     """The episodes that a stage, this or an earlier one, has played, as `play` returns them."""
     episodes: list[list[Trajectory]] = [[] for _ in samples]
-    for k in range(run.config.rollouts.samples):
+    for k in range(find(run.config.method).samples(run.config)):
         for i, trajectory in enumerate(_in_order(_files(run, stage_name, k), samples)):
             if trajectory is not None and not trajectory.error:
                 episodes[i].append(trajectory)

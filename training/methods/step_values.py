@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from stepagent.training.config import Config
 from stepagent.training.methods.branching import Branching, Case
 from stepagent.training.methods.practice import Practice
 
@@ -42,15 +43,24 @@ def weighed(
     return [p for _, p in practices], weights
 
 
+def check_value_rollouts(config: Config, temperature: float) -> None:
+    """Raises ValueError where several rollouts per action would be the same."""
+    rollouts = config.reflection.value_rollouts
+    if rollouts > 1 and temperature == 0:
+        raise ValueError(
+            f"reflection.value_rollouts is {rollouts} with rollouts.temperature 0, where it must "
+            "be 1: all greedy episodes are the same"
+        )
+
+
 def pairs_of(world: Branching, sample: int, practice: Practice) -> list[tuple[Case, Case]]:
     """For each branch the episodes behind the expert's action and behind its own."""
-    return [
-        (
-            Case(sample, branch.step + 1, play_on=True),
-            Case(sample, branch.step, world.text(branch.ids), play_on=True),
-        )
-        for branch in practice.tree.branches
-    ]
+    pairs = []
+    for branch in practice.tree.branches:
+        step = practice.first_step + branch.step
+        agent = Case(sample, step, world.text(branch.ids), play_on=True)
+        pairs.append((Case(sample, step + 1, play_on=True), agent))
+    return pairs
 
 
 def weight(values: Mapping[Case, float], expert: Case, agent: Case) -> float:

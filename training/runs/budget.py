@@ -51,7 +51,7 @@ def of_stage(directory: RunDirectory, stage: str, figures: dict[str, float]) -> 
         for row in _lines(directory.path / "metrics.jsonl")
         if row["stage"] == stage or row["stage"].startswith(f"{stage}-")
     ]
-    episodes = (directory.path / "rollouts").glob(f"{stage}-*.jsonl")
+    episodes = (directory.path / "rollouts").glob(f"{stage}-[0-9]*.jsonl")
     practised = _lines(directory.path / "practice" / f"{stage}.jsonl")
     return Budget(
         expert_labels=round(figures.get("expert_labels", 0)),

@@ -22,6 +22,9 @@ FREE = (
 )
 """Options that may change between starts of a run: no weight and no score depends on them."""
 
+FORMER = {"rollouts.samples": 1}
+"""Options that are null by default and were this before, which meant the same."""
+
 
 def differing(old: str, new: str) -> dict[str, tuple[Any, Any]]:
     """The options (by their full names) in which two configurations differ, and both values.
@@ -31,6 +34,8 @@ def differing(old: str, new: str) -> dict[str, tuple[Any, Any]]:
     """
     before, now = flat(yaml.safe_load(old)), flat(yaml.safe_load(new))
     before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
+    for options in (before, now):
+        options |= {key: None for key, value in FORMER.items() if options.get(key) == value}
     return {
         key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())

@@ -6,13 +6,14 @@ same updates in the same order and ends with the same weights.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from stepagent.training.config import OptimiserConfig
+from stepagent.training.config import OptimiserConfig, ReflectionConfig
 from stepagent.training.runs import processes
 
 Item = TypeVar("Item")
@@ -41,12 +42,17 @@ def shuffled(
     salt: Sequence[int] = (),
 ) -> Schedule[Item]:
     """Every item once per epoch, each epoch in a new order, in updates of `config.batch_size`
-    samples or a little more (`batches`). `salt` gives other orders for the same seed."""
-    updates = []
-    for epoch in range(config.epochs):
+    samples or a little more (`batches`). `salt` gives other orders for the same seed. With
+    `updates` of `ReflectionConfig` as many epochs as it takes, the last one cut short."""
+
+    def one_pass(epoch: int) -> list[list[Item]]:
         order = np.random.default_rng([seed, epoch, *salt]).permutation(len(items))
-        updates += batches([items[i] for i in order], config.batch_size, size)
-    return Schedule(updates, size)
+        return batches([items[i] for i in order], config.batch_size, size)
+
+    exactly = config.updates if isinstance(config, ReflectionConfig) and items else 0
+    epochs = itertools.count() if exactly else range(config.epochs)
+    updates = itertools.chain.from_iterable(map(one_pass, epochs))
+    return Schedule(list(itertools.islice(updates, exactly or None)), size)
 
 
 def batches(

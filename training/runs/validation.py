@@ -28,7 +28,7 @@ def check_options(config: Config) -> None:
     check_range(0, seed=config.seed, checkpoint_seconds=config.checkpoint_seconds)
     reflection, evaluation = config.reflection, config.evaluation
     _at_least("reflection", reflection, iterations=0, practice=1, temperature=0, trajectories=0)
-    _at_least("reflection", reflection, pack_tokens=0, value_rollouts=1)
+    _at_least("reflection", reflection, pack_tokens=0, value_rollouts=1, labels=0, updates=0)
     if reflection.states != "expert" and (
         reflection.weights == "value" or reflection.equal == "effect"
     ):
@@ -36,13 +36,20 @@ def check_options(config: Config) -> None:
             "reflection.weights 'value' and reflection.equal 'effect' play on from the expert's "
             f"states: they need reflection.states 'expert', not {reflection.states!r}"
         )
+    if reflection.states != "expert" and config.inverse.judge in ("valid", "return"):
+        raise ValueError(
+            f"inverse.judge {config.inverse.judge!r} plays actions behind the expert's steps: it "
+            f"needs reflection.states 'expert', not {reflection.states!r}"
+        )
     _shares("reflection", reflection, "own_share", "expert_acts", "expert_decay")
     _above("reflection", reflection, own_share=0, expert_seconds=0)
     _above("reflection", reflection, beta=0)
     _at_least("preference", config.preference, iterations=1, microbatch_size=1, extra_rounds=0)
     _above("preference", config.preference, beta=0, later_beta=0)
     _at_least("sft", config.sft, microbatch_size=1, tokens=0, patience=0)
-    _at_least("rollouts", config.rollouts, samples=1, workers=1)
+    _at_least("rollouts", config.rollouts, workers=1)
+    if config.rollouts.samples is not None:
+        _at_least("rollouts", config.rollouts, samples=1)
     if config.rollouts.temperature is not None:
         _at_least("rollouts", config.rollouts, temperature=0)
     _at_least("ppo", config.ppo, critic_learning_rate=0, critic_warmup=0)
@@ -68,11 +75,11 @@ def check_options(config: Config) -> None:
         envs.make(evaluation.env, split=evaluation.split, **evaluation.env_args).close()
 
 
-def check_episodes_differ(config: Config, temperature: float) -> None:
+def check_episodes_differ(samples: int, temperature: float) -> None:
     """Raises ValueError where several episodes per task are asked for at temperature 0."""
-    if temperature == 0 and config.rollouts.samples > 1:
+    if temperature == 0 and samples > 1:
         raise ValueError(
-            f"rollouts.samples is {config.rollouts.samples} at temperature 0, where it must "
+            f"rollouts.samples is {samples} at temperature 0, where it must "
             "be 1: all greedy episodes of a task would be the same (method eto explores at "
             "temperature 0 unless rollouts.temperature is set)"
         )

@@ -35,6 +35,8 @@ NAME = "step_tree"
 FLEX_BLOCK = 128
 """Sequence lengths are padded to multiples of this for FlexAttention (its block size)."""
 
+RUN_TOKENS = 256
+"""Tokens of a trunk that branches attend in runs of no more than this, but for the first."""
 _ROOM = 16
 _LOW = (torch.bfloat16, torch.float16)
 
@@ -69,31 +71,52 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Run:
-    """Tokens of a trunk that follow one another, up to where it branches."""
+    """Tokens of a trunk that follow one another, in a trunk that branches."""
 
-    start: int
-    end: int
-    columns: Tensor
-    """int64 [n]: the tokens on their path, their own at the end"""
-    mask: Tensor
-    """bool [1, 1, end - start, n]"""
+    size: int
+    pieces: tuple[int, ...]
+    """The pieces of the trunk that are their path, of n tokens in all: their own are at the end"""
+    mask: Tensor | None
+    """bool [1, 1, size, n]; None where it is causal: the path is these tokens alone"""
 
 
-def trunk_runs(joins: Joins, place: Tensor, window: int | None) -> tuple[Run, ...]:
+@dataclass(frozen=True)
+class Runs:
+    """The tokens of a trunk that branches, in order."""
+
+    pieces: tuple[int, ...] = ()
+    """Sizes of what the trunk is cut into, so that each run reads complete pieces. (Pieces cost
+    less than a choice of columns, whose gradient is added up token by token.)"""
+    runs: tuple[Run, ...] = ()
+
+
+def trunk_runs(joins: Joins, place: Tensor, window: int | None) -> Runs:
     """How the tokens of a trunk that branches see one another; `place` int64 [trunk] is only asked
-    for its length and device, `window` as in `sliding_window`."""
+    for its length and device, `window` as in `sliding_window`. Long runs are cut, so that few of
+    their tokens read columns that only later ones see."""
     size, device = len(place), place.device
     depth = torch.tensor(depths(joins, size), device=device)
-    starts = [0, *(start for start, _ in joins if start < size), size]
+    starts = {0, *(start for start, _ in joins if start < size)}
+    ends = sorted({*starts, size})
+    starts |= {at for a, b in itertools.pairwise(ends[1:]) for at in range(a, b, RUN_TOKENS)}
+    cuts = sorted({*starts, size, *(at for start, at in joins if start < size)})
+    bounds = list(itertools.pairwise(cuts))
     runs = []
-    for start, end in itertools.pairwise(starts):
-        on_path = [torch.arange(a, b, device=device) for a, b in ranges(joins, end)]
-        columns, rows = torch.cat(on_path), torch.arange(start, end, device=device)
-        mask = columns[None, :] <= rows[:, None]
-        if window is not None:
-            mask &= depth[rows][:, None] - depth[columns][None, :] < window
-        runs.append(Run(start, end, columns, mask[None, None]))
-    return tuple(runs)
+    for start, end in itertools.pairwise(sorted({*starts, size})):
+        on_path = ranges(joins, end)
+        pieces = [
+            i for i, (a, b) in enumerate(bounds) if any(c <= a and b <= d for c, d in on_path)
+        ]
+        mask = None
+        if window is not None or on_path != [(start, end)]:
+            columns = torch.cat([torch.arange(a, b, device=device) for a, b in on_path])
+            rows = torch.arange(start, end, device=device)
+            mask = columns[None, :] <= rows[:, None]
+            if window is not None:
+                mask &= depth[rows][:, None] - depth[columns][None, :] < window
+            mask = mask[None, None]
+        runs.append(Run(end - start, tuple(pieces), mask))
+    return Runs(tuple(b - a for a, b in bounds), tuple(runs))
 
 
 @dataclass(frozen=True)
@@ -105,7 +128,7 @@ class TreeSpan:
     chunks: tuple[Chunk, ...]
     trunk_mask: Tensor | None = None
     """bool [1, 1, trunk, trunk] where a sliding window makes the trunk more than causal."""
-    runs: tuple[Run, ...] = ()
+    branching: Runs = Runs()
     """Of a trunk that branches itself."""
 
     def attend_trunk(
@@ -113,15 +136,18 @@ class TreeSpan:
     ) -> Tensor:
         """The trunk's own attention: [1, H, trunk, D] each."""
         sdpa = functools.partial(F.scaled_dot_product_attention, scale=scale, dropout_p=dropout)
-        if self.runs:
+        if self.branching.runs:
+            keys, values = (x.split(self.branching.pieces, dim=2) for x in (key, value))
+            rows = query.split([run.size for run in self.branching.runs], dim=2)
             parts = [
                 sdpa(
-                    query[:, :, run.start : run.end],
-                    key[:, :, run.columns],
-                    value[:, :, run.columns],
+                    own,
+                    torch.cat([keys[i] for i in run.pieces], dim=2),
+                    torch.cat([values[i] for i in run.pieces], dim=2),
                     attn_mask=run.mask,
+                    is_causal=run.mask is None,
                 )
-                for run in self.runs
+                for own, run in zip(rows, self.branching.runs, strict=True)
             ]
             return torch.cat(parts, dim=2)
         mask = self.trunk_mask
@@ -181,8 +207,8 @@ class Prefill:
         size, mask = query.shape[2], None
         if self.span is None or self.span.trunk != size:
             position = torch.arange(size, device=query.device)
-            runs = trunk_runs(self.joins, position, self.window) if self.joins else ()
-            if self.window is not None and size > self.window and not runs:
+            runs = trunk_runs(self.joins, position, self.window) if self.joins else Runs()
+            if self.window is not None and size > self.window and not self.joins:
                 back = position[:, None] - position[None, :]
                 mask = ((back >= 0) & (back < self.window))[None, None]
             self.span = TreeSpan(size, (), mask, runs)

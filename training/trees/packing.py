@@ -13,6 +13,7 @@ from stepagent.agents.encoded import depths, reaches
 from stepagent.training.trees.attention import (
     FLEX_BLOCK,
     Chunk,
+    Runs,
     TreePattern,
     TreeSpan,
     trunk_runs,
@@ -112,13 +113,13 @@ class PackedTrees:
                     rows = place[chunk_start:end]
                     read: slice | Tensor = slice(0, seen)
                     if tree.joins:  # no more than the paths of these branches
-                        read = block(rows, trunk[:seen])[0, 0].any(dim=0).nonzero()[:, 0]
+                        read = block(rows, trunk)[0, 0].any(dim=0).nonzero()[:, 0]
                     columns = torch.cat([trunk[read], rows])
                     chunks.append(Chunk(end - chunk_start, read, block(rows, columns)))
                     first = i + 1
             slides = window is not None and trunk_end - start > window
             trunk_mask = block(trunk, trunk) if slides and not tree.joins else None
-            runs = trunk_runs(tree.joins, trunk, window) if tree.joins else ()
+            runs = trunk_runs(tree.joins, trunk, window) if tree.joins else Runs()
             spans.append(TreeSpan(trunk_end - start, tuple(chunks), trunk_mask, runs))
         return TreePattern(tuple(spans), int((self.tree_id < 0).sum()))
 
@@ -197,17 +198,17 @@ class _Packer:
             hanging += [(step, expert + step, ids) for step, ids in enumerate(tree.experts)]
         else:
             for step, (start, end) in enumerate(tree.replies):
-                ids = tree.ids[start:end]
-                self._predict(expert + step, ids, offset + start - 1, offset + start)
+                state_end = offset + tree.state_end(step)
+                self._predict(expert + step, tree.ids[start:end], state_end - 1, offset + start)
         places = []
         for step, action, ids in sorted(hanging, key=lambda item: item[0]):
-            begin, start = len(self.tokens), tree.replies[step][0]
-            first = depth[start - 1] + 1
+            begin, state = len(self.tokens), tree.state_end(step)
+            first = depth[state - 1] + 1
             self.tokens += [
-                (token, number, first + t, offset + start, 0, begin) for t, token in enumerate(ids)
+                (token, number, first + t, offset + state, 0, begin) for t, token in enumerate(ids)
             ]
-            self._predict(action, ids, offset + start - 1, begin)
-            places.append((begin, len(self.tokens), start))
+            self._predict(action, ids, offset + state - 1, begin)
+            places.append((begin, len(self.tokens), state))
         self.pairs += [(expert + b.step, agent + i) for i, b in enumerate(tree.branches)]
         self.spans.append((offset, offset + size, tuple(places)))
 

@@ -69,7 +69,13 @@ class StepTree:
 
     def state(self, step: int) -> tuple[int, ...]:
         """The ids that the actions of a step answer."""
-        return tuple(path(self.ids, self.joins, self.replies[step][0]))
+        return tuple(path(self.ids, self.joins, self.state_end(step)))
+
+    def state_end(self, step: int) -> int:
+        """Where in the trunk the state of a step ends: where its reply starts, if not elsewhere
+        because the trunk branches there."""
+        start = self.replies[step][0]
+        return dict(self.joins).get(start, start)
 
     def expert(self, step: int) -> tuple[int, ...]:
         """Token ids of the expert's reply of a step."""
@@ -84,6 +90,8 @@ class StepTree:
                     f"reply of step {step} spans [{start}, {end}), which must be within "
                     f"[{before}, {len(self.ids)}) and hold at least one token"
                 )
+            if not self.state_end(step):
+                raise ValueError(f"reply of step {step} answers no token")
             before = end
         if self.experts and (len(self.experts) != len(self.replies) or not all(self.experts)):
             raise ValueError(
@@ -129,7 +137,7 @@ class StepTree:
         """Tokens of the longest state plus one of its actions."""
         place = depths(self.joins, self.trunk_length)
         hanging = [(b.step, b.ids) for b in self.branches] + list(enumerate(self.experts))
-        ends = [place[self.replies[step][0] - 1] + 1 + len(ids) for step, ids in hanging]
+        ends = [place[self.state_end(step) - 1] + 1 + len(ids) for step, ids in hanging]
         return max([*place, -1]) + 1 if not ends else max(max(place) + 1, *ends)
 
     def trimmed(self) -> StepTree:

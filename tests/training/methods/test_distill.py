@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from dataclasses import replace
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from stepagent.envs.trajectory import Writer
 from stepagent.training import run
 from stepagent.training.config import Config
 from stepagent.training.methods import distill
 from stepagent.training.runs.directory import RunError
+from stepagent.training.runs.metrics import Metrics
 from tests import toy_env
 from tests.training.toys import GUESS, TREES, tiny_model
 
@@ -74,3 +78,40 @@ def test_a_teacher_of_another_tokenizer_or_none_is_refused(config):
     config.method, config.distill.teacher = "distill", f"{other.output}/final"
     with pytest.raises(RunError, match="another tokenizer"):
         run.run(config)
+
+
+@pytest.mark.parametrize("during", ["episodes", "updates"])
+def test_a_stopped_run_ends_with_the_same_weights(config, tmp_path, monkeypatch, during):
+    taught = replace(config, method="sft", output=str(tmp_path / "teacher"))
+    run.run(taught)
+    config.method, config.distill.teacher = "distill", f"{taught.output}/final"
+    config.reflection.batch_size, config.reflection.epochs = 2, 2
+    uninterrupted = replace(config, output=str(tmp_path / "uninterrupted"))
+    run.run(uninterrupted)
+    stopped = replace(config, output=str(tmp_path / "stopped"))
+    place = Writer if during == "episodes" else Metrics
+    name = "write" if during == "episodes" else "log"
+    method, calls = getattr(place, name), []
+
+    def stop_at_the_second(self, first, *rest, **figures):
+        method(self, first, *rest, **figures)
+        calls.append(first)
+        of_iteration = [c for c in calls if "iteration-1" in (c, getattr(c, "agent", "")[:11])]
+        if len(of_iteration) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, name, stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(stopped)
+    monkeypatch.setattr(place, name, method)
+    gc.collect()  # frees the lock on the run's directory, as the end of a process does
+    assert not (tmp_path / "stopped/policies/iteration-1").exists()
+    run.run(stopped)
+    weights = [
+        load_file(Path(one.output) / "final" / "model.safetensors")
+        for one in (uninterrupted, stopped)
+    ]
+    for key, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][key]), key
+    before = load_file(Path(stopped.output) / "policies" / "sft" / "model.safetensors")
+    assert any(not torch.equal(before[key], tensor) for key, tensor in weights[1].items())

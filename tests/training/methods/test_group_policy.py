@@ -15,11 +15,13 @@ from stepagent.training.config import Config, GroupConfig
 from stepagent.training.methods import find, gigpo, grpo
 from stepagent.training.methods.group_policy import (
     EpisodeAdvantages,
+    GroupAdvantages,
     group_loss,
     loss,
     normalised,
     of_tokens,
 )
+from stepagent.training.trees.forest import forests
 from stepagent.training.trees.packing import pack
 from stepagent.training.trees.scoring import score_trees
 from stepagent.training.trees.tree import StepTree
@@ -83,7 +85,6 @@ def test_the_loss_by_hand():
     old = torch.tensor([-1.0, -1.0, -1.0, -1.0])
     now = old + torch.tensor([0.0, 0.0, 0.5, -0.5])  # ratios 1, 1, 1.65, 0.61
     item = EpisodeAdvantages(
-        StepTree((0, 1, 2, 3, 4), ((1, 5),)),
         old_log_probs=old,
         reference_log_probs=now - torch.tensor([0.0, 0.0, 0.0, 1.0]),
         advantages=torch.tensor([2.0, -2.0, 2.0, 2.0]),
@@ -98,40 +99,59 @@ def test_the_loss_by_hand():
     assert float(parts["clip_fraction"]) == 0.5
 
 
-def batch(model, seeds=(1, 2, 3)):
-    """Episodes of several turns with log-probabilities of other policies."""
+APART = [random_tree(seed, 3, []) for seed in (1, 2, 3)]
+"""Episodes with nothing in common."""
+
+
+def sharing():
+    """Five episodes that part in the second reply's middle, before it, or in an observation."""
+    first = random_tree(4, 4, [])
+    start, end = first.replies[1]
+    episodes = [first, first]
+    for seed, at in enumerate((end - 1, start, end + 1)):
+        other = random_tree(5 + seed, 8, []).ids
+        ids = (*first.ids[:at], *other[: len(first.ids) - at])
+        episodes.append(StepTree(ids, first.replies))
+    return episodes
+
+
+def batch(model, trees, max_tokens=10_000):
+    """Groups of episodes of several turns with log-probabilities of other policies."""
     items = []
     generator = torch.Generator().manual_seed(5)
-    for seed in seeds:
-        tree = random_tree(seed, 3, [])
+    for forest in forests(trees, max_tokens):
         with torch.no_grad():
-            now = score_trees(model, pack([tree])).token_log_probs
+            now = score_trees(model, pack([forest.tree])).token_log_probs
         noise = torch.randn(2, len(now), generator=generator) * 0.4
-        turns = torch.randn(3, generator=generator)
-        items.append(
-            EpisodeAdvantages(tree, now + noise[0], now + noise[1], of_tokens(tree, turns))
-        )
+        members = [trees[i] for i in forest.members]
+        turns = [torch.randn(len(tree.replies), generator=generator) for tree in members]
+        rows = tuple(map(of_tokens, members, turns))
+        items.append(GroupAdvantages(forest, now + noise[0], now + noise[1], rows))
     return items
 
 
-def trls_loss(model, items, config):
+def trls_loss(model, trees, items, config):
     """`GRPOTrainer._compute_loss` on the same episodes as prompts and completions, padded, with
     the observations masked out."""
-    prompts = [item.tree.ids[: item.tree.replies[0][0]] for item in items]
-    rest = [item.tree.ids[len(prompt) : item.tree.trunk_length] for item, prompt in
-            zip(items, prompts, strict=True)]  # fmt: skip
+    episodes = [
+        pair for item in items for pair in zip(item.forest.members, item.episodes, strict=True)
+    ]
+    prompts = [trees[i].ids[: trees[i].replies[0][0]] for i, _ in episodes]
+    rest = [trees[i].ids[len(prompt) : trees[i].trunk_length] for (i, _), prompt in
+            zip(episodes, prompts, strict=True)]  # fmt: skip
     longest = max(map(len, rest))
-    shape = (len(items), longest)
+    shape = (len(episodes), longest)
     mask, old, reference, advantages, now = (torch.zeros(shape) for _ in range(5))
-    for i, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
-        at = torch.cat([torch.arange(s, e) for s, e in item.tree.replies]) - len(prompt)
-        mask[i, at] = 1
-        old[i, at], reference[i, at] = item.old_log_probs, item.reference_log_probs
-        advantages[i, at] = item.advantages
-        ids = torch.tensor([item.tree.ids[: item.tree.trunk_length]])
+    for row, ((i, item), prompt) in enumerate(zip(episodes, prompts, strict=True)):
+        tree = trees[i]
+        at = torch.cat([torch.arange(s, e) for s, e in tree.replies]) - len(prompt)
+        mask[row, at] = 1
+        old[row, at], reference[row, at] = item.old_log_probs, item.reference_log_probs
+        advantages[row, at] = item.advantages
+        ids = torch.tensor([tree.ids[: tree.trunk_length]])
         logits = model(ids).logits[0, :-1].log_softmax(-1)
         tokens = logits.gather(1, ids[0, 1:, None])[:, 0][len(prompt) - 1 :]
-        now = now.index_put((torch.tensor([i]), torch.arange(len(tokens))), tokens)
+        now = now.index_put((torch.tensor([row]), torch.arange(len(tokens))), tokens)
     zeros = torch.zeros(shape)
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *a, **k: (now, zeros, None),
@@ -153,8 +173,8 @@ def trls_loss(model, items, config):
         _metrics={"eval": defaultdict(list)},
     )
     inputs = {
-        "prompt_ids": torch.zeros((len(items), 1), dtype=torch.long),
-        "prompt_mask": torch.ones((len(items), 1)),
+        "prompt_ids": torch.zeros((len(episodes), 1), dtype=torch.long),
+        "prompt_mask": torch.ones((len(episodes), 1)),
         "completion_ids": torch.zeros(shape, dtype=torch.long),
         "completion_mask": mask,
         "advantages": advantages,
@@ -170,18 +190,37 @@ def gradients(model):
     return flat
 
 
-def test_loss_and_gradient_are_trls():
+@pytest.mark.parametrize("max_tokens", [10_000, 60])
+@pytest.mark.parametrize("trees", [APART, sharing()], ids=["apart", "sharing"])
+def test_loss_and_gradient_are_trls(trees, max_tokens):
     model, config = tiny_model(), GroupConfig(kl=0.04, clip=0.2, clip_high=0.28)
-    items = batch(model)
-    theirs = trls_loss(model, items, config)
+    items = batch(model, trees, max_tokens)
+    theirs = trls_loss(model, trees, items, config)
     theirs.backward()
     expected = gradients(model)
     total, figures = loss(config)(model, items)
-    (total / len(items)).backward()
+    (total / len(trees)).backward()
     gradient = gradients(model)
-    torch.testing.assert_close(total / len(items), theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(total / len(trees), theirs, atol=1e-5, rtol=0)
     assert (gradient - expected).norm() <= 1e-4 * expected.norm()
     assert figures["clip_fraction"] > 0
+
+
+def test_an_episode_counts_as_often_as_it_was_played():
+    """Two equal episodes of different advantages are one sequence, and two losses."""
+    model, config = tiny_model(), GroupConfig(kl=0.0)
+    tree = random_tree(1, 2, [])
+    (forest,) = forests([tree, tree], 100)
+    assert forest.tree.length == tree.length
+    with torch.no_grad():
+        now = score_trees(model, pack([forest.tree])).token_log_probs
+    turns = of_tokens(tree, torch.tensor([1.0, 1.0]))
+    total, _ = loss(config)(model, [GroupAdvantages(forest, now, now, (turns, -turns))])
+    total.backward()
+    assert total.item() == pytest.approx(0.0, abs=1e-6)
+    assert gradients(model).norm() < 1e-6
+    total, _ = loss(config)(model, [GroupAdvantages(forest, now, now, (turns, 2 * turns))])
+    assert total.item() == pytest.approx(-3.0, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -202,3 +241,13 @@ def test_what_cannot_work_is_said_before_training(method, change, message):
             setattr(getattr(config, section), name, value)
     with pytest.raises(ValueError, match=message):
         find(method).check(config)
+
+
+def test_a_group_is_of_eight_where_nothing_else_is_said():
+    config = Config(output="unused", env="unused", method="grpo")
+    for method in ("grpo", "gigpo"):
+        find(method).check(config)
+        assert find(method).samples(config) == 8
+    assert find("rft").samples(config) == 1
+    config.rollouts.samples = 3
+    assert find("grpo").samples(config) == find("rft").samples(config) == 3

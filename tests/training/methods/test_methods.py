@@ -101,6 +101,7 @@ def test_a_group_whose_episodes_differ_is_learned_from(config, method):
     config.method, config.reflection.iterations = method, 1
     summary = run.run(config)
     assert summary["figures"]["iteration-1"]["groups_with_spread"] == 1.0
+    assert 0 < summary["figures"]["iteration-1"]["tokens_shared"] < 0.5, "two episodes per task"
     assert not _same(_weights(config.output), _after_sft(config.output))
 
 

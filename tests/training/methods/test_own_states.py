@@ -170,6 +170,55 @@ def test_dagger_aggregates_and_its_loss_is_the_experts_likelihood(config):
     assert second["aggregated_states"] == of_expert + first["own_states"] + second["own_states"]
 
 
+def steps_of(samples):
+    return [len(sample.encoded.replies) for sample in samples]
+
+
+def test_as_many_states_of_each_trajectory_as_of_any_other(config):
+    run = started(config)
+    sizes = steps_of(run.samples)
+    for count in (1, len(sizes), len(sizes) + 2, sum(sizes), sum(sizes) + 5):
+        samples = own_states.first_states(run.samples, count)
+        assert sum(steps_of(samples)) == min(count, sum(sizes))
+        most = max(steps_of(samples))
+        full = {s.trajectory.task_id: n for s, n in zip(run.samples, sizes, strict=True)}
+        for sample, steps in zip(samples, steps_of(samples), strict=True):
+            assert steps >= min(most - 1, full[sample.trajectory.task_id])
+    assert own_states.first_states(run.samples, None) == run.samples
+    (sample,) = own_states.first_states(run.samples, 1)
+    assert sample.encoded.replies == run.samples[0].encoded.replies[:1]
+
+
+@pytest.mark.parametrize("states", ["expert", "own", "both"])
+def test_the_expert_is_asked_for_no_more_labels_than_it_may(config, states, monkeypatch):
+    config.reflection.states, config.reflection.labels = states, 7
+    config.reflection.expert_acts = 0.0
+    run, questions = started(config), []
+    real = toy_env.ToyEnv.expert_action
+    monkeypatch.setattr(
+        toy_env.ToyEnv, "expert_action", lambda self: questions.append(1) or real(self)
+    )
+    with run.stage("iteration-1", 1000) as stage:
+        samples = own_states.practice_samples(run, stage)
+    of_expert = [s for s in samples if s.trajectory.agent == "expert"]
+    assert sum(steps_of(of_expert)) + len(questions) == 7
+    assert len(questions) == {"expert": 0, "own": 7, "both": 4}[states]
+    assert stage.figures.get("expert_labels", 0) == len(questions)
+
+
+def test_dagger_gathers_the_labels_of_earlier_iterations_again(config):
+    config.method, config.reflection.iterations = "dagger", 2
+    config.reflection.labels, config.reflection.updates = 8, 3
+    runs.run(config)
+    summary = json.loads((Path(config.output) / "summary.json").read_text())
+    first, second = (summary["figures"][f"iteration-{i}"] for i in (1, 2))
+    assert first["own_states"] == second["own_states"] == 8
+    assert second["aggregated_states"] == first["aggregated_states"] + 8
+    stages = json.loads((Path(config.output) / "stages.json").read_text())
+    used = stages["budget"]["iteration-1"]
+    assert (used["updates"], used["expert_labels"], used["episodes"]) == (3, 8, 6)
+
+
 def test_shares_are_checked_before_training():
     for change in ({"own_share": 0.0}, {"expert_acts": 1.5}, {"expert_decay": -0.1}):
         config = Config(output="unused", env=toy_env.ID)

@@ -18,13 +18,15 @@ from stepagent.envs.react import PromptStyle
 from stepagent.eval.rollout import run_episodes
 from stepagent.training import run as training_run
 from stepagent.training.data import Sample
-from stepagent.training.methods import branching, find
+from stepagent.training.methods import branching, find, inverse
 from stepagent.training.methods.branching import Branching
 from stepagent.training.methods.implicit import figures
 from stepagent.training.methods.practice import practice_trees, practise
-from stepagent.training.methods.step_values import weighed, without_worthless
+from stepagent.training.methods.step_rewards import played_rewards
+from stepagent.training.methods.step_values import pairs_of, weighed, without_worthless
 from stepagent.training.runs.directory import RunDirectory, RunError
 from stepagent.training.runs.stage import Stage
+from stepagent.training.runs.validation import check_options
 from tests import toy_env
 
 SEED = 0
@@ -336,3 +338,114 @@ def test_greedy_rollouts_are_not_repeated(small):
         find("implicit").check(small)
     small.reflection.value_rollouts = 1
     find("implicit").check(small)
+
+
+# Rewards of step-level GRPO -----------------------------------------------------------------------
+
+
+def _rewards(world, judge, *actions):
+    """(step, action) → reward of what the agent did; and the practice with all rewards."""
+    [practice], [rewards] = played_rewards(world, _rows(world, *actions), judge)
+    steps = len(practice.tree.replies)
+    of_branches = {
+        (branch.step, world.text(branch.ids)): float(reward)
+        for branch, reward in zip(practice.tree.branches, rewards[steps:], strict=True)
+    }
+    return of_branches, practice, rewards
+
+
+def test_rewards_by_validity(world):
+    """In each state one action is understood, one is not; the same action is played once."""
+    rewards, practice, _ = _rewards(world, "valid", "add 1", "what", "Action: what")
+    for step in range(3):
+        assert rewards[step, "add 1"] == 1
+        assert rewards[step, "what"] == rewards[step, "Action: what"] == 0
+    assert rewards[3, "what"] == 0
+    played = (world.stage.artifacts / "validity.jsonl").read_text().splitlines()
+    assert len(played) == 3 * 2 + 1
+    assert world.stage.figures["actions_without_reward"] == 0
+    assert practice.agent[:4] == (0, 0, 0, 1)
+
+
+def test_advantages_by_validity(world):
+    """A state with a valid and two invalid draws: mean 1/3, so 2/3 and -1/3, over the spread of all
+    draws, √(2/9)."""
+    _, practice, rewards = _rewards(world, "valid", "add 1", "what", "Action: what")
+    (advantages,) = inverse._group_advantages(
+        [practice], [torch.tensor(practice.agent)], [rewards], 0.1
+    )
+    by_action = {
+        (b.step, world.text(b.ids)): float(a)
+        for b, a in zip(practice.tree.branches, advantages[4:], strict=True)
+    }
+    for step in range(3):
+        assert by_action[step, "add 1"] == pytest.approx(2 / 3 / (2 / 9) ** 0.5, abs=1e-4)
+        assert by_action[step, "what"] == pytest.approx(-1 / 3 / (2 / 9) ** 0.5, abs=1e-4)
+    assert float(advantages[3]) == by_action[0, "add 1"], "the expert's own, drawn in the last one"
+
+
+def test_rewards_by_return(world):
+    """As in `test_values_by_hand`: behind a 1 the policy that adds 3 arrives, behind the expert's 3
+    or a 2 it overshoots; the expert's last 1 arrives."""
+    rewards, practice, every = _rewards(world, "return", "add 1", "add 2")
+    assert rewards == {
+        (0, "add 1"): 1, (1, "add 1"): 1, (2, "add 1"): 1,
+        (0, "add 2"): 0, (1, "add 2"): 0, (2, "add 2"): 0, (3, "add 2"): 0,
+    }  # fmt: skip
+    assert every[:4].tolist() == [0, 0, 0, 1]
+    assert practice.agent[:4] == (0, 0, 0, 1)
+
+
+def test_a_state_of_the_experts_action_alone_is_not_played(world):
+    rewards, practice, _ = _rewards(world, "return", "add 1")
+    assert (3, "add 1") not in rewards, "it is the expert's there"
+    assert practice.agent == (0, 0, 0, 0, 1, 1, 1)
+
+
+def test_a_state_with_an_action_without_reward_is_left_out(world, monkeypatch):
+    play = world.play
+
+    def failing(name, cases):
+        outcomes = play(name, cases)
+        broken = [case.steps == 1 and case.reply == "add 2" for case in cases]
+        return [
+            replace(outcome, error="broke") if bad else outcome
+            for outcome, bad in zip(outcomes, broken, strict=True)
+        ]
+
+    monkeypatch.setattr(world, "play", failing)
+    rewards, practice, _ = _rewards(world, "return", "add 1", "add 2")
+    assert {step for step, _ in rewards} == {0, 2, 3}
+    assert world.stage.figures["actions_without_reward"] == 2
+    assert len(practice.expert) == len(practice.agent) == 4 + len(rewards)
+    assert not inverse.expert_members(practice)[1]
+
+
+def test_parts_of_a_trajectory_are_played_from_their_own_states(world):
+    [[practice]] = _rows(world, "add 2")
+    part = replace(practice, first_step=2)
+    (expert, agent), *_ = pairs_of(world, 0, part)
+    assert (expert.steps, agent.steps) == (3, 2)
+
+
+@pytest.mark.parametrize("judge", ["valid", "return"])
+def test_step_level_grpo_by_what_comes_of_an_action(config, judge):
+    config.env, config.method = toy_env.ID, "inverse"  # the variant, but for its judge
+    config.env_args, config.policy.max_new_tokens = {"size": 4}, 4
+    config.reflection.iterations, config.reflection.value_rollouts = 1, 1
+    config.evaluation.limit, config.evaluation.every_iteration = 1, False
+    config.ppo.baseline, config.inverse.demonstrations = "group", False
+    config.inverse.judge = judge
+    training_run.run(config)
+    figures = json.loads((Path(config.output) / "summary.json").read_text())["figures"]
+    assert figures["iteration-1"]["actions_without_reward"] == 0
+    assert (Path(config.output) / "practice" / "iteration-1.jsonl").is_file()
+
+
+def test_they_need_the_experts_states_and_episodes_that_differ(config):
+    config.method, config.inverse.judge, config.reflection.states = "inverse", "return", "own"
+    with pytest.raises(ValueError, match=r"needs reflection\.states 'expert'"):
+        check_options(config)
+    config.rollouts.temperature, config.reflection.value_rollouts = 0.0, 2
+    with pytest.raises(ValueError, match="value_rollouts is 2 with"):
+        find("inverse").check(config)
