@@ -190,17 +190,27 @@ class ChatCodec:
 
     def produced(self, reply: str, ids: Sequence[int]) -> list[int]:
         """The tokens of a reply among those that a model produced, its end of turn included unless
-        it was cut or went on behind what was kept of it; none where they are not this tokenizer's.
+        it was cut or went on behind what was kept of it; none where they are not this tokenizer's:
+        it would spell the reply otherwise.
         """
-        if self.opens_thought:
-            reply = reply.removeprefix("<think>").strip()
-        ended = bool(ids) and ids[-1] == self.end_of_turn_id
-        if self.decode(ids[:-1] if ended else ids).strip() == reply:
+        if not ids or max(ids) >= len(self.tokenizer):  # which `decode` would leave out
+            return []
+        ended, text = ids[-1] == self.end_of_turn_id, self._bare(reply)
+        if self._bare(self.decode(ids[:-1] if ended else ids)) == text:
             return list(ids)
-        sizes = range(len(ids))
-        size = bisect_left(sizes, len(reply), key=lambda n: len(self.decode(ids[:n]).strip()))
-        same = self.decode(ids[:size]).strip() == reply
-        return list(ids[:size]) if same else []
+        size = bisect_left(
+            range(len(ids)), True, key=lambda n: self._bare(cut(self.decode(ids[:n]))) == text
+        )
+        return list(ids[:size]) if self._bare(self.decode(ids[:size])) == text else []
+
+    def _bare(self, reply: str) -> str:
+        """A reply without the blanks around its thought, and the opening that the prompt has:
+        servers that return thoughts apart do not tell them."""
+        thought, closed, answer = reply.strip().partition("</think>")
+        if opens := thought.startswith("<think>"):
+            thought = thought.removeprefix("<think>")
+        opening = "<think>" if opens and not self.opens_thought else ""
+        return f"{opening}{thought.strip()}{closed}{answer.strip()}"
 
     @property
     def opens_thought(self) -> bool:
