@@ -40,7 +40,7 @@ from stepagent.errors import UsageError, UserError
 C = TypeVar("C")
 _EPILOG = (
     "--no-x switches off what --x switches on. An option that takes a dict also takes its keys one "
-    "by one: --env-args.KEY VALUE. --print-config shows the resolved options as a YAML file."
+    "by one: --env-args.KEY VALUE, --agent-args.template.KEY VALUE. --print-config shows the resolved options as a YAML file."
 )
 _UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --([\w.\-]+)")
 _UNKNOWN_KEY = re.compile(r"Option '(.+?)' is not acc")
