@@ -269,6 +269,13 @@ class ToolCodec(ChatCodec):
         return f"{meaning}{text[call.end() :].strip()}"
 
 
+def codec_of(
+    tokenizer: Any, arguments: Mapping[str, Any] | None = None, tools: Sequence[Tool] = ()
+) -> ChatCodec:
+    """The codec of conversations with these functions; without any, that of ReAct's lines."""
+    return ToolCodec(tokenizer, tools, arguments) if tools else ChatCodec(tokenizer, arguments)
+
+
 def _knows_tools(tokenizer: Any, schemas: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the template lists functions."""
     question = [{"role": "user", "content": "?"}]
