@@ -23,6 +23,8 @@ HISTORY = ("template", "keep", "drop")
 SYSTEM = "⟦system⟧"
 _MARKS = ("⟦one⟧", "⟦two⟧", "⟦three⟧", "⟦four⟧", "⟦five⟧")
 _THOUGHT = "⟦thought⟧"
+_SHOWN = 30
+"""Tokens on either side of a difference that an error shows."""
 _OPENED = re.compile(r"<think>\s*\Z")
 THINK_BLOCK = re.compile(r"(<think>\s*)?(</think>\s*)?\Z")
 _NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
@@ -323,8 +325,13 @@ class ChatTemplate:
         ]
         pairs = enumerate(zip(*rows, strict=False))
         first = next((i for i, (a, b) in pairs if a != b), min(map(len, rows)))
-        shown = "".join(f"\n  {name}: {row}" for name, row in zip(texts, rows, strict=True))
-        return self._error(f"{problem}. From token {first} on, these differ:{shown}")
+        begin = max(0, first - _SHOWN)
+        shown = "".join(
+            f"\n  {name}: {row[begin : first + _SHOWN]}"
+            for name, row in zip(texts, rows, strict=True)
+        )
+        place = f"From token {first} on" + (f" (shown from {begin})" if begin else "")
+        return self._error(f"{problem}. {place}, these differ:{shown}")
 
     def _end_of_turn(self, after: str) -> str:
         """What ends a reply, up to a special token: at the end of a conversation, or (GLM-4) before
