@@ -29,10 +29,9 @@ from stepagent.training.policy import Policy
 from stepagent.training.runs import budget, interrupts, processes
 from stepagent.training.runs.budget import Budget
 from stepagent.training.runs.directory import RunDirectory, RunError, WrongOptions
-from stepagent.training.runs.expert import load_expert
+from stepagent.training.runs.expert import check_inputs, load_expert
 from stepagent.training.runs.scores import Scores
 from stepagent.training.runs.stage import Stage
-from stepagent.training.runs.validation import check_inputs
 
 
 @dataclass

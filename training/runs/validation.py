@@ -7,17 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stepagent import agents, envs
-from stepagent.agents.models import load_tokenizer
-from stepagent.agents.tool_template import codec_of
-from stepagent.envs.react import Prompt
 from stepagent.errors import check_range
 from stepagent.training.config import Config, OptimiserConfig, ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
 from stepagent.training.runs import sharding
-from stepagent.training.runs.directory import WrongOptions
 from stepagent.training.runs.sharding import check_own_loop
-from stepagent.training.tiny import build_tokenizer
 from stepagent.training.trees.compat import check_path
 
 
@@ -71,30 +66,6 @@ def check_options(config: Config) -> None:
         raise ValueError("sft.tokens is set, but sft.epochs is 0, which leaves SFT out")
     if evaluation.env:
         envs.make(evaluation.env, split=evaluation.split, **evaluation.env_args).close()
-
-
-def check_inputs(config: Config, prompt: Prompt) -> None:
-    """Raises ValueError (ModelError, WrongOptions) for a chat template that cannot be used as
-    configured, and for a split to be scored or read that has no tasks."""
-    policy = config.policy
-    if policy.model == "tiny":
-        tokenizer: Any = build_tokenizer([""], policy.tiny.vocabulary, policy.tiny.context)
-    else:
-        tokenizer = load_tokenizer(policy.model)
-    codec_of(tokenizer, policy.template, prompt.tools if config.prompt.format == "tools" else ())
-    evaluation = config.evaluation
-    splits = {} if evaluation.env else {evaluation.split: "evaluation.split"}
-    if config.sft.select == "dev":
-        splits["dev"] = "sft.select: dev"
-    if evaluation.agreement:
-        splits["dev"] = "evaluation.agreement"
-    for split, option in splits.items():
-        try:
-            env = envs.make(config.env, **{**config.env_args, "split": split})
-            len(env.tasks)  # raises where there is none
-            env.close()
-        except ValueError as error:
-            raise WrongOptions(f"{option} needs the split {split!r}: {error}") from None
 
 
 def check_episodes_differ(config: Config, temperature: float) -> None:
