@@ -94,7 +94,10 @@ class ReplyCache:
         except sqlite3.Error as error:
             self._warn(error)
             return None
-        return Completion(*row[:-1], ids=tuple(map(int, row[-1].split()))) if row else None
+        if row is None:
+            return None
+        *values, ids = row
+        return Completion(*values, tuple(map(int, ids.split())))
 
     def put(self, request: Mapping[str, Any], completion: Completion) -> None:
         """Stores a completion; the first one of a request stays."""
