@@ -42,19 +42,24 @@ class ChatCodec:
 
     def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None):
         self.tokenizer = tokenizer
-        self.template = ChatTemplate(tokenizer, arguments)
+        self.template = self._make_template(arguments)
         self.has_system_role = self.template.has_system_role
         wrapping = self.template.regular
         self._end = (wrapping or self.template.continuation).end_of_turn
         self.end_of_turn_id: int = self._raw(self._end)[-1]
         """Ends every reply; generation stops at it."""
+        self.end_ids = frozenset({self.end_of_turn_id})
+        """All tokens that the template ends a reply with."""
         self._state = lru_cache(maxsize=65536)(self._encode_state)
         self._reply = lru_cache(maxsize=65536)(self._encode_reply)
         self._body = lru_cache(maxsize=65536)(self._encode_body)
         self._closing: dict[int, bool] = {}
-        self._thinks_in_special_tokens = bool(
+        self._decodes_special = bool(
             self.template.continuation.thought or self.template.special.search("<think></think>")
         )
+
+    def _make_template(self, arguments: Mapping[str, Any] | None) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, arguments)
 
     def _raw(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -190,17 +195,27 @@ class ChatCodec:
 
     def produced(self, reply: str, ids: Sequence[int]) -> list[int]:
         """The tokens of a reply among those that a model produced, its end of turn included unless
-        it was cut or went on behind what was kept of it; none where they are not this tokenizer's.
+        it was cut or went on behind what was kept of it; none where they are not this tokenizer's:
+        it would spell the reply otherwise.
         """
-        if self.opens_thought:
-            reply = reply.removeprefix("<think>").strip()
-        ended = bool(ids) and ids[-1] == self.end_of_turn_id
-        if self.decode(ids[:-1] if ended else ids).strip() == reply:
+        if not ids or max(ids) >= len(self.tokenizer):  # which `decode` would leave out
+            return []
+        ended, text = ids[-1] in self.end_ids, self._bare(reply)
+        if self._bare(self.decode(ids[:-1] if ended else ids)) == text:
             return list(ids)
-        sizes = range(len(ids))
-        size = bisect_left(sizes, len(reply), key=lambda n: len(self.decode(ids[:n]).strip()))
-        same = self.decode(ids[:size]).strip() == reply
-        return list(ids[:size]) if same else []
+        size = bisect_left(
+            range(len(ids)), True, key=lambda n: self._bare(cut(self.decode(ids[:n]))) == text
+        )
+        return list(ids[:size]) if self._bare(self.decode(ids[:size])) == text else []
+
+    def _bare(self, reply: str) -> str:
+        """A reply without the blanks around its thought, and the opening that the prompt has:
+        servers that return thoughts apart do not tell them."""
+        thought, closed, answer = reply.strip().partition("</think>")
+        if opens := thought.startswith("<think>"):
+            thought = thought.removeprefix("<think>")
+        opening = "<think>" if opens and not self.opens_thought else ""
+        return f"{opening}{thought.strip()}{closed}{answer.strip()}"
 
     @property
     def opens_thought(self) -> bool:
@@ -226,7 +241,7 @@ class ChatCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a generated reply, without special tokens; a thought stands in `<think>`."""
-        if not self._thinks_in_special_tokens:
+        if not self._decodes_special:
             return self.tokenizer.decode(ids, skip_special_tokens=True)
         text = self.tokenizer.decode(ids, skip_special_tokens=False)
         continuation = self.template.continuation

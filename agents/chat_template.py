@@ -8,7 +8,7 @@ turn; of it we have to know how a reply continues a prompt, which `Continuation`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -23,8 +23,10 @@ HISTORY = ("template", "keep", "drop")
 SYSTEM = "⟦system⟧"
 _MARKS = ("⟦one⟧", "⟦two⟧", "⟦three⟧", "⟦four⟧", "⟦five⟧")
 _THOUGHT = "⟦thought⟧"
+_SHOWN = 30
+"""Tokens on either side of a difference that an error shows."""
 _OPENED = re.compile(r"<think>\s*\Z")
-_THINK_BLOCK = re.compile(r"(<think>\s*)?(</think>\s*)?\Z")
+THINK_BLOCK = re.compile(r"(<think>\s*)?(</think>\s*)?\Z")
 _NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
@@ -111,12 +113,18 @@ class ChatTemplate:
     ----------
     arguments: of the template, such as `enable_thinking`; and two of our own, `history_thoughts`
         (one of `HISTORY`) and `date` (YYYY-MM-DD; today, for the template).
+    in_replies: what a reply may hold, even if it is a special token, besides the tags of a thought.
 
     Raises ChatTemplateError where there is none, where it fails on a conversation, drops its texts,
     or does not say how a reply is written and ended; ValueError for a wrong argument.
     """
 
-    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        arguments: Mapping[str, Any] | None = None,
+        in_replies: Iterable[str] = (),
+    ):
         self.tokenizer = tokenizer
         self.name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         if not getattr(tokenizer, "chat_template", None):
@@ -136,7 +144,7 @@ class ChatTemplate:
         names = {name for name in names | set(tokenizer.all_special_tokens) if name}
         self.special = _any_of(names)
         """Matches the tokens that only the template may write."""
-        self._in_replies = _any_of(names - {"<think>", "</think>"})
+        self._not_in_replies = _any_of(names - {"<think>", "</think>", *in_replies})
         plain = self._try(*self._marked(system=False))
         if isinstance(plain, Exception):
             raise self._error(f"fails on a plain conversation: {plain}")
@@ -186,7 +194,7 @@ class ChatTemplate:
 
         Raises ChatTemplateError where the template fails on this conversation.
         """
-        messages = [self._message(turn) for turn in turns]
+        messages = self.given(turns)
         kept: dict[str, str] = {}
         if self.history == "keep":
             kept = self._marks([system, *(turn["content"] for turn in turns)], messages)
@@ -207,8 +215,11 @@ class ChatTemplate:
             text = text.replace(lead + mark if lead + mark in text else mark, body)
         return text
 
+    def given(self, turns: Sequence[Message]) -> list[dict[str, Any]]:
+        """The turns as the template is given them."""
+        return [self._message(turn) for turn in turns]
+
     def _message(self, turn: Message) -> dict[str, Any]:
-        """A turn as the template is given it."""
         text = turn["content"].strip()
         if turn["role"] != "assistant":
             return {**turn, "content": self.plain(text)}
@@ -239,11 +250,11 @@ class ChatTemplate:
 
     def plain_reply(self, text: str) -> str:
         """The same for a reply, which may think."""
-        return self._in_replies.sub(_broken, text)
+        return self._not_in_replies.sub(_broken, text)
 
     def without_special(self, text: str) -> str:
         """The text of generated tokens without the special ones that are no part of a reply."""
-        return self._in_replies.sub("", text)
+        return self._not_in_replies.sub("", text)
 
     # Reading off --------------------------------------------------------------------------------
 
@@ -292,7 +303,7 @@ class ChatTemplate:
         if history.startswith(prompt):
             lead = history[len(prompt) :]
         else:
-            bare, header = (_THINK_BLOCK.sub("", side) for side in (history, prompt))
+            bare, header = (THINK_BLOCK.sub("", side) for side in (history, prompt))
             if not bare.startswith(header):
                 raise self._misaligned(
                     "writes a reply in history behind other tokens than it prompts for one, so "
@@ -314,8 +325,13 @@ class ChatTemplate:
         ]
         pairs = enumerate(zip(*rows, strict=False))
         first = next((i for i, (a, b) in pairs if a != b), min(map(len, rows)))
-        shown = "".join(f"\n  {name}: {row}" for name, row in zip(texts, rows, strict=True))
-        return self._error(f"{problem}. From token {first} on, these differ:{shown}")
+        begin = max(0, first - _SHOWN)
+        shown = "".join(
+            f"\n  {name}: {row[begin : first + _SHOWN]}"
+            for name, row in zip(texts, rows, strict=True)
+        )
+        place = f"From token {first} on" + (f" (shown from {begin})" if begin else "")
+        return self._error(f"{problem}. {place}, these differ:{shown}")
 
     def _end_of_turn(self, after: str) -> str:
         """What ends a reply, up to a special token: at the end of a conversation, or (GLM-4) before

@@ -20,7 +20,14 @@ import requests
 
 from stepagent.agents.costs import RateLimit
 from stepagent.agents.reply_cache import Completion
-from stepagent.agents.responses import FILTER, Rejection, Unreadable, fold_system, read_completion
+from stepagent.agents.responses import (
+    FILTER,
+    TOKEN_IDS,
+    Rejection,
+    Unreadable,
+    fold_system,
+    read_completion,
+)
 from stepagent.errors import SetupError, UserError
 
 log = logging.getLogger(__name__)
@@ -31,7 +38,7 @@ _UNREACHABLE = {502, 503, 504, 529}
 """Statuses after which another server may do better."""
 _RESTING = 30.0
 """Seconds for which a server that could not be reached is passed over if there are others."""
-_OPTIONAL = ("max_tokens", "temperature", "top_p", "stop", "seed")
+_OPTIONAL = ("max_tokens", "temperature", "top_p", "stop", "seed", *TOKEN_IDS)
 """Parameters that are left out (or renamed) where a model does not take them."""
 
 

@@ -170,8 +170,8 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
     source = str(_smollm2_files()) if name == SMOLLM2 else _model_source(name)
     with quiet(), _named_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:  # any will do: padding is masked out
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     if name == SMOLLM2:
         tokenizer.name_or_path = SMOLLM2
     return tokenizer

@@ -29,7 +29,7 @@ from stepagent.agents.completions import ApiError, Completions, NoAccess, TooLon
 from stepagent.agents.core import Agent, ModelReply, Turn, reply_limit
 from stepagent.agents.fitting import Fitting, cut_middle
 from stepagent.agents.reply_cache import Completion, ReplyCache
-from stepagent.agents.responses import LENGTH
+from stepagent.agents.responses import LENGTH, TOKEN_IDS
 from stepagent.agents.tool_calls import structured, translated
 from stepagent.envs.react import STOP, Message, PromptStyle, split_thinking
 
@@ -85,6 +85,9 @@ class OpenAIAgent(Agent):
     history_thoughts: what becomes of a reply's thinking in later requests: "keep", "drop", or
         "template": what the server returned apart is left out, what stood in the text stays (and
         the server's template decides).
+    record_tokens: give the ids of every reply's tokens with it, for trajectories (`Step.tokens`),
+        where the server tells them (vLLM, SGLang, llama.cpp). One that refuses to be asked is
+        asked without.
     request: further fields of every request, such as {top_k: 20}.
     timeout: seconds to wait for a response. retries: further attempts after a time-out, a broken
         connection, an unreadable response, or a status such as 429 or 500.
@@ -110,6 +113,7 @@ class OpenAIAgent(Agent):
         enable_thinking: bool | None = None,
         reasoning_effort: str | None = None,
         history_thoughts: str = "template",
+        record_tokens: bool = False,
         request: Mapping[str, Any] | None = None,
         timeout: float = 120.0,
         retries: int = 6,
@@ -152,7 +156,8 @@ class OpenAIAgent(Agent):
         if reasoning_effort is not None:
             self._thinking["reasoning_effort"] = reasoning_effort
         self._thinking |= request or {}
-        self._parameters |= self._thinking
+        self._parameters |= {**(TOKEN_IDS if record_tokens else {}), **self._thinking}
+        self._record_tokens = record_tokens
         self._history, self._thinks_apart, self._half_open = history_thoughts, False, False
         self._price = costs.price_of(model, prices)
         self._client = Completions(
@@ -171,7 +176,7 @@ class OpenAIAgent(Agent):
         self._stop = threading.Event()
         self._sessions: list[requests.Session] = []  # those that no thread is using
         self._fitting = Fitting()
-        self._warned = False
+        self._warnings: set[str] = set()
         self._todo: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[tuple[Hashable, str | Exception]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -289,7 +294,9 @@ class OpenAIAgent(Agent):
 
     def _text(self, completion: Completion) -> ModelReply:
         """A completion as a reply: what was thought apart stands before it."""
-        text = completion.text
+        text, ids = completion.text, completion.ids if self._record_tokens else ()
+        if self._record_tokens and completion.generated and not ids:
+            self._warn("%s gives no token ids: its replies are recorded without", self.name)
         if self.style.format == "tools":
             text = translated(text)  # of servers that do not read their model's calls
         if not completion.thought:
@@ -297,10 +304,10 @@ class OpenAIAgent(Agent):
                 self._half_open = True
             elif completion.ending == LENGTH and self._is_thought(text):
                 text = f"<think>\n{text}"
-            return ModelReply(text, ending=completion.ending)
+            return ModelReply(text, ids, ending=completion.ending)
         self._thinks_apart = True
         text = f"<think>\n{completion.thought}\n</think>\n\n{text}"
-        return ModelReply(text, ending=completion.ending)
+        return ModelReply(text, ids, ending=completion.ending)
 
     def _is_thought(self, text: str) -> bool:
         """Whether a text that was cut is a thought of which the prompt holds the opening tag."""
@@ -348,7 +355,12 @@ class OpenAIAgent(Agent):
                 size = sum(len(message["content"] or "") for message in messages)
                 lower = self._fitting.lower(error.rejection, size, limit)
                 if lower is not None:
-                    self._warn(limit := lower, error)
+                    limit = lower
+                    self._warn(
+                        "%s: replies are limited to %d tokens where prompt and --max-new-tokens %d "
+                        "exceed the context (%s)",
+                        *(self.name, limit, self._max_new_tokens, error),
+                    )
                     continue
                 cuts += 1
                 if cuts > _MAX_CUTS:
@@ -359,14 +371,11 @@ class OpenAIAgent(Agent):
                     ) from None
                 self._fitting.shorten(error.rejection, size, limit)
 
-    def _warn(self, limit: int, error: TooLong) -> None:
-        if not self._warned:
-            self._warned = True
-            log.warning(
-                "%s: replies are limited to %d tokens where prompt and --max-new-tokens %d exceed "
-                "the context (%s)",
-                *(self.name, limit, self._max_new_tokens, error),
-            )
+    def _warn(self, message: str, *arguments: Any) -> None:
+        """Logs each message once."""
+        if message not in self._warnings:
+            self._warnings.add(message)
+            log.warning(message, *arguments)
 
     def _count(self, **more: float) -> None:
         with self._lock:

@@ -37,6 +37,8 @@ class Completion:
     """How it ended, if not by itself (`agents.responses`)."""
     thought: str = ""
     """What the server returns as thinking, apart from the text."""
+    ids: tuple[int, ...] = ()
+    """The reply's tokens, its thinking included, where the server gives them."""
 
     @property
     def tokens(self) -> int:
@@ -63,7 +65,7 @@ class ReplyCache:
                 "CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, text TEXT NOT NULL,"
                 " read INTEGER NOT NULL, kept INTEGER NOT NULL, generated INTEGER NOT NULL)"
             )
-            self._add_columns("ending", "thought")
+            self._add_columns("ending", "thought", "ids")
         except (OSError, sqlite3.Error) as error:
             raise ValueError(
                 f"the reply cache {self.path} cannot be used ({error}): delete it, name another "
@@ -84,25 +86,26 @@ class ReplyCache:
 
     def get(self, request: Mapping[str, Any]) -> Completion | None:
         """The stored completion of this request, if any."""
-        select = (
-            "SELECT text, read, kept, generated, ending, thought FROM replies WHERE request = ?"
-        )
+        columns = "text, read, kept, generated, ending, thought, ids"
+        select = f"SELECT {columns} FROM replies WHERE request = ?"
         try:
             with self._lock:
                 row = self._file.execute(select, (_key(request),)).fetchone()
         except sqlite3.Error as error:
             self._warn(error)
             return None
-        return Completion(*row) if row else None
+        if row is None:
+            return None
+        *values, ids = row
+        return Completion(*values, tuple(map(int, ids.split())))
 
     def put(self, request: Mapping[str, Any], completion: Completion) -> None:
         """Stores a completion; the first one of a request stays."""
         c = completion
-        row = (_key(request), c.text, c.read, c.cached, c.generated, c.ending, c.thought)
-        insert = (
-            "INSERT OR IGNORE INTO replies (request, text, read, kept, generated, ending, thought)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)"
-        )
+        ids = " ".join(map(str, c.ids))
+        row = (_key(request), c.text, c.read, c.cached, c.generated, c.ending, c.thought, ids)
+        columns = "request, text, read, kept, generated, ending, thought, ids"
+        insert = f"INSERT OR IGNORE INTO replies ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         try:
             with self._lock:
                 self._file.execute(insert, row)

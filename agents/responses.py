@@ -16,6 +16,9 @@ says no more:
 | Anthropic     | 400, `a + b > c`                         |                     | `max_tokens`   |
 | Gemini        | 400 in a list, `INVALID_ARGUMENT`        |                     | `MAX_TOKENS`   |
 | Mistral       | 400, code 3051                           | parts of `content`  | `model_length` |
+
+The ids of a reply's tokens are given by vLLM (0.10.2) and SGLang in the choice's `token_ids`, and
+by llama.cpp in `__verbose` (of a server with `-lv 10`) or beside the tokens' `logprobs`.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from typing import Any
 from stepagent.agents.reply_cache import Completion
 from stepagent.agents.tool_calls import of_message
 
+TOKEN_IDS = {"return_token_ids": True, "return_tokens": True}
+"""What asks for the ids of a reply's tokens: vLLM and SGLang, llama.cpp."""
 LENGTH, REFUSAL, FILTER, EMPTY = "length", "refusal", "filter", "empty"
 """How a reply ended, if not by itself: at the length limit, as a refusal, in a content filter, or
 before its first word (see `agents.core.ModelReply`)."""
@@ -230,6 +235,7 @@ def read_completion(text: str) -> Completion | Rejection:
         generated=_token_count(usage, "completion_tokens"),
         ending=_ending(choices[0], message, content),
         thought=thought,
+        ids=_ids(choices[0], body),
     )
 
 
@@ -274,6 +280,20 @@ def _ending(choice: Mapping[str, Any], message: Mapping[str, Any], content: str)
     if isinstance(message.get("refusal"), str) and message["refusal"].strip():
         return REFUSAL
     return "" if content.strip() else EMPTY
+
+
+def _ids(choice: Mapping[str, Any], body: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids of a reply's tokens; () where there are none, or nonsense."""
+    verbose, logprobs = body.get("__verbose"), choice.get("logprobs")
+    places: list[Any] = [choice.get("token_ids")]
+    if isinstance(verbose, dict):
+        places.append(verbose.get("tokens"))
+    if isinstance(logprobs, dict) and isinstance(content := logprobs.get("content"), list):
+        places.append([entry.get("id") if isinstance(entry, dict) else None for entry in content])
+    for ids in places:
+        if isinstance(ids, list) and ids and all(type(i) is int and 0 <= i < 2**31 for i in ids):
+            return tuple(ids)
+    return ()
 
 
 def _token_count(usage: Any, name: str) -> int:

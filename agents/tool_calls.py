@@ -6,11 +6,22 @@ role `tool` (`structured`); what models write, each family in its own way, is re
 | family                    | writes                                                            |
 |---------------------------|-------------------------------------------------------------------|
 | Hermes, Qwen 2.5 and 3    | `<tool_call>{"name": …, "arguments": …}</tool_call>`              |
-| Qwen3-Coder               | `<tool_call><function=NAME><parameter=KEY>…` in it                |
-| GLM                       | `<tool_call>NAME<arg_key>KEY</arg_key><arg_value>…` in it         |
+| Qwen3-Coder, Nemotron 3   | `<tool_call><function=NAME><parameter=KEY>…` in it                |
+| GLM-4.5                   | `<tool_call>NAME<arg_key>KEY</arg_key><arg_value>…` in it         |
+| GLM-4                     | `NAME` on a line, `{…}` on the next                               |
 | Llama 3                   | `{"name": …, "parameters": …}`, perhaps after `<|python_tag|>`    |
-| Mistral                   | `[TOOL_CALLS]` and a list, or `NAME[ARGS]{…}`                     |
-| gpt-oss                   | `commentary to=functions.NAME` and `{…}`                          |
+| Mistral                   | `[TOOL_CALLS]` and a list, or `NAME[CALL_ID]…[ARGS]{…}`           |
+| Granite, Phi-4-mini       | `<|tool_call|>` and a list                                        |
+| Nemotron Nano             | `<TOOLCALL>` and a list                                           |
+| InternLM                  | `<|action_start|><|plugin|>{…}`                                   |
+| Command R and A           | a list of `tool_name` and `parameters`, after `<|START_ACTION|>`  |
+| Kimi K2                   | `<|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>{…}` |
+| DeepSeek V3, R1           | `<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME` and fenced `{…}` |
+| DeepSeek V3.1             | `<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{…}`                        |
+| MiniMax, DeepSeek V3.2    | `<invoke name="NAME"><parameter name="KEY">…`                     |
+| gpt-oss                   | `to=functions.NAME`, `commentary` and `{…}`                       |
+
+Where a call is marked as one and its JSON is broken, the environment says so.
 """
 
 from __future__ import annotations
@@ -28,12 +39,33 @@ _CODER = re.compile(r"<function=([\w-]+)>(.*)", re.DOTALL)
 _CODER_PARAMETER = re.compile(r"<parameter=([\w-]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 _GLM = re.compile(r"\s*([\w-]+)\s*(<arg_key>.*|\Z)", re.DOTALL)
 _GLM_PARAMETER = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+_INVOKE = re.compile(
+    r"(?:<[\w:｜]*(?:tool|function)_calls?>\s*)?<[\w:｜]*invoke name=\"([\w-]+)\">(.*?)"
+    r"(?:</[\w:｜]*invoke>|\Z)",
+    re.DOTALL,
+)
+_INVOKE_PARAMETER = re.compile(
+    r"<[\w:｜]*parameter name=\"([\w-]+)\"[^>]*>(.*?)</[\w:｜]*parameter>", re.DOTALL
+)
+_HARMONY_JSON = r"\s*(?:<\|constrain\|>)?\s*(?:json|code)?\s*(?:<\|message\|>)?\s*(?=\{)"
 _HEADED = re.compile(
     r"(?:<\|start\|>assistant)?(?:<\|channel\|>)?commentary to=functions\.([\w-]+)"
-    r"\s*(?:<\|constrain\|>)?\s*(?:json)?\s*(?:<\|message\|>)?\s*(?=\{)"
-    r"|\[TOOL_CALLS\]\s*([\w-]+)(?:\[CALL_ID\]\w+)?\[ARGS\]\s*(?=\{)"
+    + _HARMONY_JSON
+    + r"|(?:<\|start\|>assistant)? ?to=functions\.([\w-]+)<\|channel\|>(?:commentary|analysis)"
+    + _HARMONY_JSON
+    + r"|\[TOOL_CALLS\]\s*([\w-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{)"
+    r"|(?:<\|tool_calls_section_begin\|>)?<\|tool_call_begin\|>\s*(?:functions\.)?([\w-]+):\d+\s*"
+    r"<\|tool_call_argument_begin\|>\s*(?=\{)"
+    r"|(?:<｜tool▁calls▁begin｜>)?<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?([\w-]+)"
+    r"(?:<｜tool▁sep｜>|\s*```json)\s*(?=\{)"
 )
-_OBJECT = re.compile(r"(?:<\|python_tag\|>|\[TOOL_CALLS\]|^)\s*(?=\[?\s*\{\s*\")", re.MULTILINE)
+_NAME = re.compile(r"^([A-Za-z_][\w-]*)\n(?=\{)", re.MULTILINE)
+_MARK = (
+    r"<\|python_tag\|>|\[TOOL_CALLS\]|<\|tool_call\|>|<TOOLCALL>|<\|START_ACTION\|>"
+    r"|<\|action_start\|>\s*(?:<\|plugin\|>)?"
+)
+_OBJECT = re.compile(rf"(?:{_MARK}|^Action:\s*```json|^)\s*(?=\[?\s*\{{\s*\")", re.MULTILINE)
+_BROKEN = re.compile(rf"(?:{_MARK})\s*(?=[\[{{])")
 _MAX_TRIES = 8
 """Places at which a text may begin a call that are looked at."""
 
@@ -42,25 +74,45 @@ def translated(text: str) -> str:
     """A model's text with its first call in our notation; a text without a call as it is."""
     if OPEN in text:
         return _INSIDE.sub(_inside, text, count=1)
+    if "invoke name=" in text and (invoked := _INVOKE.search(text)):
+        pairs = _INVOKE_PARAMETER.findall(invoked.group(2))
+        return _joined(text[: invoked.start()], write_call(invoked.group(1), dict(pairs)))
     decoder = json.JSONDecoder()
     if headed := _HEADED.search(text):
-        name, rest = headed.group(1) or headed.group(2), text[headed.end() :]
+        name, rest = headed.group(headed.lastindex or 1), text[headed.end() :]
         try:
             arguments, _ = decoder.raw_decode(rest)
         except (ValueError, RecursionError):
             arguments = rest.strip()  # broken JSON: the environment says so
         return _joined(text[: headed.start()], write_call(name, arguments))
+    for place, _ in zip(_NAME.finditer(text), range(_MAX_TRIES), strict=False):
+        try:
+            arguments, _ = decoder.raw_decode(text, place.end())
+        except (ValueError, RecursionError):
+            continue
+        if not _named(arguments):
+            return _joined(text[: place.start()], write_call(place.group(1), arguments))
     for place, _ in zip(_OBJECT.finditer(text), range(_MAX_TRIES), strict=False):
         try:
             call, _ = decoder.raw_decode(text, place.end())
         except (ValueError, RecursionError):
             continue
-        call = call[0] if isinstance(call, list) and call else call
-        call = call.get("function", call) if isinstance(call, dict) else {}
-        arguments = call.get("arguments", call.get("parameters")) if isinstance(call, dict) else 0
-        if isinstance(call, dict) and isinstance(call.get("name"), str):
-            return _joined(text[: place.start()], write_call(call["name"], arguments or {}))
+        if written := _named(call):
+            return _joined(text[: place.start()], written)
+    if broken := _BROKEN.search(text):
+        return _joined(text[: broken.start()], f"{OPEN}{text[broken.end() :].strip()}{CLOSE}")
     return text
+
+
+def _named(call: Any) -> str:
+    """A call (the first of a list) that is an object with a name, in our notation; else ""."""
+    call = call[0] if isinstance(call, list) and call else call
+    call = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(call, dict):
+        return ""
+    name = call.get("name", call.get("tool_name"))
+    arguments = call.get("arguments", call.get("parameters"))
+    return write_call(name, arguments or {}) if isinstance(name, str) else ""
 
 
 def _joined(before: str, call: str) -> str:
@@ -74,6 +126,11 @@ def _inside(match: re.Match[str]) -> str:
         if call := head.fullmatch(body.strip()):
             pairs = parameter.findall(call.group(2))
             return write_call(call.group(1), {key.strip(): value for key, value in pairs})
+    if body.lstrip().startswith("["):  # a list of calls
+        try:
+            return _named(json.loads(body)) or match.group()
+        except (ValueError, RecursionError):
+            pass
     return match.group()
 
 

@@ -23,7 +23,6 @@ from stepagent.agents.chat import ChatCodec
 from stepagent.agents.core import Agent, ModelReply, Turn, reply_limit
 from stepagent.agents.generation import Decoding, Generator, Request, why_uncacheable
 from stepagent.agents.naive_generation import NaiveGenerator
-from stepagent.agents.tool_calls import translated
 from stepagent.agents.tool_template import ToolCodec
 from stepagent.envs.react import STOP, Message, PromptStyle
 from stepagent.envs.tools import Tool
@@ -102,6 +101,7 @@ class TransformersAgent(Agent):
         self.model, self.tokenizer = model, tokenizer
         self.codec = ChatCodec(tokenizer, self.template)
         self._tool_codecs: dict[str, ToolCodec] = {}
+        self._codec_of: dict[Hashable, ChatCodec] = {}
         limit = reply_limit(max_new_tokens, _thinks(self.codec, self.template))
         self.decoding = Decoding(temperature, top_p, limit)
         longest = models.context_length(model)
@@ -142,7 +142,7 @@ class TransformersAgent(Agent):
         requests = self._requests(turns)
         ids = self._in_eval(lambda: self._generator.generate(requests, self.decoding))
         self._seconds += time.perf_counter() - began
-        return [self._text(reply) for reply in ids]
+        return [self._text(turn.key, reply) for turn, reply in zip(turns, ids, strict=True)]
 
     def submit(self, turns: Sequence[Turn]) -> None:
         """Takes turns. Raises ValueError if a conversation exceeds the context even when
@@ -157,7 +157,7 @@ class TransformersAgent(Agent):
         began = time.perf_counter()
         ended = self._in_eval(lambda: generator.step(self.decoding))
         self._seconds += time.perf_counter() - began
-        return [(key, self._text(ids)) for key, ids in ended]
+        return [(key, self._text(key, ids)) for key, ids in ended]
 
     def _requests(self, turns: Sequence[Turn]) -> list[Request]:
         """The turns as tokens; drops the caches if the weights have changed."""
@@ -168,8 +168,8 @@ class TransformersAgent(Agent):
         for turn in turns:
             number = sum(message["role"] == "assistant" for message in turn.messages)
             rng = np.random.default_rng([turn.seed % 2**63 ^ self._salt, number])
-            ids = self._encode(turn.messages, self._codec(turn.tools(self.style)))
-            requests.append(Request(turn.key, ids, rng))
+            self._codec_of[turn.key] = codec = self._codec(turn.tools(self.style))
+            requests.append(Request(turn.key, self._encode(turn.messages, codec), rng))
         self._prompt_count += len(turns)
         return requests
 
@@ -183,7 +183,8 @@ class TransformersAgent(Agent):
             return self.codec
         listed = json.dumps([tool.schema() for tool in tools])
         if listed not in self._tool_codecs:
-            self._tool_codecs[listed] = ToolCodec(self.tokenizer, tools, self.template)
+            self._tool_codecs[listed] = codec = ToolCodec(self.tokenizer, tools, self.template)
+            self._ends = self._generator.ends = self._ends | codec.end_ids
         return self._tool_codecs[listed]
 
     def _encode(self, messages: Sequence[Message], codec: ChatCodec) -> list[int]:
@@ -199,11 +200,10 @@ class TransformersAgent(Agent):
         """Changes whenever a weight is written to (optimizer steps, loading) or replaced."""
         return hash(tuple((w.data_ptr(), w._version) for w in self.model.parameters()))
 
-    def _text(self, ids: list[int]) -> ModelReply:
+    def _text(self, key: Hashable, ids: list[int]) -> ModelReply:
+        """A conversation's reply, of which the ids were generated."""
         ended = bool(ids) and ids[-1] in self._ends
-        text = self.codec.decode(ids[:-1] if ended else ids).strip()
-        if self.style.format == "tools":
-            text = translated(text)
+        text = self._codec_of[key].decode(ids[:-1] if ended else ids).strip()
         at_limit = not ended and len(ids) >= self.decoding.max_new_tokens
         if at_limit and self.codec.has_stop(ids):
             at_limit = False
@@ -226,6 +226,7 @@ class TransformersAgent(Agent):
     # Housekeeping -------------------------------------------------------------------------------
 
     def forget(self, key: Hashable) -> None:
+        self._codec_of.pop(key, None)
         self._generator.forget(key)
 
     def reset(self) -> None:

@@ -40,11 +40,13 @@ from stepagent.errors import UsageError, UserError
 C = TypeVar("C")
 _EPILOG = (
     "--no-x switches off what --x switches on. An option that takes a dict also takes its keys one "
-    "by one: --env-args.KEY VALUE. --print-config shows the resolved options as a YAML file."
+    "by one: --env-args.KEY VALUE, --agent-args.template.KEY VALUE. --print-config shows the "
+    "resolved options as a YAML file."
 )
 _UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --([\w.\-]+)")
 _UNKNOWN_KEY = re.compile(r"Option '(.+?)' is not acc")
 _UNKNOWN_IN_GROUP = re.compile(r"Group '(.+?)' does not accept option '(.+?)'")
+_SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":.*(?:Given|Got) value: (.*)\Z', re.DOTALL)
 
 
@@ -255,7 +257,49 @@ def parse(
             arguments = _with_files(arguments, configs, kind)
         except UsageError as error:
             parser.error(str(error))
-    return _build(kind, parser.parse_args(arguments))
+    return _build(kind, parser.parse_args(_with_deep_keys(parser, arguments)))
+
+
+def _with_deep_keys(parser: _Parser, argv: list[str]) -> list[str]:
+    """The arguments with all of `--args.KEY.A 1 --args.KEY.B 2` in one `--args.KEY={…}`.
+
+    jsonargparse would keep only the last, as a text. What files and other arguments say of KEY
+    stays.
+    """
+    dicts = [name for name, hint in parser.known.items() if _is_dict(hint)]
+    rest: list[str] = []
+    deep: list[tuple[str, list[str], Any]] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        name = next((name for name in dicts if option.startswith(f"--{name}.")), "")
+        keys = option.removeprefix(f"--{name}.").split(".") if name else []
+        if len(keys) < 2 or not all(keys):
+            rest.append(argument)
+            continue
+        value = value if equals else next(arguments, "null")
+        deep.append((name, keys, _read_value(parser, option, value)))
+    if not deep:
+        return argv
+    shown = ("--print_config", "--help", "-h")
+    values = parser.parse_args([a for a in rest if not a.startswith(shown)] if rest else [])
+    merged: dict[str, Any] = {}
+    for name, (first, *others, last), value in deep:
+        start = (_plain(values[name]) or {}).get(first)
+        node = merged.setdefault(f"{name}.{first}", dict(start) if isinstance(start, dict) else {})
+        for key in others:
+            node[key] = node = dict(node[key]) if isinstance(node.get(key), dict) else {}
+        node[last] = value
+    return [*rest, *(f"--{name}={json.dumps(value)}" for name, value in merged.items())]
+
+
+def _read_value(parser: _Parser, option: str, text: str) -> Any:
+    """A value as YAML, in which 1e-4 is a number, too."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        parser.error(f"{option} cannot be {text!r}: it takes YAML")
+    return float(value) if isinstance(value, str) and _SCIENTIFIC.fullmatch(value) else value
 
 
 def _with_files(argv: list[str], package: str, kind: Any) -> list[str]:
@@ -344,6 +388,10 @@ def _members(hint: Any) -> tuple[Any, ...]:
     """The members of a union; of any other hint, itself."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return typing.get_args(hint) if union else (hint,)
+
+
+def _is_dict(hint: Any) -> bool:
+    return any(typing.get_origin(member) is dict for member in _members(hint))
 
 
 def _is_list(hint: Any) -> bool:

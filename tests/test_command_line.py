@@ -95,6 +95,35 @@ def test_the_command_line_goes_over_the_file_and_dump_reads_back(tmp_path):
     assert parse("--config", str(file)) == options
 
 
+def test_keys_within_keys_add_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "options.yaml"
+    file.write_text("name: x\nargs: {request: {top_k: 5}, other: 1}\n")
+    deep = (
+        "--args.request.min-p",
+        "0.1",
+        "--args.request.stop=[a, b]",
+        "--args.request.rate",
+        "1e-4",
+    )
+    nested = ("--args.template.thinking", "false", "--args.template.tools.one", "null")
+    expected = {
+        "request": {"top_k": 5, "min_p": 0.1, "stop": ["a", "b"], "rate": 1e-4},
+        "template": {"thinking": False, "tools": {"one": None}},
+        "other": 1,
+    }
+    assert parse("--config", str(file), *deep, *nested).args == expected
+    twice = parse("x", "--args.a", "{b: 1, c: 2}", "--args.a.b", "3", "--args.a.d.e", "4")
+    assert twice.args == {"a": {"b": 3, "c": 2, "d": {"e": 4}}}
+    assert parse("x", "--args.a", "1", "--args.a.b", "2").args == {"a": {"b": 2}}
+    with pytest.raises(SystemExit) as stopped:
+        parse("x", *nested, "--print-config")
+    assert stopped.value.code == 0
+    assert "thinking: false" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parse("x", "--args.a.b", "{unclosed")
+    assert "--args.a.b cannot be '{unclosed'" in capsys.readouterr().err
+
+
 def test_a_config_is_data_and_calls_nothing(tmp_path):
     called = tmp_path / "called"
     touch = {"class_path": "os.mkdir", "init_args": {"path": str(called)}}

@@ -55,6 +55,7 @@ class Policy:
     def use_tools(self, tools: Sequence[Tool]) -> None:
         """From now on conversations hold calls of these functions, in the model's own notation."""
         self.codec = ToolCodec(self.tokenizer, tools, self.config.template)
+        self.eos_ids |= self.codec.end_ids
 
     @staticmethod
     def load(config: PolicyConfig, path: Path | None = None, seed: int = 0) -> Policy:

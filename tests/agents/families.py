@@ -132,14 +132,19 @@ class Family:
     """Thoughts are passed in a field of their own."""
 
     def tokenizer(self) -> Any:
-        tokenizer = copy.deepcopy(_base())
-        tokenizer.add_special_tokens({"additional_special_tokens": list(self.special)})
-        tokenizer.add_tokens(["<think>", "</think>"])
-        if self.bos:
-            tokenizer.bos_token = self.bos
-        tokenizer.eos_token = tokenizer.pad_token = self.end
-        tokenizer.chat_template = self.template
-        return tokenizer
+        return tokenizer_of(self)
+
+
+def tokenizer_of(family: Any) -> Any:
+    """The tests' tokenizer with a family's special tokens and template."""
+    tokenizer = copy.deepcopy(_base())
+    tokenizer.add_special_tokens({"additional_special_tokens": list(family.special)})
+    tokenizer.add_tokens(["<think>", "</think>"])
+    if family.bos:
+        tokenizer.bos_token = family.bos
+    tokenizer.eos_token = tokenizer.pad_token = family.end
+    tokenizer.chat_template = family.template
+    return tokenizer
 
 
 @lru_cache(maxsize=1)

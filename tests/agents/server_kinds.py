@@ -1,7 +1,7 @@
 """Six kinds of server and two hosted APIs, with the answers that theirs were seen to give.
 
 A token is a word here. Each kind differs in its address, in how it says that a request is too long,
-whether its model has a system role, and where it puts what the model thought.
+whether its model has a system role, where it puts what the model thought, and the ids of tokens.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ class Kind:
     paths: tuple[str, ...] = ("/v1/chat/completions",)
     missing: tuple[int, Body] = (404, {"detail": "Not Found"})
     at_limit: str = "length"
+    ids: str = ""
+    """Where it gives the ids of tokens: choice or verbose; "": it ignores who asks for them."""
+    unknown: Callable[[str], tuple[int, Body]] | None = None
+    """Status and body for a field that it does not know; None: it ignores such."""
 
 
 def _openai_error(status: int, message: str, **more: Any) -> tuple[int, Body]:
@@ -128,10 +132,29 @@ def _anthropic(prompt: int, reply: int, context: int) -> tuple[int, Body]:
     return 400, {"type": "error", "error": {"type": "invalid_request_error", "message": message}}
 
 
+def _unknown_to_openai(name: str) -> tuple[int, Body]:
+    return _openai_error(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+
+
+def _unknown_to_gemini(name: str) -> tuple[int, Body]:
+    message = f'Invalid JSON payload received. Unknown name "{name}": Cannot find field.'
+    return 400, [{"error": {"code": 400, "message": message, "status": "INVALID_ARGUMENT"}}]
+
+
+def _unknown_to_anthropic(name: str) -> tuple[int, Body]:
+    return _openai_error(400, f"{name}: Extra inputs are not permitted")
+
+
 _ALTERNATE = "Conversation roles must alternate user/assistant/user/assistant/..."
 KINDS = (
-    Kind("vllm", _vllm, _vllm_error("System role not supported"), thought="reasoning"),
-    Kind("sglang", _sglang, _vllm_error(_ALTERNATE), thought="reasoning_content"),
+    Kind(
+        "vllm",
+        _vllm,
+        _vllm_error("System role not supported"),
+        thought="reasoning",
+        ids="choice",
+    ),
+    Kind("sglang", _sglang, _vllm_error(_ALTERNATE), thought="reasoning_content", ids="choice"),
     Kind(
         "tgi",
         _tgi,
@@ -143,6 +166,7 @@ KINDS = (
         _llama_cpp,
         (500, {"error": {"code": 500, "message": "System role not supported", "type": "server"}}),
         thought="reasoning_content",
+        ids="verbose",
         paths=("/v1/chat/completions", "/chat/completions"),
     ),
     Kind(
@@ -168,14 +192,21 @@ KINDS = (
             param="messages[0].role",
             code="unsupported_value",
         ),
+        unknown=_unknown_to_openai,
     ),
     Kind(
         "gemini",
         _gemini,
         (400, [{"error": {"code": 400, "message": "Developer instruction is not enabled"}}]),
         at_limit="MAX_TOKENS",
+        unknown=_unknown_to_gemini,
     ),
-    Kind("anthropic", _anthropic, _openai_error(400, "system: role 'system' not supported")),
+    Kind(
+        "anthropic",
+        _anthropic,
+        _openai_error(400, "system: role 'system' not supported"),
+        unknown=_unknown_to_anthropic,
+    ),
 )
 
 
@@ -209,6 +240,9 @@ class KindServer(Scripted):
         messages = request["messages"]
         if messages[0]["role"] == "system" and not self.has_system:
             return self.kind.no_system
+        for name in request:
+            if name.startswith("return_") and self.kind.unknown:
+                return self.kind.unknown(name)
         prompt = sum(len(message["content"].split()) for message in messages)
         limit = request["max_tokens"]
         if prompt + limit > self.context:
@@ -228,4 +262,10 @@ class KindServer(Scripted):
             "finish_reason": self.kind.at_limit if used >= limit else "stop",
         }
         usage = {"prompt_tokens": prompt, "completion_tokens": used}
-        return 200, {"object": "chat.completion", "choices": [choice], "usage": usage}
+        answer = {"object": "chat.completion", "choices": [choice], "usage": usage}
+        ids = [len(word) for word in (*thought.split(), *words)]
+        if self.kind.ids == "choice" and request.get("return_token_ids"):
+            choice["token_ids"], answer["prompt_token_ids"] = ids, [1] * prompt
+        if self.kind.ids == "verbose" and request.get("return_tokens"):
+            answer["__verbose"] = {"content": text, "tokens": ids}
+        return 200, answer

@@ -213,6 +213,23 @@ def test_templates_that_cannot_be_used_say_where():
     assert [row[differ] for row in tokens] == ["Ċ", ":"]
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for i in range(100000000) %}x{% endfor %}", "fails on a plain conversation"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "fails on a plain conversation"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails on a plain conversation"),
+        ("{{ messages", "fails on a plain conversation"),
+        ("", "has no chat template"),
+        (MISALIGNED.replace("assistant: ", "apple " * 3000 + "assistant: "), "From token"),
+    ],
+)
+def test_hostile_templates_are_refused_in_few_words(template: str, message: str):
+    with pytest.raises(ChatTemplateError, match=message) as error:
+        codec_for(template)
+    assert len(str(error.value)) < 3000
+
+
 def test_a_template_that_raises_later_is_named():
     codec = codec_for(RAISES)
     turns = ["go", "in"] * 4

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from stepagent.agents import make_agent, models
+from stepagent.agents.chat import ChatCodec
 from tests.agents.conversations import say, turn
 from tests.agents.tiny_models import make_model
 
@@ -136,6 +137,17 @@ def test_a_model_without_chat_template_is_refused(saved: Path):
     (saved / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="no chat template"):
         make_agent(f"hf:{saved}")
+
+
+def test_a_tokenizer_without_an_end_token_has_padding(saved: Path):
+    """The template ends turns with a token of its own."""
+    tokenizer = models.load_tokenizer(saved)
+    tokenizer.eos_token = tokenizer.pad_token = None
+    tokenizer.save_pretrained(saved)
+    tokenizer = models.load_tokenizer(saved)
+    assert tokenizer.eos_token is None
+    assert tokenizer.pad_token_id is not None
+    assert ChatCodec(tokenizer).reply_ids("go")[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
 def test_context_and_ends(tokenizer: Any):

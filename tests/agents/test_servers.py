@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
+from stepagent.agents.chat import ChatCodec
 from stepagent.agents.completions import ApiError
 from stepagent.agents.core import ModelReply
 from stepagent.agents.openai import OpenAIAgent
 from stepagent.agents.responses import Rejection
-from stepagent.envs.react import parse
+from stepagent.envs.react import PromptStyle, parse
+from stepagent.envs.trajectory import Step
 from tests.agents.chat_server import KEY, ChatServer
 from tests.agents.conversations import say, turn
 from tests.agents.server_kinds import KINDS, Kind, KindServer
+from tests.agents.tiny_models import make_tokenizer
 from tests.servers import Scripted, running
 
 by_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -129,6 +132,90 @@ def test_a_reply_at_the_limit_says_so(start: Any, kind: Kind):
     server = start(KindServer(kind, thinks=5))
     assert ask(agent_for(server, max_new_tokens=3), "go in").ending == "length"
     assert ask(agent_for(server), "go in").ending == ""
+
+
+# Token ids --------------------------------------------------------------------------------------
+
+
+@by_kind
+def test_token_ids_are_recorded_where_the_server_gives_them(
+    start: Any, kind: Kind, caplog: pytest.LogCaptureFixture
+):
+    server = start(KindServer(kind, thinks=2))
+    agent = agent_for(server, record_tokens=True)
+    reply = ask(agent, "go in")
+    assert parse(reply).action == "go in"
+    assert reply.tokens == ((2, 2, 7, 2, 2) if kind.ids else ())
+    assert ("gives no token ids" in caplog.text) == (not kind.ids)
+    asked = {"return_token_ids", "return_tokens"}
+    assert len(server.seen) == (3 if kind.unknown else 1)
+    ask(agent, "go on")
+    assert asked & set(server.seen[-1]) == (set() if kind.unknown else asked)
+    assert len(server.seen) == (4 if kind.unknown else 2), "what is refused is not sent again"
+    assert ask(agent_for(server), "go in").tokens == (), "nobody asked for them"
+    assert not asked & set(server.seen[-1])
+
+
+@pytest.mark.parametrize("ids", [[], "ab", [1, -1], [1, None], [True], [2**40], {"0": 1}, [[1]]])
+def test_nonsense_for_token_ids_is_none(start: Any, ids: Any):
+    server = start(ChatServer())
+    choice = {"message": {"content": "look"}, "token_ids": ids, "logprobs": ids}
+    server.plan(200, json.dumps({"choices": [choice], "__verbose": ids}))
+    reply = ask(agent_for(server, record_tokens=True), "x")
+    assert (reply, reply.tokens) == ("look", ())
+
+
+def test_token_ids_beside_log_probabilities(start: Any):
+    server = start(ChatServer())
+    content = [{"id": 5, "token": "lo", "logprob": -1.0}, {"id": 6, "token": "ok", "logprob": 0.0}]
+    choice = {"message": {"content": "look"}, "logprobs": {"content": content}}
+    server.plan(200, json.dumps({"choices": [choice]}))
+    agent = agent_for(server, record_tokens=True, request={"logprobs": True})
+    assert ask(agent, "x").tokens == (5, 6)
+    assert server.seen[-1]["logprobs"] is True
+
+
+def test_cached_replies_have_their_token_ids(start: Any, tmp_path: Any):
+    server = start(KindServer(KINDS[0]))
+    for record in (True, False, True, False):
+        agent = agent_for(server, record_tokens=record, cache=tmp_path / "replies")
+        assert ask(agent, "go in").tokens == ((7, 2, 2) if record else ())
+        agent.close()
+    assert len(server.seen) == 2
+
+
+def test_token_ids_of_a_server_reach_training(start: Any):
+    """Those that spell the reply in the policy's tokenizer; of others, the text is encoded."""
+    tokenizer = make_tokenizer()
+    codec = ChatCodec(tokenizer)
+    text = "<think>\nhm\n\n</think>\nAction: go"
+
+    def spelled(text: str) -> list[int]:
+        return [i for c in text for i in tokenizer(c, add_special_tokens=False)["input_ids"]]
+
+    drawn = spelled(text)
+    assert drawn != codec.body_ids(text)
+    server = start(ChatServer())
+    message = {"content": "Action: go", "reasoning_content": "hm"}
+    for ids in (
+        [*drawn, codec.end_of_turn_id],
+        [*drawn, *spelled("\nObservation: a hall")],
+        [*drawn, len(tokenizer) + 5],
+        [7, 8, 9],
+    ):
+        choice = {"message": message, "token_ids": ids, "finish_reason": "stop"}
+        server.plan(200, json.dumps({"choices": [choice]}))
+        agent = agent_for(server, record_tokens=True)
+        step = Step.of("a door", ask(agent, "a door"), PromptStyle())
+        assert step.tokens == tuple(ids)
+        messages = say("a door", step.text(PromptStyle()))
+        learned = codec.encode(messages, tokens=[step.tokens])
+        start_, end = learned.replies[0]
+        if ids[: len(drawn)] == drawn and max(ids) < len(tokenizer):
+            end_of_turn = [codec.end_of_turn_id] if ids[-1] == codec.end_of_turn_id else []
+            assert learned.ids[start_:end] == [*drawn, *end_of_turn]
+        else:
+            assert learned == codec.encode(messages)
 
 
 # Endings ----------------------------------------------------------------------------------------

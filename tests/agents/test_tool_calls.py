@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from stepagent.envs.tools import Tool, write_call
 from stepagent.eval.rollout import run_episodes
 from tests.agents.conversations import say, turn
 from tests.agents.tiny_models import TEMPLATE, make_model, make_tokenizer
+from tests.agents.tool_families import TOOL_FAMILIES
 from tests.servers import Scripted, running
 
 TOOLS = (
@@ -47,6 +49,13 @@ CALL = write_call("search", {"words": "red fan"})
         "<|start|>assistant<|channel|>commentary to=functions.search <|constrain|>json<|message|>"
         '{"words": "red fan"}<|call|>',
         'commentary to=functions.search json{"words": "red fan"}',
+        *(family.call for family in TOOL_FAMILIES if not family.call.startswith("\n")),
+        '[TOOL_CALLS]search{"words": "red fan"}',
+        '<tool_call>[{"name": "search", "arguments": {"words": "red fan"}}]</tool_call>',
+        '<TOOLCALL>[{"name": "search", "arguments": {"words": "red fan"}}]</TOOLCALL>',
+        'Action: ```json\n[{"tool_name": "search", "parameters": {"words": "red fan"}}]\n```',
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="search">\n<｜DSML｜parameter name="words" '
+        'string="true">red fan</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
     ],
 )
 def test_models_notations_are_read(text: str):
@@ -68,7 +77,10 @@ def test_a_text_without_a_call_stays(text: str):
 
 
 def test_broken_calls_stay_calls():
-    for text in ('[TOOL_CALLS]search[ARGS]{"words": ', "commentary to=functions.search json{x"):
+    for text in (
+        *('[TOOL_CALLS]search[ARGS]{"words": ', "commentary to=functions.search json{x"),
+        *('[TOOL_CALLS] [{"name": "search", "arg', "<|tool_call|>[{}]", "<|python_tag|>{"),
+    ):
         assert parse(translated(text)).action.startswith("<tool_call>")
 
 
@@ -234,7 +246,7 @@ def test_tokens_are_those_of_the_models_own_tool_template():
     assert codec.prompt(messages) == encoded.ids
     start, end = encoded.replies[0]
     assert tokenizer.decode(encoded.ids[start:end]) == f"I look.\n{CALL}<|im_end|>"
-    assert codec.encode(codec.native(messages)).ids == encoded.ids  # nothing is wrapped twice
+    assert codec.encode(messages).ids == encoded.ids  # nothing is wrapped twice
 
 
 def test_another_familys_notation_is_written_and_read():
@@ -245,7 +257,7 @@ def test_another_familys_notation_is_written_and_read():
     start, end = encoded.replies[0]
     assert tokenizer.decode(encoded.ids[start:end]) == f"{own}<|im_end|>"
     assert codec.decode(encoded.ids[start : end - 1]) == CALL
-    assert "<|im_start|>user\na page<|im_end|>" in tokenizer.decode(encoded.ids)
+    assert "<|im_start|>ipython\na page<|im_end|>" in tokenizer.decode(encoded.ids)
 
 
 def test_a_template_without_functions_has_them_in_the_system_message():
@@ -281,3 +293,24 @@ def test_a_local_model_plays_with_functions(template: str):
     assert len(agent._tool_codecs) == 1
     assert turn("a", say("x"), env).tools(agent.style) == env.tools
     env.close()
+
+
+@pytest.mark.parametrize("name", ["gpt-oss (harmony)", "GLM-4.5", "Mistral 7B v0.3"])
+def test_a_local_model_speaks_its_own_notation(name: str):
+    """It ends a call with the token that its template does, and its special tokens are read."""
+    family = next(family for family in TOOL_FAMILIES if family.name == name)
+    tokenizer = family.tokenizer()
+    model = make_model("llama", len(tokenizer))
+    agent = TransformersAgent(model, tokenizer, format="tools", max_new_tokens=64)
+    waiting = turn("a", say("A shop."), SimpleNamespace(tools=TOOLS))
+    [request] = agent._requests([waiting])
+    call = tokenizer(family.call, add_special_tokens=False)["input_ids"]
+    assert request.ids == agent._codec(TOOLS).prompt(say("A shop."))
+    assert call[-1] in agent._generator.ends
+    reply = agent._text("a", call)
+    assert parse(reply) == parse(CALL)
+    assert reply.ending == ""
+    cut_off = agent._text("a", call[:-6])
+    assert not set(family.special) & set(cut_off.split())
+    agent.forget("a")
+    assert not agent._codec_of

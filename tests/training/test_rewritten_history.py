@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -264,14 +265,15 @@ def test_inverse_equals_one_sequence_per_step(name: str, stage: Stage, tmp_path)
         logits = [judge.score(item) for item in items]
         for item, of_item in zip(items, logits, strict=True):
             judge.backbone.set_attn_implementation("sdpa")
+            alone = []
             for (state, action), logit in zip(actions(item), of_item, strict=True):
                 out = judge.backbone(torch.tensor([state + action]), output_hidden_states=True)
-                alone = judge.head(out.hidden_states[-1][0, -1])
-                assert float(logit) == pytest.approx(float(alone), abs=1e-4)
+                alone.append(judge.head(out.hidden_states[-1][0, -1]).reshape(()).detach())
+                assert float(logit) == pytest.approx(float(alone[-1]), abs=1e-4)
             agent, expert = torch.tensor(item.agent), torch.tensor(item.expert)
-            expected = discriminator_loss(of_item, agent, expert).loss
+            expected = discriminator_loss(torch.stack(alone), agent, expert).loss
             found = discriminator.loss(config.inverse.discriminator)(judge, [item])[0]
-            assert float(found) == pytest.approx(float(expected), abs=1e-3)
+            assert float(found) == pytest.approx(float(expected), abs=1e-4)
     rewards = discriminator.rewards_of(logits, "log_d")
     actor = ActorCritic(policy.model, "group")
     for advantages in inverse.practice_advantages(actor, items, rewards, config):
@@ -291,7 +293,11 @@ def test_inverse_equals_one_sequence_per_step(name: str, stage: Stage, tmp_path)
             entropy=config.ppo.entropy,
         )
         found, _ = actor_critic.loss(config.ppo, config.ppo.kl)(actor, (advantages,))
-        assert float(found) == pytest.approx(float(plain.loss), rel=1e-4, abs=1e-3)
+        assert float(found) == pytest.approx(float(plain.loss), abs=1e-4)
+        found.backward()
+        gradient = gradients(policy)
+        plain.loss.backward()
+        assert (gradients(policy) - gradient).norm() <= 1e-3 * gradient.norm()
 
 
 @by_template
@@ -302,21 +308,41 @@ def test_preference_equals_one_sequence_per_step(name: str, stage: Stage):
     config.epochs, config.batch_size, config.learning_rate, config.iterations = 1, 2, 0.0, 1
     pairs = [Pair(samples[0], samples[1]), Pair(samples[1], samples[2])]
     references = preference._references(stage, policy, pairs)
-    expected = [
-        float(
-            sum(
-                log_prob(policy.model, s.encoded.state(i), s.encoded.ids[a:b]).sum()
-                for i, (a, b) in enumerate(s.encoded.replies)
-            )
-        )
-        for s in samples
-    ]
-    assert references[0]["ref_chosen_logps"] == pytest.approx(expected[0], abs=1e-2)
-    assert references[1]["ref_rejected_logps"] == pytest.approx(expected[2], abs=1e-2)
+
+    def plainly() -> list[torch.Tensor]:
+        return [
+            torch.cat(
+                [
+                    log_prob(policy.model, s.encoded.state(i), s.encoded.ids[a:b])
+                    for i, (a, b) in enumerate(s.encoded.replies)
+                ]
+            ).sum()
+            for s in samples
+        ]
+
+    def close(sums: torch.Tensor) -> Any:
+        # A hundred tokens' log-probabilities add up to some -700: float32 is that far apart there.
+        return pytest.approx(float(sums), abs=2 * float(np.spacing(np.float32(abs(float(sums))))))
+
+    reference = [sums.detach() for sums in plainly()]
+    assert references[0]["ref_chosen_logps"] == close(reference[0])
+    assert references[1]["ref_rejected_logps"] == close(reference[2])
+    with torch.no_grad():  # moved away from its reference
+        torch.manual_seed(1)
+        for parameter in policy.model.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape).sign())
+    now = plainly()
+    ratios = [a - b for a, b in zip(now, reference, strict=True)]
+    margins = config.beta * torch.stack([ratios[0] - ratios[1], ratios[1] - ratios[2]])
+    assert margins.abs().max() > 0.01
+    expected = -F.logsigmoid(margins).mean()
+    expected.backward()
+    gradient = gradients(policy)
     preference.train(stage, policy, pairs, config)
     line = the_update(stage)
-    assert line["loss"] == pytest.approx(-float(F.logsigmoid(torch.tensor(0.0))), abs=1e-4)
-    assert abs(line["margin"]) < 1e-3
+    assert line["loss"] == pytest.approx(float(expected.detach()), abs=1e-4)
+    assert line["margin"] == pytest.approx(float(margins.mean()), abs=1e-4)
+    assert line["grad_norm"] == pytest.approx(float(gradient.norm()), rel=1e-3)
 
 
 @by_template

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from stepagent import command_line
 from stepagent.envs.react import PromptStyle
 from stepagent.envs.tools import write_call
+from stepagent.envs.trajectory import Step, Trajectory, write
 from stepagent.files import write_atomically
 from stepagent.training import methods, run
 from stepagent.training.config import Config
@@ -23,6 +25,7 @@ from stepagent.training.methods import METHODS
 from stepagent.training.runs.directory import RunDirectory, RunError
 from stepagent.training.runs.options import differing
 from stepagent.training.runs.training_run import TrainingRun
+from tests.envs.guess import GuessEnv
 from tests.training.toys import GUESS
 
 FOLDER = Path(run.__file__).with_name("configs")
@@ -101,6 +104,54 @@ def test_same_seed_same_weights_other_seed_others(config, tmp_path):
         finals.append(_weights(tmp_path / name / "final"))
     assert _equal(finals[0], finals[1])
     assert not _equal(finals[0], finals[2])
+
+
+def _of_another_environment(folder):
+    other = Trajectory("tests/House-v0", "house/1", "train", "expert", 0, (Step("x", "", "go"),))
+    write(folder / "pairs.jsonl", [other])
+
+
+def _pair_of_another_environment(folder):
+    messages = [{"role": "user", "content": "x"}], [{"role": "assistant", "content": "y"}]
+    row = {"prompt": messages[0], "chosen": messages[1], "rejected": messages[1], "env": "Other-v0"}
+    (folder / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+
+
+FILES = {"preference.trajectories": ["pairs.jsonl"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "before", "message"),
+    [
+        ("sft", {"policy.template": {"history_thoughts": "some"}}, None, "history_thoughts"),
+        ("sft", {"policy.template": {"date": "tomorrow"}}, None, "template.date"),
+        ("dpo", FILES, None, "pairs.jsonl"),
+        ("eto", FILES, _of_another_environment, "House-v0"),
+        ("implicit", FILES, None, "pairs.jsonl"),
+        ("implicit", FILES, _of_another_environment, "House-v0"),
+        ("implicit", FILES, _pair_of_another_environment, "it is of Other-v0"),
+        ("sft", {"evaluation.agreement": 3, "evaluation.split": "test"}, "dev", "agreement"),
+        ("sft", {"sft.select": "dev"}, "dev", "sft.select"),
+        ("sft", {"evaluation.split": "test"}, "test", "evaluation.split"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_expert_plays(
+    config, tmp_path, monkeypatch, method, options, before, message
+):
+    monkeypatch.chdir(tmp_path)
+    config.method = method
+    for name, value in options.items():
+        *sections, last = name.split(".")
+        setattr(functools.reduce(getattr, sections, config), last, value)
+    if isinstance(before, str):
+        lists = GuessEnv.list_tasks
+        without = lambda env: [] if env.split == before else lists(env)  # noqa: E731
+        monkeypatch.setattr(GuessEnv, "list_tasks", without)
+    elif before:
+        before(tmp_path)
+    with pytest.raises((ValueError, RunError, FileNotFoundError), match=message):
+        run.run(config)
+    assert not (Path(config.output) / "expert").exists()
 
 
 def _command(config):

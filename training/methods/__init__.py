@@ -16,6 +16,7 @@ from stepagent.training.config import Config
 from stepagent.training.runs.options import flat
 
 if TYPE_CHECKING:
+    from stepagent.envs.react import Prompt
     from stepagent.training.runs.training_run import TrainingRun
 
 METHODS = {
@@ -93,6 +94,9 @@ class Method:
     """Trains the run's policy, stage after stage; most begin with `sft.learn(run)`."""
     check: Callable[[Config], None] = lambda config: None
     """Raises ValueError for options that cannot work with the method, before anything is loaded."""
+    check_files: Callable[[Config, Prompt], None] = lambda config, prompt: None
+    """Raises ValueError or FileNotFoundError for files that the method cannot learn from, before
+    the expert plays."""
     stages: Callable[[Config], int] = lambda config: 1
     """Stages after SFT; each keeps a policy on disk."""
     other_models: Callable[[Config], int] = lambda config: 0

@@ -151,7 +151,7 @@ class Discriminator(nn.Module):
         last = item.first_step + len(item.tree.replies)
         encoded = self.codec.encode(messages).part(item.first_step, last)
         branches = tuple(
-            Branch(b.step, self._reply(codec.decode(b.ids), b.ids[-1] == codec.end_of_turn_id))
+            Branch(b.step, self._reply(codec.decode(b.ids), b.ids[-1] in codec.end_ids))
             for b in item.tree.branches
         )
         experts = tuple(self._reply(codec.decode(ids), True) for ids in item.tree.experts)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from stepagent.training.methods import Method, rollouts, sft
 from stepagent.training.methods.preference import Pair, against_expert, learn_pairs
-from stepagent.training.methods.preference_files import compare_files
+from stepagent.training.methods.preference_files import check_files, compare_files
 from stepagent.training.runs.training_run import TrainingRun
 
 
@@ -41,4 +41,4 @@ def learn(run: TrainingRun) -> None:
             stage.figures |= learn_pairs(stage, run.policy, pairs, run.config.preference)
 
 
-METHOD = Method(learn, takes_files=True)
+METHOD = Method(learn, check_files=check_files, takes_files=True)

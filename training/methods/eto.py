@@ -25,7 +25,7 @@ from stepagent.training.config import Config
 from stepagent.training.data import Sample
 from stepagent.training.methods import Method, rollouts, sft
 from stepagent.training.methods.preference import Pair, learn_pairs, of_iteration
-from stepagent.training.methods.preference_files import compare_files
+from stepagent.training.methods.preference_files import check_files, compare_files
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 
@@ -100,5 +100,9 @@ def cut(sample: Sample, steps: int) -> Sample:
 
 
 METHOD = Method(
-    learn, stages=lambda config: config.preference.iterations, takes_files=True, explores_at=0.0
+    learn,
+    check_files=check_files,
+    stages=lambda config: config.preference.iterations,
+    takes_files=True,
+    explores_at=0.0,
 )

@@ -38,7 +38,7 @@ from stepagent.training.methods.branching import Branching
 from stepagent.training.methods.losses import step_preference_loss
 from stepagent.training.methods.own_states import practice_samples
 from stepagent.training.methods.practice import Practice, practise, resumed
-from stepagent.training.methods.step_pair_files import practice_of_files
+from stepagent.training.methods.step_pair_files import check_files, practice_of_files
 from stepagent.training.methods.step_values import (
     check_value_rollouts,
     weighed,
@@ -231,4 +231,10 @@ def check(config: Config) -> None:
         )
 
 
-METHOD = Method(learn, check, stages=lambda config: config.reflection.iterations, takes_files=True)
+METHOD = Method(
+    learn,
+    check,
+    check_files,
+    stages=lambda config: config.reflection.iterations,
+    takes_files=True,
+)

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepagent.envs.react import Prompt
 from stepagent.envs.trajectory import Trajectory, read
+from stepagent.training.config import Config
 from stepagent.training.data import Sample, encode
 from stepagent.training.runs.expert import check_trajectories
 from stepagent.training.runs.training_run import TrainingRun
@@ -27,6 +29,21 @@ class Compared:
     """What was left out, by its reason"""
 
 
+def read_files(config: Config, prompt: Prompt, files: Sequence[str]) -> list[Trajectory]:
+    """The trajectories of some files. Raises as `compare_files` for files that cannot be used."""
+    trajectories: list[Trajectory] = []
+    for path in map(Path, files):
+        from_file = read(path)
+        check_trajectories(path, from_file, config, prompt)
+        trajectories += from_file
+    return trajectories
+
+
+def check_files(config: Config, prompt: Prompt) -> None:
+    """Raises what `read_files` does for the files of `preference.trajectories`."""
+    read_files(config, prompt, config.preference.trajectories)
+
+
 def compare_files(run: TrainingRun, files: Sequence[str]) -> Compared:
     """The pairs of the files' trajectories and the run's expert.
 
@@ -34,11 +51,7 @@ def compare_files(run: TrainingRun, files: Sequence[str]) -> Compared:
     of another environment or prompt, or of the split that is scored; ValueError where no task has
     two trajectories of different rewards.
     """
-    trajectories: list[Trajectory] = []
-    for path in map(Path, files):
-        from_file = read(path)
-        check_trajectories(path, from_file, run.config, run.prompt)
-        trajectories += from_file
+    trajectories = read_files(run.config, run.prompt, files)
     samples, left_out = encode(
         trajectories, run.policy.codec, run.prompt, run.style, run.policy.context
     )

@@ -18,11 +18,12 @@ from typing import Any
 
 from stepagent.agents.chat import Encoded
 from stepagent.envs.layouts import layout_of_file
-from stepagent.envs.react import Message
+from stepagent.envs.react import Message, Prompt
 from stepagent.envs.records import read_records
+from stepagent.training.config import Config
 from stepagent.training.data import Sample
 from stepagent.training.methods.practice import Practice, action_of, trees_of
-from stepagent.training.methods.preference_files import compare_files
+from stepagent.training.methods.preference_files import compare_files, read_files
 from stepagent.training.runs.training_run import TrainingRun
 from stepagent.training.trees.tree import Branch
 
@@ -137,11 +138,26 @@ def _reply_ids(run: TrainingRun, text: str) -> list[int]:
 # Files --------------------------------------------------------------------------------------------
 
 
-def _pairs(run: TrainingRun, files: Sequence[str]) -> Iterator[StepPair]:
+def check_files(config: Config, prompt: Prompt) -> None:
+    """Raises FileNotFoundError or ValueError for files of `preference.trajectories` that cannot be
+    learned from."""
+    trajectories, others = _by_layout(config.preference.trajectories)
+    read_files(config, prompt, trajectories)
+    for path in others:
+        for _ in _recorded(path, config.env, prompt.system(config.prompt)):
+            pass
+
+
+def _by_layout(files: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Files of trajectories, and others."""
     trajectories = [file for file in files if layout_of_file(Path(file)) == "trajectories"]
-    for file in files:
-        if file not in trajectories:
-            yield from _recorded(run, Path(file))
+    return trajectories, [Path(file) for file in files if file not in trajectories]
+
+
+def _pairs(run: TrainingRun, files: Sequence[str]) -> Iterator[StepPair]:
+    trajectories, others = _by_layout(files)
+    for path in others:
+        yield from _recorded(path, run.config.env, run.prompt.system(run.style))
     if trajectories:
         for better, worse in compare_files(run, trajectories).pairs:
             if pair := parting(run, better, worse):
@@ -164,14 +180,13 @@ def parting(run: TrainingRun, better: Sample, worse: Sample) -> StepPair | None:
     return None
 
 
-def _recorded(run: TrainingRun, path: Path) -> Iterator[StepPair]:
+def _recorded(path: Path, env: str, system: str) -> Iterator[StepPair]:
     """The step pairs of a file. Raises ValueError that names the record."""
-    system = run.prompt.system(run.style)
     for record in read_records(path):
         try:
             if record.problem:
                 raise ValueError(record.problem)
-            pair = _step_pair(record.value, run.config.env)
+            pair = _step_pair(record.value, env)
             opening = pair.prompt[0]
             if (opening["content"] if opening["role"] == "system" else "") != system:
                 raise ValueError(

@@ -1,4 +1,5 @@
-"""The expert's trajectories of a run, and everything that disqualifies them."""
+"""The expert's trajectories of a run, what is checked before they are played, and everything that
+disqualifies them."""
 
 from __future__ import annotations
 
@@ -6,15 +7,44 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from stepagent import envs
+from stepagent.agents.models import load_tokenizer
+from stepagent.agents.tool_template import codec_of
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Trajectory, read
 from stepagent.training import collect
 from stepagent.training.config import Config
 from stepagent.training.data import select
 from stepagent.training.runs.directory import RunDirectory, WrongOptions
+from stepagent.training.tiny import build_tokenizer
+
+
+def check_inputs(config: Config, prompt: Prompt) -> None:
+    """Raises ValueError (ModelError, WrongOptions) for a chat template that cannot be used as
+    configured, and for a split to be scored or read that has no tasks."""
+    policy = config.policy
+    if policy.model == "tiny":
+        tokenizer: Any = build_tokenizer([""], policy.tiny.vocabulary, policy.tiny.context)
+    else:
+        tokenizer = load_tokenizer(policy.model)
+    codec_of(tokenizer, policy.template, prompt.tools if config.prompt.format == "tools" else ())
+    evaluation = config.evaluation
+    splits = {} if evaluation.env else {evaluation.split: "evaluation.split"}
+    if config.sft.select == "dev":
+        splits["dev"] = "sft.select: dev"
+    if evaluation.agreement:
+        splits["dev"] = "evaluation.agreement"
+    for split, option in splits.items():
+        try:
+            env = envs.make(config.env, **{**config.env_args, "split": split})
+            len(env.tasks)  # raises where there is none
+            env.close()
+        except ValueError as error:
+            raise WrongOptions(f"{option} needs the split {split!r}: {error}") from None
 
 
 def load_expert(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from stepagent import agents, command_line, envs
 from stepagent.agents.transformers import TransformersAgent
+from stepagent.envs.react import Prompt
 from stepagent.envs.trajectory import Trajectory
 from stepagent.files import write_atomically, write_text
 from stepagent.training.config import Config
@@ -28,7 +29,7 @@ from stepagent.training.policy import Policy
 from stepagent.training.runs import budget, interrupts, processes
 from stepagent.training.runs.budget import Budget
 from stepagent.training.runs.directory import RunDirectory, RunError, WrongOptions
-from stepagent.training.runs.expert import load_expert
+from stepagent.training.runs.expert import check_inputs, load_expert
 from stepagent.training.runs.scores import Scores
 from stepagent.training.runs.stage import Stage
 
@@ -52,10 +53,16 @@ class TrainingRun:
 
     Errors that can be foreseen are raised here: unknown environment, model without chat template,
     prompt too long for the context, trajectories of another environment or made under another
-    prompt.
+    prompt; and what `check_files` raises (`Method.check_files`). All but the lengths are checked
+    before the expert plays.
     """
 
-    def __init__(self, config: Config, console: Console):
+    def __init__(
+        self,
+        config: Config,
+        console: Console,
+        check_files: Callable[[Config, Prompt], None] = lambda config, prompt: None,
+    ):
         if not processes.is_main():
             console = Console(quiet=True)
         self.config, self.console = config, console
@@ -63,6 +70,9 @@ class TrainingRun:
         env = envs.make(config.env, split="train", **config.env_args)
         self.prompt = env.prompt
         env.close()
+        with processes.main_first():
+            check_inputs(config, self.prompt)
+            check_files(config, self.prompt)
         self.style = config.prompt
         """How conversations are written; a method may add to the configuration's (NAT)."""
         with processes.main_first():
