@@ -145,7 +145,7 @@ def read(text: str) -> Grammar:
 def _rules(text: str) -> dict[str, Any]:
     try:
         rules = json.loads(textwrap.dedent(text))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise GameError(f"a block of the grammar is not JSON: {error}") from None
     if not isinstance(rules, dict):
         raise GameError("a block of the grammar is not a JSON object")

@@ -157,7 +157,7 @@ def _called(calls: list[Any], number: int) -> str:
     arguments = call.get("arguments")
     try:
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict) or len(arguments) != 1 or not call.get("name"):
         raise ValueError(f"turn {number} calls a function that is no action of one argument")
