@@ -28,7 +28,7 @@ from stepagent.envs.records import MAX_RECORD, text_records
 from stepagent.envs.webshop import catalogue, generate
 from stepagent.envs.webshop.catalogue import NO_ATTRIBUTES, Catalogue, product_from
 from stepagent.envs.webshop.data import Product
-from stepagent.files import cache_folder, write_shared_text
+from stepagent.files import cache_folder, read_cached, write_cached
 
 log = logging.getLogger(__name__)
 CATALOGUES = ("items_shuffle*.json", "documents*.jsonl")
@@ -175,11 +175,11 @@ def _digest(path: Path) -> str:
     state = path.stat()
     place = checksum(str(path.resolve()), str(state.st_size), str(state.st_mtime_ns))
     remembered = cache_folder() / "webshop" / "digests" / place
-    if remembered.is_file():
-        return remembered.read_text()
+    if digest := read_cached(remembered):
+        return digest
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    write_shared_text(remembered, digest)
+    write_cached(remembered, digest)
     return digest
 
 
