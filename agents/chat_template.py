@@ -25,7 +25,7 @@ _MARKS = ("⟦one⟧", "⟦two⟧", "⟦three⟧", "⟦four⟧", "⟦five⟧")
 _THOUGHT = "⟦thought⟧"
 _OPENED = re.compile(r"<think>\s*\Z")
 _THINK_BLOCK = re.compile(r"(<think>\s*)?(</think>\s*)?\Z")
-_NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_NOW = re.compile(r"strftime_now\(\s*+(['\"])((?:(?!\1).)*+)\1\s*+\)")
 
 
 class ChatTemplateError(UsageError):

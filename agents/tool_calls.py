@@ -25,15 +25,23 @@ from stepagent.envs.tools import CLOSE, OPEN, BadCall, is_call, read_call, write
 
 _INSIDE = re.compile(rf"{OPEN}(.*?)(?:{CLOSE}|\Z)", re.DOTALL)
 _CODER = re.compile(r"<function=([\w-]+)>(.*)", re.DOTALL)
-_CODER_PARAMETER = re.compile(r"<parameter=([\w-]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-_GLM = re.compile(r"\s*([\w-]+)\s*(<arg_key>.*|\Z)", re.DOTALL)
-_GLM_PARAMETER = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
-_HEADED = re.compile(
-    r"(?:<\|start\|>assistant)?(?:<\|channel\|>)?commentary to=functions\.([\w-]+)"
-    r"\s*(?:<\|constrain\|>)?\s*(?:json)?\s*(?:<\|message\|>)?\s*(?=\{)"
-    r"|\[TOOL_CALLS\]\s*([\w-]+)(?:\[CALL_ID\]\w+)?\[ARGS\]\s*(?=\{)"
+_CODER_PARAMETER = re.compile(
+    r"<parameter=([\w-]+)>\n?((?:(?!\n?</parameter>|<parameter=).)*+)\n?</parameter>", re.DOTALL
 )
-_OBJECT = re.compile(r"(?:<\|python_tag\|>|\[TOOL_CALLS\]|^)\s*(?=\[?\s*\{\s*\")", re.MULTILINE)
+_GLM = re.compile(r"(?<![\w-])([\w-]++)\s*+(<arg_key>.*|\Z)", re.DOTALL)
+_GLM_PARAMETER = re.compile(
+    r"<arg_key>((?:(?!</?arg_key>).)*+)</arg_key>\s*+"
+    r"<arg_value>((?:(?!</arg_value>|<arg_key>).)*+)</arg_value>",
+    re.DOTALL,
+)
+_HEADED = re.compile(
+    r"(?:<\|start\|>assistant)?(?:<\|channel\|>)?commentary to=functions\.([\w-]++)"
+    r"\s*+(?:<\|constrain\|>)?+\s*+(?:json)?+\s*+(?:<\|message\|>)?+\s*+(?=\{)"
+    r"|\[TOOL_CALLS\]\s*+([\w-]++)(?:\[CALL_ID\]\w++)?+\[ARGS\]\s*+(?=\{)"
+)
+_OBJECT = re.compile(
+    r"(?:(?:<\|python_tag\|>|\[TOOL_CALLS\])\s*+|^[^\S\n]*+)(?=(?:\[\s*+)?+\{\s*+\")", re.MULTILINE
+)
 _MAX_TRIES = 8
 """Places at which a text may begin a call that are looked at."""
 

@@ -43,8 +43,8 @@ _EPILOG = (
     "by one: --env-args.KEY VALUE. --print-config shows the resolved options as a YAML file."
 )
 _UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --([\w.\-]+)")
-_UNKNOWN_KEY = re.compile(r"Option '(.+?)' is not acc")
-_UNKNOWN_IN_GROUP = re.compile(r"Group '(.+?)' does not accept option '(.+?)'")
+_UNKNOWN_KEY = re.compile(r"Option '([^']+)' is not acc")
+_UNKNOWN_IN_GROUP = re.compile(r"Group '([^']+)' does not accept option '([^']+)'")
 _WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":.*(?:Given|Got) value: (.*)\Z', re.DOTALL)
 
 

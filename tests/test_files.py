@@ -203,6 +203,6 @@ def test_a_kept_text_comes_back_or_nothing_does(tmp_path, monkeypatch, text):
     write_cached(path, text)
     assert read_cached(path) == text
     content = path.read_bytes()
-    for damaged in (content[:-1], content + b"x", content[:5] + b"\xff" + content[6:], b"", b"[]"):
+    for damaged in (content[1:], content + b"x", content[:5] + b"\xff" + content[6:], b"", b"[]"):
         path.write_bytes(damaged)
         assert read_cached(path) is None
