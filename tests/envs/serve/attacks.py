@@ -1,8 +1,8 @@
 """Attacks on what a server reads before it knows the client, in a process of its own.
 
-    python -m tests.envs.serve.attacks attack PORT    all of them, until the process is ended
-    python -m tests.envs.serve.attacks health PORT    asks /healthz until standard input ends, then
-                                                      prints [requests, the slowest's seconds]
+python -m tests.envs.serve.attacks attack PORT    all of them, until the process is ended
+python -m tests.envs.serve.attacks health PORT    asks /healthz until standard input ends, then
+                                                  prints [requests, the slowest's seconds]
 """
 
 from __future__ import annotations
