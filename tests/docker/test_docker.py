@@ -29,7 +29,8 @@ from stepagent.envs.serve import health
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
-SERVICES = COMPOSE["services"]
+TRAINING = COMPOSE["services"]["training"]
+SERVICES = {name: s for name, s in COMPOSE["services"].items() if s is not TRAINING}
 
 
 def instructions(name, dockerfile=DOCKERFILE):
@@ -71,10 +72,22 @@ def test_services_are_limited_local_and_restart(name):
 
 
 def test_the_image_is_tagged_with_the_version():
-    for service in SERVICES.values():
+    for service in COMPOSE["services"].values():
         target = service["build"]["target"]
         assert service["image"] == f"stepagent-{target}:{version('stepagent')}"
         assert f"\nFROM runtime AS {target}\n" in DOCKERFILE
+
+
+def test_training_starts_only_where_it_is_asked_for():
+    assert TRAINING["profiles"] == ["training"]
+    assert (TRAINING["read_only"], TRAINING["cap_drop"]) == (True, ["ALL"])
+    assert "ports" not in TRAINING
+    stage = DOCKERFILE.split("FROM install AS install-training\n")[1].split("\nFROM")[0]
+    assert [*TRAINING["build"]["args"]] == instructions("ARG", stage)[0].split("=")[:1]
+    runtime = DOCKERFILE.split("FROM runtime AS training\n")[1].split("\nFROM")[0]
+    assert instructions("HEALTHCHECK", runtime) == ["NONE"]
+    words = yaml.safe_load(instructions("CMD", runtime)[0])
+    assert words[-1].startswith(TRAINING["volumes"][0].split(":")[1])
 
 
 def test_the_image_is_pinned_and_runs_as_nobody_special():
