@@ -51,7 +51,8 @@ def _play(url, number, end, episodes, failures):
 
 
 def _soak(attacked):
-    """(episodes, failures, health checks, the slowest one's seconds, the server's log)."""
+    """(episodes, failures, health checks, the slowest one's seconds, the server's log). Failures
+    are those of clients and of health checks."""
     episodes, failures = [], []
     with Command("--env", ID) as server, _beside("health", server) as prober:
         with _beside("attack", server) if attacked else contextlib.nullcontext():
@@ -64,9 +65,9 @@ def _soak(attacked):
                 thread.start()
             for thread in threads:
                 thread.join()
-            checks, slowest = json.loads(prober.communicate()[0])
+            checks, slowest, wrong = json.loads(prober.communicate()[0])
         server.stop()
-        return episodes, failures, checks, slowest, "".join(server.lines)
+        return episodes, failures + wrong, checks, slowest, "".join(server.lines)
 
 
 @pytest.mark.slow
