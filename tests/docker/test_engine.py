@@ -72,9 +72,10 @@ pytestmark = [
 
 
 def _build(service, *options):
-    target, tag = service["build"]["target"], service["image"]
-    options = ["--network=host", "-f", "docker/Dockerfile", "--target", target, "-t", tag, *options]
-    _run("docker", "build", *options, ".", DOCKER_BUILDKIT="0")
+    build = service["build"]
+    target = ["--target", build["target"]] if "target" in build else []
+    options = ["--network=host", "-f", build["dockerfile"], "-t", service["image"], *options]
+    _run("docker", "build", *options, *target, ".", DOCKER_BUILDKIT="0")
 
 
 @pytest.fixture(scope="module")
