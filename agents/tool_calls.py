@@ -36,36 +36,46 @@ from stepagent.envs.tools import CLOSE, OPEN, BadCall, is_call, read_call, write
 
 _INSIDE = re.compile(rf"{OPEN}(.*?)(?:{CLOSE}|\Z)", re.DOTALL)
 _CODER = re.compile(r"<function=([\w-]+)>(.*)", re.DOTALL)
-_CODER_PARAMETER = re.compile(r"<parameter=([\w-]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-_GLM = re.compile(r"\s*([\w-]+)\s*(<arg_key>.*|\Z)", re.DOTALL)
-_GLM_PARAMETER = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+_CODER_PARAMETER = re.compile(
+    r"<parameter=([\w-]+)>\n?((?:(?!\n?</parameter>|<parameter=).)*+)\n?</parameter>", re.DOTALL
+)
+_GLM = re.compile(r"(?<![\w-])([\w-]++)\s*+(<arg_key>.*|\Z)", re.DOTALL)
+_GLM_PARAMETER = re.compile(
+    r"<arg_key>((?:(?!</?arg_key>).)*+)</arg_key>\s*+"
+    r"<arg_value>((?:(?!</arg_value>|<arg_key>).)*+)</arg_value>",
+    re.DOTALL,
+)
 _INVOKE = re.compile(
-    r"(?:<[\w:｜]*(?:tool|function)_calls?>\s*)?<[\w:｜]*invoke name=\"([\w-]+)\">(.*?)"
+    r"(?:<[\w:｜]*(?:tool|function)_calls?>\s*+)?<[\w:｜]*invoke name=\"([\w-]++)\">(.*?)"
     r"(?:</[\w:｜]*invoke>|\Z)",
     re.DOTALL,
 )
 _INVOKE_PARAMETER = re.compile(
-    r"<[\w:｜]*parameter name=\"([\w-]+)\"[^>]*>(.*?)</[\w:｜]*parameter>", re.DOTALL
+    r"<[\w:｜]*parameter name=\"([\w-]++)\"[^<>]*+>"
+    r"((?:(?!</[\w:｜]*parameter>|<[\w:｜]*parameter name=).)*+)</[\w:｜]*parameter>",
+    re.DOTALL,
 )
-_HARMONY_JSON = r"\s*(?:<\|constrain\|>)?\s*(?:json|code)?\s*(?:<\|message\|>)?\s*(?=\{)"
+_HARMONY_JSON = r"\s*+(?:<\|constrain\|>)?+\s*+(?:json|code)?+\s*+(?:<\|message\|>)?+\s*+(?=\{)"
 _HEADED = re.compile(
-    r"(?:<\|start\|>assistant)?(?:<\|channel\|>)?commentary to=functions\.([\w-]+)"
+    r"(?:<\|start\|>assistant)?(?:<\|channel\|>)?commentary to=functions\.([\w-]++)"
     + _HARMONY_JSON
-    + r"|(?:<\|start\|>assistant)? ?to=functions\.([\w-]+)<\|channel\|>(?:commentary|analysis)"
+    + r"|(?:<\|start\|>assistant)? ?to=functions\.([\w-]++)<\|channel\|>(?:commentary|analysis)"
     + _HARMONY_JSON
-    + r"|\[TOOL_CALLS\]\s*([\w-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{)"
-    r"|(?:<\|tool_calls_section_begin\|>)?<\|tool_call_begin\|>\s*(?:functions\.)?([\w-]+):\d+\s*"
-    r"<\|tool_call_argument_begin\|>\s*(?=\{)"
-    r"|(?:<｜tool▁calls▁begin｜>)?<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?([\w-]+)"
-    r"(?:<｜tool▁sep｜>|\s*```json)\s*(?=\{)"
+    + r"|\[TOOL_CALLS\]\s*+([\w-]++)(?:\[CALL_ID\]\w++)?+(?:\[ARGS\])?+\s*+(?=\{)"
+    r"|(?:<\|tool_calls_section_begin\|>)?<\|tool_call_begin\|>\s*+(?:functions\.)?+([\w-]++):\d++"
+    r"\s*+<\|tool_call_argument_begin\|>\s*+(?=\{)"
+    r"|(?:<｜tool▁calls▁begin｜>)?<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?+([\w-]++)"
+    r"(?:<｜tool▁sep｜>|\s*+```json)\s*+(?=\{)"
 )
-_NAME = re.compile(r"^([A-Za-z_][\w-]*)\n(?=\{)", re.MULTILINE)
+_NAME = re.compile(r"^([A-Za-z_][\w-]*+)\n(?=\{)", re.MULTILINE)
 _MARK = (
     r"<\|python_tag\|>|\[TOOL_CALLS\]|<\|tool_call\|>|<TOOLCALL>|<\|START_ACTION\|>"
-    r"|<\|action_start\|>\s*(?:<\|plugin\|>)?"
+    r"|<\|action_start\|>\s*+(?:<\|plugin\|>)?+"
 )
-_OBJECT = re.compile(rf"(?:{_MARK}|^Action:\s*```json|^)\s*(?=\[?\s*\{{\s*\")", re.MULTILINE)
-_BROKEN = re.compile(rf"(?:{_MARK})\s*(?=[\[{{])")
+_OBJECT = re.compile(
+    rf"(?:(?:{_MARK}|^Action:\s*+```json)\s*+|^[^\S\n]*+)(?=(?:\[\s*+)?+\{{\s*+\")", re.MULTILINE
+)
+_BROKEN = re.compile(rf"(?:{_MARK})\s*+(?=[\[{{])")
 _MAX_TRIES = 8
 """Places at which a text may begin a call that are looked at."""
 

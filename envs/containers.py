@@ -185,6 +185,11 @@ def members(path: Path, password: str | None = None) -> Iterator[Member]:
         raise SourceError(f"no file at {path.absolute()}")
 
 
+def file_member(path: Path, name: str = "") -> Member:
+    """A file on the disk, an archive or not, as one member."""
+    return Member(path, name or path.name, "", path.stat().st_size, lambda: path.open("rb"))
+
+
 def _is_litter(name: str) -> bool:
     parts = PurePosixPath(name).parts
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
@@ -201,7 +206,7 @@ def _of_file(path: Path, name: str, password: str | None) -> Iterator[Member]:
     if kind == "zip":
         yield from _of_zip(path, name, password)
     else:
-        yield Member(path, name, "", size, lambda: path.open("rb"))
+        yield file_member(path, name)
 
 
 def _of_zip(path: Path, name: str, password: str | None) -> Iterator[Member]:

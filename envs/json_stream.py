@@ -44,15 +44,16 @@ class JSONStream:
     ----------
     file: the text's bytes. (UTF-16 is recognised where the file has a `peek`.)
     strict: an item with bytes that are not UTF-8 raises NotUTF8; otherwise they are replaced.
+    limit: characters that one item may have.
     """
 
-    def __init__(self, file: IO[bytes], *, strict: bool = False):
+    def __init__(self, file: IO[bytes], *, strict: bool = False, limit: int = _LARGEST):
         head = file.peek(2)[:2] if hasattr(file, "peek") else b""
         encoding = "utf-16" if head in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         errors = "surrogateescape" if strict and encoding == "utf-8-sig" else "replace"
         self._file = io.TextIOWrapper(file, encoding, errors=errors)
         self._strict, self._suspect = errors == "surrogateescape", False
-        self._text, self._at, self._count = "", 0, 0
+        self._text, self._at, self._count, self._limit = "", 0, 0, limit
         self.first = self._peek()
         """The first character that is not blank; "" in an empty file."""
 
@@ -130,8 +131,11 @@ class JSONStream:
             except json.JSONDecodeError as error:
                 # If the text is only truncated, the error is at its end or in its last string.
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - 16
-                if not cut or len(self._text) - self._at > _LARGEST:
+                if not cut:
                     raise JSONError(error.msg, self._count) from None
+                if len(self._text) - self._at > self._limit:
+                    reason = f"an item of more than {self._limit:,} characters"
+                    raise JSONError(reason, self._count) from None
                 if not self._more():
                     # What a cut leaves at the end is at most as long as "-Infinity".
                     cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - 10

@@ -6,7 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from stepagent.envs.records import ArchiveError, is_message, read_records
+from stepagent.envs.containers import SourceError
+from stepagent.envs.records import is_message, read_records
 
 LAYOUTS: dict[str, str] = {
     "trajectories": "StepAgent's trajectories",
@@ -74,11 +75,11 @@ def turns_of(value: dict[str, Any]) -> list[Any]:
 def layout_of_file(path: Path) -> str | None:
     """The layout of a file's first record that can be read; None where it is no known one.
 
-    Reads the beginning of the file. Raises FileNotFoundError, and ArchiveError for an archive.
+    Reads the beginning of the file. Raises FileNotFoundError, and SourceError for an archive.
     """
     try:
         first = next((r for r in islice(read_records(path), 3) if not r.problem), None)
-    except ArchiveError:
+    except SourceError:
         raise
     except ValueError:
         return None

@@ -24,22 +24,21 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def is_foreign(listening: str, host: str | None, origin: str | None) -> bool:
+def is_foreign(host: str, origin: str | None, *, any_name: bool) -> bool:
     """Whether a page of another site makes the request.
 
-    `listening` is the address that the server is bound to, `host` and `origin` are the request's
-    headers. Beyond loopback the server's names are unknown: there, only an origin can tell.
+    `host` and `origin` are the request's headers. `any_name`: the server has other names than this
+    machine's own, which are unknown; there, only an origin can tell.
 
-    >>> is_foreign("127.0.0.1", "localhost:8002", None), is_foreign("127.0.0.1", "evil.test", None)
-    (False, True)
-    >>> is_foreign("0.0.0.0", "shop:8002", "http://shop:8002"), is_foreign("0.0.0.0", "a", "null")
-    (False, True)
+    >>> [is_foreign(host, None, any_name=False) for host in ("localhost:8002", "evil.test")]
+    [False, True]
+    >>> [is_foreign("shop:8002", o, any_name=True) for o in ("http://shop:8002", "null")]
+    [False, True]
     """
-    host = host or ""
     if origin is not None and origin.partition("://")[2] != host:
         return True
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    return is_loopback(listening) and not is_loopback(name)
+    return not any_name and not is_loopback(name)
 
 
 class OwnPagesHandler(BaseHTTPRequestHandler):
@@ -48,8 +47,9 @@ class OwnPagesHandler(BaseHTTPRequestHandler):
     def parse_request(self) -> bool:
         if not super().parse_request():
             return False
-        listening = str(self.server.server_address[0])  # type: ignore[index]
-        if is_foreign(listening, self.headers.get("Host"), self.headers.get("Origin")):
+        any_name = not is_loopback(str(self.server.server_address[0]))  # type: ignore[index]
+        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+        if is_foreign(host, origin, any_name=any_name):
             self.send_error(403, "Pages of other sites may not use this one")
             return False
         return True

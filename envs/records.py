@@ -2,12 +2,11 @@
 
 A record is one JSON value: a line of JSON lines, an element of a JSON list, a row of parquet. A
 file of one object or one conversation is one record. UTF-8 with or without a byte order mark,
-UTF-16 with one, either kind of line ends, and gzip are read as they are.
+UTF-16 with one, either kind of line ends, and compressed files are read as they are.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import re
@@ -16,22 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from stepagent.optional import missing
+from stepagent.envs import tables
+from stepagent.envs.containers import TABLES, file_member
 
 CHUNK = 1 << 20
 MAX_RECORD = 32 << 20
 """Characters that one record may have."""
 
-_ARCHIVES = {b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _BLANK = re.compile(r"[\s,]*")
 _NEAR_END = 20
 """Characters before the end of a buffer in which a JSON error may only be the buffer's cut."""
-
-
-class ArchiveError(ValueError):
-    """The file has to be unpacked or fetched first."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +43,20 @@ class Record:
 def read_records(path: Path) -> Iterator[Record]:
     """The records of a file, those that cannot be read included.
 
-    Raises FileNotFoundError, and ValueError that names the file where it holds no text at all.
+    Raises FileNotFoundError, SourceError for a damaged or cut file and for one that has to be
+    unpacked or fetched first, and ValueError that names the file where it holds no text at all.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path.absolute()}")
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if head.startswith(b"PAR1"):
-        yield from _parquet(path)
-        return
-    for magic, name in _ARCHIVES.items():
-        if head.startswith(magic):
-            raise ArchiveError(f"{path} is a {name} archive: unpack it and name the file inside")
-    if head.startswith(b"version https://git-lfs"):
-        raise ArchiveError(f"{path} is a Git LFS pointer, not the data: git lfs pull fetches it")
-    if head.startswith(b"\x1f\x8b"):
-        with gzip.open(path, "rb") as packed:
-            try:
-                yield from text_records(str(path), packed)
-            except (EOFError, OSError) as error:
-                raise ValueError(f"{path} is damaged or cut gzip: {error}") from None
-    else:
-        with path.open("rb") as file:
+    member = file_member(path)
+    with member.opened() as (kind, file):
+        if kind in TABLES:
+            for number, row in enumerate(tables.rows(path, kind), 1):
+                yield Record(f"row {number}", row)
+        elif kind in ("text", "binary", "empty"):
             yield from text_records(str(path), file)
+        else:
+            raise member.refused(kind)
 
 
 def is_message(value: Any) -> bool:
@@ -134,6 +120,8 @@ def _lines(start: str, text: IO[str], limit: int) -> Iterator[Record]:
                 yield Record(place, problem=_not_json(error, cut=not line.endswith("\n")))
             except RecursionError:
                 yield Record(place, problem="its JSON is nested too deeply")
+            except ValueError:  # Python converts integers of up to 4,300 digits
+                yield Record(place, problem="it has an integer of too many digits")
 
 
 def _bounded_lines(start: str, text: IO[str], limit: int) -> Iterator[str]:
@@ -179,6 +167,10 @@ def _values(buffer: str, text: IO[str], limit: int) -> Iterator[Record]:
                     continue
                 cut = error.pos >= len(buffer) - _NEAR_END or "Unterminated" in error.msg
                 reason = _not_json(error, cut, position)
+                yield Record(place, problem=f"{reason}; what follows is unread")
+                return
+            except ValueError:
+                reason = "it has an integer of too many digits"
                 yield Record(place, problem=f"{reason}; what follows is unread")
                 return
             problem, position = _encoding_problem(buffer[position:end]), end
@@ -233,19 +225,3 @@ def _encoding_problem(text: str) -> str:
 def _not_json(error: json.JSONDecodeError, cut: bool, start: int = 0) -> str:
     where = f"not JSON ({error.msg} at character {error.pos - start})"
     return f"{where}: the file may be cut here" if cut else where
-
-
-def _parquet(path: Path) -> Iterator[Record]:
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise missing("pyarrow", f"reading {path} (parquet)") from None
-    try:
-        number = 0
-        for batch in ParquetFile(path).iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                number += 1
-                yield Record(f"row {number}", row)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is damaged or cut parquet: {error}") from None

@@ -79,7 +79,9 @@ for _id, _entry_point in ENTRY_POINTS.items():
 
 
 _ID = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*:)?(?:[\w-]+/)?[\w.-]+")
-_REFUSED = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
+_REFUSED = re.compile(
+    r"(?<!\w)(\w++)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'"
+)
 
 
 def make(env_id: str, **kwargs: Any) -> TextEnv:

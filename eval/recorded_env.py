@@ -54,14 +54,17 @@ def safe_arguments(
 ) -> dict[str, Any]:
     """The recorded arguments without those of a server, replaced by the user's `env_args`.
 
-    Raises UsageError for a recorded argument that names code.
+    Raises UsageError for a recorded argument that names code, or an address to connect to.
     """
     safe = {name: value for name, value in recorded.items() if name not in _OF_A_SERVER}
     for name in safe.keys() - env_args.keys():
-        if any(map(_NAMES_CODE.fullmatch, _texts(safe[name]))):
+        texts = list(_texts(safe[name]))
+        named = "code" if any(map(_NAMES_CODE.fullmatch, texts)) else ""
+        named = "an address" if any("://" in text for text in texts) else named
+        if named:
             raise UsageError(
-                f"{source}: its argument {name} = {safe[name]!r} names code, which a file may not "
-                f"choose: if you trust it, add --env-args.{name} yourself"
+                f"{source}: its argument {name} = {safe[name]!r} names {named}, which a file may "
+                f"not choose: if you trust it, add --env-args.{name} yourself"
             )
     return {**safe, **env_args}
 
@@ -73,13 +76,19 @@ def recorded_env(
     ones. Raises UsageError like `check_id` and `safe_arguments`."""
     source = str(run.path)
     check_id(run.env, source)
+    recorded = recorded_arguments(run.fingerprint, source)
+    return run.env, {**safe_arguments(recorded, source, env_args or {}), "split": run.split}
+
+
+def recorded_arguments(fingerprint: Mapping[str, str], source: str) -> dict[str, Any]:
+    """The environment's arguments in a fingerprint, which `source` holds. Raises UsageError."""
     try:
-        recorded = json.loads(run.fingerprint.get("arguments", "{}"))
-    except (json.JSONDecodeError, RecursionError) as error:
+        recorded = json.loads(fingerprint.get("arguments", "{}"))
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{source}: its fingerprint's arguments are not JSON: {error}") from None
     if not isinstance(recorded, dict):
         raise UsageError(f"{source}: its fingerprint's arguments are not a JSON object")
-    return run.env, {**safe_arguments(recorded, source, env_args or {}), "split": run.split}
+    return recorded
 
 
 def _texts(value: Any) -> Iterator[str]:

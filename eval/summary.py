@@ -141,7 +141,7 @@ def explain_endings(
     trajectories: Sequence[Trajectory], fingerprint: Mapping[str, str]
 ) -> list[str]:
     """What people should know of the replies that did not end by themselves, and can do."""
-    limit = re.search(r"max_new_tokens\D+(\d+)", fingerprint.get("agent.decoding", ""))
+    limit = re.search(r"max_new_tokens\W+(\d+)", fingerprint.get("agent.decoding", ""))
     at = f"at {limit[1]} tokens" if limit else "at their limit"
     what = {
         "length": f"were cut {at}: raise --max-new-tokens",

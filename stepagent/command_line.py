@@ -44,9 +44,9 @@ _EPILOG = (
     "resolved options as a YAML file."
 )
 _UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --([\w.\-]+)")
-_UNKNOWN_KEY = re.compile(r"Option '(.+?)' is not acc")
-_UNKNOWN_IN_GROUP = re.compile(r"Group '(.+?)' does not accept option '(.+?)'")
-_SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+_UNKNOWN_KEY = re.compile(r"Option '([^']+)' is not acc")
+_UNKNOWN_IN_GROUP = re.compile(r"Group '([^']+)' does not accept option '([^']+)'")
+_SCIENTIFIC = re.compile(r"[+-]?\d++(\.\d*+)?[eE][+-]?\d++")
 _WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":.*(?:Given|Got) value: (.*)\Z', re.DOTALL)
 
 

@@ -95,11 +95,24 @@ def read_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def write_shared_text(path: Path, text: str) -> None:
-    """`write_text` of a file that several processes may write at once, such as one in the cache.
-    Raises CacheError where that cannot be written."""
+def write_cached(path: Path, text: str) -> None:
+    """Keeps a text in the cache, with its checksum; several processes may do so at once. Raises
+    CacheError where the cache cannot be written."""
     with _naming_the_cache(path), Lock(path.parent / "write.lock", wait=True):
-        write_text(path, text)
+        write_text(path, f"{_text_digest(text)} {text}")
+
+
+def read_cached(path: Path) -> str | None:
+    """What `write_cached` keeps there; None where nothing is, or where it is damaged."""
+    try:
+        digest, _, text = path.read_bytes().decode("utf-8").partition(" ")
+    except (OSError, ValueError):
+        return None
+    return text if digest == _text_digest(text) else None
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
 def _remove(path: Path) -> None:
@@ -134,11 +147,11 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
     Raises CacheError where it is to lie in the cache, and that cannot be written.
     """
     with _naming_the_cache(folder):
-        if _is_intact(folder):
+        if is_intact(folder):
             return
         lock = Lock(folder.with_name(folder.name + ".lock"), wait=True)
     with lock:
-        if _is_intact(folder):  # another process built it meanwhile
+        if is_intact(folder):  # another process built it meanwhile
             return
         _remove(folder)
         prefix = f"building-{folder.name}-"
@@ -154,7 +167,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
             partial.rename(folder)
 
 
-def _is_intact(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
     """Whether the folder's files are those that its manifest names.
 
     Contents are read only where a file's time differs, as after copying a cache; reading gigabytes

@@ -12,8 +12,9 @@ from stepagent.files import (
     Lock,
     Locked,
     build_once,
+    read_cached,
     write_atomically,
-    write_shared_text,
+    write_cached,
     write_text,
 )
 
@@ -190,5 +191,18 @@ def test_other_errors_are_not_blamed_on_the_cache(tmp_path, monkeypatch):
         build_once(tmp_path / "cache" / "x", build)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file") as error:
-        write_shared_text(tmp_path / "file" / "x", "")
+        write_cached(tmp_path / "file" / "x", "")
     assert not isinstance(error.value, CacheError)
+
+
+@pytest.mark.parametrize("text", ["", "a\r\nb\n", "é 漢"])
+def test_a_kept_text_comes_back_or_nothing_does(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("STEPAGENT_CACHE", str(tmp_path))
+    path = tmp_path / "texts" / "one"
+    assert read_cached(path) is None
+    write_cached(path, text)
+    assert read_cached(path) == text
+    content = path.read_bytes()
+    for damaged in (content[1:], content + b"x", content[:5] + b"\xff" + content[6:], b"", b"[]"):
+        path.write_bytes(damaged)
+        assert read_cached(path) is None

@@ -98,7 +98,7 @@ class Grammar:
 
 _BLOCK = re.compile(
     r'(?P<grammar>\bgrammar\s*::\s*"""(?P<text>.*?)"""\s*;?)'
-    r'|\baction\s+(?P<name>\w+)\s*\{(?P<body>(?:[^"}]|"""(?:.*?)"""|"[^"\n]*")*)\}',
+    r'|\baction\s+(?P<name>\w+)\s*\{(?P<body>(?:[^"{}]++|"""(?:.*?)"""|"[^"\n]*")*+)\}',
     re.DOTALL,
 )
 _STRING = r'\b{}\s*::\s*"([^"\n]*)"\s*;?'
@@ -106,8 +106,8 @@ _TEMPLATE, _FEEDBACK = (re.compile(_STRING.format(name)) for name in ("template"
 _OWN_GRAMMAR = re.compile(r'\bgrammar\s*::\s*"""(.*?)"""', re.DOTALL)
 _TAG = re.compile(r"#([\w()/!<>\-\s,.]+)#")
 _CONDITIONAL = re.compile(
-    r"\{(?:#(?P<tag>[\w()/!<>\-\s,.]+)#|(?P<code>[^|\[\]{}\n<>]+))"
-    r"(?:\s*\|\s*(?P<given>[^;|{}\n\[\]#]+))?\}"
+    r"\{(?:#(?P<tag>[\w()/!<>\-\s,.]+)#|(?P<code>[^|\[\]{}\n<>]++))"
+    r"(?:\s*+\|\s*+(?P<given>[^;|{}\n\[\]#]++))?+\}"
 )
 _LITERAL = re.compile(r'[^;|"<>\[\]#{}]+')
 _QUOTED = re.compile(r'"([^;|"<>\[\]#{}]*)"')
@@ -145,7 +145,7 @@ def read(text: str) -> Grammar:
 def _rules(text: str) -> dict[str, Any]:
     try:
         rules = json.loads(textwrap.dedent(text))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise GameError(f"a block of the grammar is not JSON: {error}") from None
     if not isinstance(rules, dict):
         raise GameError("a block of the grammar is not a JSON object")

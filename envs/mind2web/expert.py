@@ -16,7 +16,9 @@ from stepagent.envs.mind2web.answers import NONE
 from stepagent.envs.mind2web.questions import Question
 from stepagent.envs.mind2web.records import RecordedStep, Task
 
-_TARGET = re.compile(r"\[(?P<role>[^\]]*)\]\s*(?P<label>.*?)\s*->\s*\w+(?:: .*)?\Z", re.DOTALL)
+_TARGET = re.compile(
+    r"\[(?P<role>[^\]]*+)\]\s*+(?P<label>(?:\S|\s++)*?)\s*->\s*+\w++(?:: .*)?\Z", re.DOTALL
+)
 
 
 def plan(task: Task, questions: Iterable[Question], first: int = 0) -> Plan:

@@ -28,6 +28,8 @@ from zlib import crc32
 
 MAX_PAGE = 10_000_000
 """Characters of HTML that are parsed. For larger pages only the candidates are listed."""
+MAX_ATTRIBUTES = 500
+"""Attributes of an HTML element. The time that libxml2 takes for one grows with their square."""
 NODE_ID = "backend_node_id"
 ATTRIBUTES = (
     *("role", "aria_role", "type", "alt", "aria_description", "aria_label", "label", "title"),
@@ -306,9 +308,27 @@ def parse(html: str) -> tuple[Any, str]:
         root = _read(etree, text, parser)
         if root is not None and (root.get(NODE_ID) or root.find(f".//*[@{NODE_ID}]") is not None):
             return root, "broken markup" if len(parser.error_log) else ""
+    if _read(etree, text, etree.HTMLParser(encoding="utf-8", target=_Attributes(), **options)):
+        return None, f"an element of more than {MAX_ATTRIBUTES} attributes"
     parser = etree.HTMLParser(encoding="utf-8", remove_pis=True, **options)
     root = _read(etree, text, parser)
     return (root, "" if raw else "broken markup") if root is not None else (None, "unreadable page")
+
+
+class _Attributes:
+    """What a parser tells of elements; in the end, whether one has too many attributes."""
+
+    def __init__(self) -> None:
+        self._most = 0
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self._most = max(self._most, len(attributes))
+
+    def end(self, tag: str) -> None:
+        pass
+
+    def close(self) -> bool:
+        return self._most > MAX_ATTRIBUTES
 
 
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")

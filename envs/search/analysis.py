@@ -109,7 +109,7 @@ def _stem(word: str) -> str:
     return stem
 
 
-_SYLLABLE = re.compile(r"[^aeiou]*?(?:[aeiou]|(?<=[^aeiou])y)+[^aeiouy]")
+_SYLLABLE = re.compile(r"(?:[aeiou]|(?<=[^aeiou])y)[^aeiouy]")
 
 
 def _has_syllable(stem: str) -> bool:

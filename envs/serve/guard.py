@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stepagent.envs.loopback import is_foreign
 from stepagent.envs.remote.client import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE
 from stepagent.envs.serve.limits import Refusal, encode
 from stepagent.envs.serve.metrics import Metrics
@@ -80,7 +81,7 @@ class Guard:
                 "unauthorized",
                 f"{message}: send the server's (set {TOKEN_VARIABLE}, or token=…)",
             )
-        if b"origin" in headers and not self._own_page(headers):
+        if b"origin" in headers and self._is_foreign(headers):
             message = "web pages may not use this server, but for its own (/docs)"
             return Refusal(403, "origin", message)
         client = headers.get(_VERSION)
@@ -109,16 +110,11 @@ class Guard:
             return False
         return hmac.compare_digest(value.strip(), self._token)
 
-    def _own_page(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether the web page that a browser's request comes from is ours.
-
-        A page of another site could otherwise use a server on its reader's machine; and without a
-        token, not even a host name can be trusted, as it may point anywhere.
-        """
-        host = headers.get(b"host", b"")
-        known = host.rpartition(b":")[0] or host
-        is_trusted = self._token is not None or known in (b"127.0.0.1", b"localhost", b"[::1]")
-        return is_trusted and headers[b"origin"].partition(b"://")[2] == host
+    def _is_foreign(self, headers: dict[bytes, bytes]) -> bool:
+        """Whether the web page that a browser's request comes from is another site's. Without a
+        token, not even a host name can be trusted, as it may point anywhere."""
+        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
+        return is_foreign(host, origin, any_name=self._token is not None)
 
     def _too_large(self) -> Refusal:
         return Refusal(

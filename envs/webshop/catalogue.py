@@ -24,6 +24,11 @@ from stepagent.files import build_once, cache_folder
 
 VERSION = 2
 MAX_ASIN = 10
+MAX_PRODUCT = 1 << 20
+"""Bytes that a product may have as JSON (the largest known has 50,000)."""
+MAX_GOALS = {"product": 10_000, "shop": 20_000_000}
+"""Goals of a kind. Synthetic ones are all combinations of a product's options: some hundreds in
+WebShop's small download, eleven per product on average."""
 NO_ATTRIBUTES = ("DUMMY_ATTR",)
 """Upstream's stand-in for the attributes of a product that has none."""
 _ID_BYTES = 4 * MAX_ASIN
@@ -119,10 +124,15 @@ def make(
     return Catalogue(folder)
 
 
+def _further(kind: str) -> str:
+    of_product, of_shop = MAX_GOALS.values()
+    return f"products' further {kind} goals, beyond {of_product:,} each or {of_shop:,} in all"
+
+
 def _write(folder: Path, products: Iterable[Product | None], source: Mapping[str, Any]) -> None:
     ids: list[bytes] = []
     seen: set[bytes] = set()
-    places, own = array("q"), Counter[str]()
+    places, own, totals = array("q"), Counter[str](), Counter[str]()
     counts = {kind: array("i") for kind in GOALS}
     at = 0
     with (folder / "products.jsonl").open("wb") as file:
@@ -133,16 +143,24 @@ def _write(folder: Path, products: Iterable[Product | None], source: Mapping[str
             if name in seen:
                 own["products whose id was there before"] += 1
                 continue
-            seen.add(name)
             line = json.dumps(_to_record(product), ensure_ascii=False).encode("utf-8", "replace")
+            if len(line) > MAX_PRODUCT:
+                own["products of more than 1 MB"] += 1
+                continue
+            seen.add(name)
             file.write(line + b"\n")
             ids.append(name)
             places.extend((at, len(line)))
             at += len(line) + 1
             for kind in GOALS:
-                counts[kind].append(min(goal_count(product, kind), 2**30))
+                count = goal_count(product, kind)
+                usable = min(count, MAX_GOALS["product"], MAX_GOALS["shop"] - totals[kind])
+                counts[kind].append(usable)
+                totals[kind] += usable
+                if count > usable:
+                    own[_further(kind)] += 1
     if not ids:
-        reasons = (f"{n} {reason}" for reason, n in source["skipped"].items())
+        reasons = (f"{n} {reason}" for reason, n in [*source["skipped"].items(), *own.items()])
         left = ", ".join(reasons) or "the source is empty"
         raise ValueError(f"no product is left for the shop: {left}")
     names = np.array(ids, dtype=f"S{_ID_BYTES}")

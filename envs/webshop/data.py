@@ -7,9 +7,10 @@ budgets. (Upstream draws both before seeding, so they differ from process to pro
 
 from __future__ import annotations
 
-import itertools
+import math
 import random
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,10 +124,7 @@ def goal_count(product: Product, kind: str) -> int:
         return sum(bool(wish["attributes"]) for wish in product.wishes)
     if not product.template or not product.template["attributes"]:
         return 0
-    count = 1
-    for values in product.options.values():
-        count *= len(values)
-    return count
+    return math.prod(map(len, product.options.values()))
 
 
 def goal(product: Product, kind: str, number: int, seed: int) -> Goal:
@@ -139,10 +137,7 @@ def goal(product: Product, kind: str, number: int, seed: int) -> Goal:
         draw = f"{seed}/budget/human/{product.asin}/{number}"
     else:
         assert product.template is not None
-        names = sorted(product.options)
-        values = [product.options[name] for name in names]
-        chosen = next(itertools.islice(itertools.product(*values), number, None))
-        options = dict(zip(names, chosen, strict=True))
+        options = _combination(product.options, number)
         instruction, attributes = product.template["instruction"], product.template["attributes"]
         if options:
             instruction += " with " + ", and ".join(f"{k}: {v}" for k, v in options.items())
@@ -161,20 +156,31 @@ def goal(product: Product, kind: str, number: int, seed: int) -> Goal:
     )
 
 
-def split_of(goals: Sequence[Any], seed: int) -> dict[str, list[Any]]:
-    """The goals' three splits: shuffled by the seed, then cut as upstream cuts its own list.
+def _combination(options: Mapping[str, tuple[str, ...]], number: int) -> dict[str, str]:
+    """One value of each option: the one of that number in the order of `itertools.product` over
+    the options, sorted by name."""
+    chosen = {}
+    for name in sorted(options, reverse=True):
+        number, at = divmod(number, len(options[name]))
+        chosen[name] = options[name][at]
+    return dict(reversed(chosen.items()))
+
+
+def split_of(count: int, seed: int) -> dict[str, array[int]]:
+    """The numbers, from 0, of the goals of each split: shuffled by the seed, then cut as upstream
+    cuts its own list.
 
     The first 500 are test, the next 1,000 dev, the rest train; with fewer than 4,000
     goals, test and dev get an eighth each (at least one). Raises ValueError for fewer than three
     goals.
     """
-    if len(goals) < 3:
-        raise ValueError(f"the shop has {len(goals)} goals: three splits need at least 3")
-    shuffled = list(goals)
+    if count < 3:
+        raise ValueError(f"the shop has {count} goals: three splits need at least 3")
+    shuffled = array("i", range(count))
     random.Random(seed).shuffle(shuffled)
     test, dev = UPSTREAM_TEST, UPSTREAM_DEV
-    if len(shuffled) < 4000:
-        test = dev = max(1, len(shuffled) // 8)
+    if count < 4000:
+        test = dev = max(1, count // 8)
     return {
         "test": shuffled[:test],
         "dev": shuffled[test : test + dev],

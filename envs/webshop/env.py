@@ -14,6 +14,7 @@ Rules of the episode, as in upstream's text environment and in the paper:
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -74,16 +75,13 @@ class WebShopEnv(TextEnv):
         self.goals, self.observation = goals, observation
         self.show_attributes, self.goal_seed = show_attributes, goal_seed
         self.shop = engine.open_shop(self.data, goal_seed)
-        self._splits()  # raises if there are too few goals
+        _goal_numbers(self.shop, goals)  # raises if there are too few
         self._visit: engine.Visit | None = None
         self._buyer: onwards.Buyer | None = None
 
-    def _splits(self) -> dict[str, tuple[str, ...]]:
-        return _splits(self.shop, self.goals)
-
     def list_tasks(self) -> Sequence[str]:
         """Ids are `<category>/<product>/<number of the product's goal>`."""
-        return self._splits()[self.split]
+        return _tasks(self.shop, self.goals, self.split)
 
     def step_limit(self, task_id: str) -> int:
         return STEP_LIMIT
@@ -157,19 +155,25 @@ _GOALS = data.GOALS
 
 
 @lru_cache(maxsize=32)
-def _splits(shop: engine.Shop, kind: str) -> dict[str, tuple[str, ...]]:
-    """Split → task ids of a shop."""
+def _goal_numbers(shop: engine.Shop, kind: str) -> dict[str, array[int]]:
+    """Split → the numbers of its goals, in the split's order."""
     catalogue = shop.catalogue
-    pairs = catalogue.goals(kind).tolist()
-    if not pairs:
+    count = len(catalogue.goals(kind))
+    if not count:
         raise ValueError(
             f"the catalogue has no {kind} goals: choose goals={' or '.join(_GOALS)} by what its "
             f"files hold (left out when it was read: {catalogue.skipped or 'nothing'})"
         )
-    ids = [_task_id(catalogue, row, number) for row, number in pairs]
-    return {split: tuple(tasks) for split, tasks in data.split_of(ids, shop.seed).items()}
+    return data.split_of(count, shop.seed)
 
 
-def _task_id(catalogue: engine.Catalogue, row: int, number: int) -> str:
-    product = catalogue.product(row)
-    return f"{product.category or 'goods'}/{product.asin}/{number}"
+@lru_cache(maxsize=32)
+def _tasks(shop: engine.Shop, kind: str, split: str) -> tuple[str, ...]:
+    """The ids of a split's tasks."""
+    goals, numbers = shop.catalogue.goals(kind), _goal_numbers(shop, kind)[split]
+    ids = [""] * len(numbers)
+    for at in sorted(range(len(numbers)), key=numbers.__getitem__):  # each product is read once
+        row, number = goals[numbers[at]]
+        product = shop.catalogue.product(row)
+        ids[at] = f"{product.category or 'goods'}/{product.asin}/{number}"
+    return tuple(ids)

@@ -24,11 +24,11 @@ from typing import IO, Any
 from stepagent.envs.containers import COMPRESSED, Member, SourceError, members
 from stepagent.envs.core import checksum
 from stepagent.envs.json_stream import JSONError, JSONStream, NotUTF8
-from stepagent.envs.records import text_records
+from stepagent.envs.records import MAX_RECORD, text_records
 from stepagent.envs.webshop import catalogue, generate
 from stepagent.envs.webshop.catalogue import NO_ATTRIBUTES, Catalogue, product_from
 from stepagent.envs.webshop.data import Product
-from stepagent.files import cache_folder, write_shared_text
+from stepagent.files import cache_folder, read_cached, write_cached
 
 log = logging.getLogger(__name__)
 CATALOGUES = ("items_shuffle*.json", "documents*.jsonl")
@@ -124,7 +124,7 @@ def _listed(path: Path) -> list[Member]:
 
 def _is_json(path: Path) -> bool:
     name = _plain_name(path.name)
-    return name.endswith((".json", ".jsonl")) and path.is_file() and not name.startswith(".")
+    return name.endswith((".json", ".jsonl")) and not path.is_dir() and not name.startswith(".")
 
 
 def _plain_name(name: str) -> str:
@@ -157,7 +157,7 @@ def _chosen(
     wishes = _companion(files, "items_human_ins", "")
     if attributes is None and wishes is None:
         raise FileNotFoundError(
-            f"{path.absolute()} holds no goals for {main.path.name}: looked for "
+            f"{path.absolute()} holds no goals for {os.path.basename(main.name)}: looked for "
             f"items_ins_v2{suffix}.json and items_human_ins.json"
         )
     return main, attributes, wishes
@@ -175,11 +175,11 @@ def _digest(path: Path) -> str:
     state = path.stat()
     place = checksum(str(path.resolve()), str(state.st_size), str(state.st_mtime_ns))
     remembered = cache_folder() / "webshop" / "digests" / place
-    if remembered.is_file():
-        return remembered.read_text()
+    if digest := read_cached(remembered):
+        return digest
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    write_shared_text(remembered, digest)
+    write_cached(remembered, digest)
     return digest
 
 
@@ -235,7 +235,7 @@ def stream(file: Member) -> Iterator[Any]:
     Raises SourceError that names the file if it is truncated or not such JSON.
     """
     with _text(file) as content:
-        source = JSONStream(content, strict=True)
+        source = JSONStream(content, strict=True, limit=MAX_RECORD)
         if source.first not in ("[", "{"):
             raise SourceError(f"{file}: a JSON array or object was expected")
         try:

@@ -86,7 +86,7 @@ def split_sentences(text: str) -> list[str]:
 
 # Titles -------------------------------------------------------------------------------------------
 
-_ADDITION = re.compile(r"\s*\([^()]*\)$")
+_ADDITION = re.compile(r"(?<!\s)\s*+\([^()]*\)$")
 _NO_WORD = re.compile(r"[\W_]+")
 _PART = re.compile(r"(.+) \(part (\d{1,4})\)")
 _ROMAN = re.compile(r"[ivxlcdm]+")

@@ -37,7 +37,7 @@ from stepagent.envs.wikipedia.corpus import Page
 from stepagent.envs.wikipedia.encyclopedia import questions as bundled
 from stepagent.envs.wikipedia.questions import Question
 from stepagent.envs.wikipedia.sources import file_checksum, is_data, records, records_in
-from stepagent.files import cache_folder, write_shared_text
+from stepagent.files import build_once, cache_folder, write_text
 
 log = logging.getLogger(__name__)
 SIZES = (5000, 500, 500)
@@ -162,18 +162,19 @@ def _load(
     name = checksum(
         dataset, str(_VERSION), encyclopedia.CHECKSUM, *sums, str(sizes), str(seed), str(roles)
     )
-    folder = cache_folder() / "wikipedia"
-    paths = {name_: folder / f"questions-{name}-{name_}.jsonl" for name_ in (*SPLITS, "left-out")}
-    if not all(path.is_file() for path in paths.values()):
+    folder = cache_folder() / "wikipedia" / f"questions-{name}"
+
+    def build(partial: Path) -> None:
         splits = _draw(dataset, files, sizes, seed) if files.all else _bundled(dataset, sizes)
         for which, drawn in splits.items():
             records = (json.dumps(q.to_dict(), ensure_ascii=False) for q in drawn.questions)
-            write_shared_text(paths[which], "".join(f"{record}\n" for record in records))
-        left_out = {which: drawn.left_out for which, drawn in splits.items()}
-        write_shared_text(paths["left-out"], json.dumps(left_out))
-    with paths[split].open(encoding="utf-8") as file:
+            write_text(partial / f"{which}.jsonl", "".join(f"{record}\n" for record in records))
+            write_text(partial / f"{which}-left-out.json", json.dumps(drawn.left_out))
+
+    build_once(folder, build)
+    with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
         questions = tuple(Question.from_dict(json.loads(line)) for line in file)
-    return Sample(questions, json.loads(paths["left-out"].read_text(encoding="utf-8"))[split])
+    return Sample(questions, json.loads((folder / f"{split}-left-out.json").read_text()))
 
 
 # The bundled encyclopedia -------------------------------------------------------------------------

@@ -53,7 +53,12 @@ def metadata(record: dict[str, Any], name: str) -> Any:
 
 def _parsed(value: Any) -> Any:
     """The value of JSON in a text column."""
-    return json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
+    if not isinstance(value, str) or value[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except RecursionError:
+        raise ValueError("a column's JSON is nested too deeply") from None
 
 
 def _with_answers(record: dict[str, Any]) -> dict[str, Any]:

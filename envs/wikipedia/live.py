@@ -22,7 +22,7 @@ import requests
 
 from stepagent.envs.wikipedia.corpus import SIMILAR, Corpus, Page, is_slip, key, page
 from stepagent.errors import UserError
-from stepagent.files import cache_folder, write_shared_text
+from stepagent.files import cache_folder, read_cached, write_cached
 
 WIKIPEDIA = "https://en.wikipedia.org/w/api.php"
 MAX_BYTES = 8 << 20
@@ -121,18 +121,11 @@ class LiveCorpus(Corpus):
         """The `query` part of the API's answer, from the cache if it is there."""
         query = {"action": "query", "format": "json", "formatversion": "2", **parameters}
         path = self._cache_path(query)
-        try:
-            answer = json.loads(path.read_text(encoding="utf-8"))
-            if _is_answer(answer):
-                return answer
-        except (
-            OSError,
-            ValueError,
-            RecursionError,
-        ):  # not cached yet, or a damaged file: request it (again)
-            pass
+        kept = read_cached(path)
+        if kept is not None:
+            return json.loads(kept)
         answer = self._request(query)
-        write_shared_text(path, json.dumps(answer))
+        write_cached(path, json.dumps(answer))
         return answer
 
     def _cache_path(self, query: dict[str, str]) -> Path:

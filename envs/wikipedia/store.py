@@ -36,7 +36,7 @@ from stepagent.envs.wikipedia.corpus import (
     is_slip,
     key,
 )
-from stepagent.files import build_once, cache_folder, write_text
+from stepagent.files import build_once, cache_folder, read_object, write_text
 
 VERSION = 1
 _META = "corpus.json"
@@ -58,7 +58,7 @@ class Writer:
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        state = _read_json(folder / UNFINISHED)
+        state = read_object(folder / UNFINISHED)
         self.saved: dict[str, Any] = state.get("saved", {})
         self.count: int = state.get("pages", 0)
         self._files = {name: (folder / name).open("ab") for name in _PARTS}
@@ -157,7 +157,7 @@ class StoredCorpus(Corpus):
     """An open corpus folder. Raises ValueError if it is not one or has another version."""
 
     def __init__(self, folder: Path):
-        meta = _read_json(folder / _META)
+        meta = read_object(folder / _META)
         if meta.get("version") != VERSION:
             raise ValueError(
                 f"{folder} holds no corpus of version {VERSION}: make one with "
@@ -219,14 +219,6 @@ class StoredCorpus(Corpus):
 
     def checksum(self) -> str:
         return self._checksum
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

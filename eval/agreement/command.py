@@ -16,7 +16,7 @@ from stepagent.envs.trajectory import Trajectory, read
 from stepagent.eval import agreement, tables
 from stepagent.eval.agreement.tables import NOTE, differences_table, figures_table
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
-from stepagent.eval.recorded_env import check_id, safe_arguments
+from stepagent.eval.recorded_env import check_id, recorded_arguments, safe_arguments
 from stepagent.eval.results import ResultsError
 from stepagent.eval.suite import folder_of
 from stepagent.files import read_object, write_text
@@ -138,8 +138,9 @@ class HeldOut:
             check_id(env, str(config.trajectories or "the run's summary.json"))
         env_args = config.env_args
         if not env_args and from_file:
-            recorded = json.loads(from_file[0].fingerprint.get("arguments", "{}"))
-            env_args = safe_arguments(recorded, str(config.trajectories), {})
+            source = str(config.trajectories)
+            recorded = recorded_arguments(from_file[0].fingerprint, source)
+            env_args = safe_arguments(recorded, source, {})
         elif not env_args and env == trained.get("env"):
             env_args = safe_arguments(trained["env_args"], "the run's summary.json", {})
         task_set = re.sub(r"-v\d+$", "", env.rpartition("/")[2])

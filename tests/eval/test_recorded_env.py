@@ -51,6 +51,7 @@ COMMANDS = [
         ("nowhere/Planted-v0", {}, "no environment 'nowhere/Planted-v0' is registered"),
         ("stepagent/Mind2Web-v0", {"ranker": "planted:Hostile"}, "names code"),
         ("stepagent/Mind2Web-v0", {"ranker_args": {"x": ["planted:Hostile"]}}, "names code"),
+        ("stepagent/HotpotQA-v0", {"corpus": "live:http://192.0.2.1/api.php"}, "names an address"),
     ],
 )
 def test_a_results_file_imports_no_module(hostile, capsys, command, env, arguments, says):

@@ -25,7 +25,9 @@ _ROLES = {
 _ACKNOWLEDGED = re.compile(r"\s*(?:ok|okay|sure|understood|got it|i understand)\b", re.IGNORECASE)
 _YOUR_TURN = re.compile(r".*\bit'?s your turn\b[^\n]*\n", re.IGNORECASE | re.DOTALL)
 _LABEL = re.compile(r"\s*(?:Observation(?: ?\d+)?|Task Description)[ \t]*:[ \t]*\n?", re.IGNORECASE)
-_AVAILABLE = re.compile(r"\n+\s*available actions\s*:.*\Z", re.IGNORECASE | re.DOTALL)
+_AVAILABLE = re.compile(
+    r"(?<!\s)[^\S\n]*+\n\s*+available actions\s*+:.*\Z", re.IGNORECASE | re.DOTALL
+)
 _BANNER = re.compile(r"\s*-= Welcome to TextWorld, ALFRED! =-\s*")
 _ARRIVAL = re.compile(r"\s*You arrive at loc \d+\. ")
 _FINISHED = re.compile(r"Episode finished, reward = (True|False|[\d.]+)")
@@ -157,7 +159,7 @@ def _called(calls: list[Any], number: int) -> str:
     arguments = call.get("arguments")
     try:
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict) or len(arguments) != 1 or not call.get("name"):
         raise ValueError(f"turn {number} calls a function that is no action of one argument")

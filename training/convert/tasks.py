@@ -80,9 +80,11 @@ AGENTGYM_TASKS = (
 )
 """ScienceWorld's tasks in AgentGym, which numbers all their variations through."""
 
-_GAME = re.compile(r"([\w]+-[\w]+-[\w]+-[\w]+-\d+)[/_-](trial_T\d+_\d+_\d+)")
+_GAME = re.compile(r"(?<!\w)(\w++-\w++-\w++-\w++-\d++)[/_-](trial_T\d+_\d+_\d+)")
 _TRIAL = re.compile(r"trial_T\d+_\d+_\d+")
-_BUYING = re.compile(r"Instruction:?\s*(?:\[SEP\]\s*)?(.+?)\s*(?:\[SEP\]|\n|\Z)")
+_BUYING = re.compile(
+    r"Instruction:?\s*+(?:\[SEP\]\s*+)?+((?:\S|[^\S\n]++)+?)\s*(?:\[SEP\]|\n|\Z)"
+)
 _PRICE = re.compile(r",? and price lower than [\d.]+ dollars.*")
 _SIGNS = (
     (WEBSHOP, re.compile(r"web ?shopp?ing|\[SEP\]|\bclick\[buy now\]", re.IGNORECASE)),
@@ -227,11 +229,11 @@ def derived_split(conversation: Conversation) -> str:
 
 def science_task(name: str, layout: str) -> str | None:
     """ScienceWorld's task id: of `find-plant/3`, ETO's `14_3` or AgentGym's `sciworld_1234`."""
-    own = re.search(r"([a-z][a-z0-9-]+)[/_](\d+)\Z", name)
+    own = re.search(r"(?<![a-z0-9-])[0-9-]*+([a-z][a-z0-9-]++)[/_](\d+)\Z", name)
     if own and own.group(1) in scienceworld.TASKS:
         return f"{own.group(1)}/{own.group(2)}"
     if layout == "agentgym":
-        return _agentgym_task(int(m.group(1))) if (m := re.search(r"(\d+)\Z", name)) else None
+        return _agentgym_task(int(m.group(1))) if (m := re.search(r"(?<!\d)(\d+)\Z", name)) else None
     eto = re.search(r"(?:\A|\D)(\d+)[_-](\d+)\Z", name)
     if not eto or int(eto.group(1)) >= len(ETO_TASKS):
         return None

@@ -198,7 +198,7 @@ def is_sound(trajectory: Trajectory) -> bool:
     """
     if not all(step.valid for step in trajectory.steps):
         return False
-    answer = re.match(r"\W*finish\s*\[(.*?)\]?\s*$", trajectory.steps[-1].action, re.I | re.S)
+    answer = re.match(r"\W*finish\s*\[(.*)", trajectory.steps[-1].action, re.I | re.S)
     if not answer:
         return True
     sought = normalize(answer[1])

@@ -209,3 +209,13 @@ def test_a_page_of_20_mb_costs_no_time():
 def test_a_deep_detail_can_be_cut():
     flat = Page(PAGE).draw(c(5, 8), Detail(flat=True, words=4))
     assert flat.text == "<a id=0 One>\n<a id=1 Three>"
+
+
+@pytest.mark.parametrize("page", ["<!DOCTYPE html><html><p {} backend_node_id='1'>a</p></html>"])
+def test_an_element_of_countless_attributes_takes_no_time(page):
+    start = time.process_time()
+    parsed = Page(page.format(" ".join(f"a{i}='{i}'" for i in range(100_000))))
+    assert time.process_time() - start < 5, "a minute and a half before"
+    assert parsed.problem == "an element of more than 500 attributes"
+    fine = Page(page.format(" ".join(f"a{i}='{i}'" for i in range(400))))
+    assert (fine.problem, "1" in fine) == ("", True)

@@ -206,13 +206,13 @@ def test_goals_of_a_product():
 
 @pytest.mark.parametrize("count", [3, 24, 2400, 5000])
 def test_splits_share_nothing(count):
-    parts = data.split_of(range(count), 233)
+    parts = data.split_of(count, 233)
     assert sorted(n for part in parts.values() for n in part) == list(range(count))
     assert all(parts.values())
     if count == 5000:
         assert (len(parts["test"]), len(parts["dev"])) == (500, 1000)
     with pytest.raises(ValueError, match="at least 3"):
-        data.split_of(range(2), 233)
+        data.split_of(2, 233)
 
 
 def test_the_bundled_shop():

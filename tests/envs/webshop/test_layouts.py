@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import os
 import tracemalloc
 import zipfile
 
@@ -10,6 +11,7 @@ import pytest
 
 from stepagent import envs
 from stepagent.envs.webshop import sources
+from stepagent.envs.webshop.catalogue import MAX_GOALS
 from tests.envs.webshop.shops import raw_item, write_shop
 
 ID = "stepagent/WebShop-v0"
@@ -198,3 +200,48 @@ def test_a_huge_catalogue_is_read_in_flat_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 12_000_000
+
+
+def test_goals_beyond_a_limit_are_left_out_and_counted(tmp_path):
+    options = {f"option {k}": [{"value": f"value {i}"} for i in range(60)] for k in range(4)}
+    many = {f"option {k}": [{"value": "one"}, {"value": "two"}] for k in range(3000)}
+    items = [raw_item(20, customization_options=options), raw_item(21, customization_options=many)]
+    env = envs.make(ID, data=write_shop(tmp_path / "shop", ITEMS + items), goals="synthetic")
+    assert len(env.shop.catalogue.goals("synthetic")) == 2 * len(ITEMS) + 2 * MAX_GOALS["product"]
+    assert env.data_notes() == {
+        "left out: products' further synthetic goals, beyond 10,000 each or 20,000,000 in all": 2
+    }
+    env.reset(seed=0)
+
+
+def test_all_goals_of_a_shop_have_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setitem(MAX_GOALS, "shop", 5)
+    env = envs.make(ID, data=write_shop(tmp_path / "shop", ITEMS), goals="synthetic")
+    assert len(env.shop.catalogue.goals("synthetic")) == 5
+    (left_out,) = env.data_notes().values()
+    assert left_out == len(ITEMS) - 2, "the third product has one of its two goals"
+
+
+def test_products_of_megabytes_are_left_out_and_counted(tmp_path):
+    items = [*ITEMS, raw_item(20, name="mug " * 300_000)]
+    env = envs.make(ID, data=write_shop(tmp_path / "shop", items), goals="synthetic")
+    assert len(env.shop) == len(ITEMS)
+    assert env.data_notes() == {"left out: products of more than 1 MB": 1}
+
+
+def test_a_record_without_end_is_named(usual, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_RECORD", 2_000_000)
+    for name in ("items_shuffle.json", "items_ins_v2.json"):
+        content = (usual / name).read_text()
+        (usual / name).write_text(content[:1] + f'"{"mug " * 1_000_000}",' + content[1:])
+        with pytest.raises(ValueError, match=rf"{name}.*more than 2,000,000 characters"):
+            envs.make(ID, data=usual)
+        (usual / name).write_text(content)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pipe_in_place_of_a_file_is_named(usual, name):
+    (usual / f"{name}.json").unlink()
+    os.mkfifo(usual / f"{name}.json")
+    with pytest.raises(ValueError, match=rf"{name}\.json is a device or a pipe"):
+        envs.make(ID, data=usual)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import subprocess
 import sys
 import tracemalloc
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from stepagent.envs import trajectory
-from stepagent.envs.records import MAX_RECORD, ArchiveError, read_records
+from stepagent.envs.containers import SourceError
+from stepagent.envs.records import MAX_RECORD, read_records
 from stepagent.envs.trajectory import Step, Trajectory
 from stepagent.training.convert.command import main
 
@@ -47,6 +49,7 @@ def write(folder: Path, data: bytes | str, name: str = "input.json") -> Path:
         json.dumps({"1": GOOD, "2": GOOD}),
         f"[{LINE},{LINE}]".encode("utf-16"),
         gzip.compress(f"{LINE}\n{LINE}\n".encode()),
+        lzma.compress(f"[{LINE}, {LINE}]".encode()),
     ],
 )
 def test_containers_of_two_records(tmp_path, data):
@@ -65,7 +68,7 @@ def test_parquet(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist([GOOD, GOOD]), path)
     assert [record.value for record in read_records(path)] == [GOOD, GOOD]
     damaged = write(tmp_path, path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"input\.json is damaged or cut parquet"):
+    with pytest.raises(ValueError, match=r"input\.json is cut off or damaged"):
         list(read_records(damaged))
 
 
@@ -80,6 +83,8 @@ def test_parquet(tmp_path):
         (f"{LINE}\n".encode() + b'{"a": "caf\xe9"}\n', "line 2", "byte 0xE9 is not UTF-8", 1),
         (f"[{LINE},".encode() + b'{"a": "caf\xe9"}]', "record 2", "byte 0xE9 is not UTF-8", 1),
         (f"{LINE}\n" + "[" * 100_000 + "\n", "line 2", "nested too deeply", 1),
+        (f"{LINE}\n" + "9" * 5000 + f"\n{LINE}\n", "line 2", "integer of too many digits", 2),
+        (f"[{LINE}," + "9" * 5000 + "]", "record 2", "integer of too many digits", 1),
         (f"[{LINE}," + "[" * 100_000 + "]", "record 2", "nested too deeply", 1),
     ],
 )
@@ -103,11 +108,11 @@ def test_a_record_that_is_too_long_is_named(tmp_path):
     [
         (b"", "is empty"),
         (b"\xef\xbb\xbf \n\r\n", "is empty"),
-        (b"PK\x03\x04zip", "is a zip archive: unpack it"),
-        (b"\x28\xb5\x2f\xfdzstd", "is a zstd archive"),
+        (b"PK\x03\x04zip", "is a zip archive: unzip"),
+        (b"\x28\xb5\x2f\xfdzstd", "is cut off or damaged"),
         (b"{\0\0\0", "is not text"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-        (gzip.compress(LINE.encode() * 100)[:-20], "is damaged or cut gzip"),
+        (gzip.compress(LINE.encode() * 100)[:-20], "is cut off or damaged"),
     ],
 )
 def test_files_without_records_are_named(tmp_path, capsys, data, reason):
@@ -195,7 +200,7 @@ def test_our_files_with_a_byte_order_mark_and_archives(tmp_path):
     path = write(tmp_path, f"\ufeff{own.to_json()}\r\n{own.to_json()}\r\n")
     assert trajectory.read(path) == [own, own]
     assert trajectory.read(write(tmp_path, b"")) == []
-    with pytest.raises(ArchiveError, match="unpack"):
+    with pytest.raises(SourceError, match="unzip"):
         trajectory.read(write(tmp_path, b"PK\x03\x04"))
 
 
