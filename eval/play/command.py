@@ -85,8 +85,8 @@ def _check_env(config: Config) -> None:
     with contextlib.closing(make(config.env, split=config.split, **config.env_args)) as env:
         if config.task_id and config.task_id not in env.tasks:
             raise UsageError(
-                f"{config.env} has no task {config.task_id!r} in the split {config.split!r}: it has "
-                f"{len(env.tasks)}, such as {', '.join(env.tasks[:3])}"
+                f"{config.env} has no task {config.task_id!r} in the split {config.split!r}: there "
+                f"are {len(env.tasks)}, such as {', '.join(env.tasks[:3])}"
             )
 
 

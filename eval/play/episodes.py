@@ -100,7 +100,7 @@ class PlayedEpisode:
         actions = [step.action for step in self.steps]
         if actions != [action for _, action in plan[: len(actions)]]:
             raise NotNow(
-                "this environment's expert plans from the start only, and its plan is left"
+                "the expert here only knows its plan from the start, which is left"
             )
         return plan[len(actions)] if len(actions) < len(plan) else None
 
