@@ -30,8 +30,10 @@ def played(*actions, env_id=toy_env.ID, task=TASK, seed=0, **env_args):
         if action == "expert":
             action = env.expert_action()[1]
         before = observation
-        observation, reward, *_, info = env.step(action)
+        observation, reward, terminated, truncated, info = env.step(action)
         steps.append(Step(before, "", action, reward, info["valid"]))
+        if terminated or truncated:
+            break
     return Trajectory(
         env_id,
         task,
