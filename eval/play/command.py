@@ -49,8 +49,7 @@ def run(config: Config) -> int:
         return play.run(config)
     with serve(config) as server:
         Console().print(f"Play at {server.url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve_forever()
     return 0
 
 

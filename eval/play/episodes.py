@@ -79,10 +79,7 @@ class PlayedEpisode:
         """Raises NotNow where the environment does not list them."""
         if self.over:
             return []
-        try:
-            return sorted(set(self._call(self.env.admissible_actions)))
-        except Exception as error:
-            raise NotNow(str(error)) from error
+        return sorted(set(self._ask(self.env.admissible_actions)))
 
     def suggestion(self) -> tuple[str, str] | None:
         """The expert's (thought, action) here; None where nothing more can be gained.
@@ -91,18 +88,22 @@ class PlayedEpisode:
         """
         if self.over:
             return None
-        try:
-            if self.env.expert_anywhere:
-                return self._call(self.env.expert_action)
-            plan = self._call(self.env.expert_plan)
-        except Exception as error:
-            raise NotNow(f"the expert has no answer: {error}") from error
+        if self.env.expert_anywhere:
+            return self._ask(self.env.expert_action)
+        plan = self._ask(self.env.expert_plan)
         actions = [step.action for step in self.steps]
         if actions != [action for _, action in plan[: len(actions)]]:
-            raise NotNow(
-                "the expert here only knows its plan from the start, which is left"
-            )
+            raise NotNow("the expert here only knows its plan from the start, which is left")
         return plan[len(actions)] if len(actions) < len(plan) else None
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        """What the environment answers. Raises NotNow; one that hangs ends the episode."""
+        try:
+            return self._call(question)
+        except TimeoutError as error:
+            raise self._failure(error) from error
+        except Exception as error:
+            raise NotNow(str(error)) from error
 
     def turn(self, style: react.PromptStyle) -> Turn:
         """The state as an agent of that style sees it, as in an evaluation."""
@@ -143,13 +144,17 @@ class PlayedEpisode:
         try:
             outcome = self._call(self.env.step, kept(reply))
         except Exception as error:
-            self.over = True
-            self.error = f"environment: {describe(error)} (step {len(self.steps) + 1})"
-            raise NotNow(self.error) from error
+            raise self._failure(error) from error
         self.observation, reward, done, self.truncated, self.info = outcome
         self.steps.append(replace(step, reward=float(reward), valid=bool(self.info["valid"])))
         self.players.append(player)
         self.over = done or self.truncated
+
+    def _failure(self, error: Exception) -> NotNow:
+        """The episode is over, since its environment failed."""
+        self.over = True
+        self.error = f"environment: {describe(error)} (step {len(self.steps) + 1})"
+        return NotNow(self.error)
 
     def close(self) -> None:
         """Closes the environment, as soon as it has ended what it is at."""
@@ -241,6 +246,7 @@ class Agents:
             agent.close()
 
     def close(self) -> None:
-        with self._lock:
+        """Frees the agent, unless it is at a reply: then the end of the process does."""
+        if self._lock.acquire(timeout=1):
             self._close()
             self._call.close()

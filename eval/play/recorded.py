@@ -17,6 +17,7 @@ from stepagent.eval.results import OPEN_EPISODES
 from stepagent.eval.summary import score
 from stepagent.eval.view.data import episode_text, outcome
 
+_RESULTS = "results.jsonl"
 MAX_FILES, MAX_ROWS = 200, 500
 """Results files that are listed, the newest; episodes in one answer."""
 MAX_LINE, MAX_READ = 32 << 20, 8 << 20
@@ -37,14 +38,14 @@ class Recorded:
 
     def files(self) -> list[dict[str, Any]]:
         """The newest first: name, seconds since the last change, whether it is being played."""
-        rows, now = [], time.time()
-        for name, file in self._by_name().items():
+        rows: list[dict[str, Any]] = []
+        now = time.time()
+        for file in {f for folder in self.folders for f in folder.glob(f"**/{_RESULTS}")}:
             playing = file.with_name(OPEN_EPISODES)
             changed = [_modified(file), _modified(playing)]
-            rows.append(
-                {"name": name, "age": round(now - max(changed), 1), "playing": bool(changed[1])}
-            )
-        return sorted(rows, key=lambda row: row["age"])[:MAX_FILES]
+            age, is_playing = round(now - max(changed), 1), bool(changed[1])
+            rows.append({"name": str(file.parent), "age": age, "playing": is_playing})
+        return sorted(rows, key=lambda row: (row["age"], row["name"]))[:MAX_FILES]
 
     def follow(self, name: str, after: int | None) -> dict[str, Any]:
         """The episodes that were added behind `after`; None: the newest ones.
@@ -92,15 +93,14 @@ class Recorded:
                 return _with_text(trajectory)
         raise NoSuchResults(f"{task} with seed {seed} is not being played")
 
-    def _by_name(self) -> dict[str, Path]:
-        files = (file for folder in self.folders for file in folder.glob("**/results.jsonl"))
-        return {str(file.parent): file for file in files}
-
     def _file(self, name: str) -> Path:
-        file = self._by_name().get(name)
-        if file is None:
-            raise NoSuchResults(f"no results in {name!r}")
-        return file
+        """The results file of a name that `files` gave. Raises NoSuchResults for any other."""
+        file = Path(name, _RESULTS)
+        for folder in self.folders:
+            below = file.is_relative_to(folder) and ".." not in file.relative_to(folder).parts
+            if below and file.is_file():
+                return file
+        raise NoSuchResults(f"no results in {name!r}")
 
 
 def facts(t: Trajectory) -> dict[str, Any]:

@@ -198,6 +198,7 @@ class PlayServer(ThreadingHTTPServer):
         for episode in self.episodes.values():
             if episode.lock.acquire(timeout=1):  # else it is at a step: the process ends anyway
                 episode.close()
+        self.offer.agents.close()
         if self.offer.writer:
             self.offer.writer.close()
 

@@ -142,6 +142,20 @@ def test_an_agent_plays_as_in_an_evaluation(server, tmp_path):
     assert (got.agent, got.task_type, got.metrics) == ("random", "odd", expected.metrics)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", envs.ENTRY_POINTS)
+def test_every_environment_can_be_played(env_id):
+    with serving(env="") as server:
+        state = start(server, env=env_id, split="dev", task="")
+        name = state["name"]
+        step(server, name, action="what is this")
+        assert isinstance(ask(server, f"episodes/{name}/actions").json()["actions"], list)
+        for _ in range(100):
+            if (state := step(server, name, player="expert").json())["over"]:
+                break
+        assert (state["score"], state["outcome"]) == (1.0, "solved")
+
+
 def test_the_expert_is_asked_wherever_the_episode_is(server):
     name = start(server)["name"]
     step(server, name, action="add 1")
@@ -188,6 +202,17 @@ def test_environments_and_agents_that_fail(monkeypatch):
         answer = ask(server, "episodes", {"env": ID, "split": "train", "task": TASK, "seed": 0})
         assert answer.status_code == 500
         assert answer.json()["error"] == "RuntimeError: planted at reset"
+
+
+def test_an_environment_that_hangs_ends_its_episode(monkeypatch):
+    hang = threading.Event()
+    monkeypatch.setattr(ToyEnv, "admissible_actions", lambda self: hang.wait(20))
+    with serving(time_limit=0.2) as server:
+        name = start(server)["name"]
+        answer = ask(server, f"episodes/{name}/actions")
+        assert (answer.status_code, "no reply within 0.2 s" in answer.text) == (409, True)
+        assert ask(server, f"episodes/{name}").json()["outcome"] == "failed"
+        hang.set()
 
 
 def test_an_agent_that_hangs_is_given_up(monkeypatch):
@@ -240,6 +265,10 @@ def test_results_are_followed_while_they_grow(tmp_path):
     assert [s[2] for s in text["steps"]] == ["look", "open door one", "go"]
     with pytest.raises(recorded_files.NoSuchResults):
         results.episode(name, 7)
+    (tmp_path / "b").mkdir()
+    for other in ("", str(tmp_path / "b"), f"{tmp_path}/b/../../..", f"{tmp_path}/b/../a", "/etc"):
+        with pytest.raises(recorded_files.NoSuchResults):
+            Recorded([tmp_path / "b", tmp_path / "none"]).follow(other, None)
     write_run(tmp_path / "a", {"x/9": 1.0})  # written anew
     again = results.follow(name, second["next"])
     assert (again["again"], [row["task"] for row in again["rows"]]) == (True, ["x/9"])
