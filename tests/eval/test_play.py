@@ -48,8 +48,8 @@ def server(tmp_path):
 def ask(server, path, body=None, **headers):
     url = f"{server.url}api/{path}"
     if body is None:
-        return requests.get(url, headers=headers, timeout=30)
-    return requests.post(url, json=body, headers=headers, timeout=30)
+        return requests.get(url, headers=headers, timeout=120)
+    return requests.post(url, json=body, headers=headers, timeout=120)
 
 
 def start(server, **fields):
@@ -148,7 +148,6 @@ def test_every_environment_can_be_played(env_id):
     with serving(env="") as server:
         state = start(server, env=env_id, split="dev", task="")
         name = state["name"]
-        step(server, name, action="what is this")
         assert isinstance(ask(server, f"episodes/{name}/actions").json()["actions"], list)
         for _ in range(100):
             if (state := step(server, name, player="expert").json())["over"]:
@@ -331,7 +330,7 @@ def test_a_running_evaluation_shows_what_it_plays(tmp_path, monkeypatch):
 )
 def test_pages_of_other_sites_are_refused(server, headers):
     for answer in (
-        requests.get(server.url, headers=headers, timeout=30),
+        requests.get(server.url, headers=headers, timeout=120),
         ask(server, "suite", **headers),
         ask(server, "episodes", {"env": ID, "split": "train"}, **headers),
     ):
@@ -382,7 +381,7 @@ def test_bad_bodies(server):
     name = start(server)["name"]
     url, kind = f"{server.url}api/episodes/{name}/steps", {"Content-Type": "application/json"}
     for body in (b"", b"{", b"\xff", b"[" * 100_000, b"{}" + b" " * servers.MAX_BODY):
-        assert requests.post(url, body, headers=kind, timeout=30).status_code == 400
+        assert requests.post(url, body, headers=kind, timeout=120).status_code == 400
     for fields in ({"player": "hf:/etc"}, {"player": 3}, {"action": None}, {"since": "x"}):
         assert step(server, name, **fields).status_code == 400
     for action in (HOSTILE, "", "x" * 100_000, "Action: " * 999):
