@@ -23,7 +23,7 @@ def test_pages_are_accessible_and_fit_a_phone(chromium, scheme):
     page = chromium.new_page(color_scheme=scheme, viewport={"width": 360, "height": 700})
     wide, findings = {}, {}
     for name in PAGES:
-        page.goto((SITE / name).as_uri(), wait_until="load")
+        page.goto((SITE / name).as_uri(), timeout=120_000)
         if width := max(0, page.evaluate("document.documentElement.scrollWidth") - 360):
             wide[name] = width
         if problems := serious_findings(page):
@@ -35,7 +35,7 @@ def test_pages_are_accessible_and_fit_a_phone(chromium, scheme):
 
 def test_a_page_can_be_read_with_the_keyboard(chromium):
     page = chromium.new_page()
-    page.goto((SITE / "start.html").as_uri())
+    page.goto((SITE / "start.html").as_uri(), timeout=120_000)
     reached = set()
     for _ in range(60):
         page.keyboard.press("Tab")
