@@ -164,7 +164,7 @@ class ReachJudge(_ReplayingJudge):
             raise ValueError(str(error)) from error
         if judged.changed:
             raise _changed(trajectory, len(judged.by_step))
-        return [-lost for lost in judged.by_step]
+        return [0.0 - lost for lost in judged.by_step]  # no -0.0
 
 
 def _changed(trajectory: Trajectory, number: int) -> ValueError:
