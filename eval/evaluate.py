@@ -93,6 +93,7 @@ def evaluate(
             env_args=options.env_args,
             prompt=prompt,
             time_limit=options.time_limit,
+            show=results.show,
         )
         title = f"{agent.name} on {env_id}"
         score = RunningScore(title, len(tasks), results.chosen(tasks), console=console)

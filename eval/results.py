@@ -7,6 +7,7 @@ agent on one environment, split, seed and prompt; anything else is refused, nami
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from stepagent.envs.trajectory import BadLine, Trajectory
 from stepagent.errors import UserError
 from stepagent.eval.summary import save
 from stepagent.files import Lock, Locked
+
+OPEN_EPISODES = "playing.jsonl"
+"""Beside the results while an evaluation runs: the episodes that it is playing, for onlookers."""
 
 
 class ResultsError(UserError, RuntimeError):
@@ -147,6 +151,12 @@ class ResultsDir:
             ) from error
         self.done[trajectory.task_id] = trajectory
 
+    def show(self, episodes: Iterable[Trajectory]) -> None:
+        """Replaces the file of the episodes being played. It is for onlookers only: one that cannot
+        be written stops nothing."""
+        with contextlib.suppress(OSError):
+            files.write(self.path / OPEN_EPISODES, episodes)
+
     def save(self, summary: dict[str, Any]) -> None:
         """Writes `summary.json`; raises ResultsError if it cannot be written."""
         try:
@@ -168,4 +178,6 @@ class ResultsDir:
             self._writer.close()
         except OSError:
             pass  # `append` has reported what could not be written
+        with contextlib.suppress(OSError):
+            (self.path / OPEN_EPISODES).unlink(missing_ok=True)
         self._lock.release()

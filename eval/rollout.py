@@ -29,6 +29,10 @@ from stepagent.eval.env_workers import Caller, Ended, EnvWorker, Episode, Stamp,
 T = TypeVar("T")
 PATIENCE = 0.25
 """How long a batch that is not full waits for more episodes, as a share of the agent's last act."""
+SHOWN_EVERY = 2.0
+"""Seconds between two looks at the open episodes (`show`)."""
+UNFINISHED = "not over yet"
+"""The `error` of an episode that is still being played."""
 _CLOSING = 10.0
 """Seconds that an environment has to end its last step and close."""
 _MAX_HANGS = 2
@@ -46,6 +50,7 @@ def run_episodes(
     env_args: dict[str, Any] | None = None,
     prompt: react.Prompt | None = None,
     time_limit: float | None = None,
+    show: Callable[[list[Trajectory]], None] | None = None,
 ) -> Generator[Trajectory, None, None]:
     """Plays one episode per task and yields the trajectories as they end.
 
@@ -59,6 +64,7 @@ def run_episodes(
     prompt: opens the conversations instead of the environment's own (`eval.few_shot` makes some).
     time_limit: seconds that the agent may take for a reply, or an environment for a step, before
         the episode counts as failed and whatever hangs is abandoned; None: no limit.
+    show: gets the episodes that wait for the agent, unfinished, every few seconds.
 
     An environment or an agent that fails or hangs ends that episode only: its trajectory says why
     in `error` and holds the steps so far, and the environment is recreated. Raises ValueError for
@@ -78,6 +84,7 @@ def run_episodes(
         env_args=env_args,
         prompt=prompt,
         time_limit=time_limit,
+        show=show,
     )
     return _trajectories(episodes)
 
@@ -100,6 +107,7 @@ def run_from(
     env_args: dict[str, Any] | None = None,
     prompt: react.Prompt | None = None,
     time_limit: float | None = None,
+    show: Callable[[list[Trajectory]], None] | None = None,
 ) -> Generator[tuple[int, Trajectory], None, None]:
     """`run_episodes` from any starts: yields (number of the start, trajectory) as episodes end.
 
@@ -122,6 +130,7 @@ def run_from(
     stamp = Stamp(env_id, split, agent.name, fingerprint(first, agent, prompt), prompt, agent.style)
     todo = deque(enumerate(starts))
     rollout = _Rollout(agent, stamp, todo, lambda: envs.make(env_id, **kwargs), time_limit)
+    rollout.show = show
     return rollout.play(first, workers or agent.batch_size)
 
 
@@ -157,6 +166,9 @@ class _Rollout:
         self.open: dict[int, Episode] = {}
         self.pace = 0.0
         """Seconds that the agent's last `act` took."""
+        self.show: Callable[[list[Trajectory]], None] | None = None
+        self.shown = time.monotonic()
+        """When it was last called."""
 
     def play(self, first: TextEnv, workers: int) -> Generator[tuple[int, Trajectory], None, None]:
         for _ in range(max(1, min(workers, len(self.starts)))):
@@ -169,6 +181,7 @@ class _Rollout:
                 self._begin(worker)
             while self.open:
                 self._gather()
+                self._show()
                 yield from self._deliver()
                 (self._stream if self.agent.streaming else self._act)()
                 yield from self._deliver()
@@ -240,6 +253,14 @@ class _Rollout:
             if not self._take(max(0.0, left)):
                 break
         self._give_up()
+
+    def _show(self) -> None:
+        """Shows the episodes whose environments are idle, but not often: it costs time."""
+        if self.show is None or time.monotonic() - self.shown < SHOWN_EVERY:
+            return
+        idle = sorted([*self.waiting, *self.pending.values()], key=lambda e: e.index)
+        self.show([episode.trajectory(self.stamp, UNFINISHED) for episode in idle])
+        self.shown = time.monotonic()
 
     def _take(self, timeout: float | None) -> bool:
         """Records the outcome of the next command, if one ends within `timeout` seconds (None: no

@@ -8,16 +8,24 @@ to the model as tools, and plays: here there is one tool, `act`, which the model
 to get the next observation; observations are masked out of the loss. The episode's score is the
 reward. `--url` may name several servers, separated by commas.
 
+`--judge` adds rewards for each step (`stepagent.rewards`), from the environment's expert or from
+the discriminator of a run of `inverse`. They are process rewards as in DeepSeekMath (section
+4.1.3): each is compared with all steps of its group, and the advantage of a step's tokens is the
+sum over this step and those after it, on top of the episode's own.
+
 `--model tiny` needs no download: a small Llama from scratch that first imitates the expert for
 `warm_up` episodes, so that it can call a tool. It demonstrates the set-up, not results.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +35,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import qwen2_5_chat_template, qwen2_5_training_chat_template
 
-from stepagent import command_line, envs
+from stepagent import command_line, envs, rewards
+from stepagent.envs import react
 from stepagent.envs.core import TextEnv
+from stepagent.envs.react import PromptStyle
+from stepagent.envs.trajectory import Step, Trajectory
+from stepagent.rewards import Judge
 from stepagent.training.config import TinyConfig
 from stepagent.training.tiny import build_model, build_tokenizer
 
@@ -69,6 +81,13 @@ class Config:
     warm_up_loss: float = 0.02
     """Cross entropy of the expert's tokens at which it stops early: a call has some thirty tokens,
     and all that are sampled must be right."""
+    judge: str | None = None
+    """Rewards for each step besides the score: expert, reach, or the directory of a run of inverse.
+    null: none."""
+    judge_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the judge, such as {env_args: {data: FOLDER}}."""
+    step_weight: float = 0.5
+    """Weight of the steps' advantages beside the episode's own."""
     seed: int = 0
     """Random seed."""
 
@@ -76,13 +95,14 @@ class Config:
 class Episode:
     """An environment as TRL needs it: `reset`, one tool, and the reward."""
 
-    def __init__(self, make: Callable[[], TextEnv]):
-        self._env = make()
+    def __init__(self, make: Callable[[], TextEnv], env_id: str = ""):
+        self._env, self._env_id = make(), env_id
         self._over, self._score = True, 0.0
 
     def reset(self, task_id: str, seed: int, **_: Any) -> str:
         observation, _info = self._env.reset(seed=seed, options={"task_id": task_id})
         self._over, self._score = False, 0.0
+        self._seed, self._steps, self._observation = seed, list[Step](), observation
         return observation
 
     def act(self, action: str) -> str:
@@ -97,12 +117,102 @@ class Episode:
         """
         if self._over:
             return "The episode is over."
-        observation, _, terminated, truncated, info = self._env.step(str(action))
+        reply = react.render("", str(action))
+        step = Step.of(self._observation, reply, PromptStyle())
+        observation, _, terminated, truncated, info = self._env.step(reply)
+        self._steps.append(step)
         self._over, self._score = terminated or truncated, info["score"]
+        self._observation = observation
         return f"{observation}\nThe episode is over." if self._over else observation
 
     def get_reward(self) -> float:
         return self._score
+
+    def _trajectory(self) -> Trajectory:
+        """The episode so far, for judges. (A name without the underscore would be a tool.)"""
+        arguments = dict(self._env.spec.kwargs) if self._env.spec else {}
+        arguments = {k: v for k, v in arguments.items() if k not in ("split", "url")}
+        return Trajectory(
+            env=self._env_id,
+            task_id=str(self._env.task_id),
+            split=self._env.split,
+            agent="grpo",
+            seed=self._seed,
+            steps=tuple(self._steps),
+            final_observation=self._observation,
+            reward=self._score,
+            fingerprint={"arguments": json.dumps(arguments)},
+        )
+
+
+def turns_of_steps(messages: Sequence[dict[str, Any]]) -> list[int]:
+    """For each step of an episode the assistant's message (counted from 0) that took it."""
+    turns, turn = [], -1
+    for message in messages:
+        if message["role"] != "assistant":
+            continue
+        turn += 1
+        for call in message.get("tool_calls") or ():
+            function = call.get("function", {})
+            arguments = function.get("arguments")
+            if function.get("name") == "act" and isinstance(arguments, dict):
+                turns += [turn] * (set(arguments) == {"action"})  # others are refused by TRL
+    return turns
+
+
+def process_advantages(rewards: Sequence[Sequence[float]], group: int) -> list[list[float]]:
+    """[episodes][steps]: for each step the sum of its reward and of those after it, each less the
+    mean and divided by the spread of all steps of its group of `group` episodes."""
+    advantages: list[list[float]] = []
+    for start in range(0, len(rewards), group):
+        rows = rewards[start : start + group]
+        values = torch.tensor([value for row in rows for value in row])
+        if len(values) < 2:
+            advantages += [[0.0] * len(row) for row in rows]
+            continue
+        mean, spread = float(values.mean()), float(values.std()) + 1e-4
+        for row in rows:
+            scaled = torch.tensor([(value - mean) / spread for value in row])
+            advantages.append(scaled.flip(0).cumsum(0).flip(0).tolist())
+    return advantages
+
+
+class StepwiseTrainer(GRPOTrainer):
+    """GRPO with rewards for each step (`stepagent.rewards`) besides those of the episode.
+
+    TRL takes advantages per token from subclasses; the rest is its own. A group must lie within one
+    process. Tested with TRL 1.16.
+    """
+
+    def __init__(self, *, judge: Judge, step_weight: float, **arguments: Any):
+        self.judge, self.step_weight = judge, step_weight
+        self.judged: list[tuple[list[int], list[float]]] = []
+        """For each episode of the batch: the turns of its steps, and their rewards"""
+        super().__init__(reward_funcs=[self.step_reward], **arguments)
+
+    def step_reward(
+        self, completions: Sequence[Any], environments: Sequence[Episode], **_: Any
+    ) -> list[float]:
+        """The sum of each episode's step rewards: for the log, its weight is 0."""
+        self.judged = [
+            (turns_of_steps(messages), self.judge(episode._trajectory()))
+            for messages, episode in zip(completions, environments, strict=True)
+        ]
+        return [sum(rewards) for _, rewards in self.judged]
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        output = super()._generate_and_score_completions(inputs)
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        of_steps = process_advantages([rewards for _, rewards in self.judged], group)
+        written = output["tool_mask"] * output["completion_mask"]
+        begins = written - torch.cat([torch.zeros_like(written[:, :1]), written[:, :-1]], dim=1)
+        turn = begins.clamp_min(0).cumsum(1) - 1  # [episodes, tokens]
+        advantages = output["advantages"][:, None].repeat(1, written.shape[1])
+        for row, ((turns, _), values) in enumerate(zip(self.judged, of_steps, strict=True)):
+            for number, value in zip(turns, values, strict=False):
+                advantages[row, turn[row] == number] += self.step_weight * value
+        output["advantages"] = advantages
+        return output
 
 
 def opening(env: TextEnv) -> list[dict[str, str]]:
@@ -192,7 +302,8 @@ def train(config: Config, shape: TinyConfig | None = None) -> list[dict[str, flo
         opened.append(envs.make(config.env, url=config.url, **arguments))
         return opened[-1]
 
-    try:
+    with ExitStack() as stack:
+        stack.callback(lambda: [env.close() for env in opened])
         env = make()
         tasks = env.tasks[: config.tasks]
         if config.model == "tiny":
@@ -204,12 +315,19 @@ def train(config: Config, shape: TinyConfig | None = None) -> list[dict[str, flo
         rows = [
             {"prompt": opening(env), "task_id": task_id, "seed": config.seed} for task_id in tasks
         ]
-        trainer = GRPOTrainer(
+        kind: Any = GRPOTrainer
+        weights = None
+        if config.judge:
+            judge = stack.enter_context(rewards.judge(config.judge, **config.judge_args))
+            kind = partial(StepwiseTrainer, judge=judge, step_weight=config.step_weight)
+            weights = [0.0]
+        trainer = kind(
             model=model,
             processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
-            environment_factory=lambda: Episode(make),
+            environment_factory=lambda: Episode(make, config.env),
             args=GRPOConfig(
+                reward_weights=weights,
                 output_dir=str(config.output),
                 max_steps=config.steps,
                 per_device_train_batch_size=config.group,
@@ -229,9 +347,6 @@ def train(config: Config, shape: TinyConfig | None = None) -> list[dict[str, flo
         trainer.save_model(str(config.output / "final"))
         tokenizer.save_pretrained(str(config.output / "final"))
         return [row for row in trainer.state.log_history if "reward" in row]
-    finally:
-        for env in opened:
-            env.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

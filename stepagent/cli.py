@@ -19,7 +19,10 @@ COMMANDS = {
     "collect": ("stepagent.training.collect", "collect an agent's episodes to learn from"),
     "convert": ("stepagent.training.convert.command", "convert trajectories of other projects"),
     "serve": ("stepagent.envs.serve.__main__", "serve environments over HTTP"),
-    "play": ("stepagent.envs.play", "play an environment by hand"),
+    "play": (
+        "stepagent.eval.play.command",
+        "play an environment by hand, or watch agents, in the terminal or on a page",
+    ),
     "check": ("stepagent.envs.check", "check that an environment keeps the contract"),
     "view": ("stepagent.eval.view.command", "write runs and their episodes as one HTML page"),
     "compare": ("stepagent.eval.compare", "compare runs, with intervals and significance"),

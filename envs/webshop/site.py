@@ -38,20 +38,31 @@ ENV = "stepagent/WebShop-v0"
 MAX_VISITS = 1000
 MAX_BODY = 65_536
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0; color: #1c2733; background: #f4f5f7 }
+:root { color-scheme: light dark; --ink: #1c2733; --ground: #f4f5f7; --sheet: #fff; --line: #b6c2cf;
+  --task: #fff7dd; --note: #a33; --link: #175ea8; --chosen: #17324d }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --ground: #12161c; --sheet: #1a2028;
+  --line: #445160; --task: #40320f; --note: #f08a90; --link: #7eaaf5; --chosen: #2f5f93 } }
+* { box-sizing: border-box }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0; overflow-wrap: anywhere;
+  color: var(--ink); background: var(--ground) }
 header { background: #17324d; color: #fff; padding: .7rem 1.5rem; display: flex; gap: 1rem }
 header b { flex: 1 } header a { color: #cfe3f7 }
-main { max-width: 60rem; margin: 1rem auto; padding: 1rem 1.5rem; background: #fff;
+main { max-width: 60rem; margin: 1rem auto; padding: 1rem 1.5rem; background: var(--sheet);
   border-radius: .5rem; box-shadow: 0 1px 4px #0002 }
-.task { background: #fff7dd; border-left: .3rem solid #e3b341; padding: .5rem 1rem }
-.note { color: #a33 } .hit { padding: .6rem 0; border-top: 1px solid #e4e7eb }
-button { font: inherit; padding: .3rem .8rem; margin: .15rem; border: 1px solid #b6c2cf;
-  border-radius: .4rem; background: #fff; cursor: pointer }
-button.chosen { background: #17324d; color: #fff } button.buy { background: #e3b341 }
-button.link { border: 0; padding: 0; color: #175ea8; text-decoration: underline; background: none }
-input[type=text], textarea { font: inherit; padding: .35rem .6rem; width: 28rem; max-width: 90% }
-h2 { margin: .8rem 0 .2rem } h3 { margin: .6rem 0 .1rem; font-size: 1rem } p { margin: .3rem 0 }
+.task { background: var(--task); border-left: .3rem solid #e3b341; padding: .5rem 1rem }
+.note { color: var(--note) } .hit { padding: .6rem 0; border-top: 1px solid var(--line) }
+button { font: inherit; color: inherit; padding: .3rem .8rem; margin: .15rem; cursor: pointer;
+  border: 1px solid var(--line); border-radius: .4rem; background: var(--sheet); max-width: 100% }
+button.chosen { background: var(--chosen); color: #fff }
+button.buy { background: #e3b341; color: #1c2733 }
+button.link { border: 0; padding: 0; color: var(--link); text-decoration: underline;
+  background: none; text-align: left }
+input[type=text], textarea { font: inherit; color: inherit; background: var(--sheet);
+  border: 1px solid var(--line); padding: .35rem .6rem; width: 28rem; max-width: 100% }
+:focus-visible { outline: 2px solid var(--link); outline-offset: 2px }
+h1 { font-size: 1.5rem; margin: .8rem 0 .2rem } p { margin: .3rem 0 }
 table { border-collapse: collapse } td { padding: .1rem 1rem .1rem 0 }
+@media (max-width: 40rem) { main { margin: 0; padding: 1rem } header { padding: .7rem 1rem } }
 """
 
 
@@ -247,7 +258,8 @@ class _Handler(OwnPagesHandler):
 
 def _whole(main: str, right: str = "") -> str:
     return (
-        f"<!DOCTYPE html><html lang=en><meta charset=utf-8><title>WebShop</title>"
+        "<!DOCTYPE html><html lang=en><meta charset=utf-8><title>WebShop</title>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<style>{_STYLE}</style><header><b>WebShop</b>{right}<a href='/'>new visit</a></header>"
         f"<main>{main}</main></html>"
     )
@@ -255,9 +267,9 @@ def _whole(main: str, right: str = "") -> str:
 
 def _start_page(split: str, note: str = "") -> str:
     return _whole(
-        f"<h2>Shop for a task of the {split} split</h2><p class=note>{escape(note)}</p>"
+        f"<h1>Shop for a task of the {split} split</h1><p class=note>{escape(note)}</p>"
         "<p>You are told what to buy. Search, choose, buy; how well it fits is your score.</p>"
-        "<form method=post action=/start><p><input type=text name=task_id "
+        "<form method=post action=/start><p><input type=text name=task_id aria-label='Task id' "
         "placeholder='a task id, or nothing for the next one'></p>"
         "<button class=buy id=start>Start</button></form>"
     )
@@ -274,10 +286,14 @@ def _visit_page(visitor: Visitor) -> str:
     body = "".join(_element(kind, text, visit.options) for kind, text in _own(visit.page))
     if visit.page.name == "index":
         body = (
-            "<input type=text name=words id=words placeholder='what are you looking for?'>"
+            "<input type=text name=words id=words aria-label='What are you looking for?' "
+            "placeholder='what are you looking for?'>"
             "<button id=search>Search</button>"
         )
-    thought = "<p><textarea name=thought rows=1 placeholder='why? (recorded)'></textarea></p>"
+    thought = (
+        "<p><textarea name=thought rows=1 aria-label='Your reason' placeholder='why? (recorded)'>"
+        "</textarea></p>"
+    )
     return _whole(
         f"{task}{note}<form method=post class={visit.page.name}>{body}{thought}</form>", right
     )
@@ -306,13 +322,13 @@ def _element(kind: str, text: str, chosen: dict[str, str]) -> str:
 def _end(visitor: Visitor) -> str:
     bought = visitor.env.visit.bought
     if bought is None:
-        return "<h2>Out of steps</h2><p>Nothing was bought: score <b id=score>0.00</b></p>"
+        return "<h1>Out of steps</h1><p>Nothing was bought: score <b id=score>0.00</b></p>"
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td>{value:.2f}</td></tr>"
         for name, value in bought.metrics().items()
     )
     return (
-        f"<h2>Thank you for shopping with us!</h2><p>Score <b id=score>{bought.reward:.2f}</b></p>"
+        f"<h1>Thank you for shopping with us!</h1><p>Score <b id=score>{bought.reward:.2f}</b></p>"
         f"<table>{rows}</table>"
     )
 

@@ -32,8 +32,6 @@ function ticks(low, high, count) {
   return values;
 }
 
-const shortNumber = (v) => v !== 0 && (Math.abs(v) < 0.001 || Math.abs(v) >= 10000) ? v.toExponential(0) : String(+v.toPrecision(4));
-
 function frame(width, height, x, y, xTicks, yTicks, label) {
   const plot = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label });
   for (const v of yTicks) plot.append(

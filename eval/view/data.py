@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepagent.envs.trajectory import Trajectory
+from stepagent.envs.trajectory import Step, Trajectory
 from stepagent.eval import regret
 from stepagent.eval.load_runs import EvaluationRun, differences
 from stepagent.eval.summary import explain_endings, score, summarise
@@ -129,23 +129,26 @@ def _chunks(episodes: Sequence[_Episode]) -> tuple[list[list[dict[str, Any]]], l
             chunks.append([])
             starts.append(place)
             size = 0
-        text = _text(e.trajectory)
+        text = episode_text(e.trajectory)
         size, before = size + _length(text), task
         chunks[-1].append(text)
     return chunks, starts
 
 
-def _text(t: Trajectory) -> dict[str, Any]:
+def episode_text(t: Trajectory) -> dict[str, Any]:
+    """What the pages show of an episode, as JSON values; a step is a list (see `turns.js`)."""
     return {
-        "steps": [
-            [s.observation, s.thought, s.action, _short(s.reward), int(s.valid), s.reply]
-            + ([s.ending] if s.ending else [])
-            for s in t.steps
-        ],
+        "steps": [step_text(s) for s in t.steps],
         "final": t.final_observation,
         "metrics": {name: _short(value) for name, value in t.metrics.items()},
         "error": t.error,
     }
+
+
+def step_text(s: Step) -> list[Any]:
+    """A step as `turns.js` reads it."""
+    row = [s.observation, s.thought, s.action, _short(s.reward), int(s.valid), s.reply]
+    return [*row, s.ending] if s.ending else row
 
 
 def _length(text: dict[str, Any]) -> int:

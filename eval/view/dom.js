@@ -24,6 +24,7 @@ const OUTCOME_WORDS = {
   failed: "failed (environment or agent)",
 };
 const percent = (value) => (100 * value).toFixed(1) + " %";
+const shortNumber = (v) => v !== 0 && (Math.abs(v) < 0.001 || Math.abs(v) >= 10000) ? v.toExponential(0) : String(+v.toPrecision(4));
 const three = (value) => value.toFixed(3);
 const plural = (n, word) => n.toLocaleString("en") + " " + word + (n === 1 ? "" : "s");
 const runClass = (run) => "run-" + (run < 0 ? "x" : run % 8);

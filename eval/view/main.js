@@ -1,4 +1,4 @@
-// Tabs, the address (so that a view can be bookmarked and returned to), keys, light and dark.
+// Tabs, the address (so that a view can be bookmarked and returned to), keys.
 
 const KEYS = [
   ["1  2  3", "overview, learning curves, episodes"],
@@ -43,12 +43,6 @@ function route() {
   byId("episode").replaceChildren(el("p", { class: "none pick" }, "Choose an episode: click, or press j."));
 }
 
-function theme() {
-  const dark = (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-  document.documentElement.dataset.theme = dark ? "light" : "dark";
-  try { localStorage.setItem("stepagent-theme", document.documentElement.dataset.theme); } catch { /* then it is not remembered */ }
-}
-
 function keyed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const key = event.key, field = event.target.closest("input[type=search], select");
@@ -76,8 +70,7 @@ function keyed(event) {
 }
 
 async function start() {
-  try { document.documentElement.dataset.theme = localStorage.getItem("stepagent-theme") || ""; } catch { /* then as the system */ }
-  byId("theme").addEventListener("click", theme);
+  setUpTheme();
   if (typeof DecompressionStream === "undefined") throw new Error("this browser cannot unpack gzip (DecompressionStream): use a newer one");
   store.index = await unpack("index");
   const { title, runs, curves: learned, episodes } = store.index;
@@ -89,8 +82,7 @@ async function start() {
   if (learned.length) drawCurves();
   if (runs.length) setUpList();
   for (const t of TABS) byId("tab-" + t).addEventListener("click", () => to("#" + t));
-  byId("keys").append(el("h2", {}, "Keys"), el("dl", {}, KEYS.map(([k, what]) => [el("dt", {}, k), el("dd", {}, what)])), el("button", { on: { click: () => byId("keys").close() } }, "close"));
-  byId("help").addEventListener("click", () => byId("keys").showModal());
+  setUpKeys(KEYS);
   addEventListener("hashchange", route);
   addEventListener("keydown", keyed);
   byId("wait").remove();

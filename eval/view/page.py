@@ -1,4 +1,4 @@
-"""Assembles the page: template, style, scripts, and the report's data, compressed.
+"""Assembles a page: template, style, scripts, and the report's data, compressed.
 
 The content security policy allows the one style and the one script by their SHA-256 and forbids
 everything else: connections, images, forms, other scripts. The data is in blocks of base64, in
@@ -11,6 +11,8 @@ import base64
 import gzip
 import hashlib
 import html
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from stepagent.eval.tables import plain
@@ -18,8 +20,10 @@ from stepagent.eval.view.data import Report, to_json
 from stepagent.files import write_text
 
 _HERE = Path(__file__).parent
-SCRIPTS = ("data.js", "dom.js", "charts.js", "overview.js", "list.js", "episode.js", "main.js")
-"""In the order in which they are concatenated."""
+SCRIPTS = (
+    *("data.js", "dom.js", "turns.js", "theme.js", "charts.js"),
+    *("overview.js", "list.js", "episode.js", "main.js"),
+)
 
 
 def write(report: Report, out: Path) -> int:
@@ -35,38 +39,54 @@ def write(report: Report, out: Path) -> int:
 
 def render(report: Report) -> str:
     """The page as text."""
-    style = (_HERE / "style.css").read_text(encoding="utf-8")
-    script = '"use strict";\n(() => {\n' + "\n".join(
-        (_HERE / name).read_text(encoding="utf-8") for name in SCRIPTS
-    )
-    script += "})();\n"
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src '{_hash(script)}'",
-            f"style-src '{_hash(style)}'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "require-trusted-types-for 'script'",
-            "trusted-types 'none'",
+    data = "\n".join(
+        f'<script type="text/plain" id="{name}">{_packed(value)}</script>'
+        for name, value in [
+            ("index", report.index),
+            *((f"chunk-{i}", chunk) for i, chunk in enumerate(report.chunks)),
         ]
     )
-    parts = {
-        "POLICY": html.escape(policy),
-        "TITLE": html.escape(plain(f"{report.title} – StepAgent")),
-        "STYLE": style,
-        "SCRIPT": script,
-        "DATA": "\n".join(
-            f'<script type="text/plain" id="{name}">{_packed(value)}</script>'
-            for name, value in [
-                ("index", report.index),
-                *((f"chunk-{i}", chunk) for i, chunk in enumerate(report.chunks)),
+    title = html.escape(plain(f"{report.title} – StepAgent"))
+    files = PageFiles(
+        template=_HERE / "page.html",
+        styles=[_HERE / "style.css"],
+        scripts=[_HERE / name for name in SCRIPTS],
+    )
+    return files.assemble({"TITLE": title, "DATA": data})[0]
+
+
+@dataclass(frozen=True)
+class PageFiles:
+    """What a page is made of: a template with `@@NAME@@` in place of its parts."""
+
+    template: Path
+    styles: Sequence[Path]
+    scripts: Sequence[Path]
+    """In the order in which they are concatenated."""
+    connects: bool = False
+    """Whether the scripts may ask the page's own server."""
+
+    def assemble(self, parts: dict[str, str]) -> tuple[str, str]:
+        """The page, and its content security policy."""
+        style = "".join(file.read_text(encoding="utf-8") for file in self.styles)
+        script = "\n".join(file.read_text(encoding="utf-8") for file in self.scripts)
+        script = '"use strict";\n(() => {\n' + script + "})();\n"
+        policy = "; ".join(
+            [
+                "default-src 'none'",
+                f"script-src '{_hash(script)}'",
+                f"style-src '{_hash(style)}'",
+                *(["connect-src 'self'"] if self.connects else []),
+                "base-uri 'none'",
+                "form-action 'none'",
+                "require-trusted-types-for 'script'",
+                "trusted-types 'none'",
             ]
-        ),
-    }
-    page = (_HERE / "page.html").read_text(encoding="utf-8")
-    pieces = page.split("@@")  # text, name, text, name, …; inserted parts are not searched again
-    return "".join(parts[p] if i % 2 else p for i, p in enumerate(pieces))
+        )
+        parts = {**parts, "POLICY": html.escape(policy), "STYLE": style, "SCRIPT": script}
+        page = self.template.read_text(encoding="utf-8")
+        pieces = page.split("@@")  # text, name, text, name, …; insertions are not searched again
+        return "".join(parts[p] if i % 2 else p for i, p in enumerate(pieces)), policy
 
 
 def _hash(text: str) -> str:

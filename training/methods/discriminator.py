@@ -118,12 +118,16 @@ class Discriminator(nn.Module):
             if self.shared:
                 self.backbone.set_adapter("default")
 
-    @torch.no_grad()
     def score(self, item: Practice) -> Tensor:
-        """float32 [A] on the CPU, `logit_agent_is_high` of the item's actions."""
+        """`logits` of the item's actions."""
+        return self.logits(item.tree)
+
+    @torch.no_grad()
+    def logits(self, tree: StepTree) -> Tensor:
+        """float32 [A] on the CPU, `logit_agent_is_high` of a tree's actions."""
         with self.active():
             self.eval()
-            return self(pack([item.tree], self.head.weight.device)).cpu()
+            return self(pack([tree], self.head.weight.device)).cpu()
 
     def save(self, path: Path) -> None:
         with self.active():

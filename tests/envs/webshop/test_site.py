@@ -1,5 +1,4 @@
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -9,6 +8,7 @@ import requests
 
 from stepagent.envs import trajectory
 from stepagent.envs.webshop import site as sites
+from tests.browser import serious_findings
 
 
 @pytest.fixture
@@ -108,29 +108,75 @@ def test_the_command(tmp_path):
     assert "holds no catalogue" in failed.stderr
 
 
-def test_in_a_browser(site):
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium is installed on this machine")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(
-            executable_path=browser, args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = chromium.new_page()
-        page.goto(site.url)
-        page.click("#start")
-        (visitor,) = site.visits.values()
-        assert page.inner_text("#instruction") == visitor.info["instruction"]
-        for thought, action in visitor.env.expert_plan():
-            page.fill("textarea", thought)
-            if action.startswith("search"):
-                page.fill("#words", action[7:-1])
-                page.click("#search")
-                assert page.locator(".hit").count() == 10
-            else:
-                page.locator(f'button[value="{action}" i]').first.click()
-        assert page.inner_text("#score") == "1.00"
-        assert page.inner_text("#steps").startswith("step ")
-        chromium.close()
+def test_in_a_browser(site, chromium):
+    page = chromium.new_page()
+    page.goto(site.url)
+    page.click("#start")
+    (visitor,) = site.visits.values()
+    assert page.inner_text("#instruction") == visitor.info["instruction"]
+    for thought, action in visitor.env.expert_plan():
+        page.fill("textarea", thought)
+        if action.startswith("search"):
+            page.fill("#words", action[7:-1])
+            page.click("#search")
+            assert page.locator(".hit").count() == 10
+        else:
+            page.locator(f'button[value="{action}" i]').first.click()
+    assert page.inner_text("#score") == "1.00"
+    assert page.inner_text("#steps").startswith("step ")
+    page.close()
     assert len(trajectory.read(site.config.out)) == 1
+
+
+def _focus(page, selector):
+    """Presses Tab until the first element that the selector names has the focus."""
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        if page.evaluate(f"document.activeElement.matches({selector!r})"):
+            return
+    raise AssertionError(f"Tab does not reach {selector}")
+
+
+def test_with_the_keyboard_alone(site, chromium):
+    page = chromium.new_page()
+    page.goto(site.url)
+    _focus(page, "#start")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#instruction")
+    (visitor,) = site.visits.values()
+    for _, action in visitor.env.expert_plan():
+        steps = page.inner_text("#steps")
+        if action.startswith("search"):
+            _focus(page, "#words")
+            page.keyboard.type(action[7:-1])
+        else:
+            _focus(page, f'button[value="{action}" i]')
+        page.keyboard.press("Enter")
+        page.wait_for_function(
+            "old => document.querySelector('#steps').innerText !== old", arg=steps
+        )
+    assert page.inner_text("#score") == "1.00"
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_narrow_dark_and_accessible(site, chromium, scheme):
+    page = chromium.new_page(color_scheme=scheme, viewport={"width": 360, "height": 700})
+
+    def check():
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert serious_findings(page) == []
+
+    page.goto(site.url)
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(18, 22, 28)") == (scheme == "dark")
+    check()
+    page.click("#start")
+    check()
+    visitor = next(reversed(site.visits.values()))
+    for _, action in visitor.env.expert_plan():
+        site.act(visitor, action, "")
+        page.reload()
+        check()
+    assert page.inner_text("#score") == "1.00"
+    page.close()
