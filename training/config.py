@@ -415,6 +415,25 @@ class EvaluationConfig:
 
 
 @dataclass
+class SamplerConfig:
+    """Where the policy's replies are drawn, in practice, in its own episodes and in scoring."""
+
+    urls: list[str] = field(default_factory=list)
+    """Addresses of vLLM servers that draw them, one engine each, sharing the load; the trainer says
+    how they are started. Empty: the trainer draws them itself."""
+    shared: str = ""
+    """Folder that trainer and engines see under the same path, where each version of the policy is
+    published; empty: `published/` in the run's directory."""
+    concurrency: int = 64
+    """Requests under way at once, per engine and process of the run. 16 to 256 is usual."""
+    timeout: float = 600.0
+    """Seconds after which an engine that has not answered counts as out."""
+    patience: float = 600.0
+    """Seconds to wait for an engine where none answers, before the run stops; the same command
+    again continues it."""
+
+
+@dataclass
 class Config:
     """Trains a policy: expert data, SFT, then one method, scored at each stage."""
 
@@ -450,6 +469,8 @@ class Config:
     """On-policy distillation."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     """Episodes of the agent's own."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Where replies are drawn."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     """Preferences between trajectories."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

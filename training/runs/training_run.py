@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from stepagent.training.runs.directory import RunDirectory, RunError, WrongOptio
 from stepagent.training.runs.expert import load_expert
 from stepagent.training.runs.scores import Scores
 from stepagent.training.runs.stage import Stage
+from stepagent.training.sampler.interface import Sampler
+from stepagent.training.sampler.local import LocalSampler
+from stepagent.training.sampler.vllm import States, VllmSampler
 
 
 @dataclass
@@ -86,6 +90,7 @@ class TrainingRun:
         )
         """The expert's trajectories as tokens."""
         self._describe(left_out)
+        self.sampler = self._open_sampler()
         self.scores = Scores(self.directory.path / "eval", config, console)
 
     def _read_state(self) -> State:
@@ -142,6 +147,33 @@ class TrainingRun:
             policy.use_tools(self.prompt.tools)
         return policy
 
+    def _open_sampler(self) -> Sampler:
+        """What the configuration names. A new run publishes the untrained policy: an engine that
+        cannot serve it is to be known before hours of training."""
+        if not self.config.sampler.urls:
+            return LocalSampler()
+        states = States(
+            longest=max(len(s.encoded.state(-1)) for s in self.samples),
+            probe=self.samples[0].encoded.path(len(self.samples[0].encoded.ids)),
+        )
+        report = partial(self.console.print, markup=False, soft_wrap=True)
+        sampler = VllmSampler(self.config.sampler, self.config.output, states, report)
+        if not self.state.done:
+            sampler.publish(self.policy)
+        return sampler
+
+    def player(self, name: str, **options: Any) -> TransformersAgent:
+        """The policy as it is now, as an agent; the options are further ones of
+        `TransformersAgent`."""
+        self.sampler.publish(self.policy)
+        return self.sampler.player(
+            name=name,
+            **asdict(self.style),
+            template=self.policy.config.template,
+            max_new_tokens=self.policy.config.max_new_tokens,
+            **options,
+        )
+
     def restart(self) -> None:
         """Replaces the trained policy by the untrained one, as it was before SFT."""
         del self.policy
@@ -178,6 +210,7 @@ class TrainingRun:
             console=self.console,
             before=self._last or "",
             done=name in self.state.done,
+            sampler=self.sampler,
             figures=dict(self.state.figures.get(name, {})),
         )
         if self.config.reflection.keep_optimiser:
@@ -265,16 +298,7 @@ class TrainingRun:
             return agents.make_agent(agent)
         self._refresh()
         evaluation = self.config.evaluation
-        return TransformersAgent(
-            self.policy.model,
-            self.policy.tokenizer,
-            name=name,
-            **asdict(self.style),
-            template=self.policy.config.template,
-            max_new_tokens=self.policy.config.max_new_tokens,
-            temperature=evaluation.temperature,
-            batch_size=evaluation.workers,
-        )
+        return self.player(name, temperature=evaluation.temperature, batch_size=evaluation.workers)
 
     def finish(self) -> dict[str, Any]:
         """Writes `final/` and `summary.json`, prints the table; returns the summary."""
@@ -310,5 +334,6 @@ class TrainingRun:
         if self.directory.main:
             write_text(self.directory.path / "summary.json", json.dumps(summary, indent=1))
         self.console.print(self.scores.table(summaries))
+        self.sampler.close()
         self.directory.close()
         return summary

@@ -50,6 +50,13 @@ def check_options(config: Config) -> None:
     _at_least("expert", config.expert, limit=0, workers=1)
     _at_least("evaluation", evaluation, limit=0, workers=1, temperature=0, agreement=0)
     _at_least("policy", config.policy, max_new_tokens=1)
+    _at_least("sampler", config.sampler, concurrency=1, patience=0)
+    _above("sampler", config.sampler, timeout=0)
+    for url in config.sampler.urls:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"sampler.urls has {url!r}: an address begins with http:// or https://"
+            )
     tiny = {f.name: 1 for f in dataclasses.fields(config.policy.tiny)}
     _at_least("policy.tiny", config.policy.tiny, **tiny)
     width, heads = config.policy.tiny.hidden_size, config.policy.tiny.heads

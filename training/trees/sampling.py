@@ -43,6 +43,8 @@ class Sampling:
     """Tokens that end a reply; the one drawn is kept as its last token."""
     stopped: Callable[[Sequence[int]], bool] = lambda ids: False
     """Called with a reply's ids after each token; True ends the reply."""
+    stops: Sequence[str] = ()
+    """Texts that make `stopped` true, for engines that can look for texts alone."""
 
     def __post_init__(self) -> None:
         if self.k < 1 or (self.decoding.temperature == 0 and self.k > 1):
