@@ -214,21 +214,21 @@ def test_the_others_do_the_work_of_one_that_is_dead(adapted, start, make):
 
 def test_an_engine_that_hangs_is_out(adapted, start, make):
     one, other = start(), start()
-    sampler = make(one, other, timeout=0.5)
+    sampler = make(one, other, timeout=6.0, patience=60.0)
     sampler.publish(adapted)
-    one.delay = 3.0
+    one.delay = 60.0
     assert list(sampler.draw(_jobs(), GREEDY)) == _local(adapted, GREEDY)
-    assert any("has not answered within 0.5 s" in line for line in sampler.reports)
+    assert any("has not answered within 6 s" in line for line in sampler.reports)
 
 
 def test_somebody_elses_version_is_refused(policy, start, make):
     """Two runs that publish full weights to one engine would practise with each other's."""
     stub = start()
-    sampler = make(stub)
+    sampler = make(stub, patience=0.5)
     sampler.publish(policy)
     stub.on_update_weight_version = lambda body: (200, {"success": True})
     stub.version = "other-run-1"
-    with pytest.raises(SamplerError, match="answered with other-run-1, not run-"):
+    with pytest.raises(NoEngine, match="answered with other-run-1, not run-"):
         list(sampler.draw(_jobs(1), GREEDY))
 
 
@@ -303,8 +303,8 @@ def _load(stub, name):
 
 
 @pytest.mark.parametrize("kind", ["adapter", "full"])
-def test_a_folder_that_the_engine_does_not_see(kind, policy, adapted, start, make, tmp_path):
-    stub, sees = start(), Path.is_dir
+def test_a_folder_that_the_engine_does_not_see(kind, policy, adapted, start, make):
+    stub = start()
     for name in ("on_v1_load_lora_adapter", "on_collective_rpc"):
         real = getattr(stub, name)
         setattr(stub, name, lambda body, real=real: real(_elsewhere(body)))
@@ -312,7 +312,6 @@ def test_a_folder_that_the_engine_does_not_see(kind, policy, adapted, start, mak
     with pytest.raises(SamplerError, match="the same folder under the same path"):
         make(stub).publish(chosen)
     assert not stub.is_paused
-    assert sees(tmp_path)
 
 
 def _elsewhere(body):
@@ -396,8 +395,7 @@ def test_a_run_on_engines_is_the_run_of_the_trainer_alone(rank, config, start, t
     run.run(config)
     local = _practised(config), _losses(config), _scores(config)
     stub = start()
-    stub.base = Path(config.output) / "base"
-    stub.restart()
+    stub.serve(Path(config.output) / "base")
     config.output = str(tmp_path / "engines")
     config.sampler = SamplerConfig(urls=[stub.address], concurrency=4, patience=20)
     died = []
@@ -424,8 +422,7 @@ def test_a_run_goes_on_where_it_stopped_for_want_of_an_engine(config, start, tmp
     run.run(config)
     local = _practised(config), _losses(config)
     stub = start()
-    stub.base = Path(config.output) / "base"
-    stub.restart()
+    stub.serve(Path(config.output) / "base")
     config.output = str(tmp_path / "engines")
     config.sampler = SamplerConfig(urls=[stub.address], concurrency=1, patience=0.2)
     config.evaluation.every_iteration = False
@@ -435,8 +432,7 @@ def test_a_run_goes_on_where_it_stopped_for_want_of_an_engine(config, start, tmp
     assert 0 < len(_practised(config)[0].splitlines()) < len(local[0][0].splitlines())
     stub.restart()
     other = start()  # at another address, which a run may have when it is taken up again
-    other.base = stub.base
-    other.restart()
+    other.serve(stub.base)
     config.sampler.urls = [other.address]
     run.run(config)
     assert (_practised(config), _losses(config)) == (local[0], pytest.approx(local[1], abs=1e-3))
@@ -448,8 +444,7 @@ def test_episodes_of_its_own_on_engines(config, start, tmp_path):
     run.run(config)
     played = (Path(config.output) / "rollouts" / "iteration-1-0.jsonl").read_text()
     stub = start()
-    stub.base = Path(config.output) / "base"
-    stub.restart()
+    stub.serve(Path(config.output) / "base")
     config.output = str(tmp_path / "engines")
     config.sampler = SamplerConfig(urls=[stub.address])
     run.run(config)

@@ -15,6 +15,8 @@ from stepagent.agents.models import ModelError, load_model, load_tokenizer
 from tests.servers import Scripted
 
 NOT_FOUND = (404, b'{"detail":"Not Found"}')
+_LOADING = threading.Lock()
+"""Models load one after another: transformers cannot load two at once."""
 
 
 class VllmStub(Scripted):
@@ -22,18 +24,22 @@ class VllmStub(Scripted):
 
     def __init__(self, base: Path) -> None:
         super().__init__()
-        self.base, self.max_model_len, self.max_lora_rank = base, 512, 16
+        self.max_model_len, self.max_lora_rank = 512, 16
         self.takes_adapters = self.takes_weights = True
-        self.tokenizer = load_tokenizer(base)
         self.dies_after = -1
         """Replies until it dies; -1: it does not."""
         self._model = threading.Lock()
+        self.serve(base)
+
+    def serve(self, base: Path) -> None:
+        """Starts anew with the model in another directory."""
+        self.base, self.tokenizer, self._first = base, load_tokenizer(base), _load(base)
         self.restart()
 
     def restart(self) -> None:
         """As after a kill: the weights that it was started with, and no adapter."""
         self.adapters: dict[str, tuple[str, Any]] = {}
-        self.weights, self.version = load_model(self.base, "float32", "cpu"), "default"
+        self.weights, self.version = self._first, "default"
         self.is_dead, self.is_paused = False, False
 
     def calls(self, path: str) -> list[Any]:
@@ -74,7 +80,7 @@ class VllmStub(Scripted):
         if rank > self.max_lora_rank:
             text = f"LoRA rank {rank} is greater than max_lora_rank {self.max_lora_rank}."
             return _error(500, text)
-        self.adapters[name] = str(path), load_model(path, "float32", "cpu")
+        self.adapters[name] = str(path), _load(path)
         return 200, b"Success"
 
     def on_v1_unload_lora_adapter(self, body: Any) -> tuple[int, Any]:
@@ -95,7 +101,7 @@ class VllmStub(Scripted):
     def on_collective_rpc(self, body: Any) -> tuple[int, Any]:
         assert body["method"] == "reload_weights"
         try:
-            self.weights = load_model(body["kwargs"]["weights_path"], "float32", "cpu")
+            self.weights = _load(body["kwargs"]["weights_path"])
         except ModelError as error:
             return _error(500, f"Call to collective_rpc method failed: {error}")
         return 200, {"results": [None]}
@@ -152,6 +158,11 @@ class VllmStub(Scripted):
         table = model(torch.tensor([prompt])).logits[0].float().log_softmax(-1)
         pairs = enumerate(prompt[1:])
         return [None, *({str(t): {"logprob": float(table[i, t])}} for i, t in pairs)]
+
+
+def _load(path: Path | str) -> Any:
+    with _LOADING:
+        return load_model(path, "float32", "cpu")
 
 
 def _error(status: int, text: str) -> tuple[int, Any]:
