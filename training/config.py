@@ -357,7 +357,10 @@ class PolicyConfig:
     model: str = "smollm2"
     """`smollm2`, `tiny` (a small Llama from scratch), a directory, or a hub id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of frozen weights; trained weights are always kept in float32."""
+    """`bfloat16`: frozen weights are kept in it, and where all weights are trained, forward and
+    backward passes compute in it (autocast); trained weights are always kept in float32. `auto`:
+    bfloat16 for frozen weights where the device computes in it. Unless `float32`, a GPU multiplies
+    float32 as TF32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
     max_new_tokens: int = 256

@@ -1,11 +1,14 @@
 """The policy: a language model with its tokenizer, chat codec and (optionally) a LoRA adapter.
 
 Trained weights are kept in float32, whatever the type of the rest: bfloat16 rounds away the small
-updates of reinforcement learning.
+updates of reinforcement learning. Where all weights are trained, `dtype: bfloat16` computes in it
+by autocast.
 """
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +77,8 @@ class Policy:
         frozen = adapter or config.lora.r > 0
         dtype = config.dtype if frozen else "float32"
         model = load_model(name, dtype, config.device, trainable=adapter)
+        if model.device.type == "cuda" and config.dtype != "float32":
+            torch.set_float32_matmul_precision("high")  # TF32
         if config.lora.r > 0 and not adapter:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -81,6 +86,8 @@ class Policy:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        if not frozen and config.dtype == "bfloat16":
+            compute_in_bfloat16(model)
         if config.gradient_checkpointing:
             checkpoint_gradients(model)
         return Policy(model, tokenizer, config)
@@ -152,6 +159,21 @@ class Policy:
         kind = f"LoRA of rank {self.config.lora.r}" if self.has_adapter else "all weights"
         sizes = f"{total / 1e6:.1f} M weights, {trained / 1e6:.1f} M trained"
         return f"{self.config.model}: {sizes} ({kind})"
+
+
+def compute_in_bfloat16(model: Any) -> None:
+    """From now on the model's forward passes run under autocast, in practice as in training; its
+    weights, their gradients and the optimiser stay in float32."""
+    forward = type(model).forward
+
+    @functools.wraps(forward)
+    def in_bfloat16(self: Any, *args: Any, **options: Any) -> Any:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return forward(self, *args, **options)
+
+    # A method of this model, so that a copy of the model (`runs.sharding.Twin`) gets its own.
+    model.forward = types.MethodType(in_bfloat16, model)
+    model.compute_dtype = torch.bfloat16
 
 
 def checkpoint_gradients(model: Any) -> None:

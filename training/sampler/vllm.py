@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import requests
 
 from stepagent.files import Lock
 from stepagent.training.config import SamplerConfig
@@ -144,13 +145,8 @@ class VllmSampler(Sampler):
         assert self._fleet
         with session() as own:
             while (item := self._todo.get()) is not None:
-                future, prompt, sampling = item
-                if not future.set_running_or_notify_cancel():
-                    continue
-                try:
-                    future.set_result(self._fleet.draw(own, prompt, sampling))
-                except BaseException as error:
-                    future.set_exception(error)
+                _answer(self._fleet, own, *item)
+                del item  # its error, and with it the run, would live until the next one
 
     def forget(self, key: Any) -> None:
         """There will be no further prompt of this key."""
@@ -168,6 +164,21 @@ class VllmSampler(Sampler):
         for _ in self._threads:
             self._todo.put(None)
         self._threads.clear()
+
+
+def _answer(
+    fleet: Fleet,
+    own: requests.Session,
+    future: Future[Drawn],
+    prompt: Prompt,
+    sampling: Sampling,
+) -> None:
+    """Does what was submitted."""
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(fleet.draw(own, prompt, sampling))
+        except BaseException as error:
+            future.set_exception(error)
 
 
 def _seed(seed: int, step: int, j: int) -> int:

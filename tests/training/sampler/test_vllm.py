@@ -23,6 +23,7 @@ from stepagent.training.sampler.version import SamplerError, digest, prefix_of
 from stepagent.training.sampler.vllm import States, VllmSampler, serve_command
 from stepagent.training.trees.sampling import Sampling
 from tests.servers import running
+from tests.training.sampler.runs import losses, practised, scores
 from tests.training.sampler.vllm_stub import VllmStub
 from tests.training.toys import random_tree
 
@@ -368,32 +369,13 @@ def test_the_command_for_full_weights(policy, base):
 # Runs -------------------------------------------------------------------------------------------
 
 
-def _summary(config):
-    return json.loads((Path(config.output) / "summary.json").read_text())
-
-
-def _losses(config):
-    lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
-def _practised(config):
-    files = sorted((Path(config.output) / "practice").glob("*.jsonl"))
-    return [file.read_text() for file in files]
-
-
-def _scores(config):
-    scores = _summary(config)["scores"]
-    return {name: (s["reward_mean"], s["steps_mean"]) for name, s in scores.items()}
-
-
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_run_on_engines_is_the_run_of_the_trainer_alone(rank, config, start, tmp_path):
     """Greedy: the same practice, losses, episodes and scores; the engine dies on the way."""
     config.reflection.temperature, config.policy.lora.r = 0.0, rank
     config.policy.lora.alpha = 8
     run.run(config)
-    local = _practised(config), _losses(config), _scores(config)
+    local = practised(config), losses(config), scores(config)
     stub = start()
     stub.serve(Path(config.output) / "base")
     config.output = str(tmp_path / "engines")
@@ -409,10 +391,9 @@ def test_a_run_on_engines_is_the_run_of_the_trainer_alone(rank, config, start, t
     stub.on_inference_v1_generate = dies
     run.run(config)
     assert died
-    practised, losses, scores = _practised(config), _losses(config), _scores(config)
-    assert practised == local[0]
-    assert losses == pytest.approx(local[1], abs=1e-3)
-    assert scores == local[2]
+    assert practised(config) == local[0]
+    assert losses(config) == pytest.approx(local[1], abs=1e-3)
+    assert scores(config) == local[2]
     folders = list((Path(config.output) / "published").glob("*/"))
     assert len(folders) <= 1, "earlier versions are deleted"
 
@@ -420,7 +401,7 @@ def test_a_run_on_engines_is_the_run_of_the_trainer_alone(rank, config, start, t
 def test_a_run_goes_on_where_it_stopped_for_want_of_an_engine(config, start, tmp_path):
     config.reflection.temperature, config.reflection.iterations = 0.0, 1
     run.run(config)
-    local = _practised(config), _losses(config)
+    local = practised(config), losses(config)
     stub = start()
     stub.serve(Path(config.output) / "base")
     config.output = str(tmp_path / "engines")
@@ -429,13 +410,13 @@ def test_a_run_goes_on_where_it_stopped_for_want_of_an_engine(config, start, tmp
     stub.dies_after = 9
     with pytest.raises(NoEngine):
         run.run(config)
-    assert 0 < len(_practised(config)[0].splitlines()) < len(local[0][0].splitlines())
+    assert 0 < len(practised(config)[0].splitlines()) < len(local[0][0].splitlines())
     stub.restart()
     other = start()  # at another address, which a run may have when it is taken up again
     other.serve(stub.base)
     config.sampler.urls = [other.address]
     run.run(config)
-    assert (_practised(config), _losses(config)) == (local[0], pytest.approx(local[1], abs=1e-3))
+    assert (practised(config), losses(config)) == (local[0], pytest.approx(local[1], abs=1e-3))
 
 
 def test_episodes_of_its_own_on_engines(config, start, tmp_path):
