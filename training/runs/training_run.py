@@ -29,6 +29,7 @@ from stepagent.training.policy import Policy
 from stepagent.training.runs import budget, interrupts, processes
 from stepagent.training.runs.budget import Budget
 from stepagent.training.runs.directory import RunDirectory, RunError, WrongOptions
+from stepagent.training.runs.estimates import estimate
 from stepagent.training.runs.expert import load_expert
 from stepagent.training.runs.scores import Scores
 from stepagent.training.runs.stage import Stage
@@ -117,8 +118,14 @@ class TrainingRun:
         return state
 
     def check_space(self, policies: int) -> None:
-        """Raises RunError where the disk cannot hold so many policies and what training adds."""
+        """Says what the run needs. Raises RunError where the disk cannot hold so many policies and
+        what training adds."""
         needed = self.bytes_needed(policies)
+        longest = max(sample.encoded.longest for sample in self.samples)
+        tokens = max(longest, self.config.reflection.pack_tokens)
+        free = shutil.disk_usage(self.directory.path).free
+        text = estimate(self.policy, tokens, needed).text(free)
+        self.console.print(f"The run {text}", markup=False, soft_wrap=True)
         self.directory.check_space(needed, "policies and checkpoints")
 
     def bytes_needed(self, policies: int) -> int:

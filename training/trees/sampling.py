@@ -29,9 +29,6 @@ MAX_ROWS = 256
 """Rows decoded together; more go in groups, which share the reading of the trajectory."""
 _DROP_SHARE = 8
 """Rows that have ended are dropped once they are more than one in this many."""
-_UNSEEN_TOKENS = 16
-"""Tokens that a GPU decodes before the processor looks which rows have ended: to look is to wait
-for it. What follows a reply's end is thrown away."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +156,7 @@ def _decode(
     """Writes the rows' replies, all in step; `logits` [R, vocabulary] predict the first tokens."""
     device = logits.device
     pattern = Decode(trunk, torch.tensor([row.prefix for row in rows], device=device))
-    unseen = 1 if device.type == "cpu" else _UNSEEN_TOKENS
+    unseen = _unseen_tokens(device)
     while True:
         # No further than the shortest row that is still active may go.
         room = min(row.limit - len(row.ids) for row in rows if not row.ended)
@@ -181,6 +178,12 @@ def _decode(
             pattern.keep(places)
             rows, newest = [rows[i] for i in active], newest[places]
         logits = _decode_step(model, pattern, newest)
+
+
+def _unseen_tokens(device: torch.device) -> int:
+    """Tokens that are decoded before the rows are looked at, which is to wait for a GPU; what
+    follows a reply's end is thrown away."""
+    return 1 if device.type == "cpu" else 16
 
 
 def _next_draws(row: _Row, count: int) -> np.ndarray:

