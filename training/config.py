@@ -480,5 +480,11 @@ class Config:
     """Scoring."""
     checkpoint_seconds: float = 300.0
     """Time between checkpoints within a stage. A killed run loses at most this much work."""
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Where metrics go beside `metrics.jsonl`: trackers of accelerate, such as `tensorboard`,
+    `wandb`, `trackio` and `mlflow`, which are installed and logged in to as they say themselves."""
+    push_to_hub: str = ""
+    """Repository of the Hugging Face hub (owner/name) that the final policy is pushed to, private,
+    with a card made from the run; empty: none."""
     keep_policies: bool = True
     """Keep the policy of every stage; off: only the last (`final/`)."""

@@ -7,8 +7,6 @@ by autocast.
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +26,7 @@ from stepagent.agents.models import (
 )
 from stepagent.agents.tool_template import ToolCodec
 from stepagent.envs.tools import Tool
-from stepagent.training.config import PolicyConfig
+from stepagent.training.config import LoraSettings, PolicyConfig
 from stepagent.training.tiny import build_model, build_tokenizer
 from stepagent.training.trees.compat import enable_step_trees
 
@@ -82,7 +80,7 @@ class Policy:
         if config.lora.r > 0 and not adapter:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = _with_adapter(model, config)
+                model = adapted(model, config.lora)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -164,16 +162,19 @@ class Policy:
 def compute_in_bfloat16(model: Any) -> None:
     """From now on the model's forward passes run under autocast, in practice as in training; its
     weights, their gradients and the optimiser stay in float32."""
-    forward = type(model).forward
+    # By hooks, since trainers replace `forward`, and a copy of the model has them too.
+    model.compute_dtype, model.autocasts = torch.bfloat16, []
+    model.register_forward_pre_hook(_begin_autocast)
+    model.register_forward_hook(_end_autocast, always_call=True)
 
-    @functools.wraps(forward)
-    def in_bfloat16(self: Any, *args: Any, **options: Any) -> Any:
-        with torch.autocast(self.device.type, torch.bfloat16):
-            return forward(self, *args, **options)
 
-    # A method of this model, so that a copy of the model (`runs.sharding.Twin`) gets its own.
-    model.forward = types.MethodType(in_bfloat16, model)
-    model.compute_dtype = torch.bfloat16
+def _begin_autocast(model: Any, args: Any) -> None:
+    model.autocasts.append(torch.autocast(model.device.type, model.compute_dtype))
+    model.autocasts[-1].__enter__()
+
+
+def _end_autocast(model: Any, args: Any, out: Any) -> None:
+    model.autocasts.pop().__exit__(None, None, None)
 
 
 def checkpoint_gradients(model: Any) -> None:
@@ -195,16 +196,17 @@ def _check_shapes(path: Path, saved: Mapping[str, Any], policy: Mapping[str, Any
         )
 
 
-def _with_adapter(model: Any, config: PolicyConfig) -> Any:
+def adapted(model: Any, settings: LoraSettings) -> Any:
+    """The model with a new adapter, drawn from torch's random state."""
     from peft import LoraConfig, get_peft_model
 
-    modules = config.lora.target_modules
+    modules = settings.target_modules
     return get_peft_model(
         model,
         LoraConfig(
-            r=config.lora.r,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
+            r=settings.r,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
             target_modules=modules if modules == "all-linear" else modules.split(","),
             task_type="CAUSAL_LM",
         ),

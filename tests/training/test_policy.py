@@ -118,7 +118,9 @@ def test_all_weights_are_computed_with_in_bfloat16_and_kept_in_float32(saved: Pa
     logits = policy.model(input_ids=ids, use_cache=False).logits
     assert logits.dtype == torch.bfloat16
     alone = logits[0].float().log_softmax(-1)[torch.arange(len(state) - 1, ids.shape[1] - 1), reply]
-    assert float(log_probs(policy)[1]) == pytest.approx(float(alone.sum()), abs=0.1)
+    assert float(log_probs(policy)[1].detach()) == pytest.approx(
+        float(alone.sum().detach()), abs=0.1
+    )
     log_probs(policy).sum().backward()
     assert {p.grad.dtype for p in policy.model.parameters()} == {torch.float32}
     sampling = Sampling(2, Decoding(1.0, 1.0, 4), policy.eos_ids)
@@ -129,6 +131,16 @@ def test_all_weights_are_computed_with_in_bfloat16_and_kept_in_float32(saved: Pa
     assert other(input_ids=ids).logits.abs().max() == 0
     assert policy.model(input_ids=ids).logits.abs().max() > 0
     assert not why_uncacheable(policy.model.eval())
+    with pytest.raises(ValueError, match="either"):
+        policy.model()
+    assert not torch.is_autocast_enabled("cpu"), "an error leaves autocast, too"
+
+
+def test_bfloat16_outlives_trls_trainers(saved: Path) -> None:
+    """They replace the model's forward, which is taken away behind them."""
+    policy = Policy.load(config(dtype="bfloat16"), saved)
+    vars(policy.model).pop("forward", None)
+    assert policy.model(input_ids=torch.tensor([[5, 6]])).logits.dtype == torch.bfloat16
 
 
 def test_a_saved_adapter_is_trained_on(saved: Path, tmp_path: Path) -> None:

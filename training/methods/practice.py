@@ -107,7 +107,7 @@ def practise(
             trajectory = samples[i].trajectory
             yield {"task_id": trajectory.task_id, "seed": trajectory.seed, "replies": replies}
 
-    with stage.progress(len(samples), "trajectories practised") as move:
+    with stage.times.of("practice"), stage.progress(len(samples), "trajectories practised") as move:
         lines = resumed_in_bulk(path, len(samples), draw, lambda done: move(done, {}))
     rows: list[Replies] = [line["replies"] for line in lines]
     if config.equal != "tokens":

@@ -44,8 +44,9 @@ def play(
     RunError where ten fail in a row.
     """
     per_task = run.config.rollouts.samples
-    for k in range(per_task):
-        _play_once(run, stage, samples, k, mixed)
+    with stage.times.of("episodes"):
+        for k in range(per_task):
+            _play_once(run, stage, samples, k, mixed)
     processes.wait()
     episodes = recorded(run, stage.name, samples)
     missing = len(samples) * per_task - sum(len(row) for row in episodes)

@@ -18,6 +18,8 @@ FREE = (
     "expert.workers",
     "keep_policies",
     "output",
+    "push_to_hub",
+    "report_to",
     "rollouts.workers",
     "sampler.concurrency",
     "sampler.patience",

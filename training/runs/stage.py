@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from stepagent.training.runs.directory import MOMENTS, RunDirectory
+from stepagent.training.runs.times import Times
 from stepagent.training.sampler.interface import Sampler
 from stepagent.training.sampler.local import LocalSampler
 
@@ -45,6 +46,8 @@ class Stage:
     """What it reports in `stages.json` and `summary.json`."""
     sampler: Sampler = field(default_factory=LocalSampler)
     """Where the policy's replies are drawn."""
+    times: Times = field(default_factory=Times)
+    """What its time goes into."""
 
     @property
     def checkpoint(self) -> Path:

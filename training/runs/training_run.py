@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from stepagent import agents, command_line, envs
@@ -26,11 +27,12 @@ from stepagent.files import write_atomically, write_text
 from stepagent.training.config import Config
 from stepagent.training.data import encode
 from stepagent.training.policy import Policy
-from stepagent.training.runs import budget, interrupts, processes
+from stepagent.training.runs import budget, interrupts, model_card, processes, times
 from stepagent.training.runs.budget import Budget
 from stepagent.training.runs.directory import RunDirectory, RunError, WrongOptions
 from stepagent.training.runs.estimates import estimate
 from stepagent.training.runs.expert import load_expert
+from stepagent.training.runs.options import flat
 from stepagent.training.runs.scores import Scores
 from stepagent.training.runs.stage import Stage
 from stepagent.training.sampler.interface import Sampler
@@ -48,6 +50,9 @@ class State:
     """Stage → what it reports."""
     budget: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Stage → what it has used (`runs.budget`)."""
+    times: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Stage, or `evaluation` → what its time went into (`runs.times`), in the start that ended
+    it."""
     seconds: float = 0.0
     """Spent so far, over all starts."""
 
@@ -91,6 +96,10 @@ class TrainingRun:
         )
         """The expert's trajectories as tokens."""
         self._describe(left_out)
+        self.times = times.Times()
+        self.directory.metrics.report_to(
+            config.report_to, self.directory.path.name, flat(yaml.safe_load(text))
+        )
         self.sampler = self._open_sampler()
         self.scores = Scores(self.directory.path / "eval", config, console)
 
@@ -218,6 +227,7 @@ class TrainingRun:
             before=self._last or "",
             done=name in self.state.done,
             sampler=self.sampler,
+            times=self.times,
             figures=dict(self.state.figures.get(name, {})),
         )
         if self.config.reflection.keep_optimiser:
@@ -232,6 +242,8 @@ class TrainingRun:
             used = budget.of_stage(self.directory, name, stage.figures)
             seconds = round(time.monotonic() - started, 1)
             self.state.budget[name] = asdict(replace(used, seconds=seconds))
+            self.state.times[name] = times.of_stage(self.times, used.tokens)
+            self.directory.metrics.track(name, used.updates, self.state.times[name])
             with interrupts.held():
                 self._keep(stage)
         self._last = name
@@ -289,7 +301,11 @@ class TrainingRun:
         Several processes share the tasks.
         """
         if not processes.gather(self._is_scored(name))[0]:  # as the main one sees it
-            self.scores.play(name, self._player(name, agent))
+            with self.times.of("scoring"):
+                self.scores.play(name, self._player(name, agent))
+            spent = self.state.times.setdefault("evaluation", {})
+            for kind, seconds in self.times.take().items():
+                spent[kind] = round(spent.get(kind, 0.0) + seconds, 3)
         if self.directory.main and agent == "policy" and self.config.evaluation.agreement:
             self._refresh()
             self.scores.measure_agreement(name, self.policy, self.prompt)
@@ -333,6 +349,7 @@ class TrainingRun:
             "agreement": self.scores.agreements(self.state.done),
             "figures": self.state.figures,
             "budget": self._budget(),
+            "times": self.state.times,
             "seconds": round(self.state.seconds, 1),
             "final": str(final),
             "prompt": asdict(self.style),
@@ -340,6 +357,11 @@ class TrainingRun:
         }
         if self.directory.main:
             write_text(self.directory.path / "summary.json", json.dumps(summary, indent=1))
+        if self.directory.main and self.config.push_to_hub:
+            shutil.copy(self.directory.path / "config.yaml", final)
+            facts = {**summary, "adapter": self.policy.has_adapter}
+            text = model_card.card(facts, self.config.policy.model)
+            model_card.push(self.config.push_to_hub, final, text)
         self.console.print(self.scores.table(summaries))
         self.sampler.close()
         self.directory.close()
