@@ -363,6 +363,10 @@ class TrainingRun:
             text = model_card.card(facts, self.config.policy.model)
             model_card.push(self.config.push_to_hub, final, text)
         self.console.print(self.scores.table(summaries))
+        return summary
+
+    def close(self) -> None:
+        """Frees the run's directory and its sampler, for another run in this process. Safe to call
+        twice."""
         self.sampler.close()
         self.directory.close()
-        return summary
