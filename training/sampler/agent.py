@@ -56,7 +56,8 @@ class EngineAgent(TransformersAgent):
 
     def poll(self) -> list[tuple[Hashable, str | Exception]]:
         """The replies that have arrived, or why there is none; waits a moment for the first."""
-        began, ended = time.perf_counter(), []
+        began = time.perf_counter()
+        ended: list[tuple[Hashable, Future[Drawn]]] = []
         try:
             ended.append(self._ended.get(timeout=_POLL_SECONDS))
             while True:

@@ -136,23 +136,20 @@ class Fleet:
     def _take(self, key: Hashable) -> _Member:
         """The engine of the key, else that with the least to do; counts the prompt as under way.
 
-        The thread that finds an engine due for another attempt makes it.
+        Waits where all are out. Those that are due are tried again meanwhile.
         """
-        while True:
-            with self._changed:
-                if self._closed:
-                    raise Cancelled
-                due = self._due()
-                if due:
+        with self._changed:
+            while not self._closed:
+                if due := self._due():
                     due.is_tried = True
-                elif member := self._choose(key):
+                    # On its own: one that hangs takes long to fail again.
+                    threading.Thread(target=self._revive, args=(due,), daemon=True).start()
+                if member := self._choose(key):
                     member.busy += 1
                     return member
-                else:
-                    self._check_patience()
-                    self._changed.wait(timeout=min(1.0, RETRY_SECONDS))
-            if due:
-                self._revive(due)
+                self._check_patience()
+                self._changed.wait(timeout=min(1.0, RETRY_SECONDS))
+        raise Cancelled
 
     def _choose(self, key: Hashable) -> _Member | None:
         alive = [member for member in self._members if member.is_alive]
