@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -155,7 +156,8 @@ class Fleet:
         alive = [member for member in self._members if member.is_alive]
         member = self._places.get(key)
         if alive and (member is None or not member.is_alive):
-            member = min(alive, key=lambda m: m.busy)
+            keys = Counter(map(id, self._places.values()))
+            member = min(alive, key=lambda m: (m.busy, keys[id(m)]))
             if key is not None:
                 self._places[key] = member
         return member if alive else None
@@ -172,9 +174,11 @@ class Fleet:
         except EngineGone as error:
             self._bury(member, error)
 
-    def _ready(self, member: _Member) -> None:
+    def _ready(self, member: _Member, news: str = "") -> None:
         with session() as own:
             member.engine.prepare(own, self._version, self._context)
+        if news:
+            self._report(news)
         with self._changed:
             member.is_alive, self._out_since = True, None
             self._changed.notify_all()
@@ -208,8 +212,7 @@ class Fleet:
         """Tries an engine that is out. What it refuses is said, and it stays out: others may go on
         without it."""
         try:
-            self._ready(member)
-            self._report(f"{member.engine.name} serves {self._version.name}")
+            self._ready(member, f"{member.engine.name} serves {self._version.name}")
         except (EngineGone, SamplerError) as error:
             if isinstance(error, SamplerError) and str(error) != member.why:
                 self._report(str(error))
