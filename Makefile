@@ -5,7 +5,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 PACKAGES := envs agents eval training
 
-.PHONY: setup demo textworld test test-slow test-lowest integrations lint docs docs-serve bench clean build/types
+.PHONY: setup demo textworld test test-slow test-lowest integrations lint docs docs-serve bench gpu-check clean build/types
 
 setup: $(STAMP)
 
@@ -65,6 +65,10 @@ docs-serve: setup build/types
 
 bench: setup
 	for name in envs rollout practice reflection; do $(PY) -m stepagent bench $$name || exit 1; done
+
+# On a machine with a GPU; without one, the same code on tiny models.
+gpu-check: setup
+	$(PY) -m stepagent.training.benchmarks.gpu_check --out build/gpu-check.json
 
 clean:
 	rm -rf .venv build docs/site docs/.cache *.egg-info

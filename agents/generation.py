@@ -84,20 +84,26 @@ def choose(logits: torch.Tensor, decoding: Decoding, draws: Sequence[float]) -> 
 
     A row's choice depends on its logits and its draw only, not on the other rows.
     """
+    uniform = torch.tensor(draws, dtype=torch.float64, device=logits.device)
+    return pick(logits, decoding, uniform).tolist()
+
+
+def pick(logits: torch.Tensor, decoding: Decoding, draws: torch.Tensor) -> torch.Tensor:
+    """`choose` without leaving the device: draws float64 (rows), returns int64 (rows)."""
     if decoding.temperature == 0:
-        return logits.argmax(-1).tolist()
+        return logits.argmax(-1)
     probabilities = (logits.double() / decoding.temperature).softmax(-1)
-    draw = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None]
+    draw = draws[:, None]
     if decoding.top_p == 1:
         total = probabilities.cumsum(-1)
         picked = torch.searchsorted(total, draw * total[:, -1:], right=True)
-        return picked.clamp_(max=logits.shape[-1] - 1).squeeze(-1).tolist()
+        return picked.clamp_(max=logits.shape[-1] - 1).squeeze(-1)
     probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
     total = probabilities.cumsum(-1)
     # The most likely token always stays.
     last = (total - probabilities < decoding.top_p).sum(-1, keepdim=True) - 1
     picked = torch.searchsorted(total, draw * total.gather(-1, last), right=True)
-    return order.gather(-1, torch.minimum(picked, last)).squeeze(-1).tolist()
+    return order.gather(-1, torch.minimum(picked, last)).squeeze(-1)
 
 
 class Generator:
@@ -331,7 +337,8 @@ def why_uncacheable(model: Any) -> str:
         worst = _probe(model)
     except Exception as error:  # whatever a model raises here, naive generation still works
         return f"its forward pass does not take a mask and positions ({type(error).__name__})"
-    rounding = 1e-3 if model.dtype == torch.float32 else 0.1
+    dtype = getattr(model, "compute_dtype", model.dtype)  # of a model under autocast
+    rounding = 1e-3 if dtype == torch.float32 else 0.1
     return "" if worst < rounding else f"its logits change by {worst:.2g} when the cache is kept"
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
         "pre-train a small language model",
     ),
     "collect": ("stepagent.training.collect", "collect an agent's episodes to learn from"),
+    "merge": ("stepagent.training.merge", "fold an adapter into its base model"),
     "convert": ("stepagent.training.convert.command", "convert trajectories of other projects"),
     "serve": ("stepagent.envs.serve.__main__", "serve environments over HTTP"),
     "play": (

@@ -369,7 +369,10 @@ class PolicyConfig:
     model: str = "smollm2"
     """`smollm2`, `tiny` (a small Llama from scratch), a directory, or a hub id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of frozen weights; trained weights are always kept in float32."""
+    """`bfloat16`: frozen weights are kept in it, and where all weights are trained, forward and
+    backward passes compute in it (autocast); trained weights are always kept in float32. `auto`:
+    bfloat16 for frozen weights where the device computes in it. Unless `float32`, a GPU multiplies
+    float32 as TF32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
     max_new_tokens: int = 256
@@ -427,6 +430,25 @@ class EvaluationConfig:
 
 
 @dataclass
+class SamplerConfig:
+    """Where the policy's replies are drawn, in practice, in its own episodes and in scoring."""
+
+    urls: list[str] = field(default_factory=list)
+    """Addresses of vLLM servers that draw them, one engine each, sharing the load; the trainer says
+    how they are started. Empty: the trainer draws them itself."""
+    shared: str = ""
+    """Folder that trainer and engines see under the same path, where each version of the policy is
+    published; empty: `published/` in the run's directory."""
+    concurrency: int = 64
+    """Requests under way at once, per engine and process of the run. 16 to 256 is usual."""
+    timeout: float = 600.0
+    """Seconds after which an engine that has not answered counts as out."""
+    patience: float = 600.0
+    """Seconds to wait for an engine where none answers, before the run stops; the same command
+    again continues it."""
+
+
+@dataclass
 class Config:
     """Trains a policy: expert data, SFT, then one method, scored at each stage."""
 
@@ -462,11 +484,19 @@ class Config:
     """On-policy distillation."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     """Episodes of the agent's own."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Where replies are drawn."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     """Preferences between trajectories."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Scoring."""
     checkpoint_seconds: float = 300.0
     """Time between checkpoints within a stage. A killed run loses at most this much work."""
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Where metrics go beside `metrics.jsonl`: trackers of accelerate, such as `tensorboard`,
+    `wandb`, `trackio` and `mlflow`, which are installed and logged in to as they say themselves."""
+    push_to_hub: str = ""
+    """Repository of the Hugging Face hub (owner/name) that the final policy is pushed to, private,
+    with a card made from the run; empty: none."""
     keep_policies: bool = True
     """Keep the policy of every stage; off: only the last (`final/`)."""

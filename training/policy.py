@@ -1,7 +1,8 @@
 """The policy: a language model with its tokenizer, chat codec and (optionally) a LoRA adapter.
 
 Trained weights are kept in float32, whatever the type of the rest: bfloat16 rounds away the small
-updates of reinforcement learning.
+updates of reinforcement learning. Where all weights are trained, `dtype: bfloat16` computes in it
+by autocast.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from stepagent.agents.models import (
 )
 from stepagent.agents.tool_template import ToolCodec
 from stepagent.envs.tools import Tool
-from stepagent.training.config import PolicyConfig
+from stepagent.training.config import LoraSettings, PolicyConfig
 from stepagent.training.tiny import build_model, build_tokenizer
 from stepagent.training.trees.compat import enable_step_trees
 
@@ -75,13 +76,17 @@ class Policy:
         frozen = adapter or config.lora.r > 0
         dtype = config.dtype if frozen else "float32"
         model = load_model(name, dtype, config.device, trainable=adapter)
+        if model.device.type == "cuda" and config.dtype != "float32":
+            torch.set_float32_matmul_precision("high")  # TF32
         if config.lora.r > 0 and not adapter:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = _with_adapter(model, config)
+                model = adapted(model, config.lora)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        if not frozen and config.dtype == "bfloat16":
+            compute_in_bfloat16(model)
         if config.gradient_checkpointing:
             checkpoint_gradients(model)
         return Policy(model, tokenizer, config)
@@ -155,6 +160,24 @@ class Policy:
         return f"{self.config.model}: {sizes} ({kind})"
 
 
+def compute_in_bfloat16(model: Any) -> None:
+    """From now on the model's forward passes run under autocast, in practice as in training; its
+    weights, their gradients and the optimiser stay in float32."""
+    # By hooks, since trainers replace `forward`, and a copy of the model has them too.
+    model.compute_dtype, model.autocasts = torch.bfloat16, []
+    model.register_forward_pre_hook(_begin_autocast)
+    model.register_forward_hook(_end_autocast, always_call=True)
+
+
+def _begin_autocast(model: Any, args: Any) -> None:
+    model.autocasts.append(torch.autocast(model.device.type, model.compute_dtype))
+    model.autocasts[-1].__enter__()
+
+
+def _end_autocast(model: Any, args: Any, out: Any) -> None:
+    model.autocasts.pop().__exit__(None, None, None)
+
+
 def checkpoint_gradients(model: Any) -> None:
     """Activations are computed again in the backward pass instead of being kept."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -174,16 +197,17 @@ def _check_shapes(path: Path, saved: Mapping[str, Any], policy: Mapping[str, Any
         )
 
 
-def _with_adapter(model: Any, config: PolicyConfig) -> Any:
+def adapted(model: Any, settings: LoraSettings) -> Any:
+    """The model with a new adapter, drawn from torch's random state."""
     from peft import LoraConfig, get_peft_model
 
-    modules = config.lora.target_modules
+    modules = settings.target_modules
     return get_peft_model(
         model,
         LoraConfig(
-            r=config.lora.r,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
+            r=settings.r,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
             target_modules=modules if modules == "all-linear" else modules.split(","),
             task_type="CAUSAL_LM",
         ),

@@ -33,9 +33,12 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     sharding.check_kept_optimiser(config.preference.keep_optimiser)
     method = methods.find(config.method)
     training_run = TrainingRun(config, console or Console(quiet=True), method.check_files)
-    training_run.check_space(method.policies_on_disk(config))
-    method.learn(training_run)
-    return training_run.finish()
+    try:
+        training_run.check_space(method.policies_on_disk(config))
+        method.learn(training_run)
+        return training_run.finish()
+    finally:
+        training_run.close()
 
 
 def check(config: Config) -> None:

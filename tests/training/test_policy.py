@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stepagent.agents.generation import Decoding
+from stepagent.agents.generation import Decoding, why_uncacheable
 from stepagent.agents.models import ModelError
 from stepagent.training.config import LoraSettings, PolicyConfig, ReflectionConfig, TinyConfig
 from stepagent.training.policy import Policy
@@ -103,6 +104,43 @@ def test_lora_trains_float32_on_a_bfloat16_base(saved: Path, tmp_path: Path) -> 
     fresh = Policy.load(settings, saved)
     fresh.load_weights(tmp_path / "adapter")
     torch.testing.assert_close(log_probs(fresh), moved, atol=0, rtol=0)
+
+
+def test_all_weights_are_computed_with_in_bfloat16_and_kept_in_float32(saved: Path) -> None:
+    """Autocast over float32 masters: in step trees as one by one, in practice, in a copy."""
+    exact, policy = (Policy.load(config(dtype=d), saved) for d in ("float32", "bfloat16"))
+    assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
+    difference = (log_probs(policy) - log_probs(exact)).abs()
+    assert 0 < difference.max() < 0.1
+    tree = tree_of(policy)
+    state, reply = tree.state(1), tree.expert(1)
+    ids = torch.tensor([[*state, *reply]])
+    logits = policy.model(input_ids=ids, use_cache=False).logits
+    assert logits.dtype == torch.bfloat16
+    alone = logits[0].float().log_softmax(-1)[torch.arange(len(state) - 1, ids.shape[1] - 1), reply]
+    assert float(log_probs(policy)[1].detach()) == pytest.approx(
+        float(alone.sum().detach()), abs=0.1
+    )
+    log_probs(policy).sum().backward()
+    assert {p.grad.dtype for p in policy.model.parameters()} == {torch.float32}
+    sampling = Sampling(2, Decoding(1.0, 1.0, 4), policy.eos_ids)
+    assert len(practice(policy.model, tree, sampling, seed=0)) == 2
+    other = copy.deepcopy(policy.model)
+    with torch.no_grad():
+        other.lm_head.weight.zero_()
+    assert other(input_ids=ids).logits.abs().max() == 0
+    assert policy.model(input_ids=ids).logits.abs().max() > 0
+    assert not why_uncacheable(policy.model.eval())
+    with pytest.raises(ValueError, match="input_ids"):
+        policy.model()
+    assert not torch.is_autocast_enabled("cpu"), "an error leaves autocast, too"
+
+
+def test_bfloat16_outlives_trls_trainers(saved: Path) -> None:
+    """They replace the model's forward, which is taken away behind them."""
+    policy = Policy.load(config(dtype="bfloat16"), saved)
+    vars(policy.model).pop("forward", None)
+    assert policy.model(input_ids=torch.tensor([[5, 6]])).logits.dtype == torch.bfloat16
 
 
 def test_a_saved_adapter_is_trained_on(saved: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,10 @@ from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes
 from stepagent.training.runs.stage import Stage
-from stepagent.training.trees.sampling import Sampling, practice
+from stepagent.training.sampler.interface import Job, Replies
+from stepagent.training.trees.sampling import Sampling
 from stepagent.training.trees.tree import Branch, StepTree, split_tree
 
-Replies = list[list[list[int]]]
-"""[i][k]: token ids of the k-th reply in the i-th state of a trajectory."""
 ByEffect = Callable[[list[Replies]], list[Replies]]
 """The replies of every trajectory → the same, with the expert's own in place of those that have its
 effect."""
@@ -101,17 +100,15 @@ def practise(
     without `by_effect` where it is needed.
     """
     path = stage.directory.path / "practice" / f"{stage.name}.jsonl"
-    with stage.progress(len(samples), "trajectories practised") as move:
-        lines = resumed(
-            path,
-            len(samples),
-            lambda i: {
-                "task_id": samples[i].trajectory.task_id,
-                "seed": samples[i].trajectory.seed,
-                "replies": draw_replies(policy, samples[i].encoded, config, stage.seed + i),
-            },
-            lambda done: move(done, {}),
-        )
+
+    def draw(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        jobs = [Job(samples[i].encoded, stage.seed + i) for i in numbers]
+        for i, replies in zip(numbers, _draw_replies(stage, policy, jobs, config), strict=True):
+            trajectory = samples[i].trajectory
+            yield {"task_id": trajectory.task_id, "seed": trajectory.seed, "replies": replies}
+
+    with stage.times.of("practice"), stage.progress(len(samples), "trajectories practised") as move:
+        lines = resumed_in_bulk(path, len(samples), draw, lambda done: move(done, {}))
     rows: list[Replies] = [line["replies"] for line in lines]
     if config.equal != "tokens":
         rows = [
@@ -174,19 +171,22 @@ def record_rewards(
     write_text(path, "".join(lines))
 
 
-def draw_replies(
-    policy: Policy, encoded: Encoded, config: ReflectionConfig, seed: int
-) -> list[list[list[int]]]:
-    """`replies[i][k]`: token ids of the k-th practice reply in the i-th state of the expert, as far
-    as its action goes (`ChatCodec.used`)."""
+def _draw_replies(
+    stage: Stage, policy: Policy, jobs: Sequence[Job], config: ReflectionConfig
+) -> Iterator[Replies]:
+    """The policy's practice replies of each job, as far as their actions go (`ChatCodec.used`)."""
+    if not jobs:
+        return
     sampling = Sampling(
         k=1 if config.temperature == 0 else config.practice,
         decoding=Decoding(config.temperature, config.top_p, policy.config.max_new_tokens),
         eos_ids=policy.eos_ids,
         stopped=policy.codec.has_stop,  # as in acting: at an observation that it invents
+        stops=() if policy.codec.opens_thought else react.STOP,
     )
-    replies = practice(policy.model, encoded, sampling, seed)
-    return [[policy.codec.used(ids) for ids in drawn] for drawn in replies]
+    stage.sampler.publish(policy)
+    for replies in stage.sampler.draw(jobs, sampling):
+        yield [[policy.codec.used(ids) for ids in drawn] for drawn in replies]
 
 
 def practice_trees(
@@ -256,15 +256,27 @@ def resumed(
 
     Of several processes each makes a share, in a file of its own, and all return all lines.
     """
+    return resumed_in_bulk(path, count, lambda numbers: map(make, numbers), on_line)
+
+
+def resumed_in_bulk(
+    path: Path,
+    count: int,
+    make: Callable[[Sequence[int]], Iterable[Any]],
+    on_line: Callable[[int], None],
+) -> list[Any]:
+    """`resumed`, where `make` gets the numbers of all lines that are missing and may work on
+    several at once; it yields them in order."""
     mine = range(processes.rank(), count, processes.count())
     if processes.count() > 1:
         path = path.with_suffix(f".{processes.rank()}-of-{processes.count()}{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = complete_lines(path)[: len(mine)]
     with path.open("a") as file:
-        for i in mine[len(lines) :]:
-            lines.append(make(i))
-            file.write(json.dumps(lines[-1]) + "\n")
+        missing = mine[len(lines) :]
+        for i, line in zip(missing, make(missing), strict=True):
+            lines.append(line)
+            file.write(json.dumps(line) + "\n")
             file.flush()
             on_line(i + 1)
     return processes.interleave(processes.gather(lines), count)

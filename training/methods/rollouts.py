@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,8 +44,9 @@ def play(
     RunError where ten fail in a row.
     """
     per_task = find(run.config.method).samples(run.config)
-    for k in range(per_task):
-        _play_once(run, stage, samples, k, mixed)
+    with stage.times.of("episodes"):
+        for k in range(per_task):
+            _play_once(run, stage, samples, k, mixed)
     processes.wait()
     episodes = recorded(run, stage.name, samples)
     missing = len(samples) * per_task - sum(len(row) for row in episodes)
@@ -130,15 +130,10 @@ def _play_once(
 def make_player(run: TrainingRun, name: str) -> TransformersAgent:
     """The policy as it is now, as an agent; its draws depend on the run's seed and `name`."""
     config = run.config
-    return TransformersAgent(
-        run.policy.model,
-        run.policy.tokenizer,
-        name=name,
+    return run.player(
+        name,
         salt=f"{config.seed}/{name}",
-        **asdict(run.style),
-        template=run.policy.config.template,
         record_tokens=True,
-        max_new_tokens=run.policy.config.max_new_tokens,
         temperature=find(config.method).temperature(config),
         top_p=config.rollouts.top_p,
         batch_size=config.rollouts.workers,

@@ -84,6 +84,7 @@ def optimise(
     # equals one that never stopped.
     disable_dropout_in_model(wrapped)
     with (
+        stage.times.of("updates"),
         interrupts.checkpoint_clock(stage.checkpoint_seconds) as clock,
         stage.progress(len(updates), "updates") as move,
         count_tokens(twin.model) as tokens,

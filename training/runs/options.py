@@ -18,9 +18,17 @@ FREE = (
     "expert.workers",
     "keep_policies",
     "output",
+    "push_to_hub",
+    "report_to",
     "rollouts.workers",
+    "sampler.concurrency",
+    "sampler.patience",
+    "sampler.shared",
+    "sampler.timeout",
 )
 """Options that may change between starts of a run: no weight and no score depends on them."""
+_IF_ANY = ("sampler.urls",)
+"""Lists that may change, but neither become empty nor cease to be."""
 
 FORMER = {"rollouts.samples": 1}
 """Options that are null by default and were this before, which meant the same."""
@@ -39,7 +47,9 @@ def differing(old: str, new: str) -> dict[str, tuple[Any, Any]]:
     return {
         key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
-        if key not in FREE and not _are_equal(before.get(key), now.get(key))
+        if key not in FREE
+        and not _are_equal(before.get(key), now.get(key))
+        and not (key in _IF_ANY and before.get(key) and now.get(key))
     }
 
 

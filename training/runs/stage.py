@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from stepagent.training.runs.directory import MOMENTS, RunDirectory
+from stepagent.training.runs.times import Times
+from stepagent.training.sampler.interface import Sampler
+from stepagent.training.sampler.local import LocalSampler
 
 OnUpdate = Callable[[int, dict[str, float]], None]
 """(units done, figures of the last one) → None"""
@@ -41,6 +44,10 @@ class Stage:
     """Whether it was done before: then there is nothing left to do."""
     figures: dict[str, float] = field(default_factory=dict)
     """What it reports in `stages.json` and `summary.json`."""
+    sampler: Sampler = field(default_factory=LocalSampler)
+    """Where the policy's replies are drawn."""
+    times: Times = field(default_factory=Times)
+    """What its time goes into."""
 
     @property
     def checkpoint(self) -> Path:

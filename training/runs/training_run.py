@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from stepagent import agents, command_line, envs
@@ -26,12 +28,17 @@ from stepagent.files import write_atomically, write_text
 from stepagent.training.config import Config
 from stepagent.training.data import encode
 from stepagent.training.policy import Policy
-from stepagent.training.runs import budget, interrupts, processes
+from stepagent.training.runs import budget, interrupts, model_card, processes, times
 from stepagent.training.runs.budget import Budget
 from stepagent.training.runs.directory import RunDirectory, RunError, WrongOptions
+from stepagent.training.runs.estimates import estimate
 from stepagent.training.runs.expert import check_inputs, load_expert
+from stepagent.training.runs.options import flat
 from stepagent.training.runs.scores import Scores
 from stepagent.training.runs.stage import Stage
+from stepagent.training.sampler.interface import Sampler
+from stepagent.training.sampler.local import LocalSampler
+from stepagent.training.sampler.vllm import States, VllmSampler
 
 
 @dataclass
@@ -44,6 +51,9 @@ class State:
     """Stage → what it reports."""
     budget: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Stage → what it has used (`runs.budget`)."""
+    times: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Stage, or `evaluation` → what its time went into (`runs.times`), in the start that ended
+    it."""
     seconds: float = 0.0
     """Spent so far, over all starts."""
 
@@ -96,6 +106,11 @@ class TrainingRun:
         )
         """The expert's trajectories as tokens."""
         self._describe(left_out)
+        self.times = times.Times()
+        self.directory.metrics.report_to(
+            config.report_to, self.directory.path.name, flat(yaml.safe_load(text))
+        )
+        self.sampler = self._open_sampler()
         self.scores = Scores(self.directory.path / "eval", config, console)
 
     def _read_state(self) -> State:
@@ -122,8 +137,14 @@ class TrainingRun:
         return state
 
     def check_space(self, policies: int) -> None:
-        """Raises RunError where the disk cannot hold so many policies and what training adds."""
+        """Says what the run needs. Raises RunError where the disk cannot hold so many policies and
+        what training adds."""
         needed = self.bytes_needed(policies)
+        longest = max(sample.encoded.longest for sample in self.samples)
+        tokens = max(longest, self.config.reflection.pack_tokens)
+        free = shutil.disk_usage(self.directory.path).free
+        text = estimate(self.policy, tokens, needed).text(free)
+        self.console.print(f"The run {text}", markup=False, soft_wrap=True)
         self.directory.check_space(needed, "policies and checkpoints")
 
     def bytes_needed(self, policies: int) -> int:
@@ -151,6 +172,33 @@ class TrainingRun:
         if self.config.prompt.format == "tools":
             policy.use_tools(self.prompt.tools)
         return policy
+
+    def _open_sampler(self) -> Sampler:
+        """What the configuration names. A new run publishes the untrained policy: an engine that
+        cannot serve it is to be known before hours of training."""
+        if not self.config.sampler.urls:
+            return LocalSampler()
+        states = States(
+            longest=max(len(s.encoded.state(-1)) for s in self.samples),
+            probe=self.samples[0].encoded.path(len(self.samples[0].encoded.ids)),
+        )
+        report = partial(self.console.print, markup=False, soft_wrap=True)
+        sampler = VllmSampler(self.config.sampler, self.config.output, states, report)
+        if not self.state.done:
+            sampler.publish(self.policy)
+        return sampler
+
+    def player(self, name: str, **options: Any) -> TransformersAgent:
+        """The policy as it is now, as an agent; the options are further ones of
+        `TransformersAgent`."""
+        self.sampler.publish(self.policy)
+        return self.sampler.player(
+            name=name,
+            **asdict(self.style),
+            template=self.policy.config.template,
+            max_new_tokens=self.policy.config.max_new_tokens,
+            **options,
+        )
 
     def restart(self) -> None:
         """Replaces the trained policy by the untrained one, as it was before SFT."""
@@ -188,6 +236,8 @@ class TrainingRun:
             console=self.console,
             before=self._last or "",
             done=name in self.state.done,
+            sampler=self.sampler,
+            times=self.times,
             figures=dict(self.state.figures.get(name, {})),
         )
         if self.config.reflection.keep_optimiser:
@@ -202,6 +252,8 @@ class TrainingRun:
             used = budget.of_stage(self.directory, name, stage.figures)
             seconds = round(time.monotonic() - started, 1)
             self.state.budget[name] = asdict(replace(used, seconds=seconds))
+            self.state.times[name] = times.of_stage(self.times, used.tokens)
+            self.directory.metrics.track(name, used.updates, self.state.times[name])
             with interrupts.held():
                 self._keep(stage)
         self._last = name
@@ -259,7 +311,11 @@ class TrainingRun:
         Several processes share the tasks.
         """
         if not processes.gather(self._is_scored(name))[0]:  # as the main one sees it
-            self.scores.play(name, self._player(name, agent))
+            with self.times.of("scoring"):
+                self.scores.play(name, self._player(name, agent))
+            spent = self.state.times.setdefault("evaluation", {})
+            for kind, seconds in self.times.take().items():
+                spent[kind] = round(spent.get(kind, 0.0) + seconds, 3)
         if self.directory.main and agent == "policy" and self.config.evaluation.agreement:
             self._refresh()
             self.scores.measure_agreement(name, self.policy, self.prompt)
@@ -275,16 +331,7 @@ class TrainingRun:
             return agents.make_agent(agent)
         self._refresh()
         evaluation = self.config.evaluation
-        return TransformersAgent(
-            self.policy.model,
-            self.policy.tokenizer,
-            name=name,
-            **asdict(self.style),
-            template=self.policy.config.template,
-            max_new_tokens=self.policy.config.max_new_tokens,
-            temperature=evaluation.temperature,
-            batch_size=evaluation.workers,
-        )
+        return self.player(name, temperature=evaluation.temperature, batch_size=evaluation.workers)
 
     def finish(self) -> dict[str, Any]:
         """Writes `final/` and `summary.json`, prints the table; returns the summary."""
@@ -312,6 +359,7 @@ class TrainingRun:
             "agreement": self.scores.agreements(self.state.done),
             "figures": self.state.figures,
             "budget": self._budget(),
+            "times": self.state.times,
             "seconds": round(self.state.seconds, 1),
             "final": str(final),
             "prompt": asdict(self.style),
@@ -319,6 +367,16 @@ class TrainingRun:
         }
         if self.directory.main:
             write_text(self.directory.path / "summary.json", json.dumps(summary, indent=1))
+        if self.directory.main and self.config.push_to_hub:
+            shutil.copy(self.directory.path / "config.yaml", final)
+            facts = {**summary, "adapter": self.policy.has_adapter}
+            text = model_card.card(facts, self.config.policy.model)
+            model_card.push(self.config.push_to_hub, final, text)
         self.console.print(self.scores.table(summaries))
-        self.directory.close()
         return summary
+
+    def close(self) -> None:
+        """Frees the run's directory and its sampler, for another run in this process. Safe to call
+        twice."""
+        self.sampler.close()
+        self.directory.close()

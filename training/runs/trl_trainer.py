@@ -127,7 +127,11 @@ def train(
     trainer.remove_callback(PrinterCallback)
     twin.model.train()
     try:
-        with checkpoint_clock(stage.checkpoint_seconds) as callback.clock, callback.bars:
+        with (
+            stage.times.of("updates"),
+            checkpoint_clock(stage.checkpoint_seconds) as callback.clock,
+            callback.bars,
+        ):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (RuntimeError, SafetensorError) as error:
         if any(words in str(error) for words in _DISK_ERRORS):

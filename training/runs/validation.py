@@ -12,6 +12,7 @@ from stepagent.training.config import Config, OptimiserConfig, ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
 from stepagent.training.runs import sharding
+from stepagent.training.runs.metrics import check_trackers
 from stepagent.training.runs.sharding import check_own_loop
 from stepagent.training.trees.compat import check_path
 
@@ -57,6 +58,16 @@ def check_options(config: Config) -> None:
     _at_least("expert", config.expert, limit=0, workers=1)
     _at_least("evaluation", evaluation, limit=0, workers=1, temperature=0, agreement=0)
     _at_least("policy", config.policy, max_new_tokens=1)
+    check_trackers(config.report_to)
+    if config.push_to_hub and config.push_to_hub.count("/") != 1:
+        raise ValueError(f"push_to_hub is {config.push_to_hub!r}: name it owner/name")
+    _at_least("sampler", config.sampler, concurrency=1, patience=0)
+    _above("sampler", config.sampler, timeout=0)
+    for url in config.sampler.urls:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"sampler.urls has {url!r}: an address begins with http:// or https://"
+            )
     tiny = {f.name: 1 for f in dataclasses.fields(config.policy.tiny)}
     _at_least("policy.tiny", config.policy.tiny, **tiny)
     width, heads = config.policy.tiny.hidden_size, config.policy.tiny.heads

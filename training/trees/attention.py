@@ -233,7 +233,8 @@ class Decode:
 
     def __init__(self, trunk: Prefill, prefix: Tensor) -> None:
         self.trunk, self.prefix = trunk, prefix
-        size = int(prefix.max())
+        self._limits = prefix.tolist()
+        size = max(self._limits)
         device, joins = prefix.device, trunk.joins
         self._depth = torch.tensor(depths(joins, size), device=device)  # [L], of the trunk's tokens
         self._reach = torch.tensor(reaches(joins, size), device=device)
@@ -247,7 +248,7 @@ class Decode:
     def _cut_blocks(self) -> None:
         """Cut the rows into blocks; each has an additive mask over the trunk tokens it reads."""
         self.blocks: list[tuple[int, int, int, int, Tensor | None]] = []
-        limits, rows = self.prefix.tolist(), len(self.prefix)
+        limits, rows = self._limits, len(self._limits)
         branches = bool(self.trunk.joins)
         for start in range(0, rows, self.block_rows):
             end = min(start + self.block_rows, rows)
@@ -276,6 +277,7 @@ class Decode:
     def keep(self, rows: Tensor) -> None:
         """Continue with `rows` (int64 indices, ascending) only."""
         self.prefix = self.prefix[rows]
+        self._limits = self.prefix.tolist()
         self.keys = {layer: x[rows] for layer, x in self.keys.items()}
         self.values = {layer: x[rows] for layer, x in self.values.items()}
         self._cut_blocks()
@@ -368,21 +370,26 @@ def step_tree_attention(
     for name in ("softcap", "s_aux", "position_bias"):
         if has_pattern and kwargs.get(name) is not None:
             raise ValueError(f"step trees do not support attention with {name}")
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # rotary positions leave queries and keys in float32
+        low = torch.get_autocast_dtype(device)
+        query, key, value = query.to(low), key.to(low), value.to(low)
     dtype = query.dtype
-    if query.device.type == "cpu" and dtype in _LOW and (has_pattern or query.shape[2] > 1):
+    if device == "cpu" and dtype in _LOW and (has_pattern or query.shape[2] > 1):
         query, key, value = query.float(), key.float(), value.float()
         if isinstance(attention_mask, Tensor) and attention_mask.is_floating_point():
             attention_mask = attention_mask.float()
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if isinstance(attention_mask, BlockMask):
-        out = _flex(query, key, value, attention_mask, scale).transpose(1, 2)
-    elif step_tree is not None:
-        layer: int = module.layer_idx  # type: ignore[assignment]
-        out = step_tree.attend(layer, query, key, value, scale, dropout).transpose(1, 2)
-    else:
-        out = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, **kwargs
-        )[0]
+    with torch.autocast(device, enabled=False):
+        if isinstance(attention_mask, BlockMask):
+            out = _flex(query, key, value, attention_mask, scale).transpose(1, 2)
+        elif step_tree is not None:
+            layer: int = module.layer_idx  # type: ignore[assignment]
+            out = step_tree.attend(layer, query, key, value, scale, dropout).transpose(1, 2)
+        else:
+            out = sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout, scaling, **kwargs
+            )[0]
     return out.to(dtype).contiguous(), None
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stepagent.agents.encoded import Encoded, depths
-from stepagent.agents.generation import Decoding, choose
+from stepagent.agents.generation import Decoding, pick
 from stepagent.agents.models import context_length
 from stepagent.training.trees.attention import Decode, Prefill
 from stepagent.training.trees.compat import check_path, unwrap
@@ -43,6 +43,8 @@ class Sampling:
     """Tokens that end a reply; the one drawn is kept as its last token."""
     stopped: Callable[[Sequence[int]], bool] = lambda ids: False
     """Called with a reply's ids after each token; True ends the reply."""
+    stops: Sequence[str] = ()
+    """Texts that make `stopped` true, for engines that can look for texts alone."""
 
     def __post_init__(self) -> None:
         if self.k < 1 or (self.decoding.temperature == 0 and self.k > 1):
@@ -152,36 +154,67 @@ def _decode(
     model: nn.Module, trunk: Prefill, rows: list[_Row], logits: Tensor, sampling: Sampling
 ) -> None:
     """Writes the rows' replies, all in step; `logits` [R, vocabulary] predict the first tokens."""
-    pattern = Decode(trunk, torch.tensor([row.prefix for row in rows], device=logits.device))
+    device = logits.device
+    pattern = Decode(trunk, torch.tensor([row.prefix for row in rows], device=device))
+    unseen = _unseen_tokens(device)
     while True:
-        draws = [0.0 if row.ended else row.draws[len(row.ids)] for row in rows]
-        for row, token in zip(rows, choose(logits, sampling.decoding, draws), strict=True):
-            if not row.ended:
-                row.ids.append(token)
-                row.ended = (
-                    token in sampling.eos_ids
-                    or len(row.ids) == row.limit
-                    or sampling.stopped(row.ids)
-                )
+        # No further than the shortest row that is still active may go.
+        room = min(row.limit - len(row.ids) for row in rows if not row.ended)
+        table = [_next_draws(row, min(unseen, room)) for row in rows]
+        draws = torch.from_numpy(np.stack(table)).to(device)
+        columns = []
+        for t in range(draws.shape[1]):
+            if t:
+                logits = _decode_step(model, pattern, columns[-1])
+            columns.append(pick(logits, sampling.decoding, draws[:, t]))
+        for row, ids in zip(rows, torch.stack(columns, dim=1).tolist(), strict=True):
+            _extend(row, ids, sampling)
         active = [i for i, row in enumerate(rows) if not row.ended]
         if not active:
             return
+        newest = columns[-1]
         if len(rows) - len(active) > len(rows) // _DROP_SHARE:
-            pattern.keep(torch.tensor(active, device=logits.device))
-            rows = [rows[i] for i in active]
-        newest = torch.tensor([[row.ids[-1] for row in rows]], device=logits.device)
-        everyone = torch.ones(1, 1, len(rows), len(rows), dtype=torch.bool, device=logits.device)
-        logits = (
-            model(
-                input_ids=newest,
-                position_ids=pattern.position[None],
-                # The pattern decides who sees what; a mask of four dimensions keeps the model from
-                # building another.
-                attention_mask=everyone,
-                use_cache=False,
-                step_tree=pattern,
-            )
-            .logits[0]
-            .float()
+            places = torch.tensor(active, device=device)
+            pattern.keep(places)
+            rows, newest = [rows[i] for i in active], newest[places]
+        logits = _decode_step(model, pattern, newest)
+
+
+def _unseen_tokens(device: torch.device) -> int:
+    """Tokens that are decoded before the rows are looked at, which is to wait for a GPU; what
+    follows a reply's end is thrown away."""
+    return 1 if device.type == "cpu" else 16
+
+
+def _next_draws(row: _Row, count: int) -> np.ndarray:
+    """float64 [count]: what the row's next tokens are drawn with; of a row that has ended, any."""
+    start = len(row.ids)
+    return np.zeros(count) if row.ended else row.draws[start : start + count]
+
+
+def _extend(row: _Row, ids: Sequence[int], sampling: Sampling) -> None:
+    """Appends tokens up to the one that ends the reply."""
+    for token in ids:
+        if row.ended:
+            return
+        row.ids.append(token)
+        row.ended = (
+            token in sampling.eos_ids or len(row.ids) == row.limit or sampling.stopped(row.ids)
         )
-        pattern.advance()
+
+
+def _decode_step(model: nn.Module, pattern: Decode, newest: Tensor) -> Tensor:
+    """float32 logits [R, vocabulary] behind the newest tokens, int64 [R]."""
+    rows = len(newest)
+    everyone = torch.ones(1, 1, rows, rows, dtype=torch.bool, device=newest.device)
+    out = model(
+        input_ids=newest[None],
+        position_ids=pattern.position[None],
+        # The pattern decides who sees what; a mask of four dimensions keeps the model from building
+        # another.
+        attention_mask=everyone,
+        use_cache=False,
+        step_tree=pattern,
+    )
+    pattern.advance()
+    return out.logits[0].float()

@@ -18,7 +18,6 @@ from stepagent.envs.trajectory import Step, Trajectory, read, write
 from stepagent.training import methods, run
 from stepagent.training.data import Sample
 from stepagent.training.methods import eto, find, inverse, nat, rollouts
-from stepagent.training.methods import practice as practice_module
 from stepagent.training.methods.episode_advantages import token_rewards
 from stepagent.training.methods.practice import Practice, practice_trees
 from stepagent.training.runs.directory import RunError
@@ -299,11 +298,11 @@ def test_ties_alone_leave_the_policy_as_it_is(config, monkeypatch):
 
 
 def test_implicit_with_an_agent_that_is_the_expert_leaves_the_policy(config, monkeypatch):
-    def copies(policy, encoded, *rest):
+    def copies(model, encoded, *rest):
         return [[encoded.ids[a:b]] * 2 for a, b in encoded.replies]
 
     config.method, config.reflection.iterations = "implicit", 1
-    monkeypatch.setattr(practice_module, "draw_replies", copies)
+    monkeypatch.setattr("stepagent.training.sampler.local.practice", copies)
     config.reflection.weights = "value"  # with nothing to play either
     console = Console(record=True, width=200, file=open("/dev/null", "w"))
     figures = run.run(config, console)["figures"]["iteration-1"]

@@ -227,8 +227,8 @@ def _practise(world, monkeypatch, *actions):
     codec = world.run.policy.codec
     ids = [codec.reply_ids(action) for action in actions]
     monkeypatch.setattr(
-        "stepagent.training.methods.practice.draw_replies",
-        lambda policy, encoded, *rest: [ids] * len(encoded.replies),
+        "stepagent.training.sampler.local.practice",
+        lambda model, encoded, *rest: [ids] * len(encoded.replies),
     )
     config = world.run.config.reflection
     rows = practise(world.stage, world.run.policy, world.samples, config, world.with_expert_tokens)

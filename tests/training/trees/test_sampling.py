@@ -79,6 +79,23 @@ def test_groups_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert draw(model, tree) == whole
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("changes", [{}, {"kind": "mistral", "sliding_window": 6}])
+def test_looking_at_the_rows_now_and_then_changes_nothing(
+    temperature: float, changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: rows go on behind their end until they are looked at."""
+    model, tree = biased(**changes), random_tree(22, 9, [])
+    options = {"k": 3 if temperature else 1, "temperature": temperature}
+    options["stopped"] = lambda ids: ids[-1] % 7 == 3
+    each = draw(model, tree, **options)
+    lengths = {len(ids) for replies in each for ids in replies}
+    assert len(lengths) > 2, "all replies end together"
+    for count in (2, 5, 100):
+        monkeypatch.setattr(sampling, "_unseen_tokens", lambda device, count=count: count)
+        assert draw(model, tree, **options) == each
+
+
 def test_draws_depend_on_seed_state_and_number_alone() -> None:
     model, tree = biased(), random_tree(23, 6, [])
     whole = draw(model, tree)

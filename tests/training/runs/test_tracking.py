@@ -1,0 +1,157 @@
+"""Where metrics go, what time goes into, and the final policy on the hub."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import accelerate.tracking
+import huggingface_hub
+import pytest
+from accelerate.tracking import GeneralTracker
+
+from stepagent.errors import UsageError
+from stepagent.training import run
+from stepagent.training.runs import model_card
+from stepagent.training.runs.metrics import Metrics, check_trackers
+from stepagent.training.runs.times import Times, of_stage
+
+
+class Recorder(GeneralTracker):
+    name, requires_logging_directory = "recorder", True
+    runs: list[Recorder] = []
+
+    def __init__(self, run_name, logging_dir):
+        super().__init__()
+        self.run_name, self.logging_dir, self.lines, self.state = run_name, logging_dir, [], "new"
+        Recorder.runs.append(self)
+
+    @property
+    def tracker(self):
+        return self
+
+    def start(self):
+        self.state = "started"
+
+    def store_init_configuration(self, values):
+        self.options = values
+
+    def log(self, values, step=None, **options):
+        self.lines.append((step, values))
+
+    def finish(self):
+        self.state = "finished"
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "recorder", Recorder)
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: ["recorder"])
+    Recorder.runs.clear()
+
+
+def test_trackers_follow_a_run_and_the_hub_gets_its_policy(config, recorder, monkeypatch):
+    pushed = {}
+
+    class Api:
+        def create_repo(self, name, **options):
+            pushed["repository"] = name, options
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            pushed["files"] = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    config.reflection.iterations, config.evaluation.every_iteration = 1, False
+    config.report_to, config.push_to_hub = ["recorder"], "me/agent"
+    summary = run.run(config)
+    [tracker] = Recorder.runs
+    assert (tracker.run_name, tracker.state) == ("run", "finished")
+    assert tracker.options["sft.learning_rate"] == config.sft.learning_rate
+    lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    tracked = [v for _, values in tracker.lines for k, v in values.items() if k.endswith("/loss")]
+    assert tracked == pytest.approx(losses, abs=1e-6)
+    steps = [step for step, _ in tracker.lines]
+    assert steps == sorted(steps)
+    assert not (Path(config.output) / "tensorboard").exists()
+    times = summary["times"]["iteration-1"]
+    assert min(times["seconds_practice"], times["seconds_updates"]) > 0
+    assert times["tokens_per_second"] > 0
+    assert summary["times"]["evaluation"]["seconds_scoring"] > 0
+    assert any("iteration-1/seconds_practice" in values for _, values in tracker.lines)
+    assert pushed["repository"] == ("me/agent", {"private": True, "exist_ok": True})
+    assert {"model.safetensors", "config.yaml", "README.md"} <= set(pushed["files"])
+    text = pushed["files"]["README.md"].decode()
+    assert text.startswith("---\nlibrary_name: transformers\n")
+    score = summary["scores"]["iteration-1"]["reward_mean"]
+    assert f"| iteration-1 | {score:.3f} |" in text
+
+
+def test_a_tracker_that_is_not_there():
+    with pytest.raises(UsageError, match=r"'nothing', which is no tracker: choose of .*wandb"):
+        check_trackers(["nothing"])
+    check_trackers(["tensorboard"])
+
+
+def test_a_tracker_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", list)
+    with pytest.raises(UsageError, match="not installed: install wandb"):
+        check_trackers(["wandb"])
+
+
+def test_no_tracker_at_all(tmp_path):
+    metrics = Metrics(tmp_path)
+    metrics.report_to([], "run", {})
+    metrics.log("sft", 1, loss=1.0)
+    metrics.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_the_hub_refuses(tmp_path, monkeypatch):
+    class Api:
+        def create_repo(self, *args, **options):
+            raise OSError("no network\nat all")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    with pytest.raises(model_card.PushFailed, match=r"not pushed \(no network\).*hf auth login"):
+        model_card.push("a/b", tmp_path, "card")
+
+
+def test_a_card_names_an_adapters_base():
+    score = {"reward_mean": 0.5, "reward_ci95": [0.4, 0.6], "success_rate": 0.25, "episodes": 8}
+    summary = {
+        "method": "implicit",
+        "env": "stepagent/ScienceWorld-v0",
+        "expert_trajectories": 3,
+        "seed": 1,
+        "adapter": True,
+        "scores": {"sft": score},
+    }
+    text = model_card.card(summary, "org/base")
+    assert "library_name: peft" in text
+    assert "base_model: org/base" in text
+    assert "| sft | 0.500 | 0.400 to 0.600 | 25% | 8 |" in text
+    assert "base_model" not in model_card.card(summary, "tiny")
+
+
+def test_times_do_not_overlap(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    times = Times()
+    with times.of("practice"):
+        now[0] = 2.0
+        with times.of("waiting"):
+            now[0] = 5.0
+        now[0] = 6.0
+    now[0] = 9.0
+    with times.of("updates"):
+        now[0] = 13.0
+    report = of_stage(times, tokens=100)
+    assert {name: report[name] for name in list(report)[:3]} == {
+        "seconds_practice": 3.0,
+        "seconds_waiting": 3.0,
+        "seconds_updates": 4.0,
+    }
+    assert report["tokens_per_second"] == 25.0
+    assert times.take() == {}

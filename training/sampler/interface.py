@@ -1,0 +1,48 @@
+"""What a sampler does. Three callers need one: practice (`methods.practice`), the agent's own
+episodes (`methods.rollouts`, `methods.branching`) and scoring (`runs.training_run`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from stepagent.agents.encoded import Encoded
+from stepagent.agents.transformers import TransformersAgent
+from stepagent.training.policy import Policy
+from stepagent.training.trees.sampling import Sampling
+
+Replies = list[list[list[int]]]
+"""[i][k]: token ids of the k-th reply in the i-th state of a trajectory."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trajectory in whose states replies are to be drawn."""
+
+    encoded: Encoded
+    seed: int
+    """Each reply depends on it, on its state's number and on its own number k."""
+
+
+class Sampler(ABC):
+    """Draws replies of the policy that was published last."""
+
+    @abstractmethod
+    def publish(self, policy: Policy) -> str:
+        """From now on replies are those of this policy, as it is now; the name of that version.
+
+        Costs little where the version is published already. Any process of a run may call it.
+        """
+
+    @abstractmethod
+    def draw(self, jobs: Iterable[Job], sampling: Sampling) -> Iterator[Replies]:
+        """The replies of each job, in order; several jobs may be under way at once."""
+
+    @abstractmethod
+    def player(self, **options: Any) -> TransformersAgent:
+        """The published policy as an agent; the options are those of `TransformersAgent`."""
+
+    def close(self) -> None:
+        """Frees what the sampler holds. Safe to call twice."""

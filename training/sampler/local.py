@@ -1,0 +1,29 @@
+"""Replies from the trainer's own model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from stepagent.agents.transformers import TransformersAgent
+from stepagent.training.policy import Policy
+from stepagent.training.sampler.interface import Job, Replies, Sampler
+from stepagent.training.trees.sampling import Sampling, practice
+
+
+class LocalSampler(Sampler):
+    """Draws where the policy is trained; each trajectory is read once (`trees.sampling`)."""
+
+    def __init__(self) -> None:
+        self._policy: Policy
+
+    def publish(self, policy: Policy) -> str:
+        self._policy = policy
+        return "local"
+
+    def draw(self, jobs: Iterable[Job], sampling: Sampling) -> Iterator[Replies]:
+        for job in jobs:
+            yield practice(self._policy.model, job.encoded, sampling, job.seed)
+
+    def player(self, **options: Any) -> TransformersAgent:
+        return TransformersAgent(self._policy.model, self._policy.tokenizer, **options)
