@@ -355,7 +355,8 @@ class PolicyConfig:
     """The language model that is trained."""
 
     model: str = "smollm2"
-    """`smollm2`, `tiny` (a small Llama from scratch), a directory, or a hub id."""
+    """`smollm2`, `nano` (a small Llama that has read the environments), `tiny` (a small Llama from
+    scratch), a directory, or a hub id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of frozen weights; trained weights are always kept in float32."""
     device: str = "auto"

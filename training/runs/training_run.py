@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from stepagent import agents, command_line, envs
+from stepagent.agents import nano
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.trajectory import Trajectory
 from stepagent.files import write_atomically, write_text
@@ -68,6 +69,10 @@ class TrainingRun:
         with processes.main_first():
             text = command_line.dump(config)
             self.directory = RunDirectory(config.output, text, processes.is_main())
+            self.origin = nano.origin(config.policy.model)
+            """Which model the run begins from, as far as the name alone does not say so."""
+            if self.origin:
+                self.directory.begin_from(self.origin)
         if self.directory.resumed:
             console.print(f"Resuming the run in {self.directory.path}", markup=False)
         self._state_file = self.directory.path / "stages.json"
@@ -297,6 +302,7 @@ class TrainingRun:
             "env": self.config.env,
             "env_args": self.config.env_args,
             "seed": self.config.seed,
+            "origin": self.origin or {"model": self.config.policy.model},
             "expert_trajectories": len(self.samples),
             "scores": summaries,
             "agreement": self.scores.agreements(self.state.done),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stepagent import agents, envs
+from stepagent.agents import nano
 from stepagent.errors import check_range
 from stepagent.training.config import Config, OptimiserConfig, ReflectionConfig
 from stepagent.training.data import Sample
@@ -50,6 +51,7 @@ def check_options(config: Config) -> None:
     _at_least("expert", config.expert, limit=0, workers=1)
     _at_least("evaluation", evaluation, limit=0, workers=1, temperature=0, agreement=0)
     _at_least("policy", config.policy, max_new_tokens=1)
+    nano.origin(config.policy.model)  # says what to do where it is missing
     tiny = {f.name: 1 for f in dataclasses.fields(config.policy.tiny)}
     _at_least("policy.tiny", config.policy.tiny, **tiny)
     width, heads = config.policy.tiny.hidden_size, config.policy.tiny.heads

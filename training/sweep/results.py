@@ -33,6 +33,8 @@ class Result:
     """Stage → agreement with the expert, as in `summary.json`"""
     budget: dict[str, float] | None = None
     """What it has used; None where that was not recorded"""
+    origin: dict[str, str] = field(default_factory=dict)
+    """The model that it began from: its name, and the digest of `nano`"""
     folder: Path = Path()
 
     @property
@@ -79,6 +81,7 @@ def read(run: SweepRun, output: Path) -> Result:
         minutes=summary["seconds"] / 60,
         agreement=summary.get("agreement", {}),
         budget=summary.get("budget"),
+        origin=summary.get("origin", {}),
         folder=folder,
     )
 

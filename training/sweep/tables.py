@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stepagent.agents import nano
+from stepagent.errors import UsageError
 from stepagent.eval.agreement import MEASURES
 
 NAMES = {"loss": "loss", "step_match": "step match", "trajectory_match": "trajectory match"}
@@ -26,6 +28,28 @@ def missing(experiment: Row) -> str:
         names.setdefault(why, []).append(f"`{run['run']}`")
     lines = [f"- **Missing**, {why}: {', '.join(of_reason)}" for why, of_reason in names.items()]
     return "\n".join([f"{experiment['done']} of {experiment['runs']} runs are done.\n", *lines, ""])
+
+
+def origins(experiment: Row) -> str:
+    """Which `nano` the runs began from, and a warning where they do not have one in common or it is
+    not the one that is installed; "" where none began from it."""
+    models = experiment.get("origins", [])
+    if not models:
+        return ""
+    if len(models) > 1:
+        lines = [
+            f"- {m['model']} `{m['digest']}`, runs: {len(m['runs'])}, such as `{m['runs'][0]}`"
+            for m in models
+        ]
+        warning = "**These runs began from different models**, so their rows cannot be compared:\n"
+        return "\n".join(["", warning, *lines, ""])
+    name, digest = models[0]["model"], models[0]["digest"]
+    text = f"\nAll runs began from {name} `{digest}`"
+    try:
+        here = nano.digest()
+    except UsageError:
+        return f"{text}, which is not installed here.\n"
+    return f"{text}.\n" if here == digest else f"{text}; **the one installed here is `{here}`**.\n"
 
 
 def overview(setting: Row) -> str:
