@@ -54,7 +54,8 @@ class SftConfig(OptimiserConfig):
     whose `summary.json` has them under `budget`. 0: `epochs` decides."""
     select: Literal["last", "dev"] = "last"
     """The policy that SFT ends with: that of its `last` update, or that of the pass which agrees
-    best with the expert on trajectories of the `dev` split (step match, then loss)."""
+    best with the expert on trajectories of the `dev` split (step match, then loss; the loss alone
+    where the expert's wording varies, of which step match knows one)."""
     patience: int = 3
     """With `select: dev`, SFT ends after as many passes without a better one. 0: never early."""
 
@@ -387,6 +388,9 @@ class ExpertConfig:
     """Trajectories that scored less are left out, and counted."""
     workers: int = 8
     """Environments played at once while collecting."""
+    wording: Literal["fixed", "varied"] = "fixed"
+    """Its thoughts: as it says them, or `varied`: each in words drawn by (seed, task, step) from
+    several that say the same, so that they cannot be learned by heart."""
 
 
 @dataclass

@@ -23,6 +23,7 @@ from stepagent.training import collect
 from stepagent.training.config import Config
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes
+from stepagent.training.runs.expert import in_words
 
 RESULTS = "results.jsonl"
 DEV = 200
@@ -101,7 +102,7 @@ class Scores:
             seed=self.config.seed,
             workers=self.config.expert.workers,
         )
-        return read(collect.collect(options, self.console))
+        return in_words(self.config, read(collect.collect(options, self.console)))
 
     def agreements(self, stages: list[str]) -> dict[str, dict[str, Any]]:
         """Stage → agreement with the expert, for the stages where it was measured."""

@@ -13,6 +13,7 @@ from stepagent.training.config import Config, OptimiserConfig, ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
 from stepagent.training.runs import sharding
+from stepagent.training.runs.expert import wordings
 from stepagent.training.runs.sharding import check_own_loop
 from stepagent.training.trees.compat import check_path
 
@@ -51,6 +52,8 @@ def check_options(config: Config) -> None:
     _at_least("expert", config.expert, limit=0, workers=1)
     _at_least("evaluation", evaluation, limit=0, workers=1, temperature=0, agreement=0)
     _at_least("policy", config.policy, max_new_tokens=1)
+    if config.expert.wording == "varied":
+        wordings(config)
     nano.origin(config.policy.model)  # says what to do where it is missing
     tiny = {f.name: 1 for f in dataclasses.fields(config.policy.tiny)}
     _at_least("policy.tiny", config.policy.tiny, **tiny)
