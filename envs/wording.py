@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from stepagent.envs.core import TextEnv
+from stepagent.envs.core import TextEnv, checksum
 from stepagent.envs.trajectory import Trajectory
 from stepagent.errors import UsageError
 
@@ -79,7 +78,7 @@ def reworded(file: Path, thought: str, shown: Sequence[str], key: str) -> str:
             pieces.append(piece)
             continue
         slots = form.slots(piece) or {}
-        drawn = form.alike[zlib.crc32(f"{key}/{number}".encode()) % len(form.alike)]
+        drawn = form.alike[int(checksum(f"{key}/{number}"), 16) % len(form.alike)]
         pieces.append(_SLOT.sub(lambda m, slots=slots: _filled(m[1], slots), drawn))
     return " ".join(pieces)
 

@@ -411,6 +411,10 @@ class EvaluationConfig:
     """Expert trajectories of the dev split on which the policy's agreement with the expert is
     measured after each stage, and SFT chosen with `sft.select: dev` (then 200 for 0); 0: none. 100
     or more tell methods apart."""
+    matched_sft: bool = False
+    """Also score the control `sft-matched`: SFT alone on as many tokens as the entire run was
+    trained on, which is trained for it in the folder of that name. Without it a gain may be that of
+    more training."""
     every_iteration: bool = True
     """Score after SFT and after every iteration, not only at the end."""
     workers: int = 16

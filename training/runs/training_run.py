@@ -213,7 +213,7 @@ class TrainingRun:
         if self.directory.main and self._last and not self.config.keep_policies:
             shutil.rmtree(self.directory.policy(self._last), ignore_errors=True)
 
-    def _budget(self) -> dict[str, float] | None:
+    def budget(self) -> dict[str, float] | None:
         """What all stages have used; None where an older version has made one of them."""
         if any(stage not in self.state.budget for stage in self.state.done):
             return None
@@ -307,7 +307,7 @@ class TrainingRun:
             "scores": summaries,
             "agreement": self.scores.agreements(self.state.done),
             "figures": self.state.figures,
-            "budget": self._budget(),
+            "budget": self.budget(),
             "seconds": round(self.state.seconds, 1),
             "final": str(final),
             "prompt": asdict(self.style),
