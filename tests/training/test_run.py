@@ -27,8 +27,9 @@ from stepagent.training.runs.training_run import TrainingRun
 from tests.training.toys import GUESS
 
 FOLDER = Path(run.__file__).with_name("configs")
-NOT_RUNS = ("reproduction", "tuning", "methods-check", "nano", "evidence", "evidence-small")
-CONFIGS = [p for p in sorted(FOLDER.glob("*.yaml")) if p.stem not in NOT_RUNS]
+NOT_RUNS = ("reproduction", "tuning", "methods-check", "nano")
+SWEEPS = ("evidence", "evidence-small", "evidence-smollm2")
+CONFIGS = [p for p in sorted(FOLDER.glob("*.yaml")) if p.stem not in NOT_RUNS + SWEEPS]
 PAPER = sorted((FOLDER / "paper").glob("*.yaml"))
 MODELS = sorted((FOLDER / "paper" / "models").glob("*.yaml"))
 
