@@ -315,7 +315,8 @@ def sweep_results(name: str) -> str:
         raise Undocumented(f"{file} does not exist: copy a sweep's report.json there")
     sections = []
     for experiment in json.loads(file.read_text(encoding="utf-8"))["experiments"]:
-        about = tables.missing(experiment) + tables.origins(experiment)
+        parts = (tables.missing, tables.origins, tables.dev_draws)
+        about = "".join(part(experiment) for part in parts)
         sections.append(f"### {experiment['name']}\n\n{about}")
         for setting in experiment["settings"]:
             sections += _setting(setting)

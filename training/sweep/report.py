@@ -63,6 +63,8 @@ def as_data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]
         "runs": len(results),
         "done": len(results) - len(absent),
         "origins": _origins(results),
+        "chosen_by_dev": sum(result.dev_draw is not None for result in results),
+        "dev_draws": [result.run.name for result in results if result.dev_draw],
         "missing": [{"run": r.run.name, "why": r.missing or "no score"} for r in absent],
         "settings": [rows.setting(experiment, of) for of in _by_setting(results).values()],
     }

@@ -52,6 +52,18 @@ def origins(experiment: Row) -> str:
     return f"{text}.\n" if here == digest else f"{text}; **the one installed here is `{here}`**.\n"
 
 
+def dev_draws(experiment: Row) -> str:
+    """A warning where dev trajectories were too few to choose SFT's pass by; "" where none were."""
+    runs = experiment.get("dev_draws", [])
+    if not runs:
+        return ""
+    return (
+        f"\n**The dev split was too small** to choose SFT's pass by in {len(runs)} of "
+        f"{experiment['chosen_by_dev']} runs, such as `{runs[0]}`: the chosen pass is told apart "
+        "from no other (`dev_sees` in a run's `summary.json` is what it could see).\n"
+    )
+
+
 def overview(setting: Row) -> str:
     """One table of what counts: a row per method."""
     head = [

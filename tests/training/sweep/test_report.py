@@ -210,11 +210,27 @@ def test_a_table_says_which_nano_its_runs_began_from(sweep, monkeypatch):
     assert f"- nano `aaaa`, runs: 1, such as `{runs[0].name}`" in text
 
 
+def test_a_table_says_where_dev_was_too_small_to_choose_by(sweep):
+    runs = planning.all_runs(sweep)
+    for run, draw in zip(runs, [1.0, 0.0, 0.0, None], strict=True):
+        _finish(sweep, run, {"a": 1.0})
+        path = Path(sweep.output) / "runs" / run.name / "summary.json"
+        summary = json.loads(path.read_text())
+        summary["figures"] = {
+            "sft": {} if draw is None else {"dev_draw": draw},
+            **summary["figures"],
+        }
+        path.write_text(json.dumps(summary))
+    text = _report(sweep)[1]
+    assert "**The dev split was too small** to choose SFT's pass by in 1 of 3 runs" in text
+    assert f"such as `{runs[0].name}`" in text
+
+
 def test_a_table_without_nano_does_not_speak_of_it(sweep):
     for run in planning.all_runs(sweep):
         _finish(sweep, run, {"a": 1.0})
     data, text = _report(sweep)
-    assert data["origins"] == []
+    assert data["origins"] == data["dev_draws"] == []
     assert "nano" not in text
 
 
