@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -79,7 +79,7 @@ def reworded(file: Path, thought: str, shown: Sequence[str], key: str) -> str:
             continue
         slots = form.slots(piece) or {}
         drawn = form.alike[int(checksum(f"{key}/{number}"), 16) % len(form.alike)]
-        pieces.append(_SLOT.sub(lambda m, slots=slots: _filled(m[1], slots), drawn))
+        pieces.append(_written(drawn, slots))
     return " ".join(pieces)
 
 
@@ -96,9 +96,13 @@ def reword(file: Path, trajectory: Trajectory, seed: int) -> Trajectory:
     return replace(trajectory, steps=tuple(steps))
 
 
-def _filled(name: str, slots: dict[str, str]) -> str:
-    value = slots[name.lower()]
-    return value[:1].upper() + value[1:] if name[0].isupper() else value
+def _written(form: str, slots: Mapping[str, str]) -> str:
+    def content(match: re.Match[str]) -> str:
+        name = match[1]
+        value = slots[name.lower()]
+        return value[:1].upper() + value[1:] if name[0].isupper() else value
+
+    return _SLOT.sub(content, form)
 
 
 def _pieces(file: Path, thought: str, shown: tuple[str, ...]) -> list[tuple[str, Form | None]]:
