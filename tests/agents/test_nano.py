@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from stepagent.agents import make_agent, models, nano
 from stepagent.errors import UsageError
@@ -123,3 +124,17 @@ def test_a_pre_training_of_before_the_option_resumes(tmp_path: Path):
     settings.seed = 1
     with pytest.raises(ValueError, match="another pre-training"):
         command._same_config(settings)
+
+
+@pytest.mark.skipif(not (nano.FOLDER / "config.json").is_file(), reason="nano is not in here")
+def test_the_one_in_the_package():
+    files = list(nano.folder().iterdir())
+    assert sum(path.stat().st_size for path in files) < 12e6
+    weights = load_file(nano.FOLDER / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {models.pick_dtype("float16")}
+    assert "No action of an expert is in them" in (nano.FOLDER / "README.md").read_text()
+    results = json.loads((nano.FOLDER / "results.json").read_text())
+    assert len(results["sources"]) == 8, "seven data sets and the pages"
+    assert results["copying"]["16"] > 0.5
+    agent = make_agent("nano", max_new_tokens=16)
+    assert agent.context == 8192
