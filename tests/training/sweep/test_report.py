@@ -216,10 +216,8 @@ def test_a_table_says_where_dev_was_too_small_to_choose_by(sweep):
         _finish(sweep, run, {"a": 1.0})
         path = Path(sweep.output) / "runs" / run.name / "summary.json"
         summary = json.loads(path.read_text())
-        summary["figures"] = {
-            "sft": {} if draw is None else {"dev_draw": draw},
-            **summary["figures"],
-        }
+        figures = {} if draw is None else {"dev_draw": draw}
+        summary["figures"] = {**summary["figures"], "sft": figures}
         path.write_text(json.dumps(summary))
     text = _report(sweep)[1]
     assert "**The dev split was too small** to choose SFT's pass by in 1 of 3 runs" in text
