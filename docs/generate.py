@@ -315,9 +315,7 @@ def sweep_results(name: str) -> str:
         raise Undocumented(f"{file} does not exist: copy a sweep's report.json there")
     sections = []
     for experiment in json.loads(file.read_text(encoding="utf-8"))["experiments"]:
-        parts = (tables.missing, tables.origins, tables.dev_draws)
-        about = "".join(part(experiment) for part in parts)
-        sections.append(f"### {experiment['name']}\n\n{about}")
+        sections.append(f"### {experiment['name']}\n\n{tables.about(experiment)}")
         for setting in experiment["settings"]:
             sections += _setting(setting)
     return "\n\n".join(sections)

@@ -32,9 +32,7 @@ def write(sweep: Sweep) -> Path:
     for experiment in experiments(sweep):
         results = [read(run, output) for run in runs(sweep, experiment)]
         figures = as_data(experiment, results)
-        parts.append(
-            f"\n## {experiment.name}\n\n{tables.missing(figures)}{tables.origins(figures)}"
-        )
+        parts.append(f"\n## {experiment.name}\n\n{tables.about(figures)}")
         parts += SECTIONS[experiment.kind](experiment, results, output)
         for setting in figures["settings"]:
             parts += _statistics(experiment, setting, output)

@@ -20,6 +20,12 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def about(experiment: Row) -> str:
+    """What is to be known before its tables: which runs are missing, what they began from, where
+    SFT could not be chosen."""
+    return missing(experiment) + origins(experiment) + dev_draws(experiment)
+
+
 def missing(experiment: Row) -> str:
     """How many runs are done, and which are not, by the reason."""
     names: dict[str, list[str]] = {}
