@@ -26,8 +26,7 @@ def folder() -> Path:
     if missing:
         raise UsageError(
             f"the model {NANO!r} is not in this installation ({FOLDER} lacks {', '.join(missing)})"
-            ": make it with `stepagent pretrain --config nano --install`, about two hours on two "
-            "cores"
+            ": make it with `stepagent pretrain --config nano --install`, in about two hours"
         )
     return FOLDER
 
