@@ -52,5 +52,7 @@ def install(source: Path) -> Path:
     missing = [name for name in NEEDED if not (source / name).is_file()]
     if missing:
         raise UsageError(f"{source} is no finished model: it lacks {', '.join(missing)}")
-    write_atomically(FOLDER, lambda partial: shutil.copytree(source, partial))
+    # Without the files' modes: safetensors writes one that its owner alone may read.
+    copy = shutil.copyfile
+    write_atomically(FOLDER, lambda to: shutil.copytree(source, to, copy_function=copy))
     return FOLDER
