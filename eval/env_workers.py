@@ -231,6 +231,16 @@ def _serve(commands: queue.SimpleQueue[Any], results: queue.SimpleQueue[Any]) ->
             results.put((None, error))
 
 
+def raise_interrupt(failure: BaseException) -> None:
+    """Raises KeyboardInterrupt where Ctrl-C or SIGTERM came first, and an error of what tidied up
+    behind it (a connection that it closed, say) has taken its place."""
+    cause: BaseException | None = failure
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise KeyboardInterrupt from failure
+        cause = cause.__context__
+
+
 def describe(failure: Exception) -> str:
     """An exception as a short text."""
     return f"{type(failure).__name__}: {failure}"[:2000]

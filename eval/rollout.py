@@ -24,7 +24,16 @@ from stepagent.envs import react
 from stepagent.envs.core import TextEnv, own_version
 from stepagent.envs.trajectory import Trajectory
 from stepagent.errors import SetupError, check_range
-from stepagent.eval.env_workers import Caller, Ended, EnvWorker, Episode, Stamp, Start, describe
+from stepagent.eval.env_workers import (
+    Caller,
+    Ended,
+    EnvWorker,
+    Episode,
+    Stamp,
+    Start,
+    describe,
+    raise_interrupt,
+)
 
 T = TypeVar("T")
 PATIENCE = 0.25
@@ -321,7 +330,8 @@ class _Rollout:
             return
         try:
             replies = [(key, _checked(reply)) for key, reply in self.call(self.agent.poll)]
-        except Exception:
+        except Exception as failure:
+            raise_interrupt(failure)
             pending = list(self.pending.values())
             self.pending.clear()
             for episode, reply in zip(pending, self._one_by_one(pending), strict=True):
@@ -335,6 +345,7 @@ class _Rollout:
         try:
             self.call(self.agent.submit, [episode.turn()])
         except Exception as failure:  # an agent may fail in any way
+            raise_interrupt(failure)
             return failure
         return None
 
@@ -353,6 +364,7 @@ class _Rollout:
         try:
             return list(self._replies([episode.turn() for episode in batch]))
         except Exception as failure:  # an agent may fail in any way
+            raise_interrupt(failure)
             return [failure] if len(batch) == 1 else self._one_by_one(batch)
 
     def _one_by_one(self, batch: list[Episode]) -> list[str | Exception]:

@@ -54,7 +54,8 @@ class SftConfig(OptimiserConfig):
     whose `summary.json` has them under `budget`. 0: `epochs` decides."""
     select: Literal["last", "dev"] = "last"
     """The policy that SFT ends with: that of its `last` update, or that of the pass which agrees
-    best with the expert on trajectories of the `dev` split (step match, then loss)."""
+    best with the expert on trajectories of the `dev` split (step match, then loss; the loss alone
+    where the expert's wording varies, of which step match knows one)."""
     patience: int = 3
     """With `select: dev`, SFT ends after as many passes without a better one. 0: never early."""
 
@@ -367,7 +368,8 @@ class PolicyConfig:
     """The language model that is trained."""
 
     model: str = "smollm2"
-    """`smollm2`, `tiny` (a small Llama from scratch), a directory, or a hub id."""
+    """`smollm2`, `nano` (a small Llama that has read the environments), `tiny` (a small Llama from
+    scratch), a directory, or a hub id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`bfloat16`: frozen weights are kept in it, and where all weights are trained, forward and
     backward passes compute in it (autocast); trained weights are always kept in float32. `auto`:
@@ -401,6 +403,9 @@ class ExpertConfig:
     """Trajectories that scored less are left out, and counted."""
     workers: int = 8
     """Environments played at once while collecting."""
+    wording: Literal["fixed", "varied"] = "fixed"
+    """Its thoughts: as it says them, or `varied`: each in words drawn by (seed, task, step) from
+    several that say the same, so that they cannot be learned by heart."""
 
 
 @dataclass
@@ -421,6 +426,10 @@ class EvaluationConfig:
     """Expert trajectories of the dev split on which the policy's agreement with the expert is
     measured after each stage, and SFT chosen with `sft.select: dev` (then 200 for 0); 0: none. 100
     or more tell methods apart."""
+    matched_sft: bool = False
+    """Also score the control `sft-matched`: SFT alone on as many tokens as the entire run was
+    trained on, which is trained for it in the folder of that name. Without it a gain may be that of
+    more training."""
     every_iteration: bool = True
     """Score after SFT and after every iteration, not only at the end."""
     workers: int = 16

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from stepagent.agents.chat import ChatCodec
 from stepagent.agents.models import (
+    EMBEDDED,
     ModelError,
     context_length,
     eos_ids,
@@ -110,8 +111,15 @@ class Policy:
         with quiet():
             # A discriminator may have its own adapter on the same base.
             only: dict[str, Any] = {"selected_adapters": ["default"]} if self.has_adapter else {}
-            self.model.save_pretrained(path, **only)
+            self.model.save_pretrained(path, **only, **self._embeddings)
         self.tokenizer.save_pretrained(path)
+
+    @property
+    def _embeddings(self) -> dict[str, Any]:
+        """For PEFT, which asks the hub for the vocabulary of a base unless it is told: one that
+        comes in a package is not there."""
+        packaged = self.has_adapter and self.config.model in EMBEDDED
+        return {"save_embedding_layers": False} if packaged else {}
 
     def load_weights(self, path: Path) -> None:
         """Loads the weights of a directory that `save` wrote into the model, in place.
@@ -124,7 +132,7 @@ class Policy:
             if not (path / "adapter_model.safetensors").is_file():
                 raise ModelError(f"{path} holds no adapter, but the policy is one on a base")
             weights = load_file(path / "adapter_model.safetensors")
-            _check_shapes(path, weights, get_peft_model_state_dict(self.model))
+            _check_shapes(path, weights, get_peft_model_state_dict(self.model, **self._embeddings))
             set_peft_model_state_dict(self.model, weights)
             return
         saved = load_model(path, "float32", "cpu").state_dict()

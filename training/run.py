@@ -6,17 +6,22 @@ everything (`training/runs/directory.py`); the same command again resumes a run 
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from stepagent import command_line
 from stepagent.command_line import Command
 from stepagent.training import methods
-from stepagent.training.config import Config
+from stepagent.training.config import Config, PreferenceConfig
+
+if TYPE_CHECKING:
+    from stepagent.training.runs.training_run import TrainingRun
 
 CONFIGS = "stepagent.training"
 """Package with the shipped configurations."""
@@ -36,9 +41,34 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     try:
         training_run.check_space(method.policies_on_disk(config))
         method.learn(training_run)
+        if config.evaluation.matched_sft:
+            _train_matched_sft(training_run)
         return training_run.finish()
     finally:
         training_run.close()
+
+
+def _train_matched_sft(training_run: TrainingRun) -> None:
+    """Trains and scores the control: SFT alone, on the same trajectories and as many tokens. It is
+    a run of its own in the run's folder, so it resumes like one."""
+    from stepagent.training.runs.directory import RunError
+    from stepagent.training.runs.scores import MATCHED
+
+    used, config = training_run.budget(), copy.deepcopy(training_run.config)
+    if used is None:
+        raise RunError(
+            f"{config.output} does not say on how many tokens it was trained (an earlier version "
+            "made it), which evaluation.matched_sft has to know"
+        )
+    own = Path(config.output) / "expert" / "trajectories.jsonl"
+    config.expert.trajectories = config.expert.trajectories or str(own)
+    config.output, config.method = str(Path(config.output) / MATCHED), "sft"
+    config.sft.tokens, config.sft.patience = round(used["tokens"]), 0
+    config.preference = PreferenceConfig()
+    config.evaluation.matched_sft, config.evaluation.agents = False, []
+    config.push_to_hub = ""
+    training_run.console.print(f"{MATCHED}: SFT alone on {config.sft.tokens:,} tokens …")
+    run(config)
 
 
 def check(config: Config) -> None:
@@ -54,6 +84,10 @@ def check(config: Config) -> None:
             "from it"
         )
     method.check(config)
+    if config.evaluation.matched_sft and (config.method == "sft" or not config.sft.epochs):
+        raise ValueError(
+            "evaluation.matched_sft is for methods that go on from SFT (sft.epochs at least 1)"
+        )
 
 
 def _train(config: Config) -> int:

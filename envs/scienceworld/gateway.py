@@ -136,10 +136,9 @@ class Connection:
         """The message of a Java exception."""
         if kind not in "or":
             return _unescape(value) or "an error without a message"
-        try:
-            return str(self.call(Reference(value), "toString"))
-        finally:
-            self.release(Reference(value))
+        words = str(self.call(Reference(value), "toString"))
+        self.release(Reference(value))
+        return words
 
     def call(self, target: Reference | str, method: str, *args: Any) -> Any:
         """Calls a method of an object, or a static one where `target` is the name of a class.

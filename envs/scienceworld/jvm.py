@@ -12,6 +12,7 @@ forked child drops what it inherited and starts its own JVM.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import importlib.util
 import os
@@ -398,7 +399,10 @@ class Simulator:
         try:
             return sorted(set(self._strings("getValidActionObjectCombinations")))
         finally:
-            put(self._random)
+            # Where the connection is closed there is nothing to put back, and an error here would
+            # hide what closed it, Ctrl-C above all.
+            with contextlib.suppress(SimulatorError):
+                put(self._random)
 
     def gold_actions(self) -> list[str]:
         """The gold path of a task loaded with `gold=True`."""

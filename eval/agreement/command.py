@@ -11,6 +11,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from stepagent import agents, envs
+from stepagent.agents.models import EMBEDDED
 from stepagent.command_line import Command
 from stepagent.envs.trajectory import Trajectory, read
 from stepagent.eval import agreement, tables
@@ -74,7 +75,7 @@ class Policy:
     def of(name: str) -> Policy:
         folder = Path(name.removeprefix("hf:"))
         run = read_object(folder / "summary.json") if (folder / "final").is_dir() else {}
-        if name == "smollm2":
+        if name in EMBEDDED:
             return Policy(name, {})
         return Policy(f"hf:{folder / 'final' if run else folder}", run)
 

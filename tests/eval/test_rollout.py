@@ -443,6 +443,27 @@ def test_interrupt_delivers_what_has_ended_and_cleans_up(monkeypatch):
     assert not [t for t in threading.enumerate() if t.name == "environment"]
 
 
+@pytest.mark.parametrize("kind", [ScriptedAgent, Streaming])
+def test_an_error_that_hides_an_interrupt_is_the_interrupt(kind):
+    """What an agent calls may tidy up after Ctrl-C, and fail at that."""
+
+    def tidy_up_badly():
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise OSError("the connection is closed")
+
+    class Interrupted(kind):
+        def act(self, turns):
+            return tidy_up_badly() if len(self.batches) == 3 else super().act(turns)
+
+        def poll(self):
+            return tidy_up_badly() if len(self.batches) == 3 else super().poll()
+
+    with pytest.raises(KeyboardInterrupt):
+        list(run_episodes(ID, Interrupted(), TASKS, workers=4))
+
+
 def test_a_consumer_that_stops_early_closes_the_environments():
     closed, opened = ToyEnv.closed, ToyEnv.opened
     run = run_episodes(ID, ScriptedAgent(), TASKS, workers=2)

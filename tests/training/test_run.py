@@ -15,6 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from stepagent import command_line
+from stepagent.envs import wording
 from stepagent.envs.react import PromptStyle
 from stepagent.envs.tools import write_call
 from stepagent.envs.trajectory import Step, Trajectory, write
@@ -30,7 +31,8 @@ from tests.training.toys import GUESS
 
 FOLDER = Path(run.__file__).with_name("configs")
 NOT_RUNS = ("reproduction", "tuning", "methods-check", "nano")
-CONFIGS = [p for p in sorted(FOLDER.glob("*.yaml")) if p.stem not in NOT_RUNS]
+SWEEPS = ("evidence", "evidence-small", "evidence-smollm2")
+CONFIGS = [p for p in sorted(FOLDER.glob("*.yaml")) if p.stem not in NOT_RUNS + SWEEPS]
 PAPER = sorted((FOLDER / "paper").glob("*.yaml"))
 MODELS = sorted((FOLDER / "paper" / "models").glob("*.yaml"))
 
@@ -67,6 +69,57 @@ def test_a_whole_run(config):
     again = run.run(config)  # everything is there: nothing is done twice
     assert again["scores"] == summary["scores"]
     assert lines == [json.loads(li) for li in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_shows_sft_on_as_many_tokens_beside_its_iterations(config, capsys):
+    config.evaluation.matched_sft, config.evaluation.agents = True, ["expert"]
+    config.reflection.iterations = 1
+    summary = run.run(config, Console(width=120))
+    assert list(summary["scores"]) == ["sft", "iteration-1", "sft-matched", "expert"]
+    control = json.loads((Path(config.output) / "sft-matched/summary.json").read_text())
+    sft = json.loads((Path(config.output) / "stages.json").read_text())["budget"]["sft"]
+    # Whole updates: within half of one of the tokens that the run was trained on.
+    per_update = sft["tokens"] / sft["updates"]
+    assert abs(control["budget"]["tokens"] - summary["budget"]["tokens"]) <= per_update
+    assert control["budget"]["tokens"] > sft["tokens"]
+    assert control["expert_trajectories"] == summary["expert_trajectories"]
+    assert control["scores"]["sft"] == summary["scores"]["sft-matched"]
+    assert "SFT, as many tokens" in capsys.readouterr().out
+    assert run.run(config)["scores"] == summary["scores"]  # nothing is trained again
+    config.method = "sft"
+    with pytest.raises(ValueError, match="matched_sft is for methods that go on from SFT"):
+        run.run(config)
+
+
+def test_thoughts_in_varied_words(config, monkeypatch, tmp_path):
+    """The same actions; other thoughts for another seed, in training and on dev."""
+    with pytest.raises(ValueError, match="one wording only"):
+        run.run(replace(config, expert=replace(config.expert, wording="varied")))
+    assert not Path(config.output).exists()
+    file = tmp_path / "wordings.yaml"
+    file.write_text("- ['It is {n}.', 'My guess is {n}.', 'I say {n}.', '{n} is what I try.']")
+    monkeypatch.setattr(wording, "file_of", lambda env: file)
+    config.prompt, config.method = PromptStyle(False, False, True), "sft"
+    config.expert.wording, config.policy.max_new_tokens = "varied", 20
+    config.sft.select, config.evaluation.agreement = "dev", 8
+    config.evaluation.limit = 1
+
+    def steps(seed):
+        config.seed, config.output = seed, str(tmp_path / f"seed-{seed}")
+        run_ = TrainingRun(config, Console(quiet=True))
+        run_.directory.close()
+        dev = [t.steps[0].thought for t in run_.scores.dev_expert()]
+        return [s.trajectory.steps[0] for s in run_.samples], dev
+
+    (one, dev), (other, _) = steps(0), steps(1)
+    beginnings = {s.thought.replace(s.action, "n") for s in one}
+    assert beginnings == {"It is n.", "My guess is n.", "I say n.", "n is what I try."}
+    assert len({thought.strip("0123456789. ") for thought in dev}) > 1
+    same_action = [a.thought == b.thought for a, b in zip(one, other, strict=True)]
+    assert not all(same_action)
+    config.output = str(tmp_path / "run")
+    figures = run.run(config)["figures"]["sft"]
+    assert {"dev_loss", "chosen_pass"} <= figures.keys()
 
 
 def test_a_run_with_calls_of_functions(config):

@@ -82,9 +82,7 @@ AGENTGYM_TASKS = (
 
 _GAME = re.compile(r"(?<!\w)(\w++-\w++-\w++-\w++-\d++)[/_-](trial_T\d+_\d+_\d+)")
 _TRIAL = re.compile(r"trial_T\d+_\d+_\d+")
-_BUYING = re.compile(
-    r"Instruction:?\s*+(?:\[SEP\]\s*+)?+((?:\S|[^\S\n]++)+?)\s*(?:\[SEP\]|\n|\Z)"
-)
+_BUYING = re.compile(r"Instruction:?\s*+(?:\[SEP\]\s*+)?+((?:\S|[^\S\n]++)+?)\s*(?:\[SEP\]|\n|\Z)")
 _PRICE = re.compile(r",? and price lower than [\d.]+ dollars.*")
 _SIGNS = (
     (WEBSHOP, re.compile(r"web ?shopp?ing|\[SEP\]|\bclick\[buy now\]", re.IGNORECASE)),
@@ -233,7 +231,9 @@ def science_task(name: str, layout: str) -> str | None:
     if own and own.group(1) in scienceworld.TASKS:
         return f"{own.group(1)}/{own.group(2)}"
     if layout == "agentgym":
-        return _agentgym_task(int(m.group(1))) if (m := re.search(r"(?<!\d)(\d+)\Z", name)) else None
+        return (
+            _agentgym_task(int(m.group(1))) if (m := re.search(r"(?<!\d)(\d+)\Z", name)) else None
+        )
     eto = re.search(r"(?:\A|\D)(\d+)[_-](\d+)\Z", name)
     if not eto or int(eto.group(1)) >= len(ETO_TASKS):
         return None

@@ -28,10 +28,11 @@ from stepagent.agents.chat import Encoded
 from stepagent.agents.mixture import MixtureAgent
 from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Step, Trajectory
-from stepagent.training.config import ReflectionConfig
+from stepagent.training.config import Config, ReflectionConfig
 from stepagent.training.data import Sample, draw
 from stepagent.training.methods import rollouts
 from stepagent.training.methods.practice import resumed
+from stepagent.training.runs.expert import in_words
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 
@@ -218,8 +219,9 @@ def _with_label(run: TrainingRun, sample: Sample, label: Labels) -> Sample:
     a step tree holds."""
     policy, most = run.policy, run.config.reflection.max_tree_tokens
     replies, experts, hanging = [], [], 0
-    for (start, end), pair in zip(sample.encoded.replies, label.pairs, strict=False):
-        expert = policy.codec.reply_ids(Step("", *pair).text(run.style))
+    said = _as_steps(run.config, sample.trajectory, label.pairs)
+    for (start, end), step in zip(sample.encoded.replies, said, strict=False):
+        expert = policy.codec.reply_ids(step.text(run.style))
         hanging += len(expert)
         longest = max(len(expert), policy.config.max_new_tokens)
         depth = len(sample.encoded.path(start))
@@ -230,3 +232,13 @@ def _with_label(run: TrainingRun, sample: Sample, label: Labels) -> Sample:
     size = replies[-1][1] if replies else 0
     joins = [join for join in sample.encoded.joins if join[0] < size]
     return replace(sample, encoded=Encoded(sample.encoded.ids[:size], replies, joins, experts))
+
+
+def _as_steps(
+    config: Config, trajectory: Trajectory, pairs: Sequence[tuple[str, str]]
+) -> Sequence[Step]:
+    """The expert's replies as steps in the states of the trajectory, in the run's wording."""
+    steps = [
+        Step(step.observation, *pair) for step, pair in zip(trajectory.steps, pairs, strict=False)
+    ]
+    return in_words(config, [replace(trajectory, steps=tuple(steps))])[0].steps

@@ -55,7 +55,13 @@ def learn(run: TrainingRun) -> None:
             with trl_trainer.plain(run.policy.model):
                 return run.scores.read_dev(run.policy, run.prompt)
 
-        selection = Selection(stage, run.policy, read_dev, config.patience)
+        selection = Selection(
+            stage,
+            run.policy,
+            read_dev,
+            config.patience,
+            measure="step_match" if run.config.expert.wording == "fixed" else "loss",
+        )
         train(stage, run.policy, run.samples, config, selection)
         selection.finish()
     selection.drop()

@@ -2,7 +2,7 @@
 
 The output directory holds `corpus/` (the documents), `tokenizer/`, `tokens.npy`, `checkpoint/` (the
 newest state), `metrics.jsonl` and `model/` (the finished model with its card). The same command
-resumes wherever it was stopped.
+resumes wherever it was stopped; with `--install` the finished model becomes the package's `nano`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from stepagent import command_line
+from stepagent.agents import nano
 from stepagent.command_line import Command
 from stepagent.errors import check_range
 from stepagent.training.config import TinyConfig
@@ -38,6 +38,9 @@ class Config:
     """Of walks, weights and order."""
     threads: int = 0
     """CPU threads; 0: as many as there are cores."""
+    install: bool = False
+    """Copy the finished model to where `--policy.model nano` finds it, inside the package. Where
+    the output holds a finished one already, nothing else is done."""
 
 
 def pretrain(config: Config, console: Console) -> Path:
@@ -123,7 +126,7 @@ def pretrain(config: Config, console: Console) -> Path:
             card = model_card(config.shape, config.optimiser, results)
             (partial / "README.md").write_text(card)
             (partial / "results.json").write_text(json.dumps(results, indent=1))
-            (partial / "config.yaml").write_text(command_line.dump(replace(config, output="nano")))
+            (partial / "config.yaml").write_text(_settings(replace(config, output="nano")))
 
         write_atomically(folder / "model", save)
     console.print(f"the model is in {folder / 'model'}", markup=False)
@@ -134,15 +137,27 @@ def _same_config(config: Config) -> None:
     """Raises ValueError where the folder holds another pre-training; keeps the configuration."""
     from stepagent.files import write_text
 
-    path, text = Path(config.output) / "config.yaml", command_line.dump(config)
+    path, text = Path(config.output) / "config.yaml", _settings(config)
     here = {"output": config.output}  # which may be written in another way
     if path.is_file() and yaml.safe_load(path.read_text()) | here != yaml.safe_load(text):
         raise ValueError(f"{path} is of another pre-training: choose another output, or delete it")
     write_text(path, text)
 
 
+def _settings(config: Config) -> str:
+    """As YAML, what the model depends on."""
+    settings = asdict(config)
+    del settings["install"]
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+
 def run(config: Config) -> int:
-    pretrain(config, Console(highlight=False))
+    console, model = Console(highlight=False), Path(config.output) / "model"
+    if not (config.install and model.is_dir()):
+        pretrain(config, console)
+    if config.install:
+        where = nano.install(model)
+        console.print(f"nano {nano.digest()} is installed in {where}", markup=False)
     return 0
 
 

@@ -1,6 +1,7 @@
 """A run's directory: configuration, metrics, checkpoints, policies, summary. Safe to kill any time.
 
     config.yaml          the resolved configuration; a different one is refused
+    origin.json          which `nano` it began from; a different one is refused
     expert/              the expert's trajectories, where the run collects them itself
     base/                the untrained model, where it is made from scratch
     entering/            the policy after SFT, for methods that refer back to it
@@ -20,6 +21,7 @@ Everything complete appears in one rename, so that what exists can be trusted.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,10 +30,11 @@ from typing import Any
 import yaml
 
 from stepagent.errors import UserError
-from stepagent.files import Lock, Locked, write_atomically, write_text
+from stepagent.files import Lock, Locked, read_object, write_atomically, write_text
 from stepagent.training.runs.metrics import Metrics
 from stepagent.training.runs.options import differing
 
+ORIGIN = "origin.json"
 MOMENTS = "optimiser.safetensors"
 """AdamW's moments, in a checkpoint and among a stage's artifacts."""
 
@@ -93,6 +96,21 @@ class RunDirectory:
                 f"{file} is damaged ({str(error).splitlines()[0]}): restore the file, choose "
                 "another `output`, or delete the directory"
             ) from None
+
+    def begin_from(self, origin: dict[str, str]) -> None:
+        """Keeps which model the run begins from. Raises RunError where it began from another one of
+        the same name."""
+        file = self.path / ORIGIN
+        before = read_object(file)
+        if before and before != origin:
+            model, old, new = origin["model"], before.get("digest"), origin["digest"]
+            raise RunError(
+                f"{self.path} holds a run that began from another {model} ({old}) than the one "
+                f"that is installed now ({new}): install that one again, choose another `output`, "
+                "or delete the directory"
+            )
+        if self.main and not before:
+            write_text(file, json.dumps(origin))
 
     def policy(self, stage: str) -> Path:
         return self.path / "policies" / stage

@@ -4,8 +4,10 @@ disqualifies them."""
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from rich.console import Console
 from stepagent import envs
 from stepagent.agents.models import load_tokenizer
 from stepagent.agents.tool_template import codec_of
+from stepagent.envs import wording
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Trajectory, read
 from stepagent.training import collect
@@ -74,7 +77,30 @@ def load_expert(
     if not trajectories:
         raise WrongOptions(f"{path} holds no trajectory")
     check_trajectories(path, trajectories, config, prompt)
-    return select(trajectories, expert.limit, expert.min_reward, config.seed)
+    return in_words(config, select(trajectories, expert.limit, expert.min_reward, config.seed))
+
+
+def in_words(config: Config, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """The trajectories with the expert's thoughts as `expert.wording` has them. Raises UsageError
+    where the environment has one wording only."""
+    if config.expert.wording == "fixed":
+        return list(trajectories)
+    file = wordings(config)
+    return [wording.reword(file, trajectory, config.seed) for trajectory in trajectories]
+
+
+def wordings(config: Config) -> Path:
+    """The file with other words for the thoughts of the run's expert (raises UsageError)."""
+    return _wordings(config.env, json.dumps(config.env_args, default=str))
+
+
+@cache
+def _wordings(env_id: str, arguments: str) -> Path:
+    env = envs.make(env_id, split="train", **json.loads(arguments))
+    try:
+        return wording.file_of(env)
+    finally:
+        env.close()
 
 
 def check_trajectories(

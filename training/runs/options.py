@@ -14,6 +14,7 @@ FREE = (
     "checkpoint_seconds",
     "evaluation.agents",
     "evaluation.every_iteration",
+    "evaluation.matched_sft",
     "evaluation.workers",
     "expert.workers",
     "keep_policies",

@@ -23,8 +23,11 @@ from stepagent.training import collect
 from stepagent.training.config import Config
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes
+from stepagent.training.runs.expert import in_words
 
 RESULTS = "results.jsonl"
+MATCHED = "sft-matched"
+"""The control `evaluation.matched_sft`: its folder in the run's, and its name in the table."""
 DEV = 200
 """Dev trajectories that SFT is chosen by, where `evaluation.agreement` says nothing."""
 
@@ -38,7 +41,10 @@ class Scores:
 
     def read(self, name: str) -> dict[str, Any]:
         """The summary of an evaluation; {} where there is none."""
-        return read_object(self.path / name / "summary.json")
+        folder = self.path
+        if name == MATCHED:
+            folder, name = self.path.parent / MATCHED / "eval", "sft"
+        return read_object(folder / name / "summary.json")
 
     def play(self, name: str, player: Any) -> None:
         """Plays what is missing of an evaluation, with an agent that is closed afterwards; all
@@ -101,7 +107,7 @@ class Scores:
             seed=self.config.seed,
             workers=self.config.expert.workers,
         )
-        return read(collect.collect(options, self.console))
+        return in_words(self.config, read(collect.collect(options, self.console)))
 
     def agreements(self, stages: list[str]) -> dict[str, dict[str, Any]]:
         """Stage → agreement with the expert, for the stages where it was measured."""
@@ -109,10 +115,11 @@ class Scores:
         return {stage: json.loads(p.read_text()) for stage, p in paths.items() if p.is_file()}
 
     def of_run(self, stages: list[str]) -> dict[str, dict[str, Any]]:
-        """Name → summary: of other agents, of the stages in order, and of the expert at the end."""
+        """Name → summary: of other agents, the stages in order, the control, and the expert."""
         others = [agent for agent in self.config.evaluation.agents if agent != "expert"]
         expert = [agent for agent in self.config.evaluation.agents if agent == "expert"]
-        names = [*others, *stages, *expert]
+        control = [MATCHED] if self.config.evaluation.matched_sft else []
+        names = [*others, *stages, *control, *expert]
         return {name: summary for name in names if (summary := self.read(name))}
 
     def table(self, summaries: dict[str, dict[str, Any]]) -> Table:
@@ -131,7 +138,9 @@ class Scores:
             low, high = summary["reward_ci95"]
             match = f"{measured[name]['step_match']:.3f}" if name in measured else ""
             table.add_row(
-                LABELS.get(name, name).replace("iteration-", f"{title}, iteration "),
+                {**LABELS, MATCHED: "SFT, as many tokens"}.get(name, name).replace(
+                    "iteration-", f"{title}, iteration "
+                ),
                 f"{summary['reward_mean']:.3f}",
                 f"{low:.3f} to {high:.3f}",
                 f"{summary['success_rate']:.0%}",

@@ -12,11 +12,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from stepagent.eval import agreement
-from stepagent.eval.agreement import Agreement, TrajectoryAgreement
+from stepagent.eval.agreement import Agreement, Measure, TrajectoryAgreement
 from stepagent.eval.paired import detectable
 from stepagent.files import write_atomically
 from stepagent.training.policy import Policy
@@ -34,6 +35,8 @@ class Selection:
     """The policy's agreement on the dev trajectories, and how many were left out"""
     patience: int
     """Passes without a better one after which training ends; 0: never."""
+    measure: Literal["step_match", "loss"] = "step_match"
+    """What decides; where step matches are equal, the loss does."""
 
     @property
     def _best(self) -> Path:
@@ -57,7 +60,7 @@ class Selection:
             else:
                 agreement.save(self._folder(update), rows, left_out)
                 passes = self._passes(update)
-                best = _best_of(passes)
+                best = self._best_of(passes)
                 if best == update:
                     write_atomically(self._best, self.policy.save)
                 ends = 0 < self.patience <= sum(best < later for later in passes)
@@ -72,14 +75,14 @@ class Selection:
         processes.wait()
         self.policy.load_weights(self._best)
         passes = self._passes()
-        best = _best_of(passes)
+        best = self._best_of(passes)
         self.stage.figures |= {
             "passes": float(len(passes)),
             "chosen_pass": float(sorted(passes).index(best) + 1),
             "dev_step_match": passes[best].step_match,
             "dev_loss": passes[best].loss,
         }
-        self.stage.note(self._worth(passes, best))
+        self._say_worth(passes, best)
 
     def drop(self) -> None:
         """Deletes the policy that was kept, once the stage has it."""
@@ -99,43 +102,67 @@ class Selection:
                 passes[update] = Agreement(**json.loads(path.read_text()))
         return passes
 
-    def _worth(self, passes: dict[int, Agreement], best: int) -> str:
-        """Which pass was chosen, and what the dev trajectories could see of it."""
+    def _say_worth(self, passes: dict[int, Agreement], best: int) -> None:
+        """Says which pass was chosen, and what the dev trajectories could see of it; the figures
+        `dev_sees` and `dev_draw` keep that."""
         numbers = {update: number for number, update in enumerate(sorted(passes), 1)}
         chosen = agreement.load(self._folder(best))
+        figure = {
+            "step_match": f"{passes[best].step_match:.1%} of the steps",
+            "loss": f"{passes[best].loss:.3f} nats per step",
+        }[self.measure]
         text = (
-            f"pass {numbers[best]} of {len(passes)} agrees best with the expert: "
-            f"{passes[best].step_match:.1%} of the steps of {len(chosen)} dev trajectories"
+            f"pass {numbers[best]} of {len(passes)} agrees best with the expert: {figure} of "
+            f"{len(chosen)} dev trajectories"
         )
         others = {u: agreement.load(self._folder(u)) for u in passes if u != best}
         if not others:
-            return text
-        smallest = max(smallest_difference(chosen, other) for other in others.values())
-        alike = [
-            u for u, o in others.items() if agreement.differences(o, chosen)["step_match"].low <= 0
-        ]
-        text += f"; they tell passes apart that differ by {100 * smallest:.1f} points (80 % power)"
+            self.stage.note(text)
+            return
+        smallest = max(
+            smallest_difference(chosen, other, self.measure) for other in others.values()
+        )
+        alike = [u for u, other in others.items() if not self._differs(other, chosen)]
+        draw = len(alike) == len(others)
+        self.stage.figures |= {"dev_sees": smallest, "dev_draw": float(draw)}
+        seen = f"{smallest:.3f} nats" if self.measure == "loss" else f"{100 * smallest:.1f} points"
+        text += f"; they tell passes apart that differ by {seen} (80 % power)"
         if not alike:
-            return text + ", and the chosen one from all others"
+            self.stage.note(text + ", and the chosen one from all others")
+            return
         listed = ", ".join(str(numbers[update]) for update in alike)
-        small = "" if len(alike) < len(others) else ": TOO FEW to choose by, the choice is a draw"
-        return f"{text}, not the chosen one from {listed}{small}"
+        small = ": TOO FEW to choose by, the choice is a draw" if draw else ""
+        self.stage.note(f"{text}, not the chosen one from {listed}{small}")
 
+    def _differs(
+        self, other: dict[str, TrajectoryAgreement], chosen: dict[str, TrajectoryAgreement]
+    ) -> bool:
+        """Whether the interval of the chosen pass's gain is above 0."""
+        gain = agreement.differences(other, chosen)[self.measure]
+        return gain.high < 0 if self.measure == "loss" else gain.low > 0
 
-def _best_of(passes: dict[int, Agreement]) -> int:
-    """The highest step match, then the lowest loss, then the earliest."""
-    return min(passes, key=lambda update: (-passes[update].step_match, passes[update].loss, update))
+    def _best_of(self, passes: dict[int, Agreement]) -> int:
+        """The highest step match (unless the loss alone decides), then the lowest loss, then the
+        earliest."""
+
+        def order(update: int) -> tuple[float, float, int]:
+            match = passes[update].step_match if self.measure == "step_match" else 0.0
+            return -match, passes[update].loss, update
+
+        return min(passes, key=order)
 
 
 def smallest_difference(
-    first: dict[str, TrajectoryAgreement], second: dict[str, TrajectoryAgreement]
+    first: dict[str, TrajectoryAgreement],
+    second: dict[str, TrajectoryAgreement],
+    measure: Measure = "step_match",
 ) -> float:
-    """The difference in step match that the trajectories of two policies can see (`detectable`), by
+    """The difference in a measure that the trajectories of two policies can see (`detectable`), by
     the spread of their paired differences; 0 where all are alike."""
     tasks = agreement.common(first, second)
     one, two = ([side[task] for task in tasks] for side in (first, second))
-    gains = agreement.totals(two, "step_match") - agreement.totals(one, "step_match")
-    weights = agreement.weights(one, "step_match")
+    gains = agreement.totals(two, measure) - agreement.totals(one, measure)
+    weights = agreement.weights(one, measure)
     residuals = gains - weights * gains.sum() / weights.sum()
     error = np.sqrt((residuals**2).sum() * len(tasks) / (len(tasks) - 1)) / weights.sum()
     return detectable(float(error))

@@ -21,6 +21,7 @@ import yaml
 from rich.console import Console
 
 from stepagent import agents, command_line, envs
+from stepagent.agents import nano
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import Prompt
 from stepagent.envs.trajectory import Trajectory
@@ -88,6 +89,10 @@ class TrainingRun:
         with processes.main_first():
             text = command_line.dump(config)
             self.directory = RunDirectory(config.output, text, processes.is_main())
+            self.origin = nano.origin(config.policy.model)
+            """Which model the run begins from, as far as the name alone does not say so."""
+            if self.origin:
+                self.directory.begin_from(self.origin)
         if self.directory.resumed:
             console.print(f"Resuming the run in {self.directory.path}", markup=False)
         self._state_file = self.directory.path / "stages.json"
@@ -270,7 +275,7 @@ class TrainingRun:
         if self.directory.main and self._last and not self.config.keep_policies:
             shutil.rmtree(self.directory.policy(self._last), ignore_errors=True)
 
-    def _budget(self) -> dict[str, float] | None:
+    def budget(self) -> dict[str, float] | None:
         """What all stages have used; None where an older version has made one of them."""
         if any(stage not in self.state.budget for stage in self.state.done):
             return None
@@ -354,11 +359,12 @@ class TrainingRun:
             "env": self.config.env,
             "env_args": self.config.env_args,
             "seed": self.config.seed,
+            "origin": self.origin or {"model": self.config.policy.model},
             "expert_trajectories": len(self.samples),
             "scores": summaries,
             "agreement": self.scores.agreements(self.state.done),
             "figures": self.state.figures,
-            "budget": self._budget(),
+            "budget": self.budget(),
             "times": self.state.times,
             "seconds": round(self.state.seconds, 1),
             "final": str(final),

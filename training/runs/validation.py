@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stepagent import agents, envs
+from stepagent.agents import nano
 from stepagent.errors import check_range
 from stepagent.training.config import Config, OptimiserConfig, ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
 from stepagent.training.runs import sharding
+from stepagent.training.runs.expert import wordings
 from stepagent.training.runs.metrics import check_trackers
 from stepagent.training.runs.sharding import check_own_loop
 from stepagent.training.trees.compat import check_path
@@ -68,6 +70,9 @@ def check_options(config: Config) -> None:
             raise ValueError(
                 f"sampler.urls has {url!r}: an address begins with http:// or https://"
             )
+    if config.expert.wording == "varied":
+        wordings(config)
+    nano.origin(config.policy.model)  # says what to do where it is missing
     tiny = {f.name: 1 for f in dataclasses.fields(config.policy.tiny)}
     _at_least("policy.tiny", config.policy.tiny, **tiny)
     width, heads = config.policy.tiny.hidden_size, config.policy.tiny.heads

@@ -21,6 +21,7 @@ from rich.console import Console
 from stepagent import command_line
 from stepagent.files import read_object, write_text
 from stepagent.training.config import Config
+from stepagent.training.runs.directory import ORIGIN
 from stepagent.training.runs.options import differing
 from stepagent.training.sweep.planning import Sweep, SweepError, SweepRun, all_runs, merged
 from stepagent.training.sweep.results import FAILED
@@ -105,6 +106,8 @@ def inherit_sft(config: Config, output: Path) -> None:
         for name in ("expert", "expert-dev", "base", "policies/sft", "eval/sft"):
             if (source / name).is_dir():
                 shutil.copytree(source / name, partial / name)
+        if (source / ORIGIN).is_file():
+            shutil.copy(source / ORIGIN, partial / ORIGIN)
         (partial / "config.yaml").write_text(options)
         after_sft = {"done": ["sft"], "seconds": 0.0} | {
             key: {"sft": state[key]["sft"]}

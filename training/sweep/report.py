@@ -32,7 +32,7 @@ def write(sweep: Sweep) -> Path:
     for experiment in experiments(sweep):
         results = [read(run, output) for run in runs(sweep, experiment)]
         figures = as_data(experiment, results)
-        parts.append(f"\n## {experiment.name}\n\n{tables.missing(figures)}")
+        parts.append(f"\n## {experiment.name}\n\n{tables.about(figures)}")
         parts += SECTIONS[experiment.kind](experiment, results, output)
         for setting in figures["settings"]:
             parts += _statistics(experiment, setting, output)
@@ -60,9 +60,21 @@ def as_data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]
         "kind": experiment.kind,
         "runs": len(results),
         "done": len(results) - len(absent),
+        "origins": _origins(results),
+        "chosen_by_dev": sum(result.dev_draw is not None for result in results),
+        "dev_draws": [result.run.name for result in results if result.dev_draw],
         "missing": [{"run": r.run.name, "why": r.missing or "no score"} for r in absent],
         "settings": [rows.setting(experiment, of) for of in _by_setting(results).values()],
     }
+
+
+def _origins(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The models with a digest that the runs began from, each with its runs."""
+    runs_of: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if digest := result.origin.get("digest"):
+            runs_of.setdefault((result.origin["model"], digest), []).append(result.run.name)
+    return [{"model": m, "digest": d, "runs": names} for (m, d), names in runs_of.items()]
 
 
 def _statistics(experiment: Experiment, setting: dict[str, Any], output: Path) -> list[str]:

@@ -33,6 +33,11 @@ class Result:
     """Stage → agreement with the expert, as in `summary.json`"""
     budget: dict[str, float] | None = None
     """What it has used; None where that was not recorded"""
+    origin: dict[str, str] = field(default_factory=dict)
+    """The model that it began from: its name, and the digest of `nano`"""
+    dev_draw: bool | None = None
+    """Whether the dev trajectories were too few to choose SFT's pass by; None where none was chosen
+    among several"""
     folder: Path = Path()
 
     @property
@@ -79,8 +84,14 @@ def read(run: SweepRun, output: Path) -> Result:
         minutes=summary["seconds"] / 60,
         agreement=summary.get("agreement", {}),
         budget=summary.get("budget"),
+        origin=summary.get("origin", {}),
+        dev_draw=_dev_draw(summary["figures"].get("sft", {})),
         folder=folder,
     )
+
+
+def _dev_draw(sft: dict[str, float]) -> bool | None:
+    return bool(sft["dev_draw"]) if "dev_draw" in sft else None
 
 
 def _why_missing(run: SweepRun, output: Path) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stepagent.agents import nano
+from stepagent.errors import UsageError
 from stepagent.eval.agreement import MEASURES
 
 NAMES = {"loss": "loss", "step_match": "step match", "trajectory_match": "trajectory match"}
@@ -18,6 +20,12 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def about(experiment: Row) -> str:
+    """What is to be known before its tables: which runs are missing, what they began from, where
+    SFT could not be chosen."""
+    return missing(experiment) + origins(experiment) + dev_draws(experiment)
+
+
 def missing(experiment: Row) -> str:
     """How many runs are done, and which are not, by the reason."""
     names: dict[str, list[str]] = {}
@@ -26,6 +34,40 @@ def missing(experiment: Row) -> str:
         names.setdefault(why, []).append(f"`{run['run']}`")
     lines = [f"- **Missing**, {why}: {', '.join(of_reason)}" for why, of_reason in names.items()]
     return "\n".join([f"{experiment['done']} of {experiment['runs']} runs are done.\n", *lines, ""])
+
+
+def origins(experiment: Row) -> str:
+    """Which `nano` the runs began from, and a warning where they do not have one in common or it is
+    not the one that is installed; "" where none began from it."""
+    models = experiment.get("origins", [])
+    if not models:
+        return ""
+    if len(models) > 1:
+        lines = [
+            f"- {m['model']} `{m['digest']}`, runs: {len(m['runs'])}, such as `{m['runs'][0]}`"
+            for m in models
+        ]
+        warning = "**These runs began from different models**, so their rows cannot be compared:\n"
+        return "\n".join(["", warning, *lines, ""])
+    name, digest = models[0]["model"], models[0]["digest"]
+    text = f"\nAll runs began from {name} `{digest}`"
+    try:
+        here = nano.digest()
+    except UsageError:
+        return f"{text}, which is not installed here.\n"
+    return f"{text}.\n" if here == digest else f"{text}; **the one installed here is `{here}`**.\n"
+
+
+def dev_draws(experiment: Row) -> str:
+    """A warning where dev trajectories were too few to choose SFT's pass by; "" where none were."""
+    runs = experiment.get("dev_draws", [])
+    if not runs:
+        return ""
+    return (
+        f"\n**The dev split was too small** to choose SFT's pass by in {len(runs)} of "
+        f"{experiment['chosen_by_dev']} runs, such as `{runs[0]}`: the chosen pass is told apart "
+        "from no other (`dev_sees` in a run's `summary.json` is what it could see).\n"
+    )
 
 
 def overview(setting: Row) -> str:

@@ -239,3 +239,24 @@ def test_ten_thousand_hostile_actions():
         if terminated or truncated:
             env.reset()
     env.close()
+
+
+@pytest.mark.parametrize("answers", range(6))
+def test_ctrl_c_during_a_call_is_no_error_of_the_simulator(env, answers, monkeypatch):
+    """Listing actions takes six calls; whichever is interrupted, nothing hides that."""
+    env.reset(seed=0, options={"task_id": "find-plant/226"})
+    connection = env.unwrapped._simulator._connection
+    file, read = connection._file, []
+
+    class Interrupted:
+        close = file.close
+
+        def readline(self):
+            read.append(None)
+            if len(read) > answers:
+                raise KeyboardInterrupt
+            return file.readline()
+
+    monkeypatch.setattr(connection, "_file", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        env.unwrapped.admissible_actions()

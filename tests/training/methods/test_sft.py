@@ -69,6 +69,8 @@ def test_select():
     assert len(select(some, 0, 0.5, seed=0)) == 6
     assert len(select(some, 3, 0.0, seed=0)) == 3
     assert select(some, 3, 0.0, seed=0) == select(some, 3, 0.0, seed=0)
+    more = select(some, 5, 0.0, seed=0)
+    assert all(trajectory in more for trajectory in select(some, 3, 0.0, seed=0))
     with pytest.raises(ValueError, match=r"the best: 1\.00"):
         select(some, 0, 1.5, seed=0)
 

@@ -1,8 +1,12 @@
 """Pre-training on environment text: its walks, its resume, its measures."""
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -47,6 +51,28 @@ def test_a_killed_collection_resumes_with_the_same_text(tmp_path):
     assert len(once["HotpotQA-v0"]) > 1
     for a, b in zip(once["HotpotQA-v0"], twice["HotpotQA-v0"], strict=True):
         assert a.read_text() == b.read_text()
+
+
+def test_sigterm_ends_a_collection(tmp_path):
+    """Also while the walker waits for the simulator, which it does most of the time."""
+    output = tmp_path / "run"
+    words = ["--output", str(output), "--sources", '{"stepagent/ScienceWorld-v0": 50.0}']
+    command = [sys.executable, "-m", "stepagent.training.pretrain", *words]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(c.name() == "java" for c in psutil.Process(process.pid).children(True)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(3.0)
+        process.terminate()
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    assert "the same command continues from here" in (tmp_path / "log").read_text()
+    assert not list((output / "corpus").glob("ScienceWorld-v0/*")), "no part is half written"
 
 
 def test_rare_endings():

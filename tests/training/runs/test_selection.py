@@ -56,6 +56,30 @@ def test_the_best_pass_is_kept_and_training_ends_when_none_is_better(stage, poli
     assert not (stage.artifacts / "best").exists()
 
 
+def test_where_wordings_vary_the_loss_alone_decides(stage, policy):
+    """A step match is the luck of a wording then; that of pass 1 is the highest."""
+    selection = Selection(stage, policy, lambda: ([], 0), patience=1, measure="loss")
+    readings = [_rows("yyyy", loss=2.0), _rows("nnnn", loss=1.0), _rows("yynn", loss=1.5)]
+    assert _passes(selection, readings) == [False, False, True]
+    selection.finish()
+    assert stage.figures["chosen_pass"] == 2
+    # All trajectories differ alike, so any difference would be seen, and no pass is a draw.
+    assert stage.figures["dev_sees"] == 0.0
+    assert stage.figures["dev_draw"] == 0.0
+    text = stage.console.file.getvalue()
+    assert "1.000 nats per step of 4 dev trajectories" in text
+    assert "differ by 0.000 nats" in text
+    assert "the chosen one from all others" in text
+
+
+def test_a_draw_is_among_the_figures(stage, policy):
+    selection = Selection(stage, policy, lambda: ([], 0), patience=0)
+    _passes(selection, [_rows("ynnn"), _rows("yynn")])
+    selection.finish()
+    assert stage.figures["dev_draw"] == 1.0
+    assert stage.figures["dev_sees"] == pytest.approx(2.8016 * 0.25, abs=1e-4)
+
+
 def test_passes_that_a_killed_run_has_measured_do_not_count_before_they_come_again(stage, policy):
     selection = Selection(stage, policy, lambda: ([], 0), patience=1)
     assert _passes(selection, [_rows("ynnn"), _rows("yyyn")]) == [False, False]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from stepagent import command_line
+from stepagent.agents import nano
 from stepagent.envs.trajectory import Trajectory, write
 from stepagent.eval import agreement
 from stepagent.eval.agreement import TrajectoryAgreement
@@ -184,6 +185,51 @@ def test_rows_say_what_they_have_used(sweep):
 
 
 # A row with the budget of another -----------------------------------------------------------------
+
+
+def test_a_table_says_which_nano_its_runs_began_from(sweep, monkeypatch):
+    runs = planning.all_runs(sweep)
+
+    def begin(*digests):
+        for run, digest in zip(runs, digests, strict=True):
+            _finish(sweep, run, {"a": 1.0})
+            path = Path(sweep.output) / "runs" / run.name / "summary.json"
+            origin = {"model": "nano", "digest": digest}
+            path.write_text(json.dumps({**json.loads(path.read_text()), "origin": origin}))
+
+    monkeypatch.setattr(nano, "digest", lambda: "aaaa")
+    begin(*["aaaa"] * len(runs))
+    data, text = _report(sweep)
+    assert "All runs began from nano `aaaa`." in text
+    assert [(o["digest"], len(o["runs"])) for o in data["origins"]] == [("aaaa", len(runs))]
+    begin(*["bbbb"] * len(runs))
+    assert "began from nano `bbbb`; **the one installed here is `aaaa`**" in _report(sweep)[1]
+    begin("aaaa", *["bbbb"] * (len(runs) - 1))
+    text = _report(sweep)[1]
+    assert "**These runs began from different models**" in text
+    assert f"- nano `aaaa`, runs: 1, such as `{runs[0].name}`" in text
+
+
+def test_a_table_says_where_dev_was_too_small_to_choose_by(sweep):
+    runs = planning.all_runs(sweep)
+    for run, draw in zip(runs, [1.0, 0.0, 0.0, None], strict=True):
+        _finish(sweep, run, {"a": 1.0})
+        path = Path(sweep.output) / "runs" / run.name / "summary.json"
+        summary = json.loads(path.read_text())
+        figures = {} if draw is None else {"dev_draw": draw}
+        summary["figures"] = {**summary["figures"], "sft": figures}
+        path.write_text(json.dumps(summary))
+    text = _report(sweep)[1]
+    assert "**The dev split was too small** to choose SFT's pass by in 1 of 3 runs" in text
+    assert f"such as `{runs[0].name}`" in text
+
+
+def test_a_table_without_nano_does_not_speak_of_it(sweep):
+    for run in planning.all_runs(sweep):
+        _finish(sweep, run, {"a": 1.0})
+    data, text = _report(sweep)
+    assert data["origins"] == data["dev_draws"] == []
+    assert "nano" not in text
 
 
 @pytest.fixture

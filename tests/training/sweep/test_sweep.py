@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from stepagent import command_line
+from stepagent.agents import nano
 from stepagent.training import methods, run
 from stepagent.training.config import Config
 from stepagent.training.methods import METHODS, VARIANTS
@@ -392,10 +393,17 @@ def test_a_methods_laptop_configuration_is_that_of_the_reproduction(method, tmp_
     assert set(changes) <= set(unused)
 
 
-@pytest.mark.parametrize("name", ["reproduction", "tuning"])
-def test_every_run_of_a_sweep_can_work(name, tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    ["reproduction", "tuning", "evidence", "evidence-small", "evidence-smollm2"],
+)
+def test_every_run_of_a_sweep_can_work(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(nano, "origin", lambda model: {})  # with or without it
     sweep = command_line.parse(
         planning.Sweep, ["--config", str(CONFIGS / f"{name}.yaml")], prog="test"
     )
+    if name.startswith("evidence"):  # its seeds differ in nothing else
+        sweep.seeds = sweep.seeds[:1]
+        sweep.experiments = [{**row, "seeds": []} for row in sweep.experiments]
     for run_ in planning.all_runs(sweep):
         execution.checked(run_, tmp_path)
