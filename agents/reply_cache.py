@@ -14,7 +14,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class ReplyCache:
         if row is None:
             return None
         *values, ids = row
-        return Completion(*values, tuple(map(int, ids.split())))
+        return replace(Completion(*values), ids=tuple(map(int, ids.split())))
 
     def put(self, request: Mapping[str, Any], completion: Completion) -> None:
         """Stores a completion; the first one of a request stays."""

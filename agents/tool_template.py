@@ -24,7 +24,7 @@ from stepagent.envs.tools import CLOSE, OPEN, Tool, write_call
 
 _QUESTION, _SAID, _RESULT = "⟦question⟧", "⟦said⟧", "⟦result⟧"
 _CALL = re.compile(rf"{OPEN}.*?(?:{CLOSE}|\Z)", re.DOTALL)
-_EMPTY_THOUGHT = re.compile(r"\A\s*(<think>)?\s*</think>\s*")
+_EMPTY_THOUGHT = re.compile(r"\A\s*+(<think>)?+\s*+</think>\s*+")
 _CALL_IDS = ("call00000", "functions.{name}:0")
 """Ids of calls: nine letters and digits, as Mistral has them; Kimi's, which hold the function's
 name. They are the same in every turn: some models write them, and these can be learned."""

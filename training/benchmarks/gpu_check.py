@@ -14,6 +14,7 @@ kill. On a CPU the same code runs with a model of a few thousand weights.
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -110,7 +111,7 @@ def _sections(device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
     for name, shape in SHAPES[device.type].items():
         measured = (("practice", _practice), ("reflection", _reflection), ("inverse", _inverse))
         for title, work in measured:
-            yield f"{title}, {name}", lambda work=work, shape=shape: _alone(work, shape, device)
+            yield f"{title}, {name}", functools.partial(_alone, work, shape, device)
 
 
 def _machine(device: torch.device) -> dict[str, str]:

@@ -164,17 +164,18 @@ class Trl:
         prompt = rows[0].replies[0][0]
         longest = max(tree.trunk_length for tree in rows) - prompt
         shape = (len(rows), longest)
-        names = ("advantages", "old_per_token_logps", "ref_per_token_logps", "tool_mask")
-        columns = {name: torch.zeros(shape) for name in names}
+        names = ("advantages", "old_per_token_logps", "ref_per_token_logps")
+        columns = {name: torch.zeros(shape) for name in (*names, "tool_mask")}
         ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
         for i, (tree, episode) in enumerate(zip(rows, episodes, strict=True)):
             size = tree.trunk_length - prompt
             ids[i, :size] = torch.tensor(tree.ids[prompt : tree.trunk_length])
             mask[i, :size] = 1
             at = torch.cat([torch.arange(s, e) for s, e in tree.replies]) - prompt
-            values = (episode.advantages, episode.old_log_probs, episode.reference_log_probs, 1.0)
-            for name, value in zip(names, values, strict=True):
-                columns[name][i, at] = value
+            drawn = (episode.advantages, episode.old_log_probs, episode.reference_log_probs)
+            for name, values in zip(names, drawn, strict=True):
+                columns[name][i, at] = values
+            columns["tool_mask"][i, at] = 1.0
         prompts = torch.tensor([tree.ids[:prompt] for tree in rows])
         inputs = {
             "prompt_ids": prompts,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from stepagent.agents.core import Turn
+from stepagent.agents.core import ModelReply, Turn
 from stepagent.agents.generation import Counts, Request
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import STOP
@@ -43,16 +44,17 @@ class EngineAgent(TransformersAgent):
         """One reply per turn. Raises what `Fleet.draw` does."""
         began = time.perf_counter()
         futures = [self._ask(request) for request in self._requests(turns)]
-        replies = [self._read(future) for future in futures]
+        replies = [self._read(t.key, f) for t, f in zip(turns, futures, strict=True)]
         self._seconds += time.perf_counter() - began
         return replies
 
     def submit(self, turns: Sequence[Turn]) -> None:
         for request in self._requests(turns):
-            key = request.key
-            self._ask(request).add_done_callback(
-                lambda future, key=key: self._ended.put((key, future))
-            )
+            ended = functools.partial(self._put, request.key)
+            self._ask(request).add_done_callback(ended)
+
+    def _put(self, key: Hashable, future: Future[Drawn]) -> None:
+        self._ended.put((key, future))
 
     def poll(self) -> list[tuple[Hashable, str | Exception]]:
         """The replies that have arrived, or why there is none; waits a moment for the first."""
@@ -66,8 +68,10 @@ class EngineAgent(TransformersAgent):
             self._seconds += time.perf_counter() - began
         replies: list[tuple[Hashable, str | Exception]] = []
         for key, future in ended:
-            error = future.exception()
-            replies.append((key, error if isinstance(error, Exception) else self._read(future)))
+            if isinstance(error := future.exception(), Exception):
+                replies.append((key, error))
+            else:
+                replies.append((key, self._read(key, future)))
         return replies
 
     def _ask(self, request: Request) -> Future[Drawn]:
@@ -81,13 +85,13 @@ class EngineAgent(TransformersAgent):
         self._counts.read += len(request.ids)
         return self._sampler.submit(prompt, self._sampling)
 
-    def _read(self, future: Future[Drawn]) -> str:
+    def _read(self, key: Hashable, future: Future[Drawn]) -> ModelReply:
         drawn = future.result()
         ids = drawn.reply(self._sampling)
         self._counts.read -= drawn.cached
         self._counts.cached += drawn.cached
         self._counts.generated += len(ids)
-        return self._text(ids)
+        return self._text(key, ids)
 
     def forget(self, key: Hashable) -> None:
         self._sampler.forget(key)

@@ -79,7 +79,7 @@ def digest(policy: Policy) -> str:
         name, tensor = item
         weights = tensor.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
         head = f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode()
-        return hashlib.blake2b(weights, key=hashlib.blake2b(head).digest()).digest()
+        return hashlib.blake2b(weights.data, key=hashlib.blake2b(head).digest()).digest()
 
     with ThreadPoolExecutor() as pool:  # hashing frees the interpreter
         parts = list(pool.map(of, trained))

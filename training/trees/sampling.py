@@ -162,7 +162,7 @@ def _decode(
         room = min(row.limit - len(row.ids) for row in rows if not row.ended)
         table = [_next_draws(row, min(unseen, room)) for row in rows]
         draws = torch.from_numpy(np.stack(table)).to(device)
-        columns = []
+        columns: list[Tensor] = []
         for t in range(draws.shape[1]):
             if t:
                 logits = _decode_step(model, pattern, columns[-1])
