@@ -44,7 +44,7 @@ class EngineAgent(TransformersAgent):
         """One reply per turn. Raises what `Fleet.draw` does."""
         began = time.perf_counter()
         futures = [self._ask(request) for request in self._requests(turns)]
-        replies = [self._read(t.key, f) for t, f in zip(turns, futures, strict=True)]
+        replies: list[str] = [self._read(t.key, f) for t, f in zip(turns, futures, strict=True)]
         self._seconds += time.perf_counter() - began
         return replies
 
