@@ -59,7 +59,7 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreT
 
 
 def build_model(
-    config: TinyConfig, tokenizer: PreTrainedTokenizerFast, seed: int
+    config: TinyConfig, tokenizer: PreTrainedTokenizerFast, seed: int, rope_theta: float = 1e4
 ) -> LlamaForCausalLM:
     """A Llama for that tokenizer, from scratch; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
@@ -73,6 +73,7 @@ def build_model(
                 num_attention_heads=config.heads,
                 num_key_value_heads=config.heads,
                 max_position_embeddings=config.context,
+                rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
                 tie_word_embeddings=True,
                 eos_token_id=tokenizer.eos_token_id,
                 bos_token_id=None,

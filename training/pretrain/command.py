@@ -53,6 +53,7 @@ def pretrain(config: Config, console: Console) -> Path:
     from stepagent.training.pretrain import measure
     from stepagent.training.pretrain.card import model_card
     from stepagent.training.pretrain.corpus import collect
+    from stepagent.training.pretrain.induction import ROPE_THETA, start_with_induction
     from stepagent.training.pretrain.optimise import train
     from stepagent.training.pretrain.tokens import make_tokenizer, write_tokens
     from stepagent.training.tiny import build_model
@@ -61,6 +62,7 @@ def pretrain(config: Config, console: Console) -> Path:
         raise ValueError("sources is empty: name environments to walk through, or --config nano")
     check_range(0, seed=config.seed, threads=config.threads)
     check_range(1, **asdict(config.shape))
+    check_range(2, layers=config.shape.layers, heads=config.shape.heads)  # induction heads
     config.optimiser.check()
     folder = Path(config.output)
     if config.threads:
@@ -85,7 +87,8 @@ def pretrain(config: Config, console: Console) -> Path:
         if not row.is_file():
             write_tokens(row, learned, tokenizer, config.seed)
         tokens = np.load(row, mmap_mode="r")
-        model = build_model(config.shape, tokenizer, config.seed)
+        model = build_model(config.shape, tokenizer, config.seed, rope_theta=ROPE_THETA)
+        start_with_induction(model, config.seed)
         weights = sum(p.numel() for p in model.parameters())
         console.print(
             f"{len(tokens) / 1e6:.1f} M tokens, {weights / 1e6:.1f} M weights, "

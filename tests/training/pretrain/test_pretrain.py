@@ -10,17 +10,18 @@ import psutil
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from stepagent.agents.chat import ChatCodec
 from stepagent.envs import make
 from stepagent.training.config import TinyConfig
 from stepagent.training.pretrain import corpus, measure
 from stepagent.training.pretrain.command import Config, pretrain
+from stepagent.training.pretrain.induction import ROPE_THETA, start_with_induction
 from stepagent.training.pretrain.optimise import Optimiser, train
 from stepagent.training.tiny import build_model, build_tokenizer
 
-SHAPE = TinyConfig(hidden_size=32, layers=1, heads=2, vocabulary=400, context=512)
+SHAPE = TinyConfig(hidden_size=32, layers=2, heads=2, vocabulary=400, context=512)
 HOTPOT = "stepagent/HotpotQA-v0"
 
 
@@ -162,3 +163,23 @@ def test_from_walks_to_a_model_that_loads(tmp_path):
     config.seed = 1
     with pytest.raises(ValueError, match="of another pre-training"):
         pretrain(config, Console(quiet=True))
+
+
+def llama(layers):
+    shape = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 4}
+    rope = {"rope_type": "default", "rope_theta": ROPE_THETA}
+    config = LlamaConfig(800, num_hidden_layers=layers, **shape, rope_parameters=rope)
+    config.tie_word_embeddings = True
+    return LlamaForCausalLM(config)
+
+
+def test_it_begins_as_a_model_that_copies():
+    model = llama(layers=2)
+    assert measure.copying_accuracy(model, [64])[64] < 0.1
+    start_with_induction(model)
+    assert measure.copying_accuracy(model, [64])[64] > 0.5
+
+
+def test_what_copies_needs_two_layers():
+    with pytest.raises(ValueError, match="two layers"):
+        start_with_induction(llama(layers=1))
