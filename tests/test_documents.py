@@ -6,6 +6,7 @@ Commands in blocks of shell are parsed with all their options; those under `<!--
 
 import ast
 import contextlib
+import importlib.util
 import io
 import re
 import shlex
@@ -30,7 +31,7 @@ DOCUMENTS = [
 ]
 OTHERS = (
     *("accelerate", "cd", "docker", "inspect", "openenv", "pip", "pytest", "source"),
-    *("vf-eval", "vf-validate"),
+    *("vf-eval", "vf-validate", "vllm/bin/vllm"),
 )
 """Commands of others, which are not looked into."""
 
@@ -110,8 +111,10 @@ def test_commands_have_the_options_that_documents_give_them(block, dry):
         elif words[0] == "make":
             assert words[1] in targets
         elif words[0] in ("python", "python3"):
-            script = words[1] if words[1] != "-m" else words[2].replace(".", "/") + ".py"
-            assert (ROOT / script).is_file()
+            if words[1] != "-m":
+                assert (ROOT / words[1]).is_file()
+            else:
+                assert importlib.util.find_spec(words[2])
         else:
             assert words[0] in OTHERS, f"{words[0]} is no command that we know"
 

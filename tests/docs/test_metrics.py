@@ -88,10 +88,12 @@ def test_every_logged_metric_is_described(config, method, pages, monkeypatch):
     if method == "inverse":  # once more, where the discriminator stops the run
         config.output += "-stopped"
         discriminator.max_accuracy, config.inverse.reward = 0.0, "step"
+        config.inverse.demonstrations = False
         config.reflection.equal = "effect"
         run.run(config)
         for stage, names in _logged(config.output).items():
             logged.setdefault(stage, set()).update(names)
+        config.inverse.demonstrations = True
         config.output += "-played"  # and with rewards of actions that are played
         config.inverse.judge, config.reflection.value_rollouts = "return", 1
         run.run(config)

@@ -168,16 +168,16 @@ def test_from_walks_to_a_model_that_loads(tmp_path):
 def llama(layers):
     shape = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 4}
     rope = {"rope_type": "default", "rope_theta": ROPE_THETA}
-    config = LlamaConfig(800, num_hidden_layers=layers, **shape, rope_parameters=rope)
+    config = LlamaConfig(vocab_size=800, num_hidden_layers=layers, **shape, rope_parameters=rope)
     config.tie_word_embeddings = True
     return LlamaForCausalLM(config)
 
 
 def test_it_begins_as_a_model_that_copies():
     model = llama(layers=2)
-    assert measure.copying_accuracy(model, [64])[64] < 0.1
+    assert measure.copying_accuracy(model, [64])[64] < 0.01
     start_with_induction(model)
-    assert measure.copying_accuracy(model, [64])[64] > 0.5
+    assert measure.copying_accuracy(model, [64])[64] > 0.2  # 0.76 at nano's width
 
 
 def test_what_copies_needs_two_layers():
