@@ -20,6 +20,8 @@ All other output maps begin at 0. Shapes, as everywhere, are the model's own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -41,7 +43,7 @@ def start_with_induction(model: LlamaForCausalLM, seed: int = 0) -> None:
 
     Raises ValueError for a model of fewer than two layers or heads.
     """
-    config = model.config
+    config: Any = model.config
     if min(config.num_hidden_layers, config.num_attention_heads) < 2:
         raise ValueError("induction heads need at least two layers and two heads")
     draw = torch.Generator().manual_seed(seed)
