@@ -25,6 +25,8 @@ class Metrics:
         self._writes_events = True
         self._writer: Any = None
         self._trackers: list[Any] = []
+        self._count: int | None = None
+        """Lines of the file; None: not counted."""
 
     def report_to(self, names: Sequence[str], run: str, options: Mapping[str, Any]) -> None:
         """Has trackers of accelerate follow the run, which has a name and options.
@@ -53,6 +55,8 @@ class Metrics:
         line = {"stage": stage, "update": update} | {k: _number(v) for k, v in figures.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        if self._count is not None:
+            self._count += 1
         self.track(stage, update, figures)
 
     def track(self, stage: str, update: int, figures: Mapping[str, float]) -> None:
@@ -68,9 +72,10 @@ class Metrics:
                 self._writer.add_scalar(f"{stage}/{name}", value, update)
         if self._trackers:
             values = {f"{stage}/{name}": value for name, value in figures.items()}
-            number = len(self.path.read_bytes().splitlines()) if self.path.is_file() else 0
+            if self._count is None:
+                self._count = len(self.path.read_bytes().splitlines()) if self.path.is_file() else 0
             for tracker in self._trackers:
-                tracker.log(values, step=number)
+                tracker.log(values, step=self._count)
 
     def rewind(self, stage: str, update: int) -> None:
         """Drops the stage's lines after `update`: they are about to be written again."""
@@ -85,6 +90,7 @@ class Metrics:
             except (ValueError, KeyError, TypeError):
                 continue  # truncated by a kill
         write_text(self.path, "".join(lines))
+        self._count = None
 
     def close(self) -> None:
         if self._writer is not None:
