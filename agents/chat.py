@@ -222,6 +222,12 @@ class ChatCodec:
         """Whether the prompt of a reply ends within a thought."""
         return self.template.continuation.opened
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end a reply for an engine that can look for texts alone: `has_stop` without
+        an eye for thoughts, which may hold such texts."""
+        return () if self.opens_thought else STOP
+
     def is_thinking(self, reply: str) -> bool:
         """Whether a reply that is being generated is still a thought: anything may stand there."""
         opened = self.opens_thought or reply.lstrip().startswith("<think>")

@@ -24,7 +24,7 @@ from stepagent.agents.core import Agent, ModelReply, Turn, reply_limit
 from stepagent.agents.generation import Decoding, Generator, Request, why_uncacheable
 from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.agents.tool_template import ToolCodec
-from stepagent.envs.react import STOP, Message, PromptStyle
+from stepagent.envs.react import Message, PromptStyle
 from stepagent.envs.tools import Tool
 from stepagent.errors import check_range
 
@@ -118,8 +118,9 @@ class TransformersAgent(Agent):
         """Why conversations are read again in every turn; "" if their cache is kept."""
         self._generator: Generator | NaiveGenerator
         if self.why_uncached:
-            stops = () if self.codec.opens_thought else STOP  # a thought may hold such texts
-            self._generator = NaiveGenerator(model, ends=ends, stops=stops, tokenizer=tokenizer)
+            self._generator = NaiveGenerator(
+                model, ends=ends, stops=self.codec.stops, tokenizer=tokenizer
+            )
         else:
             self._generator = Generator(
                 model,

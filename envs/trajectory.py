@@ -65,7 +65,9 @@ class Step:
             step = replace(step, reply=text or " ")  # "" would stand for the rendered text
         return step
 
-    def text(self, style: react.PromptStyle, tools: Sequence[Tool] = ()) -> str:
+    def text(
+        self, style: react.PromptStyle = react.PromptStyle(), tools: Sequence[Tool] = ()
+    ) -> str:
         """The reply as it appears in a conversation of that style."""
         return self.reply or react.render(self.thought, self.action, style, tools)
 

@@ -33,18 +33,16 @@ from rich.table import Table
 
 from stepagent import envs
 from stepagent.command_line import Command
-from stepagent.envs import react
 from stepagent.envs.core import Plan, TextEnv
-from stepagent.envs.trajectory import Step, Trajectory
+from stepagent.envs.trajectory import Trajectory
 from stepagent.errors import UsageError, check_range
 from stepagent.eval.load_runs import EvaluationRun, load_runs
 from stepagent.eval.recorded_env import import_modules, recorded_env
-from stepagent.eval.results import ResultsError
+from stepagent.eval.results import REGRETS, ResultsError
 from stepagent.eval.summary import save
 from stepagent.eval.tables import tell
 from stepagent.files import read_object, write_text
 
-FILE = "regret.jsonl"
 _LESS = 1e-6
 """A difference of scores that counts."""
 
@@ -118,7 +116,7 @@ def regret(trajectory: Trajectory, env: TextEnv, twin: TextEnv) -> Regret:
         if changed:
             break
         expected = plan[1:] if plan and plan[0][1] == step.action else None
-        observation, *_, info = env.step(_reply(step))
+        observation, *_, info = env.step(step.text())
     return Regret(trajectory.task_id, trajectory.seed, reach, changed)
 
 
@@ -126,7 +124,7 @@ def _score_of(env: TextEnv, trajectory: Trajectory, number: int, plan: Plan) -> 
     """The score of a plan behind the first steps of a trajectory."""
     env.reset(seed=trajectory.seed, options={"task_id": trajectory.task_id})
     for step in trajectory.steps[:number]:
-        env.step(_reply(step))
+        env.step(step.text())
     score = 0.0
     for _, action in plan:
         *_, terminated, truncated, info = env.step(action)
@@ -134,10 +132,6 @@ def _score_of(env: TextEnv, trajectory: Trajectory, number: int, plan: Plan) -> 
         if terminated or truncated:
             break
     return score
-
-
-def _reply(step: Step) -> str:
-    return step.reply or react.render(step.thought, step.action)
 
 
 def figures(regrets: Sequence[Regret]) -> dict[str, float | None]:
@@ -157,7 +151,7 @@ def figures(regrets: Sequence[Regret]) -> dict[str, float | None]:
 
 def load(results: Path, trajectories: Sequence[Trajectory]) -> list[Regret]:
     """What `record` wrote beside a results file about these episodes."""
-    lines = _lines(results.with_name(FILE))
+    lines = _lines(results.with_name(REGRETS))
     known = [lines.get(_key(t)) for t in trajectories]
     pairs = zip(trajectories, known, strict=True)
     return [r for t, r in pairs if r and (r.changed or len(r.reach) == len(t.steps) + 1)]
@@ -185,7 +179,7 @@ def record(
     Raises what `regret` raises.
     """
     episodes = [t for t in trajectories if t.steps and not t.error]
-    path = results.with_name(FILE)
+    path = results.with_name(REGRETS)
     others = {k: r for k, r in _lines(path).items() if k not in {_key(t) for t in episodes}}
     regrets = {**others, **{_key(r): r for r in load(results, episodes)}}
     write_text(path, "".join(map(_line, regrets.values())))
@@ -218,7 +212,7 @@ def regret_of_run(run: EvaluationRun, config: Config) -> list[Regret]:
     env_id, arguments = recorded_env(run, config.env_args)
     episodes = [t for t in run.trajectories if t.steps and not t.error][: config.limit]
     if config.env_args:  # another expert may reach something else
-        run.path.with_name(FILE).unlink(missing_ok=True)
+        run.path.with_name(REGRETS).unlink(missing_ok=True)
     regrets = record(run.path, episodes, env_id, arguments)
     summary = read_object(path := run.path.with_name("summary.json"))
     if summary and regrets:

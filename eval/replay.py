@@ -19,7 +19,6 @@ from rich.console import Console
 
 from stepagent import envs
 from stepagent.command_line import Command
-from stepagent.envs import react
 from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Trajectory
 from stepagent.errors import UsageError, check_range
@@ -104,8 +103,7 @@ def compare(trajectory: Trajectory, env: TextEnv) -> Iterator[tuple[int, str, ob
         yield number, "observation", step.observation, observation
         yield number, "end of the episode", False, ended
         # Whatever the style was, `react.parse` reads the same from it.
-        reply = step.reply or react.render(step.thought, step.action)
-        observation, reward, done, truncated, info = env.step(reply)
+        observation, reward, done, truncated, info = env.step(step.text())
         ended = done or truncated
         yield number + 1, "reward", float(step.reward), float(reward)
         yield number + 1, "validity", step.valid, bool(info["valid"])

@@ -19,6 +19,8 @@ from stepagent.errors import UserError
 from stepagent.eval.summary import save
 from stepagent.files import Lock, Locked
 
+REGRETS = "regret.jsonl"
+"""Beside the results: what was in reach in the states of each episode (`eval.regret`)."""
 OPEN_EPISODES = "playing.jsonl"
 """Beside the results while an evaluation runs: the episodes that it is playing, for onlookers."""
 
@@ -88,7 +90,7 @@ class ResultsDir:
             if overwrite:
                 self.results.unlink(missing_ok=True)
                 self.summary.unlink(missing_ok=True)
-                self.results.with_name("regret.jsonl").unlink(missing_ok=True)
+                self.results.with_name(REGRETS).unlink(missing_ok=True)
             self.done = self._resume(identity)
             self._writer = files.Writer(self.results)
         except BaseException:

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 from stepagent import command_line, envs
-from stepagent.envs import react
 from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Trajectory
 from stepagent.errors import UsageError
@@ -142,8 +141,7 @@ class ExpertJudge(_ReplayingJudge):
             agrees = expert is not None and _normalised(expert[1]) == _normalised(step.action)
             follows = agrees and (follows or env.expert_anywhere)
             rewards.append(float(follows))
-            reply = step.reply or react.render(step.thought, step.action)
-            observation, _, terminated, truncated, _ = env.step(reply)
+            observation, _, terminated, truncated, _ = env.step(step.text())
             if (terminated or truncated) and number + 1 < len(trajectory.steps):
                 raise _changed(trajectory, number + 1)
         return rewards

@@ -11,6 +11,14 @@ from typing import Any
 
 import pytest
 
+FOREIGN_PAGES = [
+    {"Origin": "https://evil.test"},
+    {"Origin": "null"},
+    {"Host": "evil.test"},
+    {"Host": "evil.test:80", "Origin": "http://evil.test:80"},
+]
+"""Headers of requests that a browser sends for pages of other sites, to a server on loopback."""
+
 
 class Scripted(ThreadingHTTPServer):
     """Answers by a script of (status, body, headers, seconds to wait); then as `answer` says."""

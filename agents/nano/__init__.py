@@ -22,13 +22,16 @@ NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_confi
 
 def folder() -> Path:
     """Where the model lies. Raises UsageError where it does not, or not completely."""
-    missing = [name for name in NEEDED if not (FOLDER / name).is_file()]
-    if missing:
+    if missing := _missing(FOLDER):
         raise UsageError(
             f"the model {NANO!r} is not in this installation ({FOLDER} lacks {', '.join(missing)})"
             ": make it with `stepagent pretrain --config nano --install`, in about two hours"
         )
     return FOLDER
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in NEEDED if not (folder / name).is_file()]
 
 
 def digest() -> str:
@@ -49,8 +52,7 @@ def origin(model: str) -> dict[str, str]:
 def install(source: Path) -> Path:
     """Copies a model that `stepagent pretrain` has finished to where `nano` is looked for; returns
     that folder. Raises UsageError where the source is not complete, OSError."""
-    missing = [name for name in NEEDED if not (source / name).is_file()]
-    if missing:
+    if missing := _missing(source):
         raise UsageError(f"{source} is no finished model: it lacks {', '.join(missing)}")
     # Without the files' modes: safetensors writes one that its owner alone may read.
     copy = shutil.copyfile

@@ -21,6 +21,7 @@ from stepagent.eval.play.recorded import Recorded
 from tests.browser import Browser, serious_findings
 from tests.eval.example_results import episode, write_run
 from tests.eval.test_view import HOSTILE
+from tests.servers import FOREIGN_PAGES
 from tests.toy_env import ID, ScriptedAgent, ToyEnv
 
 TASK = "odd/25"
@@ -319,15 +320,7 @@ def test_a_running_evaluation_shows_what_it_plays(tmp_path, monkeypatch):
 # Hostile requests ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Origin": "https://evil.test"},
-        {"Origin": "null"},
-        {"Host": "evil.test"},
-        {"Host": "evil.test:80", "Origin": "http://evil.test:80"},
-    ],
-)
+@pytest.mark.parametrize("headers", FOREIGN_PAGES)
 def test_pages_of_other_sites_are_refused(server, headers):
     for answer in (
         requests.get(server.url, headers=headers, timeout=120),

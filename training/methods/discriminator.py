@@ -276,7 +276,7 @@ def train(
 def centred(logits: Tensor, tree: StepTree) -> Tensor:
     """float32 [A]: logits less the mean of their state's actions. `pairwise` fixes no more than
     differences within a state, and 0 is where neither side is the likelier."""
-    steps = torch.tensor([*range(len(tree.replies)), *(branch.step for branch in tree.branches)])
+    steps = torch.tensor(tree.action_steps)
     totals = torch.zeros(len(tree.replies)).index_add(0, steps, logits)
     return logits - (totals / steps.bincount())[steps]
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from stepagent.training.config import Config, PpoConfig
 from stepagent.training.data import Sample, draw
-from stepagent.training.methods import rollouts
+from stepagent.training.methods import find, rollouts
 from stepagent.training.methods.actor_critic import (
     ActorCritic,
     PolicyOutputs,
@@ -86,7 +86,7 @@ def episode_advantages(
 
 def check_episodes(config: Config) -> None:
     """Raises ValueError where one episode per task leaves a group baseline nothing to compare."""
-    if config.ppo.baseline == "group" and (config.rollouts.samples or 1) < 2:
+    if config.ppo.baseline == "group" and find(config.method).samples(config) < 2:
         raise ValueError(
             "ppo.baseline is group with rollouts.samples 1: an episode alone in its group has no "
             "advantage over it; take 2 samples or more, or the baseline value"

@@ -22,7 +22,7 @@ from torch import Tensor
 from stepagent.envs.trajectory import Trajectory
 from stepagent.training.config import Config, GroupConfig
 from stepagent.training.data import draw
-from stepagent.training.methods import rollouts, sft
+from stepagent.training.methods import find, rollouts, sft
 from stepagent.training.runs import processes
 from stepagent.training.runs.optimise import optimise
 from stepagent.training.runs.schedule import packed, shuffled
@@ -104,7 +104,7 @@ def learn_in_groups(run: TrainingRun, advantages: Advantages) -> None:
 
 def check_groups(config: Config) -> None:
     """Raises ValueError for groups of one, and settings out of range."""
-    if (config.rollouts.samples or GROUP) < 2:
+    if find(config.method).samples(config) < 2:
         raise ValueError(
             f"method {config.method} compares the episodes of a task with each other: "
             "rollouts.samples must be at least 2 (8 is usual)"

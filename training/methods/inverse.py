@@ -265,10 +265,8 @@ def expert_leads(item: Practice, reward: Tensor) -> Tensor:
     Where D takes an action of the agent for the expert's and the demonstration for the agent's, the
     policy would unlearn what it was shown.
     """
-    leading, first = reward.clone(), len(item.tree.replies)
-    for branch, value in zip(item.tree.branches, reward[first:], strict=True):
-        leading[branch.step] = torch.maximum(leading[branch.step], value)
-    return leading
+    steps = torch.tensor(item.tree.action_steps)
+    return reward.scatter_reduce(0, steps, reward, "amax")
 
 
 def scaled(advantages: Sequence[Tensor], draws: Sequence[Tensor], floor: float) -> list[Tensor]:

@@ -70,7 +70,7 @@ class Practice:
     def states(self) -> list[int]:
         """[A]: a number of the state in which each action was taken, the same in every tree."""
         trunk = [hash(self.tree.state(step)) for step in range(len(self.tree.replies))]
-        return trunk + [trunk[branch.step] for branch in self.tree.branches]
+        return [trunk[step] for step in self.tree.action_steps]
 
 
 def differing(item: Practice) -> Practice:
@@ -182,7 +182,7 @@ def _draw_replies(
         decoding=Decoding(config.temperature, config.top_p, policy.config.max_new_tokens),
         eos_ids=policy.eos_ids,
         stopped=policy.codec.has_stop,  # as in acting: at an observation that it invents
-        stops=() if policy.codec.opens_thought else react.STOP,
+        stops=policy.codec.stops,
     )
     stage.sampler.publish(policy)
     for replies in stage.sampler.draw(jobs, sampling):

@@ -91,7 +91,7 @@ def with_rewards(practice: Practice, values: Mapping[int, float | None]) -> tupl
     """The practice in the states whose actions all have a value (by action number), and their
     rewards, float32 [A]."""
     tree, steps = practice.tree, len(practice.tree.replies)
-    state = [*range(steps), *(branch.step for branch in tree.branches)]
+    state = tree.action_steps
     lost = {state[action] for action, value in values.items() if value is None}
     states = {state[action] for action in values} - lost
     branches = [i for i, branch in enumerate(tree.branches) if branch.step in states]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from stepagent.agents.core import ModelReply, Turn
 from stepagent.agents.generation import Counts, Request
 from stepagent.agents.transformers import TransformersAgent
-from stepagent.envs.react import STOP
 from stepagent.training.policy import Policy
 from stepagent.training.sampler.engine import Drawn, Prompt
 from stepagent.training.trees.sampling import Sampling
@@ -35,7 +34,7 @@ class EngineAgent(TransformersAgent):
             decoding=self.decoding,
             eos_ids=self._ends,
             stopped=self.codec.has_stop,
-            stops=() if self.codec.opens_thought else STOP,
+            stops=self.codec.stops,
         )
         self._generator.counts = self._counts = Counts()
         self._ended: queue.SimpleQueue[tuple[Hashable, Future[Drawn]]] = queue.SimpleQueue()

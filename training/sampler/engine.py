@@ -58,10 +58,8 @@ class Drawn:
 
     def reply(self, sampling: Sampling) -> list[int]:
         """The ids up to and including the first that ends the reply."""
-        for n, token in enumerate(self.ids, 1):
-            if token in sampling.eos_ids or sampling.stopped(self.ids[:n]):
-                return self.ids[:n]
-        return self.ids
+        starts = (self.ids[:n] for n in range(1, len(self.ids) + 1))
+        return next(filter(sampling.ends, starts), self.ids)
 
 
 def session() -> requests.Session:

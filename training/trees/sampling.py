@@ -46,6 +46,10 @@ class Sampling:
     stops: Sequence[str] = ()
     """Texts that make `stopped` true, for engines that can look for texts alone."""
 
+    def ends(self, ids: Sequence[int]) -> bool:
+        """Whether a reply that has these tokens so far ends with the last one."""
+        return ids[-1] in self.eos_ids or self.stopped(ids)
+
     def __post_init__(self) -> None:
         if self.k < 1 or (self.decoding.temperature == 0 and self.k > 1):
             raise ValueError(
@@ -198,9 +202,7 @@ def _extend(row: _Row, ids: Sequence[int], sampling: Sampling) -> None:
         if row.ended:
             return
         row.ids.append(token)
-        row.ended = (
-            token in sampling.eos_ids or len(row.ids) == row.limit or sampling.stopped(row.ids)
-        )
+        row.ended = len(row.ids) == row.limit or sampling.ends(row.ids)
 
 
 def _decode_step(model: nn.Module, pattern: Decode, newest: Tensor) -> Tensor:

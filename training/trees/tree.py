@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from stepagent.agents.encoded import Encoded, depths, path, ranges
 
@@ -75,7 +76,17 @@ class StepTree:
         """Where in the trunk the state of a step ends: where its reply starts, if not elsewhere
         because the trunk branches there."""
         start = self.replies[step][0]
-        return dict(self.joins).get(start, start)
+        return self._joined_to.get(start, start)
+
+    @cached_property
+    def _joined_to(self) -> dict[int, int]:
+        return dict(self.joins)
+
+    @property
+    def action_steps(self) -> list[int]:
+        """[A]: the step of each action, numbered as in `PackedTrees`: the expert's of every step,
+        then the branches."""
+        return [*range(len(self.replies)), *(branch.step for branch in self.branches)]
 
     def expert(self, step: int) -> tuple[int, ...]:
         """Token ids of the expert's reply of a step."""

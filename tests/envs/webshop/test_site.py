@@ -9,6 +9,7 @@ import requests
 from stepagent.envs import trajectory
 from stepagent.envs.webshop import site as sites
 from tests.browser import serious_findings
+from tests.servers import FOREIGN_PAGES
 
 
 @pytest.fixture
@@ -62,15 +63,7 @@ def test_bad_requests(site):
     assert "is not possible here" in answer.text
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Origin": "https://evil.test"},
-        {"Origin": "null"},
-        {"Host": "evil.test"},
-        {"Host": "evil.test:80", "Origin": "http://evil.test:80"},
-    ],
-)
+@pytest.mark.parametrize("headers", FOREIGN_PAGES)
 def test_pages_of_other_sites_are_refused(site, headers):
     assert requests.get(site.url, headers=headers, timeout=30).status_code == 403
     answer = requests.post(site.url + "start", headers=headers, timeout=30)

@@ -42,9 +42,7 @@ def policy() -> Any:
         eos_ids={3},
         has_adapter=False,
         no_step_trees="",
-        codec=SimpleNamespace(
-            has_stop=lambda ids: False, used=lambda ids: ids, opens_thought=False
-        ),
+        codec=SimpleNamespace(has_stop=lambda ids: False, used=lambda ids: ids, stops=()),
     )
 
 
