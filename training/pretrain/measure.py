@@ -68,9 +68,9 @@ def copying_accuracy(
     The first token of the repetition is left out: nothing says that it begins.
     """
     rng = np.random.default_rng([seed, 11])
-    accuracies = {}
+    vocabulary, accuracies = model.config.vocab_size, {}
     for length in lengths:
-        rows = torch.from_numpy(rng.integers(300, model.config.vocab_size, size=(16, length)))
+        rows = torch.from_numpy(rng.integers(vocabulary // 8, vocabulary, size=(16, length)))
         logits = model(input_ids=torch.cat([rows, rows], 1)[:, :-1]).logits
         accuracies[length] = float((logits[:, length:].argmax(-1) == rows[:, 1:]).float().mean())
     return accuracies

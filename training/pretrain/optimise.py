@@ -46,6 +46,9 @@ class Optimiser:
     """Norm at which gradients are clipped."""
     seed: int = 0
     """Of the order in which sequences are read."""
+    copying: int = 0
+    """Longest row of random tokens that a sequence ends with, twice: so that a model that copies
+    goes on doing so. Only the repetition is learned. 0: none."""
     checkpoint_seconds: float = 120.0
     """Time between checkpoints; 0: after every update."""
 
@@ -53,6 +56,7 @@ class Optimiser:
         """Raises UsageError for a number that is out of range."""
         check_range(1, sequence=self.sequence, batch_size=self.batch_size)
         check_range(0, tokens=self.tokens, learning_rate=self.learning_rate, seed=self.seed)
+        check_range(0, self.sequence // 4, copying=self.copying)
         check_range(0, 1, warmup_ratio=self.warmup_ratio, beta2=self.beta2)
         check_range(0, max_grad_norm=self.max_grad_norm, weight_decay=self.weight_decay)
         check_range(0, checkpoint_seconds=self.checkpoint_seconds)
@@ -111,9 +115,10 @@ def train(
     with checkpoint_clock(config.checkpoint_seconds) as clock:
         for update in range(position.update, config.updates):
             ids = torch.from_numpy(_batch(tokens, config, update).astype(np.int64))
+            learned = _end_with_copies(ids, config, update, model.config.vocab_size)
             for group in optimiser.param_groups:
                 group["lr"] = config.rate(update)
-            figures = _descend(model, optimiser, ids, config.max_grad_norm)
+            figures = _descend(model, optimiser, ids, learned, config.max_grad_norm)
             if not math.isfinite(figures["loss"]):
                 raise ValueError(
                     f"update {update + 1}: the loss is {figures['loss']}: lower the rate"
@@ -126,11 +131,15 @@ def train(
 
 
 def _descend(
-    model: LlamaForCausalLM, optimiser: torch.optim.AdamW, ids: Tensor, max_grad_norm: float
+    model: LlamaForCausalLM,
+    optimiser: torch.optim.AdamW,
+    ids: Tensor,
+    learned: Tensor,
+    max_grad_norm: float,
 ) -> dict[str, float]:
-    """One update on int64 [B, T + 1]; returns its figures."""
+    """One update on int64 [B, T + 1], of which bool [B, T + 1] are learned; returns its figures."""
     started = time.monotonic()
-    loss = next_token_loss(model, ids)
+    loss = next_token_loss(model, ids, learned)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimiser.step()
@@ -142,12 +151,13 @@ def _descend(
     }
 
 
-def next_token_loss(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
-    """float32 []: mean negative log-likelihood of int64 [B, T + 1], padding tokens left out."""
+def next_token_loss(model: LlamaForCausalLM, ids: Tensor, learned: Tensor) -> Tensor:
+    """float32 []: mean negative log-likelihood of those of int64 [B, T + 1] that bool [B, T + 1]
+    names; padding tokens are left out."""
     logits = model(input_ids=ids[:, :-1]).logits
     following = ids[:, 1:]
     padding = int(model.config.pad_token_id or 0)
-    targets = torch.where(following.eq(padding), -100, following)
+    targets = torch.where(following.ne(padding) & learned[:, 1:], following, -100)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
@@ -162,3 +172,18 @@ def _batch(tokens: np.ndarray, config: Optimiser, update: int) -> np.ndarray:
         begin = shift + int(rng.permutation(per_pass)[place]) * config.sequence
         rows.append(tokens[begin : begin + config.sequence + 1])
     return np.stack(rows)
+
+
+def _end_with_copies(ids: Tensor, config: Optimiser, update: int, vocabulary: int) -> Tensor:
+    """Ends int64 [B, T + 1] with random rows and their repetitions, in place; returns what is to be
+    learned (bool [B, T + 1]): all but the row itself and the first token of its repetition."""
+    learned = torch.ones_like(ids, dtype=torch.bool)
+    if not config.copying:
+        return learned
+    rng = np.random.default_rng([config.seed, 13, update])
+    for sequence, mask in zip(ids, learned, strict=True):
+        length = int(rng.integers(1, config.copying + 1))
+        row = torch.from_numpy(rng.integers(vocabulary // 8, vocabulary, size=length))  # few bytes
+        sequence[-2 * length :] = row.repeat(2)
+        mask[-2 * length :][: length + 1] = False
+    return learned

@@ -18,7 +18,7 @@ from stepagent.training.config import TinyConfig
 from stepagent.training.pretrain import corpus, measure
 from stepagent.training.pretrain.command import Config, pretrain
 from stepagent.training.pretrain.induction import ROPE_THETA, start_with_induction
-from stepagent.training.pretrain.optimise import Optimiser, train
+from stepagent.training.pretrain.optimise import Optimiser, _end_with_copies, train
 from stepagent.training.tiny import build_model, build_tokenizer
 
 SHAPE = TinyConfig(hidden_size=32, layers=2, heads=2, vocabulary=400, context=512)
@@ -106,6 +106,42 @@ def test_a_killed_training_ends_with_the_same_weights(tokenizer, tmp_path, kille
     assert run(tmp_path / "twice", killed_after) is None
     again = run(tmp_path / "twice")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_sequences_end_with_rows_that_repeat():
+    config = Optimiser(sequence=40, batch_size=2, copying=8)
+    ids, text = torch.zeros(2, 41, dtype=torch.int64), 0
+    lengths = set()
+    for update in range(30):
+        changed = ids.clone()
+        learned = _end_with_copies(changed, config, update, 400)
+        for sequence, mask in zip(changed, learned, strict=True):
+            length = int((sequence != text).sum()) // 2
+            row, repetition = sequence[-2 * length :].split(length)
+            assert row.equal(repetition) and row.min() >= 50
+            assert mask.tolist() == [True] * (41 - 2 * length) + [False] * (length + 1) + [True] * (
+                length - 1
+            )
+            lengths.add(length)
+    assert lengths == set(range(1, 9))
+    again = ids.clone()
+    _end_with_copies(again, config, 29, 400)
+    assert again.equal(changed), "a resumed training reads the same rows"
+
+
+def test_what_copies_stays_able_to(tokenizer, tmp_path):
+    """Without rows to repeat, the first hundred updates on other text unlearn it."""
+    text = np.random.default_rng(0).integers(100, 120, 5000).astype(np.uint16)
+    accuracies = []
+    for copying in (0, 32):
+        model = build_model(SHAPE, tokenizer, 0, rope_theta=ROPE_THETA)
+        start_with_induction(model, 0)
+        config = Optimiser(
+            tokens=0.05, sequence=128, batch_size=4, learning_rate=1e-3, copying=copying
+        )
+        train(model, text, config, tmp_path / str(copying), lambda *_: None)
+        accuracies.append(measure.copying_accuracy(model, lengths=(16,))[16])
+    assert accuracies[1] > accuracies[0] + 0.2, accuracies
 
 
 def test_too_little_text_is_said(tokenizer, tmp_path):
