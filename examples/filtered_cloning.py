@@ -28,7 +28,8 @@ def learn(run: TrainingRun) -> None:
         with run.stage(f"iteration-{iteration}") as stage:
             if stage.done:  # by an earlier start of this run
                 continue
-            episodes = [e for row in rollouts.play(run, stage, run.samples) for e in row]
+            played = rollouts.play(run, stage, rollouts.tasks(run))
+            episodes = [episode for row in played for episode in row]
             best = sorted(episodes, key=lambda episode: -episode.reward)
             samples, left_out = rollouts.encode(run, best[: max(1, round(SHARE * len(best)))])
             stage.figures = {

@@ -133,8 +133,8 @@ class ReflectionConfig(IterationConfig):
     trajectories: int = 0
     """Expert trajectories inspected per iteration, drawn again each time; 0: all."""
     labels: int = 0
-    """At most so many states per iteration in which the expert's action is used or asked for: the
-    first ones of each trajectory, as many of each. 0: all."""
+    """At most so many states per iteration in which the expert's action is used or asked for: those
+    of trajectories drawn at random until the number is reached. 0: all."""
     updates: int = 0
     """Updates per iteration, in place of `epochs`: passes follow one another until there are as
     many. 0: `epochs` decides."""
@@ -287,6 +287,10 @@ class RolloutConfig:
     """Episodes that the agent plays on the tasks of the expert's trajectories, for methods that
     learn from whole episodes."""
 
+    unlabelled: int = 0
+    """Further tasks of the training split that the agent plays, without a trajectory of the
+    expert's; a number above what there is takes all. Not for methods that compare each episode with
+    the expert's (`dpo`, `spin`, `eto`)."""
     samples: int | None = None
     """Episodes per task (RFT's k). Paper's baselines: 1; RFT 4 to 100. None: the method's own, 8
     for `grpo` and `gigpo`, 1 for the others."""

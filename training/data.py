@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from stepagent.agents.chat import ChatCodec, Encoded
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Trajectory
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,9 @@ def select(
     return [good[i] for i in sorted(chosen)]
 
 
-def draw(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
-    """`count` of the samples, drawn by the seed without repetition, in their order; 0: all."""
-    if not count or count >= len(samples):
-        return list(samples)
-    chosen = np.random.default_rng([seed, 2]).permutation(len(samples))[:count]
-    return [samples[i] for i in sorted(chosen)]
+def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    """`count` of the items, drawn by the seed without repetition, in their order; 0: all."""
+    if not count or count >= len(items):
+        return list(items)
+    chosen = np.random.default_rng([seed, 2]).permutation(len(items))[:count]
+    return [items[i] for i in sorted(chosen)]

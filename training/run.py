@@ -83,6 +83,11 @@ def check(config: Config) -> None:
             f"preference.trajectories is for dpo, eto and implicit; {config.method} does not learn "
             "from it"
         )
+    if method.compares and config.rollouts.unlabelled:
+        raise ValueError(
+            f"method {config.method} compares episodes with the expert's of the same task: "
+            "rollouts.unlabelled must be 0"
+        )
     method.check(config)
     if config.evaluation.matched_sft and (config.method == "sft" or not config.sft.epochs):
         raise ValueError(

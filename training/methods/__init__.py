@@ -108,6 +108,8 @@ class Method:
     """Temperature of its episodes, where `rollouts.temperature` is not set."""
     episodes: int = 1
     """Episodes per task, where `rollouts.samples` is not set."""
+    compares: bool = False
+    """Whether it compares episodes with the expert's of the same task, and so plays no other."""
 
     def temperature(self, config: Config) -> float:
         """Temperature of its episodes."""

@@ -1,4 +1,5 @@
-"""DAgger: dataset aggregation (Ross et al., 2011), on the tasks of the expert's trajectories.
+"""DAgger: dataset aggregation (Ross et al., 2011), on the tasks of the expert's trajectories and
+`rollouts.unlabelled` others.
 
     D_0 = the expert's trajectories
     D_i = D_{i-1} ∪ { (s, π*(s)) : s visited by β_i π* + (1 - β_i) π_i }
@@ -23,7 +24,7 @@ import torch
 
 from stepagent.training.config import Config
 from stepagent.training.data import Sample, draw
-from stepagent.training.methods import Method, sft
+from stepagent.training.methods import Method, rollouts, sft
 from stepagent.training.methods.own_states import expert_anywhere, own_samples, recorded_samples
 from stepagent.training.runs.directory import RunError
 from stepagent.training.runs.optimise import optimise
@@ -55,9 +56,11 @@ def learn(run: TrainingRun) -> None:
                 continue
             gathered = list(run.samples)
             for earlier in range(1, iteration):
-                tasks = draw(run.samples, config.trajectories, seed(run.config, earlier))
-                gathered += recorded_samples(run, stage, f"iteration-{earlier}", tasks)
-            tasks = draw(run.samples, config.trajectories, stage.seed)
+                before = seed(run.config, earlier)
+                tasks = draw(rollouts.tasks(run), config.trajectories, before)
+                name = f"iteration-{earlier}"
+                gathered += recorded_samples(run, stage, name, before, tasks)
+            tasks = draw(rollouts.tasks(run), config.trajectories, stage.seed)
             gathered += own_samples(run, stage, tasks, config.labels or None)
             trees = [tree_of(sample) for sample in gathered]
             stage.figures["aggregated_states"] = float(sum(len(t.replies) for t in trees))

@@ -84,7 +84,7 @@ def load_teacher(run: TrainingRun) -> Any:
 def episodes(run: TrainingRun, stage: Stage) -> list[StepTree]:
     """What the policy as it is now plays, as trees. Figures go to the stage."""
     config = run.config
-    tasks = draw(run.samples, config.reflection.trajectories, stage.seed)
+    tasks = draw(rollouts.tasks(run), config.reflection.trajectories, stage.seed)
     played = [trajectory for row in rollouts.play(run, stage, tasks) for trajectory in row]
     usable, left_out = rollouts.encode(run, played)
     fitting = [s for s in usable if len(s.encoded.ids) <= config.reflection.max_tree_tokens]

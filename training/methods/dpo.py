@@ -36,9 +36,9 @@ def learn(run: TrainingRun) -> None:
                 pairs = [Pair(better, worse) for better, worse in compared.pairs]
                 stage.figures = dict(compared.figures)
             else:
-                episodes = rollouts.play(run, stage, run.samples)
+                episodes = rollouts.play(run, stage, rollouts.tasks(run))
                 pairs, stage.figures = against_expert(run, episodes)
             stage.figures |= learn_pairs(stage, run.policy, pairs, run.config.preference)
 
 
-METHOD = Method(learn, check_files=check_files, takes_files=True)
+METHOD = Method(learn, check_files=check_files, takes_files=True, compares=True)

@@ -46,9 +46,9 @@ def episode_advantages(
     """The advantages, normalised, of episodes that the policy as it is now plays; figures of them
     go to the stage. `entering` is the policy that the KL is taken to."""
     config = run.config
-    samples = draw(run.samples, config.reflection.trajectories, stage.seed)
+    tasks = draw(rollouts.tasks(run), config.reflection.trajectories, stage.seed)
     groups, left_out = [], 0
-    for trajectories in rollouts.play(run, stage, samples):
+    for trajectories in rollouts.play(run, stage, tasks):
         usable, lost = rollouts.encode(run, trajectories)
         fitting = [s for s in usable if len(s.encoded.ids) <= config.reflection.max_tree_tokens]
         left_out += lost + len(usable) - len(fitting)

@@ -61,7 +61,7 @@ def explored(
     """The agent's own episodes compared with the expert's trajectories; figures."""
     compared: list[Pair | None] = []
     left_out = 0
-    episodes = rollouts.play(run, stage, run.samples)
+    episodes = rollouts.play(run, stage, rollouts.tasks(run))
     for expert, trajectories in zip(run.samples, episodes, strict=True):
         usable, lost = rollouts.encode(run, trajectories)
         left_out += lost
@@ -105,4 +105,5 @@ METHOD = Method(
     stages=lambda config: config.preference.iterations,
     takes_files=True,
     explores_at=0.0,
+    compares=True,
 )

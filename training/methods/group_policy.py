@@ -152,7 +152,7 @@ def play_groups(
 ) -> list[tuple[list[StepTree], list[Tensor]]]:
     """The episodes of each task with an advantage, and float32 [turns] of each episode."""
     config = run.config
-    tasks = draw(run.samples, config.reflection.trajectories, stage.seed)
+    tasks = draw(rollouts.tasks(run), config.reflection.trajectories, stage.seed)
     informative, rewards, left_out = [], list[float](), 0
     for played in rollouts.play(run, stage, tasks):
         usable, lost = rollouts.encode(run, played)

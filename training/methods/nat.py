@@ -41,13 +41,14 @@ def learn(run: TrainingRun) -> None:
             good: list[Sample] = []
             bad: list[Sample] = []
             too_long = 0
-            episodes = rollouts.play(run, stage, run.samples)
-            for expert, trajectories in zip(run.samples, episodes, strict=True):
+            tasks = rollouts.tasks(run)
+            for task, trajectories in zip(tasks, rollouts.play(run, stage, tasks), strict=True):
                 wins = [t for t in trajectories if is_success(t, min_reward)]
                 losses = [t for t in trajectories if not is_success(t, min_reward)]
-                suffixed, lost = rollouts.encode(run, [expert.trajectory], positive)
-                good += [*suffixed, *distinct(rollouts.encode(run, wins, positive)[0], expert)]
-                bad += distinct(rollouts.encode(run, losses, negative)[0], expert)
+                experts = [task.expert.trajectory] if task.expert else []
+                suffixed, lost = rollouts.encode(run, experts, positive)
+                good += [*suffixed, *distinct(rollouts.encode(run, wins, positive)[0], task.expert)]
+                bad += distinct(rollouts.encode(run, losses, negative)[0], task.expert)
                 too_long += lost
             stage.figures = {"good": float(len(good)), "bad": float(len(bad))}
             stage.note(f"{len(good)} good trajectories (the expert's included), {len(bad)} bad")

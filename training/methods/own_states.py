@@ -1,11 +1,12 @@
 """States that the agent reaches by itself, and what the expert does in them (DAgger; Ross et al.,
 2011). Practice in the expert's states alone never shows the agent what to do after its own mistake.
 
-The agent plays the tasks of the expert's trajectories, handing over to the expert at each step with
-probability β, which falls by iteration (`reflection.expert_acts`). Then every episode is played
-again, without the model, and the environment's expert is asked in each state. What comes of it is a
-trajectory of the agent's with the expert's replies beside it (`Encoded.experts`): a sample like any
-other, in whose states the agent can practise.
+The agent plays the tasks of the expert's trajectories, and `rollouts.unlabelled` others, handing
+over to the expert at each step with probability β, which falls by iteration
+(`reflection.expert_acts`). Then every episode is played again, without the model, and the
+environment's expert is asked in each state. What comes of it is a trajectory of the agent's with
+the expert's replies beside it (`Encoded.experts`): a sample like any other, in whose states the
+agent can practise.
 
 An episode's states end where the expert says that the state is lost, where it takes longer than
 `reflection.expert_seconds`, where the episode cannot be replayed, or where a step tree would become
@@ -15,7 +16,6 @@ too long. Each is counted.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,36 +45,43 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     agent's own, or both (`reflection.states`). Figures of the agent's go to the stage."""
     config = run.config.reflection
     samples = draw(run.samples, config.trajectories, stage.seed)
+    allowed = config.labels or None
     if config.states == "expert":
-        return first_states(samples, config.labels or None)
+        return within_budget(samples, allowed, stage.seed)
     if not expert_anywhere(run):
         stage.note(
             f"the expert of {run.config.env} plans from the reset only: practising in its states"
         )
-        return first_states(samples, config.labels or None)
-    share = config.own_share if config.states == "both" else 1.0
-    count = max(1, round(share * len(samples)))
-    own = set(np.random.default_rng([stage.seed, 3]).permutation(len(samples))[:count].tolist())
-    rest = [sample for i, sample in enumerate(samples) if i not in own]
-    of_own = round(config.labels * count / len(samples)) if config.labels else None
-    of_rest = None if of_own is None else config.labels - of_own
-    own_tasks = [samples[i] for i in sorted(own)]
-    return first_states(rest, of_rest) + own_samples(run, stage, own_tasks, of_own)
+        return within_budget(samples, allowed, stage.seed)
+    tasks = draw(rollouts.tasks(run), config.trajectories, stage.seed)
+    if config.states == "own":
+        return own_samples(run, stage, tasks, allowed)
+    count = max(1, round(config.own_share * len(tasks)))
+    places = np.random.default_rng([stage.seed, 3]).permutation(len(tasks)).tolist()
+    without = [i for i, task in enumerate(tasks) if not task.expert]
+    own = set((without + [i for i in places if tasks[i].expert])[: max(count, len(without))])
+    rest = [task.expert for i, task in enumerate(tasks) if task.expert and i not in own]
+    of_own = round(allowed * len(own) / len(tasks)) if allowed else None
+    of_rest = None if allowed is None else allowed - (of_own or 0)
+    own_tasks = [tasks[i] for i in sorted(own)]
+    return within_budget(rest, of_rest, stage.seed) + own_samples(run, stage, own_tasks, of_own)
 
 
-def first_states(samples: Sequence[Sample], count: int | None) -> list[Sample]:
-    """The samples with `count` states in all (None: every state): the first ones of each, as many
-    of each as of any other that has them."""
-    if count is None:
+def within_budget(samples: Sequence[Sample], labels: int | None, seed: int) -> list[Sample]:
+    """Samples with so many states in all, drawn by the seed, in their order; None: all of them.
+
+    They are complete, but for the last one drawn, which ends where the budget does: mistakes come
+    late in an episode, and the states of one cost hardly more than a single one.
+    """
+    if labels is None:
         return list(samples)
-    sizes = [len(sample.encoded.replies) for sample in samples]
-    places = sorted((step, i) for i, size in enumerate(sizes) for step in range(size))
-    taken = Counter(i for _, i in places[:count])
-    return [
-        replace(sample, encoded=sample.encoded.part(0, taken[i]))
-        for i, sample in enumerate(samples)
-        if taken[i]
-    ]
+    taken: dict[int, Sample] = {}
+    for i in np.random.default_rng([seed, 4]).permutation(len(samples)).tolist():
+        size = min(labels, len(samples[i].encoded.replies))
+        if size:
+            taken[i] = replace(samples[i], encoded=samples[i].encoded.part(0, size))
+        labels -= size
+    return [taken[i] for i in sorted(taken)]
 
 
 def expert_anywhere(run: TrainingRun) -> bool:
@@ -87,15 +94,15 @@ def expert_anywhere(run: TrainingRun) -> bool:
 
 
 def own_samples(
-    run: TrainingRun, stage: Stage, tasks: Sequence[Sample], count: int | None
+    run: TrainingRun, stage: Stage, tasks: Sequence[rollouts.Task], allowed: int | None
 ) -> list[Sample]:
-    """Episodes of the policy as it is now on these tasks, with the expert's reply in every state or
-    (`first_states`) in `count`. Those of one process are shared by all. Figures go to the stage."""
+    """Episodes of the policy as it is now on these tasks, with the expert's reply in their states,
+    as many as `within_budget`. Those of one process are shared by all. Figures go to the stage."""
     config = run.config.reflection
     share = expert_share(config, int(stage.name.rpartition("-")[2]))
     played = rollouts.play(run, stage, tasks, partial(MixtureAgent, share=share))
     usable, left_out = rollouts.encode(run, [t for row in played for t in row])
-    shortened = first_states(usable, count)
+    shortened = within_budget(usable, allowed, stage.seed)
     labels = ask_expert(run, stage, stage.name, shortened)
     labelled = with_labels(run, shortened, labels)
     states = sum(len(sample.encoded.replies) for sample in labelled)
@@ -129,12 +136,12 @@ def own_samples(
 
 
 def recorded_samples(
-    run: TrainingRun, stage: Stage, name: str, tasks: Sequence[Sample]
+    run: TrainingRun, stage: Stage, name: str, seed: int, tasks: Sequence[rollouts.Task]
 ) -> list[Sample]:
-    """What `own_samples` has returned in an earlier stage, of this name and on these tasks."""
+    """What `own_samples` has returned in an earlier stage, of this name, seed and tasks."""
     played = rollouts.recorded(run, name, tasks)
     usable, _ = rollouts.encode(run, [t for row in played for t in row])
-    shortened = first_states(usable, run.config.reflection.labels or None)
+    shortened = within_budget(usable, run.config.reflection.labels or None, seed)
     return with_labels(run, shortened, ask_expert(run, stage, name, shortened))
 
 

@@ -1,6 +1,7 @@
 """RFT: rejection sampling fine-tuning (Yuan et al., 2023).
 
-After SFT the agent plays every task of the expert's trajectories `rollouts.samples` (k) times.
+After SFT the agent plays every task of the expert's trajectories, and `rollouts.unlabelled` others,
+`rollouts.samples` (k) times.
 Episodes that scored at least `expert.min_reward` are kept, one for each sequence of actions and
 none that repeats the expert's, and the untrained model is fine-tuned on the expert's trajectories
 and those kept (eq. 3 with more data; settings of `sft`).
@@ -26,12 +27,12 @@ def learn(run: TrainingRun) -> None:
         if stage.done:
             return
         new, episodes, successes, lucky = [], 0, 0, 0
-        played = rollouts.play(run, stage, run.samples)
-        for expert, trajectories in zip(run.samples, played, strict=True):
+        tasks = rollouts.tasks(run)
+        for task, trajectories in zip(tasks, rollouts.play(run, stage, tasks), strict=True):
             usable, _ = rollouts.encode(run, trajectories)
             good = [s for s in usable if is_success(s.trajectory, config.expert.min_reward)]
             sound = [s for s in good if is_sound(s.trajectory)]
-            new += distinct(sound if config.rollouts.sound_only else good, expert)
+            new += distinct(sound if config.rollouts.sound_only else good, task.expert)
             episodes += len(trajectories)
             successes += len(good)
             lucky += len(good) - len(sound)
@@ -43,7 +44,8 @@ def learn(run: TrainingRun) -> None:
         }
         stage.note(f"{episodes} episodes, {successes} successes ({lucky} by luck), {len(new)} kept")
         run.restart()
-        sft.train(stage, run.policy, [*run.samples, *new], config.sft)
+        tidy = sft.fine_tune(run, stage, [*run.samples, *new])
+    tidy()
 
 
 METHOD = Method(learn, sft.check_explorer)

@@ -1,8 +1,8 @@
-"""Episodes that the agent itself plays on the expert's tasks, for methods that learn from them.
+"""Episodes that the agent itself plays, for methods that learn from them.
 
-Each is played on the task and seed of one expert trajectory, so that the two can be compared. They
-are written to `rollouts/` as they end, failed ones too; a run that was killed plays only what is
-missing.
+Each is played on the task and seed of an expert trajectory, so that the two can be compared, and
+with `rollouts.unlabelled` on further tasks of the training split. They are written to `rollouts/`
+as they end, failed ones too; a run that was killed plays only what is missing.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
+from stepagent import envs
 from stepagent.agents.core import Agent
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import PromptStyle
@@ -31,13 +35,44 @@ GIVE_UP = 10
 """Failed episodes in a row after which a run stops."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """What an episode is played on."""
+
+    task_id: str
+    seed: int
+    split: str
+    expert: Sample | None = None
+    """The expert's trajectory, where there is one."""
+
+
+def tasks(run: TrainingRun) -> list[Task]:
+    """Those of the expert's trajectories, in their order, then `rollouts.unlabelled` others of the
+    training split, drawn by the run's seed."""
+    labelled = [
+        Task(s.trajectory.task_id, s.trajectory.seed, s.trajectory.split, s) for s in run.samples
+    ]
+    config = run.config
+    if not config.rollouts.unlabelled:
+        return labelled
+    env = envs.make(config.env, **{**config.env_args, "split": "train"})
+    try:
+        others = sorted({*env.tasks} - {task.task_id for task in labelled})
+    finally:
+        env.close()
+    chosen = np.random.default_rng([config.seed, 17]).permutation(len(others))
+    return labelled + [
+        Task(others[i], config.seed, "train") for i in chosen[: config.rollouts.unlabelled]
+    ]
+
+
 def play(
     run: TrainingRun,
     stage: Stage,
-    samples: Sequence[Sample],
+    tasks: Sequence[Task],
     mixed: Callable[[Agent], Agent] = lambda agent: agent,
 ) -> list[list[Trajectory]]:
-    """`episodes[i]`: those played on the task of the i-th sample, `rollouts.samples` of them.
+    """`episodes[i]`: those played on the i-th task, `rollouts.samples` of them.
 
     The policy plays as it is now, or what `mixed` makes of it. Episodes that fail (an environment
     that broke) are left out, and counted in a note. Several processes share the tasks. Raises
@@ -46,22 +81,20 @@ def play(
     per_task = find(run.config.method).samples(run.config)
     with stage.times.of("episodes"):
         for k in range(per_task):
-            _play_once(run, stage, samples, k, mixed)
+            _play_once(run, stage, tasks, k, mixed)
     processes.wait()
-    episodes = recorded(run, stage.name, samples)
-    missing = len(samples) * per_task - sum(len(row) for row in episodes)
+    episodes = recorded(run, stage.name, tasks)
+    missing = len(tasks) * per_task - sum(len(row) for row in episodes)
     if missing:
         stage.note(f"{missing} episodes failed and are left out")
     return episodes
 
 
-def recorded(
-    run: TrainingRun, stage_name: str, samples: Sequence[Sample]
-) -> list[list[Trajectory]]:
+def recorded(run: TrainingRun, stage_name: str, tasks: Sequence[Task]) -> list[list[Trajectory]]:
     """The episodes that a stage, this or an earlier one, has played, as `play` returns them."""
-    episodes: list[list[Trajectory]] = [[] for _ in samples]
+    episodes: list[list[Trajectory]] = [[] for _ in tasks]
     for k in range(find(run.config.method).samples(run.config)):
-        for i, trajectory in enumerate(_in_order(_files(run, stage_name, k), samples)):
+        for i, trajectory in enumerate(_in_order(_files(run, stage_name, k), tasks)):
             if trajectory is not None and not trajectory.error:
                 episodes[i].append(trajectory)
     return episodes
@@ -74,25 +107,25 @@ def _files(run: TrainingRun, stage_name: str, k: int) -> list[Path]:
     return [path for path in files if path.is_file()]
 
 
-def _in_order(files: Sequence[Path], samples: Sequence[Sample]) -> list[Trajectory | None]:
-    """The episode of each sample; None where it is missing."""
+def _in_order(files: Sequence[Path], tasks: Sequence[Task]) -> list[Trajectory | None]:
+    """The episode of each task; None where it is missing."""
     # The last line of a file may be cut.
     episodes = {(t.task_id, t.seed): t for path in files for t in read(path, bad=[])}
-    return [episodes.get((s.trajectory.task_id, s.trajectory.seed)) for s in samples]
+    return [episodes.get((task.task_id, task.seed)) for task in tasks]
 
 
 def _play_once(
     run: TrainingRun,
     stage: Stage,
-    samples: Sequence[Sample],
+    tasks: Sequence[Task],
     k: int,
     mixed: Callable[[Agent], Agent],
 ) -> None:
-    """This process's share of one episode for each sample that has none yet."""
+    """This process's share of one episode for each task that has none yet."""
     config, name = run.config, f"{stage.name}-{k}"
-    existing = _in_order(_files(run, stage.name, k), samples)
+    existing = _in_order(_files(run, stage.name, k), tasks)
     processes.wait()  # all have read what there was, and share it out alike
-    missing = [s.trajectory for s, t in zip(samples, existing, strict=True) if t is None]
+    missing = [task for task, episode in zip(tasks, existing, strict=True) if episode is None]
     todo = missing[processes.rank() :: processes.count()]
     if not todo:
         return
@@ -102,14 +135,14 @@ def _play_once(
     player = mixed(make_player(run, name))
 
     def episodes() -> Iterator[Trajectory]:
-        for split in sorted({t.split for t in todo}):
-            tasks = [t for t in todo if t.split == split]
+        for split in sorted({task.split for task in todo}):
+            of_split = [task for task in todo if task.split == split]
             played = run_episodes(
                 config.env,
                 player,
-                [t.task_id for t in tasks],
+                [task.task_id for task in of_split],
                 split=split,
-                seed=[t.seed for t in tasks],
+                seed=[task.seed for task in of_split],
                 workers=config.rollouts.workers,
                 env_args=config.env_args,
             )
@@ -201,9 +234,9 @@ def is_sound(trajectory: Trajectory) -> bool:
     return any(sought in ("yes", "no") or f" {sought} " in text for text in read)
 
 
-def distinct(samples: Sequence[Sample], expert: Sample) -> list[Sample]:
+def distinct(samples: Sequence[Sample], expert: Sample | None) -> list[Sample]:
     """The first sample of each sequence of actions, without those that act as the expert did."""
-    seen, new = {_actions(expert)}, []
+    seen, new = {_actions(expert)} if expert else set(), []
     for sample in samples:
         if _actions(sample) not in seen:
             seen.add(_actions(sample))

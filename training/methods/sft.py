@@ -13,7 +13,7 @@ trains on as many tokens as another method did (the controls `sft-best` and `sft
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,30 +41,37 @@ IGNORED = -100
 
 def learn(run: TrainingRun) -> None:
     """Supervised fine-tuning as the stage `sft`; left out where `sft.epochs` is 0."""
-    config = run.config.sft
-    if not config.epochs:
+    if not run.config.sft.epochs:
         return
     with run.stage("sft") as stage:
         if stage.done:
             return
-        if config.select == "last":
-            train(stage, run.policy, run.samples, config)
-            return
+        tidy = fine_tune(run, stage, run.samples)
+    tidy()
 
-        def read_dev() -> tuple[list[TrajectoryAgreement], int]:
-            with trl_trainer.plain(run.policy.model):
-                return run.scores.read_dev(run.policy, run.prompt)
 
-        selection = Selection(
-            stage,
-            run.policy,
-            read_dev,
-            config.patience,
-            measure="step_match" if run.config.expert.wording == "fixed" else "loss",
-        )
-        train(stage, run.policy, run.samples, config, selection)
-        selection.finish()
-    selection.drop()
+def fine_tune(run: TrainingRun, stage: Stage, samples: Sequence[Sample]) -> Callable[[], None]:
+    """Fine-tunes the run's policy on the samples, to the end or to the pass that is best on dev
+    (`sft.select`); returns what tidies up, to be called when the stage has ended."""
+    config = run.config.sft
+    if config.select == "last":
+        train(stage, run.policy, samples, config)
+        return lambda: None
+
+    def read_dev() -> tuple[list[TrajectoryAgreement], int]:
+        with trl_trainer.plain(run.policy.model):
+            return run.scores.read_dev(run.policy, run.prompt)
+
+    selection = Selection(
+        stage,
+        run.policy,
+        read_dev,
+        config.patience,
+        measure="step_match" if run.config.expert.wording == "fixed" else "loss",
+    )
+    train(stage, run.policy, samples, config, selection)
+    selection.finish()
+    return selection.drop
 
 
 def check_explorer(config: Config) -> None:

@@ -30,13 +30,14 @@ def learn(run: TrainingRun) -> None:
         with run.stage(f"iteration-{iteration}") as stage:
             if stage.done:
                 continue
-            episodes = rollouts.play(run, stage, run.samples)
+            episodes = rollouts.play(run, stage, rollouts.tasks(run))
             pairs, stage.figures = against_expert(run, episodes)
             if iteration > 1:
-                before = rollouts.recorded(run, f"iteration-{iteration - 1}", run.samples)
+                earlier = f"iteration-{iteration - 1}"
+                before = rollouts.recorded(run, earlier, rollouts.tasks(run))
                 pairs = against_expert(run, before)[0] + pairs
             settings = replace(of_iteration(config, iteration), beta=config.beta)
             stage.figures |= learn_pairs(stage, run.policy, pairs, settings)
 
 
-METHOD = Method(learn, stages=lambda config: config.preference.iterations)
+METHOD = Method(learn, stages=lambda config: config.preference.iterations, compares=True)

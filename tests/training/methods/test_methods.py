@@ -71,7 +71,7 @@ def _after_sft(path):
 
 def _play_as_the_expert(monkeypatch):
     monkeypatch.setattr(
-        rollouts, "play", lambda run, stage, samples: [[s.trajectory] for s in samples]
+        rollouts, "play", lambda run, stage, tasks: [[task.expert.trajectory] for task in tasks]
     )
 
 
@@ -241,6 +241,7 @@ def test_a_discriminator_that_says_nothing_stops_the_run(config, max_accuracy, c
         ({"method": "ppo", "ppo.spread_floor": 0.0}, "spread_floor is 0.0"),
         ({"method": "rft", "sft.epochs": 0}, "sft.epochs"),
         ({"method": "eto", "rollouts.samples": 0}, "at least 1"),
+        ({"method": "eto", "rollouts.unlabelled": 3}, "unlabelled must be 0"),
         ({"method": "implicit", "reflection.practice": 0}, "reflection.practice is 0"),
         ({"method": "implicit", "reflection.beta": 0.0}, "reflection.beta is 0.0"),
         ({"method": "implicit", "reflection.max_tree_tokens": 20}, "reflection.max_tree_tokens"),
@@ -383,8 +384,8 @@ def test_every_episode_of_a_task_is_drawn_anew(config, monkeypatch):
     """In an iteration and in the next one; the same again where a run is made again."""
     played = {}
 
-    def play(run, stage, samples):
-        played[stage.name] = real(run, stage, samples)
+    def play(run, stage, tasks):
+        played[stage.name] = real(run, stage, tasks)
         return played[stage.name]
 
     real = rollouts.play

@@ -13,7 +13,7 @@ from stepagent import envs
 from stepagent.envs.trajectory import Step, Trajectory
 from stepagent.training import run as runs
 from stepagent.training.config import Config
-from stepagent.training.methods import own_states, practice
+from stepagent.training.methods import own_states, practice, rollouts
 from stepagent.training.methods.own_states import Labels, labels
 from stepagent.training.runs.directory import RunError
 from stepagent.training.runs.training_run import TrainingRun
@@ -174,19 +174,34 @@ def steps_of(samples):
     return [len(sample.encoded.replies) for sample in samples]
 
 
-def test_as_many_states_of_each_trajectory_as_of_any_other(config):
+def test_complete_trajectories_until_the_budget_is_used(config):
     run = started(config)
-    sizes = steps_of(run.samples)
-    for count in (1, len(sizes), len(sizes) + 2, sum(sizes), sum(sizes) + 5):
-        samples = own_states.first_states(run.samples, count)
-        assert sum(steps_of(samples)) == min(count, sum(sizes))
-        most = max(steps_of(samples))
-        full = {s.trajectory.task_id: n for s, n in zip(run.samples, sizes, strict=True)}
-        for sample, steps in zip(samples, steps_of(samples), strict=True):
-            assert steps >= min(most - 1, full[sample.trajectory.task_id])
-    assert own_states.first_states(run.samples, None) == run.samples
-    (sample,) = own_states.first_states(run.samples, 1)
-    assert sample.encoded.replies == run.samples[0].encoded.replies[:1]
+    sizes = {s.trajectory.task_id: len(s.encoded.replies) for s in run.samples}
+    for count in (0, 1, 5, sum(sizes.values()) - 1, sum(sizes.values()), 1000):
+        samples = own_states.within_budget(run.samples, count, 3)
+        assert sum(steps_of(samples)) == min(count, sum(sizes.values()))
+        cut = [s for s in samples if len(s.encoded.replies) < sizes[s.trajectory.task_id]]
+        assert len(cut) <= 1
+    assert own_states.within_budget(run.samples, None, 3) == run.samples
+    (sample,) = own_states.within_budget(run.samples, 1, 3)
+    whole = next(s for s in run.samples if s.trajectory == sample.trajectory)
+    assert sample.encoded.replies == whole.encoded.replies[:1]
+    firsts = [own_states.within_budget(run.samples, 1, seed)[0].trajectory for seed in range(20)]
+    assert len({trajectory.task_id for trajectory in firsts}) > 1
+
+
+def test_the_agent_plays_tasks_without_an_expert_trajectory(config):
+    config.method, config.expert.limit, config.rollouts.unlabelled = "dagger", 2, 3
+    config.reflection.iterations = 1
+    run = started(config)
+    tasks = rollouts.tasks(run)
+    assert [bool(task.expert) for task in tasks] == [True, True, False, False, False]
+    assert len({task.task_id for task in tasks}) == 5
+    assert {task.split for task in tasks} == {"train"}
+    assert rollouts.tasks(run) == tasks
+    with run.stage("iteration-1", 1000) as stage:
+        samples = own_states.own_samples(run, stage, tasks, None)
+    assert {s.trajectory.task_id for s in samples} == {task.task_id for task in tasks}
 
 
 @pytest.mark.parametrize("states", ["expert", "own", "both"])

@@ -118,7 +118,8 @@ def test_sequences_end_with_rows_that_repeat():
         for sequence, mask in zip(changed, learned, strict=True):
             length = int((sequence != text).sum()) // 2
             row, repetition = sequence[-2 * length :].split(length)
-            assert row.equal(repetition) and row.min() >= 50
+            assert row.equal(repetition)
+            assert row.min() >= 50
             assert mask.tolist() == [True] * (41 - 2 * length) + [False] * (length + 1) + [True] * (
                 length - 1
             )
