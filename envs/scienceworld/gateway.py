@@ -10,6 +10,7 @@ answer is one line: `!y` (or `!x` for an exception), a type letter and the value
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -100,7 +101,6 @@ class Connection:
         try:
             self._socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._file = self._socket.makefile("rb")
         except OSError as error:
             raise SimulatorError(f"no connection to the Java process: {error}") from error
         self._send(f"A\n{token}\n")
@@ -111,7 +111,7 @@ class Connection:
                 raise SimulatorError("this simulator was made before a fork: call reset() first")
             try:
                 self._socket.sendall(command.encode("utf-8", "replace"))
-                answer = self._file.readline()
+                answer = self._read_line()
             except TimeoutError as error:
                 self.timed_out = True
                 self.close()
@@ -131,6 +131,17 @@ class Connection:
         if text.startswith("!y"):
             return _result(text[2:3], text[3:])
         raise JavaError(self._explain(text[2:3], text[3:]))
+
+    def _read_line(self) -> bytes:
+        """The answer to a command, which is one line; shorter where the other side ended.
+
+        No buffered file: its lock, held by a thread that reads while another one forks, would never
+        be free in the child, where closing the file waits for it.
+        """
+        chunks = [self._socket.recv(65536)]
+        while chunks[-1] and not chunks[-1].endswith(b"\n"):
+            chunks.append(self._socket.recv(65536))
+        return b"".join(chunks)
 
     def _explain(self, kind: str, value: str) -> str:
         """The message of a Java exception."""
@@ -181,8 +192,5 @@ class Connection:
         except OSError:
             pass
         finally:
-            try:
-                self._file.close()
+            with contextlib.suppress(OSError):
                 self._socket.close()
-            except OSError:
-                pass

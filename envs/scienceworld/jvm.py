@@ -120,7 +120,7 @@ class JavaProcess:
             flags.append(f"-XX:AOTCacheOutput={recorded}")
         elif snapshot := self._files.snapshot(_record):
             flags.append(f"-XX:AOTCache={snapshot}")
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile(buffering=0)  # no lock that a fork could copy
         path = os.pathsep.join(map(str, [_gateway_jar(), self._files.patch, jar]))
         self.process = subprocess.Popen(
             [str(java), *flags, "-cp", path, *_SERVER],
@@ -129,6 +129,7 @@ class JavaProcess:
             stderr=self._errors,
             cwd=jar.parent,  # it reads a table beside its jar
             start_new_session=True,
+            bufsize=0,
         )
         try:
             self._connect_first()

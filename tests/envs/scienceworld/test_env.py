@@ -1,8 +1,10 @@
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -246,17 +248,32 @@ def test_ctrl_c_during_a_call_is_no_error_of_the_simulator(env, answers, monkeyp
     """Listing actions takes six calls; whichever is interrupted, nothing hides that."""
     env.reset(seed=0, options={"task_id": "find-plant/226"})
     connection = env.unwrapped._simulator._connection
-    file, read = connection._file, []
+    read_line, read = connection._read_line, []
 
-    class Interrupted:
-        close = file.close
+    def interrupted():
+        read.append(None)
+        if len(read) > answers:
+            raise KeyboardInterrupt
+        return read_line()
 
-        def readline(self):
-            read.append(None)
-            if len(read) > answers:
-                raise KeyboardInterrupt
-            return file.readline()
-
-    monkeypatch.setattr(connection, "_file", Interrupted())
+    monkeypatch.setattr(connection, "_read_line", interrupted)
     with pytest.raises(KeyboardInterrupt):
         env.unwrapped.admissible_actions()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_while_another_thread_waits_for_java(env):
+    """Vectors of processes fork; the child drops its copy of the connection without a wait."""
+    env.reset(seed=0, options={"task_id": "find-plant/226"})
+    connection = env.unwrapped._simulator._connection
+    call = threading.Thread(target=connection.call, args=("java.lang.Thread", "sleep", 3000))
+    call.start()
+    time.sleep(0.5)
+    child = multiprocessing.get_context("fork").Process(target=int)
+    child.start()
+    child.join(60)
+    exitcode = child.exitcode
+    child.kill()
+    call.join()
+    assert exitcode == 0

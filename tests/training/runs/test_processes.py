@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -45,7 +46,9 @@ def _command(count, kind):
     """What starts `count` processes, as a user would."""
     if count == 1:
         return [sys.executable]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", port]
     file = str(ACCELERATE / f"{kind}.yaml")
     return [*command, "--config_file", file, "--num_processes", str(count)]
 
