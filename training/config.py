@@ -135,6 +135,9 @@ class ReflectionConfig(IterationConfig):
     labels: int = 0
     """At most so many states per iteration in which the expert's action is used or asked for: those
     of trajectories drawn at random until the number is reached. 0: all."""
+    restart: bool = False
+    """`dagger`: each iteration trains the untrained model on all that was gathered, as published,
+    rather than the policy of the iteration before."""
     updates: int = 0
     """Updates per iteration, in place of `epochs`: passes follow one another until there are as
     many. 0: `epochs` decides."""

@@ -12,7 +12,8 @@ and backward pass. Settings of the updates are those of `reflection`; a batch co
 states, and log π(a|s) is the sum over the action's tokens.
 
 Deviations: the policy is trained on from the one of the iteration before, where DAgger trains a new
-one on D_i; the last policy is taken, not the best of all on validation tasks.
+one on D_i (`reflection.restart` does that); the last policy is taken, not the best of all on
+validation tasks.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def learn(run: TrainingRun) -> None:
             stage.figures["aggregated_states"] = float(sum(len(t.replies) for t in trees))
             shuffle = shuffled(trees, lambda tree: float(len(tree.replies)), config, stage.seed)
             schedule = packed(shuffle, lambda tree: tree.length, config.pack_tokens)
+            if config.restart:
+                run.restart()
             stage.figures |= optimise(stage, run.policy.model, schedule, loss, config)
 
 

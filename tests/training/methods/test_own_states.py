@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file
 
 from stepagent import envs
 from stepagent.envs.trajectory import Step, Trajectory
@@ -219,6 +220,20 @@ def test_the_expert_is_asked_for_no_more_labels_than_it_may(config, states, monk
     assert sum(steps_of(of_expert)) + len(questions) == 7
     assert len(questions) == {"expert": 0, "own": 7, "both": 4}[states]
     assert stage.figures.get("expert_labels", 0) == len(questions)
+
+
+def test_dagger_can_train_the_untrained_model_on_all_that_was_gathered(config):
+    """Without an update, what is left is the policy that the last iteration began with."""
+    config.method, config.reflection.restart = "dagger", True
+    config.reflection.learning_rate = 0.0
+    runs.run(config)
+    out = Path(config.output)
+    base, sft, final = (
+        load_file(next((out / name).glob("*.safetensors")))
+        for name in ("base", "policies/sft", "final")
+    )
+    assert any(not base[name].equal(sft[name]) for name in base)
+    assert all(base[name].equal(final[name]) for name in base)
 
 
 def test_dagger_gathers_the_labels_of_earlier_iterations_again(config):
