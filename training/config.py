@@ -134,7 +134,8 @@ class ReflectionConfig(IterationConfig):
     """Expert trajectories inspected per iteration, drawn again each time; 0: all."""
     labels: int = 0
     """At most so many states per iteration in which the expert's action is used or asked for: those
-    of trajectories drawn at random until the number is reached. 0: all."""
+    of trajectories drawn at random until the number is reached, first of tasks without a trajectory
+    of the expert's. 0: all."""
     restart: bool = False
     """`dagger`: each iteration trains the untrained model on all that was gathered, as published,
     rather than the policy of the iteration before."""

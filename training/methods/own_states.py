@@ -16,7 +16,7 @@ too long. Each is counted.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -67,21 +67,33 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     return within_budget(rest, of_rest, stage.seed) + own_samples(run, stage, own_tasks, of_own)
 
 
-def within_budget(samples: Sequence[Sample], labels: int | None, seed: int) -> list[Sample]:
+def within_budget(
+    samples: Sequence[Sample],
+    labels: int | None,
+    seed: int,
+    labelled: Collection[str] = (),
+) -> list[Sample]:
     """Samples with so many states in all, drawn by the seed, in their order; None: all of them.
 
     They are complete, but for the last one drawn, which ends where the budget does: mistakes come
-    late in an episode, and the states of one cost hardly more than a single one.
+    late in an episode, and the states of one cost hardly more than a single one. Tasks that are
+    `labelled` already come last: the expert would say much of it twice.
     """
     if labels is None:
         return list(samples)
     taken: dict[int, Sample] = {}
-    for i in np.random.default_rng([seed, 4]).permutation(len(samples)).tolist():
+    drawn = np.random.default_rng([seed, 4]).permutation(len(samples)).tolist()
+    for i in sorted(drawn, key=lambda i: samples[i].trajectory.task_id in labelled):
         size = min(labels, len(samples[i].encoded.replies))
         if size:
             taken[i] = replace(samples[i], encoded=samples[i].encoded.part(0, size))
         labels -= size
     return [taken[i] for i in sorted(taken)]
+
+
+def _labelled(run: TrainingRun) -> set[str]:
+    """The tasks of the expert's trajectories."""
+    return {sample.trajectory.task_id for sample in run.samples}
 
 
 def expert_anywhere(run: TrainingRun) -> bool:
@@ -102,7 +114,7 @@ def own_samples(
     share = expert_share(config, int(stage.name.rpartition("-")[2]))
     played = rollouts.play(run, stage, tasks, partial(MixtureAgent, share=share))
     usable, left_out = rollouts.encode(run, [t for row in played for t in row])
-    shortened = within_budget(usable, allowed, stage.seed)
+    shortened = within_budget(usable, allowed, stage.seed, _labelled(run))
     labels = ask_expert(run, stage, stage.name, shortened)
     labelled = with_labels(run, shortened, labels)
     states = sum(len(sample.encoded.replies) for sample in labelled)
@@ -141,7 +153,8 @@ def recorded_samples(
     """What `own_samples` has returned in an earlier stage, of this name, seed and tasks."""
     played = rollouts.recorded(run, name, tasks)
     usable, _ = rollouts.encode(run, [t for row in played for t in row])
-    shortened = within_budget(usable, run.config.reflection.labels or None, seed)
+    allowed = run.config.reflection.labels or None
+    shortened = within_budget(usable, allowed, seed, _labelled(run))
     return with_labels(run, shortened, ask_expert(run, stage, name, shortened))
 
 

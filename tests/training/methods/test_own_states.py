@@ -187,6 +187,9 @@ def test_complete_trajectories_until_the_budget_is_used(config):
     (sample,) = own_states.within_budget(run.samples, 1, 3)
     whole = next(s for s in run.samples if s.trajectory == sample.trajectory)
     assert sample.encoded.replies == whole.encoded.replies[:1]
+    known = {s.trajectory.task_id for s in run.samples[1:]}
+    (new,) = own_states.within_budget(run.samples, 1, 3, known)
+    assert new.trajectory == run.samples[0].trajectory
     firsts = [own_states.within_budget(run.samples, 1, seed)[0].trajectory for seed in range(20)]
     assert len({trajectory.task_id for trajectory in firsts}) > 1
 
