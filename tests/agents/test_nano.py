@@ -15,6 +15,7 @@ from stepagent.training import run
 from stepagent.training.config import Config, LoraSettings, PolicyConfig, TinyConfig
 from stepagent.training.policy import Policy
 from stepagent.training.pretrain import command
+from stepagent.training.pretrain.measure import copying_accuracy
 from stepagent.training.runs.directory import RunError
 from stepagent.training.tiny import build_model, build_tokenizer
 from tests.training.conftest import config  # noqa: F401
@@ -138,3 +139,13 @@ def test_the_one_in_the_package():
     assert results["sources"]["ScienceWorld-v0"]["accuracy"] > 0.5
     agent = make_agent("nano", max_new_tokens=16)
     assert agent.context == 8192
+
+
+def test_the_model_of_the_package_reads():
+    """It repeats what it has just read, and expects what an environment says."""
+    model, tokenizer = models.load_model("nano"), models.load_tokenizer("nano")
+    assert copying_accuracy(model, [16])[16] > 0.2
+    before = "<|user|>This room is called the hallway. In it, you see: \n\tthe agent\n"
+    ids = tokenizer(before, add_special_tokens=False, return_tensors="pt").input_ids
+    following = model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
+    assert "a substance called air" in tokenizer.decode(following)
