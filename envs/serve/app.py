@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from stepagent.envs.core import MAX_TEXT, TextEnv, own_version
@@ -28,6 +29,8 @@ from stepagent.envs.serve.sessions import Session, Sessions
 
 MAX_BATCH = 1024
 """Calls in one batch."""
+CLIENT_GONE = 499
+"""Status of a request whose client left before the whole of it had arrived (nginx's number)."""
 
 
 class _Strict(BaseModel):
@@ -195,6 +198,10 @@ def create_app(
         if refusal.retry_after:
             answer.headers["Retry-After"] = str(refusal.retry_after)
         return answer
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(*_: Any) -> Response:
+        return Response(status_code=CLIENT_GONE)  # for the log and the metrics: nobody reads it
 
     @app.exception_handler(404)
     @app.exception_handler(405)

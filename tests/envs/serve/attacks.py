@@ -4,7 +4,8 @@
     python -m tests.envs.serve.attacks health PORT
 
 The first makes all of them until it is ended. The second asks for /healthz until its standard input
-ends, then prints [requests, seconds of the slowest, what went wrong].
+ends, then prints a JSON object: the seconds of each request, how many seconds too late the machine
+woke this process before each, and what went wrong.
 """
 
 from __future__ import annotations
@@ -68,9 +69,11 @@ def attack(port: int) -> None:
 def health(port: int) -> None:
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    count, slowest, wrong = 0, 0.0, []
+    seconds, late, wrong = [], [], []
+    slept = time.monotonic()
     while not ended.wait(0.02):
         started = time.monotonic()
+        late.append(started - slept - 0.02)
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
                 connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
@@ -79,8 +82,9 @@ def health(port: int) -> None:
                 wrong.append(repr(answer[:100]))
         except OSError as error:
             wrong.append(repr(error))
-        count, slowest = count + 1, max(slowest, time.monotonic() - started)
-    print(json.dumps([count, slowest, wrong]))
+        slept = time.monotonic()
+        seconds.append(slept - started)
+    print(json.dumps({"seconds": seconds, "late": late, "wrong": wrong}))
 
 
 if __name__ == "__main__":

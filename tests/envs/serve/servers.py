@@ -36,6 +36,7 @@ class Running:
         client_args=None,
         port=0,
         max_connections=64,
+        grace=2,
         **limits,
     ):
         offered = offers(list(env_ids), env_args or {}, client_args)
@@ -47,7 +48,7 @@ class Running:
             http=partial(LimitedProtocol, max_connections=max_connections),
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=2,
+            timeout_graceful_shutdown=grace,
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
