@@ -11,8 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import uvicorn
 
 from stepagent.envs.serve.limits import Refusal, encode
 
@@ -194,6 +199,38 @@ class LimitedProtocol(Protocol):
             LimitedProtocol._last_log = time.monotonic()
             closed = "one that waited" if waiting else "the new one"
             self._log("too many connections", limit=self._max_connections, closed=closed)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, under a flood of connections.
+
+    uvloop accepts one connection per listening socket and turn of the loop, and a turn takes some
+    milliseconds where sessions are busy: a few hundred new connections would keep the next one
+    waiting for a second. So it gets the same socket many times.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        if not type(loop).__module__.startswith("uvloop"):  # asyncio's own accepts all in a turn
+            return
+        make_protocol = partial(
+            self.config.http_protocol_class,  # type: ignore[arg-type]
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        for listener in [listener for server in self.servers for listener in server.sockets]:
+            for _ in range(_ACCEPTS - 1):
+                same = socket.socket(fileno=os.dup(listener.fileno()))
+                server = await loop.create_server(
+                    make_protocol, sock=same, backlog=self.config.backlog
+                )
+                self.servers.append(server)
+
+
+_ACCEPTS = 32
+"""Connections that are accepted in a turn of the loop."""
 
 
 def _head_too_large() -> Refusal:

@@ -20,7 +20,7 @@ import uvicorn
 
 from stepagent.envs.serve.app import create_app
 from stepagent.envs.serve.limits import Limits, offers
-from stepagent.envs.serve.protocol import LimitedProtocol
+from stepagent.envs.serve.protocol import LimitedProtocol, Server
 
 ROOT = Path(__file__).parents[3]
 
@@ -50,7 +50,7 @@ class Running:
             access_log=False,
             timeout_graceful_shutdown=grace,
         )
-        self.server = uvicorn.Server(config)
+        self.server = Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.token = token
 

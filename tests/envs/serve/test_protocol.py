@@ -180,6 +180,22 @@ def test_nobody_who_is_waited_for_delays_a_shutdown():
         assert not server.thread.is_alive()
 
 
+def test_a_flood_of_connections_is_accepted_though_the_loop_is_busy():
+    with Running(ID, max_connections=1000) as server, contextlib.ExitStack() as stack:
+        loop = server.server.servers[0].get_loop()
+
+        def work():
+            time.sleep(0.005)
+            loop.call_soon(work)
+
+        loop.call_soon_threadsafe(work)
+        for _ in range(400):
+            stack.enter_context(_connect(server))
+        started = time.monotonic()
+        assert server.ask("GET", "/healthz")[0] == 200
+        assert time.monotonic() - started < 1.0, "2 s where each turn accepts one"
+
+
 def _is_closed(connection):
     connection.setblocking(False)
     try:

@@ -28,6 +28,7 @@ CLIENTS, SECONDS = 64, 30.0  # longer than the time for a head
 def _beside(what, server):
     """Runs a part of `attacks` meanwhile; gives its process."""
     command = [sys.executable, "-m", "tests.envs.serve.attacks", what, str(server.port)]
+    command.append(str(server.process.pid))
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -66,8 +67,9 @@ class _Run:
     failures: list[str]
     checks: list[float]
     """Seconds of each health check."""
-    late: float
-    """Seconds that the machine woke the prober too late, at worst."""
+    work: list[float]
+    """Seconds of processor time that the server used meanwhile, so far as they are within those of
+    the check: what it would have taken on a machine of its own."""
     stopped: tuple[int, float]
     """The server's exit code, and how many seconds after SIGTERM it was gone."""
     log: list[dict]
@@ -84,6 +86,7 @@ def _soak(attacked):
             ]
             for thread in threads:
                 thread.start()
+                time.sleep(0.05)  # a stampede of clients would drown what attacks do
             for thread in threads:
                 thread.join()
             output, errors = prober.communicate()
@@ -93,21 +96,27 @@ def _soak(attacked):
             stopped = server.stop(), time.monotonic() - started  # the attacks go on
         log = [json.loads(line) for line in server.lines if line.startswith("{")]
         failures += health["wrong"]
-        return _Run(episodes, failures, health["seconds"], max(health["late"]), stopped, log)
+        work = [min(pair) for pair in zip(health["seconds"], health["cpu"], strict=True)]
+        return _Run(episodes, failures, health["seconds"], work, stopped, log)
+
+
+def _within(run, percent):
+    """Seconds within which so many of the health checks were answered."""
+    return quantiles(run.checks, n=100)[percent - 1]
 
 
 @pytest.mark.slow
 def test_honest_clients_do_not_notice_attacks():
     runs = {}
+    idle = os.getloadavg()[0] < 1.0  # elsewhere the scheduler holds a check now and then
     for attacked in (False, True):
         run = runs[attacked] = _soak(attacked)
-        middle, high = (quantiles(run.checks, n=100)[i] for i in (49, 98))
         print(
             f"{'attacked' if attacked else 'in peace'}: {len(run.episodes)} episodes,"
             f" {len(run.failures)} failures; {len(run.checks)} health checks: half within"
-            f" {middle:.3f} s, 99 % within {high:.3f} s, the slowest {max(run.checks):.3f} s;"
-            f" woken up to {run.late:.3f} s too late by the machine; stopped in"
-            f" {run.stopped[1]:.1f} s; load {os.getloadavg()[0]:.1f}"
+            f" {_within(run, 50):.3f} s, 99 % within {_within(run, 99):.3f} s, the slowest"
+            f" {max(run.checks):.3f} s ({max(run.work):.3f} s of processor time);"
+            f" stopped in {run.stopped[1]:.1f} s; load {os.getloadavg()[0]:.1f}"
         )
         assert not run.failures, run.failures[:5]
         assert set(run.episodes) == set(range(CLIENTS)), "every client plays to the end"
@@ -117,7 +126,7 @@ def test_honest_clients_do_not_notice_attacks():
     assert refused[0] == 0
     assert refused[1] > 0, "attacks reach the server"
     assert not [line for line in runs[True].log if "traceback" in line]
-    slowest = max(runs[True].checks)
-    assert slowest < max(0.2, 3 * max(runs[False].checks)), "0.2 s on a quiet machine"
-    if max(runs[True].late, runs[False].late) < 0.02:
-        assert slowest < 0.2, "the machine is quiet"
+    assert max(runs[True].work) < 0.2
+    assert _within(runs[True], 99) < max(0.2, 3 * _within(runs[False], 99))
+    if idle:
+        assert max(runs[True].checks) < 0.2
