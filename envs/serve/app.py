@@ -328,8 +328,11 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
         responses=_shows({"limit": 30}),
     )
     async def limit(session: str, task_id: str = "") -> Response:
-        steps = await sessions.ask(sessions.find(session), lambda env: env.step_limit(task_id))
-        return _answer({"limit": steps})
+        def steps(env: TextEnv) -> int:
+            env.check_task(task_id)
+            return env.step_limit(task_id)
+
+        return _answer({"limit": await sessions.ask(sessions.find(session), steps)})
 
     @app.get(
         "/v1/sessions/{session}/{what}",

@@ -214,8 +214,9 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         if not type(loop).__module__.startswith("uvloop"):  # asyncio's own accepts all in a turn
             return
+        protocol: Any = self.config.http_protocol_class
         make_protocol = partial(
-            self.config.http_protocol_class,  # type: ignore[arg-type]
+            protocol,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
