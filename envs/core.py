@@ -20,13 +20,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import shared_memory as _shm
 
 from stepagent.envs import react
+from stepagent.envs.arguments import check as check_types
 from stepagent.envs.tools import ACT, BadCall, Tool, action_of, is_call
 
 SPLITS = ("train", "dev", "test")
@@ -174,6 +175,10 @@ class TextEnv(gym.Env[str, str], ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions whose version can change results; they go into the fingerprint."""
 
+    def __new__(cls, *_: Any, **arguments: Any) -> Self:
+        check_types(cls, arguments)
+        return super().__new__(cls)
+
     def __init__(
         self, *, split: str = "train", max_steps: int | None = None, render_mode: str | None = None
     ):
@@ -312,6 +317,14 @@ class TextEnv(gym.Env[str, str], ABC):
             raise ValueError(f"{type(self).__name__}: the split {self.split!r} has no task")
         return tasks
 
+    def check_task(self, task_id: object) -> None:
+        """Raises ValueError for what is no id of a task of this split."""
+        if not isinstance(task_id, str) or task_id not in self._task_set:
+            raise ValueError(
+                f"no task {task_id!r:.200} in split {self.split!r} of {type(self).__name__}: it "
+                f"has {len(self.tasks)}, such as {', '.join(self.tasks[:3])}"
+            )
+
     @cached_property
     def _task_set(self) -> frozenset[str]:
         return frozenset(self.tasks)
@@ -360,11 +373,8 @@ class TextEnv(gym.Env[str, str], ABC):
         drawn = int(self.np_random.integers(len(self.tasks)))
         if task_id is None:
             task_id = self.tasks[drawn]
-        elif not isinstance(task_id, str) or task_id not in self._task_set:
-            raise ValueError(
-                f"no task {task_id!r} in split {self.split!r} of {type(self).__name__}: it has "
-                f"{len(self.tasks)}, such as {', '.join(self.tasks[:3])}"
-            )
+        else:
+            self.check_task(task_id)
         episode_seed = seed if seed is not None else int(self.np_random.integers(2**31))
         # A task id from damaged data may contain a lone surrogate.
         task_seed = zlib.crc32(task_id.encode("utf-8", "surrogatepass"))

@@ -116,7 +116,7 @@ def _arguments(entry_point: EntryPoint, refused_by: str) -> list[str]:
     entry: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     if isinstance(entry, Creator):
         return [*_arguments(entry.entry_point, refused_by), "url"]
-    return arguments.names(entry, refused_by)
+    return arguments.names(entry, refused_by, TextEnv)
 
 
 def _no_environment(env_id: str, why: object) -> ValueError:

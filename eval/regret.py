@@ -41,7 +41,7 @@ from stepagent.eval.recorded_env import import_modules, recorded_env
 from stepagent.eval.results import REGRETS, ResultsError
 from stepagent.eval.summary import save
 from stepagent.eval.tables import tell
-from stepagent.files import read_object, write_text
+from stepagent.files import parse_json, read_object, write_text
 
 _LESS = 1e-6
 """A difference of scores that counts."""
@@ -163,7 +163,7 @@ def _lines(path: Path) -> dict[tuple[str, int], Regret]:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            values = json.loads(line)
+            values = parse_json(line)
             reach = [float(score) for score in values["reach"]]
             read = Regret(values["task_id"], int(values["seed"]), reach, values["changed"])
             if reach:

@@ -71,7 +71,14 @@ def load(name: str) -> Suite:
             Entry(name=str(key), **{**common, **values})
             for key, values in content["environments"].items()
         )
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (
+        yaml.YAMLError,
+        UnicodeDecodeError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"the suite {path} cannot be read: {error}") from None
     for entry in entries:
         for what, value, allowed in (

@@ -12,6 +12,7 @@ from stepagent.files import (
     Lock,
     Locked,
     build_once,
+    parse_json,
     read_cached,
     write_atomically,
     write_cached,
@@ -206,3 +207,10 @@ def test_a_kept_text_comes_back_or_nothing_does(tmp_path, monkeypatch, text):
     for damaged in (content[1:], content + b"x", content[:5] + b"\xff" + content[6:], b"", b"[]"):
         path.write_bytes(damaged)
         assert read_cached(path) is None
+
+
+def test_json_that_is_nested_too_deeply_is_a_value_error():
+    assert parse_json(b'{"a": [1]}') == {"a": [1]}
+    for text in ("[" * 100_000, '{"a":' * 100_000, "{", ""):
+        with pytest.raises(ValueError):
+            parse_json(text)

@@ -7,6 +7,7 @@ environment is made once before the first client can connect, so that missing da
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -120,7 +121,7 @@ def serve(config: Config) -> int:
     from stepagent.envs.serve.app import create_app
     from stepagent.envs.serve.guard import JsonLines
     from stepagent.envs.serve.limits import Limits, offers
-    from stepagent.envs.serve.protocol import LimitedProtocol, available_connections
+    from stepagent.envs.serve.protocol import LimitedProtocol, Server, available_connections
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
@@ -150,8 +151,10 @@ def serve(config: Config) -> int:
         start_seconds=config.start_seconds,
         max_body=int(config.max_body_mb * (1 << 20)),
     )
+    gc.collect()
+    gc.freeze()  # else every full collection holds all requests while it walks through the data
     sys.setswitchinterval(0.001)  # so that the event loop gets its turn while environments compute
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             create_app(offered, limits, token),
             host=config.host,

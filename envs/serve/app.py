@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from stepagent.envs.core import MAX_TEXT, TextEnv, own_version
@@ -28,6 +29,8 @@ from stepagent.envs.serve.sessions import Session, Sessions
 
 MAX_BATCH = 1024
 """Calls in one batch."""
+CLIENT_GONE = 499
+"""Status of a request whose client left before the whole of it had arrived (nginx's number)."""
 
 
 class _Strict(BaseModel):
@@ -196,6 +199,10 @@ def create_app(
             answer.headers["Retry-After"] = str(refusal.retry_after)
         return answer
 
+    @app.exception_handler(ClientDisconnect)
+    async def gone(*_: Any) -> Response:
+        return Response(status_code=CLIENT_GONE)  # for the log and the metrics: nobody reads it
+
     @app.exception_handler(404)
     @app.exception_handler(405)
     async def nowhere(request: Request, error: HTTPException) -> Response:
@@ -321,8 +328,11 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
         responses=_shows({"limit": 30}),
     )
     async def limit(session: str, task_id: str = "") -> Response:
-        steps = await sessions.ask(sessions.find(session), lambda env: env.step_limit(task_id))
-        return _answer({"limit": steps})
+        def steps(env: TextEnv) -> int:
+            env.check_task(task_id)
+            return env.step_limit(task_id)
+
+        return _answer({"limit": await sessions.ask(sessions.find(session), steps)})
 
     @app.get(
         "/v1/sessions/{session}/{what}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stepagent import command_line
+from stepagent.errors import UserError
 
 
 class Refusal(Exception):
@@ -67,9 +68,8 @@ def failure(error: BaseException) -> Refusal:
     if isinstance(error, Refusal):
         return error
     kind = type(error).__name__
-    status = (
-        422 if kind in ("ValueError", "TypeError", "ResetNeeded", "NotImplementedError") else 500
-    )
+    refused = kind in ("ValueError", "TypeError", "ResetNeeded", "NotImplementedError")
+    status = 422 if refused or isinstance(error, UserError) else 500
     return Refusal(status, "environment", (str(error) or repr(error))[:4000], kind)
 
 

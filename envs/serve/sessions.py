@@ -137,7 +137,10 @@ class Sessions:
                 raise Refusal(
                     504, "timeout", _slow("Making it", self.limits.start_seconds)
                 ) from None
-            raise failure(error) from None
+            refusal = failure(error)
+            if isinstance(error, OSError):  # a file that the client named
+                refusal.status = 422
+            raise refusal from None
         session = Session(session_id, offer, arguments, worker, env)
         self._open[session_id] = session
         self._keys[key] = session_id

@@ -25,7 +25,7 @@ from stepagent.envs.trajectory import Trajectory
 from stepagent.eval.paired import Paired, sign_flip
 from stepagent.eval.results import ResultsError
 from stepagent.eval.summary import resamples
-from stepagent.files import write_text
+from stepagent.files import parse_json, write_text
 
 if TYPE_CHECKING:
     from stepagent.agents.chat import ChatCodec
@@ -233,7 +233,7 @@ def load(folder: Path) -> dict[str, TrajectoryAgreement]:
         return {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             losses, matches = map(float, row["losses"]), map(bool, row["matches"])
             read = TrajectoryAgreement(str(row["task_id"]), tuple(losses), tuple(matches))
         except (ValueError, KeyError, TypeError) as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from stepagent.files import parse_json
 
 POINTS = 200
 """Maximum number per curve and stage; of more, neighbours are averaged."""
@@ -36,7 +37,7 @@ def _rows(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
     rows, bad = [], []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             rows.append({**row, "stage": str(row["stage"]), "update": int(row["update"])})
         except (ValueError, KeyError, TypeError):
             bad.append(number)

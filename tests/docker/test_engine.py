@@ -20,6 +20,7 @@ import yaml
 
 from stepagent.agents import make_agent
 from stepagent.envs.remote import RemoteEnv, RemoteError
+from stepagent.envs.serve import health
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from tests.docker.test_docker import COMPOSE, SERVICES, TRAINING, instructions
 
@@ -179,6 +180,21 @@ def test_a_container_that_is_killed_comes_back(compose):
     _wait_until_healthy("alfworld")
     assert env.reset(seed=0)[0] == first
     env.close()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_ready_soon(compose, name):
+    container = _container(name)
+    _run("docker", "stop", container)
+    idle, started = os.getloadavg()[0] < 1.0, time.monotonic()
+    _run("docker", "start", container)
+    while health.main([f"http://127.0.0.1:{PORTS[name]}/readyz"]):
+        assert time.monotonic() - started < 120
+        time.sleep(0.05)
+    seconds = time.monotonic() - started
+    print(f"{name}: ready {seconds:.1f} s after its start; load {os.getloadavg()[0]:.1f}")
+    if idle:
+        assert seconds < 5.0
 
 
 def test_stopping_ends_well(compose):

@@ -8,7 +8,6 @@ expert's reply, `rejected` the agent's. `weight` counts how often the agent drew
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from stepagent.envs import Trajectory
 from stepagent.envs.react import Message
 from stepagent.envs.trajectory import read
 from stepagent.eval.recorded_env import check_id, safe_arguments
+from stepagent.files import parse_json
 
 Row = dict[str, Any]
 _REWARDS = "-rewards"
@@ -101,7 +101,7 @@ def _practice(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         rewards = _rewards(folder / f"{stage}{_REWARDS}.jsonl")
         for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             try:
-                line = json.loads(text)
+                line = parse_json(text)
                 key = line["task_id"], line["seed"]
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
@@ -122,7 +122,7 @@ def _rewards(path: Path) -> Mapping[tuple[str, int], dict[tuple[int, Any], float
         return {}
     rewards: dict[tuple[str, int], dict[tuple[int, Any], float]] = {}
     for text in path.read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+        line = parse_json(text)
         known = rewards.setdefault((line["task_id"], line["seed"]), {})
         known |= {(step, None): reward for step, reward in enumerate(line["expert"])}
         known |= {(b["step"], tuple(b["ids"])): b["reward"] for b in line["agent"]}

@@ -23,7 +23,7 @@ from torch import Tensor
 from stepagent.agents.chat import ChatCodec, Encoded
 from stepagent.agents.generation import Decoding
 from stepagent.envs import react
-from stepagent.files import write_text
+from stepagent.files import parse_json, write_text
 from stepagent.training.config import ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
@@ -289,7 +289,7 @@ def complete_lines(path: Path) -> list[Any]:
     lines, size = [], 0
     for raw in path.read_bytes().splitlines(keepends=True):
         try:
-            lines.append(json.loads(raw))
+            lines.append(parse_json(raw))
         except ValueError:
             break
         if not raw.endswith(b"\n"):

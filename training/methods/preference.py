@@ -22,7 +22,7 @@ from transformers.trainer_utils import set_seed
 from trl import DPOConfig, DPOTrainer
 
 from stepagent.envs.trajectory import Trajectory
-from stepagent.files import write_text
+from stepagent.files import parse_json, write_text
 from stepagent.training.config import PreferenceConfig
 from stepagent.training.data import Sample
 from stepagent.training.methods import rollouts
@@ -212,7 +212,7 @@ def _references(stage: Stage, policy: Policy, pairs: Sequence[Pair]) -> list[dic
             write_text(path, json.dumps(references))
         processes.wait()
     try:
-        references = json.loads(path.read_text())
+        references = parse_json(path.read_text())
         if len(references) != len(pairs):
             raise ValueError(f"{len(references)} of {len(pairs)} pairs")
     except (ValueError, TypeError) as error:

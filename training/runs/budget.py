@@ -5,7 +5,6 @@ Read off the files that a run keeps, so that one that was killed and resumed cou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stepagent.files import parse_json
 from stepagent.training.runs.directory import RunDirectory
 
 
@@ -67,8 +67,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            rows.append(parse_json(line))
+        except ValueError:
             continue
     return rows
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from stepagent.errors import UserError
-from stepagent.files import write_atomically
+from stepagent.files import parse_json, write_atomically
 from stepagent.training.runs import processes, sharding
 from stepagent.training.runs.directory import MOMENTS
 
@@ -108,7 +108,7 @@ def load_training_state(
     if not path.is_dir():
         return Position()
     try:
-        position = Position(**json.loads((path / "position.json").read_text()))
+        position = Position(**parse_json((path / "position.json").read_text()))
         if not 0 < position.update <= updates:
             raise ValueError(f"update {position.update} of {updates}")
         weights, rng = load_file(path / "trained.safetensors"), load_file(path / _RANDOM)

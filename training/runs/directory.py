@@ -91,7 +91,7 @@ class RunDirectory:
             return {}
         try:
             return differing(file.read_text(encoding="utf-8"), config)
-        except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
             raise RunError(
                 f"{file} is damaged ({str(error).splitlines()[0]}): restore the file, choose "
                 "another `output`, or delete the directory"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.errors import UsageError
-from stepagent.files import write_text
+from stepagent.files import parse_json, write_text
 
 TENSORBOARD = "tensorboard"
 
@@ -84,7 +84,7 @@ class Metrics:
         lines = []
         for line in self.path.read_text(errors="replace").splitlines():
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 if row["stage"] != stage or row["update"] <= update:
                     lines.append(line + "\n")
             except (ValueError, KeyError, TypeError):

@@ -25,7 +25,7 @@ from stepagent.agents import nano
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import Prompt
 from stepagent.envs.trajectory import Trajectory
-from stepagent.files import write_atomically, write_text
+from stepagent.files import parse_json, write_atomically, write_text
 from stepagent.training.config import Config
 from stepagent.training.data import encode
 from stepagent.training.policy import Policy
@@ -124,7 +124,7 @@ class TrainingRun:
         if not self._state_file.is_file():
             return State()
         try:
-            state = State(**json.loads(self._state_file.read_text(encoding="utf-8")))
+            state = State(**parse_json(self._state_file.read_text(encoding="utf-8")))
             figures = [state.figures[name] for name in state.done]
             if not all(isinstance(f, dict) for f in figures) or not state.done:
                 raise ValueError("it names no stage")

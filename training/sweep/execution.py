@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from stepagent import command_line
-from stepagent.files import read_object, write_text
+from stepagent.files import parse_json, read_object, write_text
 from stepagent.training.config import Config
 from stepagent.training.runs.directory import ORIGIN
 from stepagent.training.runs.options import differing
@@ -50,7 +50,7 @@ def matched_tokens(run: SweepRun, output: Path) -> int:
     path = run.matches.directory(output) / "summary.json"
     if not path.is_file():
         return 1
-    budget = json.loads(path.read_text()).get("budget")
+    budget = parse_json(path.read_text()).get("budget")
     if not budget:
         raise SweepError(
             f"{run.name} cannot match {path.parent}, which does not say on how many tokens it was "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from stepagent.envs.trajectory import read as read_trajectories
 from stepagent.eval import agreement
 from stepagent.eval.agreement import TrajectoryAgreement
 from stepagent.eval.summary import score
+from stepagent.files import parse_json
 from stepagent.training.sweep.planning import SweepRun
 
 FAILED = ".failed"
@@ -76,7 +76,7 @@ def read(run: SweepRun, output: Path) -> Result:
     path = folder / "summary.json"
     if not path.is_file():
         return Result(run, {}, (), 0.0, missing=_why_missing(run, output))
-    summary = json.loads(path.read_text())
+    summary = parse_json(path.read_text())
     return Result(
         run,
         scores={name: 100 * row["reward_mean"] for name, row in summary["scores"].items()},

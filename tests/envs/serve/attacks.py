@@ -1,10 +1,11 @@
 """Attacks on what a server reads before it knows the client, in a process of its own.
 
-    python -m tests.envs.serve.attacks attack PORT
-    python -m tests.envs.serve.attacks health PORT
+    python -m tests.envs.serve.attacks attack PORT PID
+    python -m tests.envs.serve.attacks health PORT PID
 
 The first makes all of them until it is ended. The second asks for /healthz until its standard input
-ends, then prints [requests, seconds of the slowest, what went wrong].
+ends, then prints a JSON object: the seconds of each request, the seconds of processor time that the
+server used meanwhile, and what went wrong.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+
+import psutil
 
 HALF_OPEN, SLOW_BODIES, ENDLESS = 300, 150, 4
 _BODY = b"POST /v1/batch HTTP/1.1\r\nhost: a\r\ncontent-length: 4000000\r\n\r\n"
@@ -52,7 +55,7 @@ def _attack(port: int, count: int, start: bytes, chunk: bytes, pause: float) -> 
             time.sleep(pause)
 
 
-def attack(port: int) -> None:
+def attack(port: int, _: int) -> None:
     attacks = [
         (ENDLESS, b"GET /healthz HTTP/1.1\r\n", b"x: y\r\n" * 200, 0.002),
         (ENDLESS, b"GET /", b"a" * 1000, 0.002),
@@ -65,12 +68,13 @@ def attack(port: int) -> None:
     threading.Event().wait()
 
 
-def health(port: int) -> None:
+def health(port: int, pid: int) -> None:
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    count, slowest, wrong = 0, 0.0, []
+    server = psutil.Process(pid)
+    seconds, cpu, wrong = [], [], []
     while not ended.wait(0.02):
-        started = time.monotonic()
+        used, started = sum(server.cpu_times()[:2]), time.monotonic()
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
                 connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
@@ -79,9 +83,10 @@ def health(port: int) -> None:
                 wrong.append(repr(answer[:100]))
         except OSError as error:
             wrong.append(repr(error))
-        count, slowest = count + 1, max(slowest, time.monotonic() - started)
-    print(json.dumps([count, slowest, wrong]))
+        seconds.append(time.monotonic() - started)
+        cpu.append(sum(server.cpu_times()[:2]) - used)
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "wrong": wrong}))
 
 
 if __name__ == "__main__":
-    {"attack": attack, "health": health}[sys.argv[1]](int(sys.argv[2]))
+    {"attack": attack, "health": health}[sys.argv[1]](*map(int, sys.argv[2:]))

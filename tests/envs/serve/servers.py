@@ -20,7 +20,7 @@ import uvicorn
 
 from stepagent.envs.serve.app import create_app
 from stepagent.envs.serve.limits import Limits, offers
-from stepagent.envs.serve.protocol import LimitedProtocol
+from stepagent.envs.serve.protocol import LimitedProtocol, Server
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,6 +36,7 @@ class Running:
         client_args=None,
         port=0,
         max_connections=64,
+        grace=2,
         **limits,
     ):
         offered = offers(list(env_ids), env_args or {}, client_args)
@@ -47,9 +48,9 @@ class Running:
             http=partial(LimitedProtocol, max_connections=max_connections),
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=2,
+            timeout_graceful_shutdown=grace,
         )
-        self.server = uvicorn.Server(config)
+        self.server = Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.token = token
 

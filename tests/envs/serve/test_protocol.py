@@ -11,7 +11,7 @@ import time
 import pytest
 
 from stepagent.envs.serve import protocol
-from tests.envs.serve.servers import Running
+from tests.envs.serve.servers import Running, wait_until
 from tests.toy_env import ID
 
 
@@ -123,6 +123,77 @@ def test_half_open_connections_lock_nobody_out(caplog):
         closed = sum(_is_closed(connection) for connection in half_open)
         assert closed >= 40
     assert "too many connections" in caplog.text
+
+
+def test_bodies_that_never_end_lock_nobody_out(caplog):
+    body = b"POST /v1/batch HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{"
+    with Running(ID, max_connections=20) as server, contextlib.ExitStack() as stack:
+        for _ in range(40):
+            _send(stack.enter_context(_connect(server)), body)
+        time.sleep(0.2)
+        for _ in range(3):
+            assert server.ask("GET", "/healthz")[0] == 200
+    assert "Exception" not in caplog.text, "a client that left is no fault of the server"
+
+
+@contextlib.contextmanager
+def _unread(server):
+    """A connection that sends requests and takes no answer."""
+    state = server.server.server_state
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        own = connection.getsockname()
+        wait_until(lambda: any(c.client == own for c in state.connections))
+        (there,) = (c for c in state.connections if c.client == own)
+        buffers = there.transport.get_extra_info("socket")
+        buffers.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        _send(connection, b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n" * 10)
+        wait_until(lambda: there.flow.write_paused)
+        yield connection
+
+
+def test_answers_that_nobody_takes_lock_nobody_out():
+    with Running(ID, max_connections=3) as server, contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(_unread(server))
+        assert server.ask("GET", "/healthz")[0] == 200
+
+
+def test_answers_that_nobody_takes_end_the_connection(monkeypatch, caplog):
+    monkeypatch.setattr(protocol, "ANSWER_SECONDS", 0.3)
+    with Running(ID) as server, _unread(server):
+        wait_until(lambda: not server.server.server_state.connections)
+    (line,) = (record.fields for record in caplog.records if "fields" in vars(record))
+    assert "did not take its answer" in line["why"]
+
+
+def test_nobody_who_is_waited_for_delays_a_shutdown():
+    starts = [b"", b"GET /he", b"POST /v1/batch HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{"]
+    with contextlib.ExitStack() as stack:
+        with Running(ID, grace=30) as server:
+            for start in starts:
+                _send(stack.enter_context(_connect(server)), start)
+            stack.enter_context(_unread(server))
+            started = time.monotonic()
+        assert time.monotonic() - started < 10
+        assert not server.thread.is_alive()
+
+
+def test_a_flood_of_connections_is_accepted_though_the_loop_is_busy():
+    with Running(ID, max_connections=1000) as server, contextlib.ExitStack() as stack:
+        loop = server.server.servers[0].get_loop()
+
+        def work():
+            time.sleep(0.005)
+            loop.call_soon(work)
+
+        loop.call_soon_threadsafe(work)
+        for _ in range(400):
+            stack.enter_context(_connect(server))
+        started = time.monotonic()
+        assert server.ask("GET", "/healthz")[0] == 200
+        assert time.monotonic() - started < 1.0, "2 s where each turn accepts one"
 
 
 def _is_closed(connection):

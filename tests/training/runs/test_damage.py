@@ -21,6 +21,7 @@ MUTATIONS = {
     "empty": lambda data: b"",
     "object": lambda data: b"{}",
     "garbage": lambda data: bytes(255 - byte for byte in data[:4000]),
+    "deep": lambda data: b"[" * 100_000,
     "missing": None,
 }
 FILES = (
