@@ -61,6 +61,7 @@ def room(ray: Any, needs: Mapping[str, Any]) -> int:
     wanted = {
         "CPU": needs.get("num_cpus"),
         "GPU": needs.get("num_gpus"),
+        "memory": needs.get("memory"),
         **needs.get("resources", {}),
     }
     wanted = {name: float(amount) for name, amount in wanted.items() if amount}
