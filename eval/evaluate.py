@@ -252,7 +252,5 @@ def _number(value: Any) -> float:
 def _total(earlier: Any, before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
     """An agent's counts for this directory: those of earlier runs, and what this run added."""
     counts = earlier if isinstance(earlier, dict) else {}
-    return {
-        name: _number(counts.get(name)) + value - before.get(name, 0.0)
-        for name, value in now.items()
-    }
+    added = {name: value - before.get(name, 0.0) for name, value in now.items()}
+    return {name: _number(counts.get(name)) + added.get(name, 0.0) for name in {**added, **counts}}

@@ -176,8 +176,8 @@ class RayPlayer(Player):
         self._setting: Setting | None = None
         self._todo: deque[str] = deque()
         self._losses: Counter[str] = Counter()
-        self._counts: Counter[str] = Counter()
-        """The agent's counts of workers that are gone."""
+        self._gone: list[dict[str, float]] = []
+        """The agents' counts in workers that are gone."""
         self._most = min(players.count, options.limit or sys.maxsize)
         """Workers at a time."""
         self._unprepared = 0
@@ -218,10 +218,11 @@ class RayPlayer(Player):
                 self._remove(worker)
 
     def statistics(self) -> Mapping[str, float]:
-        total = Counter(self._counts)
-        for worker in self._players.workers:
-            total.update(worker.statistics)
-        return dict(total)
+        total: dict[str, float] = {}
+        for counts in [*self._gone, *(worker.statistics for worker in self._players.workers)]:
+            for name, value in counts.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
 
     # Workers ------------------------------------------------------------------------------------
 
@@ -250,7 +251,7 @@ class RayPlayer(Player):
     def _remove(self, worker: _Worker) -> None:
         """Its tasks are to be played by others."""
         self._todo.extend(worker.tasks)
-        self._counts.update(worker.statistics)
+        self._gone.append(worker.statistics)
         self._players.drop(worker)
 
     # What they say ------------------------------------------------------------------------------
@@ -346,7 +347,7 @@ class RayPlayer(Player):
         if self._unprepared >= MOST_LOSSES:
             message = f"{MOST_LOSSES} workers were lost while they got ready, the last: {reason}"
             raise RefusedError(Refusal(message, 1))
-        self._losses.update(worker.tasks)
+        self._losses.update(list(worker.tasks))
         given_up = [task for task in worker.tasks if self._losses[task] >= MOST_LOSSES]
         for task in given_up:
             del worker.tasks[task]

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
 
 MEMORY = 100_000_000
+START_SECONDS = 400.0
+"""On a busy machine a node needs longer than Ray's own 30 seconds."""
+PATIENCE = {
+    "RAY_agent_register_timeout_ms": "600000",
+    "RAY_gcs_server_request_timeout_seconds": "600",
+    "RAY_health_check_failure_threshold": "100",
+    "RAY_worker_register_timeout_seconds": "600",
+}
+"""Variables with which Ray takes nobody for dead who is only slow."""
 
 
 @dataclass
@@ -31,13 +43,29 @@ class Nodes:
 def two_nodes(second: Mapping[str, str] | None = None) -> Iterator[Nodes]:
     """`second`: environment variables of the second node alone."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'stepagent[cluster]'")
+    from ray._private import services
     from ray.cluster_utils import Cluster
 
-    first = {"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=first)
-    try:
-        variables = {"env_vars": dict(second)} if second else {}
-        node = cluster.add_node(num_cpus=1, object_store_memory=MEMORY, **variables)
-        yield Nodes(cluster.address, cluster, node)
-    finally:
-        cluster.shutdown()
+    def get_node(*arguments: Any) -> Any:
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return ask(*arguments)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+
+    ask, size = services.get_node, {"num_cpus": 1, "object_store_memory": MEMORY}
+    variables = {"env_vars": dict(second)} if second else {}
+    with (
+        mock.patch.dict(os.environ, PATIENCE),
+        mock.patch.object(services, "get_node", get_node),
+        mock.patch.object(services, "start_api_server", return_value=(None, None)),  # a dashboard
+    ):
+        cluster = Cluster(initialize_head=True, head_node_args=size)
+        try:
+            node = cluster.add_node(**size, **variables)
+            yield Nodes(cluster.address, cluster, node)
+        finally:
+            cluster.shutdown()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 BUSY, LOST = 75, 76
 """Exit codes of a run's process: another process has the run; another one took it over."""
@@ -63,7 +63,7 @@ class Outcome:
     """The last line of the log of a run that failed."""
 
 
-Track = Callable[["subprocess.Popen[bytes]"], AbstractContextManager[None]]
+Track = Callable[["subprocess.Popen[bytes]"], AbstractContextManager[Any]]
 
 
 def perform(job: Job, track: Track = nullcontext) -> Outcome:

@@ -175,7 +175,8 @@ class Performance:
         if self._process:
             self._process.terminate()
             # Popen.wait is what the signal has interrupted: it cannot be called again.
-            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Performance(), job)
 
 
@@ -220,7 +221,7 @@ class RayLauncher(Launcher):
             raise SweepError(f"ray: {error}") from error
         nodes = sum(node["Alive"] for node in ray.nodes())
         room = ray_cluster.room(ray, needs)
-        self.where = f"tasks of a Ray cluster: nodes {nodes}, room for runs at a time {room}"
+        self.where = f"tasks of a Ray cluster of {nodes} nodes, which holds {room} at a time"
         self._running: list[Any] = []
         self._stopped = False
 

@@ -30,6 +30,9 @@ LOCK_SECONDS = 300.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: that of `stepagent train`, or `BUSY`."""
     description, parent = sys.argv[1:] if argv is None else argv
+    if hasattr(signal, "SIGUSR2"):
+        # Slurm sends it to all processes of a job; the parent, which knows it, asks for the end.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     _follow(int(parent))
     job = Job(**json.loads(description))
     directory = Path(job.directory)
@@ -51,11 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _follow(parent: int) -> None:
     """Interrupts this process when its parent is dead: nobody would stop it any more."""
+    # Not SIGTERM, which the parent may have sent before it died: twice means at once.
+    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM if is_ignored else signal.SIGINT)
 
     threading.Thread(target=watch, daemon=True, name="parent").start()
 
