@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,12 @@ class Nodes:
         ]
 
 
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
 @contextmanager
 def two_nodes(second: Mapping[str, str] | None = None) -> Iterator[Nodes]:
     """`second`: environment variables of the second node alone."""
@@ -56,16 +63,21 @@ def two_nodes(second: Mapping[str, str] | None = None) -> Iterator[Nodes]:
                     raise
                 time.sleep(0.2)
 
-    ask, size = services.get_node, {"num_cpus": 1, "object_store_memory": MEMORY}
+    def node() -> dict[str, Any]:
+        # Ports that are not named are waited for, half a minute and no longer.
+        ports = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
+        ports += ("dashboard_agent_listen_port",)
+        return {"num_cpus": 1, "object_store_memory": MEMORY} | {n: _free_port() for n in ports}
+
+    ask = services.get_node
     variables = {"env_vars": dict(second)} if second else {}
     with (
         mock.patch.dict(os.environ, PATIENCE),
         mock.patch.object(services, "get_node", get_node),
         mock.patch.object(services, "start_api_server", return_value=(None, None)),  # a dashboard
     ):
-        cluster = Cluster(initialize_head=True, head_node_args=size)
+        cluster = Cluster(initialize_head=True, head_node_args=node())
         try:
-            node = cluster.add_node(**size, **variables)
-            yield Nodes(cluster.address, cluster, node)
+            yield Nodes(cluster.address, cluster, cluster.add_node(**node(), **variables))
         finally:
             cluster.shutdown()

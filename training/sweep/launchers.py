@@ -107,7 +107,7 @@ class SubmititLauncher(Launcher):
         from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 
         self.broken, self.lost = (FailedJobError,), (UncompletedJobError,)
-        self._refused = FailedSubmissionError
+        self._refused = (FailedJobError, FailedSubmissionError, OSError)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -130,7 +130,7 @@ class SubmititLauncher(Launcher):
     def start(self, job: Job) -> Future[Outcome]:
         try:
             submitted = self._executor.submit(Performance(), job)
-        except (self._refused, subprocess.CalledProcessError, OSError) as error:
+        except self._refused as error:
             raise SweepError(f"{job.name} could not be submitted: {error}") from error
         self._jobs.append(submitted)
         return self._pool.submit(self._outcome, submitted)

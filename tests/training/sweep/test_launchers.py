@@ -132,7 +132,7 @@ def test_a_node_of_slurm_that_does_not_see_the_folder(slurm, tmp_path):
 def test_slurm_refuses_a_job(slurm, tmp_path):
     (tmp_path / "commands" / "sbatch").write_text("#!/bin/sh\necho invalid partition >&2\nexit 1\n")
     launch = SubmititLauncher(tmp_path / "out" / "submitit", {"partition": "nonsense"})
-    with pytest.raises(SweepError, match="one could not be submitted"):
+    with pytest.raises(SweepError, match="one could not be submitted: invalid partition"):
         launch.start(entry(tmp_path).job)
 
 
