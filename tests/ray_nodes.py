@@ -50,6 +50,7 @@ def _free_port() -> int:
 def two_nodes(second: Mapping[str, str] | None = None) -> Iterator[Nodes]:
     """`second`: environment variables of the second node alone."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'stepagent[cluster]'")
+    from ray import _raylet
     from ray._private import services
     from ray.cluster_utils import Cluster
 
@@ -64,16 +65,28 @@ def two_nodes(second: Mapping[str, str] | None = None) -> Iterator[Nodes]:
                 time.sleep(0.2)
 
     def node() -> dict[str, Any]:
-        # Ports that are not named are waited for, half a minute and no longer.
-        ports = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
-        ports += ("dashboard_agent_listen_port",)
-        return {"num_cpus": 1, "object_store_memory": MEMORY} | {n: _free_port() for n in ports}
+        port = _free_port()
+        return {"num_cpus": 1, "object_store_memory": MEMORY, "runtime_env_agent_port": port}
 
-    ask = services.get_node
+    # Ray waits for the ports of these, half a minute and no longer.
+    unused = [
+        _raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
+        _raylet.METRICS_AGENT_PORT_NAME,
+        _raylet.METRICS_EXPORT_PORT_NAME,
+    ]
+
+    def start_raylet(*arguments: Any, **options: Any) -> Any:
+        node_id, session = arguments[2], arguments[11]
+        for service in unused:
+            _raylet.persist_port(session, node_id, service, -1)
+        return start(*arguments, **options)
+
+    ask, start = services.get_node, services.start_raylet
     variables = {"env_vars": dict(second)} if second else {}
     with (
         mock.patch.dict(os.environ, PATIENCE),
         mock.patch.object(services, "get_node", get_node),
+        mock.patch.object(services, "start_raylet", start_raylet),
         mock.patch.object(services, "start_api_server", return_value=(None, None)),  # a dashboard
     ):
         cluster = Cluster(initialize_head=True, head_node_args=node())

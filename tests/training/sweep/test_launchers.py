@@ -175,7 +175,7 @@ def settings(tmp_path, name, **changes):
     (tmp_path / name).mkdir()
     path = _sweep(tmp_path / name, **changes)
     options = yaml.safe_load(path.read_text())
-    options["common"]["sft"]["epochs"] = 60
+    options["common"]["sft"]["epochs"] = 400
     path.write_text(yaml.safe_dump(options))
     return path
 
