@@ -35,9 +35,10 @@ def connected(address: str) -> Iterator[Any]:
         return
     address = address or os.environ.get("RAY_ADDRESS", "") or "auto"
     _check(address)
+    refused = (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except refused as error:
         raise NoCluster(_message(address, str(error).splitlines()[0])) from error
     try:
         yield ray

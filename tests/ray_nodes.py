@@ -19,11 +19,15 @@ START_SECONDS = 400.0
 """On a busy machine a node needs longer than Ray's own 30 seconds."""
 PATIENCE = {
     "RAY_agent_register_timeout_ms": "600000",
+    "RAY_gcs_rpc_server_connect_timeout_s": "600",
     "RAY_gcs_server_request_timeout_seconds": "600",
+    "RAY_py_gcs_connect_timeout_s": "600",
     "RAY_health_check_failure_threshold": "100",
     "RAY_worker_register_timeout_seconds": "600",
 }
-"""Variables with which Ray takes nobody for dead who is only slow."""
+"""Variables with which Ray takes nobody for dead who is only slow. It reads them when it is
+imported."""
+os.environ.update(PATIENCE)
 
 
 @dataclass
@@ -84,7 +88,6 @@ def two_nodes(second: Mapping[str, str] | None = None) -> Iterator[Nodes]:
     ask, start = services.get_node, services.start_raylet
     variables = {"env_vars": dict(second)} if second else {}
     with (
-        mock.patch.dict(os.environ, PATIENCE),
         mock.patch.object(services, "get_node", get_node),
         mock.patch.object(services, "start_raylet", start_raylet),
         mock.patch.object(services, "start_api_server", return_value=(None, None)),  # a dashboard
