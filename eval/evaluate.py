@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 from stepagent import envs
 from stepagent.agents.core import Agent
 from stepagent.envs.core import TextEnv, checksum
+from stepagent.envs.react import Prompt
 from stepagent.envs.trajectory import Trajectory
 from stepagent.errors import check_range
 from stepagent.eval import regret
@@ -52,6 +54,92 @@ class EvaluationOptions:
     """Delete the results in the directory first."""
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What an evaluation plays, and what its results depend on."""
+
+    agent: str
+    """The agent's name."""
+    batch_size: int
+    """Episodes that the agent prefers to play at once."""
+    tasks: list[str]
+    fingerprint: dict[str, str]
+    data_notes: dict[str, int]
+    notes: list[str]
+    """What people should know before."""
+
+
+class Player(ABC):
+    """Plays the episodes of an evaluation, in this process or elsewhere."""
+
+    def __init__(self, env_id: str, options: EvaluationOptions):
+        self.env_id, self.options = env_id, options
+
+    @abstractmethod
+    def setting(self) -> Setting:
+        """Called once, before `play`. Raises ValueError for unknown names."""
+
+    @abstractmethod
+    def play(
+        self, tasks: Sequence[str], show: Callable[[list[Trajectory]], None]
+    ) -> Generator[Trajectory, None, None]:
+        """One trajectory per task, as episodes end; `show` may get those that are being played."""
+
+    @abstractmethod
+    def statistics(self) -> Mapping[str, float]:
+        """The agent's counts so far."""
+
+
+class LocalPlayer(Player):
+    """Plays in this process."""
+
+    def __init__(self, env_id: str, agent: Agent, options: EvaluationOptions):
+        super().__init__(env_id, options)
+        self.agent = agent
+        self._prompt: Prompt | None = None
+
+    def setting(self) -> Setting:
+        options = self.options
+        self._prompt = few_shot_prompt(self.env_id, options.shots or 0, options.env_args)
+        env = envs.make(self.env_id, **{**options.env_args, "split": options.split})
+        try:
+            return Setting(
+                agent=self.agent.name,
+                batch_size=self.agent.batch_size,
+                tasks=choose(env, options.limit, options.task_ids),
+                fingerprint=fingerprint(env, self.agent, self._prompt),
+                data_notes=env.data_notes(),
+                notes=_repeated_tasks(self.env_id, env),
+            )
+        finally:
+            env.close()  # before the workers open theirs: a server may not have room for one more
+
+    def play(
+        self,
+        tasks: Sequence[str],
+        show: Callable[[list[Trajectory]], None] | None = None,
+        more: Callable[[], str | None] = lambda: None,
+    ) -> Generator[Trajectory, None, None]:
+        """Plays also what `more` gives whenever an environment is free, until it gives None."""
+        options = self.options
+        return run_episodes(
+            self.env_id,
+            self.agent,
+            tasks,
+            seed=options.seed,
+            workers=options.workers,
+            split=options.split,
+            env_args=options.env_args,
+            prompt=self._prompt,
+            time_limit=options.time_limit,
+            show=show,
+            more=more,
+        )
+
+    def statistics(self) -> Mapping[str, float]:
+        return self.agent.statistics()
+
+
 def evaluate(
     env_id: str,
     agent: Agent,
@@ -66,36 +154,25 @@ def evaluate(
     nowhere). Raises ValueError for unknown names, ResultsError if the directory cannot be used or
     too many episodes fail in a row, KeyboardInterrupt after writing the summary so far.
     """
-    options = options or EvaluationOptions()
+    player = LocalPlayer(env_id, agent, options or EvaluationOptions())
+    return evaluate_by(player, out, console or Console(quiet=True))
+
+
+def evaluate_by(player: Player, out: str | Path, console: Console) -> dict[str, Any]:
+    """`evaluate`, with the episodes played by `player`."""
+    env_id, options = player.env_id, player.options
     check_range(1, workers=options.workers, max_failures=options.max_failures, limit=options.limit)
     check_range(0, seed=options.seed, shots=options.shots)
-    console = console or Console(quiet=True)
     start = time.monotonic()
-    prompt = few_shot_prompt(env_id, options.shots or 0, options.env_args)
-    env = envs.make(env_id, **{**options.env_args, "split": options.split})
-    try:
-        tasks, notes = choose(env, options.limit, options.task_ids), _repeated_tasks(env_id, env)
-        parts, data_notes = fingerprint(env, agent, prompt), env.data_notes()
-    finally:
-        env.close()  # before the workers open theirs: a server may not have room for one more
-    identity = Identity(env_id, agent.name, options.split, options.seed, parts)
+    setting = player.setting()
+    tasks = setting.tasks
+    identity = Identity(env_id, setting.agent, options.split, options.seed, setting.fingerprint)
     with ResultsDir(Path(out), identity, overwrite=options.overwrite) as results:
-        for note in [*notes, *results.notes]:
+        for note in [*setting.notes, *results.notes]:
             console.print(f"note: {note}", markup=False)
-        earlier, counts_before = read_object(results.summary), agent.statistics()
-        episodes = run_episodes(
-            env_id,
-            agent,
-            [task for task in tasks if task not in results.done],
-            seed=options.seed,
-            workers=options.workers,
-            split=options.split,
-            env_args=options.env_args,
-            prompt=prompt,
-            time_limit=options.time_limit,
-            show=results.show,
-        )
-        title = f"{agent.name} on {env_id}"
+        earlier, counts_before = read_object(results.summary), player.statistics()
+        episodes = player.play([t for t in tasks if t not in results.done], results.show)
+        title = f"{setting.agent} on {env_id}"
         score = RunningScore(title, len(tasks), results.chosen(tasks), console=console)
         try:
             with score:
@@ -107,9 +184,9 @@ def evaluate(
                 summary = summarise(trajectories, seconds=seconds)
                 summary["complete"] = len(trajectories) == len(tasks) and not summary["failed"]
                 summary["agent_statistics"] = _total(
-                    earlier.get("agent_statistics"), counts_before, agent.statistics()
+                    earlier.get("agent_statistics"), counts_before, player.statistics()
                 )
-                summary["data_notes"] |= data_notes
+                summary["data_notes"] |= setting.data_notes
                 if cut := int(summary["agent_statistics"].get("prompts_cut", 0)):
                     summary["data_notes"][CUT_PROMPTS] = cut
                 if known := regret.load(results.results, trajectories):
@@ -175,7 +252,5 @@ def _number(value: Any) -> float:
 def _total(earlier: Any, before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
     """An agent's counts for this directory: those of earlier runs, and what this run added."""
     counts = earlier if isinstance(earlier, dict) else {}
-    return {
-        name: _number(counts.get(name)) + value - before.get(name, 0.0)
-        for name, value in now.items()
-    }
+    added = {name: value - before.get(name, 0.0) for name, value in now.items()}
+    return {name: _number(counts.get(name)) + added.get(name, 0.0) for name in {**added, **counts}}

@@ -60,6 +60,7 @@ def run_episodes(
     prompt: react.Prompt | None = None,
     time_limit: float | None = None,
     show: Callable[[list[Trajectory]], None] | None = None,
+    more: Callable[[], str | None] = lambda: None,
 ) -> Generator[Trajectory, None, None]:
     """Plays one episode per task and yields the trajectories as they end.
 
@@ -74,6 +75,8 @@ def run_episodes(
     time_limit: seconds that the agent may take for a reply, or an environment for a step, before
         the episode counts as failed and whatever hangs is abandoned; None: no limit.
     show: gets the episodes that wait for the agent, unfinished, every few seconds.
+    more: asked for a further task while an environment has nothing to do. It ends when all are
+        played and `more` gives None.
 
     An environment or an agent that fails or hangs ends that episode only: its trajectory says why
     in `error` and holds the steps so far, and the environment is recreated. Raises ValueError for
@@ -84,6 +87,7 @@ def run_episodes(
     seeds = [seed] * len(tasks) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(tasks):
         raise ValueError(f"{len(seeds)} seeds for {len(tasks)} tasks: give one, or one per task")
+    common_seed = seed if isinstance(seed, int) else 0
     episodes = run_from(
         env_id,
         agent,
@@ -94,6 +98,7 @@ def run_episodes(
         prompt=prompt,
         time_limit=time_limit,
         show=show,
+        more=lambda: None if (task := more()) is None else Start(task, common_seed),
     )
     return _trajectories(episodes)
 
@@ -117,6 +122,7 @@ def run_from(
     prompt: react.Prompt | None = None,
     time_limit: float | None = None,
     show: Callable[[list[Trajectory]], None] | None = None,
+    more: Callable[[], Start | None] = lambda: None,
 ) -> Generator[tuple[int, Trajectory], None, None]:
     """`run_episodes` from any starts: yields (number of the start, trajectory) as episodes end.
 
@@ -139,7 +145,7 @@ def run_from(
     stamp = Stamp(env_id, split, agent.name, fingerprint(first, agent, prompt), prompt, agent.style)
     todo = deque(enumerate(starts))
     rollout = _Rollout(agent, stamp, todo, lambda: envs.make(env_id, **kwargs), time_limit)
-    rollout.show = show
+    rollout.show, rollout.more = show, more
     return rollout.play(first, workers or agent.batch_size)
 
 
@@ -175,6 +181,10 @@ class _Rollout:
         self.open: dict[int, Episode] = {}
         self.pace = 0.0
         """Seconds that the agent's last `act` took."""
+        self.more: Callable[[], Start | None] = lambda: None
+        self.count = len(starts)
+        """Starts so far, those of `more` among them."""
+        self.idle: list[EnvWorker] = []
         self.show: Callable[[list[Trajectory]], None] | None = None
         self.shown = time.monotonic()
         """When it was last called."""
@@ -189,6 +199,8 @@ class _Rollout:
             for worker in self.workers:
                 self._begin(worker)
             while self.open:
+                for worker in self._take_idle():
+                    self._begin(worker)
                 self._gather()
                 self._show()
                 yield from self._deliver()
@@ -196,6 +208,7 @@ class _Rollout:
                 yield from self._deliver()
         except (KeyboardInterrupt, SetupError):
             self.starts.clear()
+            self.more = lambda: None
             while not self.ended.empty():  # episodes that ended meanwhile are not lost
                 self._record(*self.ended.get())
             yield from self._deliver()
@@ -210,8 +223,18 @@ class _Rollout:
             for worker in self.workers:
                 worker.join(max(0.0, deadline - time.monotonic()))
 
+    def _take_idle(self) -> list[EnvWorker]:
+        """The workers that had nothing to do."""
+        idle, self.idle = self.idle, []
+        return idle
+
     def _begin(self, worker: EnvWorker) -> None:
-        if self.starts:
+        if not self.starts and (further := self.more()):
+            self.starts.append((self.count, further))
+            self.count += 1
+        if not self.starts:
+            self.idle.append(worker)
+        else:
             index, start = self.starts.popleft()
             self.open[index] = episode = Episode(index, start, worker)
             worker.begin(

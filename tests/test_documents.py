@@ -30,7 +30,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs" / "pages").rglob("*.md")),
 ]
 OTHERS = (
-    *("accelerate", "cd", "docker", "inspect", "openenv", "pip", "pytest", "source"),
+    *("accelerate", "cd", "docker", "inspect", "kubectl", "openenv", "pip", "pytest", "source"),
     *("vf-eval", "vf-validate", "vllm/bin/vllm"),
 )
 """Commands of others, which are not looked into."""

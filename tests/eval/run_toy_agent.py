@@ -3,6 +3,7 @@
 import resource
 import sys
 
+from stepagent import agents
 from stepagent.eval import run
 from tests.toy_env import ScriptedAgent
 
@@ -10,5 +11,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "--full-disk":  # files may grow to 6 kB and no further
         resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
         del sys.argv[1]
-    run.make_agent = lambda config: ScriptedAgent()
+    agents.make_agent = lambda spec, **options: ScriptedAgent()
     sys.exit(run.main())

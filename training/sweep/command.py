@@ -37,6 +37,7 @@ def run(sweep: Sweep) -> int:
     missing: list[str] = []
     check_range(1, workers=sweep.workers)
     check_range(0, threads=sweep.threads, hours=sweep.hours)
+    check_range(1, lost_after=sweep.lost_after)
     if not sweep.report_only:
         # What is not installed is said before anything is written.
         importlib.import_module("stepagent.training.runs.validation")

@@ -1,30 +1,40 @@
-"""The runs of a sweep, each in a process and a directory of its own."""
+"""The runs of a sweep: in which order, how many at a time, and what is said of them."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-import shutil
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from uuid import uuid4
 
 import yaml
 from rich.console import Console
 
 from stepagent import command_line
-from stepagent.files import parse_json, read_object, write_text
+from stepagent.errors import SetupError
+from stepagent.files import write_text
 from stepagent.training.config import Config
-from stepagent.training.runs.directory import ORIGIN
-from stepagent.training.runs.options import differing
+from stepagent.training.sweep.inheritance import has_sft, sft_of
+from stepagent.training.sweep.job import LAUNCHES, Job, Outcome
+from stepagent.training.sweep.launchers import Launcher, launcher
 from stepagent.training.sweep.planning import Sweep, SweepError, SweepRun, all_runs, merged
 from stepagent.training.sweep.results import FAILED
+
+POLL_SECONDS = 2.0
+"""Between two looks at whether a run is past its SFT, or may be tried again."""
+MOST_LOSSES = 3
+"""How often a run is started again after the loss of its machine: it may be what kills them."""
+_LONGEST_PAUSE = 600.0
+"""Seconds between two attempts to start a run that another process has."""
+
+
+class Unshared(SetupError):
+    """A machine does not see the sweep's directory."""
 
 
 def configuration(run: SweepRun, output: Path) -> Config:
@@ -75,160 +85,185 @@ def checked(run: SweepRun, output: Path) -> Config:
     return config
 
 
-_SFT_OPTIONS = {"env", "env_args", "seed", "prompt", "policy", "expert", "sft", "evaluation"}
-"""Options that SFT depends on."""
+@dataclass
+class _Entry:
+    """A run of a batch that is not done yet."""
+
+    job: Job
+    sft: str
+    """The name of its SFT, where the sweep shares that; "" otherwise."""
+    losses: int = 0
+    attempts: int = 0
+    """How often another process had it."""
+    not_before: float = 0.0
+
+    @property
+    def lacks_sft(self) -> bool:
+        return bool(self.sft) and not has_sft(Path(self.job.directory))
 
 
-def inherit_sft(config: Config, output: Path) -> None:
-    """Starts a run from the SFT of another one in this sweep with the same options, if any.
+class Batch:
+    """Runs that do not need each other, as many at a time as there is room for.
 
-    Copied are the expert's trajectories, the base of a model from scratch, the policy after SFT and
-    its scores: bit for bit what the run itself would have produced.
+    Runs that share their SFT wait for the one that makes it, without taking any room.
     """
-    target = Path(config.output)
-    if target.exists() or not config.sft.epochs:
-        return
-    options = command_line.dump(config)
-    for path in sorted((output / "runs").glob("*/stages.json")):
-        source = path.parent
-        if source.suffix == ".partial" or not (source / "config.yaml").is_file():
-            continue  # a run that is still being set up
-        changes = differing((source / "config.yaml").read_text(), options)
-        if {key.split(".")[0] for key in changes} & _SFT_OPTIONS:
-            continue
-        if not (source / "policies/sft").is_dir():
-            continue
-        state = read_object(path)
-        if "sft" not in state.get("done", ()):
-            continue
-        partial = target.with_name(target.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        for name in ("expert", "expert-dev", "base", "policies/sft", "eval/sft"):
-            if (source / name).is_dir():
-                shutil.copytree(source / name, partial / name)
-        if (source / ORIGIN).is_file():
-            shutil.copy(source / ORIGIN, partial / ORIGIN)
-        (partial / "config.yaml").write_text(options)
-        after_sft = {"done": ["sft"], "seconds": 0.0} | {
-            key: {"sft": state[key]["sft"]}
-            for key in ("figures", "budget")
-            if "sft" in state.get(key, {})
-        }
-        (partial / "stages.json").write_text(json.dumps(after_sft))
-        os.rename(partial, target)
-        return
 
+    def __init__(self, sweep: Sweep, launch: Launcher, console: Console, deadline: float):
+        self._launch, self._console, self._deadline = launch, console, deadline
+        self._most = sweep.workers or launch.most
+        self._names_hosts = sweep.launch != "local"
+        self._waiting: list[_Entry] = []
+        self._running: dict[Future[Outcome], _Entry] = {}
+        self._done: dict[str, bool] = {}
 
-class RunningProcesses:
-    """The processes of a sweep's runs, all ended by `stop`."""
-
-    def __init__(self) -> None:
-        self.stopped, self._lock = False, threading.Lock()
-        self._processes: set[subprocess.Popen[bytes]] = set()
-
-    @contextmanager
-    def track(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
-        """While the process runs; one that starts after `stop` is stopped at once."""
-        with self._lock:
-            self._processes.add(process)
-            if self.stopped:
-                process.terminate()
+    def run(self, entries: Sequence[_Entry]) -> dict[str, bool]:
+        """Does all; returns which are done. Raises SweepError, Unshared and KeyboardInterrupt, the
+        runs having ended."""
+        self._waiting = list(entries)
         try:
-            yield
-        finally:
-            with self._lock:
-                self._processes.discard(process)
+            while self._waiting or self._running:
+                self._fill()
+                if not self._running:
+                    time.sleep(POLL_SECONDS if self._waiting else 0)
+                    continue
+                ended, _ = wait(self._running, POLL_SECONDS, FIRST_COMPLETED)
+                for future in ended:
+                    self._settle(future, self._running.pop(future))
+        except KeyboardInterrupt:
+            self._launch.stop()
+            self._console.print("The runs write their checkpoints; once more to stop at once.")
+            self._wait_for_end()
+            raise
+        except BaseException:
+            self._launch.stop()
+            self._wait_for_end()
+            raise
+        return self._done
 
-    def stop(self) -> None:
-        """Ends all, each with a checkpoint to resume from, or the second time at once; none starts
-        any more."""
-        with self._lock:
-            self.stopped = True
-            for process in self._processes:
-                process.terminate()
+    def _wait_for_end(self) -> None:
+        try:
+            wait(self._running)
+        except KeyboardInterrupt:
+            self._launch.stop()
+
+    def _fill(self) -> None:
+        """Starts what may start, in order."""
+        for entry in list(self._waiting):
+            if len(self._running) >= self._most:
+                return
+            job, now = entry.job, time.monotonic()
+            if job.is_done or now > self._deadline:
+                self._waiting.remove(entry)
+                self._done[job.name] = job.is_done
+            elif now >= entry.not_before and not self._is_being_made(entry):
+                self._waiting.remove(entry)
+                self._start(entry)
+
+    def _is_being_made(self, entry: _Entry) -> bool:
+        """Whether a run is making the SFT that this one needs."""
+        if not entry.sft or Path(entry.job.directory).is_dir():
+            return False
+        return any(e.sft == entry.sft and e.lacks_sft for e in self._running.values())
+
+    def _start(self, entry: _Entry) -> None:
+        _failure(entry.job).unlink(missing_ok=True)
+        if not entry.attempts:
+            self._console.print(f"{entry.job.name} …", markup=False)
+        self._running[self._launch.start(entry.job)] = entry
+
+    def _settle(self, future: Future[Outcome], entry: _Entry) -> None:
+        """Says what became of a run, and puts one aside that has to be started again."""
+        job = entry.job
+        try:
+            outcome = future.result()
+        except self._launch.broken as error:
+            raise SweepError(f"{job.name} could not be done: {error}") from error
+        except self._launch.lost as error:
+            entry.losses += 1
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if entry.losses <= MOST_LOSSES:
+                self._console.print(f"{job.name}: its machine was lost ({reason})", markup=False)
+                self._waiting.append(entry)
+                return
+            outcome = Outcome("failed", message=f"its machine was lost {entry.losses} times")
+        if outcome.kind == "unshared":
+            raise Unshared(
+                f"{outcome.host} does not see {job.output} as this machine does: `output` must be "
+                "on a file system that all machines share, under the same path"
+            )
+        if outcome.kind == "busy":
+            if not entry.attempts:
+                self._console.print(f"{job.name} is under way elsewhere", markup=False)
+            pause = min(_LONGEST_PAUSE, job.lost_after * 2**entry.attempts)
+            entry.attempts, entry.not_before = entry.attempts + 1, time.monotonic() + pause
+            self._waiting.append(entry)
+            return
+        self._done[job.name] = job.is_done if outcome.kind == "stopped" else outcome.kind == "done"
+        self._say(job, outcome)
+
+    def _say(self, job: Job, outcome: Outcome) -> None:
+        on = f" on {outcome.host}" if self._names_hosts and outcome.host else ""
+        if outcome.kind == "done":
+            self._console.print(f"{job.name}: {outcome.minutes:.1f} min{on}", markup=False)
+        elif outcome.kind == "failed":
+            write_text(_failure(job), outcome.message)
+            after = f"{on} after {outcome.minutes:.1f} min ({job.log})"
+            self._console.print(f"{job.name} failed{after}: {outcome.message}", markup=False)
 
 
-def execute(
-    run: SweepRun, config: Config, sweep: Sweep, console: Console, running: RunningProcesses
-) -> bool:
-    """One run in a process of its own; True where it is done afterwards."""
-    output = Path(sweep.output)
-    summary = Path(config.output) / "summary.json"
-    if summary.is_file():
-        return True
-    if running.stopped:
-        return False
-    if sweep.share_sft:
-        inherit_sft(config, output)
-    started = time.monotonic()
-    console.print(f"{run.name} …", markup=False)
-    environment = dict(os.environ)
-    if sweep.threads:
-        environment["OMP_NUM_THREADS"] = str(sweep.threads)
-    log = output / "logs" / f"{run.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    failed = log.with_name(run.name + FAILED)
-    failed.unlink(missing_ok=True)
-    with log.open("a") as file:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "stepagent.training.run",
-                "--config",
-                str(config_file(run, output)),
-            ],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-        with running.track(process):
-            code = process.wait()
-    minutes = (time.monotonic() - started) / 60
-    if running.stopped:
-        return summary.is_file()
-    if code:
-        last = (log.read_text().strip().splitlines() or ["no output"])[-1]
-        write_text(failed, last)
-        console.print(f"{run.name} failed after {minutes:.1f} min ({log}): {last}", markup=False)
-    else:
-        console.print(f"{run.name}: {minutes:.1f} min", markup=False)
-    return code == 0
+def _failure(job: Job) -> Path:
+    return job.log.with_name(job.name + FAILED)
 
 
 def run_all(sweep: Sweep, console: Console) -> list[str]:
     """Executes all runs; returns the names of those that failed or were not started."""
-    todo, deadline = all_runs(sweep), time.monotonic() + sweep.hours * 3600
-    output = Path(sweep.output)
-    running = RunningProcesses()
+    deadline = time.monotonic() + sweep.hours * 3600 if sweep.hours else float("inf")
+    if sweep.launch != "local":
+        sweep = replace(sweep, output=str(Path(sweep.output).absolute()))
+    todo, output = all_runs(sweep), Path(sweep.output)
     # errors in any of them are reported before the first one starts
     configs = {run.name: checked(run, output) for run in todo}
-
-    def one(run: SweepRun) -> bool:
-        if sweep.hours and time.monotonic() > deadline:
-            return Path(configs[run.name].output, "summary.json").is_file()
-        return execute(run, configs[run.name], sweep, console, running)
-
     results: dict[str, bool] = {}
-    for _, of_phase in itertools.groupby(todo, key=lambda run: run.phase):
-        batch = []
-        for run in of_phase:
-            if run.matches and not (run.matches.directory(output) / "summary.json").is_file():
-                console.print(f"{run.name} waits for {run.matches.name}", markup=False)
-                results[run.name] = False
-                continue
-            if run.matches:
-                configs[run.name] = checked(run, output)  # now it is known how many tokens
-            batch.append(run)
-        with ThreadPoolExecutor(sweep.workers) as pool:
-            try:
-                results.update(zip([r.name for r in batch], pool.map(one, batch), strict=True))
-            except KeyboardInterrupt:
-                running.stop()
-                console.print("The runs write their checkpoints; once more to stop at once.")
-                try:
-                    pool.shutdown()
-                except KeyboardInterrupt:
-                    running.stop()
-                raise
+    with launcher(sweep) as launch, _token(output) as token:
+        if launch.where:
+            console.print(f"The runs are {launch.where}.", markup=False)
+        for _, of_phase in itertools.groupby(todo, key=lambda run: run.phase):
+            entries = []
+            for run in of_phase:
+                if run.matches and not (run.matches.directory(output) / "summary.json").is_file():
+                    console.print(f"{run.name} waits for {run.matches.name}", markup=False)
+                    results[run.name] = False
+                    continue
+                if run.matches:
+                    configs[run.name] = checked(run, output)  # now it is known how many tokens
+                job = job_of(run, configs[run.name], sweep, token)
+                entries.append(_Entry(job, sft_of(configs[run.name]) if sweep.share_sft else ""))
+            results |= Batch(sweep, launch, console, deadline).run(entries)
     return [name for name, done in results.items() if not done]
+
+
+@contextmanager
+def _token(output: Path) -> Iterator[str]:
+    """A file by whose name machines know the directory, while the body runs."""
+    file = output / LAUNCHES / uuid4().hex
+    write_text(file, "")
+    try:
+        yield file.name
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def job_of(run: SweepRun, config: Config, sweep: Sweep, token: str) -> Job:
+    """A run as a job; for `token` see there."""
+    output = Path(sweep.output)
+    return Job(
+        name=run.name,
+        directory=config.output,
+        config=str(config_file(run, output)),
+        output=sweep.output,
+        folder=str(Path.cwd()),
+        token=token,
+        share_sft=sweep.share_sft,
+        threads=sweep.threads,
+        lost_after=sweep.lost_after,
+    )

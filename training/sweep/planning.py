@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stepagent import command_line
 from stepagent.envs.core import checksum
@@ -69,8 +69,24 @@ class Sweep:
     """Name → policy and other options that go with it."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of every combination."""
-    workers: int = 1
-    """Runs at a time. Each uses all cores, unless `threads` is set."""
+    launch: Literal["local", "submitit", "ray"] = "local"
+    """Where the runs are done: local (processes of this machine), submitit (jobs of Slurm) or ray
+    (tasks of a Ray cluster). `output` must be on a file system that all machines share."""
+    slurm: dict[str, Any] = field(default_factory=dict)
+    """For submitit: parameters of each job, such as {partition: gpu, gpus_per_node: 1, mem_gb: 64,
+    timeout_min: 600}. Without timeout_min a job may take a day; a run that is not done by the end
+    of its job goes on in the next one."""
+    ray: dict[str, Any] = field(default_factory=dict)
+    """For ray: what each run takes, such as {num_cpus: 8, num_gpus: 1}. By default one CPU."""
+    ray_address: str = ""
+    """For ray: the cluster's address, such as head:6379, or local for one on this machine. Empty:
+    RAY_ADDRESS, else the cluster that this machine is part of."""
+    workers: int | None = None
+    """Runs at a time. Each uses all cores, unless `threads` is set. null: 1 for local, elsewhere as
+    many as there is room for."""
+    lost_after: float = 60.0
+    """Seconds after which a run without a sign of life from its machine may be taken up by
+    another."""
     threads: int = 0
     """Threads per run (OMP_NUM_THREADS); 0: no limit."""
     share_sft: bool = True

@@ -25,7 +25,16 @@ from stepagent.training import methods, run
 from stepagent.training.config import Config
 from stepagent.training.methods import METHODS, VARIANTS
 from stepagent.training.runs.options import differing
-from stepagent.training.sweep import command, execution, paper, planning, report, statistics
+from stepagent.training.sweep import (
+    command,
+    execution,
+    inheritance,
+    job,
+    paper,
+    planning,
+    report,
+    statistics,
+)
 from tests.envs import guess  # noqa: F401  (registers the environment)
 from tests.training.toys import GUESS
 
@@ -114,7 +123,7 @@ def test_runs_that_are_only_being_set_up_lend_no_sft(tmp_path):
         folder.mkdir(parents=True)
         (folder / "stages.json").write_text('{"done": ["sft"], "figures": {}, "seconds": 0}')
     config = execution.configuration(implicit, tmp_path / "sweep")
-    execution.inherit_sft(config, tmp_path / "sweep")
+    inheritance.inherit_sft(config, tmp_path / "sweep")
     assert not Path(config.output).exists()
 
 
@@ -127,10 +136,8 @@ def test_an_inherited_sft_is_what_the_run_itself_would_have_made(tmp_path):
     alone = _sweep(tmp_path / "own", seeds=[0], share_sft=False)
     sweep = _read(alone)
     implicit = next(r for r in planning.all_runs(sweep) if r.method == "implicit")
-    config = execution.configuration(implicit, Path(sweep.output))
-    assert execution.execute(
-        implicit, config, sweep, report_console(), execution.RunningProcesses()
-    )
+    sweep.experiments[0]["methods"] = ["implicit"]
+    assert execution.run_all(sweep, report_console()) == []
     name = f"runs/{implicit.name}/final/model.safetensors"
     one, two = load_file(tmp_path / "sweep" / name), load_file(tmp_path / "own" / "sweep" / name)
     assert all((one[k] == two[k]).all() for k in one)
@@ -152,7 +159,7 @@ def test_an_sft_of_before_an_option_existed_is_inherited(tmp_path):
     options = yaml.safe_load(file.read_text())
     del options["sft"]["assistant_only_loss"]
     file.write_text(yaml.safe_dump(options))
-    execution.inherit_sft(second, tmp_path / "sweep")
+    inheritance.inherit_sft(second, tmp_path / "sweep")
     assert (Path(second.output) / "policies/sft").is_dir()
 
 
@@ -212,7 +219,7 @@ def test_configurations_are_read_by_one_thread_alone(tmp_path, monkeypatch):
 
     real, folders = command_line.parse, []
     monkeypatch.setattr(command_line, "parse", parse)
-    monkeypatch.setattr(execution.subprocess, "Popen", begin)
+    monkeypatch.setattr(job.subprocess, "Popen", begin)
     with pytest.raises(OSError, match="no process"):
         execution.run_all(_read(_sweep(tmp_path, workers=4)), report_console())
     assert set(readers) == {threading.main_thread()}
