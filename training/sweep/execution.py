@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from stepagent import command_line
 from stepagent.errors import SetupError
-from stepagent.files import write_text
+from stepagent.files import parse_json, write_text
 from stepagent.training.config import Config
 from stepagent.training.sweep.inheritance import has_sft, sft_of
 from stepagent.training.sweep.job import LAUNCHES, Job, Outcome
