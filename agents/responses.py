@@ -18,7 +18,8 @@ says no more:
 | Mistral       | 400, code 3051                           | parts of `content`  | `model_length` |
 
 The ids of a reply's tokens are given by vLLM (0.10.2) and SGLang in the choice's `token_ids`, and
-by llama.cpp in `__verbose` (of a server with `-lv 10`) or beside the tokens' `logprobs`.
+by llama.cpp in `__verbose` (of a server with `-lv 10`) or beside the tokens' `logprobs`; those of
+the prompt by vLLM, in `prompt_token_ids`.
 """
 
 from __future__ import annotations
@@ -236,6 +237,7 @@ def read_completion(text: str) -> Completion | Rejection:
         ending=_ending(choices[0], message, content),
         thought=thought,
         ids=_ids(choices[0], body),
+        prompt_ids=_first_ids([body.get("prompt_token_ids"), choices[0].get("prompt_token_ids")]),
     )
 
 
@@ -290,6 +292,11 @@ def _ids(choice: Mapping[str, Any], body: Mapping[str, Any]) -> tuple[int, ...]:
         places.append(verbose.get("tokens"))
     if isinstance(logprobs, dict) and isinstance(content := logprobs.get("content"), list):
         places.append([entry.get("id") if isinstance(entry, dict) else None for entry in content])
+    return _first_ids(places)
+
+
+def _first_ids(places: Iterable[Any]) -> tuple[int, ...]:
+    """The first list of token ids."""
     for ids in places:
         if isinstance(ids, list) and ids and all(type(i) is int and 0 <= i < 2**31 for i in ids):
             return tuple(ids)

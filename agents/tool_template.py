@@ -16,8 +16,17 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from stepagent.agents.bounded_template import TemplateLimit
 from stepagent.agents.chat import ChatCodec, Encoded
-from stepagent.agents.chat_template import THINK_BLOCK, ChatTemplate, Wrapping, split_thought
+from stepagent.agents.chat_template import (
+    THINK_BLOCK,
+    ChatTemplate,
+    ChatTemplateError,
+    Wrapping,
+    render,
+    split_thought,
+    template_of,
+)
 from stepagent.agents.tool_calls import split_call, translated
 from stepagent.envs.react import Message, parse
 from stepagent.envs.tools import CLOSE, OPEN, Tool, write_call
@@ -278,9 +287,12 @@ def codec_of(
 
 def _knows_tools(tokenizer: Any, schemas: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the template lists functions."""
-    question = [{"role": "user", "content": "?"}]
+    arguments = {"tools": list(schemas)}
     try:
-        text = tokenizer.apply_chat_template(question, tokenize=False, tools=list(schemas))
+        source = tokenizer.get_chat_template(None, arguments["tools"])
+        text = render(tokenizer, source, [_message("user", "?")], False, arguments)
+    except TemplateLimit as error:
+        raise ChatTemplateError(f"{template_of(tokenizer)} needs too much: {error}") from None
     except Exception:  # templates raise errors of their own
         return False
     return all(schema["function"]["name"] in text for schema in schemas)
