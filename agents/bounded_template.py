@@ -115,17 +115,17 @@ def _weight(value: Any, limit: float = inf) -> float:
 
 # How large a result may become -------------------------------------------------------------------
 
-_LINEAR = frozenset(
-    "split splitlines partition find index count startswith endswith removeprefix removesuffix "
-    "upper lower title capitalize swapcase casefold encode decode".split()
-)
+_LINEAR = {
+    *("split", "splitlines", "partition", "find", "index", "count", "startswith", "endswith"),
+    *("removeprefix", "removesuffix", "upper", "lower", "title", "capitalize", "casefold"),
+}
 """Methods of texts whose results and times grow as the text does."""
-_SCANS = frozenset("rfind rindex rsplit rpartition strip lstrip rstrip".split())
+_SCANS = {"rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip"}
 """Methods whose time, but not their result, can grow with text times argument."""
-_GROWING = frozenset("replace join center indent batch slice round format tojson".split())
+_GROWING = {"replace", "join", "center", "indent", "batch", "slice", "round", "format", "tojson"}
 """Filters whose results can grow more than what they are given."""
-_REFUSED = frozenset("urlize striptags wordwrap xmlattr pprint".split())
-"""Filters that take quadratic time, and that no template of a conversation needs."""
+_REFUSED = {"urlize", "striptags", "wordwrap", "xmlattr", "pprint", "encode", "decode"}
+"""Filters and methods that can take quadratic time, and that no chat template needs."""
 _SPEC = re.compile(r"%[^a-zA-Z%]*+|\{[^{}]*+\}")
 _SPEC_ELSEWHERE = re.compile(r"%[^a-zA-Z%*]*+\*|\{[^{}:]*+:[^{}]*+\{")
 """A width that is an argument itself."""
@@ -223,7 +223,9 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         budget.weigh((value, *arguments, *kwargs.values()))
         if name in _GROWING:
             budget.limit(_size_of_result(name, value, arguments, kwargs))
-        if name == "sum" and any(isinstance(a, list | tuple) for a in (*arguments, *kwargs.values())):
+        if name == "sum" and any(
+            isinstance(a, list | tuple) for a in (*arguments, *kwargs.values())
+        ):
             raise TemplateLimit("it adds up lists")  # each sum copied anew
         return budget.take(function(*head, value, *arguments, **kwargs))
 

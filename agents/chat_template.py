@@ -131,8 +131,8 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         if not getattr(tokenizer, "chat_template", None):
             raise ChatTemplateError(
-                f"{_name(tokenizer)!r} has no chat template: use an instruction-tuned model, or set "
-                "`tokenizer.chat_template` and save it again"
+                f"{_name(tokenizer)!r} has no chat template: use an instruction-tuned model, or "
+                "set `tokenizer.chat_template` and save it again"
             )
         self.arguments = dict(arguments or {})
         self.history = self.arguments.pop("history_thoughts", "template")
@@ -149,7 +149,7 @@ class ChatTemplate:
         self._not_in_replies = _any_of(names - {"<think>", "</think>", *in_replies})
         plain = self._try(*self._marked(system=False))
         if isinstance(plain, Exception):
-            raise self._error(f"fails on a plain conversation: {plain}")
+            raise self._error(f"fails on a plain conversation: {_short(str(plain))}")
         with_system = self._try(*self._marked(system=True))
         self.has_system_role = isinstance(with_system, str) and SYSTEM in with_system
         self.regular = self._regular(plain, system=False)
@@ -202,7 +202,8 @@ class ChatTemplate:
         text = self._try(messages)
         if isinstance(text, Exception):
             raise self._error(
-                f"fails on a conversation of {len(turns)} turns: {type(text).__name__}: {text}"
+                f"fails on a conversation of {len(turns)} turns: {type(text).__name__}: "
+                f"{_short(str(text))}"
             )
         for mark, reply in kept.items():
             lead, body = self.continuation.lead, self.continuation.body(reply)
@@ -363,8 +364,7 @@ def first_difference(tokenizer: Any, rows: Mapping[str, Sequence[int]]) -> str:
     begin = max(0, first - _SHOWN)
     known = range(len(tokenizer))
     shown = "".join(
-        f"\n  {name}: "
-        f"{[tokenizer.convert_ids_to_tokens(i) if i in known else i for i in ids]}"
+        f"\n  {name}: {[tokenizer.convert_ids_to_tokens(i) if i in known else i for i in ids]}"
         for name, ids in ((name, row[begin : first + _SHOWN]) for name, row in rows.items())
     )
     place = f"from token {first} on" + (f" (shown from {begin})" if begin else "")
@@ -398,6 +398,10 @@ def render(
         "add_generation_prompt": prompt,
     }
     return bounded_template.render(source, given)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:300]} …"
 
 
 def _any_of(names: set[str]) -> re.Pattern[str]:

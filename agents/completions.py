@@ -168,13 +168,14 @@ class Completions:
             self._count(requests=1)
             try:
                 answer = self._post(server, request, session)
+                text = answer.content.decode("utf-8-sig", "replace")  # JSON, whatever headers say
                 if answer.status_code == 200:
-                    result = read_completion(answer.text)
+                    result = read_completion(text)
                     if isinstance(result, Completion):
                         self._limit.correct(entry, result.tokens)
                         return result
                 else:
-                    result = Rejection.read(answer.status_code, answer.text)
+                    result = Rejection.read(answer.status_code, text)
                 if result.filtered:
                     return Completion("", ending=FILTER)
                 if self._adapt(result, request, server):
@@ -197,7 +198,7 @@ class Completions:
             except Unreadable as error:
                 if server.add_version():
                     continue
-                body_shown = self._shown(answer.text)
+                body_shown = self._shown(text)
                 problem = f"{server.name} answered 200 with {error}: {body_shown!r}"
             except requests.RequestException as error:
                 shown = self._shown(str(error))

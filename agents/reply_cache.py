@@ -99,7 +99,11 @@ class ReplyCache:
         if row is None:
             return None
         *values, ids, prompt_ids = row
-        return Completion(*values, ids=_read_ids(ids), prompt_ids=_read_ids(prompt_ids))
+        try:
+            return Completion(*values, ids=_read_ids(ids), prompt_ids=_read_ids(prompt_ids))
+        except ValueError as error:
+            self._warn(error)
+            return None
 
     def put(self, request: Mapping[str, Any], completion: Completion) -> None:
         """Stores a completion; the first one of a request stays."""

@@ -223,7 +223,10 @@ def read_completion(text: str) -> Completion | Rejection:
         return Rejection.read(status, json.dumps({"error": error}))
     if "choices" not in body:
         raise Unreadable("something other than a chat completion")
-    message = (_at(choices, 0) or {}).get("message")
+    choice = _at(choices, 0) or {}
+    message = choice.get("message")
+    if message is None and _reason(choice) in _ENDINGS:
+        message = {}  # a filter may leave nothing else
     if not isinstance(message, dict):
         raise Unreadable("no choice in it")
     details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
@@ -234,10 +237,10 @@ def read_completion(text: str) -> Completion | Rejection:
         read=max(0, _token_count(usage, "prompt_tokens") - cached),
         cached=cached,
         generated=_token_count(usage, "completion_tokens"),
-        ending=_ending(choices[0], message, content),
+        ending=_ending(choice, message, content),
         thought=thought,
-        ids=_ids(choices[0], body),
-        prompt_ids=_first_ids([body.get("prompt_token_ids"), choices[0].get("prompt_token_ids")]),
+        ids=_ids(choice, body),
+        prompt_ids=_first_ids([body.get("prompt_token_ids"), choice.get("prompt_token_ids")]),
     )
 
 
@@ -275,10 +278,14 @@ def _parts(content: Any, kind: str) -> Iterator[str]:
                 yield value
 
 
+def _reason(choice: Mapping[str, Any]) -> str:
+    """Why a reply ended; some servers write what exactly behind a colon."""
+    return str(choice.get("finish_reason") or "").lower().partition(":")[0]
+
+
 def _ending(choice: Mapping[str, Any], message: Mapping[str, Any], content: str) -> str:
-    reason = str(choice.get("finish_reason") or "").lower()
-    if reason in _ENDINGS:
-        return _ENDINGS[reason]
+    if _reason(choice) in _ENDINGS:
+        return _ENDINGS[_reason(choice)]
     if isinstance(message.get("refusal"), str) and message["refusal"].strip():
         return REFUSAL
     return "" if content.strip() else EMPTY

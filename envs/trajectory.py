@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ class Trajectory:
         before: tuple[int, ...] = ()
         for step in fields["steps"]:
             if prompt := step["prompt_tokens"]:
-                shared = len(os.path.commonprefix([before, prompt]))
+                pairs = zip(before, prompt, strict=False)
+                shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
                 step["prompt_tokens"] = [shared, *prompt[shared:]]
                 before = prompt + step["tokens"]
             for name in ("tokens", "ending", "prompt_tokens"):

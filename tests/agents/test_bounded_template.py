@@ -1,4 +1,4 @@
-"""Templates of a foreign hand: those that would hang or fill the memory, and those that are long."""
+"""Templates that would hang or fill the memory, and those that are merely long."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from tests.agents.families import FAMILIES
 from tests.agents.tiny_models import TEMPLATE, make_tokenizer
 
 GROW = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}"
+NESTED = "{% for a in range(99999) %}{% for b in range(999) %}BODY{% endfor %}{% endfor %}"
+BIG = "{% set x = 'x' * 999999 %}"
 HOSTILE = {
-    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "a loop's condition": "{% set x = 'x' * 999999 %}{% for a in range(99999) if x ~ 'a' == x ~ 'b' %}"
-    "{% endfor %}",
-    "a recursive loop": "{% for x in [1, 2] recursive %}{% if loop.depth < 60 %}{{ loop([1, 2]) }}"
-    "{% endif %}{% endfor %}",
-    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-    "filters of filters": "{{ ([range(999)] * 99) | map('map', 'string') | map('list') | map('map', 'string') | map('list') | map('string') | list | length }}",
+    "nested loops": NESTED,
+    "a loop's condition": BIG + "{% for a in range(9999) if x ~ 'a' == x ~ 'b' %}{% endfor %}",
+    "a recursive loop": "{% for x in [1, 2] recursive %}{% if loop.depth < 60 %}"
+    "{{ loop([1, 2]) }}{% endif %}{% endfor %}",
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+    "{{ f(60) }}",
+    "filters of filters": "{{ ([range(999)] * 99) | map('map', 'string') | map('list')"
+    " | map('map', 'string') | map('list') | map('string') | list | length }}",
     "a text times a number": "{{ 'x' * 10 ** 10 }}",
     "a list times a number": "{{ ([1] * 10 ** 10) | length }}",
     "a power": "{% set x = 10 ** (10 ** 10) %}",
@@ -34,7 +37,8 @@ HOSTILE = {
     "lists of lists": GROW.replace("START", "1").replace("STEP", "[ns.x, ns.x]"),
     "lists that are compared": GROW.replace("START", "1").replace("STEP", "(ns.x, ns.x)")
     + "{{ ns.x == ns.x }}",
-    "namespaces": GROW.replace("START", "1").replace("STEP", "namespace(a=ns.x, b=ns.x)") + "{{ ns.x }}",
+    "namespaces": GROW.replace("START", "1").replace("STEP", "namespace(a=ns.x, b=ns.x)")
+    + "{{ ns.x }}",
     "replace, a method": GROW.replace("START", "'xx'").replace("STEP", "ns.x.replace('x', ns.x)"),
     "replace, a filter": GROW.replace("START", "'xx'").replace("STEP", "ns.x | replace('x', ns.x)"),
     "replace by name": "{{ 'aaaa' | replace(new='x' * 999999, old='a') }}",
@@ -54,19 +58,20 @@ HOSTILE = {
     "batch": "{{ [1] | batch(10 ** 10, 0) | list }}",
     "round": "{{ 1.5 | round(10 ** 10, 'ceil') }}",
     "tojson": "{{ [1] | tojson(indent=10 ** 10) }}",
-    "the sum of lists": "{% set x = [[1] * 999] * 99999 %}{{ x | sum(start=[]) }}",
+    "the sum of lists": "{{ ([[1] * 99] * 99) | sum(start=[]) }}",
     "bytes of a number": "{{ (1).to_bytes(10 ** 10, 'big') }}",
     "a search backwards": "{{ ('a' * 999999).rfind('b' ~ 'a' * 500000) }}",
+    "a slow encoding": "{{ ('é' * 99999).encode('punycode') }}",
     "tags": "{{ ('<!---->' * 99999) | striptags }}",
     "addresses": "{{ ('a.' * 99999) | urlize }}",
-    "slices": "{% set x = 'x' * 999999 %}" + "".join(f"{{% set y{i} = x[1:] %}}" for i in range(3000)),
-    "output": "{% for a in range(99999) %}{% for b in range(999) %}" + "x" * 999 + "{% endfor %}{% endfor %}",
-    "output of a macro": "{% macro m() %}{% for a in range(99999) %}{% for b in range(999) %}{{ 'x' * 999 }}"
-    "{% endfor %}{% endfor %}{% endmacro %}{{ m() | length }}",
-    "written lists": "{% set x = ['x' * 99999] %}{% set y %}{% for a in range(99999) %}{{ x }}{% endfor %}"
-    "{% endset %}",
-    "nested deeply": "{% set ns = namespace(x=1) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}"
-    "{% endfor %}{{ ns.x }}",
+    "slices": BIG + "".join(f"{{% set y{i} = x[1:] %}}" for i in range(3000)),
+    "output": NESTED.replace("BODY", "x" * 999),
+    "output of a macro": "{% macro m() %}" + NESTED.replace("BODY", "{{ 'x' * 999 }}")
+    + "{% endmacro %}{{ m() | length }}",
+    "written lists": "{% set x = ['x' * 99999] %}{% set y %}{% for a in range(99999) %}{{ x }}"
+    "{% endfor %}{% endset %}",
+    "nested deeply": "{% set ns = namespace(x=1) %}{% for i in range(9999) %}"
+    "{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
     "a long source": "{{ 1 }}" * SOURCE,
 }  # fmt: skip
 
@@ -143,12 +148,14 @@ def test_what_templates_really_do_is_allowed():
         "{{ x | replace('\n', '\r\n') | length }}{{ x.replace('a', '<a>') | indent(4) | length }}",
         "{{ messages | map(attribute='content') | join('\n\n') | length }}",
         "{{ messages | tojson(indent=2) | length }}{{ ('%s: %s' % ('a', x)) | length }}",
-        "{{ '{}: {}'.format('a', 2026) }}{{ '%04d' % 7 }}{{ 'a' | center(20) }}{{ 3 // 2 + 2 ** 10 }}",
-        "{% set ns = namespace(text='') %}{% for m in messages %}{% set ns.text = ns.text + m.content %}"
-        "{% endfor %}{{ ns.text[:10] }}{% for a, b in {'a': 1}.items() %}{{ a ~ b }}{% endfor %}",
-        "{% for m in messages if m.role == 'user' %}{{ loop.index }}{{ loop.last }}{{ loop.length }}"
+        "{{ '{}: {}'.format('a', 2026) }}{{ '%04d' % 7 }}{{ 'a' | center(20) }}{{ 3 // 2 + 2 }}",
+        "{% set ns = namespace(text='') %}{% for m in messages %}"
+        "{% set ns.text = ns.text + m.content %}{% endfor %}{{ ns.text[:10] }}",
+        "{% for a, b in {'a': 1}.items() %}{{ a ~ b }}{% endfor %}",
+        "{% for m in messages if m.role == 'user' %}{{ loop.index }}{{ loop.length }}"
         "{% endfor %}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
-        "{{ range(5) | sum }}{{ [3, 1] | sort }}{{ messages[::-1] | length }}{{ none | default(10 ** 9) }}",
+        "{{ range(5) | sum }}{{ [3, 1] | sort }}{{ messages[::-1] | length }}{{ 2 ** 10 }}"
+        "{{ none | default(10 ** 9) }}",
     ):  # fmt: skip
         assert render(source, values) == _compile_jinja_template(source).render(values)
 

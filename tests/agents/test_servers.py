@@ -227,6 +227,8 @@ def test_token_ids_of_a_server_reach_training(start: Any):
         ({"finish_reason": "stop", "message": {"content": "look"}}, "look", ""),
         ({"finish_reason": "content_filter", "message": {"content": "lo"}}, "lo", "filter"),
         ({"finish_reason": "SAFETY", "message": {"content": None}}, "", "filter"),
+        ({"finish_reason": "content_filter: PROHIBITED_CONTENT"}, "", "filter"),
+        ({"finish_reason": "content_filter", "message": {}}, "", "filter"),
         ({"message": {"content": None, "refusal": "I cannot."}}, "I cannot.", "refusal"),
         ({"finish_reason": "stop", "message": {"content": ""}}, "", "empty"),
         ({"finish_reason": None, "message": {"content": None}}, "", "empty"),
@@ -401,3 +403,23 @@ def test_odd_errors_are_read(body: str):
     assert not rejection.filtered
     assert not rejection.no_system_role
     assert (rejection.limit, rejection.prompt) == (None, None)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "text/plain; charset=latin-1"])
+def test_an_answer_is_read_as_json_whatever_its_headers_say(start: Any, kind: str):
+    server = start(ChatServer())
+    body = json.dumps(
+        {"choices": [{"message": {"content": "Action: café ☕"}}]}, ensure_ascii=False
+    )
+    server.plan(200, b"\xef\xbb\xbf" + body.encode(), Content_Type=kind)
+    assert ask(agent_for(server), "hi") == "Action: café ☕"
+
+
+def test_the_prompts_ids_are_recorded_with_the_replys(start: Any, tmp_path: Any):
+    server = start(KindServer(KINDS[0]))
+    for _ in range(2):  # the second from the cache
+        agent = agent_for(server, record_tokens=True, cache=tmp_path / "replies")
+        assert ask(agent, "go in").prompt_tokens == (1, 1)
+        agent.close()
+    assert len(server.seen) == 1
+    assert ask(agent_for(server), "go in").prompt_tokens == ()
