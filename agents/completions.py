@@ -28,6 +28,7 @@ from stepagent.agents.responses import (
     fold_system,
     read_completion,
 )
+from stepagent.agents.tool_calls import listed, structured, with_list
 from stepagent.errors import SetupError, UserError
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class Completions:
         self._timeout, self._retries, self._backoff = timeout, retries, backoff
         self._limit, self._count = limit, count
         self._refused: set[str] = set()  # parameters that this model does not take
-        self._folds_system = False
+        self._folds_system = self._lists_tools = False
         self._lock = threading.Lock()
 
     def session(self) -> requests.Session:
@@ -253,6 +254,10 @@ class Completions:
         request = {name: request[name] for name in request.keys() - self._refused}
         if "max_tokens" in self._refused:
             request["max_completion_tokens"] = limit
+        if self._lists_tools and "tools" in request:
+            request["messages"] = with_list(request["messages"], listed(request.pop("tools")))
+        elif "tools" in request:
+            request["messages"] = structured(request["messages"])
         if self._folds_system:
             request["messages"] = fold_system(request["messages"])
         return request
@@ -264,6 +269,17 @@ class Completions:
 
     def _adapt(self, rejection: Rejection, request: dict[str, Any], server: _Server) -> bool:
         """Whether the next request leaves out what this server does not take."""
+        if "tools" in request and rejection.no_tools:
+            with self._lock:
+                first, self._lists_tools = not self._lists_tools, True
+            if first:
+                log.warning(
+                    "%s takes no functions as it is served, so they are listed in its instruction, "
+                    "and calls are text (vLLM: --enable-auto-tool-choice --tool-call-parser …; "
+                    "llama.cpp: --jinja). It said: %s",
+                    *(self.model, self._shown(rejection.message)),
+                )
+            return True
         if rejection.status in (404, 405) and server.add_version():
             return True
         if rejection.status in (400, 422):

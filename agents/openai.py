@@ -270,13 +270,12 @@ class OpenAIAgent(Agent):
             body["seed"] = (turn.seed * 1009 + number) % 2**31
         if tools := turn.tools(self.style):
             body["tools"] = [tool.schema() for tool in tools]
-            messages = structured(messages)
         request = {
             "base_url": without_user(self.base_url),
             "model": self.model,
             **self._parameters,
             **body,
-            "messages": messages,
+            "messages": structured(messages) if tools else messages,
         }
         if self._cache and (cached := self._cache.get(request)):
             self._count(replies_cached=1, tokens_cached=cached.tokens)

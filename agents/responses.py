@@ -75,6 +75,11 @@ _NO_SYSTEM = re.compile(
     r"|developer instruction|roles must alternate|only (supports? )?user and assistant",
     re.IGNORECASE | re.DOTALL,
 )
+_TOOLS = re.compile(
+    r"\btools?\b|\btool_(choice|calls?|call_id)\b|function[ _-]?calling|\brole\b.{0,20}\btool\b",
+    re.IGNORECASE,
+)
+_NEEDS = re.compile(r"requires?\b|\benabled?\b|no endpoints", re.IGNORECASE)
 _COUNT = r"(?<!\d)(?<!\d,)(\d++(?:,\d++)*+)"
 _LIMITS = (
     re.compile(rf">\s*{_COUNT}"),
@@ -188,6 +193,14 @@ class Rejection:
         return bool(
             re.fullmatch(r"messages[.\[]0\]?\.role", self.param) or _NO_SYSTEM.search(self.message)
         )
+
+    @property
+    def no_tools(self) -> bool:
+        """The server, or its model, takes no functions as it is."""
+        if self.status not in (400, 404, 422, 500, 501) or self.too_long:
+            return False
+        about = f"{self.param} {self.message}"
+        return bool(_TOOLS.search(about)) and (self.unsupported or bool(_NEEDS.search(about)))
 
     def refuses(self, name: str) -> bool:
         """Whether this is about a parameter that the model does not take."""

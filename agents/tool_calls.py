@@ -177,6 +177,24 @@ def split_call(reply: str) -> tuple[str, str, Mapping[str, Any]] | None:
     return reply[: reply.index(OPEN)].strip(), name, arguments
 
 
+def listed(schemas: Sequence[Mapping[str, Any]]) -> str:
+    """What the system message says of functions, for a model whose template does not list them."""
+    functions = "\n".join(json.dumps(schema["function"]) for schema in schemas)
+    example = write_call("<name>", {"<argument>": "<value>"})
+    return f"These are the functions:\n{functions}\n\nWrite a call so:\n{example}"
+
+
+def with_list(messages: Sequence[Mapping[str, Any]], text: str) -> list[Any]:
+    """The conversation with this text, the list of the functions, at the end of its system message
+    (unless it is there)."""
+    first, rest = {"role": "system", "content": ""}, list(messages)
+    if rest and rest[0]["role"] == "system":
+        first = dict(rest.pop(0))
+    if text in first["content"]:
+        return list(messages)
+    return [{**first, "content": f"{first['content']}\n\n{text}".strip()}, *rest]
+
+
 def structured(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A conversation as servers get it: calls as `tool_calls`, their results as the role `tool`."""
     sent: list[dict[str, Any]] = []

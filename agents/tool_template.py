@@ -27,7 +27,7 @@ from stepagent.agents.chat_template import (
     split_thought,
     template_of,
 )
-from stepagent.agents.tool_calls import split_call, translated
+from stepagent.agents.tool_calls import listed, split_call, translated, with_list
 from stepagent.envs.react import Message, parse
 from stepagent.envs.tools import CLOSE, OPEN, Tool, write_call
 
@@ -220,7 +220,7 @@ class ToolCodec(ChatCodec):
         self, tokenizer: Any, tools: Sequence[Tool], arguments: Mapping[str, Any] | None = None
     ):
         self._schemas = [tool.schema() for tool in tools]
-        self.listed = "" if _knows_tools(tokenizer, self._schemas) else _listed(self._schemas)
+        self.listed = "" if _knows_tools(tokenizer, self._schemas) else listed(self._schemas)
         """What the system message says of the functions, where the template cannot."""
         super().__init__(tokenizer, arguments)
         self._tools = self.template if isinstance(self.template, ToolTemplate) else None
@@ -245,13 +245,7 @@ class ToolCodec(ChatCodec):
     def _with_list(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation with the functions in its system message, where the template does not
         list them."""
-        first, rest = _message("system", ""), list(messages)
-        if rest and rest[0]["role"] == "system":
-            first = rest.pop(0)
-        if not self.listed or self.listed in first["content"]:
-            return list(messages)
-        text = f"{first['content']}\n\n{self.listed}".strip()
-        return [_message("system", text), *rest]
+        return with_list(messages, self.listed) if self.listed else list(messages)
 
     def _encode_reply(self, reply: str) -> tuple[int, ...]:
         written = self._tools.written(reply) if self._tools else None
@@ -296,9 +290,3 @@ def _knows_tools(tokenizer: Any, schemas: Sequence[Mapping[str, Any]]) -> bool:
     except Exception:  # templates raise errors of their own
         return False
     return all(schema["function"]["name"] in text for schema in schemas)
-
-
-def _listed(schemas: Sequence[Mapping[str, Any]]) -> str:
-    functions = "\n".join(json.dumps(schema["function"]) for schema in schemas)
-    example = write_call("<name>", {"<argument>": "<value>"})
-    return f"These are the functions:\n{functions}\n\nWrite a call so:\n{example}"

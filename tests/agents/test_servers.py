@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from stepagent.agents.core import ModelReply
 from stepagent.agents.openai import OpenAIAgent
 from stepagent.agents.responses import Rejection
 from stepagent.envs.react import PromptStyle, parse
+from stepagent.envs.tools import Tool, write_call
 from stepagent.envs.trajectory import Step
 from tests.agents.chat_server import KEY, ChatServer
 from tests.agents.conversations import say, turn
@@ -423,3 +425,38 @@ def test_the_prompts_ids_are_recorded_with_the_replys(start: Any, tmp_path: Any)
         agent.close()
     assert len(server.seen) == 1
     assert ask(agent_for(server), "go in").prompt_tokens == ()
+
+
+@by_kind
+def test_functions_that_a_server_refuses_are_listed_in_the_instruction(
+    start: Any, kind: Kind, caplog: pytest.LogCaptureFixture
+):
+    server = start(KindServer(kind, has_tools=False))
+    agent = agent_for(server, format="tools")
+    call = write_call("search", {"words": "red fan"})
+    env = SimpleNamespace(tools=(Tool("search", "Looks for words.", "search[{words}]"),))
+    messages = say("a shop", f"I search.\n\n{call}", "a red fan", system="Be brief.")
+    for key in ("a", "b"):
+        assert agent.act([turn(key, messages, env)])[0] == "Action: a red fan"
+    refused, *listed = server.seen
+    assert (refused["messages"][3]["role"], len(refused["tools"])) == ("tool", 1)
+    assert len(listed) == 2, "what is refused is not sent again"
+    for request in listed:
+        assert "tools" not in request
+        assert [m["role"] for m in request["messages"]] == ["system", "user", "assistant", "user"]
+        assert request["messages"][1:] == messages[1:]
+        system = request["messages"][0]["content"]
+        assert system.startswith("Be brief.\n\nThese are the functions:")
+        assert "Looks for words." in system
+    assert caplog.text.count("takes no functions as it is served") == 1
+
+
+def test_other_errors_are_not_about_functions():
+    for status, message in (
+        (400, "maximum context length is 9 tokens, however your messages and tools resulted in 10"),
+        (400, "temperature is not supported"),
+        (429, "this tool requires a pause"),
+        (400, "the system role is unsupported"),
+    ):
+        body = json.dumps({"error": {"message": message}})
+        assert not Rejection.read(status, body).no_tools

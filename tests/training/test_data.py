@@ -11,6 +11,7 @@ from stepagent.envs.trajectory import read, write
 from stepagent.training import collect, run
 from stepagent.training.config import Config
 from stepagent.training.data import Sample, encode, shown_otherwise
+from stepagent.training.policy import Policy
 from tests.training.test_rewritten_history import (
     NAMES,
     PROMPT,
@@ -83,3 +84,18 @@ def test_a_run_says_so_and_counts_it(config: Config, tmp_path: Path):
     said = (tmp_path / "console").read_text()
     assert said.count(f"In {steps} of {steps} steps a server's model was shown other tokens") == 1
     assert "step 1, from token" in said
+
+
+def test_a_tokenizer_without_an_end_token_is_trained_and_played(config: Config, tmp_path: Path):
+    """The template's own token ends a turn."""
+    policy = make_policy(NAMES[0])
+    policy.tokenizer.eos_token = None
+    policy.model.config.eos_token_id = policy.model.generation_config.eos_token_id = None
+    policy.save(tmp_path / "model")
+    config.policy.model, config.method = str(tmp_path / "model"), "implicit"
+    config.reflection.iterations, config.evaluation.every_iteration = 1, False
+    summary = run.run(config)
+    assert summary["figures"]["iteration-1"]["practised"] > 0
+    again = Policy.load(replace(config.policy, model=str(tmp_path / "run" / "final")))
+    assert again.tokenizer.eos_token is None
+    assert again.codec.end_of_turn_id in again.eos_ids
