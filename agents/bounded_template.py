@@ -35,6 +35,8 @@ _DEPTH = 100
 """How deep lists and objects may be nested."""
 _BITS = 1 << 16
 """Size of a whole number."""
+_LARGEST = 2**24
+"""Characters of a conversation, beyond which its template may take no more."""
 
 
 class TemplateLimit(Exception):
@@ -56,7 +58,7 @@ class _Budget:
     def limit(self, size: float) -> None:
         """Raises TemplateLimit for a value of more than the allowed size."""
         if size > self.longest:
-            raise TemplateLimit(f"it makes a text, list or number of more than {self.longest:,.0f}")
+            raise TemplateLimit(f"a text or list of it exceeds {self.longest:,.0f} characters")
 
     def weigh(self, values: Iterable[Any]) -> None:
         for value in values:
@@ -314,7 +316,7 @@ def _compiled(source: str) -> Template:
 def render(source: str, values: Mapping[str, Any]) -> str:
     """What a template writes, given these values. Raises TemplateLimit, and what the template
     itself raises."""
-    before = _BUDGET.set(_Budget(_weight(values)))
+    before = _BUDGET.set(_Budget(min(_weight(values), _LARGEST)))
     try:
         return _compiled(source).render(values)
     finally:

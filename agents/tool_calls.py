@@ -76,40 +76,52 @@ _OBJECT = re.compile(
     rf"(?:(?:{_MARK}|^Action:\s*+```json)\s*+|^[^\S\n]*+)(?=(?:\[\s*+)?+\{{\s*+\")", re.MULTILINE
 )
 _BROKEN = re.compile(rf"(?:{_MARK})\s*+(?=[\[{{])")
+_THOUGHT = re.compile(
+    r"\A(?:\s*+<think>.*?(?:</think>|\Z)|\s*+\[THINK\].*?(?:\[/THINK\]|\Z)"
+    r"|(?:(?!<think>).)*</think>)",
+    re.DOTALL | re.IGNORECASE,
+)
 _MAX_TRIES = 8
 """Places at which a text may begin a call that are looked at."""
 
 
+def thought_end(text: str) -> int:
+    """Where a reply goes on behind its thought, in which a model may rehearse a call."""
+    thought = _THOUGHT.match(text)
+    return thought.end() if thought else 0
+
+
 def translated(text: str) -> str:
     """A model's text with its first call in our notation; a text without a call as it is."""
-    if OPEN in text:
-        return _INSIDE.sub(_inside, text, count=1)
-    if "invoke name=" in text and (invoked := _INVOKE.search(text)):
+    start = thought_end(text)
+    if OPEN in text[start:]:
+        return text[:start] + _INSIDE.sub(_inside, text[start:], count=1)
+    if "invoke name=" in text and (invoked := _INVOKE.search(text, start)):
         pairs = _INVOKE_PARAMETER.findall(invoked.group(2))
         return _joined(text[: invoked.start()], write_call(invoked.group(1), dict(pairs)))
     decoder = json.JSONDecoder()
-    if headed := _HEADED.search(text):
+    if headed := _HEADED.search(text, start):
         name, rest = headed.group(headed.lastindex or 1), text[headed.end() :]
         try:
             arguments, _ = decoder.raw_decode(rest)
         except (ValueError, RecursionError):
             arguments = rest.strip()  # broken JSON: the environment says so
         return _joined(text[: headed.start()], write_call(name, arguments))
-    for place, _ in zip(_NAME.finditer(text), range(_MAX_TRIES), strict=False):
+    for place, _ in zip(_NAME.finditer(text, start), range(_MAX_TRIES), strict=False):
         try:
             arguments, _ = decoder.raw_decode(text, place.end())
         except (ValueError, RecursionError):
             continue
         if not _named(arguments):
             return _joined(text[: place.start()], write_call(place.group(1), arguments))
-    for place, _ in zip(_OBJECT.finditer(text), range(_MAX_TRIES), strict=False):
+    for place, _ in zip(_OBJECT.finditer(text, start), range(_MAX_TRIES), strict=False):
         try:
             call, _ = decoder.raw_decode(text, place.end())
         except (ValueError, RecursionError):
             continue
         if written := _named(call):
             return _joined(text[: place.start()], written)
-    if broken := _BROKEN.search(text):
+    if broken := _BROKEN.search(text, start):
         return _joined(text[: broken.start()], f"{OPEN}{text[broken.end() :].strip()}{CLOSE}")
     return text
 
@@ -174,7 +186,8 @@ def split_call(reply: str) -> tuple[str, str, Mapping[str, Any]] | None:
         return None
     if not isinstance(arguments, Mapping):
         return None
-    return reply[: reply.index(OPEN)].strip(), name, arguments
+    place = reply.find(OPEN, thought_end(reply))
+    return reply[: place if place >= 0 else reply.index(OPEN)].strip(), name, arguments
 
 
 def listed(schemas: Sequence[Mapping[str, Any]]) -> str:

@@ -27,7 +27,13 @@ from stepagent.agents.chat_template import (
     split_thought,
     template_of,
 )
-from stepagent.agents.tool_calls import listed, split_call, translated, with_list
+from stepagent.agents.tool_calls import (
+    listed,
+    split_call,
+    thought_end,
+    translated,
+    with_list,
+)
 from stepagent.envs.react import Message, parse
 from stepagent.envs.tools import CLOSE, OPEN, Tool, write_call
 
@@ -171,7 +177,7 @@ class ToolTemplate(ChatTemplate):
         """A generated text, special tokens included, with its call in our notation; "" if it calls
         no function."""
         text = translated(text)
-        call = _CALL.search(text)
+        call = _CALL.search(text, thought_end(text))
         if call is None:
             return ""
         before, rest = text[: call.start()], text[call.start() :]
@@ -266,7 +272,7 @@ class ToolCodec(ChatCodec):
     def _bare(self, reply: str) -> str:
         """A reply whose call is written in the one way that we do."""
         text = translated(reply)
-        meaning, call = _meaning(text), _CALL.search(text)
+        meaning, call = _meaning(text), _CALL.search(text, thought_end(text))
         if meaning is None or call is None:
             return super()._bare(reply)
         return f"{meaning}{text[call.end() :].strip()}"

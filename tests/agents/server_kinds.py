@@ -284,7 +284,7 @@ class KindServer(Scripted):
             "finish_reason": self.kind.at_limit if used >= limit else "stop",
         }
         usage = {"prompt_tokens": prompt, "completion_tokens": used}
-        answer = {"object": "chat.completion", "choices": [choice], "usage": usage}
+        answer: dict[str, Any] = {"object": "chat.completion", "choices": [choice], "usage": usage}
         ids = [len(word) for word in (*thought.split(), *words)]
         if self.kind.ids == "choice" and request.get("return_token_ids"):
             choice["token_ids"], answer["prompt_token_ids"] = ids, [1] * prompt

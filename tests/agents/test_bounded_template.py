@@ -86,7 +86,7 @@ def test_hostile_templates_end_soon_and_are_named(name: str):
     tokenizer = make_tokenizer()
     tokenizer.name_or_path, tokenizer.chat_template = "evil/model", HOSTILE[name] + TEMPLATE
     before, began = memory(), time.process_time()
-    with pytest.raises(ChatTemplateError, match="chat template of 'evil/model' needs too much: it"):
+    with pytest.raises(ChatTemplateError, match="chat template of 'evil/model' needs too much: "):
         ChatCodec(tokenizer)
     assert time.process_time() - began < 8
     assert memory() - before < 800
@@ -164,5 +164,5 @@ def test_limits_are_those_of_one_rendering():
     source = "{% for i in range(n) %}{{ 'x' * 90000 }}{% endfor %}"
     for _ in range(50):
         assert len(render(source, {"n": 5})) == 450_000
-    with pytest.raises(TemplateLimit, match="more than 1,0"):
+    with pytest.raises(TemplateLimit, match=r"exceeds 1,0.* characters"):
         render(source, {"n": 50})
