@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stepagent.agents.chat import ChatCodec
-from stepagent.agents.completions import ApiError
+from stepagent.agents.completions import ApiError, NoAccess
 from stepagent.agents.core import ModelReply
 from stepagent.agents.openai import OpenAIAgent
 from stepagent.agents.responses import Rejection
@@ -64,6 +64,21 @@ def test_an_address_without_its_version_is_understood(start: Any, kind: Kind):
     assert server.seen[-1]["path"] in kind.paths
     assert agent_for(server, path="/v1/chat/completions").base_url == f"{server.address}/v1"
     assert "/v1" not in agent.fingerprint()["base_url"]
+
+
+def test_an_address_is_completed_once_however_many_ask(start: Any):
+    """Requests that are under way when the first is refused try again, too."""
+    server = start(ChatServer())
+    for wait in (0.2, 0.4, 0.6):
+        server.plan(404, json.dumps({"detail": "Not Found"}), wait=wait)
+    agent = agent_for(server, path="", concurrency=3)
+    turns = [turn(key, say(key)) for key in ("a", "b", "c")]
+    assert agent.act(turns) == ["Action: a", "Action: b", "Action: c"]
+    assert len(server.seen) == 6
+    for _ in range(3):
+        server.plan(404, json.dumps({"detail": "no such model"}))
+    with pytest.raises(NoAccess, match="no model 'some-model'"):
+        agent.act(turns)
 
 
 @by_kind
