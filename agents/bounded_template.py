@@ -288,7 +288,7 @@ class _Counting(NodeTransformer):
     visit_List = visit_Tuple = visit_Dict = _visit_literal
 
 
-def _filtered(name: str, node: nodes.Expr) -> nodes.Filter:
+def _filtered(name: str, node: Any) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None)
 
 
