@@ -1,5 +1,5 @@
 """A real model, SmolLM2-135M-Instruct, played, fine-tuned and taught by practice, under templates
-that rewrite history. About seven minutes on two quiet cores.
+that rewrite history. About five minutes of processor time.
 """
 
 from __future__ import annotations
