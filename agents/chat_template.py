@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from stepagent.agents import bounded_template
+from stepagent.agents.bounded_template import TemplateLimit
 from stepagent.envs.react import Message
 from stepagent.errors import UsageError
 
@@ -115,8 +117,9 @@ class ChatTemplate:
         (one of `HISTORY`) and `date` (YYYY-MM-DD; today, for the template).
     in_replies: what a reply may hold, even if it is a special token, besides the tags of a thought.
 
-    Raises ChatTemplateError where there is none, where it fails on a conversation, drops its texts,
-    or does not say how a reply is written and ended; ValueError for a wrong argument.
+    Raises ChatTemplateError where there is none, where it fails on a conversation, runs too long or
+    makes too much (`agents.bounded_template`), drops its texts, or does not say how a reply is
+    written and ended; ValueError for a wrong argument.
     """
 
     def __init__(
@@ -126,11 +129,10 @@ class ChatTemplate:
         in_replies: Iterable[str] = (),
     ):
         self.tokenizer = tokenizer
-        self.name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         if not getattr(tokenizer, "chat_template", None):
             raise ChatTemplateError(
-                f"{self.name!r} has no chat template: use an instruction-tuned model, or set "
-                "`tokenizer.chat_template` and save it again"
+                f"{_name(tokenizer)!r} has no chat template: use an instruction-tuned model, or "
+                "set `tokenizer.chat_template` and save it again"
             )
         self.arguments = dict(arguments or {})
         self.history = self.arguments.pop("history_thoughts", "template")
@@ -147,7 +149,7 @@ class ChatTemplate:
         self._not_in_replies = _any_of(names - {"<think>", "</think>", *in_replies})
         plain = self._try(*self._marked(system=False))
         if isinstance(plain, Exception):
-            raise self._error(f"fails on a plain conversation: {plain}")
+            raise self._error(f"fails on a plain conversation: {_short(str(plain))}")
         with_system = self._try(*self._marked(system=True))
         self.has_system_role = isinstance(with_system, str) and SYSTEM in with_system
         self.regular = self._regular(plain, system=False)
@@ -157,35 +159,29 @@ class ChatTemplate:
         self.continuation = self._continuation(plain)
 
     def _error(self, problem: str) -> ChatTemplateError:
-        return ChatTemplateError(f"the chat template of {self.name!r} {problem}")
+        return ChatTemplateError(f"{template_of(self.tokenizer)} {problem}")
 
-    def _dated(self, today: Any) -> str | None:
-        """The template with a fixed date, None where it asks for none: `strftime_now` is the one
-        thing by which tokens would depend on the day."""
+    def _dated(self, today: Any) -> str:
+        """The template, with a fixed date where it asks for one: `strftime_now` is the one thing by
+        which tokens would depend on the day."""
         source = self.tokenizer.get_chat_template(None, self.arguments.get("tools"))
         try:
             day = date.fromisoformat(str(today)) if today else DATE
         except ValueError:
             raise ValueError(f"template.date is {today!r}: it must be like {DATE}") from None
-        dated = _NOW.sub(lambda call: repr(day.strftime(call[2])), source)
-        return None if dated == source else dated
+        return _NOW.sub(lambda call: repr(day.strftime(call[2])), source)
 
     # Asking -------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Mapping[str, Any]], prompt: bool = True) -> str:
         """What the template writes, up to where a reply begins if `prompt`."""
-        options: dict[str, Any] = {"chat_template": self._source} if self._source else {}
-        return self.tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=prompt,
-            **options,
-            **self.arguments,
-        )
+        return render(self.tokenizer, self._source, messages, prompt, self.arguments)
 
     def _try(self, messages: Sequence[Mapping[str, Any]], prompt: bool = True) -> str | Exception:
         try:
             return self.render(messages, prompt)
+        except TemplateLimit as error:
+            raise self._error(f"needs too much: {error}") from None
         except Exception as error:  # templates raise errors of their own
             return error
 
@@ -206,7 +202,8 @@ class ChatTemplate:
         text = self._try(messages)
         if isinstance(text, Exception):
             raise self._error(
-                f"fails on a conversation of {len(turns)} turns: {type(text).__name__}: {text}"
+                f"fails on a conversation of {len(turns)} turns: {type(text).__name__}: "
+                f"{_short(str(text))}"
             )
         for mark, reply in kept.items():
             lead, body = self.continuation.lead, self.continuation.body(reply)
@@ -317,21 +314,12 @@ class ChatTemplate:
 
     def _misaligned(self, problem: str, texts: Mapping[str, str]) -> ChatTemplateError:
         """An error that shows the tokens of two texts which should be the same, by their names."""
-        rows = [
-            self.tokenizer.convert_ids_to_tokens(
-                self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            )
-            for text in texts.values()
-        ]
-        pairs = enumerate(zip(*rows, strict=False))
-        first = next((i for i, (a, b) in pairs if a != b), min(map(len, rows)))
-        begin = max(0, first - _SHOWN)
-        shown = "".join(
-            f"\n  {name}: {row[begin : first + _SHOWN]}"
-            for name, row in zip(texts, rows, strict=True)
-        )
-        place = f"From token {first} on" + (f" (shown from {begin})" if begin else "")
-        return self._error(f"{problem}. {place}, these differ:{shown}")
+        rows = {
+            name: self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for name, text in texts.items()
+        }
+        place = first_difference(self.tokenizer, rows)
+        return self._error(f"{problem}. {place[0].upper()}{place[1:]}")
 
     def _end_of_turn(self, after: str) -> str:
         """What ends a reply, up to a special token: at the end of a conversation, or (GLM-4) before
@@ -367,6 +355,53 @@ class ChatTemplate:
             if has_thought and has_reply:
                 return True, (before, between)
         return False, None
+
+
+def first_difference(tokenizer: Any, rows: Mapping[str, Sequence[int]]) -> str:
+    """Where two rows of token ids begin to differ, and their tokens there, each under its name."""
+    pairs = enumerate(zip(*rows.values(), strict=False))
+    first = next((i for i, (a, b) in pairs if a != b), min(map(len, rows.values())))
+    begin = max(0, first - _SHOWN)
+    known = range(len(tokenizer))
+    shown = "".join(
+        f"\n  {name}: {[tokenizer.convert_ids_to_tokens(i) if i in known else i for i in ids]}"
+        for name, ids in ((name, row[begin : first + _SHOWN]) for name, row in rows.items())
+    )
+    place = f"from token {first} on" + (f" (shown from {begin})" if begin else "")
+    return f"{place}, these differ:{shown}"
+
+
+def _name(tokenizer: Any) -> str:
+    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+
+
+def template_of(tokenizer: Any) -> str:
+    """How errors name a tokenizer's template."""
+    return f"the chat template of {_name(tokenizer)!r}"
+
+
+def render(
+    tokenizer: Any,
+    source: str,
+    messages: Sequence[Mapping[str, Any]],
+    prompt: bool,
+    arguments: Mapping[str, Any],
+) -> str:
+    """What `apply_chat_template` gives, within bounds: raises TemplateLimit, and what the template
+    itself raises."""
+    given = {
+        **tokenizer.special_tokens_map,
+        "tools": None,
+        "documents": None,
+        **arguments,
+        "messages": [{k: v for k, v in m.items() if v is not None} for m in messages],
+        "add_generation_prompt": prompt,
+    }
+    return bounded_template.render(source, given)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:300]} …"
 
 
 def _any_of(names: set[str]) -> re.Pattern[str]:

@@ -28,6 +28,7 @@ from stepagent.agents.responses import (
     fold_system,
     read_completion,
 )
+from stepagent.agents.tool_calls import listed, structured, with_list
 from stepagent.errors import SetupError, UserError
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class _Server:
         """Requests under way"""
         self.rests_until = 0.0
         self.is_versioned = bool(re.search(r"/(v\d\w*|openai)(/|$)", urlsplit(url).path))
+        self._lock = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -89,14 +91,17 @@ class _Server:
         parts = urlsplit(self.url)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/chat/completions"))
 
-    def add_version(self) -> bool:
-        """Tries `/v1` from now on; False if the address has a version already."""
-        if self.is_versioned:
-            return False
-        parts = urlsplit(self.url)
-        self.url = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/v1"))
-        self.is_versioned = True
-        return True
+    def add_version(self, asked: str) -> bool:
+        """Tries `/v1` from now on; False if the endpoint that was asked has a version already."""
+        with self._lock:
+            if asked != self.endpoint:
+                return True  # another request has added it meanwhile
+            if self.is_versioned:
+                return False
+            parts = urlsplit(self.url)
+            self.url = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/v1"))
+            self.is_versioned = True
+            return True
 
 
 class Completions:
@@ -133,7 +138,7 @@ class Completions:
         self._timeout, self._retries, self._backoff = timeout, retries, backoff
         self._limit, self._count = limit, count
         self._refused: set[str] = set()  # parameters that this model does not take
-        self._folds_system = False
+        self._folds_system = self._lists_tools = False
         self._lock = threading.Lock()
 
     def session(self) -> requests.Session:
@@ -165,19 +170,23 @@ class Completions:
             if stop.is_set():
                 break
             request, server = self._request(body), self._place(key)
+            endpoint = server.endpoint
             self._count(requests=1)
             try:
-                answer = self._post(server, request, session)
+                answer = self._post(server, endpoint, request, session)
+                text = answer.content.decode("utf-8-sig", "replace")  # JSON, whatever headers say
                 if answer.status_code == 200:
-                    result = read_completion(answer.text)
+                    result = read_completion(text)
                     if isinstance(result, Completion):
                         self._limit.correct(entry, result.tokens)
                         return result
                 else:
-                    result = Rejection.read(answer.status_code, answer.text)
+                    result = Rejection.read(answer.status_code, text)
                 if result.filtered:
                     return Completion("", ending=FILTER)
-                if self._adapt(result, request, server):
+                if result.status in (404, 405) and server.add_version(endpoint):
+                    continue
+                if self._adapt(result, request):
                     continue
                 problem = self._problem(result, server)
                 if result.status in _UNREACHABLE and self._rest(server):
@@ -195,9 +204,9 @@ class Completions:
                 )
                 wait = 0.0 if self._rest(server) else wait
             except Unreadable as error:
-                if server.add_version():
+                if server.add_version(endpoint):
                     continue
-                body_shown = self._shown(answer.text)
+                body_shown = self._shown(text)
                 problem = f"{server.name} answered 200 with {error}: {body_shown!r}"
             except requests.RequestException as error:
                 shown = self._shown(str(error))
@@ -210,13 +219,13 @@ class Completions:
         raise ApiError(problem or "another request has failed")
 
     def _post(
-        self, server: _Server, request: dict[str, Any], session: requests.Session
+        self, server: _Server, endpoint: str, request: dict[str, Any], session: requests.Session
     ) -> requests.Response:
         with self._lock:
             server.busy += 1
         try:
             return session.post(
-                server.endpoint,
+                endpoint,
                 json=request,
                 timeout=(min(10.0, self._timeout), self._timeout),
             )
@@ -252,6 +261,10 @@ class Completions:
         request = {name: request[name] for name in request.keys() - self._refused}
         if "max_tokens" in self._refused:
             request["max_completion_tokens"] = limit
+        if self._lists_tools and "tools" in request:
+            request["messages"] = with_list(request["messages"], listed(request.pop("tools")))
+        elif "tools" in request:
+            request["messages"] = structured(request["messages"])
         if self._folds_system:
             request["messages"] = fold_system(request["messages"])
         return request
@@ -261,9 +274,18 @@ class Completions:
         characters = sum(len(message["content"] or "") for message in body["messages"])
         return characters // 4 + int(self._parameters.get("max_tokens") or 0)
 
-    def _adapt(self, rejection: Rejection, request: dict[str, Any], server: _Server) -> bool:
+    def _adapt(self, rejection: Rejection, request: dict[str, Any]) -> bool:
         """Whether the next request leaves out what this server does not take."""
-        if rejection.status in (404, 405) and server.add_version():
+        if "tools" in request and rejection.no_tools:
+            with self._lock:
+                first, self._lists_tools = not self._lists_tools, True
+            if first:
+                log.warning(
+                    "%s takes no functions as it is served, so they are listed in its instruction, "
+                    "and calls are text (vLLM: --enable-auto-tool-choice --tool-call-parser …; "
+                    "llama.cpp: --jinja). It said: %s",
+                    *(self.model, self._shown(rejection.message)),
+                )
             return True
         if rejection.status in (400, 422):
             for name in _OPTIONAL:

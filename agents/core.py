@@ -17,8 +17,8 @@ from stepagent.envs.tools import Tool
 
 
 class ModelReply(str):
-    """A reply's text, the ids of the tokens that the model produced for it, where they are known,
-    and how it ended. Agents without tokens and endings return a plain `str`.
+    """A reply's text, the ids of the tokens that the model produced for it and of the prompt that
+    it was shown, where they are known, and how it ended. Agents without them return a plain `str`.
 
     `ending` is "" where the model ended the reply itself, or one of "length" (cut at the limit of
     tokens), "refusal" (the model declined, in words of its own), "filter" (a content filter stopped
@@ -26,11 +26,20 @@ class ModelReply(str):
     """
 
     tokens: tuple[int, ...]
+    prompt_tokens: tuple[int, ...]
     ending: str
 
-    def __new__(cls, text: str, tokens: Iterable[int] = (), *, ending: str = "") -> ModelReply:
+    def __new__(
+        cls,
+        text: str,
+        tokens: Iterable[int] = (),
+        *,
+        prompt_tokens: Iterable[int] = (),
+        ending: str = "",
+    ) -> ModelReply:
         reply = super().__new__(cls, text)
-        reply.tokens, reply.ending = tuple(tokens), ending
+        reply.tokens, reply.prompt_tokens = tuple(tokens), tuple(prompt_tokens)
+        reply.ending = ending
         return reply
 
 

@@ -86,8 +86,8 @@ class OpenAIAgent(Agent):
         "template": what the server returned apart is left out, what stood in the text stays (and
         the server's template decides).
     record_tokens: give the ids of every reply's tokens with it, for trajectories (`Step.tokens`),
-        where the server tells them (vLLM, SGLang, llama.cpp). One that refuses to be asked is
-        asked without.
+        where the server tells them (vLLM, SGLang, llama.cpp), and those of the prompt (vLLM). One
+        that refuses to be asked is asked without.
     request: further fields of every request, such as {top_k: 20}.
     timeout: seconds to wait for a response. retries: further attempts after a time-out, a broken
         connection, an unreadable response, or a status such as 429 or 500.
@@ -270,13 +270,12 @@ class OpenAIAgent(Agent):
             body["seed"] = (turn.seed * 1009 + number) % 2**31
         if tools := turn.tools(self.style):
             body["tools"] = [tool.schema() for tool in tools]
-            messages = structured(messages)
         request = {
             "base_url": without_user(self.base_url),
             "model": self.model,
             **self._parameters,
             **body,
-            "messages": messages,
+            "messages": structured(messages) if tools else messages,
         }
         if self._cache and (cached := self._cache.get(request)):
             self._count(replies_cached=1, tokens_cached=cached.tokens)
@@ -294,20 +293,21 @@ class OpenAIAgent(Agent):
 
     def _text(self, completion: Completion) -> ModelReply:
         """A completion as a reply: what was thought apart stands before it."""
-        text, ids = completion.text, completion.ids if self._record_tokens else ()
+        text, ids, prompt_ids = completion.text, completion.ids, completion.prompt_ids
+        if not self._record_tokens:
+            ids = prompt_ids = ()
         if self._record_tokens and completion.generated and not ids:
             self._warn("%s gives no token ids: its replies are recorded without", self.name)
         if self.style.format == "tools":
             text = translated(text)  # of servers that do not read their model's calls
-        if not completion.thought:
-            if "</think>" in text and "<think>" not in text:
-                self._half_open = True
-            elif completion.ending == LENGTH and self._is_thought(text):
-                text = f"<think>\n{text}"
-            return ModelReply(text, ids, ending=completion.ending)
-        self._thinks_apart = True
-        text = f"<think>\n{completion.thought}\n</think>\n\n{text}"
-        return ModelReply(text, ids, ending=completion.ending)
+        if completion.thought:
+            self._thinks_apart = True
+            text = f"<think>\n{completion.thought}\n</think>\n\n{text}"
+        elif "</think>" in text and "<think>" not in text:
+            self._half_open = True
+        elif completion.ending == LENGTH and self._is_thought(text):
+            text = f"<think>\n{text}"
+        return ModelReply(text, ids, prompt_tokens=prompt_ids, ending=completion.ending)
 
     def _is_thought(self, text: str) -> bool:
         """Whether a text that was cut is a thought of which the prompt holds the opening tag."""

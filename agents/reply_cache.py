@@ -14,7 +14,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Completion:
     """What the server returns as thinking, apart from the text."""
     ids: tuple[int, ...] = ()
     """The reply's tokens, its thinking included, where the server gives them."""
+    prompt_ids: tuple[int, ...] = ()
+    """Those of the prompt as the server wrote it, where it gives them."""
 
     @property
     def tokens(self) -> int:
@@ -65,7 +67,7 @@ class ReplyCache:
                 "CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, text TEXT NOT NULL,"
                 " read INTEGER NOT NULL, kept INTEGER NOT NULL, generated INTEGER NOT NULL)"
             )
-            self._add_columns("ending", "thought", "ids")
+            self._add_columns("ending", "thought", "ids", "prompt_ids")
         except (OSError, sqlite3.Error) as error:
             raise ValueError(
                 f"the reply cache {self.path} cannot be used ({error}): delete it, name another "
@@ -86,7 +88,7 @@ class ReplyCache:
 
     def get(self, request: Mapping[str, Any]) -> Completion | None:
         """The stored completion of this request, if any."""
-        columns = "text, read, kept, generated, ending, thought, ids"
+        columns = "text, read, kept, generated, ending, thought, ids, prompt_ids"
         select = f"SELECT {columns} FROM replies WHERE request = ?"
         try:
             with self._lock:
@@ -96,16 +98,21 @@ class ReplyCache:
             return None
         if row is None:
             return None
-        *values, ids = row
-        return replace(Completion(*values), ids=tuple(map(int, ids.split())))
+        *values, ids, prompt_ids = row
+        try:
+            return Completion(*values, ids=_read_ids(ids), prompt_ids=_read_ids(prompt_ids))
+        except ValueError as error:
+            self._warn(error)
+            return None
 
     def put(self, request: Mapping[str, Any], completion: Completion) -> None:
         """Stores a completion; the first one of a request stays."""
         c = completion
-        ids = " ".join(map(str, c.ids))
-        row = (_key(request), c.text, c.read, c.cached, c.generated, c.ending, c.thought, ids)
-        columns = "request, text, read, kept, generated, ending, thought, ids"
-        insert = f"INSERT OR IGNORE INTO replies ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        counts = (c.read, c.cached, c.generated)
+        ids = (" ".join(map(str, ids)) for ids in (c.ids, c.prompt_ids))
+        row = (_key(request), c.text, *counts, c.ending, c.thought, *ids)
+        columns = "request, text, read, kept, generated, ending, thought, ids, prompt_ids"
+        insert = f"INSERT OR IGNORE INTO replies ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
         try:
             with self._lock:
                 self._file.execute(insert, row)
@@ -120,6 +127,10 @@ class ReplyCache:
     def close(self) -> None:
         with self._lock:
             self._file.close()
+
+
+def _read_ids(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split()))
 
 
 def _key(request: Mapping[str, Any]) -> str:

@@ -18,7 +18,8 @@ says no more:
 | Mistral       | 400, code 3051                           | parts of `content`  | `model_length` |
 
 The ids of a reply's tokens are given by vLLM (0.10.2) and SGLang in the choice's `token_ids`, and
-by llama.cpp in `__verbose` (of a server with `-lv 10`) or beside the tokens' `logprobs`.
+by llama.cpp in `__verbose` (of a server with `-lv 10`) or beside the tokens' `logprobs`; those of
+the prompt by vLLM, in `prompt_token_ids`.
 """
 
 from __future__ import annotations
@@ -74,6 +75,11 @@ _NO_SYSTEM = re.compile(
     r"|developer instruction|roles must alternate|only (supports? )?user and assistant",
     re.IGNORECASE | re.DOTALL,
 )
+_TOOLS = re.compile(
+    r"\btools?\b|\btool_(choice|calls?|call_id)\b|function[ _-]?calling|\brole\b.{0,20}\btool\b",
+    re.IGNORECASE,
+)
+_NEEDS = re.compile(r"requires?\b|\benabled?\b|no endpoints", re.IGNORECASE)
 _COUNT = r"(?<!\d)(?<!\d,)(\d++(?:,\d++)*+)"
 _LIMITS = (
     re.compile(rf">\s*{_COUNT}"),
@@ -188,6 +194,14 @@ class Rejection:
             re.fullmatch(r"messages[.\[]0\]?\.role", self.param) or _NO_SYSTEM.search(self.message)
         )
 
+    @property
+    def no_tools(self) -> bool:
+        """The server, or its model, takes no functions as it is."""
+        if self.status not in (400, 404, 422, 500, 501) or self.too_long:
+            return False
+        about = f"{self.param} {self.message}"
+        return bool(_TOOLS.search(about)) and (self.unsupported or bool(_NEEDS.search(about)))
+
     def refuses(self, name: str) -> bool:
         """Whether this is about a parameter that the model does not take."""
         named = self.param == name or re.search(rf"\b{name}\b", self.message) is not None
@@ -222,7 +236,10 @@ def read_completion(text: str) -> Completion | Rejection:
         return Rejection.read(status, json.dumps({"error": error}))
     if "choices" not in body:
         raise Unreadable("something other than a chat completion")
-    message = (_at(choices, 0) or {}).get("message")
+    choice = _at(choices, 0) or {}
+    message = choice.get("message")
+    if message is None and _reason(choice) in _ENDINGS:
+        message = {}  # a filter may leave nothing else
     if not isinstance(message, dict):
         raise Unreadable("no choice in it")
     details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
@@ -233,9 +250,10 @@ def read_completion(text: str) -> Completion | Rejection:
         read=max(0, _token_count(usage, "prompt_tokens") - cached),
         cached=cached,
         generated=_token_count(usage, "completion_tokens"),
-        ending=_ending(choices[0], message, content),
+        ending=_ending(choice, message, content),
         thought=thought,
-        ids=_ids(choices[0], body),
+        ids=_ids(choice, body),
+        prompt_ids=_first_ids([body.get("prompt_token_ids"), choice.get("prompt_token_ids")]),
     )
 
 
@@ -273,10 +291,14 @@ def _parts(content: Any, kind: str) -> Iterator[str]:
                 yield value
 
 
+def _reason(choice: Mapping[str, Any]) -> str:
+    """Why a reply ended; some servers write what exactly behind a colon."""
+    return str(choice.get("finish_reason") or "").lower().partition(":")[0]
+
+
 def _ending(choice: Mapping[str, Any], message: Mapping[str, Any], content: str) -> str:
-    reason = str(choice.get("finish_reason") or "").lower()
-    if reason in _ENDINGS:
-        return _ENDINGS[reason]
+    if _reason(choice) in _ENDINGS:
+        return _ENDINGS[_reason(choice)]
     if isinstance(message.get("refusal"), str) and message["refusal"].strip():
         return REFUSAL
     return "" if content.strip() else EMPTY
@@ -290,6 +312,11 @@ def _ids(choice: Mapping[str, Any], body: Mapping[str, Any]) -> tuple[int, ...]:
         places.append(verbose.get("tokens"))
     if isinstance(logprobs, dict) and isinstance(content := logprobs.get("content"), list):
         places.append([entry.get("id") if isinstance(entry, dict) else None for entry in content])
+    return _first_ids(places)
+
+
+def _first_ids(places: Iterable[Any]) -> tuple[int, ...]:
+    """The first list of token ids."""
     for ids in places:
         if isinstance(ids, list) and ids and all(type(i) is int and 0 <= i < 2**31 for i in ids):
             return tuple(ids)

@@ -76,40 +76,52 @@ _OBJECT = re.compile(
     rf"(?:(?:{_MARK}|^Action:\s*+```json)\s*+|^[^\S\n]*+)(?=(?:\[\s*+)?+\{{\s*+\")", re.MULTILINE
 )
 _BROKEN = re.compile(rf"(?:{_MARK})\s*+(?=[\[{{])")
+_THOUGHT = re.compile(
+    r"\A(?:\s*+<think>.*?(?:</think>|\Z)|\s*+\[THINK\].*?(?:\[/THINK\]|\Z)"
+    r"|(?:(?!<think>).)*</think>)",
+    re.DOTALL | re.IGNORECASE,
+)
 _MAX_TRIES = 8
 """Places at which a text may begin a call that are looked at."""
 
 
+def thought_end(text: str) -> int:
+    """Where a reply goes on behind its thought, in which a model may rehearse a call."""
+    thought = _THOUGHT.match(text)
+    return thought.end() if thought else 0
+
+
 def translated(text: str) -> str:
     """A model's text with its first call in our notation; a text without a call as it is."""
-    if OPEN in text:
-        return _INSIDE.sub(_inside, text, count=1)
-    if "invoke name=" in text and (invoked := _INVOKE.search(text)):
+    start = thought_end(text)
+    if OPEN in text[start:]:
+        return text[:start] + _INSIDE.sub(_inside, text[start:], count=1)
+    if "invoke name=" in text and (invoked := _INVOKE.search(text, start)):
         pairs = _INVOKE_PARAMETER.findall(invoked.group(2))
         return _joined(text[: invoked.start()], write_call(invoked.group(1), dict(pairs)))
     decoder = json.JSONDecoder()
-    if headed := _HEADED.search(text):
+    if headed := _HEADED.search(text, start):
         name, rest = headed.group(headed.lastindex or 1), text[headed.end() :]
         try:
             arguments, _ = decoder.raw_decode(rest)
         except (ValueError, RecursionError):
             arguments = rest.strip()  # broken JSON: the environment says so
         return _joined(text[: headed.start()], write_call(name, arguments))
-    for place, _ in zip(_NAME.finditer(text), range(_MAX_TRIES), strict=False):
+    for place, _ in zip(_NAME.finditer(text, start), range(_MAX_TRIES), strict=False):
         try:
             arguments, _ = decoder.raw_decode(text, place.end())
         except (ValueError, RecursionError):
             continue
         if not _named(arguments):
             return _joined(text[: place.start()], write_call(place.group(1), arguments))
-    for place, _ in zip(_OBJECT.finditer(text), range(_MAX_TRIES), strict=False):
+    for place, _ in zip(_OBJECT.finditer(text, start), range(_MAX_TRIES), strict=False):
         try:
             call, _ = decoder.raw_decode(text, place.end())
         except (ValueError, RecursionError):
             continue
         if written := _named(call):
             return _joined(text[: place.start()], written)
-    if broken := _BROKEN.search(text):
+    if broken := _BROKEN.search(text, start):
         return _joined(text[: broken.start()], f"{OPEN}{text[broken.end() :].strip()}{CLOSE}")
     return text
 
@@ -174,7 +186,26 @@ def split_call(reply: str) -> tuple[str, str, Mapping[str, Any]] | None:
         return None
     if not isinstance(arguments, Mapping):
         return None
-    return reply[: reply.index(OPEN)].strip(), name, arguments
+    place = reply.find(OPEN, thought_end(reply))
+    return reply[: place if place >= 0 else reply.index(OPEN)].strip(), name, arguments
+
+
+def listed(schemas: Sequence[Mapping[str, Any]]) -> str:
+    """What the system message says of functions, for a model whose template does not list them."""
+    functions = "\n".join(json.dumps(schema["function"]) for schema in schemas)
+    example = write_call("<name>", {"<argument>": "<value>"})
+    return f"These are the functions:\n{functions}\n\nWrite a call so:\n{example}"
+
+
+def with_list(messages: Sequence[Mapping[str, Any]], text: str) -> list[Any]:
+    """The conversation with this text, the list of the functions, at the end of its system message
+    (unless it is there)."""
+    first, rest = {"role": "system", "content": ""}, list(messages)
+    if rest and rest[0]["role"] == "system":
+        first = dict(rest.pop(0))
+    if text in first["content"]:
+        return list(messages)
+    return [{**first, "content": f"{first['content']}\n\n{text}".strip()}, *rest]
 
 
 def structured(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

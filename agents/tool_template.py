@@ -16,9 +16,24 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from stepagent.agents.bounded_template import TemplateLimit
 from stepagent.agents.chat import ChatCodec, Encoded
-from stepagent.agents.chat_template import THINK_BLOCK, ChatTemplate, Wrapping, split_thought
-from stepagent.agents.tool_calls import split_call, translated
+from stepagent.agents.chat_template import (
+    THINK_BLOCK,
+    ChatTemplate,
+    ChatTemplateError,
+    Wrapping,
+    render,
+    split_thought,
+    template_of,
+)
+from stepagent.agents.tool_calls import (
+    listed,
+    split_call,
+    thought_end,
+    translated,
+    with_list,
+)
 from stepagent.envs.react import Message, parse
 from stepagent.envs.tools import CLOSE, OPEN, Tool, write_call
 
@@ -162,7 +177,7 @@ class ToolTemplate(ChatTemplate):
         """A generated text, special tokens included, with its call in our notation; "" if it calls
         no function."""
         text = translated(text)
-        call = _CALL.search(text)
+        call = _CALL.search(text, thought_end(text))
         if call is None:
             return ""
         before, rest = text[: call.start()], text[call.start() :]
@@ -211,7 +226,7 @@ class ToolCodec(ChatCodec):
         self, tokenizer: Any, tools: Sequence[Tool], arguments: Mapping[str, Any] | None = None
     ):
         self._schemas = [tool.schema() for tool in tools]
-        self.listed = "" if _knows_tools(tokenizer, self._schemas) else _listed(self._schemas)
+        self.listed = "" if _knows_tools(tokenizer, self._schemas) else listed(self._schemas)
         """What the system message says of the functions, where the template cannot."""
         super().__init__(tokenizer, arguments)
         self._tools = self.template if isinstance(self.template, ToolTemplate) else None
@@ -236,13 +251,7 @@ class ToolCodec(ChatCodec):
     def _with_list(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation with the functions in its system message, where the template does not
         list them."""
-        first, rest = _message("system", ""), list(messages)
-        if rest and rest[0]["role"] == "system":
-            first = rest.pop(0)
-        if not self.listed or self.listed in first["content"]:
-            return list(messages)
-        text = f"{first['content']}\n\n{self.listed}".strip()
-        return [_message("system", text), *rest]
+        return with_list(messages, self.listed) if self.listed else list(messages)
 
     def _encode_reply(self, reply: str) -> tuple[int, ...]:
         written = self._tools.written(reply) if self._tools else None
@@ -263,7 +272,7 @@ class ToolCodec(ChatCodec):
     def _bare(self, reply: str) -> str:
         """A reply whose call is written in the one way that we do."""
         text = translated(reply)
-        meaning, call = _meaning(text), _CALL.search(text)
+        meaning, call = _meaning(text), _CALL.search(text, thought_end(text))
         if meaning is None or call is None:
             return super()._bare(reply)
         return f"{meaning}{text[call.end() :].strip()}"
@@ -278,15 +287,12 @@ def codec_of(
 
 def _knows_tools(tokenizer: Any, schemas: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the template lists functions."""
-    question = [{"role": "user", "content": "?"}]
+    arguments = {"tools": list(schemas)}
     try:
-        text = tokenizer.apply_chat_template(question, tokenize=False, tools=list(schemas))
+        source = tokenizer.get_chat_template(None, arguments["tools"])
+        text = render(tokenizer, source, [_message("user", "?")], False, arguments)
+    except TemplateLimit as error:
+        raise ChatTemplateError(f"{template_of(tokenizer)} needs too much: {error}") from None
     except Exception:  # templates raise errors of their own
         return False
     return all(schema["function"]["name"] in text for schema in schemas)
-
-
-def _listed(schemas: Sequence[Mapping[str, Any]]) -> str:
-    functions = "\n".join(json.dumps(schema["function"]) for schema in schemas)
-    example = write_call("<name>", {"<argument>": "<value>"})
-    return f"These are the functions:\n{functions}\n\nWrite a call so:\n{example}"

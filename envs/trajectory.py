@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ class Step:
     ending: str = ""
     """How the reply ended, if the model did not end it itself: length, refusal, filter or empty
     (see `agents.core.ModelReply`)."""
+    prompt_tokens: tuple[int, ...] = ()
+    """The ids of the prompt that a server's model was shown, where they were recorded. A file has
+    only what follows the part that is shared with the step before: the size of that part, then the
+    ids."""
 
     @staticmethod
     def of(
@@ -60,7 +65,10 @@ class Step:
                 pass  # the environment says what is wrong with it
         # Of an `agents.core.ModelReply`.
         ending, tokens = getattr(reply, "ending", ""), getattr(reply, "tokens", ())
-        step = Step(observation, parsed.thought, action, ending=ending, tokens=tokens)
+        prompt = getattr(reply, "prompt_tokens", ())
+        step = Step(
+            observation, parsed.thought, action, ending=ending, tokens=tokens, prompt_tokens=prompt
+        )
         if step.text(style, tools) != text:
             step = replace(step, reply=text or " ")  # "" would stand for the rendered text
         return step
@@ -135,8 +143,14 @@ class Trajectory:
         # Versions of StepAgent without these fields read the line, too.
         if not self.data_notes:
             del fields["data_notes"]
+        before: tuple[int, ...] = ()
         for step in fields["steps"]:
-            for name in ("tokens", "ending"):
+            if prompt := step["prompt_tokens"]:
+                pairs = zip(before, prompt, strict=False)
+                shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+                step["prompt_tokens"] = [shared, *prompt[shared:]]
+                before = prompt + step["tokens"]
+            for name in ("tokens", "ending", "prompt_tokens"):
                 if not step[name]:
                     del step[name]
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
@@ -159,7 +173,7 @@ class Trajectory:
                 )
             if not isinstance(data["steps"], list):
                 raise TypeError("steps must be a list")
-            steps = tuple(_step(step) for step in data.pop("steps"))
+            steps = tuple(_steps(data.pop("steps")))
             return _typed(Trajectory(steps=steps, **_known(Trajectory, data)))
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from None
@@ -169,15 +183,28 @@ class Trajectory:
             raise ValueError(f"not a trajectory: {error}") from None
 
 
-def _step(data: dict[str, Any]) -> Step:
-    if not isinstance(data, dict):
-        raise TypeError("a step must be an object")
-    tokens = data.get("tokens", [])
+def _steps(items: list[dict[str, Any]]) -> Iterator[Step]:
+    before: tuple[int, ...] = ()
+    for data in items:
+        if not isinstance(data, dict):
+            raise TypeError("a step must be an object")
+        tokens, prompt = _token_ids(data, "tokens"), _token_ids(data, "prompt_tokens")
+        if prompt:
+            shared, *rest = prompt
+            if shared > len(before):
+                raise ValueError("prompt_tokens share more than the step before has")
+            prompt = (*before[:shared], *rest)
+            before = prompt + tokens
+        yield Step(**{**_known(Step, data), "tokens": tokens, "prompt_tokens": prompt})
+
+
+def _token_ids(data: dict[str, Any], name: str) -> tuple[int, ...]:
+    tokens = data.get(name, [])
     if not (
         isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
     ):
-        raise TypeError("tokens must be a list of token ids")
-    return Step(**{**_known(Step, data), "tokens": tuple(tokens)})
+        raise TypeError(f"{name} must be a list of token ids")
+    return tuple(tokens)
 
 
 def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:

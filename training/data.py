@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from stepagent.agents.chat import ChatCodec, Encoded
+from stepagent.agents.chat_template import first_difference
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Trajectory
 
@@ -56,6 +57,35 @@ def encode(
             "(prompt.example: false), or use a model with a longer context"
         )
     return samples, {reason: count for reason, count in left_out.items() if count}
+
+
+def shown_otherwise(samples: Sequence[Sample], codec: ChatCodec) -> tuple[int, str]:
+    """In how many steps a server's model was shown other tokens than the policy's template gives
+    for that state, and a warning that shows the first difference; "" where there is none."""
+    recorded, differing = 0, 0
+    warning = ""
+    for sample in samples:
+        for number, step in enumerate(sample.trajectory.steps):
+            shown = list(step.prompt_tokens)
+            if not shown:
+                continue
+            recorded += 1
+            state = sample.encoded.state(number)
+            if shown == state:
+                continue
+            differing += 1
+            warning = warning or (
+                f"task {sample.trajectory.task_id}, step {number + 1}, "
+                f"{first_difference(codec.tokenizer, {'shown': shown, 'the policy': state})}"
+            )
+    if not differing:
+        return 0, ""
+    return differing, (
+        f"In {differing} of {recorded} steps a server's model was shown other tokens than the "
+        "policy's chat template gives, in which its replies will be learned: serve it with the "
+        "policy's tokenizer and template, or give the policy the server's arguments "
+        f"(policy.template). The first: {warning}"
+    )
 
 
 def select(

@@ -32,6 +32,8 @@ class Kind:
     at_limit: str = "length"
     ids: str = ""
     """Where it gives the ids of tokens: choice or verbose; "": it ignores who asks for them."""
+    no_tools: tuple[int, Body] = (400, {"error": {"message": "the model does not support tools"}})
+    """Status and body for functions that its model, or its start, does not allow."""
     unknown: Callable[[str], tuple[int, Body]] | None = None
     """Status and body for a field that it does not know; None: it ignores such."""
 
@@ -153,6 +155,12 @@ KINDS = (
         _vllm_error("System role not supported"),
         thought="reasoning",
         ids="choice",
+        no_tools=_openai_error(
+            400,
+            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be '
+            "set",
+            type="BadRequestError",
+        ),
     ),
     Kind("sglang", _sglang, _vllm_error(_ALTERNATE), thought="reasoning_content", ids="choice"),
     Kind(
@@ -167,6 +175,7 @@ KINDS = (
         (500, {"error": {"code": 500, "message": "System role not supported", "type": "server"}}),
         thought="reasoning_content",
         ids="verbose",
+        no_tools=(500, {"error": {"code": 500, "message": "tools param requires --jinja flag"}}),
         paths=("/v1/chat/completions", "/chat/completions"),
     ),
     Kind(
@@ -180,6 +189,9 @@ KINDS = (
         "litellm",
         _litellm,
         _openai_error(400, "litellm.BadRequestError: System role not supported", code="400"),
+        no_tools=_openai_error(
+            400, "litellm.UnsupportedParamsError: it does not support parameters: ['tools']"
+        ),
         thought="reasoning_content",
         paths=("/v1/chat/completions", "/chat/completions"),
     ),
@@ -216,14 +228,21 @@ class KindServer(Scripted):
     Parameters
     ----------
     context: tokens that prompt and reply may have.
-    has_system: whether the model's template has a system role.
+    has_system, has_tools: whether the model's template has a system role, and functions.
     thinks: words that it thinks before each reply.
     """
 
     def __init__(
-        self, kind: Kind, *, context: int = 1000, has_system: bool = True, thinks: int = 0
+        self,
+        kind: Kind,
+        *,
+        context: int = 1000,
+        has_system: bool = True,
+        has_tools: bool = True,
+        thinks: int = 0,
     ):
         super().__init__()
+        self.has_tools = has_tools
         self.kind, self.context, self.has_system = kind, context, has_system
         self.thinks = thinks
 
@@ -240,6 +259,9 @@ class KindServer(Scripted):
         messages = request["messages"]
         if messages[0]["role"] == "system" and not self.has_system:
             return self.kind.no_system
+        roles = {message["role"] for message in messages}
+        if not self.has_tools and ("tools" in request or "tool" in roles):
+            return self.kind.no_tools
         for name in request:
             if name.startswith("return_") and self.kind.unknown:
                 return self.kind.unknown(name)
@@ -262,7 +284,7 @@ class KindServer(Scripted):
             "finish_reason": self.kind.at_limit if used >= limit else "stop",
         }
         usage = {"prompt_tokens": prompt, "completion_tokens": used}
-        answer = {"object": "chat.completion", "choices": [choice], "usage": usage}
+        answer: dict[str, Any] = {"object": "chat.completion", "choices": [choice], "usage": usage}
         ids = [len(word) for word in (*thought.split(), *words)]
         if self.kind.ids == "choice" and request.get("return_token_ids"):
             choice["token_ids"], answer["prompt_token_ids"] = ids, [1] * prompt

@@ -220,6 +220,7 @@ def test_templates_that_cannot_be_used_say_where():
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "fails on a plain conversation"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails on a plain conversation"),
         ("{{ messages", "fails on a plain conversation"),
+        ("{{ raise_exception('x' * 99999) }}", "fails on a plain conversation: x+ …"),
         ("", "has no chat template"),
         (MISALIGNED.replace("assistant: ", "apple " * 3000 + "assistant: "), "From token"),
     ],

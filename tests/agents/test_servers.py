@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from stepagent.agents.chat import ChatCodec
-from stepagent.agents.completions import ApiError
+from stepagent.agents.completions import ApiError, NoAccess
 from stepagent.agents.core import ModelReply
 from stepagent.agents.openai import OpenAIAgent
 from stepagent.agents.responses import Rejection
 from stepagent.envs.react import PromptStyle, parse
+from stepagent.envs.tools import Tool, write_call
 from stepagent.envs.trajectory import Step
 from tests.agents.chat_server import KEY, ChatServer
 from tests.agents.conversations import say, turn
@@ -62,6 +64,21 @@ def test_an_address_without_its_version_is_understood(start: Any, kind: Kind):
     assert server.seen[-1]["path"] in kind.paths
     assert agent_for(server, path="/v1/chat/completions").base_url == f"{server.address}/v1"
     assert "/v1" not in agent.fingerprint()["base_url"]
+
+
+def test_an_address_is_completed_once_however_many_ask(start: Any):
+    """Requests that are under way when the first is refused try again, too."""
+    server = start(ChatServer())
+    for wait in (0.2, 0.4, 0.6):
+        server.plan(404, json.dumps({"detail": "Not Found"}), wait=wait)
+    agent = agent_for(server, path="", concurrency=3)
+    turns = [turn(key, say(key)) for key in ("a", "b", "c")]
+    assert agent.act(turns) == ["Action: a", "Action: b", "Action: c"]
+    assert len(server.seen) == 6
+    for _ in range(3):
+        server.plan(404, json.dumps({"detail": "no such model"}))
+    with pytest.raises(NoAccess, match="no model 'some-model'"):
+        agent.act(turns)
 
 
 @by_kind
@@ -227,6 +244,8 @@ def test_token_ids_of_a_server_reach_training(start: Any):
         ({"finish_reason": "stop", "message": {"content": "look"}}, "look", ""),
         ({"finish_reason": "content_filter", "message": {"content": "lo"}}, "lo", "filter"),
         ({"finish_reason": "SAFETY", "message": {"content": None}}, "", "filter"),
+        ({"finish_reason": "content_filter: PROHIBITED_CONTENT"}, "", "filter"),
+        ({"finish_reason": "content_filter", "message": {}}, "", "filter"),
         ({"message": {"content": None, "refusal": "I cannot."}}, "I cannot.", "refusal"),
         ({"finish_reason": "stop", "message": {"content": ""}}, "", "empty"),
         ({"finish_reason": None, "message": {"content": None}}, "", "empty"),
@@ -401,3 +420,58 @@ def test_odd_errors_are_read(body: str):
     assert not rejection.filtered
     assert not rejection.no_system_role
     assert (rejection.limit, rejection.prompt) == (None, None)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "text/plain; charset=latin-1"])
+def test_an_answer_is_read_as_json_whatever_its_headers_say(start: Any, kind: str):
+    server = start(ChatServer())
+    body = json.dumps(
+        {"choices": [{"message": {"content": "Action: café ☕"}}]}, ensure_ascii=False
+    )
+    server.plan(200, b"\xef\xbb\xbf" + body.encode(), Content_Type=kind)
+    assert ask(agent_for(server), "hi") == "Action: café ☕"
+
+
+def test_the_prompts_ids_are_recorded_with_the_replys(start: Any, tmp_path: Any):
+    server = start(KindServer(KINDS[0]))
+    for _ in range(2):  # the second from the cache
+        agent = agent_for(server, record_tokens=True, cache=tmp_path / "replies")
+        assert ask(agent, "go in").prompt_tokens == (1, 1)
+        agent.close()
+    assert len(server.seen) == 1
+    assert ask(agent_for(server), "go in").prompt_tokens == ()
+
+
+@by_kind
+def test_functions_that_a_server_refuses_are_listed_in_the_instruction(
+    start: Any, kind: Kind, caplog: pytest.LogCaptureFixture
+):
+    server = start(KindServer(kind, has_tools=False))
+    agent = agent_for(server, format="tools")
+    call = write_call("search", {"words": "red fan"})
+    env = SimpleNamespace(tools=(Tool("search", "Looks for words.", "search[{words}]"),))
+    messages = say("a shop", f"I search.\n\n{call}", "a red fan", system="Be brief.")
+    for key in ("a", "b"):
+        assert agent.act([turn(key, messages, env)])[0] == "Action: a red fan"
+    refused, *listed = server.seen
+    assert (refused["messages"][3]["role"], len(refused["tools"])) == ("tool", 1)
+    assert len(listed) == 2, "what is refused is not sent again"
+    for request in listed:
+        assert "tools" not in request
+        assert [m["role"] for m in request["messages"]] == ["system", "user", "assistant", "user"]
+        assert request["messages"][1:] == messages[1:]
+        system = request["messages"][0]["content"]
+        assert system.startswith("Be brief.\n\nThese are the functions:")
+        assert "Looks for words." in system
+    assert caplog.text.count("takes no functions as it is served") == 1
+
+
+def test_other_errors_are_not_about_functions():
+    for status, message in (
+        (400, "maximum context length is 9 tokens, however your messages and tools resulted in 10"),
+        (400, "temperature is not supported"),
+        (429, "this tool requires a pause"),
+        (400, "the system role is unsupported"),
+    ):
+        body = json.dumps({"error": {"message": message}})
+        assert not Rejection.read(status, body).no_tools

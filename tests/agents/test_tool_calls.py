@@ -33,35 +33,53 @@ TOOLS = (
 CALL = write_call("search", {"words": "red fan"})
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        CALL,
-        "<tool_call>\n<function=search>\n<parameter=words>\nred fan\n</parameter>\n</function>\n"
-        "</tool_call>",
-        "<tool_call>search\n<arg_key>words</arg_key>\n<arg_value>red fan</arg_value>\n</tool_call>",
-        '{"name": "search", "parameters": {"words": "red fan"}}',
-        '<|python_tag|>{"name": "search", "parameters": {"words": "red fan"}}<|eom_id|>',
-        '{"type": "function", "function": {"name": "search", "arguments": {"words": "red fan"}}}',
-        '[TOOL_CALLS] [{"name": "search", "arguments": {"words": "red fan"}, "id": "abc123def"}]',
-        '[{"name": "search", "arguments": {"words": "red fan"}}, {"name": "x", "arguments": {}}]',
-        '[TOOL_CALLS]search[ARGS]{"words": "red fan"}',
-        "<|start|>assistant<|channel|>commentary to=functions.search <|constrain|>json<|message|>"
-        '{"words": "red fan"}<|call|>',
-        'commentary to=functions.search json{"words": "red fan"}',
-        *(family.call for family in TOOL_FAMILIES if not family.call.startswith("\n")),
-        '[TOOL_CALLS]search{"words": "red fan"}',
-        '<tool_call>[{"name": "search", "arguments": {"words": "red fan"}}]</tool_call>',
-        '<TOOLCALL>[{"name": "search", "arguments": {"words": "red fan"}}]</TOOLCALL>',
-        'Action: ```json\n[{"tool_name": "search", "parameters": {"words": "red fan"}}]\n```',
-        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="search">\n<｜DSML｜parameter name="words" '
-        'string="true">red fan</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
-    ],
-)
+NOTATIONS = [
+    CALL,
+    "<tool_call>\n<function=search>\n<parameter=words>\nred fan\n</parameter>\n</function>\n"
+    "</tool_call>",
+    "<tool_call>search\n<arg_key>words</arg_key>\n<arg_value>red fan</arg_value>\n</tool_call>",
+    '{"name": "search", "parameters": {"words": "red fan"}}',
+    '<|python_tag|>{"name": "search", "parameters": {"words": "red fan"}}<|eom_id|>',
+    '{"type": "function", "function": {"name": "search", "arguments": {"words": "red fan"}}}',
+    '[TOOL_CALLS] [{"name": "search", "arguments": {"words": "red fan"}, "id": "abc123def"}]',
+    '[{"name": "search", "arguments": {"words": "red fan"}}, {"name": "x", "arguments": {}}]',
+    '[TOOL_CALLS]search[ARGS]{"words": "red fan"}',
+    "<|start|>assistant<|channel|>commentary to=functions.search <|constrain|>json<|message|>"
+    '{"words": "red fan"}<|call|>',
+    'commentary to=functions.search json{"words": "red fan"}',
+    *(family.call for family in TOOL_FAMILIES if not family.call.startswith("\n")),
+    '[TOOL_CALLS]search{"words": "red fan"}',
+    '<tool_call>[{"name": "search", "arguments": {"words": "red fan"}}]</tool_call>',
+    '<TOOLCALL>[{"name": "search", "arguments": {"words": "red fan"}}]</TOOLCALL>',
+    'Action: ```json\n[{"tool_name": "search", "parameters": {"words": "red fan"}}]\n```',
+    '<｜DSML｜function_calls>\n<｜DSML｜invoke name="search">\n<｜DSML｜parameter name="words" '
+    'string="true">red fan</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+]
+"""The same call, as models write it."""
+
+
+@pytest.mark.parametrize("text", NOTATIONS)
 def test_models_notations_are_read(text: str):
     for before in ("", "I look for it.\n"):
         call = split_call(translated(before + text))
         assert call == (before.strip(), "search", {"words": "red fan"})
+
+
+@pytest.mark.parametrize("text", NOTATIONS)
+def test_a_call_that_is_rehearsed_in_a_thought_is_none(text: str):
+    """Neither what the agent does nor where its thought ends."""
+    rehearsed = text.replace("search", "press").replace("red fan", "blue")
+    for opening in ("<think>\n", ""):
+        thought = f"{opening}Perhaps\n{rehearsed}\nor not.\n</think>"
+        reply = translated(f"{thought}\n\nI look.\n{text}")
+        said, name, arguments = split_call(reply) or ("", "", {})
+        assert (name, arguments) == ("search", {"words": "red fan"})
+        assert said.startswith(f"{opening}Perhaps\n")
+        assert said.endswith("</think>\n\nI look.")
+        assert parse(reply).action == CALL.replace("\n", "")
+    unfinished = f"<think>\nPerhaps\n{text}"
+    assert translated(unfinished) == unfinished
+    assert split_call(unfinished) is None
 
 
 @pytest.mark.parametrize(

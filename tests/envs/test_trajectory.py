@@ -40,6 +40,26 @@ def test_tokens_are_kept_where_they_are_known():
             Trajectory.from_json(line.replace("[5,6,7]", bad))
 
 
+def test_prompts_share_their_beginnings_in_files():
+    """A file grows with the conversation, not with its square."""
+    replies = [ModelReply("go", [7, 8]), ModelReply("go", [9]), ModelReply("look"), "wait"]
+    prompts = [(1, 2, 3), (1, 2, 3, 7, 8, 4), (1, 5), ()]
+    steps = []
+    for reply, prompt in zip(replies, prompts, strict=True):
+        if prompt:
+            reply.prompt_tokens = prompt
+        steps.append(Step.of("A door.", reply, PromptStyle()))
+    assert [step.prompt_tokens for step in steps] == prompts
+    line = replace(ONE, steps=tuple(steps)).to_json()
+    written = [step.get("prompt_tokens") for step in json.loads(line)["steps"]]
+    assert written == [[0, 1, 2, 3], [5, 4], [1, 5], None]
+    assert Trajectory.from_json(line).steps == tuple(steps)
+    with pytest.raises(ValueError, match="share more than the step before has"):
+        Trajectory.from_json(line.replace("[5,4]", "[6,4]"))
+    with pytest.raises(ValueError, match="prompt_tokens must be a list of token ids"):
+        Trajectory.from_json(line.replace("[5,4]", "[-1]"))
+
+
 def test_conversation():
     prompt = Prompt("Guess.", (("o", "t", "a"),))
     messages = ONE.messages(prompt, PromptStyle(example=False))

@@ -55,6 +55,7 @@ def compare_files(run: TrainingRun, files: Sequence[str]) -> Compared:
     samples, left_out = encode(
         trajectories, run.policy.codec, run.prompt, run.style, run.policy.context
     )
+    run.check_prompts(samples)
     tasks: dict[tuple[str, str, str], list[Sample]] = {}
     for sample in (*run.samples, *samples):
         task = sample.trajectory

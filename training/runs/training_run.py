@@ -27,7 +27,7 @@ from stepagent.envs.react import Prompt
 from stepagent.envs.trajectory import Trajectory
 from stepagent.files import parse_json, write_atomically, write_text
 from stepagent.training.config import Config
-from stepagent.training.data import encode
+from stepagent.training.data import Sample, encode, shown_otherwise
 from stepagent.training.policy import Policy
 from stepagent.training.runs import budget, interrupts, model_card, processes, times
 from stepagent.training.runs.budget import Budget
@@ -111,6 +111,9 @@ class TrainingRun:
         )
         """The expert's trajectories as tokens."""
         self._describe(left_out)
+        self.data_notes: dict[str, int] = {}
+        """What is to know about the trajectories that are learned from: reason → how often."""
+        self.check_prompts(self.samples)
         self.times = times.Times()
         self.directory.metrics.report_to(
             config.report_to, self.directory.path.name, flat(yaml.safe_load(text))
@@ -222,6 +225,14 @@ class TrainingRun:
             f"{note}); {self.policy.describe()}",
             markup=False,
         )
+
+    def check_prompts(self, samples: Sequence[Sample]) -> None:
+        """Says, and notes, where a server's model was shown other tokens than are learned from."""
+        steps, warning = shown_otherwise(samples, self.policy.codec)
+        if steps:
+            note = "steps: a server's model was shown other tokens"
+            self.data_notes[note] = self.data_notes.get(note, 0) + steps
+            self.console.print(warning, style="yellow", markup=False, soft_wrap=True)
 
     # Stages -----------------------------------------------------------------------------------
 
@@ -361,6 +372,7 @@ class TrainingRun:
             "seed": self.config.seed,
             "origin": self.origin or {"model": self.config.policy.model},
             "expert_trajectories": len(self.samples),
+            "data_notes": self.data_notes,
             "scores": summaries,
             "agreement": self.scores.agreements(self.state.done),
             "figures": self.state.figures,
