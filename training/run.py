@@ -83,6 +83,11 @@ def check(config: Config) -> None:
             f"preference.trajectories is for dpo, eto and implicit; {config.method} does not learn "
             "from it"
         )
+    if config.reflection.off_policy_iterations and not method.practises_ahead:
+        raise ValueError(
+            f"reflection.off_policy_iterations is for implicit and inverse; {config.method} does "
+            "not practise ahead"
+        )
     method.check(config)
     if config.evaluation.matched_sft and (config.method == "sft" or not config.sft.epochs):
         raise ValueError(

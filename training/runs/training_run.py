@@ -272,8 +272,15 @@ class TrainingRun:
         self.state.done.append(stage.name)
         self.state.figures[stage.name] = stage.figures
         self._save_state()  # before the policy that it started from is deleted
-        if self.directory.main and self._last and not self.config.keep_policies:
-            shutil.rmtree(self.directory.policy(self._last), ignore_errors=True)
+        if not self.config.keep_policies:
+            # The one before may have drawn the practice of the iteration to come.
+            self._drop_policy(2 + self.config.reflection.off_policy_iterations)
+
+    def _drop_policy(self, number: int) -> None:
+        """Deletes the policy of the stage that is the number-th from the last."""
+        if self.directory.main and len(self.state.done) >= number:
+            path = self.directory.policy(self.state.done[-number])
+            shutil.rmtree(path, ignore_errors=True)
 
     def budget(self) -> dict[str, float] | None:
         """What all stages have used; None where an older version has made one of them."""
@@ -348,6 +355,8 @@ class TrainingRun:
         self._refresh()
         if self.directory.main:
             write_atomically(final, self.policy.save)
+        if not self.config.keep_policies:
+            self._drop_policy(2)
         if not self.config.evaluation.every_iteration:
             self.score(self.state.done[-1])
         for agent in self.config.evaluation.agents:

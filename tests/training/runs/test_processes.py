@@ -42,7 +42,7 @@ ACCELERATE = Path(run.__file__).with_name("configs") / "accelerate"
 
 
 def _command(count, kind):
-    """What starts `count` processes, as a user would."""
+    """What starts `count` processes, as a user would; one is started without accelerate."""
     if count == 1:
         return [sys.executable]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
@@ -54,12 +54,13 @@ def _launch(config, count=1, kind="ddp", die_at=None):
     """Runs the configuration, or until it dies; returns what it printed."""
     path = Path(config.output).with_suffix(".yaml")
     path.write_text(command_line.dump(config))
-    module = "tests.training.runs.fsdp_on_cpu" if kind == "fsdp" else "training.run"
+    own = kind == "fsdp" or die_at
+    module = "tests.training.runs.fsdp_on_cpu" if own else "training.run"
     command = [*_command(count, kind), "-m", module, "--config", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"DIE_AT": die_at} if die_at else {})
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if die_at:
-        assert "exitcode  : 9" in done.stderr, done.stderr[-4000:]
+        assert done.returncode == 9 or "exitcode  : 9" in done.stderr, done.stderr[-4000:]
     else:
         assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
@@ -223,4 +224,33 @@ def test_shards_resume_after_a_kill(config, tmp_path):
     assert out.split("logs ")[1].startswith("sft:3"), "SFT resumes from its checkpoint"
     out = _launch(fsdp, 2, "fsdp")
     assert out.split("logs ")[1].startswith("iteration-1:2")
+    _equal(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "counts"), [("fsdp", (2, 1, 2)), ("fsdp", (1, 2, 1)), ("ddp", (2, 1, 2))]
+)
+def test_another_number_of_processes_goes_on(kind, counts, config, tmp_path):
+    """Killed in SFT, which TRL trains, and in the iteration, and each time resumed by as many."""
+    config = _settings(config, "implicit")
+    _launch(replace(config, output=str(tmp_path / "one")))
+    config.checkpoint_seconds = 0.0
+    config = replace(config, output=str(tmp_path / "two"))
+    _launch(config, counts[0], kind, die_at="sft:3")
+    shards = list((tmp_path / "two/checkpoints/sft").glob("*/trained/*.safetensors"))
+    assert len(shards) == (2 if kind == "fsdp" and counts[0] == 2 else 0)
+    out = _launch(config, counts[1], kind, die_at="iteration-1:2")
+    assert out.split("logs ")[1].startswith("sft:3"), "SFT resumes from its checkpoint"
+    practised = (tmp_path / "two/practice").glob("*")
+    lines = {path.name: path.read_text() for path in practised}
+    out = _launch(config, counts[2], kind)
+    assert out.split("logs ")[1].startswith("iteration-1:2")
+    one, two = (
+        [json.loads(x)["loss"] for x in (tmp_path / r / "metrics.jsonl").read_text().splitlines()]
+        for r in ("one", "two")
+    )
+    assert one == pytest.approx(two, abs=1e-5)
+    for name, text in lines.items():
+        assert (tmp_path / "two/practice" / name).read_text() == text, "nothing is drawn again"
     _equal(tmp_path)

@@ -20,9 +20,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from stepagent.training import run
-from stepagent.training.config import SamplerConfig
+from stepagent.training.config import Config, SamplerConfig
+from stepagent.training.policy import Policy
 from tests.training.sampler.runs import losses, practised, scores
 
 PYTHON = os.environ.get("STEPAGENT_VLLM", "")
@@ -61,6 +63,9 @@ class Server:
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            # On a busy machine compiling takes minutes, after which the engine ends itself.
+            "TORCHDYNAMO_DISABLE": "1",
+            "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3600",
         }
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
@@ -68,12 +73,23 @@ class Server:
                 env={**os.environ, **settings},
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                process_group=0,
             )
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def _untied(config: Config, path: Path) -> str:
+    """A base whose output layer is not its embedding: vLLM's CPU build packs output layers when it
+    starts, and in a reload leaves those that are tied as they were."""
+    policy = Policy.tiny(config.policy, ["Guess the number between 1 and 8. Higher. Lower."], 0)
+    model = policy.model
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    policy.save(path)
+    return str(path)
 
 
 @pytest.mark.parametrize("rank", [4, 0])
@@ -82,10 +98,13 @@ def test_a_run_on_a_real_server_that_is_killed_on_the_way(rank, config, tmp_path
     config.policy.lora.r, config.policy.lora.alpha = rank, 8
     config.policy.tiny.hidden_size = 64  # vLLM's attention on CPUs takes heads of 32 and more
     config.reflection.temperature, config.reflection.iterations = 0.0, 1
+    if not rank:
+        config.policy.model = _untied(config, tmp_path / "base")
     run.run(config)
     local = practised(config), losses(config), scores(config)
     options = ["--enable-lora", "--max-lora-rank", "8"] if rank else []
-    server = Server(Path(config.output) / "base", tmp_path / "server.log", *options)
+    base = Path(config.output) / "base" if rank else tmp_path / "base"
+    server = Server(base, tmp_path / "server.log", *options)
     url = f"http://127.0.0.1:{server.port}"
     config.output = str(tmp_path / "engines")
     config.sampler = SamplerConfig(urls=[url], concurrency=2, timeout=300, patience=1800)
