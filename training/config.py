@@ -511,6 +511,9 @@ class Config:
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Where metrics go beside `metrics.jsonl`: trackers of accelerate, such as `tensorboard`,
     `wandb`, `trackio` and `mlflow`, which are installed and logged in to as they say themselves."""
+    peak_tflops: float = 0.0
+    """What a process's device can do, in TFLOP/s of dense bfloat16 products, for the share of it
+    that updates reach. 0: by the GPU's name, where that is known; else the share is left out."""
     push_to_hub: str = ""
     """Repository of the Hugging Face hub (owner/name) that the final policy is pushed to, private,
     with a card made from the run; empty: none."""

@@ -257,13 +257,19 @@ class TrainingRun:
             used = budget.of_stage(self.directory, name, stage.figures)
             seconds = round(time.monotonic() - started, 1)
             self.state.budget[name] = asdict(replace(used, seconds=seconds))
-            self.state.times[name] = times.of_stage(self.times, used.tokens)
+            flops = times.flops_per_token(self.policy.model)
+            self.state.times[name] = times.of_stage(self.times, used.tokens, flops, self._peak())
             self.directory.metrics.track(name, used.updates, self.state.times[name])
             with interrupts.held():
                 self._keep(stage)
         self._last = name
         if self.config.evaluation.every_iteration:
             self.score(name)
+
+    def _peak(self) -> float:
+        """FLOP/s of all processes' devices; 0 where they are not known."""
+        own = self.config.peak_tflops * 1e12 or times.peak_flops(self.policy.device)
+        return own * processes.count()
 
     def _keep(self, stage: Stage) -> None:
         self._stale = False  # the policy in memory is the newest
