@@ -43,7 +43,12 @@ from stepagent.training.methods.branching import Branching
 from stepagent.training.methods.losses import step_preference_loss
 from stepagent.training.methods.off_policy import practising_ahead, weighted
 from stepagent.training.methods.own_states import practice_samples
-from stepagent.training.methods.practice import Practice, practise, practise_each
+from stepagent.training.methods.practice import (
+    Practice,
+    practise,
+    practise_each,
+    practised_ahead,
+)
 from stepagent.training.methods.step_pair_files import check_files, practice_of_files
 from stepagent.training.methods.step_values import (
     check_value_rollouts,
@@ -130,19 +135,27 @@ def practised_pairs(
         f"{stage.figures['same_as_expert']:.0%} the expert's own (dropped), "
         f"{stage.figures['distinct_pairs']:.0f} distinct pairs"
     )
-    rows = weighted(run, stage, rows)
-    if config.weights == "none" or not stage.figures["pairs"]:
+    if not stage.figures["pairs"]:
+        return practices, None, scored
+    rows, log_probs = weighted(run, stage, rows)
+    scored |= {tree.trimmed(): _of_branches(tree, row.tolist()) for tree, row in log_probs.items()}
+    if config.weights == "none":
         return [practice for row in rows for practice in row], None, scored
     return *weighed(world, rows), scored
+
+
+def _of_branches(tree: StepTree, log_probs: list[float]) -> list[list[float]]:
+    """`reference` of a tree, from log π of all of its actions."""
+    return [[log_probs[b.step] for b in tree.branches], log_probs[len(tree.replies) :]]
 
 
 def scored_meanwhile(
     stage: Stage, policy: Policy, samples: Sequence[Sample], config: ReflectionConfig
 ) -> Scored:
     """Has engines practise, and scores what they have drawn while they draw the rest. Nothing where
-    the trainer draws, where effects have to be played first, or where there are scores already."""
-    is_scored = any(stage.artifacts.glob("reference*.jsonl"))
-    if not stage.sampler.is_remote or config.equal == "effect" or is_scored:
+    the trainer draws, where effects have to be played first, or where it has been done before."""
+    is_done = any(stage.artifacts.glob("reference*.jsonl")) or practised_ahead(stage)
+    if not stage.sampler.is_remote or config.equal == "effect" or is_done:
         return {}
     scored: Scored = {}
     for _, practices in practise_each(stage, policy, samples, config):

@@ -148,7 +148,7 @@ def step_advantages(
     if same == draws:
         stage.note("the agent acts as the expert everywhere; nothing to learn from its actions")
         return []
-    rows = weighted(run, stage, rows)
+    rows, _ = weighted(run, stage, rows)
     practices = [(s, item) for s, row in zip(samples, rows, strict=True) for item in row]
     items = [item for _, item in practices]
     if config.inverse.judge == "oracle":

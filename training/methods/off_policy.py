@@ -55,18 +55,25 @@ def practising_ahead(run: TrainingRun, stage: Stage, iteration: int) -> Iterator
 
 def weighted(
     run: TrainingRun, stage: Stage, rows: Sequence[Sequence[Practice]]
-) -> list[list[Practice]]:
-    """The practice with weights for draws of an earlier policy. rows[s] are the trees of the s-th
-    trajectory. Figures go to the stage, where there are such draws."""
+) -> tuple[list[list[Practice]], dict[StepTree, Tensor]]:
+    """The practice with weights for draws of an earlier policy, and log π of all actions of their
+    trees under the present one, float32 [A] each. rows[s] are the trees of the s-th trajectory.
+    Figures go to the stage, where there are such draws."""
     config, items = run.config.reflection, [item for row in rows for item in row]
-    if config.temperature == 0 or not any(item.policy for item in items):
-        return [list(row) for row in rows]
-    now = _log_probs(run, items, "")
-    ratios = [torch.ones(len(item.agent)) for item in items]
-    for name in sorted({item.policy for item in items} - {""}):
-        for i, then in enumerate(_log_probs(run, items, name)):
-            if items[i].policy == name:
-                ratios[i] = (now[i] - then).exp()
+    names = {item.policy for item in items} - {""}
+    if config.temperature == 0 or not names:
+        return [list(row) for row in rows], {}
+    now: dict[StepTree, Tensor] = {}
+    then: dict[StepTree, Tensor] = {}
+    with stage.times.of("scoring"):
+        for name in sorted(names):
+            trees = [item.tree for item in items if item.policy == name]
+            now |= _log_probs(run, trees, "")
+            then |= _log_probs(run, trees, name)
+    ratios = [
+        (now[item.tree] - then[item.tree]).exp() if item.policy else torch.ones(len(item.agent))
+        for item in items
+    ]
     draws = torch.tensor([n for item in items for n in item.agent])
     every = torch.cat(ratios)
     limit, total = config.off_policy_limit, float(draws.sum())
@@ -75,7 +82,7 @@ def weighted(
         "off_policy_truncated": float(draws[every > limit].sum()) / total,
     }
     of_row = iter(ratios)
-    return [reweighted(row, [next(of_row) for _ in row], limit) for row in rows]
+    return [reweighted(row, [next(of_row) for _ in row], limit) for row in rows], now
 
 
 def reweighted(row: Sequence[Practice], ratios: Sequence[Tensor], limit: float) -> list[Practice]:
@@ -102,7 +109,7 @@ def reweighted(row: Sequence[Practice], ratios: Sequence[Tensor], limit: float) 
     ]
 
 
-def _log_probs(run: TrainingRun, items: Sequence[Practice], name: str) -> list[Tensor]:
+def _log_probs(run: TrainingRun, trees: Sequence[StepTree], name: str) -> dict[StepTree, Tensor]:
     """log π of all actions, float32 [A] each, under the policy of a stage; "": the present one."""
     policy = run.policy
 
@@ -111,7 +118,7 @@ def _log_probs(run: TrainingRun, items: Sequence[Practice], name: str) -> list[T
         return score_trees(policy.model, pack([tree], policy.device)).log_probs.cpu()
 
     with policy.as_in(run.directory.policy(name)) if name else nullcontext():
-        return processes.share([item.tree for item in items], of_tree)
+        return dict(zip(trees, processes.share(trees, of_tree), strict=True))
 
 
 def check(config: Config) -> None:

@@ -29,7 +29,13 @@ from stepagent.training.config import ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes
-from stepagent.training.runs.lines import Background, Make, resumed_in_bulk, written
+from stepagent.training.runs.lines import (
+    Background,
+    Make,
+    all_lines,
+    resumed_in_bulk,
+    written,
+)
 from stepagent.training.runs.stage import Stage
 from stepagent.training.sampler.interface import Job, Replies
 from stepagent.training.trees.sampling import Sampling
@@ -153,6 +159,11 @@ def practising(
         with _drawing(stage):
             for _ in ready:
                 pass
+
+
+def practised_ahead(stage: Stage) -> bool:
+    """Whether an earlier policy has practised for the stage."""
+    return any(line.get("policy") for line in all_lines(_file(stage)))
 
 
 _AHEAD = 64

@@ -97,8 +97,8 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def saved_shapes(folder: Path) -> dict[str, torch.Size]:
     """Names and full shapes of the tensors that `save_shards` wrote."""
-    metadata = checkpoint.HuggingFaceStorageReader(path=str(folder)).read_metadata()
-    return {name: tensor.size for name, tensor in metadata.state_dict_metadata.items()}
+    saved = checkpoint.HuggingFaceStorageReader(path=str(folder)).read_metadata()
+    return {name: tensor.size for name, tensor in saved.state_dict_metadata.items()}  # type: ignore[union-attr]
 
 
 def load_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -4,9 +4,9 @@ The share of the peak is that of the updates: N tokens in t seconds on p process
 
     N (4 P + 2 P_trained) / (t p peak)
 
-of it, with P weights, of which P_trained are trained: 2 per weight and token in the forward pass, 2
-for the gradient of what comes in, 2 for that of a trained weight. Attention's own products, and what
-gradient checkpointing computes again, are not counted.
+of it, with P weights, of which P_trained are trained: 2 per weight and token in the forward pass,
+2 for the gradient of what comes in, 2 for that of a trained weight. Attention's own products, and
+what gradient checkpointing computes again, are not counted.
 """
 
 from __future__ import annotations
