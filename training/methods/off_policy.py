@@ -122,8 +122,14 @@ def _log_probs(run: TrainingRun, trees: Sequence[StepTree], name: str) -> dict[S
 
 
 def check(config: Config) -> None:
-    """Raises ValueError where the next iteration's practice depends on this one's updates."""
+    """Raises ValueError where the next iteration's practice depends on this one's updates, or the
+    policy that draws it is kept by no stage."""
     reflection = config.reflection
+    if reflection.off_policy_iterations and not config.sft.epochs:
+        raise ValueError(
+            "reflection.off_policy_iterations is 1 with sft.epochs 0: the policy that practises "
+            "for the second iteration must be that of a stage"
+        )
     if reflection.off_policy_iterations and reflection.states != "expert":
         raise ValueError(
             f"reflection.off_policy_iterations is {reflection.off_policy_iterations} with "

@@ -169,6 +169,9 @@ def test_what_cannot_practise_ahead_says_so(config):
     config.reflection.states = "own"
     with pytest.raises(ValueError, match="off_policy_iterations is 1 with"):
         run.check(config)
-    config.reflection.states, config.method = "expert", "dagger"
+    config.reflection.states, config.sft.epochs = "expert", 0
+    with pytest.raises(ValueError, match=r"with sft\.epochs 0"):
+        run.check(config)
+    config.sft.epochs, config.method = 1, "dagger"
     with pytest.raises(ValueError, match="dagger does not practise ahead"):
         run.check(config)
