@@ -72,3 +72,6 @@ def _load_optimiser(trainer: Any, folder: Path) -> None:
 def _load_schedule(trainer: Any, folder: Path) -> None:
     state = torch.load(folder / _SCHEDULER, map_location="cpu", weights_only=True)
     trainer.lr_scheduler.load_state_dict(state)
+    rates = trainer.lr_scheduler.get_last_lr()  # which it does not give to the optimiser
+    for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
