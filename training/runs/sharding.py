@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,9 @@ def load_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     reader = checkpoint.HuggingFaceStorageReader(path=str(folder))
     try:
-        checkpoint.load(dict(tensors), storage_reader=reader)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # one process has no group, as it should
+            checkpoint.load(dict(tensors), storage_reader=reader)
     except CheckpointException as error:
         raise ValueError(f"{folder}: {error}") from error
 
