@@ -46,7 +46,7 @@ def define_env(env: Any) -> None:
     """Called by the macros plugin: makes the functions below known to the pages."""
     for macro in (options, commands, arguments, rules, prompt, agent_specs, benchmarks):
         env.macro(macro)
-    for macro in (metrics, method_file, deviations, sweep_results):
+    for macro in (metrics, times, method_file, deviations, sweep_results):
         env.macro(macro)
 
 
@@ -292,6 +292,12 @@ def logged_by(method: str) -> dict[str, dict[str, str]]:
         stage: {name: text for group in names for name, text in groups["groups"][group].items()}
         for stage, names in groups["methods"][method].items()
     }
+
+
+def times() -> str:
+    """The table of what each stage says of its time."""
+    rows = ((f"`{name}`", text) for name, text in metric_groups()["times"].items())
+    return _table(("figure", "meaning"), rows)
 
 
 def metrics(method: str) -> str:

@@ -130,6 +130,13 @@ class ReflectionConfig(IterationConfig):
     sft_weight: float = 0.0
     """Weight of the expert action's own negative log-likelihood beside eq. 6 (StepAgent-Implicit).
     0: the paper's loss; 0.2 to 1 keeps a small model from forgetting how to write an action."""
+    off_policy_iterations: Literal[0, 1] = 0
+    """1: an iteration's practice is drawn while the one before makes its updates, by the policy
+    before them, and weighed by importance (`implicit`, `inverse`; in the expert's states). Saves
+    time where engines draw (`sampler.urls`). 0: the policy that enters an iteration practises."""
+    off_policy_limit: float = 2.0
+    """The most that a draw of an earlier policy counts, where its importance weight π / π_b is
+    higher. 1 to 10 is usual: lower is steadier, higher less biased."""
     trajectories: int = 0
     """Expert trajectories inspected per iteration, drawn again each time; 0: all."""
     labels: int = 0
@@ -512,6 +519,9 @@ class Config:
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Where metrics go beside `metrics.jsonl`: trackers of accelerate, such as `tensorboard`,
     `wandb`, `trackio` and `mlflow`, which are installed and logged in to as they say themselves."""
+    peak_tflops: float = 0.0
+    """What a process's device can do, in TFLOP/s of dense bfloat16 products, for the share of it
+    that updates reach. 0: by the GPU's name, where that is known; else the share is left out."""
     push_to_hub: str = ""
     """Repository of the Hugging Face hub (owner/name) that the final policy is pushed to, private,
     with a card made from the run; empty: none."""

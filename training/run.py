@@ -88,6 +88,11 @@ def check(config: Config) -> None:
             f"method {config.method} compares episodes with the expert's of the same task: "
             "rollouts.unlabelled must be 0"
         )
+    if config.reflection.off_policy_iterations and not method.practises_ahead:
+        raise ValueError(
+            f"reflection.off_policy_iterations is for implicit and inverse; {config.method} does "
+            "not practise ahead"
+        )
     method.check(config)
     if config.evaluation.matched_sft and (config.method == "sft" or not config.sft.epochs):
         raise ValueError(

@@ -74,9 +74,10 @@ def test_every_logged_metric_is_described(config, method, pages, monkeypatch):
     discriminator.chance_margin, discriminator.max_accuracy = -1.0, 1.1  # never stops the run
     run.run(config)
     logged = _logged(config.output)
-    if method == "implicit":  # once more, with actions that are played
+    if method == "implicit":  # once more, with actions that are played, and practice ahead
         config.output += "-played"
         config.reflection.weights, config.reflection.equal = "value", "effect"
+        config.reflection.off_policy_iterations, config.reflection.iterations = 1, 2
         run.run(config)
         logged["iteration-N" + ONCE] |= _logged(config.output)["iteration-N" + ONCE]
     if method in ("dpo", "eto"):  # once more, with the episodes in a file
@@ -96,8 +97,11 @@ def test_every_logged_metric_is_described(config, method, pages, monkeypatch):
         config.inverse.demonstrations = True
         config.output += "-played"  # and with rewards of actions that are played
         config.inverse.judge, config.reflection.value_rollouts = "return", 1
+        config.reflection.off_policy_iterations, config.reflection.iterations = 1, 2
         run.run(config)
         logged["iteration-N" + ONCE] |= _logged(config.output)["iteration-N" + ONCE]
+    times = json.loads((Path(config.output) / "summary.json").read_text())["times"]
+    assert set().union(*times.values()) <= generate.metric_groups()["times"].keys()
     described = {stage: set(names) for stage, names in generate.logged_by(method).items()}
     assert logged == described
     assert f'{{{{ metrics("{method}") }}}}' in pages[f"methods/{method}.md"]

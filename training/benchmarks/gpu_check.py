@@ -41,14 +41,12 @@ from stepagent.training.methods.actor_critic import ActorCritic
 from stepagent.training.methods.discriminator import attach
 from stepagent.training.methods.practice import practice_trees
 from stepagent.training.policy import Policy, adapted, compute_in_bfloat16
+from stepagent.training.runs.times import flops_per_token, peak_flops
 from stepagent.training.tiny import build_tokenizer
 from stepagent.training.trees.packing import pack
 from stepagent.training.trees.sampling import Sampling, practice
 from stepagent.training.trees.scoring import Attention, score_trees
 from stepagent.training.trees.tree import Branch, StepTree
-
-PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
-"""FLOP/s of dense bfloat16 products, by a part of the GPU's name (vendors' data sheets)."""
 
 
 @dataclass(frozen=True)
@@ -226,9 +224,7 @@ def _reflection(policy: Policy, shape: Shape, tree: StepTree) -> dict[str, float
     seconds = _seconds(policy, ours)
     peak = _peak_memory(policy.device)
     other = _seconds(policy, plain) * len(_pairs(tree)) / len(pairs)
-    flops = 6 * sum(p.numel() for p in model.parameters()) * tree.length
-    if shape.rank:  # frozen weights have no gradient of their own
-        flops = flops * 2 // 3
+    flops = flops_per_token(model) * tree.length
     figures = {
         "ours_s": seconds,
         "plain_s": other,
@@ -236,7 +232,7 @@ def _reflection(policy: Policy, shape: Shape, tree: StepTree) -> dict[str, float
         "tokens_s": tree.length / seconds,
         "peak_memory_gb": peak,
     }
-    top = _peak_flops(policy.device)
+    top = peak_flops(policy.device)
     return figures | ({"share_of_peak": flops / seconds / top} if top else {})
 
 
@@ -344,12 +340,6 @@ def _wait(device: torch.device) -> None:
 def _peak_memory(device: torch.device) -> float:
     """GB of the last measurement; 0 on a CPU."""
     return torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
-
-
-def _peak_flops(device: torch.device) -> float:
-    """Of the GPU, where its data sheet is known; else 0."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else ""
-    return next((peak for part, peak in PEAK.items() if part in name), 0.0)
 
 
 main = Command("gpu-check", Config, run)

@@ -104,6 +104,8 @@ class Method:
 
     takes_files: bool = False
     """Whether it learns from `preference.trajectories`."""
+    practises_ahead: bool = False
+    """Whether it knows `reflection.off_policy_iterations`."""
     explores_at: float = 1.0
     """Temperature of its episodes, where `rollouts.temperature` is not set."""
     episodes: int = 1
@@ -123,7 +125,8 @@ class Method:
 
     def policies_on_disk(self, config: Config) -> int:
         """Policies, and models as large as one, that a run keeps at most."""
-        kept = 1 + self.stages(config) if config.keep_policies else 2
+        ahead = config.reflection.off_policy_iterations if self.practises_ahead else 0
+        kept = 1 + self.stages(config) if config.keep_policies else 2 + ahead
         kept += config.sft.select == "dev"
         return kept + self.other_models(config)
 

@@ -22,22 +22,33 @@ agent's action ends than the expert's (`methods.step_values`); the anchor is not
 expert's action is still learned in those states. `reflection.preference` chooses among variants of
 eq. 6; `preference_weight` 0 leaves the expert's likelihood alone, in the same states (the control
 `anchor-only`).
+
+Where engines draw the practice (`sampler.urls`), the trainer scores what has come back while they
+draw the rest; by option they also practise for the next iteration meanwhile (`methods.off_policy`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from stepagent.training.config import Config, ReflectionConfig
-from stepagent.training.methods import Method, sft
+from stepagent.training.data import Sample
+from stepagent.training.methods import Method, off_policy, sft
 from stepagent.training.methods.branching import Branching
 from stepagent.training.methods.losses import step_preference_loss
+from stepagent.training.methods.off_policy import practising_ahead, weighted
 from stepagent.training.methods.own_states import practice_samples
-from stepagent.training.methods.practice import Practice, practise, resumed
+from stepagent.training.methods.practice import (
+    Practice,
+    practise,
+    practise_each,
+    practised_ahead,
+)
 from stepagent.training.methods.step_pair_files import check_files, practice_of_files
 from stepagent.training.methods.step_values import (
     check_value_rollouts,
@@ -45,6 +56,8 @@ from stepagent.training.methods.step_values import (
     without_worthless,
 )
 from stepagent.training.policy import Policy
+from stepagent.training.runs import processes
+from stepagent.training.runs.lines import resumed
 from stepagent.training.runs.optimise import optimise
 from stepagent.training.runs.schedule import packed, shuffled
 from stepagent.training.runs.stage import Stage
@@ -72,22 +85,24 @@ def learn(run: TrainingRun) -> None:
         with run.stage(f"iteration-{iteration}", seed) as stage:
             if stage.done:
                 continue
+            scored: Scored = {}
             if of_files and iteration == 1:
                 practices, values = of_files
                 stage.figures |= figures(practices, run.policy.eos_ids)
                 stage.note(f"{stage.figures['distinct_pairs']:.0f} distinct pairs of files")
             else:
-                practices, values = practised_pairs(run, stage)
+                practices, values, scored = practised_pairs(run, stage)
             if values is not None and not config.sft_weight:
                 # With an anchor the expert's action is learned in those states too.
                 practices, values = without_worthless(practices, values)
             if not any(p.tree.branches for p in practices):
                 stage.note(f"{why_nothing(stage, practices)}; nothing to learn")
                 continue
-            pairs = with_reference(stage, run.policy, practices, values)
-            shuffle = shuffled(pairs, TreePairs.count, config, seed)
-            schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
-            stage.figures |= optimise(stage, run.policy.model, schedule, loss(config), config)
+            with practising_ahead(run, stage, iteration):
+                pairs = with_reference(stage, run.policy, practices, values, scored)
+                shuffle = shuffled(pairs, TreePairs.count, config, seed)
+                schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
+                stage.figures |= optimise(stage, run.policy.model, schedule, loss(config), config)
 
 
 def why_nothing(stage: Stage, practices: Sequence[Practice]) -> str:
@@ -99,14 +114,19 @@ def why_nothing(stage: Stage, practices: Sequence[Practice]) -> str:
     return "the agent takes no action that is worse than the expert's"
 
 
+Scored = dict[StepTree, list[list[float]]]
+"""Trees with log π_ref of the expert's reply in each branch's state, and of each branch."""
+
+
 def practised_pairs(
     run: TrainingRun, stage: Stage
-) -> tuple[list[Practice], list[tuple[float, ...]] | None]:
-    """The agent's practice, and what each of its pairs weighs (None: all the same). Figures go to
-    the stage."""
+) -> tuple[list[Practice], list[tuple[float, ...]] | None, Scored]:
+    """The agent's practice, what each of its pairs weighs (None: all the same), and which trees
+    were scored meanwhile. Figures go to the stage."""
     config = run.config.reflection
     samples = practice_samples(run, stage)
     world = Branching(run, stage, samples)
+    scored = scored_meanwhile(stage, run.policy, samples, config)
     rows = practise(stage, run.policy, samples, config, world.with_expert_tokens)
     practices = [practice for row in rows for practice in row]
     stage.figures |= figures(practices, run.policy.eos_ids)
@@ -115,9 +135,41 @@ def practised_pairs(
         f"{stage.figures['same_as_expert']:.0%} the expert's own (dropped), "
         f"{stage.figures['distinct_pairs']:.0f} distinct pairs"
     )
-    if config.weights == "none" or not stage.figures["pairs"]:
-        return practices, None
-    return weighed(world, rows)
+    if not stage.figures["pairs"]:
+        return practices, None, scored
+    rows, log_probs = weighted(run, stage, rows)
+    scored |= {tree.trimmed(): _of_branches(tree, row.tolist()) for tree, row in log_probs.items()}
+    if config.weights == "none":
+        return [practice for row in rows for practice in row], None, scored
+    return *weighed(world, rows), scored
+
+
+def _of_branches(tree: StepTree, log_probs: list[float]) -> list[list[float]]:
+    """`reference` of a tree, from log π of all of its actions."""
+    return [[log_probs[b.step] for b in tree.branches], log_probs[len(tree.replies) :]]
+
+
+def scored_meanwhile(
+    stage: Stage, policy: Policy, samples: Sequence[Sample], config: ReflectionConfig
+) -> Scored:
+    """Has engines practise, and scores what they have drawn while they draw the rest. Nothing where
+    the trainer draws, where effects have to be played first, or where it has been done before."""
+    is_done = any(stage.artifacts.glob("reference*.jsonl")) or practised_ahead(stage)
+    if not stage.sampler.is_remote or config.equal == "effect" or is_done:
+        return {}
+    scored: Scored = {}
+    for _, practices in practise_each(stage, policy, samples, config):
+        with stage.times.of("scoring"):
+            trees = [p.tree.trimmed() for p in practices if p.tree.branches]
+            scored |= {tree: reference(policy, tree) for tree in trees}
+    return {tree: scores for part in processes.gather(scored) for tree, scores in part.items()}
+
+
+def reference(policy: Policy, tree: StepTree) -> list[list[float]]:
+    """log π of the expert's reply in each branch's state, and of each branch."""
+    with torch.no_grad():
+        scores = score_trees(policy.model, pack([tree], policy.device))
+    return [scores.chosen.tolist(), scores.rejected.tolist()]
 
 
 def figures(practices: Sequence[Practice], eos_ids: Collection[int]) -> dict[str, float]:
@@ -162,19 +214,20 @@ def with_reference(
     policy: Policy,
     practices: Sequence[Practice],
     values: Sequence[tuple[float, ...]] | None = None,
+    scored: Mapping[StepTree, list[list[float]]] = MappingProxyType({}),
 ) -> list[TreePairs]:
     """The pairs of the practice with their log-probabilities under the policy as it is now, which
-    are written down: a killed run reads them again. values[i] are those of practices[i]."""
+    are written down: a killed run reads them again. values[i] are those of practices[i]; `scored`
+    has trees whose log-probabilities are known."""
     of_trees = [None] * len(practices) if values is None else values
     rows = [(p, row) for p, row in zip(practices, of_trees, strict=True) if p.tree.branches]
     trees = [practice.tree.trimmed() for practice, _ in rows]
 
-    def reference(i: int) -> list[list[float]]:
-        with torch.no_grad():
-            scores = score_trees(policy.model, pack([trees[i]], policy.device))
-        return [scores.chosen.tolist(), scores.rejected.tolist()]
+    def score(i: int) -> list[list[float]]:
+        return scored.get(trees[i]) or reference(policy, trees[i])
 
-    references = resumed(stage.artifacts / "reference.jsonl", len(trees), reference)
+    with stage.times.of("scoring"):
+        references = resumed(stage.artifacts / "reference.jsonl", len(trees), score)
     return [
         TreePairs(tree, weights(practice), tuple(chosen), tuple(rejected), row)
         for tree, (practice, row), (chosen, rejected) in zip(trees, rows, references, strict=True)
@@ -223,6 +276,7 @@ def loss(
 def check(config: Config) -> None:
     """Raises ValueError where both parts of the loss are switched off, or where several rollouts
     per action would be the same."""
+    off_policy.check(config)
     if config.reflection.weights == "value":
         check_value_rollouts(config, METHOD.temperature(config))
     if not config.reflection.preference_weight and not config.reflection.sft_weight:
@@ -237,4 +291,5 @@ METHOD = Method(
     check_files,
     stages=lambda config: config.reflection.iterations,
     takes_files=True,
+    practises_ahead=True,
 )

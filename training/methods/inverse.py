@@ -48,7 +48,7 @@ from stepagent.agents.chat import ChatCodec
 from stepagent.agents.models import load_tokenizer
 from stepagent.training.config import Config
 from stepagent.training.data import Sample
-from stepagent.training.methods import Method, discriminator, sft
+from stepagent.training.methods import Method, discriminator, off_policy, sft
 from stepagent.training.methods.actor_critic import (
     HEAD,
     ActorCritic,
@@ -61,6 +61,7 @@ from stepagent.training.methods.actor_critic import (
 from stepagent.training.methods.branching import Branching
 from stepagent.training.methods.episode_advantages import check_episodes, episode_advantages
 from stepagent.training.methods.losses import group_advantages
+from stepagent.training.methods.off_policy import practising_ahead, weighted
 from stepagent.training.methods.own_states import practice_samples
 from stepagent.training.methods.practice import (
     Practice,
@@ -107,12 +108,14 @@ def learn(run: TrainingRun) -> None:
             if not items:
                 stage.note("nothing to learn from; the policy stays as it is")
                 continue
-            stage.figures |= step_policy(stage, actor, items, config, config.ppo.kl)
+            with practising_ahead(run, stage, iteration):
+                stage.figures |= step_policy(stage, actor, items, config, config.ppo.kl)
 
 
 def check(config: Config) -> None:
     """Raises ValueError for a group baseline with groups of one: one action per state, or one
     episode per task."""
+    off_policy.check(config)
     practice = 1 if config.reflection.temperature == 0 else config.reflection.practice
     uses_steps = config.inverse.reward != "final"
     if uses_steps and config.ppo.baseline == "group" and practice < 2:
@@ -139,14 +142,15 @@ def step_advantages(
     samples = practice_samples(run, stage)
     world = Branching(run, stage, samples)
     rows = practise(stage, run.policy, samples, config.reflection, world.with_expert_tokens)
-    practices = [(s, item) for s, row in zip(samples, rows, strict=True) for item in row]
-    items = [item for _, item in practices]
-    draws = sum(item.draws for item in items)
-    same = sum(item.draws_of_expert for item in items)
+    draws = sum(item.draws for row in rows for item in row)
+    same = sum(item.draws_of_expert for row in rows for item in row)
     stage.figures |= {"practised": draws, "same_as_expert": same / max(1.0, draws)}
     if same == draws:
         stage.note("the agent acts as the expert everywhere; nothing to learn from its actions")
         return []
+    rows, _ = weighted(run, stage, rows)
+    practices = [(s, item) for s, row in zip(samples, rows, strict=True) for item in row]
+    items = [item for _, item in practices]
     if config.inverse.judge == "oracle":
         rewards = [oracle_rewards(item, run.policy.codec) for item in items]
     elif config.inverse.judge != "discriminator":
@@ -334,4 +338,5 @@ METHOD = Method(
     other_models=lambda config: (
         0 if config.inverse.discriminator.rank else config.reflection.iterations
     ),
+    practises_ahead=True,
 )

@@ -31,8 +31,8 @@ from stepagent.envs.trajectory import Step, Trajectory
 from stepagent.training.config import Config, ReflectionConfig
 from stepagent.training.data import Sample, draw
 from stepagent.training.methods import rollouts
-from stepagent.training.methods.practice import resumed
 from stepagent.training.runs.expert import in_words
+from stepagent.training.runs.lines import resumed
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 

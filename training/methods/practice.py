@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,18 @@ from torch import Tensor
 from stepagent.agents.chat import ChatCodec, Encoded
 from stepagent.agents.generation import Decoding
 from stepagent.envs import react
-from stepagent.files import parse_json, write_text
+from stepagent.files import write_text
 from stepagent.training.config import ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes
+from stepagent.training.runs.lines import (
+    Background,
+    Make,
+    all_lines,
+    resumed_in_bulk,
+    written,
+)
 from stepagent.training.runs.stage import Stage
 from stepagent.training.sampler.interface import Job, Replies
 from stepagent.training.trees.sampling import Sampling
@@ -50,6 +58,8 @@ class Practice:
     """[A] weight of the action on the expert's side: per state as much as the agent has draws"""
     first_step: int = 0
     """Step of the trajectory that is the tree's step 0."""
+    policy: str = ""
+    """Stage whose policy drew the actions; "": the one that entered this iteration."""
 
     @property
     def draws(self) -> float:
@@ -99,30 +109,112 @@ def practise(
     says so. Raises ValueError where a state with one action exceeds `config.max_tree_tokens`, and
     without `by_effect` where it is needed.
     """
-    path = stage.directory.path / "practice" / f"{stage.name}.jsonl"
-
-    def draw(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-        jobs = [Job(samples[i].encoded, stage.seed + i) for i in numbers]
-        for i, replies in zip(numbers, _draw_replies(stage, policy, jobs, config), strict=True):
-            trajectory = samples[i].trajectory
-            yield {"task_id": trajectory.task_id, "seed": trajectory.seed, "replies": replies}
-
-    with stage.times.of("practice"), stage.progress(len(samples), "trajectories practised") as move:
-        lines = resumed_in_bulk(path, len(samples), draw, lambda done: move(done, {}))
-    rows: list[Replies] = [line["replies"] for line in lines]
-    if config.equal != "tokens":
-        rows = [
-            with_expert_tokens(sample.encoded, replies, policy.codec)
-            for sample, replies in zip(samples, rows, strict=True)
-        ]
+    draw = _draw(stage, policy, samples, config)
+    with _drawing(stage), stage.progress(len(samples), "trajectories practised") as move:
+        lines = resumed_in_bulk(_file(stage), len(samples), draw, lambda done: move(done, {}))
+    rows = [_replies(*row, policy, config) for row in zip(samples, lines, strict=True)]
     if config.equal == "effect":
         if by_effect is None:
             raise ValueError("reflection.equal is effect, but there is nothing to play actions in")
         rows = by_effect(rows)
-    return [
-        practice_trees(sample.encoded, replies, config.max_tree_tokens)
-        for sample, replies in zip(samples, rows, strict=True)
-    ]
+    return [_trees(*row, config) for row in zip(samples, lines, rows, strict=True)]
+
+
+def practise_each(
+    stage: Stage, policy: Policy, samples: Sequence[Sample], config: ReflectionConfig
+) -> Iterator[tuple[int, list[Practice]]]:
+    """What `practise` will return of this process's samples, by number, as engines draw it: they go
+    on while the caller works. Not for `config.equal` "effect", which is found for all at once."""
+    items = written(_file(stage), len(samples), _draw(stage, policy, samples, config))
+    with (
+        closing(Background(items, _AHEAD)) as ready,
+        stage.progress(len(samples), "trajectories practised") as move,
+    ):
+        while True:
+            with _drawing(stage):
+                item = next(ready, None)
+            if item is None:
+                return
+            i, line = item
+            move(i + 1, {})
+            yield i, _trees(samples[i], line, _replies(samples[i], line, policy, config), config)
+
+
+@contextmanager
+def practising(
+    stage: Stage, policy: Policy, samples: Sequence[Sample], config: ReflectionConfig
+) -> Iterator[None]:
+    """Has the policy as it is now, that of `stage.before`, practise for a later stage while the
+    body runs: `practise` finds it written then. The trainer, where it draws, does so before."""
+    draw = _draw(stage, policy, samples, config, by=stage.before)
+    items = written(_file(stage), len(samples), draw)
+    if not stage.sampler.is_remote:
+        with _drawing(stage):
+            for _ in items:
+                pass
+        yield
+        return
+    with closing(Background(items, len(samples) + 1)) as ready:
+        yield
+        with _drawing(stage):
+            for _ in ready:
+                pass
+
+
+def practised_ahead(stage: Stage) -> bool:
+    """Whether an earlier policy has practised for the stage."""
+    return any(line.get("policy") for line in all_lines(_file(stage)))
+
+
+_AHEAD = 64
+"""Trajectories whose practice may wait to be scored."""
+
+
+def _file(stage: Stage) -> Path:
+    return stage.directory.path / "practice" / f"{stage.name}.jsonl"
+
+
+def _drawing(stage: Stage) -> AbstractContextManager[None]:
+    """Measures the body, which draws practice, or waits for engines that do."""
+    return stage.times.of("waiting" if stage.sampler.is_remote else "practice")
+
+
+def _draw(
+    stage: Stage, policy: Policy, samples: Sequence[Sample], config: ReflectionConfig, by: str = ""
+) -> Make:
+    """Draws the lines of practice of some samples, by their numbers; `by` names the policy in them,
+    where it is not the one that enters the stage."""
+
+    def line(sample: Sample, replies: Replies) -> dict[str, Any]:
+        trajectory = sample.trajectory
+        drawn = {"task_id": trajectory.task_id, "seed": trajectory.seed, "replies": replies}
+        return drawn | ({"policy": by} if by else {})
+
+    def draw(numbers: Sequence[int]) -> Iterable[dict[str, Any]]:
+        if not numbers:
+            return ()
+        stage.sampler.publish(policy)  # here: `draw` is called by the thread that trains
+        jobs = [Job(samples[i].encoded, stage.seed + i) for i in numbers]
+        replies = _draw_replies(stage, policy, jobs, config)
+        return map(line, [samples[i] for i in numbers], replies)
+
+    return draw
+
+
+def _replies(
+    sample: Sample, line: Mapping[str, Any], policy: Policy, config: ReflectionConfig
+) -> Replies:
+    """The replies in a line of practice, the expert's own in place of those that equal it."""
+    if config.equal == "tokens":
+        return line["replies"]
+    return with_expert_tokens(sample.encoded, line["replies"], policy.codec)
+
+
+def _trees(
+    sample: Sample, line: Mapping[str, Any], replies: Replies, config: ReflectionConfig
+) -> list[Practice]:
+    trees = practice_trees(sample.encoded, replies, config.max_tree_tokens)
+    return [replace(tree, policy=line.get("policy", "")) for tree in trees]
 
 
 def with_expert_tokens(
@@ -174,9 +266,8 @@ def record_rewards(
 def _draw_replies(
     stage: Stage, policy: Policy, jobs: Sequence[Job], config: ReflectionConfig
 ) -> Iterator[Replies]:
-    """The policy's practice replies of each job, as far as their actions go (`ChatCodec.used`)."""
-    if not jobs:
-        return
+    """The published policy's practice replies of each job, as far as their actions go
+    (`ChatCodec.used`)."""
     sampling = Sampling(
         k=1 if config.temperature == 0 else config.practice,
         decoding=Decoding(config.temperature, config.top_p, policy.config.max_new_tokens),
@@ -184,7 +275,6 @@ def _draw_replies(
         stopped=policy.codec.has_stop,  # as in acting: at an observation that it invents
         stops=policy.codec.stops,
     )
-    stage.sampler.publish(policy)
     for replies in stage.sampler.draw(jobs, sampling):
         yield [[policy.codec.used(ids) for ids in drawn] for drawn in replies]
 
@@ -244,58 +334,3 @@ def trees_of(
         expert += [0.0] * len(tree.branches)
         practices.append(Practice(tree, tuple(agent), tuple(expert)))
     return practices
-
-
-def resumed(
-    path: Path,
-    count: int,
-    make: Callable[[int], Any],
-    on_line: Callable[[int], None] = lambda done: None,
-) -> list[Any]:
-    """`make(0)` … `make(count - 1)`, written to `path` as JSON lines; lines that exist are kept.
-
-    Of several processes each makes a share, in a file of its own, and all return all lines.
-    """
-    return resumed_in_bulk(path, count, lambda numbers: map(make, numbers), on_line)
-
-
-def resumed_in_bulk(
-    path: Path,
-    count: int,
-    make: Callable[[Sequence[int]], Iterable[Any]],
-    on_line: Callable[[int], None],
-) -> list[Any]:
-    """`resumed`, where `make` gets the numbers of all lines that are missing and may work on
-    several at once; it yields them in order."""
-    mine = range(processes.rank(), count, processes.count())
-    if processes.count() > 1:
-        path = path.with_suffix(f".{processes.rank()}-of-{processes.count()}{path.suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = complete_lines(path)[: len(mine)]
-    with path.open("a") as file:
-        missing = mine[len(lines) :]
-        for i, line in zip(missing, make(missing), strict=True):
-            lines.append(line)
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            on_line(i + 1)
-    return processes.interleave(processes.gather(lines), count)
-
-
-def complete_lines(path: Path) -> list[Any]:
-    """The lines that a killed run left; a truncated last one is removed from the file."""
-    if not path.is_file():
-        return []
-    lines, size = [], 0
-    for raw in path.read_bytes().splitlines(keepends=True):
-        try:
-            lines.append(parse_json(raw))
-        except ValueError:
-            break
-        if not raw.endswith(b"\n"):
-            lines.pop()
-            break
-        size += len(raw)
-    with path.open("r+b") as file:
-        file.truncate(size)
-    return lines

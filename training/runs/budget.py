@@ -16,6 +16,7 @@ from torch import nn
 
 from stepagent.files import parse_json
 from stepagent.training.runs.directory import RunDirectory
+from stepagent.training.runs.lines import all_lines
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def of_stage(directory: RunDirectory, stage: str, figures: dict[str, float]) -> 
         if row["stage"] == stage or row["stage"].startswith(f"{stage}-")
     ]
     episodes = (directory.path / "rollouts").glob(f"{stage}-[0-9]*.jsonl")
-    practised = _lines(directory.path / "practice" / f"{stage}.jsonl")
+    practised = all_lines(directory.path / "practice" / f"{stage}.jsonl")
     return Budget(
         expert_labels=round(figures.get("expert_labels", 0)),
         episodes=sum(len(_lines(path)) for path in episodes),

@@ -19,6 +19,7 @@ FREE = (
     "expert.workers",
     "keep_policies",
     "output",
+    "peak_tflops",
     "push_to_hub",
     "report_to",
     "rollouts.workers",

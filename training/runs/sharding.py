@@ -10,12 +10,18 @@ and hands them back.
 from __future__ import annotations
 
 import copy
+import errno
 import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -68,9 +74,47 @@ def full(tensor: Tensor) -> Tensor:
 
 def sharded_as(pattern: Tensor, tensor: Tensor) -> Tensor:
     """This process's part of a full tensor, where `pattern` is in shards."""
-    if not isinstance(pattern, DTensor):
+    if not isinstance(pattern, DTensor) or isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements)
+
+
+def are_sharded(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether each process holds only its part of them."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors.values())
+
+
+def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes safetensors into a folder, each process the shards that it holds; all take part.
+
+    Raises OSError in all of them where one cannot write.
+    """
+    writer = checkpoint.HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
+    try:
+        checkpoint.save(dict(tensors), storage_writer=writer)
+    except CheckpointException as error:
+        raise OSError(errno.EIO, f"cannot write {folder}: {error}") from error
+
+
+def saved_shapes(folder: Path) -> dict[str, torch.Size]:
+    """Names and full shapes of the tensors that `save_shards` wrote."""
+    saved = checkpoint.HuggingFaceStorageReader(path=str(folder)).read_metadata()
+    return {name: tensor.size for name, tensor in saved.state_dict_metadata.items()}  # type: ignore[union-attr]
+
+
+def load_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fills tensors, full or in shards of any number of processes, with those that `save_shards`
+    wrote under their names; all processes take part.
+
+    Raises ValueError in all of them where one cannot read.
+    """
+    reader = checkpoint.HuggingFaceStorageReader(path=str(folder))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # one process has no group, as it should
+            checkpoint.load(dict(tensors), storage_reader=reader)
+    except CheckpointException as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def is_fsdp() -> bool:
@@ -97,6 +141,8 @@ def check_launch(device: str) -> None:
             "trained weights are float32, in practice as in training: launch with mixed_precision "
             f'"no", not {os.environ["ACCELERATE_MIXED_PRECISION"]!r}'
         )
+    if is_fsdp() and not hasattr(checkpoint, "HuggingFaceStorageWriter"):
+        raise ValueError(f"checkpoints in shards need torch 2.9 or newer, not {torch.__version__}")
     if is_fsdp() and os.environ.get("FSDP_VERSION") != "2":
         raise ValueError("only version 2 of FSDP is supported: fsdp_config.fsdp_version: 2")
     if is_fsdp() and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):

@@ -1,4 +1,13 @@
-"""What a stage's time goes into, and the memory that it takes."""
+"""What a stage's time goes into, how much of the device that uses, and the memory that it takes.
+
+The share of the peak is that of the updates: N tokens in t seconds on p processes make
+
+    N (4 P + 2 P_trained) / (t p peak)
+
+of it, with P weights, of which P_trained are trained: 2 per weight and token in the forward pass,
+2 for the gradient of what comes in, 2 for that of a trained weight. Attention's own products, and
+what gradient checkpointing computes again, are not counted.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+
+PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+"""FLOP/s of dense bfloat16 products, by a part of the GPU's name (vendors' data sheets)."""
 
 
 class Times:
@@ -47,12 +60,29 @@ class Times:
             self._open[-1] = kind, time.perf_counter()
 
 
-def of_stage(times: Times, tokens: int) -> dict[str, float]:
+def peak_flops(device: torch.device) -> float:
+    """FLOP/s of a GPU whose data sheet is known; 0 of anything else."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for part, peak in PEAK.items() if part in name), 0.0)
+
+
+def flops_per_token(model: nn.Module) -> int:
+    """Of an update, for each token that it reads."""
+    return sum(p.numel() * (6 if p.requires_grad else 4) for p in model.parameters())
+
+
+def of_stage(times: Times, tokens: int, flops: float = 0.0, peak: float = 0.0) -> dict[str, float]:
     """What a stage that has trained on so many tokens reports: seconds by kind of work, tokens per
-    second of its updates, on a GPU its peak memory in GB. Both counts then start anew."""
+    second of its updates, on a GPU its peak memory in GB. Both counts then start anew.
+
+    `flops` are those of a token, `peak` what all processes could do in a second; where that is
+    known (above 0), the share of it that the updates reached is reported too.
+    """
     report = times.take()
-    if report.get("seconds_updates"):
-        report["tokens_per_second"] = round(tokens / report["seconds_updates"], 1)
+    if seconds := report.get("seconds_updates"):
+        report["tokens_per_second"] = round(tokens / seconds, 1)
+        if peak:
+            report["share_of_peak"] = round(tokens * flops / seconds / peak, 4)
     if torch.cuda.is_available():
         report["peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
         torch.cuda.reset_peak_memory_stats()

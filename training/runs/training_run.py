@@ -268,13 +268,19 @@ class TrainingRun:
             used = budget.of_stage(self.directory, name, stage.figures)
             seconds = round(time.monotonic() - started, 1)
             self.state.budget[name] = asdict(replace(used, seconds=seconds))
-            self.state.times[name] = times.of_stage(self.times, used.tokens)
+            flops = times.flops_per_token(self.policy.model)
+            self.state.times[name] = times.of_stage(self.times, used.tokens, flops, self._peak())
             self.directory.metrics.track(name, used.updates, self.state.times[name])
             with interrupts.held():
                 self._keep(stage)
         self._last = name
         if self.config.evaluation.every_iteration:
             self.score(name)
+
+    def _peak(self) -> float:
+        """FLOP/s of all processes' devices; 0 where they are not known."""
+        own = self.config.peak_tflops * 1e12 or times.peak_flops(self.policy.device)
+        return own * processes.count()
 
     def _keep(self, stage: Stage) -> None:
         self._stale = False  # the policy in memory is the newest
@@ -283,8 +289,15 @@ class TrainingRun:
         self.state.done.append(stage.name)
         self.state.figures[stage.name] = stage.figures
         self._save_state()  # before the policy that it started from is deleted
-        if self.directory.main and self._last and not self.config.keep_policies:
-            shutil.rmtree(self.directory.policy(self._last), ignore_errors=True)
+        if not self.config.keep_policies:
+            # The one before may have drawn the practice of the iteration to come.
+            self._drop_policy(2 + self.config.reflection.off_policy_iterations)
+
+    def _drop_policy(self, number: int) -> None:
+        """Deletes the policy of the stage that is the number-th from the last."""
+        if self.directory.main and len(self.state.done) >= number:
+            path = self.directory.policy(self.state.done[-number])
+            shutil.rmtree(path, ignore_errors=True)
 
     def budget(self) -> dict[str, float] | None:
         """What all stages have used; None where an older version has made one of them."""
@@ -359,6 +372,8 @@ class TrainingRun:
         self._refresh()
         if self.directory.main:
             write_atomically(final, self.policy.save)
+        if not self.config.keep_policies:
+            self._drop_policy(2)
         if not self.config.evaluation.every_iteration:
             self.score(self.state.done[-1])
         for agent in self.config.evaluation.agents:

@@ -21,8 +21,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from stepagent.files import parse_json
 from stepagent.training.config import PreferenceConfig, SftConfig
 from stepagent.training.policy import Policy
-from stepagent.training.runs import processes, sharding
-from stepagent.training.runs.checkpoints import load_moments, save_moments
+from stepagent.training.runs import processes, sharding, trl_checkpoints
+from stepagent.training.runs.checkpoints import in_shards, load_moments, save_moments
 from stepagent.training.runs.directory import MOMENTS
 from stepagent.training.runs.interrupts import CheckpointClock, checkpoint_clock
 from stepagent.training.runs.optimise import TrainingDiverged
@@ -123,6 +123,7 @@ def train(
     callbacks = [callback, _Moments(stage)] if keep_optimiser else [callback]
     trainer = make_trainer(model=twin.model, processing_class=policy.tokenizer, callbacks=callbacks)
     done, checkpoint = _newest(stage.checkpoint)
+    trl_checkpoints.adapt(trainer, policy, checkpoint)
     stage.resume_at(done)
     trainer.remove_callback(PrinterCallback)
     twin.model.train()
@@ -198,12 +199,15 @@ def _newest(folder: Path) -> tuple[int, Path | None]:
 def _check_files(checkpoint: Path) -> None:
     """Raises ValueError, OSError or SafetensorError where weights or states are missing or cut.
 
-    FSDP and DeepSpeed have other names, or folders, whose contents are left to them.
+    DeepSpeed has folders, whose contents are left to it.
     """
-    for part in ("*model*", "optimizer*", "scheduler.pt"):
+    weights, moments = (
+        ("trained", "optimiser") if in_shards(checkpoint) else ("*model*", "optimizer*")
+    )
+    for part in (weights, moments, "scheduler.pt"):
         if not any(checkpoint.glob(part)) and not any(checkpoint.glob("global_step*")):
             raise ValueError(f"{part.strip('*')} is missing")
-    for path in checkpoint.glob("*.safetensors"):
+    for path in checkpoint.rglob("*.safetensors"):
         with safe_open(path, "pt"):
             pass
     for path in (*checkpoint.glob("*.pt"), *checkpoint.glob("*.bin")):

@@ -29,6 +29,9 @@ class Job:
 class Sampler(ABC):
     """Draws replies of the policy that was published last."""
 
+    is_remote = False
+    """Whether replies are drawn elsewhere, so that the trainer can do other work meanwhile."""
+
     @abstractmethod
     def publish(self, policy: Policy) -> str:
         """From now on replies are those of this policy, as it is now; the name of that version.

@@ -55,6 +55,8 @@ class VllmSampler(Sampler):
     report: called with a line about each engine that goes out or comes back.
     """
 
+    is_remote = True
+
     def __init__(
         self, config: SamplerConfig, output: str, states: States, report: Callable[[str], None]
     ):

@@ -117,7 +117,9 @@ class SubmititLauncher(Launcher):
                 f"submitit cannot write its jobs to {folder} ({error.strerror}): choose an output "
                 "that can be written, on a file system that all machines share"
             ) from error
-        limit: dict[str, Any] = {"slurm_max_num_timeout": _ENDLESS, "local_max_num_timeout": _ENDLESS}
+        limit: dict[str, Any] = dict.fromkeys(
+            ("slurm_max_num_timeout", "local_max_num_timeout"), _ENDLESS
+        )
         self._executor = submitit.AutoExecutor(folder=folder / "%j", **limit)
         self.where = "jobs of Slurm"
         if self._executor.cluster == "local":

@@ -43,7 +43,7 @@ ACCELERATE = Path(run.__file__).with_name("configs") / "accelerate"
 
 
 def _command(count, kind):
-    """What starts `count` processes, as a user would."""
+    """What starts `count` processes, as a user would; one is started without accelerate."""
     if count == 1:
         return [sys.executable]
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -57,12 +57,13 @@ def _launch(config, count=1, kind="ddp", die_at=None):
     """Runs the configuration, or until it dies; returns what it printed."""
     path = Path(config.output).with_suffix(".yaml")
     path.write_text(command_line.dump(config))
-    module = "tests.training.runs.fsdp_on_cpu" if kind == "fsdp" else "training.run"
+    own = kind == "fsdp" or die_at
+    module = "tests.training.runs.fsdp_on_cpu" if own else "training.run"
     command = [*_command(count, kind), "-m", module, "--config", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"DIE_AT": die_at} if die_at else {})
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if die_at:
-        assert "exitcode  : 9" in done.stderr, done.stderr[-4000:]
+        assert done.returncode == 9 or "exitcode  : 9" in done.stderr, done.stderr[-4000:]
     else:
         assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
@@ -227,3 +228,32 @@ def test_shards_resume_after_a_kill(config, tmp_path):
     out = _launch(fsdp, 2, "fsdp")
     assert out.split("logs ")[1].startswith("iteration-1:2")
     _equal(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("kind", "counts"), [("fsdp", (2, 1, 2)), ("fsdp", (1, 2, 1)), ("ddp", (2, 1, 2))]
+)
+def test_another_number_of_processes_goes_on(kind, counts, config, tmp_path):
+    """Killed in SFT, which TRL trains, and in the iteration, and each time resumed by as many."""
+    config = _settings(config, "implicit")
+    config.sft.epochs, config.reflection.epochs = 5, 2
+    # AdamW's first step is the gradient's sign, which rounding turns where it is nearly 0.
+    config.reflection.learning_rate = 1e-5
+    _launch(replace(config, output=str(tmp_path / "one")))
+    config.checkpoint_seconds = 0.0
+    config = replace(config, output=str(tmp_path / "two"))
+    _launch(config, counts[0], kind, die_at="sft:3")
+    shards = list((tmp_path / "two/checkpoints/sft").glob("*/trained/*.safetensors"))
+    assert len(shards) == (2 if kind == "fsdp" and counts[0] == 2 else 0)
+    out = _launch(config, counts[1], kind, die_at="iteration-1:2")
+    assert out.split("logs ")[1].startswith("sft:3"), "SFT resumes from its checkpoint"
+    out = _launch(config, counts[2], kind)
+    assert out.split("logs ")[1].startswith("iteration-1:2")
+    one, two = (
+        [json.loads(x)["loss"] for x in (tmp_path / r / "metrics.jsonl").read_text().splitlines()]
+        for r in ("one", "two")
+    )
+    assert len(one) == 9
+    assert one == pytest.approx(two, abs=1e-5)

@@ -9,13 +9,16 @@ from pathlib import Path
 import accelerate.tracking
 import huggingface_hub
 import pytest
+import torch
 from accelerate.tracking import GeneralTracker
+from torch import nn
 
 from stepagent.errors import UsageError
 from stepagent.training import run
+from stepagent.training.policy import Policy
 from stepagent.training.runs import model_card
 from stepagent.training.runs.metrics import Metrics, check_trackers
-from stepagent.training.runs.times import Times, of_stage
+from stepagent.training.runs.times import Times, flops_per_token, of_stage, peak_flops
 
 
 class Recorder(GeneralTracker):
@@ -147,11 +150,39 @@ def test_times_do_not_overlap(monkeypatch):
     now[0] = 9.0
     with times.of("updates"):
         now[0] = 13.0
-    report = of_stage(times, tokens=100)
+    report = of_stage(times, tokens=100, flops=6e9, peak=1e12)
     assert {name: report[name] for name in list(report)[:3]} == {
         "seconds_practice": 3.0,
         "seconds_waiting": 3.0,
         "seconds_updates": 4.0,
     }
     assert report["tokens_per_second"] == 25.0
+    assert report["share_of_peak"] == 0.15  # 100 · 6 GFLOP in 4 s, of 1 TFLOP/s
     assert times.take() == {}
+
+
+def test_a_trained_weight_costs_six_a_frozen_one_four():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1, bias=False))
+    assert flops_per_token(model) == 6 * 10
+    model[0].requires_grad_(False)
+    assert flops_per_token(model) == 4 * 8 + 6 * 2
+
+
+def test_the_peak_of_a_cpu_is_what_the_configuration_says(config):
+    assert peak_flops(torch.device("cpu")) == 0
+    config.reflection.iterations = 0
+    first = run.run(config)["times"]["sft"]
+    assert "share_of_peak" not in first
+    config.output += "-again"
+    config.peak_tflops = 0.001
+    times = run.run(config)["times"]["sft"]
+    policy = Policy.load(config.policy, Path(config.output) / "final")
+    expected = times["tokens_per_second"] * flops_per_token(policy.model) / 1e9
+    assert times["share_of_peak"] == pytest.approx(expected, rel=0.01)
+
+
+def test_the_peak_goes_by_the_name_of_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert peak_flops(torch.device("cuda")) == 989e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Another")
+    assert peak_flops(torch.device("cuda")) == 0
