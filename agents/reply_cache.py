@@ -14,7 +14,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +98,9 @@ class ReplyCache:
             return None
         if row is None:
             return None
-        *values, ids, prompt_ids = row
         try:
-            return Completion(*values, ids=_read_ids(ids), prompt_ids=_read_ids(prompt_ids))
+            plain = Completion(*row[:6])
+            return replace(plain, ids=_read_ids(row[6]), prompt_ids=_read_ids(row[7]))
         except ValueError as error:
             self._warn(error)
             return None

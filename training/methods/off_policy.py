@@ -19,7 +19,7 @@ draw: its weights stay 1.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -92,7 +92,7 @@ def reweighted(row: Sequence[Practice], ratios: Sequence[Tensor], limit: float) 
         [n * min(limit, float(ratio)) for n, ratio in zip(item.agent, own, strict=True)]
         for item, own in zip(row, ratios, strict=True)
     ]
-    totals: Counter[int] = Counter()
+    totals: defaultdict[int, float] = defaultdict(float)
     for item, weights in zip(row, agent, strict=True):
         for step, weight in zip(item.tree.action_steps, weights, strict=True):
             totals[item.first_step + step] += weight
