@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stepagent import command_line
 from stepagent.agents import nano
@@ -15,7 +16,7 @@ from stepagent.eval import agreement
 from stepagent.eval.agreement import TrajectoryAgreement
 from stepagent.eval.paired import holm
 from stepagent.training.runs.budget import Budget
-from stepagent.training.sweep import command, execution, planning, report, tables
+from stepagent.training.sweep import command, execution, job, launchers, planning, report, tables
 from stepagent.training.sweep.planning import Sweep, SweepRun
 from tests.training.sweep.test_sweep import _read, _sweep, report_console
 
@@ -124,13 +125,11 @@ def test_missing_and_failed_runs_are_named_and_gains_take_common_seeds(sweep):
 
 def test_a_run_that_fails_leaves_its_last_line_and_none_when_it_succeeds(sweep, monkeypatch):
     run = planning.all_runs(sweep)[0]
-    config = execution.configuration(run, Path(sweep.output))
-    arguments = (run, config, sweep, report_console(), execution.RunningProcesses())
-    monkeypatch.setattr(execution.sys, "executable", "/bin/false")
-    assert not execution.execute(*arguments)
+    monkeypatch.setattr(job.sys, "executable", "/bin/false")
+    assert run.name in execution.run_all(sweep, report_console())
     assert report.read(run, Path(sweep.output)).missing == "failed: no output"
-    monkeypatch.setattr(execution.sys, "executable", "/bin/true")
-    assert execution.execute(*arguments)
+    monkeypatch.setattr(job.sys, "executable", "/bin/true")
+    assert execution.run_all(sweep, report_console()) == []
     assert report.read(run, Path(sweep.output)).missing == "not started"
 
 
@@ -254,14 +253,16 @@ def test_a_matched_row_runs_after_the_row_that_it_matches(matched):
 def test_a_matched_row_trains_on_as_many_tokens(matched, monkeypatch):
     seen = {}
 
-    def execute(run, config, sweep, *_):
-        seen[run.method] = config.sft.tokens
+    def perform(todo, track):
+        run = next(run for run in planning.all_runs(matched) if run.name == todo.name)
+        options = yaml.safe_load(Path(todo.config).read_text())
+        seen[run.method] = options["sft"].get("tokens", 0)
         if run.method != "implicit" or "failed" not in seen:
-            _finish(sweep, run, {"a": 1.0}, budget=Budget(tokens=4321))
-            return True
-        return False
+            _finish(matched, run, {"a": 1.0}, budget=Budget(tokens=4321))
+            return job.Outcome("done")
+        return job.Outcome("failed", message="no")
 
-    monkeypatch.setattr(execution, "execute", execute)
+    monkeypatch.setattr(launchers, "perform", perform)
     assert execution.run_all(matched, report_console()) == []
     assert seen == {"sft": 0, "implicit": 0, "sft-matched-implicit": 4321}
     matched.output += "-2"
