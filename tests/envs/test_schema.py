@@ -82,7 +82,9 @@ def test_schema_and_reader_agree_on_every_field(name):
 def test_schema_and_reader_agree_on_every_field_of_a_step(name):
     rules = json.loads(schema.FILE.read_text(encoding="utf-8"))
     step = ONE["steps"][0]
-    steps = [{**step, name: value} for value in WRONG]
+    # JSON Schema cannot say that the first step shares no token with one before it.
+    wrong = [value for value in WRONG if (name, value) != ("prompt_tokens", [3])]
+    steps = [{**step, name: value} for value in wrong]
     steps.append({key: value for key, value in step.items() if key != name})
     for changed in (*steps, {**step, "more": 1}):
         line = json.loads(json.dumps({**ONE, "steps": [changed]}))

@@ -218,9 +218,11 @@ def test_the_next_server_with_a_place_is_taken(second):
 
 
 def test_wrong_urls_are_named():
-    for url in ("localhost:8000", "ftp://x", "", 7):
+    for url in ("localhost:8000", "ftp://x", ""):
         with pytest.raises(ValueError, match="http://"):
             envs.make(GUESS, url=[url])
+    with pytest.raises(ValueError, match=r"url is \[7\]: its type must be"):
+        envs.make(GUESS, url=[7])
     with pytest.raises(ServerGone, match="stepagent serve"):
         envs.make(GUESS, url="http://127.0.0.1:9", patience=0)
 

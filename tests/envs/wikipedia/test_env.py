@@ -286,8 +286,11 @@ def test_wrong_arguments_say_what_is_there(tmp_path):
     for sentences in (-1, "five"):
         with pytest.raises(ValueError, match="sentences"):
             make(sentences=sentences)
-    for sizes in ([1, 2], (0, 1, 1), 5, ("a", "b", "c")):
+    for sizes in ([1, 2], (0, 1, 1)):
         with pytest.raises(ValueError, match="three numbers"):
+            make(sizes=sizes)
+    for sizes in (5, ("a", "b", "c")):
+        with pytest.raises(ValueError, match=r"sizes is .*: its type must be"):
             make(sizes=sizes)
     with pytest.raises(SourceError, match="no folder or file"):
         make(data=str(tmp_path / "nowhere"))
