@@ -35,7 +35,7 @@ WORDING = "tests/agents/test_transformers.py::test_other_kinds_of_models_go_the_
 
 def run(*command: object, cwd: Path) -> str:
     done = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-8000:]
     return done.stdout
 
 
