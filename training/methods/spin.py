@@ -30,11 +30,11 @@ def learn(run: TrainingRun) -> None:
         with run.stage(f"iteration-{iteration}") as stage:
             if stage.done:
                 continue
-            episodes = rollouts.play(run, stage, rollouts.tasks(run))
+            tasks = rollouts.tasks(run)
+            episodes = rollouts.play(run, stage, tasks)
             pairs, stage.figures = against_expert(run, episodes)
             if iteration > 1:
-                earlier = f"iteration-{iteration - 1}"
-                before = rollouts.recorded(run, earlier, rollouts.tasks(run))
+                before = rollouts.recorded(run, f"iteration-{iteration - 1}", tasks)
                 pairs = against_expert(run, before)[0] + pairs
             settings = replace(of_iteration(config, iteration), beta=config.beta)
             stage.figures |= learn_pairs(stage, run.policy, pairs, settings)

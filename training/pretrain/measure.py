@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stepagent.agents.chat import ChatCodec
 from stepagent.training.pretrain.corpus import documents
-from stepagent.training.pretrain.tokens import encode
+from stepagent.training.pretrain.tokens import encode, random_tokens
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def copying_accuracy(
     rng = np.random.default_rng([seed, 11])
     vocabulary, accuracies = model.config.vocab_size, {}
     for length in lengths:
-        rows = torch.from_numpy(rng.integers(vocabulary // 8, vocabulary, size=(16, length)))
+        rows = random_tokens(rng, vocabulary, (16, length))
         logits = model(input_ids=torch.cat([rows, rows], 1)[:, :-1]).logits
         accuracies[length] = float((logits[:, length:].argmax(-1) == rows[:, 1:]).float().mean())
     return accuracies

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from stepagent.errors import check_range
+from stepagent.training.pretrain.tokens import random_tokens
 from stepagent.training.runs.checkpoints import Position, load_training_state, save_training_state
 from stepagent.training.runs.interrupts import checkpoint_clock
 
@@ -183,7 +184,7 @@ def _end_with_copies(ids: Tensor, config: Optimiser, update: int, vocabulary: in
     rng = np.random.default_rng([config.seed, 13, update])
     for sequence, mask in zip(ids, learned, strict=True):
         length = int(rng.integers(1, config.copying + 1))
-        row = torch.from_numpy(rng.integers(vocabulary // 8, vocabulary, size=length))  # few bytes
+        row = random_tokens(rng, vocabulary, length)
         sequence[-2 * length :] = row.repeat(2)
         mask[-2 * length :][: length + 1] = False
     return learned

