@@ -403,7 +403,7 @@ def test_a_context_that_is_too_short_is_reported_at_once(llama: Any, tokenizer: 
 def test_other_kinds_of_models_use_naive_generation(tokenizer: Any):
     model = make_model("mamba", len(tokenizer))
     agent = agent_for(model, tokenizer)
-    assert "linear_attention" in agent.why_uncached
+    assert "layers other than attention" in agent.why_uncached
     turns = [turn("a", say("Look."))]
     assert agent.act(turns) == agent.act(turns)
     hot = agent_for(model, tokenizer, temperature=1.0)
