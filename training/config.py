@@ -90,9 +90,11 @@ class ReflectionConfig(IterationConfig):
     """Of the practice. 0 practises the greedy action only (then K is 1)."""
     top_p: float = 1.0
     """Nucleus sampling in practice: 1 samples from the policy as it is."""
-    states: Literal["expert", "own", "both"] = "expert"
+    states: Literal["expert", "own", "both", "successes"] = "expert"
     """Where the agent practises: in the `expert`'s states, as in the paper; in those that it
-    reaches in episodes of its `own`, in which the environment's expert is asked; or in `both`."""
+    reaches in episodes of its `own`, in which the environment's expert is asked; in `both`; or,
+    without asking, in the expert's and in those of its own `successes` on `rollouts.unlabelled`
+    tasks, the shortest of `rollouts.samples` episodes each, as if they were the expert's."""
     own_share: float = 0.5
     """`states: both`: share of an iteration's tasks on which it practises in states of its own."""
     expert_acts: float = 0.5

@@ -8,6 +8,10 @@ environment's expert is asked in each state. What comes of it is a trajectory of
 the expert's replies beside it (`Encoded.experts`): a sample like any other, in whose states the
 agent can practise.
 
+Without asking anybody, the agent's own successes on tasks that have no trajectory of the expert's
+can stand in for one (`reflection.states: successes`): what it did there counts as the expert's
+action, and it practises in those states beside the expert's.
+
 An episode's states end where the expert says that the state is lost, where it takes longer than
 `reflection.expert_seconds`, where the episode cannot be replayed, or where a step tree would become
 too long. Each is counted.
@@ -48,6 +52,8 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     allowed = config.labels or None
     if config.states == "expert":
         return within_budget(samples, allowed, stage.seed)
+    if config.states == "successes":
+        return within_budget(samples, allowed, stage.seed) + shortest_successes(run, stage)
     if not expert_anywhere(run):
         stage.note(
             f"the expert of {run.config.env} plans from the reset only: practising in its states"
@@ -65,6 +71,14 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     of_rest = None if allowed is None else allowed - (of_own or 0)
     own_tasks = [tasks[i] for i in sorted(own)]
     return within_budget(rest, of_rest, stage.seed) + own_samples(run, stage, own_tasks, of_own)
+
+
+def shortest_successes(run: TrainingRun, stage: Stage) -> list[Sample]:
+    """The policy's shortest success on each task that has no trajectory of the expert's, where it
+    has one (the first of equal length). Figures go to the stage."""
+    unlabelled = [task for task in rollouts.tasks(run) if not task.expert]
+    rows = rollouts.successes(run, stage, unlabelled)
+    return [min(row, key=lambda sample: len(sample.encoded.replies)) for row in rows if row]
 
 
 def within_budget(

@@ -212,6 +212,28 @@ def encode(
     return samples, len(trajectories) - len(samples)
 
 
+def successes(run: TrainingRun, stage: Stage, tasks: Sequence[Task]) -> list[list[Sample]]:
+    """`samples[i]`: the episodes played on the i-th task that scored at least `expert.min_reward`,
+    one for each sequence of actions and none that repeats the expert's; with
+    `rollouts.sound_only` without those that are right by luck. Figures go to the stage."""
+    config, new, counts = run.config, [], dict.fromkeys(("episodes", "successes", "lucky"), 0.0)
+    for task, trajectories in zip(tasks, play(run, stage, tasks), strict=True):
+        usable, _ = encode(run, trajectories)
+        good = [s for s in usable if is_success(s.trajectory, config.expert.min_reward)]
+        sound = [s for s in good if is_sound(s.trajectory)]
+        new.append(distinct(sound if config.rollouts.sound_only else good, task.expert))
+        counts["episodes"] += len(trajectories)
+        counts["successes"] += len(good)
+        counts["lucky"] += len(good) - len(sound)
+    figures = {**counts, "kept": float(sum(map(len, new)))}
+    stage.figures |= figures
+    stage.note(
+        "{episodes:.0f} episodes, {successes:.0f} successes ({lucky:.0f} by luck), "
+        "{kept:.0f} kept".format(**figures)
+    )
+    return new
+
+
 def is_success(trajectory: Trajectory, min_reward: float) -> bool:
     return trajectory.reward >= min_reward - 1e-9
 

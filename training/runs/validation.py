@@ -44,6 +44,11 @@ def check_options(config: Config) -> None:
             f"inverse.judge {config.inverse.judge!r} plays actions behind the expert's steps: it "
             f"needs reflection.states 'expert', not {reflection.states!r}"
         )
+    if reflection.states == "successes" and not config.rollouts.unlabelled:
+        raise ValueError(
+            "reflection.states 'successes' are the agent's own on tasks without a trajectory of "
+            "the expert's: set rollouts.unlabelled to how many of them to play"
+        )
     _shares("reflection", reflection, "own_share", "expert_acts", "expert_decay")
     _above("reflection", reflection, own_share=0, expert_seconds=0)
     _above("reflection", reflection, beta=0)
