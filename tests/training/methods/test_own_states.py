@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -259,3 +260,58 @@ def test_shares_are_checked_before_training():
             setattr(config.reflection, name, value)
         with pytest.raises(ValueError, match=next(iter(change))):
             check_options(config)
+
+
+def to_the_goal(task, step):
+    """An episode that adds so much at a time, and the rest in the end."""
+    env = envs.make(toy_env.ID, size=6)
+    env.reset(seed=0, options={"task_id": task})
+    times, rest = divmod(int(task.split("/")[1]) - env.start, step)
+    actions = [f"add {step}"] * times + [f"add {rest}"] * bool(rest)
+    return replace(episode(actions, task, size=6)[1], reward=1.0, success=True)
+
+
+@pytest.mark.parametrize("method", ["implicit", "inverse"])
+def test_its_successes_stand_in_for_the_experts_trajectories(config, method, monkeypatch):
+    config.method, config.reflection.states = method, "successes"
+    config.expert.limit, config.rollouts.unlabelled = 3, 3
+    config.inverse.discriminator.max_accuracy = 1.1
+    config.inverse.discriminator.chance_margin = -1.0
+    config.ppo.baseline = "group"
+    seen = []
+
+    def play(run, stage, tasks):
+        """One at a time, three at a time, and a failure; on the last task failures alone."""
+        names = [task.task_id for task in tasks]
+        seen.append(names)
+        failure = [episode(["add 1"], name, size=6)[1] for name in names]
+        good = [[to_the_goal(name, 1), to_the_goal(name, 3)] for name in names[:-1]]
+        return [[*row, bad] for row, bad in zip([*good, []], failure, strict=True)]
+
+    monkeypatch.setattr(rollouts, "play", play)
+    run = started(config)
+    with run.stage("iteration-1", 1000) as stage:
+        samples = own_states.practice_samples(run, stage)
+        assert stage.figures["successes"] == 4
+        assert stage.figures["kept"] == 4
+    labelled = {s.trajectory.task_id for s in run.samples}
+    assert len(labelled) == 3
+    assert samples[:3] == run.samples
+    assert not labelled & set(seen[0])
+    assert [s.trajectory.task_id for s in samples[3:]] == seen[0][:-1]
+    assert [s.trajectory for s in samples[3:]] == [to_the_goal(t, 3) for t in seen[0][:-1]]
+
+    config.output += "-run"
+    runs.run(config)
+    figures = json.loads((Path(config.output) / "summary.json").read_text())["figures"]
+    states = sum(len(s.encoded.replies) for s in samples)
+    assert figures["iteration-1"]["practised"] == states * config.reflection.practice
+    assert "loss" in figures["iteration-1"]
+
+
+def test_successes_need_tasks_without_an_expert_trajectory(config):
+    config.reflection.states = "successes"
+    with pytest.raises(ValueError, match=r"set rollouts\.unlabelled"):
+        check_options(config)
+    config.rollouts.unlabelled = 3
+    check_options(config)
