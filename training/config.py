@@ -446,7 +446,7 @@ class EvaluationConfig:
     matched_sft: bool = False
     """Also score the control `sft-matched`: SFT alone on as many tokens as the entire run was
     trained on, which is trained for it in the folder of that name. Without it a gain may be that of
-    more training."""
+    more training. Nothing for `sft` itself."""
     every_iteration: bool = True
     """Score after SFT and after every iteration, not only at the end."""
     workers: int = 16

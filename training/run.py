@@ -41,7 +41,7 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     try:
         training_run.check_space(method.policies_on_disk(config))
         method.learn(training_run)
-        if config.evaluation.matched_sft:
+        if config.evaluation.matched_sft and config.method != "sft":
             _train_matched_sft(training_run)
         return training_run.finish()
     finally:
@@ -94,7 +94,7 @@ def check(config: Config) -> None:
             "not practise ahead"
         )
     method.check(config)
-    if config.evaluation.matched_sft and (config.method == "sft" or not config.sft.epochs):
+    if config.evaluation.matched_sft and not config.sft.epochs:
         raise ValueError(
             "evaluation.matched_sft is for methods that go on from SFT (sft.epochs at least 1)"
         )

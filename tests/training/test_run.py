@@ -86,9 +86,10 @@ def test_a_run_shows_sft_on_as_many_tokens_beside_its_iterations(config, capsys)
     assert control["scores"]["sft"] == summary["scores"]["sft-matched"]
     assert "SFT, as many tokens" in capsys.readouterr().out
     assert run.run(config)["scores"] == summary["scores"]  # nothing is trained again
-    config.method = "sft"
     with pytest.raises(ValueError, match="matched_sft is for methods that go on from SFT"):
-        run.run(config)
+        run.run(replace(config, sft=replace(config.sft, epochs=0)))
+    config.method, config.output = "sft", config.output + "-sft"  # its own control
+    assert list(run.run(config)["scores"]) == ["sft", "expert"]
 
 
 def test_thoughts_in_varied_words(config, monkeypatch, tmp_path):
