@@ -12,8 +12,9 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, overload
 
 import filelock
 
@@ -56,6 +57,10 @@ class NotAFile(UserError):
         super().__init__(f"{path} is a pipe, a socket or a device: a file is expected")
 
 
+@overload
+def open_file(path: str | Path, mode: Literal["rb"]) -> BufferedReader: ...
+@overload
+def open_file(path: str | Path, mode: str = "r", errors: str | None = None) -> IO[Any]: ...
 def open_file(path: str | Path, mode: str = "r", errors: str | None = None) -> IO[Any]:
     """Opens as `open` does, text as UTF-8, but regular files only: reading a pipe waits until
     somebody writes to it, and a device may have no end.
@@ -89,7 +94,7 @@ def read_text(path: str | Path, errors: str | None = None) -> str:
 def read_bytes(path: str | Path) -> bytes:
     """The contents of a file. Raises like `open_file`."""
     with open_file(path, "rb") as file:
-        return bytes(file.read())
+        return file.read()
 
 
 def is_file(path: Path) -> bool:
