@@ -11,11 +11,12 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 
+from stepagent.envs.arguments import texts_of
 from stepagent.errors import UsageError
 from stepagent.eval.load_runs import EvaluationRun
 
@@ -58,7 +59,7 @@ def safe_arguments(
     """
     safe = {name: value for name, value in recorded.items() if name not in _OF_A_SERVER}
     for name in safe.keys() - env_args.keys():
-        texts = list(_texts(safe[name]))
+        texts = list(texts_of(safe[name]))
         named = "code" if any(map(_NAMES_CODE.fullmatch, texts)) else ""
         named = "an address" if any("://" in text for text in texts) else named
         if named:
@@ -89,15 +90,3 @@ def recorded_arguments(fingerprint: Mapping[str, str], source: str) -> dict[str,
     if not isinstance(recorded, dict):
         raise UsageError(f"{source}: its fingerprint's arguments are not a JSON object")
     return recorded
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts of a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from (key, *_texts(item))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
