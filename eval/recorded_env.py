@@ -21,8 +21,9 @@ from stepagent.errors import UsageError
 from stepagent.eval.load_runs import EvaluationRun
 
 _OF_A_SERVER = ("url", "token")
-_NAMES_CODE = re.compile(r"[^\W\d]\w*(\.\w+)*:[^\W\d][\w.]*")
-"""`module:name`, as arguments name classes and functions."""
+_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
+_ADDRESS = re.compile(r"://|^[\\/]{2}")
+"""A URL, or a folder that another machine shares: opening one sends it the user's name."""
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -60,8 +61,9 @@ def safe_arguments(
     safe = {name: value for name, value in recorded.items() if name not in _OF_A_SERVER}
     for name in safe.keys() - env_args.keys():
         texts = list(texts_of(safe[name]))
-        named = "code" if any(map(_NAMES_CODE.fullmatch, texts)) else ""
-        named = "an address" if any("://" in text for text in texts) else named
+        # Arguments name classes and functions as `module:name`. What is between may be any file.
+        named = "code" if any(":" in _DRIVE.sub("", text) for text in texts) else ""
+        named = "an address" if any(map(_ADDRESS.search, texts)) else named
         if named:
             raise UsageError(
                 f"{source}: its argument {name} = {safe[name]!r} names {named}, which a file may "
