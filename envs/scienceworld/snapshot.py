@@ -17,7 +17,15 @@ from pathlib import Path
 
 from stepagent.envs.core import checksum
 from stepagent.envs.scienceworld import classfile, patches, taskmaker
-from stepagent.files import Lock, cache_folder, read_bytes, read_text, write_atomically, write_text
+from stepagent.files import (
+    Lock,
+    NotAFile,
+    cache_folder,
+    read_bytes,
+    read_text,
+    write_atomically,
+    write_text,
+)
 
 _SOURCES = (
     Path(classfile.__file__),
@@ -87,7 +95,7 @@ class StartFiles:
         """Whether a file is there, and is what was written."""
         try:
             return bool(json.loads(read_text(file.with_suffix(".json"))) == _measure(file))
-        except (OSError, ValueError):
+        except (OSError, ValueError, NotAFile):
             return False
 
 
