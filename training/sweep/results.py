@@ -11,7 +11,7 @@ from stepagent.eval import agreement
 from stepagent.eval.agreement import TrajectoryAgreement
 from stepagent.eval.summary import score
 from stepagent.files import is_file, parse_json, read_text
-from stepagent.training.sweep.planning import SweepRun
+from stepagent.training.sweep.planning import SweepError, SweepRun
 
 FAILED = ".failed"
 """Suffix of a file beside the logs: the last line of a run that failed."""
@@ -76,7 +76,15 @@ def read(run: SweepRun, output: Path) -> Result:
     path = folder / "summary.json"
     if not is_file(path):
         return Result(run, {}, (), 0.0, missing=_why_missing(run, output))
-    summary = parse_json(read_text(path))
+    try:
+        return _of_summary(run, folder, parse_json(read_text(path)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SweepError(
+            f"{path} is damaged ({error!r}): delete it, and the sweep takes the run up again"
+        ) from None
+
+
+def _of_summary(run: SweepRun, folder: Path, summary: dict[str, Any]) -> Result:
     return Result(
         run,
         scores={name: 100 * row["reward_mean"] for name, row in summary["scores"].items()},
