@@ -579,11 +579,12 @@ def test_the_command_line_takes_the_name_of_a_variant(config):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("some_succeed")
+@pytest.mark.parametrize("after", ["updates", "files"])
 @pytest.mark.parametrize("method", ["inverse", "grpo"])
 def test_a_run_stopped_in_any_stage_and_epoch_ends_with_the_same_weights(
-    config, tmp_path, monkeypatch, method
+    config, tmp_path, monkeypatch, method, after
 ):
-    """Stopped after the first, a middle and the last update of every stage, and after some of the
+    """Stopped after the first, a middle and the last update of every stage, or after some of the
     files that it writes, a judge's among them."""
     config.method = method
     whole = replace(config, output=str(tmp_path / "whole"))
@@ -600,10 +601,11 @@ def test_a_run_stopped_in_any_stage_and_epoch_ends_with_the_same_weights(
     expected, updates = _weights(whole.output), dict[str, list[int]]()
     for line in _lines(whole.output):
         updates.setdefault(line["stage"], []).append(line["update"])
-    points = [(s, u) for s, n in updates.items() for u in (n[0], n[len(n) // 2], n[-1])]
-    step = max(1, len(written) // 8)
+    points: list[tuple[str, int] | int] = [*range(1, len(written), max(1, len(written) // 8))]
+    if after == "updates":
+        points = [(s, u) for s, n in updates.items() for u in {n[0], n[len(n) // 2], n[-1]}]
     faults = []
-    for number, point in enumerate(dict.fromkeys([*points, *range(1, len(written), step)])):
+    for number, point in enumerate(points):
         stopped, count = replace(config, output=str(tmp_path / str(number))), 0
 
         def stop_log(self, stage, update, point=point, **figures):
