@@ -63,7 +63,7 @@ def open_file(path: str | Path, mode: Literal["rb"]) -> BufferedReader: ...
 def open_file(path: str | Path, mode: str = "r", errors: str | None = None) -> IO[Any]: ...
 def open_file(path: str | Path, mode: str = "r", errors: str | None = None) -> IO[Any]:
     """Opens as `open` does, text as UTF-8, but regular files only: reading a pipe waits until
-    somebody writes to it, and a device may have no end.
+    somebody writes to it, and a device may have no end (one may be written to).
 
     Raises NotAFile, and OSError like `open`.
     """
@@ -80,6 +80,9 @@ def _open_regular(path: str, flags: int) -> int:
         raise
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISREG(kind) or stat.S_ISDIR(kind):  # `open` itself refuses folders
+        return descriptor
+    if stat.S_ISCHR(kind) and flags & os.O_WRONLY:  # a terminal, /dev/null
+        os.set_blocking(descriptor, True)
         return descriptor
     os.close(descriptor)
     raise NotAFile(path)

@@ -68,6 +68,13 @@ def test_no_mode_waits(tmp_path, mode):
         open_file(pipe(tmp_path / "x"), mode)
 
 
+def test_a_device_may_be_written_to():
+    with open_file("/dev/null", "a") as file:
+        file.write("x")
+    with pytest.raises(NotAFile):
+        open_file("/dev/null")
+
+
 def test_files_and_folders_are_opened_as_by_open(tmp_path):
     path = tmp_path / "x"
     with open_file(path, "a") as file:
