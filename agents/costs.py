@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from stepagent.agents.reply_cache import Completion
+from stepagent.files import read_text
 
 _KINDS = ("input", "cached", "output")
 _LITELLM = {
@@ -102,7 +103,7 @@ def price_of(model: str, prices: str | Path | Mapping[str, Any] | None) -> dict[
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         table = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read prices from {path}: {error}") from None

@@ -22,7 +22,7 @@ from typing import Any
 from stepagent import optional
 from stepagent.agents import nano
 from stepagent.errors import UsageError
-from stepagent.files import build_once, cache_folder, is_intact
+from stepagent.files import build_once, cache_folder, check_files, is_intact, read_text
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ def load_model(
     """
     name, dtype, target = str(name_or_path), pick_dtype(dtype, device), pick_device(device)
     adapter = Path(name)
+    check_files(adapter)
     if (adapter / "adapter_config.json").is_file():
         _require_safetensors(adapter)
         base = load_model(_base_of(adapter), dtype, device, **options)
@@ -148,7 +149,7 @@ def _apply_adapter(base: Any, adapter: Path, *, merge: bool, trainable: bool) ->
 def _base_of(adapter: Path) -> str:
     """The base that an adapter's file names: as it is, or relative to the adapter."""
     try:
-        base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+        base = json.loads(read_text(adapter / "adapter_config.json"))["base_model_name_or_path"]
     except (ValueError, KeyError) as error:
         raise ModelError(f"{adapter}/adapter_config.json cannot be read: {error}") from error
     if not base:
@@ -168,6 +169,7 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     name = str(name_or_path)
+    check_files(Path(name))
     if (Path(name) / "adapter_config.json").is_file() and not (
         Path(name) / "tokenizer_config.json"
     ).is_file():

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stepagent.files import check_files
+
 log = logging.getLogger(__name__)
 _WAIT = 30.0
 """Seconds to wait while another process is writing."""
@@ -59,6 +61,7 @@ class ReplyCache:
         self._lock, self._warned = threading.Lock(), False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            check_files(self.path)
             self.path.touch(mode=0o600)  # conversations may be private
             self._file = sqlite3.connect(
                 self.path, timeout=_WAIT, check_same_thread=False, isolation_level=None

@@ -103,3 +103,15 @@ def _subclasses(kind: type) -> Iterator[type]:
     for subclass in subclasses:
         yield subclass
         yield from _subclasses(subclass)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """All texts of a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from (key, *texts_of(item))
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts_of(item)

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from stepagent.errors import UsageError
+from stepagent.files import open_file
 
 EXPANSION = 300
 """A file may expand to this many times its size: real text reaches 20, an archive bomb 1,000."""
@@ -187,7 +188,7 @@ def members(path: Path, password: str | None = None) -> Iterator[Member]:
 
 def file_member(path: Path, name: str = "") -> Member:
     """A file on the disk, an archive or not, as one member."""
-    return Member(path, name or path.name, "", path.stat().st_size, lambda: path.open("rb"))
+    return Member(path, name or path.name, "", path.stat().st_size, lambda: open_file(path, "rb"))
 
 
 def _is_litter(name: str) -> bool:
@@ -197,7 +198,7 @@ def _is_litter(name: str) -> bool:
 
 def _of_file(path: Path, name: str, password: str | None) -> Iterator[Member]:
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path, "rb") as file:
         # Reading the beginning is enough: a cut file may still begin well.
         kind, stream = _unpacked(file, str(path), size)
         if kind == "tar":

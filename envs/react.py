@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from stepagent.envs.tools import CLOSE, OPEN, Tool, call_of, is_call
+from stepagent.files import read_text
 
 NO_ACTION = (
     "No action was found in your reply. Write one action on a line of its own, "
@@ -356,7 +357,7 @@ class Prompt:
 
         Raises ValueError if a section is missing or the example is out of order.
         """
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         sections = re.split(r"^# (Instruction|Example)[ \t]*$", text, flags=re.MULTILINE)
         by_heading = dict(zip(sections[1::2], sections[2::2], strict=True))
         if set(by_heading) != {"Instruction", "Example"}:

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from stepagent.envs import tables
 from stepagent.envs.containers import TABLES, file_member
+from stepagent.files import is_file
 
 CHUNK = 1 << 20
 MAX_RECORD = 32 << 20
@@ -46,7 +47,7 @@ def read_records(path: Path) -> Iterator[Record]:
     Raises FileNotFoundError, SourceError for a damaged or cut file and for one that has to be
     unpacked or fetched first, and ValueError that names the file where it holds no text at all.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"no file at {path.absolute()}")
     member = file_member(path)
     with member.opened() as (kind, file):

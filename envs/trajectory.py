@@ -20,7 +20,7 @@ from typing import Any
 from stepagent.envs import layouts, react
 from stepagent.envs.core import MAX_TEXT, clip, default_task_type
 from stepagent.envs.tools import BadCall, Tool, action_of, is_call
-from stepagent.files import write_atomically
+from stepagent.files import is_file, open_file, write_atomically
 
 VERSION = 1
 
@@ -279,7 +279,7 @@ def read(path: str | Path, bad: list[BadLine] | None = None) -> list[Trajectory]
     (`envs.layouts`), naming the layout and the command that converts it.
     """
     path, trajectories, broken = Path(path), [], []
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"no trajectory file at {path.absolute()}")
     if (layout := layouts.layout_of_file(path)) not in (None, "trajectories"):
         raise ValueError(layouts.not_ours(path, str(layout)))
@@ -303,7 +303,7 @@ def read(path: str | Path, bad: list[BadLine] | None = None) -> list[Trajectory]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as file:
+    with open_file(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             if number == 1:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -317,9 +317,9 @@ class Writer:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab")
+        self._file = open_file(self.path, "ab")
         if self.path.stat().st_size:
-            with self.path.open("rb") as file:
+            with open_file(self.path, "rb") as file:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     self._file.write(b"\n")

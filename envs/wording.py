@@ -24,6 +24,7 @@ import yaml
 from stepagent.envs.core import TextEnv, checksum
 from stepagent.envs.trajectory import Trajectory
 from stepagent.errors import UsageError
+from stepagent.files import read_text
 
 WORDINGS = "wordings.yaml"
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -138,7 +139,7 @@ def _form(file: Path, piece: str) -> Form | None:
 def forms(file: Path) -> tuple[Form, ...]:
     """All forms of a file, those with the longest text around their slots first. Raises UsageError
     for lists that are none, or whose forms have different slots."""
-    loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    loaded = yaml.safe_load(read_text(file))
     result = list(_checked(file, loaded))
     return tuple(sorted(result, key=lambda form: -len(_SLOT.sub("", form.text))))
 

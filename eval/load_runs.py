@@ -21,7 +21,7 @@ from stepagent.envs import trajectory as files
 from stepagent.envs.trajectory import BadLine, Trajectory
 from stepagent.eval.results import Identity, NoResults, ResultsError
 from stepagent.eval.summary import data_notes
-from stepagent.files import read_object
+from stepagent.files import check_files, is_file, read_object
 
 _MAX_BAD_LINES = 5
 """Bad lines of a file that are reported one by one."""
@@ -83,16 +83,18 @@ def results_files(path: Path, *, everything: bool = False) -> list[Path]:
     With `everything`, all that a folder holds, however deep: of `training.run`'s also the expert's
     episodes, not only the evaluations.
     """
-    if path.is_file():
+    if is_file(path):
         return [path]
     below = sorted(path.glob("**/results.jsonl"))
+    for file in below:
+        check_files(file)
     not_empty = [file for file in below if file.stat().st_size]  # a run may have just started
     if everything and not_empty:
         return not_empty
     if path / "results.jsonl" in below:
         return [path / "results.jsonl"]
     stages = sorted((f for f in below if f.parent.parent == path / "eval"), key=_stage_order)
-    if stages or (path / "metrics.jsonl").is_file():
+    if stages or is_file(path / "metrics.jsonl"):
         return stages
     if suite := [file for file in not_empty if path in file.parents[1:3]]:
         return suite

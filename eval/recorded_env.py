@@ -11,17 +11,19 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 
+from stepagent.envs.arguments import texts_of
 from stepagent.errors import UsageError
 from stepagent.eval.load_runs import EvaluationRun
 
 _OF_A_SERVER = ("url", "token")
-_NAMES_CODE = re.compile(r"[^\W\d]\w*(\.\w+)*:[^\W\d][\w.]*")
-"""`module:name`, as arguments name classes and functions."""
+_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
+_ADDRESS = re.compile(r"://|^[\\/]{2}")
+"""A URL, or a folder that another machine shares: opening one sends it the user's name."""
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -58,9 +60,10 @@ def safe_arguments(
     """
     safe = {name: value for name, value in recorded.items() if name not in _OF_A_SERVER}
     for name in safe.keys() - env_args.keys():
-        texts = list(_texts(safe[name]))
-        named = "code" if any(map(_NAMES_CODE.fullmatch, texts)) else ""
-        named = "an address" if any("://" in text for text in texts) else named
+        texts = list(texts_of(safe[name]))
+        # Arguments name classes and functions as `module:name`. What is between may be any file.
+        named = "code" if any(":" in _DRIVE.sub("", text) for text in texts) else ""
+        named = "an address" if any(map(_ADDRESS.search, texts)) else named
         if named:
             raise UsageError(
                 f"{source}: its argument {name} = {safe[name]!r} names {named}, which a file may "
@@ -89,15 +92,3 @@ def recorded_arguments(fingerprint: Mapping[str, str], source: str) -> dict[str,
     if not isinstance(recorded, dict):
         raise UsageError(f"{source}: its fingerprint's arguments are not a JSON object")
     return recorded
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts of a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from (key, *_texts(item))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)

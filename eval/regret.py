@@ -41,7 +41,7 @@ from stepagent.eval.recorded_env import import_modules, recorded_env
 from stepagent.eval.results import REGRETS, ResultsError
 from stepagent.eval.summary import save
 from stepagent.eval.tables import tell
-from stepagent.files import parse_json, read_object, write_text
+from stepagent.files import is_file, open_file, parse_json, read_object, read_text, write_text
 
 _LESS = 1e-6
 """A difference of scores that counts."""
@@ -160,7 +160,7 @@ def load(results: Path, trajectories: Sequence[Trajectory]) -> list[Regret]:
 def _lines(path: Path) -> dict[tuple[str, int], Regret]:
     """Task and seed → regret; lines that cannot be read are left out."""
     regrets = {}
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = read_text(path, errors="replace") if is_file(path) else ""
     for line in text.splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError):
             values = parse_json(line)
@@ -187,7 +187,7 @@ def record(
         return [regrets[_key(t)] for t in episodes]
     env, twin = envs.make(env_id, **arguments), envs.make(env_id, **arguments)
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with open_file(path, "a") as file:
             for trajectory in episodes:
                 if (key := _key(trajectory)) not in regrets:
                     regrets[key] = regret(trajectory, env, twin)

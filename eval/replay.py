@@ -26,7 +26,7 @@ from stepagent.eval.recorded_env import import_modules, recorded_env
 from stepagent.eval.results import ResultsError
 from stepagent.eval.summary import summarise
 from stepagent.eval.tables import tell
-from stepagent.files import parse_json
+from stepagent.files import parse_json, read_text
 
 _CONTEXT, _WIDTH = 24, 60
 """Letters shown before the first one that differs, and in total."""
@@ -147,7 +147,7 @@ def summary_errors(run: EvaluationRun) -> list[str]:
     hold more tasks than the last command played).
     """
     try:
-        summary = parse_json(run.path.with_name("summary.json").read_text(encoding="utf-8"))
+        summary = parse_json(read_text(run.path.with_name("summary.json")))
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

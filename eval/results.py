@@ -17,7 +17,7 @@ from stepagent.envs import trajectory as files
 from stepagent.envs.trajectory import BadLine, Trajectory
 from stepagent.errors import UserError
 from stepagent.eval.summary import save
-from stepagent.files import Lock, Locked
+from stepagent.files import Lock, Locked, open_file, read_bytes
 
 REGRETS = "regret.jsonl"
 """Beside the results: what was in reach in the states of each episode (`eval.regret`)."""
@@ -131,10 +131,10 @@ class ResultsDir:
 
     def _put_aside(self, bad: list[BadLine]) -> None:
         """Moves unreadable lines to a separate file, so that nothing is lost."""
-        lines, numbers = self.results.read_bytes().split(b"\n"), {b.number for b in bad}
+        lines, numbers = read_bytes(self.results).split(b"\n"), {b.number for b in bad}
         aside = self.results.with_name("results.bad.jsonl")
         try:
-            with aside.open("ab") as file:
+            with open_file(aside, "ab") as file:
                 file.writelines(lines[number - 1] + b"\n" for number in sorted(numbers))
         except OSError as error:
             raise ResultsError(

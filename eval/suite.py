@@ -22,7 +22,7 @@ from stepagent.envs.core import SPLITS
 from stepagent.eval.results import ResultsError
 from stepagent.eval.summary import save
 from stepagent.eval.tables import MISSING, Table, markdown
-from stepagent.files import write_text
+from stepagent.files import is_file, read_text, write_text
 
 FOLDER = Path(__file__).with_name("suites")
 FIGURES = {"score": ("reward_mean", "reward_ci95"), "success": ("success_rate", "success_ci95")}
@@ -61,11 +61,11 @@ def names() -> list[str]:
 def load(name: str) -> Suite:
     """A suite by its name, or from a YAML file. Raises ValueError that says what is wrong."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
+    if not is_file(path):
         known = ", ".join(names())
         raise ValueError(f"no suite {name!r}: choose one of {known}, or name a YAML file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
         common = {k: v for k, v in content.items() if k != "environments"}
         entries = tuple(
             Entry(name=str(key), **{**common, **values})

@@ -35,14 +35,17 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
+_FORMULA = re.compile(r"(?:^|(?<=[;\n]))(?= *[=+\-@＝＋－＠])")
+"""Where a formula may begin: in some countries a semicolon separates cells, and signs are wide."""
+
+
 def cell(text: str) -> str:
     """The text as a cell of a CSV file that a spreadsheet shows and never runs as a formula.
 
-    >>> cell("=HYPERLINK(1)"), cell(" @x"), cell("hf:model")
-    ("'=HYPERLINK(1)", "' @x", 'hf:model')
+    >>> cell("=HYPERLINK(1)"), cell(" @x"), cell("a;＝1"), cell("hf:model")
+    ("'=HYPERLINK(1)", "' @x", "a;'＝1", 'hf:model')
     """
-    safe = plain(text)
-    return f"'{safe}" if safe.lstrip().startswith(("=", "+", "-", "@")) else safe
+    return _FORMULA.sub("'", plain(text))
 
 
 def tell(console: Console, text: str) -> None:

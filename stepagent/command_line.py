@@ -36,6 +36,7 @@ import yaml
 
 from stepagent import optional
 from stepagent.errors import UsageError, UserError
+from stepagent.files import read_text
 
 C = TypeVar("C")
 _EPILOG = (
@@ -336,7 +337,7 @@ def shipped_configs(package: str, kind: Any) -> list[str]:
     return [
         file.relative_to(folder).with_suffix("").as_posix()
         for file in sorted(folder.rglob("*.yaml"))
-        if set(yaml.safe_load(file.read_text(encoding="utf-8"))) <= known
+        if set(yaml.safe_load(read_text(file))) <= known
     ]
 
 

@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, overload
 
 import filelock
 
@@ -44,6 +46,72 @@ def _naming_the_cache(path: Path) -> Iterator[None]:
         if path.is_relative_to(cache_folder()) and not isinstance(error, CacheError):
             raise CacheError(error.errno, error.strerror or str(error)) from error
         raise
+
+
+class NotAFile(UserError):
+    """A pipe, a socket or a device lies where a file should."""
+
+    exit_code = 2
+
+    def __init__(self, path: str | Path):
+        super().__init__(f"{path} is a pipe, a socket or a device: a file is expected")
+
+
+@overload
+def open_file(path: str | Path, mode: Literal["rb"]) -> BufferedReader: ...
+@overload
+def open_file(path: str | Path, mode: str = "r", errors: str | None = None) -> IO[Any]: ...
+def open_file(path: str | Path, mode: str = "r", errors: str | None = None) -> IO[Any]:
+    """Opens as `open` does, text as UTF-8, but regular files only: reading a pipe waits until
+    somebody writes to it, and a device may have no end (one may be written to).
+
+    Raises NotAFile, and OSError like `open`.
+    """
+    encoding = None if "b" in mode else "utf-8"
+    return open(path, mode, encoding=encoding, errors=errors, opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a pipe that nobody reads, or a socket
+            raise NotAFile(path) from None
+        raise
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind) or stat.S_ISDIR(kind):  # `open` itself refuses folders
+        return descriptor
+    if stat.S_ISCHR(kind) and flags & os.O_WRONLY:  # a terminal, /dev/null
+        os.set_blocking(descriptor, True)
+        return descriptor
+    os.close(descriptor)
+    raise NotAFile(path)
+
+
+def read_text(path: str | Path, errors: str | None = None) -> str:
+    """The text of a file, which is UTF-8. Raises like `open_file`, and UnicodeDecodeError."""
+    with open_file(path, errors=errors) as file:
+        return str(file.read())
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The contents of a file. Raises like `open_file`."""
+    with open_file(path, "rb") as file:
+        return file.read()
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file lies there. Raises NotAFile for a pipe, a socket or a device."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise NotAFile(path)
+    return path.is_file()
+
+
+def check_files(path: Path) -> None:
+    """Raises NotAFile where a path, or a folder at any depth, holds anything but files and folders:
+    for what is loaded by other libraries, which would wait for a pipe."""
+    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        is_file(file)
 
 
 def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
@@ -97,7 +165,7 @@ def parse_json(text: str | bytes) -> Any:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} where the file is missing or damaged."""
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
+        value = parse_json(read_text(path))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -113,8 +181,8 @@ def write_cached(path: Path, text: str) -> None:
 def read_cached(path: Path) -> str | None:
     """What `write_cached` keeps there; None where nothing is, or where it is damaged."""
     try:
-        digest, _, text = path.read_bytes().decode("utf-8").partition(" ")
-    except (OSError, ValueError):
+        digest, _, text = read_bytes(path).decode("utf-8").partition(" ")
+    except (OSError, ValueError, NotAFile):
         return None
     return text if digest == _text_digest(text) else None
 
@@ -182,22 +250,22 @@ def is_intact(folder: Path) -> bool:
     at every start would cost minutes.
     """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json(read_text(folder / _MANIFEST))
         if manifest["folder"] != folder.name:
             return False
         files, retimed = manifest["files"], False
         for name, (size, time, digest) in files.items():
-            stat = (folder / name).stat()
-            if stat.st_size != size:
+            status = (folder / name).stat()
+            if status.st_size != size or not stat.S_ISREG(status.st_mode):
                 return False
-            if stat.st_mtime_ns != time:
+            if status.st_mtime_ns != time:
                 if _digest(folder / name) != digest:
                     return False
                 retimed = True
         if retimed:
             with contextlib.suppress(OSError):  # a cache that may only be read
                 _write_manifest(folder, folder.name, {name: row[2] for name, row in files.items()})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, NotAFile, ValueError, TypeError, KeyError, AttributeError):
         return False
     return True
 
@@ -210,7 +278,7 @@ def _write_manifest(folder: Path, name: str, digests: dict[str, str]) -> None:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
@@ -237,7 +305,7 @@ class Lock:
         try:
             self._lock.acquire()
         except filelock.Timeout:
-            holder = owner.read_text() if owner.is_file() else "unknown"
+            holder = read_text(owner) if owner.is_file() else "unknown"
             raise Locked(
                 errno.EAGAIN, f"{path.parent} is in use by another process (id {holder})"
             ) from None

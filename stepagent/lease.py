@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
+from stepagent.files import read_text
+
 _OVER = "over"
 
 
@@ -95,4 +97,4 @@ class Lease:
 
     def _read(self, number: int) -> str:
         # Opened anew: network file systems then ask the server, and not their cache.
-        return self._file(number).read_text(encoding="utf-8", errors="replace")
+        return read_text(self._file(number), errors="replace")

@@ -37,6 +37,7 @@ from stepagent.errors import UsageError
 from stepagent.eval.load_runs import EvaluationRun
 from stepagent.eval.recorded_env import check_id, recorded_env, safe_arguments
 from stepagent.eval.regret import regret
+from stepagent.files import is_file
 
 EXPERT, REACH = "expert", "reach"
 
@@ -243,11 +244,11 @@ class DiscriminatorJudge(Judge):
 
 def _weights(run: Path, iteration: int | None, name: str) -> Path:
     """The file of a run's discriminator."""
-    if not (run / "config.yaml").is_file():
+    if not is_file(run / "config.yaml"):
         raise UsageError(f"no judge {str(run)!r}: name expert, reach, or the directory of a run")
     number = "*" if iteration is None else iteration
     folders = (run / "artifacts").glob(f"iteration-{number}")
-    numbered = {int(f.name.rpartition("-")[2]): f / name for f in folders if (f / name).is_file()}
+    numbered = {int(f.name.rpartition("-")[2]): f / name for f in folders if is_file(f / name)}
     if not numbered:
         which = "" if iteration is None else f" of iteration {iteration}"
         raise UsageError(

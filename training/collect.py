@@ -19,6 +19,7 @@ from stepagent import agents
 from stepagent.command_line import Command
 from stepagent.envs.trajectory import Trajectory, read, write
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
+from stepagent.files import is_file
 
 
 @dataclass
@@ -56,7 +57,7 @@ def collect(config: Config, console: Console | None = None) -> Path:
     """
     console = console or Console(quiet=True)
     path = config.out / "trajectories.jsonl"
-    if path.is_file():
+    if is_file(path):
         return path
     player = agents.make_agent(config.agent, **config.agent_args)
     try:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from stepagent.command_line import Command
 from stepagent.errors import UsageError
+from stepagent.files import is_file
 
 
 @dataclass
@@ -34,7 +35,7 @@ def merge(config: Config) -> Path:
     from stepagent.agents.models import load_model, load_tokenizer, pick_dtype, quiet
     from stepagent.files import write_atomically
 
-    if not (config.adapter / "adapter_config.json").is_file():
+    if not is_file(config.adapter / "adapter_config.json"):
         raise UsageError(
             f"{config.adapter} holds no adapter (no adapter_config.json): name the directory that "
             "a run with policy.lora.r above 0 wrote, such as RUN/final"

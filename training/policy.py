@@ -27,6 +27,7 @@ from stepagent.agents.models import (
 )
 from stepagent.agents.tool_template import ToolCodec
 from stepagent.envs.tools import Tool
+from stepagent.files import check_files
 from stepagent.training.config import LoraSettings, PolicyConfig
 from stepagent.training.tiny import build_model, build_tokenizer
 from stepagent.training.trees.compat import enable_step_trees
@@ -126,6 +127,7 @@ class Policy:
 
         Raises ModelError where they are those of a model of another architecture.
         """
+        check_files(path)
         if self.has_adapter:
             from peft import get_peft_model_state_dict, set_peft_model_state_dict
 

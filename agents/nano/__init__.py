@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from stepagent.errors import UsageError
-from stepagent.files import write_atomically
+from stepagent.files import read_bytes, write_atomically
 
 NANO = "nano"
 FOLDER = Path(__file__).with_name("model")
@@ -40,7 +40,7 @@ def digest() -> str:
     for path in sorted(folder().iterdir()):
         if path.name in NEEDED or path.name.startswith("chat_template"):
             result.update(path.name.encode())
-            result.update(path.read_bytes())
+            result.update(read_bytes(path))
     return result.hexdigest()[:16]
 
 

@@ -27,7 +27,7 @@ from stepagent.envs.alfworld.household import TYPES
 from stepagent.envs.alfworld.pddl import GameError
 from stepagent.envs.containers import Member, members
 from stepagent.envs.core import SPLITS, checksum
-from stepagent.files import build_once, cache_folder
+from stepagent.files import build_once, cache_folder, open_file, read_bytes, read_text
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Folder:
             path = self.path / name / task_id / GAME
             if path.is_file():
                 try:
-                    return engine.parse(path.read_bytes())
+                    return engine.parse(read_bytes(path))
                 except GameError as error:
                     raise GameError(f"{path}: {error}") from None
                 except OSError as error:
@@ -148,8 +148,8 @@ def _playable(folder: Path, _changed: int) -> tuple[tuple[str, ...], Counter[str
         for game in _files(folder):
             where = game.parent.relative_to(folder).as_posix()
             beside = game.with_name(TRAJECTORY)
-            trajectory = beside.read_bytes() if beside.is_file() else None
-            reason = unplayable(str(game), where, game.read_bytes(), trajectory)
+            trajectory = read_bytes(beside) if beside.is_file() else None
+            reason = unplayable(str(game), where, read_bytes(game), trajectory)
             if reason:
                 skipped[reason] += 1
             else:
@@ -239,7 +239,7 @@ class Archives:
         sums = []
         for path in self.paths:
             try:
-                with path.open("rb") as file:
+                with open_file(path, "rb") as file:
                     parts = iter(lambda file=file: file.read(1 << 20), b"")  # type: ignore[misc]
                     sums.append(checksum("v1", *parts))
             except OSError as error:
@@ -250,7 +250,7 @@ class Archives:
         if self._index is None:
             folder = self.folder
             build_once(folder, self._unpack)
-            self._index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            self._index = json.loads(read_text(folder / "index.json"))
             self._games = folder / "games.bin"
         return self._index
 
@@ -267,7 +267,7 @@ class Archives:
         splits = self.index()["splits"]
         start, size = next(games[task_id] for games in splits.values() if task_id in games)
         try:
-            with self._games.open("rb") as file:
+            with open_file(self._games, "rb") as file:
                 file.seek(start)
                 return engine.parse(zlib.decompress(file.read(size)))
         except (GameError, zlib.error, OSError) as error:

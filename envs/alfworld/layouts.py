@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent import optional
+from stepagent.files import read_text
 
 ROOMS = tuple(kind + number for kind in (0, 200, 300, 400) for number in range(1, 31))
 """Kitchens, living rooms, bedrooms, bathrooms."""
@@ -77,8 +78,8 @@ def catalogue() -> Catalogue:
     fits = {name: frozenset(kinds) for name, kinds in constants.VAL_RECEPTACLE_OBJECTS.items()}
     movable = frozenset(constants.MOVABLE_RECEPTACLES)
     openable = frozenset(constants.OPENABLE_CLASS_LIST) - movable
-    domain = (folder / "data" / "alfred.pddl").read_text(encoding="utf-8")
-    grammar = (folder / "data" / "alfred.twl2").read_text(encoding="utf-8")
+    domain = read_text(folder / "data" / "alfred.pddl")
+    grammar = read_text(folder / "data" / "alfred.twl2")
     return Catalogue(domain, grammar, fits, able, openable, movable)
 
 
@@ -118,4 +119,4 @@ def room(number: int) -> Room:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(read_text(path))

@@ -123,7 +123,7 @@ def read_problem(text: str) -> Problem:
     """Raises GameError if objects, init or goal are missing or make no sense."""
     text = _clean(text, "problem")
     marks = list(_SECTION.finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    ends = [*(mark.start() for mark in marks[1:]), len(text)][: len(marks)]
     sections = {m.group(1): (m.start(), m.end(), end) for m, end in zip(marks, ends, strict=True)}
     for name in ("objects", "init", "goal"):
         if name not in sections:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from stepagent.command_line import Command
 from stepagent.errors import check_range
-from stepagent.files import write_text
+from stepagent.files import read_bytes, write_text
 
 MAX_PICKLE = 2_000_000_000
 """Bytes of a pickle that are read."""
@@ -125,7 +125,7 @@ def convert(source: Path, out: Path, top_k: int = 50) -> int:
     if source.stat().st_size > MAX_PICKLE:
         raise ValueError(f"{source} is larger than the {MAX_PICKLE:,} bytes that are read")
     try:
-        data = load(source.read_bytes())
+        data = load(read_bytes(source))
         if not isinstance(data, dict) or not isinstance(data.get("ranks"), dict):
             raise ValueError("it holds no dict 'ranks'")
         ranks = best(data["ranks"], top_k)

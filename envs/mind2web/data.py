@@ -27,6 +27,7 @@ from typing import Protocol
 from stepagent.envs.containers import SourceError, members
 from stepagent.envs.mind2web.packs import open_pack
 from stepagent.envs.mind2web.records import Problems, StepFacts, Task
+from stepagent.files import open_file
 
 TEST_SETS = ("domain", "task", "website")
 HTML_KINDS = ("cleaned", "raw")
@@ -121,7 +122,7 @@ class PlainFile:
 def _checksum(path: Path) -> str:
     """`core.checksum` of the file's bytes, read piece by piece."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path, "rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     digest.update(b"\0")

@@ -16,6 +16,7 @@ from stepagent.envs.containers import COMPRESSED, Member, SourceError, kind_of, 
 from stepagent.envs.core import checksum
 from stepagent.envs.mind2web.packs import Pack, open_pack
 from stepagent.envs.mind2web.records import Problems, StepFacts, Task
+from stepagent.files import open_file
 
 SETS = ("train", "test_task", "test_website", "test_domain")
 _ENDINGS = (".json", ".jsonl", ".parquet", ".zip", *COMPRESSED)
@@ -102,7 +103,7 @@ class OfficialFiles:
         for path in self._files:
             if path.suffix != ".zip" and path != self.path:
                 continue
-            with path.open("rb") as file:
+            with open_file(path, "rb") as file:
                 if kind_of(file.read(1024)) != "zip":
                     raise SourceError(f"{path} is not a zip archive: fetch or make the file again")
             for member in members(path, self.password):

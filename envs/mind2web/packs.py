@@ -31,7 +31,7 @@ from stepagent.envs.mind2web.records import (
     tasks_from_rows,
 )
 from stepagent.envs.records import Record, text_records
-from stepagent.files import build_once, cache_folder
+from stepagent.files import build_once, cache_folder, read_text
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class Pack:
     """Packed tasks, in the order of their files; `open_pack` makes one."""
 
     def __init__(self, folder: Path, html: str):
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        index = json.loads(read_text(folder / "index.json"))
         self._folder, self._html = folder, html
         self.problems: dict[str, list[str]] = index["problems"]
         self._entries = {

@@ -104,11 +104,11 @@ def make_ranker(ranker: str | Ranker, args: Mapping[str, Any] | None = None) -> 
     """
     if isinstance(ranker, Ranker):
         return ranker
-    module, colon, name = ranker.partition(":")
+    module, _, name = ranker.partition(":")
     kind: Any = BM25
     if ranker != "bm25":
         try:
-            kind = getattr(importlib.import_module(module), name) if colon else None
+            kind = getattr(importlib.import_module(module), name) if name.isidentifier() else None
         except (ImportError, AttributeError) as error:
             raise ValueError(f"no ranker {ranker!r} ({error})") from None
         # Only rankers: a setting must not be able to call an arbitrary function.

@@ -17,7 +17,15 @@ from pathlib import Path
 
 from stepagent.envs.core import checksum
 from stepagent.envs.scienceworld import classfile, patches, taskmaker
-from stepagent.files import Lock, cache_folder, write_atomically, write_text
+from stepagent.files import (
+    Lock,
+    NotAFile,
+    cache_folder,
+    read_bytes,
+    read_text,
+    write_atomically,
+    write_text,
+)
 
 _SOURCES = (
     Path(classfile.__file__),
@@ -37,7 +45,7 @@ class StartFiles:
         parts = [
             f"{path}{s.st_size}{s.st_mtime_ns}" for path, s in zip((jar, java), state, strict=True)
         ]
-        sources = (source.read_bytes() for source in _SOURCES)
+        sources = (read_bytes(source) for source in _SOURCES)
         self.path = cache_folder() / "scienceworld" / checksum(*parts, *flags, *sources)
         self.is_first = not self._fits(self.patch)
         if self.is_first:
@@ -86,11 +94,11 @@ class StartFiles:
     def _fits(file: Path) -> bool:
         """Whether a file is there, and is what was written."""
         try:
-            return bool(json.loads(file.with_suffix(".json").read_text()) == _measure(file))
-        except (OSError, ValueError):
+            return bool(json.loads(read_text(file.with_suffix(".json"))) == _measure(file))
+        except (OSError, ValueError, NotAFile):
             return False
 
 
 def _measure(file: Path) -> list[int]:
-    data = file.read_bytes()
+    data = read_bytes(file)
     return [len(data), zlib.crc32(data)]

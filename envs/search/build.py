@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from stepagent.envs.search import analysis
+from stepagent.files import open_file
 
 ARRAYS = ("terms", "offsets", "starts", "documents", "scores", "best")
 """Files of an index: the sorted vocabulary as bytes, where each word begins in it, where each
@@ -145,7 +146,7 @@ def _place(
     inverse = (1 / (k1 * (1 - b + b * lengths / max(mean, 1e-9)))).astype(np.float32)
     norms = np.frombuffer(bytes(counted.norms), np.uint8)
     cursor = arrays["starts"][:-1].copy()
-    with spool.open("rb") as file:
+    with open_file(spool, "rb") as file:
         for size in counted.batches:
             numbers, documents, times = np.fromfile(file, np.int32, 3 * size).reshape(3, size)
             terms = rank[numbers]

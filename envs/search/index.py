@@ -25,7 +25,7 @@ import numpy as np
 
 from stepagent.envs.search import build
 from stepagent.envs.search.analysis import analyse
-from stepagent.files import build_once, cache_folder
+from stepagent.files import build_once, cache_folder, read_text
 
 VERSION = 1
 _MAX_QUERY = 1000
@@ -43,7 +43,7 @@ class Index:
     """
 
     def __init__(self, folder: Path):
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads(read_text(folder / "meta.json"))
         if meta.get("version") != VERSION:
             raise ValueError(f"{folder}: index version {meta.get('version')!r}, not {VERSION}")
         self.folder, self.key = folder, str(meta["key"])

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stepagent import command_line
+from stepagent.envs.arguments import texts_of
 from stepagent.errors import UserError
+
+_SHORTEST_SECRET = 4
+"""Characters; shorter texts are names of splits and the like, and part of other words."""
 
 
 class Refusal(Exception):
@@ -62,15 +66,23 @@ class Offer:
             raise Refusal(403, "argument", f"{self.name}: clients may not set {name!r} here: {why}")
         return {**arguments, **self.args}
 
+    def without_fixed(self, text: str) -> str:
+        """A message in which no text among the fixed arguments can be read."""
+        for fixed in sorted(texts_of(self.args), key=len, reverse=True):
+            if len(fixed) >= _SHORTEST_SECRET:
+                text = text.replace(fixed, "(fixed by the server)")
+        return text
 
-def failure(error: BaseException) -> Refusal:
+
+def failure(error: BaseException, offer: Offer) -> Refusal:
     """The Refusal for what an environment raised; a Refusal is returned as it is."""
     if isinstance(error, Refusal):
         return error
     kind = type(error).__name__
     refused = kind in ("ValueError", "TypeError", "ResetNeeded", "NotImplementedError")
     status = 422 if refused or isinstance(error, UserError) else 500
-    return Refusal(status, "environment", (str(error) or repr(error))[:4000], kind)
+    message = offer.without_fixed(str(error) or repr(error))
+    return Refusal(status, "environment", message[:4000], kind)
 
 
 def encode(answer: Any) -> bytes:

@@ -137,7 +137,7 @@ class Sessions:
                 raise Refusal(
                     504, "timeout", _slow("Making it", self.limits.start_seconds)
                 ) from None
-            refusal = failure(error)
+            refusal = failure(error, offer)
             if isinstance(error, OSError):  # a file that the client named
                 refusal.status = 422
             raise refusal from None
@@ -192,7 +192,10 @@ class Sessions:
     def _freed(self, freeing: asyncio.Future[Any], session: Session) -> None:
         self._freeing.discard(freeing)
         if not freeing.cancelled() and (error := freeing.exception()) is not None:
-            log.warning("environment failed to close", extra=_of(session, error=repr(error)))
+            log.warning(
+                "environment failed to close",
+                extra=_of(session, error=session.offer.without_fixed(repr(error))),
+            )
 
     async def reap(self) -> None:
         """Closes sessions that have been idle for too long; runs for ever."""
@@ -263,10 +266,13 @@ class Sessions:
             self._wait_for_stuck(working, session.worker, env)
             raise Refusal(504, "timeout", _slow(f"This {name}", seconds)) from None
         except Exception as error:
-            refusal = failure(error)
+            refusal = failure(error, session.offer)
             if refusal.status == 500:
                 log.warning(
-                    "environment failed", extra=_of(session, call=name, error=repr(error)[:500])
+                    "environment failed",
+                    extra=_of(
+                        session, call=name, error=session.offer.without_fixed(repr(error))[:500]
+                    ),
                 )
             raise refusal from None
         finally:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from stepagent.envs.webshop.data import GOALS, NO_PRICE, Product, goal_count
-from stepagent.files import build_once, cache_folder
+from stepagent.files import build_once, cache_folder, read_text
 
 VERSION = 2
 MAX_ASIN = 10
@@ -47,7 +47,7 @@ class Catalogue:
     """
 
     def __init__(self, folder: Path):
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads(read_text(folder / "meta.json"))
         if meta.get("version") != VERSION:
             raise ValueError(f"{folder}: catalogue version {meta.get('version')!r}, not {VERSION}")
         self.folder, self.checksum = folder, str(meta["checksum"])

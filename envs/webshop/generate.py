@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from stepagent.envs.webshop.data import Product
+from stepagent.files import read_text
 
 SEED = 7
 PER_KIND = 40
@@ -54,7 +55,7 @@ class _Kind:
 @lru_cache(maxsize=1)
 def _table() -> tuple[tuple[_Kind, ...], tuple[str, ...]]:
     """The kinds of product, category by category, and the brands."""
-    table = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
+    table = yaml.safe_load(read_text(_TABLE))
     kinds = []
     for category, records in table["kinds"].items():
         for record in records:

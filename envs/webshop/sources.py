@@ -28,7 +28,7 @@ from stepagent.envs.records import MAX_RECORD, text_records
 from stepagent.envs.webshop import catalogue, generate
 from stepagent.envs.webshop.catalogue import NO_ATTRIBUTES, Catalogue, product_from
 from stepagent.envs.webshop.data import Product
-from stepagent.files import cache_folder, read_cached, write_cached
+from stepagent.files import cache_folder, open_file, read_cached, write_cached
 
 log = logging.getLogger(__name__)
 CATALOGUES = ("items_shuffle*.json", "documents*.jsonl")
@@ -177,7 +177,7 @@ def _digest(path: Path) -> str:
     remembered = cache_folder() / "webshop" / "digests" / place
     if digest := read_cached(remembered):
         return digest
-    with path.open("rb") as file:
+    with open_file(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     write_cached(remembered, digest)
     return digest

@@ -37,7 +37,7 @@ from stepagent.envs.wikipedia.corpus import Page
 from stepagent.envs.wikipedia.encyclopedia import questions as bundled
 from stepagent.envs.wikipedia.questions import Question
 from stepagent.envs.wikipedia.sources import file_checksum, is_data, records, records_in
-from stepagent.files import build_once, cache_folder, write_text
+from stepagent.files import build_once, cache_folder, open_file, read_text, write_text
 
 log = logging.getLogger(__name__)
 SIZES = (5000, 500, 500)
@@ -172,9 +172,9 @@ def _load(
             write_text(partial / f"{which}-left-out.json", json.dumps(drawn.left_out))
 
     build_once(folder, build)
-    with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
+    with open_file(folder / f"{split}.jsonl") as file:
         questions = tuple(Question.from_dict(json.loads(line)) for line in file)
-    return Sample(questions, json.loads((folder / f"{split}-left-out.json").read_text()))
+    return Sample(questions, json.loads(read_text(folder / f"{split}-left-out.json")))
 
 
 # The bundled encyclopedia -------------------------------------------------------------------------

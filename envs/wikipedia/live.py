@@ -14,6 +14,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,7 @@ class LiveCorpus(Corpus):
         if code:
             raise LiveError(f"The encyclopedia refuses the request ({code}).")
         result = answer.get("query")
-        if not _is_answer(result):
+        if not _answers(query, result):
             raise _Later("an answer of another form")
         return result
 
@@ -207,11 +208,12 @@ class LiveCorpus(Corpus):
         return self._sessions.session
 
 
-def _is_answer(result: Any) -> bool:
-    """Whether it has the form of hits or of pages: only what does is kept."""
+def _answers(query: Mapping[str, str], result: Any) -> bool:
+    """Whether it has the form of the hits or pages that were asked for: only what does is kept. A
+    title has a page at least, one that is missing."""
     if not isinstance(result, dict):
         return False
-    records = result.get("search", result.get("pages"))
+    records = result.get("search") if "srsearch" in query else result.get("pages") or None
     return isinstance(records, list) and all(
         isinstance(record, dict)
         and isinstance(record.get("title"), str)

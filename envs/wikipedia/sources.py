@@ -23,6 +23,7 @@ from stepagent.envs.containers import TABLES, Member, SourceError, members
 from stepagent.envs.core import checksum
 from stepagent.envs.json_stream import JSONError, JSONStream, NotUTF8
 from stepagent.envs.wikipedia.corpus import Page, page
+from stepagent.files import open_file
 
 log = logging.getLogger(__name__)
 LARGE_RECORD = 4 << 20
@@ -56,7 +57,7 @@ def file_checksum(path: Path) -> str:
 
 @lru_cache(maxsize=100_000)
 def _file_checksum(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
+    with open_file(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 

@@ -36,7 +36,7 @@ from stepagent.envs.wikipedia.corpus import (
     is_slip,
     key,
 )
-from stepagent.files import build_once, cache_folder, read_object, write_text
+from stepagent.files import build_once, cache_folder, open_file, read_object, write_text
 
 VERSION = 1
 _META = "corpus.json"
@@ -61,7 +61,7 @@ class Writer:
         state = read_object(folder / UNFINISHED)
         self.saved: dict[str, Any] = state.get("saved", {})
         self.count: int = state.get("pages", 0)
-        self._files = {name: (folder / name).open("ab") for name in _PARTS}
+        self._files = {name: open_file(folder / name, "ab") for name in _PARTS}
         for name, file in self._files.items():
             file.truncate(state.get(name, 0))  # what was written after the last save is rewritten
             file.seek(0, os.SEEK_END)
@@ -117,7 +117,7 @@ class Writer:
         np.save(folder / "offsets.npy", offsets)
         np.save(folder / "keys.npy", keys[order])
         np.save(folder / "rows.npy", rows[order])
-        with (folder / "pages.bin").open("rb") as pages:
+        with open_file(folder / "pages.bin", "rb") as pages:
             digest = hashlib.file_digest(pages, "sha256")
         digest.update(rows[order].tobytes())
         meta = {"version": VERSION, "pages": self.count, "checksum": digest.hexdigest()[:16]}
@@ -167,7 +167,7 @@ class StoredCorpus(Corpus):
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         self._keys = np.load(folder / "keys.npy", mmap_mode="r")
         self._rows = np.load(folder / "rows.npy", mmap_mode="r")
-        with (folder / "pages.bin").open("rb") as file:
+        with open_file(folder / "pages.bin", "rb") as file:
             self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(self._offsets) != self._count + 1 or self._offsets[-1] != len(self._pages):
             raise ValueError(f"{folder} is damaged: delete it and make it again")

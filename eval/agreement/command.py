@@ -143,7 +143,7 @@ class HeldOut:
             recorded = recorded_arguments(from_file[0].fingerprint, source)
             env_args = safe_arguments(recorded, source, {})
         elif not env_args and env == trained.get("env"):
-            env_args = safe_arguments(trained["env_args"], "the run's summary.json", {})
+            env_args = safe_arguments(trained.get("env_args") or {}, "the run's summary.json", {})
         task_set = re.sub(r"-v\d+$", "", env.rpartition("/")[2])
         out = config.out or Path("runs", "agreement", folder_of(f"{task_set}-{config.split}"))
         trajectories = from_file or _played(config, env, env_args, out / "expert")

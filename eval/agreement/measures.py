@@ -25,7 +25,7 @@ from stepagent.envs.trajectory import Trajectory
 from stepagent.eval.paired import Paired, sign_flip
 from stepagent.eval.results import ResultsError
 from stepagent.eval.summary import resamples
-from stepagent.files import parse_json, write_text
+from stepagent.files import is_file, parse_json, read_text, write_text
 
 if TYPE_CHECKING:
     from stepagent.agents.chat import ChatCodec
@@ -229,9 +229,9 @@ def load(folder: Path) -> dict[str, TrajectoryAgreement]:
     Raises ResultsError for a file that is damaged.
     """
     path, rows = folder / ROWS, {}
-    if not path.is_file():
+    if not is_file(path):
         return {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             row = parse_json(line)
             losses, matches = map(float, row["losses"]), map(bool, row["matches"])

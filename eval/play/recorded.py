@@ -16,6 +16,7 @@ from stepagent.envs.trajectory import Trajectory
 from stepagent.eval.results import OPEN_EPISODES
 from stepagent.eval.summary import score
 from stepagent.eval.view.data import episode_text, outcome
+from stepagent.files import open_file
 
 _RESULTS = "results.jsonl"
 MAX_FILES, MAX_ROWS = 200, 500
@@ -132,7 +133,7 @@ def _playing(file: Path) -> list[Trajectory]:
 
 def _lines(file: Path, start: int) -> Iterator[tuple[int, int, bytes]]:
     """(begin, end, line) of the complete lines from a byte on; of a line that is too long, b""."""
-    with file.open("rb") as opened:
+    with open_file(file, "rb") as opened:
         opened.seek(start)
         while True:
             begin = opened.tell()
@@ -147,7 +148,7 @@ def _lines(file: Path, start: int) -> Iterator[tuple[int, int, bytes]]:
 
 def _line_after(file: Path, place: int) -> int:
     """Where the first line begins that begins behind a byte."""
-    with file.open("rb") as opened:
+    with open_file(file, "rb") as opened:
         opened.seek(place)
         _rest_of_line(opened)
         return opened.tell()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stepagent.files import parse_json
+from stepagent.files import is_file, parse_json, read_bytes
 
 POINTS = 200
 """Maximum number per curve and stage; of more, neighbours are averaged."""
@@ -24,7 +24,7 @@ def load(paths: Sequence[str | Path], notes: list[str]) -> list[dict[str, Any]]:
     curves = []
     for path in dict.fromkeys(map(Path, paths)):
         file = path / "metrics.jsonl"
-        if file.is_file():
+        if is_file(file):
             rows, bad = _rows(file)
             if bad:
                 notes.append(f"{file}: {len(bad)} lines cannot be read (line {bad[0]}); left out")
@@ -35,7 +35,7 @@ def load(paths: Sequence[str | Path], notes: list[str]) -> list[dict[str, Any]]:
 
 def _rows(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
     rows, bad = [], []
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    for number, line in enumerate(read_bytes(file).splitlines(), 1):
         try:
             row = parse_json(line)
             rows.append({**row, "stage": str(row["stage"]), "update": int(row["update"])})

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stepagent.eval.tables import plain
 from stepagent.eval.view.data import Report, to_json
-from stepagent.files import write_text
+from stepagent.files import read_text, write_text
 
 _HERE = Path(__file__).parent
 SCRIPTS = (
@@ -68,8 +68,8 @@ class PageFiles:
 
     def assemble(self, parts: dict[str, str]) -> tuple[str, str]:
         """The page, and its content security policy."""
-        style = "".join(file.read_text(encoding="utf-8") for file in self.styles)
-        script = "\n".join(file.read_text(encoding="utf-8") for file in self.scripts)
+        style = "".join(read_text(file) for file in self.styles)
+        script = "\n".join(read_text(file) for file in self.scripts)
         script = '"use strict";\n(() => {\n' + script + "})();\n"
         policy = "; ".join(
             [
@@ -84,7 +84,7 @@ class PageFiles:
             ]
         )
         parts = {**parts, "POLICY": html.escape(policy), "STYLE": style, "SCRIPT": script}
-        page = self.template.read_text(encoding="utf-8")
+        page = read_text(self.template)
         pieces = page.split("@@")  # text, name, text, name, …; insertions are not searched again
         return "".join(parts[p] if i % 2 else p for i, p in enumerate(pieces)), policy
 

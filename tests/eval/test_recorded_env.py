@@ -23,7 +23,8 @@ class Hostile(Ranker):
 def hostile(tmp_path, monkeypatch):
     """Writes a results file; returns its path and whether the planted module was imported."""
     imported = tmp_path / "imported"
-    (tmp_path / "planted.py").write_text(MODULE.format(path=str(imported)))
+    for name in ("planted.py", "planted-too.py"):
+        (tmp_path / name).write_text(MODULE.format(path=str(imported)))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("STEPAGENT_TOKEN", "secret")
 
@@ -51,6 +52,11 @@ COMMANDS = [
         ("nowhere/Planted-v0", {}, "no environment 'nowhere/Planted-v0' is registered"),
         ("stepagent/Mind2Web-v0", {"ranker": "planted:Hostile"}, "names code"),
         ("stepagent/Mind2Web-v0", {"ranker_args": {"x": ["planted:Hostile"]}}, "names code"),
+        ("stepagent/Mind2Web-v0", {"ranker": "planted:"}, "names code"),
+        ("stepagent/Mind2Web-v0", {"ranker": "planted:Hostile\n"}, "names code"),
+        ("stepagent/Mind2Web-v0", {"ranker": "planted-too:Hostile"}, "names code"),
+        ("stepagent/Mind2Web-v0", {"data": "//192.0.2.1/share"}, "names an address"),
+        ("stepagent/Mind2Web-v0", {"data": r"\\192.0.2.1\share"}, "names an address"),
         ("stepagent/HotpotQA-v0", {"corpus": "live:http://192.0.2.1/api.php"}, "names an address"),
     ],
 )

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from stepagent.agents.chat import Encoded
 from stepagent.eval.benches import Options, Row, settings
+from stepagent.files import read_text
 from stepagent.training.benchmarks.step_trees import Setting, long_trajectories, shared_practice
 from stepagent.training.config import Config, PolicyConfig, PpoConfig
 from stepagent.training.methods import actor_critic, discriminator, inverse
@@ -85,7 +86,7 @@ def _in_own_process(side: str, path: Path) -> dict[str, float]:
 
 def measure_side(side: str, path: str) -> dict[str, float]:
     """One iteration by one side: seconds, peak memory in GB, tokens read, both losses."""
-    task = json.loads(Path(path).read_text())
+    task = json.loads(read_text(Path(path)))
     replies, joins = ([(a, b) for a, b in task[name]] for name in ("replies", "joins"))
     encoded = Encoded(task["ids"], replies, joins=joins)
     [item] = practice_trees(encoded, task["practice"], 10**6)

@@ -18,7 +18,7 @@ from stepagent.envs import Trajectory
 from stepagent.envs.react import Message
 from stepagent.envs.trajectory import read
 from stepagent.eval.recorded_env import check_id, safe_arguments
-from stepagent.files import parse_json
+from stepagent.files import is_file, parse_json, read_text
 
 Row = dict[str, Any]
 _REWARDS = "-rewards"
@@ -32,7 +32,7 @@ def step_pairs(folder: Path) -> Iterator[Row]:
     from stepagent.agents.models import load_tokenizer
     from stepagent.training.config import Config
 
-    if not (folder / "config.yaml").is_file() or not (folder / "practice").is_dir():
+    if not is_file(folder / "config.yaml") or not (folder / "practice").is_dir():
         raise ValueError(
             f"{folder} is no run of implicit or inverse: it needs config.yaml and practice/"
         )
@@ -99,7 +99,7 @@ def _practice(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if stage.endswith(_REWARDS):
             continue
         rewards = _rewards(folder / f"{stage}{_REWARDS}.jsonl")
-        for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, text in enumerate(read_text(file).splitlines(), 1):
             try:
                 line = parse_json(text)
                 key = line["task_id"], line["seed"]
@@ -118,10 +118,10 @@ def _order(file: Path) -> tuple[int, str]:
 
 def _rewards(path: Path) -> Mapping[tuple[str, int], dict[tuple[int, Any], float]]:
     """(task id, seed) → (step, reply) → reward."""
-    if not path.is_file():
+    if not is_file(path):
         return {}
     rewards: dict[tuple[str, int], dict[tuple[int, Any], float]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in read_text(path).splitlines():
         line = parse_json(text)
         known = rewards.setdefault((line["task_id"], line["seed"]), {})
         known |= {(step, None): reward for step, reward in enumerate(line["expert"])}

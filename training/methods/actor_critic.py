@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stepagent.files import write_atomically
+from stepagent.files import is_file, write_atomically
 from stepagent.training.config import Config, PpoConfig, ReflectionConfig
 from stepagent.training.methods.losses import ppo_loss
 from stepagent.training.runs import processes
@@ -132,7 +132,7 @@ class ActorCritic(nn.Module):
 
     def load_head(self, path: Path) -> None:
         """The head of an earlier iteration, where there is one."""
-        if path.is_file():
+        if is_file(path):
             self.value_head.load_state_dict(load_file(path))
 
 
@@ -224,7 +224,7 @@ def warm_up(
 ) -> None:
     """`ppo.critic_warmup` updates of the value head alone, towards the items' returns."""
     path, updates = stage.artifacts / _WARM_HEAD, config.ppo.critic_warmup
-    if not path.is_file():
+    if not is_file(path):
         settings = replace(
             config.reflection,
             learning_rate=config.ppo.critic_learning_rate,

@@ -22,6 +22,7 @@ from functools import cached_property
 from stepagent.envs.trajectory import Trajectory
 from stepagent.eval.env_workers import Start
 from stepagent.eval.rollout import run_from
+from stepagent.files import open_file
 from stepagent.training.data import Sample
 from stepagent.training.methods.practice import Replies, action_of
 from stepagent.training.methods.rollouts import make_player, steady
@@ -133,7 +134,7 @@ class Branching:
         if mine := missing[processes.rank() :: processes.count()]:
             rank = f".{processes.rank()}" if processes.count() > 1 else ""
             with (
-                (self.stage.artifacts / f"{name}{rank}.jsonl").open("a") as file,
+                open_file(self.stage.artifacts / f"{name}{rank}.jsonl", "a") as file,
                 self.stage.progress(len(mine), f"episodes ({name})") as move,
                 contextlib.closing(self._episodes(name, cases, mine)) as episodes,
             ):

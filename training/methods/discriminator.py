@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from stepagent.agents.chat import ChatCodec
 from stepagent.agents.models import context_length, load_model, load_tokenizer, pick_dtype
 from stepagent.envs.react import Message
-from stepagent.files import write_atomically
+from stepagent.files import is_file, write_atomically
 from stepagent.training.config import DiscriminatorConfig, InverseConfig
 from stepagent.training.methods.losses import (
     discriminator_loss,
@@ -252,7 +252,7 @@ def train(
 ) -> None:
     """Eq. 11 over all pairs of the iteration; what D learns is kept among the stage's artifacts."""
     path = stage.artifacts / WEIGHTS
-    if path.is_file():
+    if is_file(path):
         discriminator.load(path)
         return
 

@@ -46,6 +46,7 @@ from torch import Tensor
 
 from stepagent.agents.chat import ChatCodec
 from stepagent.agents.models import load_tokenizer
+from stepagent.files import is_file
 from stepagent.training.config import Config
 from stepagent.training.data import Sample
 from stepagent.training.methods import Method, discriminator, off_policy, sft
@@ -200,7 +201,7 @@ def judge_actions(
     with discriminator.attach(
         run.policy, config.inverse.discriminator, entering, config.seed
     ) as judge:
-        if before.is_file():
+        if is_file(before):
             judge.load(before)
         translated = [
             judge.translate(

@@ -22,7 +22,7 @@ from transformers.trainer_utils import set_seed
 from trl import DPOConfig, DPOTrainer
 
 from stepagent.envs.trajectory import Trajectory
-from stepagent.files import parse_json, write_text
+from stepagent.files import is_file, parse_json, read_text, write_text
 from stepagent.training.config import PreferenceConfig
 from stepagent.training.data import Sample
 from stepagent.training.methods import rollouts
@@ -206,13 +206,13 @@ def mask(sample: Sample) -> list[int]:
 def _references(stage: Stage, policy: Policy, pairs: Sequence[Pair]) -> list[dict[str, float]]:
     """log π_ref of both trajectories of each pair, under the policy as it is at the first call."""
     path = stage.artifacts / "reference.json"
-    if not path.is_file():
+    if not is_file(path):
         references = processes.share(pairs, lambda pair: _reference(policy, pair))
         if processes.is_main():
             write_text(path, json.dumps(references))
         processes.wait()
     try:
-        references = parse_json(path.read_text())
+        references = parse_json(read_text(path))
         if len(references) != len(pairs):
             raise ValueError(f"{len(references)} of {len(pairs)} pairs")
     except (ValueError, TypeError) as error:

@@ -23,6 +23,7 @@ from stepagent.envs.react import PromptStyle
 from stepagent.envs.trajectory import Trajectory, Writer, read
 from stepagent.envs.wikipedia.score import normalize
 from stepagent.eval.rollout import run_episodes
+from stepagent.files import is_file
 from stepagent.training.data import Sample
 from stepagent.training.methods import find
 from stepagent.training.runs import processes
@@ -104,7 +105,7 @@ def _files(run: TrainingRun, stage_name: str, k: int) -> list[Path]:
     """Where the k-th episode of every task is: one file, or one of each process that played."""
     folder, name = run.directory.path / "rollouts", f"{stage_name}-{k}"
     files = [folder / f"{name}.jsonl", *sorted(folder.glob(f"{name}.*-of-*.jsonl"))]
-    return [path for path in files if path.is_file()]
+    return [path for path in files if is_file(path)]
 
 
 def _in_order(files: Sequence[Path], tasks: Sequence[Task]) -> list[Trajectory | None]:

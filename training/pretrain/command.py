@@ -18,6 +18,7 @@ from rich.console import Console
 from stepagent.agents import nano
 from stepagent.command_line import Command
 from stepagent.errors import check_range
+from stepagent.files import open_file, read_text
 from stepagent.training.config import TinyConfig
 from stepagent.training.pretrain.optimise import Optimiser
 
@@ -94,7 +95,7 @@ def pretrain(config: Config, console: Console) -> Path:
             f"{len(tokens) / 1e6:.1f} M tokens, {weights / 1e6:.1f} M weights, "
             f"{config.optimiser.updates:,} updates"
         )
-        log = (folder / "metrics.jsonl").open("a")
+        log = open_file(folder / "metrics.jsonl", "a")
 
         def updated(done: int, figures: dict[str, float]) -> None:
             if done % 10 == 0 or done == config.optimiser.updates:
@@ -142,7 +143,7 @@ def _same_config(config: Config) -> None:
 
     path, text = Path(config.output) / "config.yaml", _settings(config)
     here = {"output": config.output}  # which may be written in another way
-    if path.is_file() and yaml.safe_load(path.read_text()) | here != yaml.safe_load(text):
+    if path.is_file() and yaml.safe_load(read_text(path)) | here != yaml.safe_load(text):
         raise ValueError(f"{path} is of another pre-training: choose another output, or delete it")
     write_text(path, text)
 

@@ -21,7 +21,7 @@ from stepagent.agents.core import Agent, Turn
 from stepagent.envs.react import Message, PromptStyle, render
 from stepagent.envs.wikipedia import data
 from stepagent.eval.rollout import run_episodes
-from stepagent.files import write_text
+from stepagent.files import open_file, write_text
 
 PART = 64
 """Episodes of a part."""
@@ -108,7 +108,7 @@ def collect(
 
 def documents(path: Path) -> Iterator[list[Message]]:
     """The conversations of a part."""
-    with path.open(encoding="utf-8") as file:
+    with open_file(path) as file:
         for line in file:
             yield json.loads(line)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stepagent.files import parse_json
+from stepagent.files import is_file, parse_json, read_text
 from stepagent.training.runs.directory import RunDirectory
 from stepagent.training.runs.lines import all_lines
 
@@ -66,7 +66,7 @@ def of_stage(directory: RunDirectory, stage: str, figures: dict[str, float]) -> 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a file, the last of which a kill may have cut; none where there is no file."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in read_text(path).splitlines() if is_file(path) else ():
         try:
             rows.append(parse_json(line))
         except ValueError:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from stepagent.errors import UserError
-from stepagent.files import parse_json, write_atomically
+from stepagent.files import is_file, parse_json, read_text, write_atomically
 from stepagent.training.runs import processes, sharding
 from stepagent.training.runs.directory import MOMENTS
 
@@ -176,7 +176,7 @@ def load_training_state(
     if not path.is_dir():
         return Position()
     try:
-        position = Position(**parse_json((path / "position.json").read_text()))
+        position = Position(**parse_json(read_text(path / "position.json")))
         if not 0 < position.update <= updates:
             raise ValueError(f"update {position.update} of {updates}")
         rng = load_file(path / _RANDOM)
@@ -197,7 +197,7 @@ def load_moments(path: Path, optimiser: torch.optim.Optimizer) -> None:
 
     Raises DamagedState where the file holds others, or nothing that can be read.
     """
-    if not path.is_file() and not _shards(path).is_dir():
+    if not is_file(path) and not _shards(path).is_dir():
         return
     try:
         _load_moments(path, optimiser)

@@ -30,7 +30,16 @@ from typing import Any
 import yaml
 
 from stepagent.errors import UserError
-from stepagent.files import Lock, Locked, read_object, write_atomically, write_text
+from stepagent.files import (
+    Lock,
+    Locked,
+    check_files,
+    is_file,
+    read_object,
+    read_text,
+    write_atomically,
+    write_text,
+)
 from stepagent.training.runs.metrics import Metrics
 from stepagent.training.runs.options import differing
 
@@ -60,8 +69,9 @@ class RunDirectory:
     def __init__(self, path: str | Path, config: str, main: bool = True):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
+        check_files(self.path)
         self.metrics = Metrics(self.path, main)
-        self.resumed = (self.path / "config.yaml").is_file()
+        self.resumed = is_file(self.path / "config.yaml")
         self.main = main
         self._lock: Lock | None = None
         if not main:
@@ -71,7 +81,7 @@ class RunDirectory:
         except Locked as error:
             raise RunError(f"{error.strerror}: wait for it, or use another `output`") from None
         file = self.path / "config.yaml"
-        if not file.is_file() and (self.path / "stages.json").is_file():
+        if not is_file(file) and is_file(self.path / "stages.json"):
             raise RunError(
                 f"{file} is missing, so it is unknown which run the directory holds: restore the "
                 "file, choose another `output`, or delete the directory"
@@ -87,10 +97,10 @@ class RunDirectory:
     @staticmethod
     def _changes(file: Path, config: str) -> dict[str, tuple[Any, Any]]:
         """The options that differ from those of the run that the directory holds."""
-        if not file.is_file():
+        if not is_file(file):
             return {}
         try:
-            return differing(file.read_text(encoding="utf-8"), config)
+            return differing(read_text(file), config)
         except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
             raise RunError(
                 f"{file} is damaged ({str(error).splitlines()[0]}): restore the file, choose "

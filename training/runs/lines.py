@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from stepagent.files import parse_json
+from stepagent.files import is_file, open_file, parse_json, read_bytes
 from stepagent.training.runs import processes
 
 Item = TypeVar("Item")
@@ -63,7 +63,7 @@ def written(path: Path, count: int, make: Make) -> Iterator[tuple[int, Any]]:
 
     def all_of_them() -> Iterator[tuple[int, Any]]:
         yield from zip(mine, own, strict=False)
-        with path.open("a") as file:
+        with open_file(path, "a") as file:
             for i in rest:
                 line = others[i] if i in others else next(made)
                 file.write(json.dumps(line) + "\n")
@@ -95,10 +95,10 @@ def _lines(path: Path, leave_out: int = 0) -> dict[int, Any]:
 
 def complete_lines(path: Path) -> list[Any]:
     """The lines that a killed run left; a truncated last one is removed from the file."""
-    if not path.is_file():
+    if not is_file(path):
         return []
     lines, size = _complete(path)
-    with path.open("r+b") as file:
+    with open_file(path, "r+b") as file:
         file.truncate(size)
     return lines
 
@@ -106,7 +106,7 @@ def complete_lines(path: Path) -> list[Any]:
 def _complete(path: Path) -> tuple[list[Any], int]:
     """The lines up to the first that is cut or damaged, and their bytes."""
     lines, size = [], 0
-    for raw in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+    for raw in read_bytes(path).splitlines(keepends=True) if is_file(path) else ():
         try:
             line = parse_json(raw)
         except ValueError:

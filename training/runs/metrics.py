@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stepagent.errors import UsageError
-from stepagent.files import parse_json, write_text
+from stepagent.files import is_file, open_file, parse_json, read_bytes, read_text, write_text
 
 TENSORBOARD = "tensorboard"
 
@@ -53,7 +53,7 @@ class Metrics:
         if not self._main:
             return
         line = {"stage": stage, "update": update} | {k: _number(v) for k, v in figures.items()}
-        with self.path.open("a") as file:
+        with open_file(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
         if self._count is not None:
             self._count += 1
@@ -73,16 +73,16 @@ class Metrics:
         if self._trackers:
             values = {f"{stage}/{name}": value for name, value in figures.items()}
             if self._count is None:
-                self._count = len(self.path.read_bytes().splitlines()) if self.path.is_file() else 0
+                self._count = len(read_bytes(self.path).splitlines()) if is_file(self.path) else 0
             for tracker in self._trackers:
                 tracker.log(values, step=self._count)
 
     def rewind(self, stage: str, update: int) -> None:
         """Drops the stage's lines after `update`: they are about to be written again."""
-        if not self._main or not self.path.is_file():
+        if not self._main or not is_file(self.path):
             return
         lines = []
-        for line in self.path.read_text(errors="replace").splitlines():
+        for line in read_text(self.path, errors="replace").splitlines():
             try:
                 row = parse_json(line)
                 if row["stage"] != stage or row["update"] <= update:

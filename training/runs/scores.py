@@ -18,7 +18,7 @@ from stepagent.envs.trajectory import Trajectory, read, write
 from stepagent.eval import agreement
 from stepagent.eval.evaluate import EvaluationOptions, choose, evaluate
 from stepagent.eval.paper import LABELS
-from stepagent.files import parse_json, read_object, write_text
+from stepagent.files import is_file, parse_json, read_object, read_text, write_text
 from stepagent.training import collect
 from stepagent.training.config import Config
 from stepagent.training.policy import Policy
@@ -78,7 +78,7 @@ class Scores:
     def measure_agreement(self, name: str, policy: Policy, prompt: Prompt) -> None:
         """Measures the policy's agreement with the expert on dev trajectories, once."""
         folder = self.path / name
-        if (folder / agreement.SUMMARY).is_file():
+        if is_file(folder / agreement.SUMMARY):
             return
         agreement.save(folder, *self.read_dev(policy, prompt))
 
@@ -112,7 +112,7 @@ class Scores:
     def agreements(self, stages: list[str]) -> dict[str, dict[str, Any]]:
         """Stage → agreement with the expert, for the stages where it was measured."""
         paths = {stage: self.path / stage / agreement.SUMMARY for stage in stages}
-        return {stage: parse_json(p.read_text()) for stage, p in paths.items() if p.is_file()}
+        return {stage: parse_json(read_text(p)) for stage, p in paths.items() if is_file(p)}
 
     def of_run(self, stages: list[str]) -> dict[str, dict[str, Any]]:
         """Name → summary: of other agents, the stages in order, the control, and the expert."""
@@ -153,7 +153,7 @@ class Scores:
 
 def _episodes(files: Sequence[Path]) -> list[Trajectory]:
     """The episodes of these files, as far as they exist, that did not fail."""
-    return [t for path in files if path.is_file() for t in read(path, bad=[]) if not t.error]
+    return [t for path in files if is_file(path) for t in read(path, bad=[]) if not t.error]
 
 
 def _tasks(env_id: str, options: EvaluationOptions) -> list[str]:
@@ -172,7 +172,7 @@ def _put_together(folder: Path) -> None:
         return
     files = [folder / RESULTS, *(path.with_name(RESULTS) for path in parts)]
     write(folder / RESULTS, {t.task_id: t for t in _episodes(files)}.values())
-    summaries = [parse_json(path.read_text()) for path in parts]
+    summaries = [parse_json(read_text(path)) for path in parts]
     counts: dict[str, float] = {}
     for summary in summaries:
         for name, value in summary["agent_statistics"].items():

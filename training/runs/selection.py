@@ -18,7 +18,7 @@ import numpy as np
 from stepagent.eval import agreement
 from stepagent.eval.agreement import Agreement, Measure, TrajectoryAgreement
 from stepagent.eval.paired import detectable
-from stepagent.files import parse_json, write_atomically
+from stepagent.files import parse_json, read_text, write_atomically
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes
 from stepagent.training.runs.stage import Stage
@@ -98,7 +98,7 @@ class Selection:
         for path in sorted((self.stage.artifacts / "dev").glob(f"*/{agreement.SUMMARY}")):
             update = int(path.parent.name)
             if until is None or update <= until:
-                passes[update] = Agreement(**parse_json(path.read_text()))
+                passes[update] = Agreement(**parse_json(read_text(path)))
         return passes
 
     def _say_worth(self, passes: dict[int, Agreement], best: int) -> None:

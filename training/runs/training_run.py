@@ -25,7 +25,7 @@ from stepagent.agents import nano
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import Prompt
 from stepagent.envs.trajectory import Trajectory
-from stepagent.files import parse_json, write_atomically, write_text
+from stepagent.files import is_file, parse_json, read_text, write_atomically, write_text
 from stepagent.training.config import Config
 from stepagent.training.data import Sample, encode, shown_otherwise
 from stepagent.training.policy import Policy
@@ -124,10 +124,10 @@ class TrainingRun:
     def _read_state(self) -> State:
         """What `stages.json` holds. Raises RunError where it is damaged, or names a policy that is
         gone."""
-        if not self._state_file.is_file():
+        if not is_file(self._state_file):
             return State()
         try:
-            state = State(**parse_json(self._state_file.read_text(encoding="utf-8")))
+            state = State(**parse_json(read_text(self._state_file)))
             figures = [state.figures[name] for name in state.done]
             if not all(isinstance(f, dict) for f in figures) or not state.done:
                 raise ValueError("it names no stage")

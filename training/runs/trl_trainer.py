@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from stepagent.files import parse_json
+from stepagent.files import parse_json, read_text
 from stepagent.training.config import PreferenceConfig, SftConfig
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes, sharding, trl_checkpoints
@@ -186,7 +186,7 @@ def _newest(folder: Path) -> tuple[int, Path | None]:
     checkpoints: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*/trainer_state.json"):
         try:
-            state = parse_json(path.read_text(encoding="utf-8"))
+            state = parse_json(read_text(path))
             if not 0 < state["global_step"] <= state["max_steps"]:
                 raise ValueError(f"update {state['global_step']} of {state['max_steps']}")
             _check_files(path.parent)

@@ -11,7 +11,7 @@ from rich.console import Console
 from stepagent import command_line
 from stepagent.command_line import Command
 from stepagent.errors import check_range
-from stepagent.files import write_text
+from stepagent.files import is_file, write_text
 from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError
 
 
@@ -23,7 +23,7 @@ def _stored(sweep: Sweep) -> Sweep:
     if sweep.experiments:
         return sweep
     file = Path(sweep.output) / SWEEP
-    if not file.is_file():
+    if not is_file(file):
         raise SweepError(f"no experiments are named (--config), and {file} does not exist")
     stored = command_line.parse(Sweep, ["--config", str(file)], prog="stepagent sweep")
     return replace(stored, output=sweep.output, report_only=sweep.report_only)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from stepagent import command_line
 from stepagent.errors import SetupError
-from stepagent.files import parse_json, write_text
+from stepagent.files import is_file, parse_json, read_text, write_text
 from stepagent.training.config import Config
 from stepagent.training.sweep.inheritance import has_sft, sft_of
 from stepagent.training.sweep.job import LAUNCHES, Job, Outcome
@@ -57,9 +57,9 @@ def matched_tokens(run: SweepRun, output: Path) -> int:
     """
     assert run.matches
     path = run.matches.directory(output) / "summary.json"
-    if not path.is_file():
+    if not is_file(path):
         return 1
-    budget = parse_json(path.read_text()).get("budget")
+    budget = parse_json(read_text(path)).get("budget")
     if not budget:
         raise SweepError(
             f"{run.name} cannot match {path.parent}, which does not say on how many tokens it was "

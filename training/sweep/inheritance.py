@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from stepagent import command_line
-from stepagent.files import read_object
+from stepagent.files import is_file, read_object, read_text
 from stepagent.training.config import Config
 from stepagent.training.runs.directory import ORIGIN
 from stepagent.training.runs.options import differing
@@ -43,9 +43,9 @@ def inherit_sft(config: Config, output: Path) -> None:
     options = command_line.dump(config)
     for path in sorted((output / "runs").glob("*/stages.json")):
         source = path.parent
-        if source.suffix == ".partial" or not (source / "config.yaml").is_file():
+        if source.suffix == ".partial" or not is_file(source / "config.yaml"):
             continue  # a run that is still being set up
-        changes = differing((source / "config.yaml").read_text(), options)
+        changes = differing(read_text(source / "config.yaml"), options)
         if {key.split(".")[0] for key in changes} & _SFT_OPTIONS:
             continue
         if not (source / "policies/sft").is_dir():
@@ -58,7 +58,7 @@ def inherit_sft(config: Config, output: Path) -> None:
         for name in ("expert", "expert-dev", "base", "policies/sft", "eval/sft"):
             if (source / name).is_dir():
                 shutil.copytree(source / name, partial / name)
-        if (source / ORIGIN).is_file():
+        if is_file(source / ORIGIN):
             shutil.copy(source / ORIGIN, partial / ORIGIN)
         (partial / "config.yaml").write_text(options)
         after_sft = {"done": ["sft"], "seconds": 0.0} | {

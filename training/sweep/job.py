@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from stepagent.files import open_file, read_text
+
 BUSY, LOST = 75, 76
 """Exit codes of a run's process: another process has the run; another one took it over."""
 LAUNCHES = "launches"
@@ -79,7 +81,7 @@ def perform(job: Job, track: Track = nullcontext) -> Outcome:
         environment["OMP_NUM_THREADS"] = str(job.threads)
     job.log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "stepagent.training.sweep.node"]
-    with job.log.open("a") as file:
+    with open_file(job.log, "a") as file:
         process = subprocess.Popen(
             [*command, json.dumps(asdict(job)), str(os.getpid())],
             stdout=file,
@@ -113,5 +115,5 @@ def _sees(job: Job) -> bool:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = read_text(log, errors="replace").strip().splitlines()
     return (lines or ["no output"])[-1]

@@ -10,8 +10,8 @@ from stepagent.envs.trajectory import read as read_trajectories
 from stepagent.eval import agreement
 from stepagent.eval.agreement import TrajectoryAgreement
 from stepagent.eval.summary import score
-from stepagent.files import parse_json
-from stepagent.training.sweep.planning import SweepRun
+from stepagent.files import is_file, parse_json, read_text
+from stepagent.training.sweep.planning import SweepError, SweepRun
 
 FAILED = ".failed"
 """Suffix of a file beside the logs: the last line of a run that failed."""
@@ -62,7 +62,7 @@ class Result:
     def task_scores(self, stage: str | None) -> dict[str, float]:
         """Task → score in percent; {} where the episodes are not there."""
         path = self.folder / "eval" / str(stage) / "results.jsonl"
-        if not stage or not path.is_file():
+        if not stage or not is_file(path):
             return {}
         return {t.task_id: 100 * score(t) for t in read_trajectories(path, bad=[])}
 
@@ -74,9 +74,17 @@ class Result:
 def read(run: SweepRun, output: Path) -> Result:
     folder = run.directory(output)
     path = folder / "summary.json"
-    if not path.is_file():
+    if not is_file(path):
         return Result(run, {}, (), 0.0, missing=_why_missing(run, output))
-    summary = parse_json(path.read_text())
+    try:
+        return _of_summary(run, folder, parse_json(read_text(path)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SweepError(
+            f"{path} is damaged ({error!r}): delete it, and the sweep takes the run up again"
+        ) from None
+
+
+def _of_summary(run: SweepRun, folder: Path, summary: dict[str, Any]) -> Result:
     return Result(
         run,
         scores={name: 100 * row["reward_mean"] for name, row in summary["scores"].items()},
@@ -96,6 +104,6 @@ def _dev_draw(sft: dict[str, float]) -> bool | None:
 
 def _why_missing(run: SweepRun, output: Path) -> str:
     failed = output / "logs" / f"{run.name}{FAILED}"
-    if failed.is_file():
-        return f"failed: {failed.read_text(encoding='utf-8', errors='replace').strip()}"
+    if is_file(failed):
+        return f"failed: {read_text(failed, errors='replace').strip()}"
     return "not finished" if run.directory(output).is_dir() else "not started"

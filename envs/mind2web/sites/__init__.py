@@ -20,6 +20,7 @@ from stepagent.envs.mind2web.records import Problems, StepFacts, Task, task_from
 from stepagent.envs.mind2web.sites.base import Site, SiteGoal
 from stepagent.envs.mind2web.sites.kinds import KINDS
 from stepagent.envs.mind2web.sites.pages import slug
+from stepagent.files import read_text
 
 TASKS_PER_SITE = {"train": 12, "dev": 8, "test": 8}
 _THEMES = Path(__file__).with_name("themes.json")
@@ -29,7 +30,7 @@ CHECKSUM = "5bf660630f465981"
 
 @lru_cache(maxsize=1)
 def _themes() -> dict[str, Any]:
-    return json.loads(_THEMES.read_text(encoding="utf-8"))
+    return json.loads(read_text(_THEMES))
 
 
 @lru_cache(maxsize=1)

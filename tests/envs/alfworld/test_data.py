@@ -11,7 +11,8 @@ import pytest
 import zstandard
 
 from stepagent import envs
-from stepagent.envs.alfworld import data, export, generate
+from stepagent.envs.alfworld import data, export, generate, pddl
+from stepagent.envs.alfworld.pddl import GameError
 
 ID = "stepagent/ALFWorld-v0"
 IDS = ("pick_and_place_simple/test-0000", "look_at_obj_in_light/test-0000")
@@ -243,3 +244,9 @@ def test_upstreams_loader_takes_generated_games(folder, monkeypatch):
     assert ends == (True,)
     assert infos["won"] == [True]
     playing.close()
+
+
+@pytest.mark.parametrize("text", ["", " ", "(" * 200_000 + ")" * 200_000, "(define)", "(:goal"])
+def test_a_problem_without_its_sections_is_named(text):
+    with pytest.raises(GameError):
+        pddl.read_problem(text)

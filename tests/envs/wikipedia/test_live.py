@@ -186,6 +186,9 @@ MALFORMED = [
     '{"query": {"pages": [{"title": "AC/DC", "extract": ["x"]}]}}',
     '{"query": {"pages": [{"title": "AC/DC", "extract": "x", "pageprops": 3}]}}',
     '{"query": {"search": {}}}',
+    '{"query": {"search": []}}',
+    '{"query": {"search": [{"title": "AC/DC"}]}}',
+    '{"query": {"pages": []}}',
     "[" * 100_000,
 ]
 

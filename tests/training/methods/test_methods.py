@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import operator
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from stepagent import command_line
+from stepagent import command_line, files
 from stepagent.envs.trajectory import Step, Trajectory, read, write
 from stepagent.training import methods, run
 from stepagent.training.data import Sample
@@ -573,3 +575,67 @@ def test_the_command_line_takes_the_name_of_a_variant(config):
     config.method, config.sft.epochs = "sft-best", 7
     run._adjust(config, ["--method", "sft-best", "--sft.epochs=7"])
     assert (config.method, config.sft.select, config.sft.epochs) == ("sft", "dev", 7)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("some_succeed")
+@pytest.mark.parametrize("after", ["updates", "files"])
+@pytest.mark.parametrize("method", ["inverse", "grpo"])
+def test_a_run_stopped_in_any_stage_and_epoch_ends_with_the_same_weights(
+    config, tmp_path, monkeypatch, method, after
+):
+    """Stopped after the first, a middle and the last update of every stage, or after some of the
+    files that it writes, a judge's among them."""
+    config.method = method
+    whole = replace(config, output=str(tmp_path / "whole"))
+    log, write_file, written = Metrics.log, files.write_atomically, list[str]()
+
+    def watched(path, save):
+        write_file(path, save)
+        written.append(str(path))
+
+    with monkeypatch.context() as patch:
+        for module in _with_attribute("write_atomically"):
+            patch.setattr(module, "write_atomically", watched)
+        run.run(whole)
+    expected, updates = _weights(whole.output), dict[str, list[int]]()
+    for line in _lines(whole.output):
+        updates.setdefault(line["stage"], []).append(line["update"])
+    points: list[tuple[str, int] | int] = [*range(1, len(written), max(1, len(written) // 8))]
+    if after == "updates":
+        points = [(s, u) for s, n in updates.items() for u in {n[0], n[len(n) // 2], n[-1]}]
+    faults = []
+    for number, point in enumerate(points):
+        stopped, count = replace(config, output=str(tmp_path / str(number))), 0
+
+        def stop_log(self, stage, update, point=point, **figures):
+            log(self, stage, update, **figures)
+            if point == (stage, update):
+                raise KeyboardInterrupt
+
+        def stop_write(path, save, point=point):
+            nonlocal count
+            write_file(path, save)
+            count += 1
+            if count == point:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Metrics, "log", stop_log)
+            for module in _with_attribute("write_atomically"):
+                patch.setattr(module, "write_atomically", stop_write)
+            with pytest.raises(KeyboardInterrupt):
+                run.run(stopped)
+        gc.collect()
+        run.run(stopped)
+        if not _same(expected, _weights(stopped.output)):
+            faults.append(point if isinstance(point, tuple) else written[point - 1])
+        gc.collect()
+        shutil.rmtree(stopped.output)
+    assert not faults
+
+
+def _with_attribute(name):
+    """Our modules that have it."""
+    ours = (m for n, m in list(sys.modules.items()) if n.startswith("stepagent."))
+    return [module for module in ours if name in vars(module)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import shutil
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ MUTATIONS = {
     "garbage": lambda data: bytes(255 - byte for byte in data[:4000]),
     "deep": lambda data: b"[" * 100_000,
     "missing": None,
+    "pipe": None,
 }
 FILES = (
     "artifacts/iteration-2/reference.jsonl",
@@ -65,11 +67,13 @@ def _weights(folder):
     return load_file(folder / "final" / "model.safetensors")
 
 
-def _mutate(path, mutation):
-    if mutation is None:
-        path.unlink()
-    else:
+def _mutate(path, kind):
+    if mutation := MUTATIONS[kind]:
         path.write_bytes(mutation(path.read_bytes()))
+        return
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
 
 
 @pytest.mark.slow
@@ -88,9 +92,9 @@ def test_each_file_damaged_in_each_way(config, tmp_path, monkeypatch):
     assert len(names) == len(FILES)
     faults = []
     for name in names:
-        for kind, mutation in MUTATIONS.items():
+        for kind in MUTATIONS:
             shutil.copytree(template, folder)
-            _mutate(folder / name, mutation)
+            _mutate(folder / name, kind)
             try:
                 run.run(replace(config, output=str(folder)))
                 after = _weights(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -310,3 +311,13 @@ def test_a_directory_can_be_reported_without_its_configuration(sweep, monkeypatc
     assert json.loads((moved / "report.json").read_text())["experiments"][0]["done"] == 4
     stored = command_line.parse(Sweep, ["--config", str(moved / command.SWEEP)], prog="test")
     assert replace(stored, output="") == replace(_read(out.parent / "sweep.yaml"), output="")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"scores": {"sft": 3}}', "[" * 100_000])
+def test_a_damaged_summary_is_named(sweep, text):
+    run = planning.all_runs(sweep)[0]
+    _finish(sweep, run, {"a": 1.0})
+    file = run.directory(Path(sweep.output)) / "summary.json"
+    file.write_text(text)
+    with pytest.raises(planning.SweepError, match=re.escape(str(file))):
+        report.write(sweep)
