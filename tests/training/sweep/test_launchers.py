@@ -6,6 +6,7 @@ nodes in this machine) are real. What trains is slow.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import re
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from stepagent.training.sweep import execution
 from stepagent.training.sweep.execution import Batch, Unshared, _Entry
-from stepagent.training.sweep.job import Job
+from stepagent.training.sweep.job import Job, perform
 from stepagent.training.sweep.launchers import SubmititLauncher, launcher
 from stepagent.training.sweep.planning import Sweep, SweepError
 from tests.ray_nodes import two_nodes
@@ -98,6 +99,28 @@ def entry(tmp_path):
     (directory / "summary.json").write_text("{}")
     job = Job("one", str(directory), "", str(tmp_path / "out"), str(ROOT), "t", False, 0, 5.0)
     return _Entry(job, "")
+
+
+def test_an_interruption_that_is_no_signal_ends_a_job(tmp_path, monkeypatch):
+    """Ray cancels tasks so."""
+    job = entry(tmp_path).job
+    (tmp_path / "out" / "launches").mkdir()
+    (tmp_path / "out" / "launches" / "t").touch()
+    trainer = tmp_path / "trainer"
+    trainer.write_text("#!/bin/sh\nexec sleep 60\n")
+    trainer.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(trainer))
+    started: list[subprocess.Popen[bytes]] = []
+
+    @contextlib.contextmanager
+    def track(process):
+        started.append(process)
+        threading.Timer(1.0, _thread.interrupt_main).start()
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        perform(job, track)
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
 
 
 # Slurm ------------------------------------------------------------------------------------------
@@ -289,6 +312,7 @@ def test_a_run_of_slurm_whose_node_dies_goes_on(slurm, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("launch", ["submitit", "ray"])
 def test_ctrl_c_cancels_the_jobs_with_checkpoints(launch, tmp_path):
     pytest.importorskip(
