@@ -22,7 +22,7 @@ from rich.console import Console
 from stepagent import agents, ray_cluster
 from stepagent.agents.core import Agent
 from stepagent.envs.trajectory import Trajectory
-from stepagent.errors import SetupError, UserError
+from stepagent.errors import FORESEEN, SetupError, exit_code
 from stepagent.eval.evaluate import EvaluationOptions, LocalPlayer, Player, Setting
 
 MOST_LOSSES = 3
@@ -102,10 +102,8 @@ class EpisodeWorker:
 
 
 def _refusal(error: Exception) -> Refusal:
-    if isinstance(error, UserError):
-        return Refusal(str(error), error.exit_code)
-    known = isinstance(error, OSError | ValueError | ImportError)
-    return Refusal(str(error) if known else f"{type(error).__name__}: {error}", 1 + known)
+    message = str(error) if isinstance(error, FORESEEN) else f"{type(error).__name__}: {error}"
+    return Refusal(message, exit_code(error))
 
 
 @dataclass(eq=False)

@@ -35,7 +35,7 @@ import jsonargparse
 import yaml
 
 from stepagent import optional
-from stepagent.errors import UsageError, UserError
+from stepagent.errors import FORESEEN, UsageError, exit_code
 from stepagent.files import read_text
 
 C = TypeVar("C")
@@ -87,11 +87,11 @@ class Command(Generic[C]):
         except KeyboardInterrupt:
             self._say("interrupted" + "; the same command continues from here" * self.resumes)
             return 130
-        except (UserError, OSError, ValueError, TypeError, ImportError) as error:
+        except FORESEEN as error:
             if os.environ.get("STEPAGENT_DEBUG"):
                 raise
             self._say(f"error: {error}")
-            return _exit_code(error)
+            return exit_code(error)
 
     @property
     def prog(self) -> str:
@@ -121,14 +121,6 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _exit_code(error: Exception) -> int:
-    if isinstance(error, UserError):
-        return error.exit_code
-    if isinstance(error, FileNotFoundError):
-        return 2
-    return 1 if isinstance(error, OSError) else 2
 
 
 def _printable(text: str) -> str:

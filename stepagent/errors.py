@@ -27,6 +27,24 @@ class UsageError(UserError, ValueError):
     exit_code = 2
 
 
+FORESEEN = (UserError, OSError, ValueError, TypeError, ImportError)
+"""What a command says in a line; anything else is a fault of the program, with its traceback."""
+
+
+def exit_code(error: Exception) -> int:
+    """Of a command that ends by this error: 2 where what it was given cannot work, 1 where
+    something went wrong on the way.
+
+    >>> exit_code(FileNotFoundError()), exit_code(PermissionError()), exit_code(RuntimeError())
+    (2, 1, 1)
+    """
+    if isinstance(error, UserError):
+        return error.exit_code
+    if isinstance(error, OSError):
+        return 2 if isinstance(error, FileNotFoundError) else 1
+    return 2 if isinstance(error, FORESEEN) else 1
+
+
 def check_range(least: float, most: float = math.inf, /, **values: float | None) -> None:
     """Raises UsageError for the first of the values that is not in [least, most]; None is.
 

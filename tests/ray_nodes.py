@@ -72,16 +72,14 @@ def two_nodes(second: Mapping[str, str] | None = None) -> Iterator[Nodes]:
         port = _free_port()
         return {"num_cpus": 1, "object_store_memory": MEMORY, "runtime_env_agent_port": port}
 
-    # Ray waits for the ports of these, half a minute and no longer.
-    unused = [
-        _raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
-        _raylet.METRICS_AGENT_PORT_NAME,
-        _raylet.METRICS_EXPORT_PORT_NAME,
-    ]
+    # Newer versions wait for the ports of these, half a minute and no longer.
+    unstarted = ("DASHBOARD_AGENT_LISTEN", "METRICS_AGENT", "METRICS_EXPORT")
+    constants = [f"{name}_PORT_NAME" for name in unstarted]
+    unused = [getattr(_raylet, name) for name in constants if hasattr(_raylet, name)]
 
     def start_raylet(*arguments: Any, **options: Any) -> Any:
-        node_id, session = arguments[2], arguments[11]
         for service in unused:
+            node_id, session = arguments[2], arguments[11]
             _raylet.persist_port(session, node_id, service, -1)
         return start(*arguments, **options)
 

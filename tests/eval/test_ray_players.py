@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from stepagent import agents, register
-from stepagent.errors import SetupError
+from stepagent import agents, ray_cluster, register
+from stepagent.errors import SetupError, UserError
 from stepagent.eval.evaluate import EvaluationOptions, evaluate, evaluate_by
 from stepagent.eval.ray_players import EpisodeWorker, RayPlayers, RefusedError
 from stepagent.eval.run import main
@@ -212,6 +213,38 @@ def test_no_worker_without_the_data(scripted, tmp_path, monkeypatch):
         spread(StandIn(), tmp_path, env=NEEDS_DATA)
     assert isinstance(error.value, SetupError)
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("the disk is full"),
+        SetupError("no such thing"),
+        FileNotFoundError(2, "No such file", "x"),
+        PermissionError(13, "Permission denied", "x"),
+        ValueError("wrong"),
+        TypeError("wrong"),
+        ImportError("no such module"),
+    ],
+)
+def test_a_refusal_ends_the_command_as_an_error_here_would(error, tmp_path, monkeypatch, capsys):
+    def fail(spec, **options):
+        raise error
+
+    monkeypatch.setattr(agents, "make_agent", fail)
+    monkeypatch.setattr(ray_cluster, "connected", lambda address: nullcontext(StandIn()))
+    arguments = ["--env", ID, "--agent", "scripted", "--out", str(tmp_path)]
+    here = main(arguments)
+    assert str(error) in capsys.readouterr().err
+    assert main([*arguments, "--launch", "ray"]) == here
+    assert f": {error}\n" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_is_named_by_a_worker(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(agents, "make_agent", lambda spec, **options: {}["x"])
+    with pytest.raises(RefusedError, match="KeyError: 'x'") as refused:
+        spread(StandIn(), tmp_path)
+    assert refused.value.exit_code == 1
 
 
 @pytest.mark.parametrize("data", ["missing", "2"])

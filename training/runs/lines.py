@@ -120,7 +120,8 @@ def _complete(path: Path) -> tuple[list[Any], int]:
 
 class Background(Generic[Item]):
     """The items of an iterator, which a thread takes from it from now on, at most `ahead` before
-    they are asked for. What the iterator raises is raised here."""
+    they are asked for. What the iterator raises is raised here, once; then, as after `close`, there
+    are no more."""
 
     def __init__(self, items: Iterator[Item], ahead: int):
         self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(ahead)
@@ -148,6 +149,8 @@ class Background(Generic[Item]):
         return self
 
     def __next__(self) -> Item:
+        if self._closed.is_set():
+            raise StopIteration
         item, error = self._ready.get()
         if error:
             self.close()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,7 +91,7 @@ def perform(job: Job, track: Track = nullcontext) -> Outcome:
         )
         try:
             with track(process):
-                code = process.wait()
+                code = _ended(process)
         except KeyboardInterrupt:
             process.terminate()
             process.wait()
@@ -102,6 +102,14 @@ def perform(job: Job, track: Track = nullcontext) -> Outcome:
     if code in (BUSY, LOST):
         return Outcome("busy", host, minutes)
     return Outcome("failed", host, minutes, _last_line(job.log))
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code, once it has one. Looks again and again, since KeyboardInterrupt may come
+    without a signal, as from Ray, and then does not end a system call."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(1.0)
 
 
 def _sees(job: Job) -> bool:

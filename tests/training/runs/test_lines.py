@@ -83,6 +83,18 @@ def test_what_the_iterator_raises_comes_behind_its_items():
     assert next(background) == 1
     with pytest.raises(LookupError, match="no more"):
         next(background)
+    assert list(background) == []
+
+
+def test_a_background_at_its_end_does_not_wait_for_more():
+    background = Background(iter([1, 2]), ahead=5)
+    assert list(background) == [1, 2]
+    for _ in range(2):
+        assert next(background, None) is None
+    background = Background(itertools.count(), ahead=5)
+    assert next(background) == 0
+    background.close()
+    assert next(background, None) is None
 
 
 def test_a_background_that_is_closed_takes_nothing_more():

@@ -54,10 +54,11 @@ def _command(count, kind):
 
 
 def _launch(config, count=1, kind="ddp", die_at=None):
-    """Runs the configuration, or until it dies; returns what it printed."""
+    """Runs the configuration, or until it dies; returns what it printed. With `die_at`, if only
+    "", or under FSDP that includes each update that is logged."""
     path = Path(config.output).with_suffix(".yaml")
     path.write_text(command_line.dump(config))
-    own = kind == "fsdp" or die_at
+    own = kind == "fsdp" or die_at is not None
     module = "tests.training.runs.fsdp_on_cpu" if own else "training.run"
     command = [*_command(count, kind), "-m", module, "--config", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"DIE_AT": die_at} if die_at else {})
@@ -236,7 +237,8 @@ def test_shards_resume_after_a_kill(config, tmp_path):
     ("kind", "counts"), [("fsdp", (2, 1, 2)), ("fsdp", (1, 2, 1)), ("ddp", (2, 1, 2))]
 )
 def test_another_number_of_processes_goes_on(kind, counts, config, tmp_path):
-    """Killed in SFT, which TRL trains, and in the iteration, and each time resumed by as many."""
+    """Killed in SFT, which TRL trains, and again in the iteration. `counts`: the processes of each
+    of its three starts."""
     config = _settings(config, "implicit")
     config.sft.epochs, config.reflection.epochs = 5, 2
     # AdamW's first step is the gradient's sign, which rounding turns where it is nearly 0.
@@ -249,7 +251,7 @@ def test_another_number_of_processes_goes_on(kind, counts, config, tmp_path):
     assert len(shards) == (2 if kind == "fsdp" and counts[0] == 2 else 0)
     out = _launch(config, counts[1], kind, die_at="iteration-1:2")
     assert out.split("logs ")[1].startswith("sft:3"), "SFT resumes from its checkpoint"
-    out = _launch(config, counts[2], kind)
+    out = _launch(config, counts[2], kind, die_at="")
     assert out.split("logs ")[1].startswith("iteration-1:2")
     one, two = (
         [json.loads(x)["loss"] for x in (tmp_path / r / "metrics.jsonl").read_text().splitlines()]

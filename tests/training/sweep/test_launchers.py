@@ -6,6 +6,8 @@ nodes in this machine) are real. What trains is slow.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import os
 import re
 import signal
@@ -23,7 +25,7 @@ from rich.console import Console
 
 from stepagent.training.sweep import execution
 from stepagent.training.sweep.execution import Batch, Unshared, _Entry
-from stepagent.training.sweep.job import Job
+from stepagent.training.sweep.job import Job, perform
 from stepagent.training.sweep.launchers import SubmititLauncher, launcher
 from stepagent.training.sweep.planning import Sweep, SweepError
 from tests.ray_nodes import two_nodes
@@ -97,6 +99,28 @@ def entry(tmp_path):
     (directory / "summary.json").write_text("{}")
     job = Job("one", str(directory), "", str(tmp_path / "out"), str(ROOT), "t", False, 0, 5.0)
     return _Entry(job, "")
+
+
+def test_an_interruption_that_is_no_signal_ends_a_job(tmp_path, monkeypatch):
+    """Ray cancels tasks so."""
+    job = entry(tmp_path).job
+    (tmp_path / "out" / "launches").mkdir()
+    (tmp_path / "out" / "launches" / "t").touch()
+    trainer = tmp_path / "trainer"
+    trainer.write_text("#!/bin/sh\nexec sleep 60\n")
+    trainer.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(trainer))
+    started: list[subprocess.Popen[bytes]] = []
+
+    @contextlib.contextmanager
+    def track(process):
+        started.append(process)
+        threading.Timer(1.0, _thread.interrupt_main).start()
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        perform(job, track)
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
 
 
 # Slurm ------------------------------------------------------------------------------------------
@@ -271,22 +295,24 @@ def test_a_run_of_slurm_whose_node_dies_goes_on(slurm, tmp_path):
 
     def fail():
         until_training(tmp_path / "jobs", 1)
-        (process,) = trainers(tmp_path / "jobs")
-        process.kill()
+        running = trainers(tmp_path / "jobs")
         for file in slurm.glob("*.pid"):
-            killed.append(int(file.read_text()))
-            os.killpg(killed[-1], signal.SIGKILL)
+            os.killpg(int(file.read_text()), signal.SIGKILL)  # at once: no job reports a dead run
+        _, alive = psutil.wait_procs(running, timeout=120)
+        killed.append(len(running) - len(alive))
 
     thread = threading.Thread(target=fail)
     thread.start()
     said = console()
     assert execution.run_all(sweep, said) == []
     thread.join()
+    assert killed == [1]
     assert "its machine was lost" in said.export_text()
     assert len(list(slurm.glob("*.sh"))) == 3
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("launch", ["submitit", "ray"])
 def test_ctrl_c_cancels_the_jobs_with_checkpoints(launch, tmp_path):
     pytest.importorskip(
@@ -315,6 +341,7 @@ def test_ctrl_c_cancels_the_jobs_with_checkpoints(launch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_ray_gives_the_runs_of_one_machine_even_if_a_node_dies(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'stepagent[cluster]'")
     assert execution.run_all(_read(settings(tmp_path, "local")), console()) == []
@@ -328,8 +355,12 @@ def test_ray_gives_the_runs_of_one_machine_even_if_a_node_dies(tmp_path):
             until_training(tmp_path / "ray", 2, process)
             on_second = nodes.processes()[-1].children(recursive=True)
             (dying,) = [one for one in trainers(tmp_path / "ray") if one in on_second]
-            dying.kill()
+            task = dying.parent()
+            dying.suspend()
             nodes.cluster.remove_node(nodes.second, allow_graceful=False)
+            for part in (task, dying):  # in this order: a dead machine does not report a dead run
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    part.kill()
             said, errors = process.communicate(timeout=550)
             assert process.returncode == 0, said + errors
     assert "its machine was lost" in said
