@@ -26,7 +26,7 @@ from tests.toy_env import ID, ScriptedAgent, ToyEnv
 
 TASK = "odd/25"
 LIMIT = 3.0
-"""Seconds that a call may take where one is to exceed it, and the others, on a busy machine, not."""
+"""Seconds for a call in tests of one that hangs; the others must keep it on a busy machine, too."""
 
 
 @contextmanager
@@ -450,7 +450,7 @@ def test_playing_in_a_browser(chromium, server, tmp_path):
 
 
 def test_answers_that_come_late(chromium, server, tmp_path):
-    """What a person types or chooses meanwhile stays; an answer to an older question changes nothing."""
+    """What is typed or chosen meanwhile stays; answers to older questions change nothing."""
     write_run(tmp_path / "a", {"x/1": 0.25, "x/2": 0.5, "x/3": 1.0})
     held = []
     browser = Browser(chromium, server.url)
