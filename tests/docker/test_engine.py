@@ -17,13 +17,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import yaml
 
 from stepagent.agents import make_agent
 from stepagent.envs.remote import RemoteEnv, RemoteError
 from stepagent.envs.serve import health
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
-from tests.docker.test_docker import COMPOSE, SERVICES, TRAINING, instructions
+from tests.docker.test_docker import SERVICES, TRAINING, compose_commands, instructions
 
 ROOT = Path(__file__).parents[2]
 BASE = instructions("FROM")[0].split()[0]
@@ -50,16 +49,6 @@ def _megabytes(image):
     return int(_run("docker", "image", "inspect", "-f", "{{.Size}}", image)) / 1e6
 
 
-def _compose():
-    """The command of Compose v2, else v1; "" without one."""
-    for command in (["docker", "compose"], ["docker-compose"]):
-        if shutil.which(command[0]):
-            known = subprocess.run([*command, "version"], capture_output=True, check=False)
-            if known.returncode == 0:
-                return command
-    return []
-
-
 def _has_engine():
     if not shutil.which("docker"):
         return False
@@ -69,7 +58,9 @@ def _has_engine():
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(not (_has_engine() and _compose()), reason="no Docker engine with Compose"),
+    pytest.mark.skipif(
+        not (_has_engine() and compose_commands()), reason="no Docker engine with Compose"
+    ),
 ]
 
 
@@ -91,23 +82,15 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def compose(images, tmp_path_factory):
-    """Runs Compose on all services, which are up; none is left afterwards.
-
-    Limits of processors are left out: an engine inside of a container may not be able to set them.
-    """
-    file = tmp_path_factory.mktemp("compose") / "compose.yaml"
-    services = {
-        name: {k: v for k, v in service.items() if k not in ("build", "deploy")}
-        for name, service in COMPOSE["services"].items()
-    }
-    file.write_text(yaml.safe_dump({"services": services, "volumes": COMPOSE["volumes"]}))
+def compose(images):
+    """Runs Compose on all services, which are up; none is left afterwards."""
 
     def run(*words):
-        return _run(*_compose(), "-p", "stepagenttest", "-f", str(file), *words)
+        command = [*compose_commands()[0], "-p", "stepagenttest", "-f", "docker/compose.yaml"]
+        return _run(*command, *words)
 
     try:
-        run("up", "-d")
+        run("up", "-d", "--no-build")
         yield run
     finally:
         run("down", "--volumes", "--timeout", "30")
