@@ -46,6 +46,8 @@ class Browser:
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
 
     def open(self, place: str = "") -> Any:
+        """Loads the page, anew if only the place in it differs, and waits until it is drawn."""
+        self.page.goto("about:blank")
         self.page.goto(self.url + place)
         self.page.wait_for_selector("body[data-ready]")
         return self.page

@@ -9,7 +9,7 @@ from stepagent.eval.view.page import PageFiles
 
 _HERE, _REPORT = Path(__file__).parent, Path(view.__file__).parent
 FILES = PageFiles(
-    template=_HERE / "page.html",
+    body=_HERE / "page.html",
     styles=[_REPORT / "style.css", _HERE / "style.css"],
     scripts=[
         *(_REPORT / name for name in ("dom.js", "turns.js", "theme.js")),
@@ -21,5 +21,5 @@ FILES = PageFiles(
 
 def render() -> tuple[str, str]:
     """The page, and its content security policy."""
-    page, policy = FILES.assemble({})
+    page, policy = FILES.assemble("StepAgent: play and watch")
     return page, f"{policy}; frame-ancestors 'none'"

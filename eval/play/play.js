@@ -76,7 +76,7 @@ async function step(fields) {
   const answer = await busy(() => ask("episodes/" + game.name + "/steps", { ...fields, since: game.shown }));
   if (!answer) { if (!byId("problem").hidden) await refresh(); return false; }
   take(answer);
-  if (!answer.over) await drawPanel();
+  if (!answer.over) drawPanel();
   return true;
 }
 
@@ -87,9 +87,10 @@ async function refresh() {
 }
 
 async function actAsPerson() {
-  const action = byId("action").value.trim(), thought = byId("thought").value.trim();
-  if (!action) return void byId("action").focus();
-  if (await step({ action, thought })) for (const id of ["action", "thought"]) byId(id).value = "";
+  const said = { action: byId("action").value.trim(), thought: byId("thought").value.trim() };
+  if (!said.action) return void byId("action").focus();
+  // What was typed while the step was under way stays.
+  if (await step(said)) for (const id in said) if (byId(id).value.trim() === said[id]) byId(id).value = "";
   if (!game.state.over) byId("action").focus();
   filterActions();
 }
@@ -109,6 +110,7 @@ async function playOn() {
 
 function showPanel(kind) {
   game.panel = kind;
+  byId("panel").replaceChildren();
   byId("show-actions").setAttribute("aria-expanded", String(kind === "actions"));
   byId("show-expert").setAttribute("aria-expanded", String(kind === "expert"));
   byId("panel").hidden = !kind;

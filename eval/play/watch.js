@@ -63,8 +63,9 @@ function drawRows() {
 // `on`: the same episode, which has gone on: what was shown stays, the rest follows.
 async function openRow(row, on) {
   const { file } = watch, where = "at" in row ? { name: file, at: row.at } : { name: file, task: row.task, seed: row.seed };
+  watch.chosen = row;
   const episode = await ask("results/episode" + query(where));
-  if (!episode || file !== watch.file) return;
+  if (!episode || file !== watch.file || watch.chosen !== row) return;
   const before = on && watch.episode ? watch.upto : 0;
   Object.assign(watch, { current: rowKey(row), episode, live: !("at" in row), upto: before });
   drawRows();

@@ -1,4 +1,4 @@
-"""Assembles a page: template, style, scripts, and the report's data, compressed.
+"""Assembles a page from its body, style, scripts, and the report's data, compressed.
 
 The content security policy allows the one style and the one script by their SHA-256 and forbids
 everything else: connections, images, forms, other scripts. The data is in blocks of base64, in
@@ -48,26 +48,26 @@ def render(report: Report) -> str:
     )
     title = html.escape(plain(f"{report.title} – StepAgent"))
     files = PageFiles(
-        template=_HERE / "page.html",
+        body=_HERE / "page.html",
         styles=[_HERE / "style.css"],
         scripts=[_HERE / name for name in SCRIPTS],
     )
-    return files.assemble({"TITLE": title, "DATA": data})[0]
+    return files.assemble(title, data)[0]
 
 
 @dataclass(frozen=True)
 class PageFiles:
-    """What a page is made of: a template with `@@NAME@@` in place of its parts."""
+    """What is put into `frame.html`, which has `@@NAME@@` in place of its parts."""
 
-    template: Path
+    body: Path
     styles: Sequence[Path]
     scripts: Sequence[Path]
     """In the order in which they are concatenated."""
     connects: bool = False
     """Whether the scripts may ask the page's own server."""
 
-    def assemble(self, parts: dict[str, str]) -> tuple[str, str]:
-        """The page, and its content security policy."""
+    def assemble(self, title: str, data: str = "") -> tuple[str, str]:
+        """The page, and its content security policy. `title` and `data` are HTML."""
         style = "".join(read_text(file) for file in self.styles)
         script = "\n".join(read_text(file) for file in self.scripts)
         script = '"use strict";\n(() => {\n' + script + "})();\n"
@@ -83,9 +83,16 @@ class PageFiles:
                 "trusted-types 'none'",
             ]
         )
-        parts = {**parts, "POLICY": html.escape(policy), "STYLE": style, "SCRIPT": script}
-        page = read_text(self.template)
-        pieces = page.split("@@")  # text, name, text, name, …; insertions are not searched again
+        parts = {
+            "POLICY": html.escape(policy),
+            "TITLE": title,
+            "STYLE": style,
+            "BODY": read_text(self.body),
+            "DATA": data,
+            "SCRIPT": script,
+        }
+        frame = read_text(_HERE / "frame.html")
+        pieces = frame.split("@@")  # text, name, text, name, …; insertions are not searched again
         return "".join(parts[p] if i % 2 else p for i, p in enumerate(pieces)), policy
 
 

@@ -2,8 +2,8 @@
 
 The engine is the one that DOCKER_HOST names, or the machine's own. Images are built on the host's
 network, so that pip in the build reaches what the host does; with STEPAGENT_IMAGES_BUILT=1 those
-that are there are tried as they are. The image for training, of gigabytes, is built and tried with
-STEPAGENT_TRAINING_IMAGE=1 (and STEPAGENT_TORCH_INDEX, for PyTorch without CUDA).
+that are there are tried as they are. The image for training, of gigabytes, only where
+STEPAGENT_TRAINING_IMAGE=1 asks for it (and STEPAGENT_TORCH_INDEX, for PyTorch without CUDA).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import os
 import shutil
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
-import yaml
 
 from stepagent.agents import make_agent
 from stepagent.envs.remote import RemoteEnv, RemoteError
 from stepagent.envs.serve import health
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
-from tests.docker.test_docker import COMPOSE, SERVICES, TRAINING, instructions
+from tests.docker.test_docker import SERVICES, TRAINING, compose_commands, instructions
 
 ROOT = Path(__file__).parents[2]
 BASE = instructions("FROM")[0].split()[0]
@@ -49,16 +49,6 @@ def _megabytes(image):
     return int(_run("docker", "image", "inspect", "-f", "{{.Size}}", image)) / 1e6
 
 
-def _compose():
-    """The command of Compose v2, else v1; "" without one."""
-    for command in (["docker", "compose"], ["docker-compose"]):
-        if shutil.which(command[0]):
-            known = subprocess.run([*command, "version"], capture_output=True, check=False)
-            if known.returncode == 0:
-                return command
-    return []
-
-
 def _has_engine():
     if not shutil.which("docker"):
         return False
@@ -68,7 +58,9 @@ def _has_engine():
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(not (_has_engine() and _compose()), reason="no Docker engine with Compose"),
+    pytest.mark.skipif(
+        not (_has_engine() and compose_commands()), reason="no Docker engine with Compose"
+    ),
 ]
 
 
@@ -90,23 +82,15 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def compose(images, tmp_path_factory):
-    """Runs Compose on all services, which are up; none is left afterwards.
-
-    Limits of processors are left out: an engine inside of a container may not be able to set them.
-    """
-    file = tmp_path_factory.mktemp("compose") / "compose.yaml"
-    services = {
-        name: {k: v for k, v in service.items() if k not in ("build", "deploy")}
-        for name, service in SERVICES.items()
-    }
-    file.write_text(yaml.safe_dump({"services": services, "volumes": COMPOSE["volumes"]}))
+def compose(images):
+    """Runs Compose on all services, which are up; none is left afterwards."""
 
     def run(*words):
-        return _run(*_compose(), "-p", "stepagenttest", "-f", str(file), *words)
+        command = [*compose_commands()[0], "-p", "stepagenttest", "-f", "docker/compose.yaml"]
+        return _run(*command, *words)
 
     try:
-        run("up", "-d")
+        run("up", "-d", "--no-build")
         yield run
     finally:
         run("down", "--volumes", "--timeout", "30")
@@ -197,22 +181,45 @@ def test_a_service_is_ready_soon(compose, name):
         assert seconds < 5.0
 
 
-def test_stopping_ends_well(compose):
-    compose("stop", "--timeout", "30")
-    for name in SERVICES:
-        state = json.loads(_run("docker", "inspect", "-f", "{{json .State}}", _container(name)))
-        assert (name, state["ExitCode"]) == (name, 0)
+def _opened(name):
+    """How many sessions a service has opened."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORTS[name]}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    counts = [line.split() for line in lines if line.startswith("stepagent_sessions_opened_total")]
+    return sum(float(count) for *_, count in counts)
+
+
+TRAIN = [
+    *("train", "--config=demo", "--method=sft", "--env-args.url=http://scienceworld:8000"),
+    *("--expert.limit=8", "--evaluation.limit=4", "--output=/runs/demo"),
+]
+LOOK = """
+import json, os, pathlib
+results = pathlib.Path("/runs/demo/eval/sft/results.jsonl").read_text().splitlines()
+writable = any(os.access(place, os.W_OK) for place in ("/", "/venv"))
+print(json.dumps({"user": os.getuid(), "writable": writable, "episodes": len(results)}))
+"""
 
 
 @pytest.mark.skipif(
     not os.environ.get("STEPAGENT_TRAINING_IMAGE"), reason="STEPAGENT_TRAINING_IMAGE is not set"
 )
-def test_a_policy_is_trained_in_its_container():
-    _build(TRAINING, "--build-arg", f"TORCH_INDEX={os.environ.get('STEPAGENT_TORCH_INDEX', '')}")
-    limits = ["--read-only", "--tmpfs=/tmp", "--tmpfs=/runs:uid=10001", "--tmpfs=/cache:uid=10001"]
-    command = ["train", "--config=demo", "--method=sft", "--expert.limit=4", "--evaluation.limit=2"]
-    shown = _run(
-        "docker", "run", "--rm", "--network=none", *limits, TRAINING["image"],
-        *command, "--output=/runs/demo",
-    )  # fmt: skip
-    assert "/runs/demo" in shown
+def test_a_policy_is_trained_on_a_service(compose):
+    """As Compose says: read-only, unprivileged, what it writes in volumes."""
+    if not os.environ.get("STEPAGENT_IMAGES_BUILT"):
+        index = os.environ.get("STEPAGENT_TORCH_INDEX", "")
+        _build(TRAINING, "--build-arg", f"TORCH_INDEX={index}")
+    _wait_until_healthy("scienceworld")
+    before = _opened("scienceworld")
+    compose("run", "--rm", "-T", "training", *TRAIN)
+    assert _opened("scienceworld") > before
+    inside = ["run", "--rm", "-T", "--entrypoint", "python", "training", "-c", LOOK]
+    seen = json.loads(compose(*inside))
+    assert seen == {"user": 10001, "writable": False, "episodes": 4}
+
+
+def test_stopping_ends_well(compose):
+    compose("stop", "--timeout", "30")
+    for name in SERVICES:
+        state = json.loads(_run("docker", "inspect", "-f", "{{json .State}}", _container(name)))
+        assert (name, state["ExitCode"]) == (name, 0)

@@ -15,7 +15,7 @@ from tests.integrations.environments import binary
 from tests.integrations.stub import ExpertModel
 from tests.servers import running
 
-pytestmark = pytest.mark.integration("verifiers")
+pytestmark = [pytest.mark.integration("verifiers"), pytest.mark.timeout(1800)]
 WEBSHOP = "stepagent/WebShop-v0"
 ALFWORLD = "stepagent/ALFWorld-v0"
 
@@ -30,7 +30,7 @@ def run(folder, name, *arguments):
         [binary("verifiers", name), *map(str, arguments), "--no-rich"],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1500,
         cwd=folder,
         env=environment,
     )

@@ -101,20 +101,26 @@ def test_the_command(tmp_path):
     assert "holds no catalogue" in failed.stderr
 
 
+def _load(page, act, *arguments):
+    """Does what leads to the next page, and waits until that is loaded."""
+    with page.expect_navigation():
+        act(*arguments)
+
+
 def test_in_a_browser(site, chromium):
     page = chromium.new_page()
     page.goto(site.url)
-    page.click("#start")
+    _load(page, page.click, "#start")
     (visitor,) = site.visits.values()
     assert page.inner_text("#instruction") == visitor.info["instruction"]
     for thought, action in visitor.env.expert_plan():
         page.fill("textarea", thought)
         if action.startswith("search"):
             page.fill("#words", action[7:-1])
-            page.click("#search")
+            _load(page, page.click, "#search")
             assert page.locator(".hit").count() == 10
         else:
-            page.locator(f'button[value="{action}" i]').first.click()
+            _load(page, page.locator(f'button[value="{action}" i]').first.click)
     assert page.inner_text("#score") == "1.00"
     assert page.inner_text("#steps").startswith("step ")
     page.close()
@@ -134,20 +140,15 @@ def test_with_the_keyboard_alone(site, chromium):
     page = chromium.new_page()
     page.goto(site.url)
     _focus(page, "#start")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#instruction")
+    _load(page, page.keyboard.press, "Enter")
     (visitor,) = site.visits.values()
     for _, action in visitor.env.expert_plan():
-        steps = page.inner_text("#steps")
         if action.startswith("search"):
             _focus(page, "#words")
             page.keyboard.type(action[7:-1])
         else:
             _focus(page, f'button[value="{action}" i]')
-        page.keyboard.press("Enter")
-        page.wait_for_function(
-            "old => document.querySelector('#steps').innerText !== old", arg=steps
-        )
+        _load(page, page.keyboard.press, "Enter")
     assert page.inner_text("#score") == "1.00"
     page.close()
 
@@ -164,7 +165,7 @@ def test_narrow_dark_and_accessible(site, chromium, scheme):
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(18, 22, 28)") == (scheme == "dark")
     check()
-    page.click("#start")
+    _load(page, page.click, "#start")
     check()
     visitor = next(reversed(site.visits.values()))
     for _, action in visitor.env.expert_plan():
