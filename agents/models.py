@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -300,20 +301,27 @@ def _unpack(package: Path, dtype: Any, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
+_ALONE = threading.RLock()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences transformers' progress bars and warnings."""
+    """Around what builds, reads or writes a model: silences transformers' progress bars and
+    warnings, and lets in one thread at a time. Transformers patches its own classes while it reads
+    one (weights are neither tied nor initialised); of two threads, the second would put the first
+    one's patches back for good."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    with _ALONE:
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
 
 
 @contextmanager

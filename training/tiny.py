@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from stepagent.agents.models import quiet
 from stepagent.training.config import TinyConfig
 
 # A turn is a role token, the text, and one token that ends it.
@@ -62,7 +63,7 @@ def build_model(
     config: TinyConfig, tokenizer: PreTrainedTokenizerFast, seed: int, rope_theta: float = 1e4
 ) -> LlamaForCausalLM:
     """A Llama for that tokenizer, from scratch; the same seed gives the same weights."""
-    with torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(
             LlamaConfig(

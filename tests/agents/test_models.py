@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,20 @@ def test_smollm2_speaks():
     assert not agent.why_uncached
     (reply,) = agent.act([turn("a", say("What is the capital of France?"))])
     assert "Paris" in reply
+
+
+def test_two_threads_at_once_leave_transformers_as_it_was(tmp_path):
+    """It patches its classes while it reads a model, and puts back what it found."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+    shape = LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=64,
+        intermediate_size=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).save_pretrained(tmp_path)
+    tie = PreTrainedModel.tie_weights
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: models.load_model(tmp_path, device="cpu"), range(16)))
+    assert PreTrainedModel.tie_weights is tie
+    for model in loaded:
+        assert model.lm_head.weight is model.model.embed_tokens.weight

@@ -167,10 +167,10 @@ def test_a_broken_archive_leaves_nothing_behind(archive):
 
 
 def test_data_that_may_not_be_read(folder, monkeypatch):
-    def refuse(self):
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(data, "read_bytes", refuse)
     with pytest.raises(PermissionError, match="Check the permissions"):
         _ = envs.make(ID, data=folder, split="test").tasks
 

@@ -153,10 +153,12 @@ class Cutter:
                 back = threading.Thread(target=self._back, args=(server, client), daemon=True)
                 back.start()
                 while data := client.recv(65536):
-                    server.sendall(data)
-                    if self.armed and self.armed in data:
+                    cut = self.armed and self.armed in data
+                    if cut:  # first, since the server may answer before the next line
                         self.armed, self.cuts = b"", self.cuts + 1
                         client.shutdown(socket.SHUT_RDWR)
+                    server.sendall(data)
+                    if cut:
                         return
 
     @staticmethod
