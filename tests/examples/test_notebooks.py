@@ -44,7 +44,7 @@ def run_cell(source, names, where):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
 def test_it_runs(notebook, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     names, values = {"__name__": "__main__"}, []
     for cell in cells(notebook):
         if cell["cell_type"] == "code":
@@ -56,6 +56,6 @@ def test_it_runs(notebook, tmp_path, monkeypatch, capsys):
         assert "expert   reward 1.00" in printed
         assert "expert 1" in printed
     else:
-        assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+        assert list(tmp_path.glob("*/run/final/model.safetensors"))
         assert "iteration-1" in printed
         assert 0 <= values[-1] <= 1
