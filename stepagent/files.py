@@ -102,9 +102,11 @@ def read_bytes(path: str | Path) -> bytes:
 
 def is_file(path: Path) -> bool:
     """Whether a file lies there. Raises NotAFile for a pipe, a socket or a device."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if path.is_file():
+        return True
+    if path.exists() and not path.is_dir():
         raise NotAFile(path)
-    return path.is_file()
+    return False
 
 
 def check_files(path: Path) -> None:

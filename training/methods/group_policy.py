@@ -31,7 +31,7 @@ from stepagent.training.runs.training_run import TrainingRun
 from stepagent.training.runs.validation import check_model
 from stepagent.training.trees.forest import Forest, forests
 from stepagent.training.trees.packing import pack
-from stepagent.training.trees.scoring import score_trees
+from stepagent.training.trees.scoring import score_tree, score_trees
 from stepagent.training.trees.tree import StepTree
 
 Advantages = Callable[[Sequence[Trajectory], GroupConfig], list[Tensor]]
@@ -136,8 +136,7 @@ def groups(run: TrainingRun, stage: Stage, advantages: Advantages) -> list[Group
     stage.figures["tokens_shared"] = 1 - read / tokens if tokens else 0.0
 
     def log_probs(forest: Forest) -> Tensor:
-        with torch.no_grad():
-            scores = score_trees(run.policy.model, pack([forest.tree], run.policy.device))
+        scores = score_tree(run.policy.model, forest.tree, run.policy.device)
         return scores.token_log_probs.cpu()
 
     run.policy.model.eval()

@@ -64,7 +64,7 @@ from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 from stepagent.training.runs.validation import check_step_trees
 from stepagent.training.trees.packing import pack
-from stepagent.training.trees.scoring import score_trees
+from stepagent.training.trees.scoring import score_tree, score_trees
 from stepagent.training.trees.tree import StepTree
 
 
@@ -168,8 +168,7 @@ def scored_meanwhile(
 
 def reference(policy: Policy, tree: StepTree) -> list[list[float]]:
     """log π of the expert's reply in each branch's state, and of each branch."""
-    with torch.no_grad():
-        scores = score_trees(policy.model, pack([tree], policy.device))
+    scores = score_tree(policy.model, tree, policy.device)
     return [scores.chosen.tolist(), scores.rejected.tolist()]
 
 

@@ -33,8 +33,7 @@ from stepagent.training.methods.practice import Practice, practising
 from stepagent.training.runs import processes
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
-from stepagent.training.trees.packing import pack
-from stepagent.training.trees.scoring import score_trees
+from stepagent.training.trees.scoring import score_tree
 from stepagent.training.trees.tree import StepTree
 
 
@@ -113,9 +112,8 @@ def _log_probs(run: TrainingRun, trees: Sequence[StepTree], name: str) -> dict[S
     """log π of all actions, float32 [A] each, under the policy of a stage; "": the present one."""
     policy = run.policy
 
-    @torch.no_grad()
     def of_tree(tree: StepTree) -> Tensor:
-        return score_trees(policy.model, pack([tree], policy.device)).log_probs.cpu()
+        return score_tree(policy.model, tree, policy.device).log_probs.cpu()
 
     with policy.as_in(run.directory.policy(name)) if name else nullcontext():
         return dict(zip(trees, processes.share(trees, of_tree), strict=True))

@@ -48,17 +48,18 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     """The trajectories in whose states an iteration practises: the expert's, episodes of the
     agent's own, or both (`reflection.states`). Figures of the agent's go to the stage."""
     config = run.config.reflection
-    samples = draw(run.samples, config.trajectories, stage.seed)
     allowed = config.labels or None
+    samples = draw(run.samples, config.trajectories, stage.seed)
+    of_expert = within_budget(samples, allowed, stage.seed)
     if config.states == "expert":
-        return within_budget(samples, allowed, stage.seed)
+        return of_expert
     if config.states == "successes":
-        return within_budget(samples, allowed, stage.seed) + shortest_successes(run, stage)
+        return of_expert + shortest_successes(run, stage)
     if not expert_anywhere(run):
         stage.note(
             f"the expert of {run.config.env} plans from the reset only: practising in its states"
         )
-        return within_budget(samples, allowed, stage.seed)
+        return of_expert
     tasks = draw(rollouts.tasks(run), config.trajectories, stage.seed)
     if config.states == "own":
         return own_samples(run, stage, tasks, allowed)

@@ -31,9 +31,8 @@ from stepagent.training.runs import processes, trl_trainer
 from stepagent.training.runs.checkpoints import DamagedState
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
-from stepagent.training.trees.packing import pack
 from stepagent.training.trees.rows import PLAIN, Rows
-from stepagent.training.trees.scoring import score_trees
+from stepagent.training.trees.scoring import score_tree
 from stepagent.training.trees.tree import StepTree
 
 
@@ -223,10 +222,9 @@ def _references(stage: Stage, policy: Policy, pairs: Sequence[Pair]) -> list[dic
     return references
 
 
-@torch.no_grad()
 def _reference(policy: Policy, pair: Pair) -> dict[str, float]:
     log_probs = {}
     for side, sample in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        scores = score_trees(policy.model, pack([StepTree.of(sample.encoded)], policy.device))
+        scores = score_tree(policy.model, StepTree.of(sample.encoded), policy.device)
         log_probs[f"ref_{side}_logps"] = float(scores.token_log_probs.sum())
     return log_probs

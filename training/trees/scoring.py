@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepagent.training.trees.compat import check_path, unwrap
-from stepagent.training.trees.packing import PackedTrees
+from stepagent.training.trees.packing import PackedTrees, pack
+from stepagent.training.trees.tree import StepTree
 
 Attention = Literal["auto", "blocks", "flex"]
 Entropy = Literal["none", "measured", "learned"]
@@ -89,6 +90,13 @@ def score_trees(
         action_hidden=states[len(packed.target) :],
         token_hidden=states[: len(packed.target)],
     )
+
+
+@torch.no_grad()
+def score_tree(model: nn.Module, tree: StepTree, device: torch.device) -> TreeScores:
+    """What `score_trees` gives of a tree alone, without gradients: for policies that are compared
+    with, and may be gone later."""
+    return score_trees(model, pack([tree], device))
 
 
 def action_states(model: nn.Module, packed: PackedTrees, attention: Attention = "auto") -> Tensor:
