@@ -471,6 +471,17 @@ def clip(text: str, limit: int = MAX_TEXT) -> str:
     return text[: limit - len(note)] + note
 
 
+def checked_sizes(sizes: Any) -> tuple[int, int, int]:
+    """The three splits' sizes. Raises ValueError for anything but three numbers of at least 1."""
+    numbers = tuple(sizes) if isinstance(sizes, Iterable) else ()
+    if len(numbers) != 3 or not all(isinstance(size, int) and size >= 1 for size in numbers):
+        raise ValueError(
+            f"sizes is {sizes!r}: it must be three numbers (train, dev, test), each at least 1"
+        )
+    train, dev, test = numbers
+    return train, dev, test
+
+
 def split_names(names: str | Iterable[str]) -> tuple[str, ...]:
     """Names from a list, or from a text with commas."""
     parts = names.split(",") if isinstance(names, str) else names

@@ -63,13 +63,16 @@ class Source(Protocol):
         """A checksum of the games, for fingerprints."""
 
 
-def open_source(data: str | os.PathLike[str] | None) -> Source:
-    """The source that `data` names: None generates games.
+def open_source(data: str | os.PathLike[str] | None, sizes: Sequence[int] | None = None) -> Source:
+    """The source that `data` names: None generates games, as many of each type as `sizes` says.
 
-    Raises FileNotFoundError, or ValueError for anything but a folder or an archive.
+    Raises FileNotFoundError, or ValueError for anything but a folder or an archive, or for sizes of
+    games that are not generated.
     """
     if data is None:
-        return GeneratedGames()
+        return GeneratedGames() if sizes is None else GeneratedGames(sizes)
+    if sizes is not None:
+        raise ValueError("sizes is for generated games: it cannot be given with data")
     path = Path(data).expanduser()
     try:
         if path.is_dir():

@@ -59,12 +59,14 @@ class ALFWorldEnv(TextEnv):
         `toggle X`, as in the paper's prompt); None: that of the games themselves.
         Agents may always use either.
     expert: "explorer" or "planner" (`envs.alfworld.expert` says how they differ).
+    sizes: generated games of each type in train, dev and test; None: 500, 40, 40. More of them are
+        the same ones and further ones.
     tasks: types to restrict every split to (such as pick_and_place_simple), as a list or a text
         with commas; None: all six.
     split, max_steps, render_mode: as in `TextEnv`.
 
     Raises MissingPackage for an engine that is not installed, ValueError for an unknown engine,
-    wording, expert or type, FileNotFoundError and
+    wording, expert or type and for wrong sizes, FileNotFoundError and
     PermissionError for data that are missing or cannot be read. `tasks` and `reset` raise
     ValueError for a split without a playable game and for broken games, naming the file.
     """
@@ -80,6 +82,7 @@ class ALFWorldEnv(TextEnv):
         wording: str | None = None,
         expert: str = "explorer",
         tasks: str | Iterable[str] | None = None,
+        sizes: Sequence[int] | None = None,
         max_steps: int | None = None,
         render_mode: str | None = None,
     ):
@@ -99,7 +102,7 @@ class ALFWorldEnv(TextEnv):
         unknown = sorted(set(self._only) - set(TYPES))
         if unknown or not self._only:
             raise ValueError(f"unknown tasks {unknown}: choose from {_list(TYPES)}")
-        self._source = sources.open_source(data)
+        self._source = sources.open_source(data, sizes)
         self._generated = data is None
         self._games: OrderedDict[str, Game] = OrderedDict()
         self._play: Any = None

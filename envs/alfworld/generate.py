@@ -9,19 +9,19 @@ train and dev never see (the last five of each kind: kitchens, living rooms, bed
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stepagent.envs.alfworld import engine, planner
 from stepagent.envs.alfworld.household import TYPES
 from stepagent.envs.alfworld.layouts import LAMPS, ROOMS, TEST_ROOMS, Room, catalogue, room
 from stepagent.envs.alfworld.pddl import GameError
-from stepagent.envs.core import checksum
+from stepagent.envs.core import SPLITS, checked_sizes, checksum
 
 VERSION = 1
 """Version of the generator: increased whenever the same id would give another game."""
-SIZES = {"train": 500, "dev": 40, "test": 40}
-"""Games of each of the six types, by split."""
+SIZES = (500, 40, 40)
+"""Games of each of the six types in train, dev and test."""
 MAX_PLAN = 20
 _TRIES = 200
 
@@ -37,10 +37,16 @@ _STATE = {"Cleanable": "isClean", "Heatable": "isHot", "Coolable": "isCool"}
 
 
 class GeneratedGames:
-    """The source of generated games. Ids: `<type>/<split>-<number>`."""
+    """The source of generated games. Ids: `<type>/<split>-<number>`.
+
+    sizes: games of each type in train, dev and test. More are the same ones and further ones.
+    """
+
+    def __init__(self, sizes: Sequence[int] = SIZES):
+        self._sizes = dict(zip(SPLITS, checked_sizes(sizes), strict=True))
 
     def tasks(self, split: str) -> tuple[str, ...]:
-        return tuple(f"{kind}/{split}-{n:04d}" for n in range(SIZES[split]) for kind in TYPES)
+        return tuple(f"{kind}/{split}-{n:04d}" for n in range(self._sizes[split]) for kind in TYPES)
 
     def load(self, task_id: str) -> dict[str, Any]:
         return make(task_id)
@@ -49,7 +55,7 @@ class GeneratedGames:
         return {}
 
     def checksum(self) -> str:
-        return checksum(f"generated {VERSION}", str(SIZES))
+        return checksum(f"generated {VERSION}", str(self._sizes))
 
 
 def make(task_id: str) -> dict[str, Any]:
@@ -59,7 +65,7 @@ def make(task_id: str) -> dict[str, Any]:
     """
     kind, _, rest = task_id.partition("/")
     split = rest.partition("-")[0]
-    if kind not in TYPES or split not in SIZES:
+    if kind not in TYPES or split not in SPLITS:
         raise ValueError(
             f"{task_id!r} is not the id of a generated game, such as {TYPES[0]}/test-0001"
         )

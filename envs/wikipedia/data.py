@@ -31,7 +31,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stepagent.envs.containers import COMPRESSED, Member, SourceError, members
-from stepagent.envs.core import SPLITS, checksum
+from stepagent.envs.core import SPLITS, checked_sizes, checksum
 from stepagent.envs.wikipedia import encyclopedia, formats
 from stepagent.envs.wikipedia.corpus import Page
 from stepagent.envs.wikipedia.encyclopedia import questions as bundled
@@ -120,17 +120,6 @@ def sample(
     files = Files() if source is None else _files(dataset, located(dataset, source))
     drawn = _load(dataset, split, files, files.checksums(), sizes, seed)
     return Sample(drawn.questions, {**dict(Counter(files.left_out)), **drawn.left_out})
-
-
-def checked_sizes(sizes: Any) -> tuple[int, int, int]:
-    """The three splits' sizes. Raises ValueError for anything but three numbers of at least 1."""
-    numbers = tuple(sizes) if isinstance(sizes, Iterable) else ()
-    if len(numbers) != 3 or not all(isinstance(size, int) and size >= 1 for size in numbers):
-        raise ValueError(
-            f"sizes is {sizes!r}: it must be three numbers (train, dev, test), each at least 1"
-        )
-    train, dev, test = numbers
-    return train, dev, test
 
 
 def located(dataset: str, source: str | Path) -> Path:

@@ -23,13 +23,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from stepagent.envs.core import Outcome, Plan, TextEnv, checksum
+from stepagent.envs.core import Outcome, Plan, TextEnv, checked_sizes, checksum
 from stepagent.envs.react import Prompt
 from stepagent.envs.tools import Tool
 from stepagent.envs.wikipedia import data, expert
 from stepagent.envs.wikipedia.corpora import check_name, open_corpus
 from stepagent.envs.wikipedia.corpus import Corpus, Page, SmallCorpus, next_part
-from stepagent.envs.wikipedia.data import checked_sizes, located
+from stepagent.envs.wikipedia.data import located
 from stepagent.envs.wikipedia.live import LiveError
 from stepagent.envs.wikipedia.questions import Question
 from stepagent.envs.wikipedia.score import score

@@ -178,9 +178,9 @@ def test_data_that_may_not_be_read(folder, monkeypatch):
 def test_generated_splits_share_no_room_and_are_the_same_for_ever():
     rooms = {split: set() for split in ("train", "dev", "test")}
     source = generate.GeneratedGames()
-    for split, numbers in rooms.items():
+    for (split, numbers), size in zip(rooms.items(), generate.SIZES, strict=True):
         tasks = source.tasks(split)
-        assert len(tasks) == 6 * generate.SIZES[split]
+        assert len(tasks) == 6 * size
         for task_id in tasks[:: len(tasks) // 24]:
             game = source.load(task_id)
             numbers.add(game["task"]["room"])

@@ -8,6 +8,7 @@ import pytest
 from stepagent import envs
 from stepagent.envs import check
 from stepagent.envs.alfworld import generate, household, pddl, planner, wording
+from stepagent.envs.core import SPLITS
 
 ID = "stepagent/ALFWorld-v0"
 
@@ -142,13 +143,26 @@ def test_admissible_actions_can_be_done():
 
 
 def test_tasks_restricts_every_split():
-    for split, count in generate.SIZES.items():
+    for split, count in zip(SPLITS, generate.SIZES, strict=True):
         types = "look_at_obj_in_light, pick_two_obj_and_place"
         tasks = envs.make(ID, split=split, tasks=types).unwrapped.tasks
         assert len(tasks) == 2 * count
         assert {task.split("/")[0] for task in tasks} == set(types.split(", "))
     with pytest.raises(ValueError, match="pick_heat"):
         envs.make(ID, tasks=types).reset(options={"task_id": "pick_heat/train-0000"})
+
+
+def test_sizes_adds_games_to_those_there_are():
+    few, many = (envs.make(ID, split="test", sizes=n).unwrapped for n in ((1, 1, 2), [1, 1, 50]))
+    assert len(few.tasks) == 12
+    assert len(many.tasks) == 300
+    assert few.tasks == many.tasks[:12]
+    assert few.fingerprint() != many.fingerprint()
+    for sizes in ((1, 2), (0, 1, 1)):
+        with pytest.raises(ValueError, match="three numbers"):
+            envs.make(ID, sizes=sizes)
+    with pytest.raises(ValueError, match="generated"):
+        envs.make(ID, data="/nowhere", sizes=(1, 1, 1))
 
 
 def test_wrong_arguments_list_what_exists():
