@@ -144,7 +144,7 @@ class ReflectionConfig(IterationConfig):
     labels: int = 0
     """At most so many states per iteration in which the expert's action is used or asked for: those
     of trajectories drawn at random until the number is reached, first of tasks without a trajectory
-    of the expert's. 0: all."""
+    of the expert's. The agent plays no more episodes than that takes. 0: all."""
     restart: bool = False
     """`dagger`: each iteration trains the untrained model on all that was gathered, as published,
     rather than the policy of the iteration before."""

@@ -19,8 +19,9 @@ too long. Each is counted.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ import numpy as np
 
 from stepagent import envs
 from stepagent.agents.chat import Encoded
+from stepagent.agents.core import Agent
 from stepagent.agents.mixture import MixtureAgent
 from stepagent.envs.core import TextEnv
 from stepagent.envs.trajectory import Step, Trajectory
@@ -82,33 +84,33 @@ def shortest_successes(run: TrainingRun, stage: Stage) -> list[Sample]:
     return [min(row, key=lambda sample: len(sample.encoded.replies)) for row in rows if row]
 
 
-def within_budget(
-    samples: Sequence[Sample],
-    labels: int | None,
-    seed: int,
-    labelled: Collection[str] = (),
-) -> list[Sample]:
+def within_budget(samples: Sequence[Sample], labels: int | None, seed: int) -> list[Sample]:
     """Samples with so many states in all, drawn by the seed, in their order; None: all of them.
 
     They are complete, but for the last one drawn, which ends where the budget does: mistakes come
-    late in an episode, and the states of one cost hardly more than a single one. Tasks that are
-    `labelled` already come last: the expert would say much of it twice.
+    late in an episode, and the states of one cost hardly more than a single one.
     """
     if labels is None:
         return list(samples)
-    taken: dict[int, Sample] = {}
-    drawn = np.random.default_rng([seed, 4]).permutation(len(samples)).tolist()
-    for i in sorted(drawn, key=lambda i: samples[i].trajectory.task_id in labelled):
-        size = min(labels, len(samples[i].encoded.replies))
-        if size:
-            taken[i] = replace(samples[i], encoded=samples[i].encoded.part(0, size))
-        labels -= size
+    drawn = _drawn(len(samples), seed)
+    taken = dict(zip(drawn, first_states([samples[i] for i in drawn], labels), strict=False))
     return [taken[i] for i in sorted(taken)]
 
 
-def _labelled(run: TrainingRun) -> set[str]:
-    """The tasks of the expert's trajectories."""
-    return {sample.trajectory.task_id for sample in run.samples}
+def first_states(samples: Sequence[Sample], labels: int) -> list[Sample]:
+    """The first samples, with so many states in all; the last one ends where they do."""
+    taken: list[Sample] = []
+    for sample in samples:
+        if labels <= 0:
+            break
+        size = min(labels, len(sample.encoded.replies))
+        taken.append(replace(sample, encoded=sample.encoded.part(0, size)))
+        labels -= size
+    return taken
+
+
+def _drawn(count: int, seed: int) -> list[int]:
+    return np.random.default_rng([seed, 4]).permutation(count).tolist()
 
 
 def expert_anywhere(run: TrainingRun) -> bool:
@@ -124,12 +126,14 @@ def own_samples(
     run: TrainingRun, stage: Stage, tasks: Sequence[rollouts.Task], allowed: int | None
 ) -> list[Sample]:
     """Episodes of the policy as it is now on these tasks, with the expert's reply in their states,
-    as many as `within_budget`. Those of one process are shared by all. Figures go to the stage."""
+    in `allowed` of them. Those of one process are shared by all. Figures go to the stage."""
     config = run.config.reflection
     share = expert_share(config, int(stage.name.rpartition("-")[2]))
-    played = rollouts.play(run, stage, tasks, partial(MixtureAgent, share=share))
+    mixed = partial(MixtureAgent, share=share)
+    tasks = in_drawn_order(tasks, stage.seed) if allowed else tasks
+    played = _play_until(run, stage, tasks, allowed, mixed)
     usable, left_out = rollouts.encode(run, [t for row in played for t in row])
-    shortened = within_budget(usable, allowed, stage.seed, _labelled(run))
+    shortened = first_states(usable, allowed) if allowed else usable
     labels = ask_expert(run, stage, stage.name, shortened)
     labelled = with_labels(run, shortened, labels)
     states = sum(len(sample.encoded.replies) for sample in labelled)
@@ -162,14 +166,49 @@ def own_samples(
     return labelled
 
 
+def in_drawn_order(tasks: Sequence[rollouts.Task], seed: int) -> list[rollouts.Task]:
+    """Tasks in an order drawn by the seed; those with a trajectory of the expert's come last, in
+    whose states it would say much of it twice."""
+    drawn = _drawn(len(tasks), seed)
+    return [tasks[i] for i in sorted(drawn, key=lambda i: tasks[i].expert is not None)]
+
+
+def _play_until(
+    run: TrainingRun,
+    stage: Stage,
+    tasks: Sequence[rollouts.Task],
+    states: int | None,
+    mixed: Callable[[Agent], Agent],
+) -> list[list[Trajectory]]:
+    """Episodes on the first tasks, until they have so many states together; None: on all tasks.
+
+    How many are played depends on the episodes' lengths alone, so that a run which was killed, or
+    several processes, play the same.
+    """
+    if states is None:
+        return rollouts.play(run, stage, tasks, mixed)
+    lengths = [len(sample.encoded.replies) for sample in run.samples]
+    played: list[list[Trajectory]] = []
+    count = reached = 0
+    while count < len(tasks) and reached < states:
+        usual = max(1.0, sum(lengths) / max(1, len(lengths)))
+        count = min(len(tasks), count + math.ceil((states - reached) / usual))
+        played = rollouts.play(run, stage, tasks[:count], mixed)
+        usable, _ = rollouts.encode(run, [t for row in played for t in row])
+        lengths = [len(sample.encoded.replies) for sample in usable]
+        reached = sum(lengths)
+    return played
+
+
 def recorded_samples(
     run: TrainingRun, stage: Stage, name: str, seed: int, tasks: Sequence[rollouts.Task]
 ) -> list[Sample]:
     """What `own_samples` has returned in an earlier stage, of this name, seed and tasks."""
+    allowed = run.config.reflection.labels
+    tasks = in_drawn_order(tasks, seed) if allowed else tasks
     played = rollouts.recorded(run, name, tasks)
     usable, _ = rollouts.encode(run, [t for row in played for t in row])
-    allowed = run.config.reflection.labels or None
-    shortened = within_budget(usable, allowed, seed, _labelled(run))
+    shortened = first_states(usable, allowed) if allowed else usable
     return with_labels(run, shortened, ask_expert(run, stage, name, shortened))
 
 
