@@ -258,13 +258,16 @@ def test_only_the_newest_policy_is_kept_if_so_told(config):
     run.run(config)
 
 
-def test_a_kill_before_the_stage_is_on_record_costs_no_policy(config, monkeypatch):
+@pytest.mark.parametrize(("stage", "agreement"), [("iteration-1", 0), ("iteration-2", 3)])
+def test_a_kill_before_the_stage_is_on_record_costs_no_policy(
+    config, monkeypatch, stage, agreement
+):
     """The policy that a stage stands on goes only once the stage is done for good."""
-    config.keep_policies = False
+    config.keep_policies, config.evaluation.agreement = False, agreement
     save_state = TrainingRun._save_state
 
     def killed(training_run):
-        if training_run.state.done[-1:] == ["iteration-1"]:
+        if training_run.state.done[-1:] == [stage]:
             training_run.directory.close()
             raise KeyboardInterrupt
         save_state(training_run)

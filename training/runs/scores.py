@@ -76,11 +76,11 @@ class Scores:
             player.close()
 
     def measure_agreement(self, name: str, policy: Policy, prompt: Prompt) -> None:
-        """Measures the policy's agreement with the expert on dev trajectories, once."""
-        folder = self.path / name
-        if is_file(folder / agreement.SUMMARY):
-            return
-        agreement.save(folder, *self.read_dev(policy, prompt))
+        """Measures the policy's agreement with the expert on dev trajectories."""
+        agreement.save(self.path / name, *self.read_dev(policy, prompt))
+
+    def has_agreement(self, name: str) -> bool:
+        return is_file(self.path / name / agreement.SUMMARY)
 
     def read_dev(
         self, policy: Policy, prompt: Prompt

@@ -345,15 +345,23 @@ class TrainingRun:
             spent = self.state.times.setdefault("evaluation", {})
             for kind, seconds in self.times.take().items():
                 spent[kind] = round(spent.get(kind, 0.0) + seconds, 3)
-        if self.directory.main and agent == "policy" and self.config.evaluation.agreement:
+        if self.directory.main and agent == "policy" and not self._agreement_is_known(name):
             self._refresh()
             self.scores.measure_agreement(name, self.policy, self.prompt)
         processes.wait()
 
     def _is_scored(self, name: str) -> bool:
         summary = self.scores.read(name)
-        deleted = name in self.state.done and not self.directory.has_policy(name)
-        return bool(summary) and (summary.get("complete") or deleted)
+        return bool(summary) and (summary.get("complete") or self._is_deleted(name))
+
+    def _agreement_is_known(self, name: str) -> bool:
+        """Or not to be measured, or cannot be any more."""
+        known = not self.config.evaluation.agreement or self.scores.has_agreement(name)
+        return known or self._is_deleted(name)
+
+    def _is_deleted(self, name: str) -> bool:
+        """Whether the policy of a stage is gone (`keep_policies`)."""
+        return name in self.state.done and not self.directory.has_policy(name)
 
     def _player(self, name: str, agent: str) -> Any:
         if agent != "policy":
