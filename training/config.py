@@ -111,9 +111,10 @@ class ReflectionConfig(IterationConfig):
     `action` if an environment reads the same action from both, whatever the thoughts; `tokens`
     (eq. 6 to the letter) only if the replies are the same; `effect` also if it leads to the
     expert's next observation and score, which is played in the environment."""
-    preference: Literal["sigmoid", "length_normalised", "positive", "ipo"] = "sigmoid"
+    preference: Literal["sigmoid", "length_normalised", "positive", "ipo", "fork"] = "sigmoid"
     """Loss on a pair (StepAgent-Implicit): `sigmoid` is eq. 6; the others keep the likelihood of
-    the expert's action from falling with the agent's (formulas: `methods/losses.py`)."""
+    the expert's action from falling with the agent's (formulas: `methods/losses.py`). `fork`
+    compares the two only where they part, in the first token that differs; without thoughts."""
     preference_weight: float = 1.0
     """Weight of that loss. 0 leaves `sft_weight` alone: the control `anchor-only`."""
     positive_penalty: float = 5.0

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,33 @@ def test_the_loss_of_a_tree_is_eq_6_over_its_pairs(policy):
     anchored, _ = loss(ReflectionConfig(beta=0.5, sft_weight=2.0))(policy.model, [item])
     assert anchored.item() == pytest.approx(
         total.item() - 2.0 * sum(c.item() for c in chosen), rel=1e-4
+    )
+
+
+def test_fork_compares_the_first_tokens_that_differ(policy, directory):
+    """Worked out by hand: the two tokens have one state, which ends where the replies part."""
+    replies = [[[1, 2, 0], [1, 5, 3, 0], [5, 0], [5, 0]], [[3, 3, 0]]]
+    [practice] = practice_trees(ENCODED, replies, 1000)
+    tree = practice.tree
+    assert [tree.fork(branch) for branch in tree.branches] == [1, 0, 1]
+    assert tree.fork(replace(tree.branches[0], ids=(1, 2))) == 1
+
+    def plain(state, token):
+        logits = policy.model(input_ids=torch.tensor([state])).logits[0, -1]
+        return logits.log_softmax(-1)[token]
+
+    states = [[9, 8, 1], [9, 8], [9, 8], [9, 8, 1, 2, 0, 7, 3]]
+    chosen = torch.stack([plain(s, t) for s, t in zip(states, (2, 1, 1, 0), strict=True)])
+    rejected = torch.stack([plain(s, t) for s, t in zip(states, (5, 5, 5, 3), strict=True)])
+    expected = step_dpo_loss(chosen, rejected, torch.full((4,), -1.0), torch.full((4,), -2.0), 0.5)
+    item = TreePairs(tree, weights(practice), (-1.0,) * 3, (-2.0,) * 3)
+    total, _ = loss(ReflectionConfig(beta=0.5, preference="fork"))(policy.model, [item])
+    assert total.item() == pytest.approx(4 * expected.loss.item(), rel=1e-4)
+    stage = Stage("a", directory, seed=1)
+    [pairs] = with_reference(stage, policy, [practice], preference="fork")
+    assert pairs.reference_chosen == pytest.approx([chosen[i].item() for i in (0, 1, 3)], abs=1e-4)
+    assert pairs.reference_rejected == pytest.approx(
+        [rejected[i].item() for i in (0, 1, 3)], abs=1e-4
     )
 
 

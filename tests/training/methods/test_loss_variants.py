@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stepagent.training.methods.losses import (
+    PREFERENCE_VARIANTS,
     PreferenceLoss,
     discriminator_loss,
     group_advantages,
@@ -67,7 +68,7 @@ def test_ipo_by_hand_and_at_its_goal() -> None:
     assert chosen.grad.item() == 0.0
 
 
-@pytest.mark.parametrize("variant", ["sigmoid", "length_normalised", "positive", "ipo"])
+@pytest.mark.parametrize("variant", PREFERENCE_VARIANTS)
 def test_weights_are_a_repetition(variant: str) -> None:
     lengths = torch.tensor([2.0, 4.0]), torch.tensor([3.0, 5.0])
     weighted = step_preference_loss(
@@ -83,7 +84,7 @@ def test_weights_are_a_repetition(variant: str) -> None:
     torch.testing.assert_close(weighted.loss, repeated.loss)
 
 
-@pytest.mark.parametrize("variant", ["sigmoid", "length_normalised", "positive", "ipo"])
+@pytest.mark.parametrize("variant", PREFERENCE_VARIANTS)
 def test_values_multiply_the_loss_of_each_pair(variant: str) -> None:
     """The mean stays that over the draws: 2 of the first pair, 1 of the second."""
     lengths = torch.tensor([2.0, 4.0]), torch.tensor([3.0, 5.0])

@@ -402,7 +402,7 @@ def test_a_methods_laptop_configuration_is_that_of_the_reproduction(method, tmp_
 
 @pytest.mark.parametrize(
     "name",
-    ["reproduction", "tuning", "evidence", "evidence-small", "evidence-smollm2"],
+    ["reproduction", "tuning", "evidence", "evidence-smollm2"],
 )
 def test_every_run_of_a_sweep_can_work(name, tmp_path, monkeypatch):
     monkeypatch.setattr(nano, "origin", lambda model: {})  # with or without it
