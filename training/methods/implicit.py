@@ -21,10 +21,10 @@ would reject. With `reflection.weights` "value" a pair's loss is multiplied by h
 agent's action ends than the expert's (`methods.step_values`); the anchor is not, so that the
 expert's action is still learned in those states. `reflection.preference` chooses among variants of
 eq. 6. `fork` compares the
-two actions where they part, in the first token that differs: what the agent wrote after it was right
-in its own place (how a `take` goes on, where the expert goes to a desk), and eq. 6 makes the policy
-unlearn it. `preference_weight` 0 leaves the expert's likelihood alone, in the same states (the
-control `anchor-only`).
+two actions where they part, in the first token that differs: what the agent wrote after it was
+right in its own place (how a `take` goes on, where the expert goes to a desk), and eq. 6 makes the
+policy unlearn it. `preference_weight` 0 leaves the expert's likelihood alone, in the same states
+(the control `anchor-only`).
 
 Where engines draw the practice (`sampler.urls`), the trainer scores what has come back while they
 draw the rest; by option they also practise for the next iteration meanwhile (`methods.off_policy`).

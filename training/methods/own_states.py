@@ -52,16 +52,15 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     config = run.config.reflection
     allowed = config.labels or None
     samples = draw(run.samples, config.trajectories, stage.seed)
-    of_expert = within_budget(samples, allowed, stage.seed)
     if config.states == "expert":
-        return of_expert
+        return within_budget(samples, allowed, stage.seed)
     if config.states == "successes":
-        return of_expert + shortest_successes(run, stage)
+        return within_budget(samples, allowed, stage.seed) + shortest_successes(run, stage)
     if not expert_anywhere(run):
         stage.note(
             f"the expert of {run.config.env} plans from the reset only: practising in its states"
         )
-        return of_expert
+        return within_budget(samples, allowed, stage.seed)
     tasks = draw(rollouts.tasks(run), config.trajectories, stage.seed)
     if config.states == "own":
         return own_samples(run, stage, tasks, allowed)
@@ -70,10 +69,7 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     without = [i for i, task in enumerate(tasks) if not task.expert]
     own = set((without + [i for i in places if tasks[i].expert])[: max(count, len(without))])
     rest = [task.expert for i, task in enumerate(tasks) if task.expert and i not in own]
-    of_own = round(allowed * len(own) / len(tasks)) if allowed else None
-    of_rest = None if allowed is None else allowed - (of_own or 0)
-    own_tasks = [tasks[i] for i in sorted(own)]
-    return within_budget(rest, of_rest, stage.seed) + own_samples(run, stage, own_tasks, of_own)
+    return rest + own_samples(run, stage, [tasks[i] for i in sorted(own)], allowed)
 
 
 def shortest_successes(run: TrainingRun, stage: Stage) -> list[Sample]:
