@@ -133,6 +133,10 @@ class ReflectionConfig(IterationConfig):
     sft_weight: float = 0.0
     """Weight of the expert action's own negative log-likelihood beside eq. 6 (StepAgent-Implicit).
     0: the paper's loss; 0.2 to 1 keeps a small model from forgetting how to write an action."""
+    anchor: Literal["pairs", "states"] = "pairs"
+    """Where that likelihood is learned: where the agent differs from the expert (`pairs`), or in
+    all `states` in which it practised, so that what it knows already is not forgotten. Batches then
+    count all practice actions."""
     off_policy_iterations: Literal[0, 1] = 0
     """1: an iteration's practice is drawn while the one before makes its updates, by the policy
     before them, and weighed by importance (`implicit`, `inverse`; in the expert's states). Saves

@@ -13,6 +13,10 @@ eq. 6 only widens a gap, and in small models may do so by making both actions un
 
     L' = L - sft_weight E[ log π_θ(â_i|ŝ_i) ]          (Pang et al., 2024, without their 1/|â|)
 
+Both expectations are over the pairs, states in which the agent errs. Where these are few it forgets
+what it does right elsewhere; with `reflection.anchor` "states" the second is over all states in
+which it practised.
+
 Deviations: an update takes the pairs of complete trajectories, not pairs drawn one by one, because
 that is what makes them share a pass; it stops taking at `batch_size` pairs. Practice actions equal
 to the expert's carry no gradient (both terms of eq. 6 are the same), so they are dropped, and
@@ -43,7 +47,7 @@ from stepagent.training.config import Config, ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.methods import Method, off_policy, sft
 from stepagent.training.methods.branching import Branching
-from stepagent.training.methods.losses import step_preference_loss
+from stepagent.training.methods.losses import HEALTH, step_preference_loss
 from stepagent.training.methods.off_policy import practising_ahead, weighted
 from stepagent.training.methods.own_states import practice_samples
 from stepagent.training.methods.practice import (
@@ -66,7 +70,7 @@ from stepagent.training.runs.schedule import packed, shuffled
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 from stepagent.training.runs.validation import check_step_trees
-from stepagent.training.trees.packing import pack
+from stepagent.training.trees.packing import PackedTrees, pack
 from stepagent.training.trees.scoring import TreeScores, score_tree, score_trees
 from stepagent.training.trees.tree import StepTree
 
@@ -102,9 +106,7 @@ def learn(run: TrainingRun) -> None:
                 stage.note(f"{why_nothing(stage, practices)}; nothing to learn")
                 continue
             with practising_ahead(run, stage, iteration):
-                pairs = with_reference(
-                    stage, run.policy, practices, values, scored, config.preference
-                )
+                pairs = with_reference(stage, run.policy, practices, values, scored, config)
                 shuffle = shuffled(pairs, TreePairs.count, config, seed)
                 schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
                 stage.figures |= optimise(stage, run.policy.model, schedule, loss(config), config)
@@ -227,10 +229,14 @@ class TreePairs:
     """[B] log π_ref of each branch"""
     values: tuple[float, ...] | None = None
     """[B] what the loss of each pair is multiplied by; None: 1"""
+    anchor: tuple[float, ...] | None = None
+    """[steps] how often each of the expert's replies is learned by itself; None: as often as it has
+    pairs (`reflection.anchor`)"""
 
     def count(self) -> float:
-        """Pairs, repeated ones counted."""
-        return sum(self.weights)
+        """Pairs, repeated ones counted; with `anchor` all draws, those that equal the expert's
+        action, too."""
+        return sum(self.weights if self.anchor is None else self.anchor)
 
 
 def with_reference(
@@ -239,23 +245,41 @@ def with_reference(
     practices: Sequence[Practice],
     values: Sequence[tuple[float, ...]] | None = None,
     scored: Mapping[StepTree, list[list[float]]] = MappingProxyType({}),
-    preference: str = "sigmoid",
+    config: ReflectionConfig | None = None,
 ) -> list[TreePairs]:
     """The pairs of the practice with their log-probabilities under the policy as it is now, which
     are written down: a killed run reads them again. values[i] are those of practices[i]; `scored`
     has trees whose log-probabilities are known."""
+    config = config or ReflectionConfig()
+    everywhere = config.anchor == "states"
     of_trees = [None] * len(practices) if values is None else values
-    rows = [(p, row) for p, row in zip(practices, of_trees, strict=True) if p.tree.branches]
-    trees = [practice.tree.trimmed() for practice, _ in rows]
+    rows = [
+        (practice, row)
+        for practice, row in zip(practices, of_trees, strict=True)
+        if practice.tree.branches or everywhere
+    ]
+    compared_trees = [practice.tree.trimmed() for practice, _ in rows]
 
     def score(i: int) -> list[list[float]]:
-        return scored.get(trees[i]) or reference(policy, trees[i], preference)
+        tree = compared_trees[i]
+        if not tree.branches:
+            return [[], []]
+        return scored.get(tree) or reference(policy, tree, config.preference)
 
     with stage.times.of("scoring"):
-        references = resumed(stage.artifacts / "reference.jsonl", len(trees), score)
+        references = resumed(stage.artifacts / "reference.jsonl", len(rows), score)
     return [
-        TreePairs(tree, weights(practice), tuple(chosen), tuple(rejected), row)
-        for tree, (practice, row), (chosen, rejected) in zip(trees, rows, references, strict=True)
+        TreePairs(
+            practice.tree if everywhere else tree,
+            weights(practice),
+            tuple(chosen),
+            tuple(rejected),
+            row,
+            practice.expert[: len(practice.tree.replies)] if everywhere else None,
+        )
+        for tree, (practice, row), (chosen, rejected) in zip(
+            compared_trees, rows, references, strict=True
+        )
     ]
 
 
@@ -277,6 +301,9 @@ def loss(
         if any(item.values is not None for item in items):
             every = [v for item in items for v in item.values or (1.0,) * len(item.weights)]
             values = torch.tensor(every, device=device)
+        anchor = -config.sft_weight * (anchors(items, trees) * scores.log_probs.float()).sum()
+        if not len(weights):
+            return anchor, dict.fromkeys(HEALTH, 0.0)
         lengths = torch.bincount(trees.action, minlength=trees.n_actions)
         out = step_preference_loss(
             config.preference,
@@ -290,11 +317,22 @@ def loss(
             values=values,
         )
         pairs = float(weights.sum())
-        anchor = -config.sft_weight * (weights * scores.chosen.float()).sum()
         health = {name: value * pairs for name, value in out.health.items()}
         return config.preference_weight * out.loss * pairs + anchor, health
 
     return of_trees
+
+
+def anchors(items: Sequence[TreePairs], packed: PackedTrees) -> torch.Tensor:
+    """[A]: how often each action of the packed trees is learned by itself."""
+    rows = []
+    for item in items:
+        of_expert = list(item.anchor or [0.0] * len(item.tree.replies))
+        if item.anchor is None:
+            for branch, weight in zip(item.tree.branches, item.weights, strict=True):
+                of_expert[branch.step] += weight
+        rows += [*of_expert, *[0.0] * len(item.tree.branches)]
+    return torch.tensor(rows, device=packed.first.device)
 
 
 def check(config: Config) -> None:

@@ -33,8 +33,10 @@ class PreferenceLoss:
     @property
     def health(self) -> dict[str, float]:
         """All but the loss, as numbers to log."""
-        names = ("accuracy", "margin", "chosen_reward", "rejected_reward")
-        return {name: float(getattr(self, name)) for name in names}
+        return {name: float(getattr(self, name)) for name in HEALTH}
+
+
+HEALTH = ("accuracy", "margin", "chosen_reward", "rejected_reward")
 
 
 def step_dpo_loss(

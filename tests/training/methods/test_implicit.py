@@ -119,11 +119,42 @@ def test_fork_compares_the_first_tokens_that_differ(policy, directory):
     total, _ = loss(ReflectionConfig(beta=0.5, preference="fork"))(policy.model, [item])
     assert total.item() == pytest.approx(4 * expected.loss.item(), rel=1e-4)
     stage = Stage("a", directory, seed=1)
-    [pairs] = with_reference(stage, policy, [practice], preference="fork")
+    fork = ReflectionConfig(preference="fork")
+    [pairs] = with_reference(stage, policy, [practice], config=fork)
     assert pairs.reference_chosen == pytest.approx([chosen[i].item() for i in (0, 1, 3)], abs=1e-4)
     assert pairs.reference_rejected == pytest.approx(
         [rejected[i].item() for i in (0, 1, 3)], abs=1e-4
     )
+
+
+def test_the_anchor_holds_all_states_of_the_practice(policy, directory):
+    """By hand: 3 draws in the first state, one of them the expert's; 3 that are all the expert's in
+    the second; and a trajectory without a pair."""
+    replies = [[[5, 0], [1, 2, 0], [6, 0]], [[3, 0]] * 3]
+    practices = [
+        *practice_trees(ENCODED, replies, 1000),
+        *practice_trees(ENCODED, [[[1, 2, 0]], []], 1000),
+    ]
+    pairs = {}
+    for anchor in ("pairs", "states"):
+        config = ReflectionConfig(beta=0.5, sft_weight=2.0, anchor=anchor)
+        pairs[anchor] = with_reference(
+            Stage(anchor, directory, seed=1), policy, practices, config=config
+        )
+    assert [len(items) for items in pairs.values()] == [1, 2]
+    assert [sum(item.count() for item in items) for items in pairs.values()] == [2, 7]
+    scores = score_trees(policy.model, pack([practices[0].tree]))
+    first, second = scores.log_probs[:2].tolist()
+    eq_6, _ = loss(ReflectionConfig(beta=0.5))(policy.model, pairs["pairs"])
+    for items, expected in (
+        (pairs["pairs"], eq_6.item() - 2.0 * 2 * first),
+        (pairs["states"], eq_6.item() - 2.0 * (4 * first + 3 * second)),
+    ):
+        total, _ = loss(ReflectionConfig(beta=0.5, sft_weight=2.0))(policy.model, items)
+        assert total.item() == pytest.approx(expected, rel=1e-4)
+    alone, figures_ = loss(ReflectionConfig(sft_weight=2.0))(policy.model, pairs["states"][1:])
+    assert alone.item() == pytest.approx(-2.0 * first, rel=1e-4)
+    assert set(figures_.values()) == {0.0}
 
 
 def test_values_weigh_the_preference_and_not_the_anchor(policy):
