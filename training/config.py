@@ -136,7 +136,7 @@ class ReflectionConfig(IterationConfig):
     anchor: Literal["pairs", "states"] = "pairs"
     """Where that likelihood is learned: where the agent differs from the expert (`pairs`), or in
     all `states` in which it practised, so that what it knows already is not forgotten. Batches then
-    count all practice actions."""
+    count states, and a state's pairs share its weight."""
     off_policy_iterations: Literal[0, 1] = 0
     """1: an iteration's practice is drawn while the one before makes its updates, by the policy
     before them, and weighed by importance (`implicit`, `inverse`; in the expert's states). Saves

@@ -37,7 +37,7 @@ draw the rest; by option they also practise for the next iteration meanwhile (`m
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -222,7 +222,7 @@ class TreePairs:
 
     tree: StepTree
     weights: tuple[float, ...]
-    """[B] how often the branch was drawn"""
+    """[B] how often the branch was drawn; with `anchor` the share of its state's draws"""
     reference_chosen: tuple[float, ...]
     """[B] log π_ref of the expert's reply in each branch's state"""
     reference_rejected: tuple[float, ...]
@@ -230,12 +230,23 @@ class TreePairs:
     values: tuple[float, ...] | None = None
     """[B] what the loss of each pair is multiplied by; None: 1"""
     anchor: tuple[float, ...] | None = None
-    """[steps] how often each of the expert's replies is learned by itself; None: as often as it has
-    pairs (`reflection.anchor`)"""
+    """[steps] 1 for each state in which the agent practised; None: the expert's reply is learned as
+    often as it has pairs (`reflection.anchor`)"""
+
+    @staticmethod
+    def everywhere(pairs: TreePairs, practice: Practice) -> TreePairs:
+        """The pairs with an anchor in all states of the practice, each state counting once."""
+        draws = practice.expert[: len(practice.tree.replies)]
+        shares = zip(practice.tree.branches, pairs.weights, strict=True)
+        return replace(
+            pairs,
+            tree=practice.tree,
+            weights=tuple(weight / draws[branch.step] for branch, weight in shares),
+            anchor=tuple(float(count > 0) for count in draws),
+        )
 
     def count(self) -> float:
-        """Pairs, repeated ones counted; with `anchor` all draws, those that equal the expert's
-        action, too."""
+        """Pairs, repeated ones counted; with `anchor` states."""
         return sum(self.weights if self.anchor is None else self.anchor)
 
 
@@ -258,29 +269,23 @@ def with_reference(
         for practice, row in zip(practices, of_trees, strict=True)
         if practice.tree.branches or everywhere
     ]
-    compared_trees = [practice.tree.trimmed() for practice, _ in rows]
+    trees = [practice.tree.trimmed() for practice, _ in rows]
 
     def score(i: int) -> list[list[float]]:
-        tree = compared_trees[i]
+        tree = trees[i]
         if not tree.branches:
             return [[], []]
         return scored.get(tree) or reference(policy, tree, config.preference)
 
     with stage.times.of("scoring"):
         references = resumed(stage.artifacts / "reference.jsonl", len(rows), score)
-    return [
-        TreePairs(
-            practice.tree if everywhere else tree,
-            weights(practice),
-            tuple(chosen),
-            tuple(rejected),
-            row,
-            practice.expert[: len(practice.tree.replies)] if everywhere else None,
-        )
-        for tree, (practice, row), (chosen, rejected) in zip(
-            compared_trees, rows, references, strict=True
-        )
+    pairs = [
+        TreePairs(tree, weights(practice), tuple(chosen), tuple(rejected), row)
+        for tree, (practice, row), (chosen, rejected) in zip(trees, rows, references, strict=True)
     ]
+    if not everywhere:
+        return pairs
+    return [TreePairs.everywhere(p, row[0]) for p, row in zip(pairs, rows, strict=True)]
 
 
 def loss(

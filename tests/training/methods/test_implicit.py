@@ -142,13 +142,13 @@ def test_the_anchor_holds_all_states_of_the_practice(policy, directory):
             Stage(anchor, directory, seed=1), policy, practices, config=config
         )
     assert [len(items) for items in pairs.values()] == [1, 2]
-    assert [sum(item.count() for item in items) for items in pairs.values()] == [2, 7]
+    assert [sum(item.count() for item in items) for items in pairs.values()] == [2, 3]
     scores = score_trees(policy.model, pack([practices[0].tree]))
     first, second = scores.log_probs[:2].tolist()
     eq_6, _ = loss(ReflectionConfig(beta=0.5))(policy.model, pairs["pairs"])
     for items, expected in (
         (pairs["pairs"], eq_6.item() - 2.0 * 2 * first),
-        (pairs["states"], eq_6.item() - 2.0 * (4 * first + 3 * second)),
+        (pairs["states"], eq_6.item() / 3 - 2.0 * (2 * first + second)),
     ):
         total, _ = loss(ReflectionConfig(beta=0.5, sft_weight=2.0))(policy.model, items)
         assert total.item() == pytest.approx(expected, rel=1e-4)
