@@ -111,10 +111,9 @@ class ReflectionConfig(IterationConfig):
     `action` if an environment reads the same action from both, whatever the thoughts; `tokens`
     (eq. 6 to the letter) only if the replies are the same; `effect` also if it leads to the
     expert's next observation and score, which is played in the environment."""
-    preference: Literal["sigmoid", "length_normalised", "positive", "ipo", "fork"] = "sigmoid"
+    preference: Literal["sigmoid", "length_normalised", "positive", "ipo"] = "sigmoid"
     """Loss on a pair (StepAgent-Implicit): `sigmoid` is eq. 6; the others keep the likelihood of
-    the expert's action from falling with the agent's (formulas: `methods/losses.py`). `fork`
-    compares the two only where they part, in the first token that differs; without thoughts."""
+    the expert's action from falling with the agent's (formulas: `methods/losses.py`)."""
     preference_weight: float = 1.0
     """Weight of that loss. 0 leaves `sft_weight` alone: the control `anchor-only`."""
     positive_penalty: float = 5.0
@@ -134,9 +133,9 @@ class ReflectionConfig(IterationConfig):
     """Weight of the expert action's own negative log-likelihood beside eq. 6 (StepAgent-Implicit).
     0: the paper's loss; 0.2 to 1 keeps a small model from forgetting how to write an action."""
     anchor: Literal["pairs", "states"] = "pairs"
-    """Where that likelihood is learned: where the agent differs from the expert (`pairs`), or in
-    all `states` in which it practised, so that what it knows already is not forgotten. Batches then
-    count states, and a state's pairs share its weight."""
+    """Where that likelihood is learned (StepAgent-Implicit): where the agent differs from the
+    expert (`pairs`), or in all `states` in which it practised, so that what it knows is not
+    forgotten. Batches then count states, and a state's pairs share its weight."""
     off_policy_iterations: Literal[0, 1] = 0
     """1: an iteration's practice is drawn while the one before makes its updates, by the policy
     before them, and weighed by importance (`implicit`, `inverse`; in the expert's states). Saves

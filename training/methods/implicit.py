@@ -24,11 +24,8 @@ counted; by default so are right actions under another thought (`reflection.equa
 would reject. With `reflection.weights` "value" a pair's loss is multiplied by how much worse the
 agent's action ends than the expert's (`methods.step_values`); the anchor is not, so that the
 expert's action is still learned in those states. `reflection.preference` chooses among variants of
-eq. 6. `fork` compares the
-two actions where they part, in the first token that differs: what the agent wrote after it was
-right in its own place (how a `take` goes on, where the expert goes to a desk), and eq. 6 makes the
-policy unlearn it. `preference_weight` 0 leaves the expert's likelihood alone, in the same states
-(the control `anchor-only`).
+eq. 6; `preference_weight` 0 leaves the expert's likelihood alone, in the same states (the control
+`anchor-only`).
 
 Where engines draw the practice (`sampler.urls`), the trainer scores what has come back while they
 draw the rest; by option they also practise for the next iteration meanwhile (`methods.off_policy`).
@@ -71,7 +68,7 @@ from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 from stepagent.training.runs.validation import check_step_trees
 from stepagent.training.trees.packing import PackedTrees, pack
-from stepagent.training.trees.scoring import TreeScores, score_tree, score_trees
+from stepagent.training.trees.scoring import score_tree, score_trees
 from stepagent.training.trees.tree import StepTree
 
 
@@ -145,9 +142,7 @@ def practised_pairs(
     if not stage.figures["pairs"]:
         return practices, None, scored
     rows, log_probs = weighted(run, stage, rows)
-    if config.preference != "fork":
-        known = {t.trimmed(): _of_branches(t, row.tolist()) for t, row in log_probs.items()}
-        scored |= known
+    scored |= {tree.trimmed(): _of_branches(tree, row.tolist()) for tree, row in log_probs.items()}
     if config.weights == "none":
         return [practice for row in rows for practice in row], None, scored
     return *weighed(world, rows), scored
@@ -171,31 +166,14 @@ def scored_meanwhile(
     for _, practices in practise_each(stage, policy, samples, config):
         with stage.times.of("scoring"):
             trees = [p.tree.trimmed() for p in practices if p.tree.branches]
-            scored |= {tree: reference(policy, tree, config.preference) for tree in trees}
+            scored |= {tree: reference(policy, tree) for tree in trees}
     return {tree: scores for part in processes.gather(scored) for tree, scores in part.items()}
 
 
-def reference(policy: Policy, tree: StepTree, preference: str = "sigmoid") -> list[list[float]]:
+def reference(policy: Policy, tree: StepTree) -> list[list[float]]:
     """log π of the expert's reply in each branch's state, and of each branch."""
     scores = score_tree(policy.model, tree, policy.device)
-    return [column.tolist() for column in compared(scores, preference)]
-
-
-def compared(scores: TreeScores, preference: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """[branches] log π of the expert's reply in each branch's state, and of each branch; with
-    `fork` those of the first token in which the two differ, which one state predicts."""
-    packed = scores.packed
-    if preference != "fork":
-        return scores.chosen, scores.rejected
-    forks = torch.tensor(
-        [tree.fork(branch) for tree in packed.trees for branch in tree.branches],
-        dtype=torch.long,
-        device=packed.first.device,
-    )
-    tokens = scores.token_log_probs
-    return tokens[packed.first[packed.chosen] + forks], tokens[
-        packed.first[packed.rejected] + forks
-    ]
+    return [scores.chosen.tolist(), scores.rejected.tolist()]
 
 
 def figures(practices: Sequence[Practice], eos_ids: Collection[int]) -> dict[str, float]:
@@ -275,7 +253,7 @@ def with_reference(
         tree = trees[i]
         if not tree.branches:
             return [[], []]
-        return scored.get(tree) or reference(policy, tree, config.preference)
+        return scored.get(tree) or reference(policy, tree)
 
     with stage.times.of("scoring"):
         references = resumed(stage.artifacts / "reference.jsonl", len(rows), score)
@@ -312,7 +290,8 @@ def loss(
         lengths = torch.bincount(trees.action, minlength=trees.n_actions)
         out = step_preference_loss(
             config.preference,
-            *compared(scores, config.preference),
+            scores.chosen,
+            scores.rejected,
             chosen,
             rejected,
             beta=config.beta,
@@ -349,6 +328,10 @@ def check(config: Config) -> None:
     if not config.reflection.preference_weight and not config.reflection.sft_weight:
         raise ValueError(
             "reflection.preference_weight and reflection.sft_weight are both 0: nothing is learned"
+        )
+    if config.reflection.anchor == "states" and not config.reflection.sft_weight:
+        raise ValueError(
+            "reflection.anchor is states, but reflection.sft_weight is 0: give it a weight, as 1.0"
         )
 
 

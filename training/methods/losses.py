@@ -263,7 +263,7 @@ def generalised_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: f
 
 # Variants of eq. 6 --------------------------------------------------------------------------------
 
-PREFERENCE_VARIANTS = ("sigmoid", "length_normalised", "positive", "ipo", "fork")
+PREFERENCE_VARIANTS = ("sigmoid", "length_normalised", "positive", "ipo")
 
 
 def step_preference_loss(
@@ -279,7 +279,7 @@ def step_preference_loss(
     penalty: float = 5.0,
     values: Tensor | None = None,
 ) -> PreferenceLoss:
-    """Eq. 6 and four variants that keep the expert's likelihood from falling with the agent's.
+    """Eq. 6 and three variants that keep the expert's likelihood from falling with the agent's.
 
     With Δ⁺ = log π(â|s) - log π_ref(â|s) and Δ⁻ the same for the agent's action:
 
@@ -288,8 +288,6 @@ def step_preference_loss(
                             action weighs no more than a short one (Meng et al., 2024)
         positive            -log σ(β (Δ⁺ - Δ⁻ - λ max(0, -Δ⁺)))    DPO-positive (Pal et al., 2024)
         ipo                 (Δ⁺ - Δ⁻ - 1 / 2β)²    a margin to reach (Azar et al., 2023)
-        fork                eq. 6 of the first tokens in which the actions differ: the caller gives
-                            their log-probabilities in place of the actions'
 
     Args:
         variant: one of `PREFERENCE_VARIANTS`.
@@ -315,7 +313,7 @@ def step_preference_loss(
     if values is not None and (values.shape != chosen.shape or bool((values < 0).any())):
         raise ValueError("values must be as many as there are pairs, and not negative")
     out = step_dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta, weights)
-    if values is None and variant in ("sigmoid", "length_normalised", "fork"):
+    if values is None and variant in ("sigmoid", "length_normalised"):
         return out
     share = torch.ones_like(chosen, dtype=torch.float32) if weights is None else weights.float()
     share = share / share.sum()

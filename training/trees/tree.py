@@ -93,13 +93,6 @@ class StepTree:
         start, end = self.replies[step]
         return self.experts[step] if self.experts else self.ids[start:end]
 
-    def fork(self, branch: Branch) -> int:
-        """The first token in which a branch differs from the expert's reply in its state; the last
-        that both have where one begins the other."""
-        both = zip(self.expert(branch.step), branch.ids, strict=False)
-        same = [one == other for one, other in both]
-        return same.index(False) if False in same else len(same) - 1
-
     def __post_init__(self) -> None:
         before = 1  # a state has at least one token
         for step, (start, end) in enumerate(self.replies):

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +6,16 @@ import torch
 
 from stepagent.agents.chat import Encoded
 from stepagent.envs.trajectory import Trajectory
-from stepagent.training.config import ReflectionConfig
+from stepagent.training.config import Config, ReflectionConfig
 from stepagent.training.data import Sample, draw
-from stepagent.training.methods.implicit import TreePairs, figures, loss, weights, with_reference
+from stepagent.training.methods.implicit import (
+    TreePairs,
+    check,
+    figures,
+    loss,
+    weights,
+    with_reference,
+)
 from stepagent.training.methods.losses import step_dpo_loss
 from stepagent.training.methods.practice import practice_trees, practise
 from stepagent.training.runs.directory import RunDirectory
@@ -99,34 +105,6 @@ def test_the_loss_of_a_tree_is_eq_6_over_its_pairs(policy):
     )
 
 
-def test_fork_compares_the_first_tokens_that_differ(policy, directory):
-    """Worked out by hand: the two tokens have one state, which ends where the replies part."""
-    replies = [[[1, 2, 0], [1, 5, 3, 0], [5, 0], [5, 0]], [[3, 3, 0]]]
-    [practice] = practice_trees(ENCODED, replies, 1000)
-    tree = practice.tree
-    assert [tree.fork(branch) for branch in tree.branches] == [1, 0, 1]
-    assert tree.fork(replace(tree.branches[0], ids=(1, 2))) == 1
-
-    def plain(state, token):
-        logits = policy.model(input_ids=torch.tensor([state])).logits[0, -1]
-        return logits.log_softmax(-1)[token]
-
-    states = [[9, 8, 1], [9, 8], [9, 8], [9, 8, 1, 2, 0, 7, 3]]
-    chosen = torch.stack([plain(s, t) for s, t in zip(states, (2, 1, 1, 0), strict=True)])
-    rejected = torch.stack([plain(s, t) for s, t in zip(states, (5, 5, 5, 3), strict=True)])
-    expected = step_dpo_loss(chosen, rejected, torch.full((4,), -1.0), torch.full((4,), -2.0), 0.5)
-    item = TreePairs(tree, weights(practice), (-1.0,) * 3, (-2.0,) * 3)
-    total, _ = loss(ReflectionConfig(beta=0.5, preference="fork"))(policy.model, [item])
-    assert total.item() == pytest.approx(4 * expected.loss.item(), rel=1e-4)
-    stage = Stage("a", directory, seed=1)
-    fork = ReflectionConfig(preference="fork")
-    [pairs] = with_reference(stage, policy, [practice], config=fork)
-    assert pairs.reference_chosen == pytest.approx([chosen[i].item() for i in (0, 1, 3)], abs=1e-4)
-    assert pairs.reference_rejected == pytest.approx(
-        [rejected[i].item() for i in (0, 1, 3)], abs=1e-4
-    )
-
-
 def test_the_anchor_holds_all_states_of_the_practice(policy, directory):
     """By hand: 3 draws in the first state, one of them the expert's; 3 that are all the expert's in
     the second; and a trajectory without a pair."""
@@ -155,6 +133,15 @@ def test_the_anchor_holds_all_states_of_the_practice(policy, directory):
     alone, figures_ = loss(ReflectionConfig(sft_weight=2.0))(policy.model, pairs["states"][1:])
     assert alone.item() == pytest.approx(-2.0 * first, rel=1e-4)
     assert set(figures_.values()) == {0.0}
+
+
+def test_an_anchor_without_a_weight_is_refused():
+    config = Config(output="unused", env="tests/Guess-v0", method="implicit")
+    config.reflection.anchor = "states"
+    with pytest.raises(ValueError, match="sft_weight is 0"):
+        check(config)
+    config.reflection.sft_weight = 0.5
+    check(config)
 
 
 def test_values_weigh_the_preference_and_not_the_anchor(policy):
