@@ -473,8 +473,8 @@ def clip(text: str, limit: int = MAX_TEXT) -> str:
 
 def checked_sizes(sizes: Any) -> tuple[int, int, int]:
     """The three splits' sizes. Raises ValueError for anything but three numbers of at least 1."""
-    numbers = tuple(sizes) if isinstance(sizes, Iterable) else ()
-    if len(numbers) != 3 or not all(isinstance(size, int) and size >= 1 for size in numbers):
+    numbers = tuple(sizes) if isinstance(sizes, Sequence) else ()
+    if len(numbers) != 3 or not all(type(size) is int and size >= 1 for size in numbers):
         raise ValueError(
             f"sizes is {sizes!r}: it must be three numbers (train, dev, test), each at least 1"
         )

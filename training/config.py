@@ -147,8 +147,8 @@ class ReflectionConfig(IterationConfig):
     """Expert trajectories inspected per iteration, drawn again each time; 0: all."""
     labels: int = 0
     """At most so many states per iteration in which the expert is asked: those of episodes on tasks
-    drawn at random, first of tasks without a trajectory of the expert's; no more are played than
-    that takes. With `states: expert` so many states of its trajectories are used. 0: all."""
+    drawn at random, first of tasks without a trajectory of the expert's; about as many are played
+    as that takes. Where it is not asked, so many states of its trajectories are used. 0: all."""
     restart: bool = False
     """`dagger`: each iteration trains the untrained model on all that was gathered, as published,
     rather than the policy of the iteration before."""

@@ -22,6 +22,7 @@ VERSION = 1
 """Version of the generator: increased whenever the same id would give another game."""
 SIZES = (500, 40, 40)
 """Games of each of the six types in train, dev and test."""
+MAX_SIZE = 100_000
 MAX_PLAN = 20
 _TRIES = 200
 
@@ -40,9 +41,12 @@ class GeneratedGames:
     """The source of generated games. Ids: `<type>/<split>-<number>`.
 
     sizes: games of each type in train, dev and test. More are the same ones and further ones.
+    Raises ValueError for anything but three numbers from 1 to `MAX_SIZE`.
     """
 
     def __init__(self, sizes: Sequence[int] = SIZES):
+        if max(checked_sizes(sizes)) > MAX_SIZE:
+            raise ValueError(f"sizes is {sizes!r}: the most is {MAX_SIZE:,} games of each type")
         self._sizes = dict(zip(SPLITS, checked_sizes(sizes), strict=True))
 
     def tasks(self, split: str) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ draw the rest; by option they also practise for the next iteration meanwhile (`m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -99,11 +100,14 @@ def learn(run: TrainingRun) -> None:
             if values is not None and not config.sft_weight:
                 # With an anchor the expert's action is learned in those states too.
                 practices, values = without_worthless(practices, values)
-            if not any(p.tree.branches for p in practices):
+            of_pairs = config.anchor == "pairs"
+            if not practices or (of_pairs and not any(p.tree.branches for p in practices)):
                 stage.note(f"{why_nothing(stage, practices)}; nothing to learn")
                 continue
             with practising_ahead(run, stage, iteration):
-                pairs = with_reference(stage, run.policy, practices, values, scored, config)
+                pairs = with_reference(stage, run.policy, practices, values, scored)
+                if not of_pairs:
+                    pairs = anchored(pairs, practices)
                 shuffle = shuffled(pairs, TreePairs.count, config, seed)
                 schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
                 stage.figures |= optimise(stage, run.policy.model, schedule, loss(config), config)
@@ -200,7 +204,7 @@ class TreePairs:
 
     tree: StepTree
     weights: tuple[float, ...]
-    """[B] how often the branch was drawn; with `anchor` the share of its state's draws"""
+    """[B] how often the branch was drawn; with `anchor` as a share of its state's draws"""
     reference_chosen: tuple[float, ...]
     """[B] log π_ref of the expert's reply in each branch's state"""
     reference_rejected: tuple[float, ...]
@@ -208,20 +212,8 @@ class TreePairs:
     values: tuple[float, ...] | None = None
     """[B] what the loss of each pair is multiplied by; None: 1"""
     anchor: tuple[float, ...] | None = None
-    """[steps] 1 for each state in which the agent practised; None: the expert's reply is learned as
-    often as it has pairs (`reflection.anchor`)"""
-
-    @staticmethod
-    def everywhere(pairs: TreePairs, practice: Practice) -> TreePairs:
-        """The pairs with an anchor in all states of the practice, each state counting once."""
-        draws = practice.expert[: len(practice.tree.replies)]
-        shares = zip(practice.tree.branches, pairs.weights, strict=True)
-        return replace(
-            pairs,
-            tree=practice.tree,
-            weights=tuple(weight / draws[branch.step] for branch, weight in shares),
-            anchor=tuple(float(count > 0) for count in draws),
-        )
+    """[steps] how often the expert's reply is learned by itself: this tree's share of the draws in
+    its state, those equal to it among them; None: as often as it has pairs (`reflection.anchor`)"""
 
     def count(self) -> float:
         """Pairs, repeated ones counted; with `anchor` states."""
@@ -234,36 +226,47 @@ def with_reference(
     practices: Sequence[Practice],
     values: Sequence[tuple[float, ...]] | None = None,
     scored: Mapping[StepTree, list[list[float]]] = MappingProxyType({}),
-    config: ReflectionConfig | None = None,
 ) -> list[TreePairs]:
-    """The pairs of the practice with their log-probabilities under the policy as it is now, which
-    are written down: a killed run reads them again. values[i] are those of practices[i]; `scored`
-    has trees whose log-probabilities are known."""
-    config = config or ReflectionConfig()
-    everywhere = config.anchor == "states"
+    """The pairs of each practice that has any, with their log-probabilities under the policy as it
+    is now, which are written down: a killed run reads them again. values[i] are those of
+    practices[i]; `scored` has trees whose log-probabilities are known."""
     of_trees = [None] * len(practices) if values is None else values
-    rows = [
-        (practice, row)
-        for practice, row in zip(practices, of_trees, strict=True)
-        if practice.tree.branches or everywhere
-    ]
+    rows = [(p, row) for p, row in zip(practices, of_trees, strict=True) if p.tree.branches]
     trees = [practice.tree.trimmed() for practice, _ in rows]
 
     def score(i: int) -> list[list[float]]:
-        tree = trees[i]
-        if not tree.branches:
-            return [[], []]
-        return scored.get(tree) or reference(policy, tree)
+        return scored.get(trees[i]) or reference(policy, trees[i])
 
     with stage.times.of("scoring"):
-        references = resumed(stage.artifacts / "reference.jsonl", len(rows), score)
-    pairs = [
+        references = resumed(stage.artifacts / "reference.jsonl", len(trees), score)
+    return [
         TreePairs(tree, weights(practice), tuple(chosen), tuple(rejected), row)
         for tree, (practice, row), (chosen, rejected) in zip(trees, rows, references, strict=True)
     ]
-    if not everywhere:
-        return pairs
-    return [TreePairs.everywhere(p, row[0]) for p, row in zip(pairs, rows, strict=True)]
+
+
+def anchored(pairs: Sequence[TreePairs], practices: Sequence[Practice]) -> list[TreePairs]:
+    """All practices, with their pairs (those that have any, in order) and an anchor in all of their
+    states. A state counts once, however many trees its actions are on."""
+    draws: Counter[int] = Counter()
+    for practice in practices:
+        for state, count in zip(practice.states, practice.agent, strict=True):
+            draws[state] += count
+    rows, with_pairs = [], iter(pairs)
+    for practice in practices:
+        item = next(with_pairs) if practice.tree.branches else TreePairs(practice.tree, (), (), ())
+        shares = [
+            count / draws[state] if count else 0.0
+            for state, count in zip(practice.states, practice.agent, strict=True)
+        ]
+        steps = len(practice.tree.replies)
+        anchor = [0.0] * steps
+        for step, share in zip(practice.tree.action_steps, shares, strict=True):
+            anchor[step] += share
+        if any(anchor):
+            branches = tuple(shares[steps:])
+            rows.append(replace(item, tree=practice.tree, weights=branches, anchor=tuple(anchor)))
+    return rows
 
 
 def loss(
@@ -331,7 +334,12 @@ def check(config: Config) -> None:
         )
     if config.reflection.anchor == "states" and not config.reflection.sft_weight:
         raise ValueError(
-            "reflection.anchor is states, but reflection.sft_weight is 0: give it a weight, as 1.0"
+            "reflection.anchor is states, but reflection.sft_weight is 0: give it one, such as 1.0"
+        )
+    if config.reflection.anchor == "states" and config.reflection.off_policy_iterations:
+        raise ValueError(
+            "reflection.anchor is states, which counts each state once: draws of an earlier policy "
+            "(reflection.off_policy_iterations) weigh less or more than that"
         )
 
 

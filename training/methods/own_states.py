@@ -68,8 +68,12 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     places = np.random.default_rng([stage.seed, 3]).permutation(len(tasks)).tolist()
     without = [i for i, task in enumerate(tasks) if not task.expert]
     own = set((without + [i for i in places if tasks[i].expert])[: max(count, len(without))])
+    labelled = own_samples(run, stage, [tasks[i] for i in sorted(own)], allowed)
+    if allowed:  # tasks that the labels did not reach
+        asked = {sample.trajectory.task_id for sample in labelled}
+        own = {i for i in own if tasks[i].task_id in asked}
     rest = [task.expert for i, task in enumerate(tasks) if task.expert and i not in own]
-    return rest + own_samples(run, stage, [tasks[i] for i in sorted(own)], allowed)
+    return rest + labelled
 
 
 def shortest_successes(run: TrainingRun, stage: Stage) -> list[Sample]:
@@ -178,21 +182,20 @@ def _play_until(
 ) -> list[list[Trajectory]]:
     """Episodes on the first tasks, until they have so many states together; None: on all tasks.
 
-    How many are played depends on the episodes' lengths alone, so that a run which was killed, or
-    several processes, play the same.
+    First as many as are played at once, then as many more as these say. That depends on the
+    episodes' lengths alone, so that a run which was killed, or several processes, play the same.
     """
     if states is None:
         return rollouts.play(run, stage, tasks, mixed)
-    lengths = [len(sample.encoded.replies) for sample in run.samples]
     played: list[list[Trajectory]] = []
     count = reached = 0
+    more = min(states, run.config.rollouts.workers)
     while count < len(tasks) and reached < states:
-        usual = max(1.0, sum(lengths) / max(1, len(lengths)))
-        count = min(len(tasks), count + math.ceil((states - reached) / usual))
+        count = min(len(tasks), count + more)
         played = rollouts.play(run, stage, tasks[:count], mixed)
         usable, _ = rollouts.encode(run, [t for row in played for t in row])
-        lengths = [len(sample.encoded.replies) for sample in usable]
-        reached = sum(lengths)
+        reached = sum(len(sample.encoded.replies) for sample in usable)
+        more = math.ceil((states - reached) / max(1.0, reached / count))
     return played
 
 

@@ -355,7 +355,7 @@ class TrainingRun:
         return bool(summary) and (summary.get("complete") or self._is_deleted(name))
 
     def _agreement_is_known(self, name: str) -> bool:
-        """Or not to be measured, or cannot be any more."""
+        """Whether it was measured, is not wanted, or cannot be measured any more."""
         known = not self.config.evaluation.agreement or self.scores.has_agreement(name)
         return known or self._is_deleted(name)
 

@@ -161,6 +161,8 @@ def test_sizes_adds_games_to_those_there_are():
     for sizes in ((1, 2), (0, 1, 1)):
         with pytest.raises(ValueError, match="three numbers"):
             envs.make(ID, sizes=sizes)
+    with pytest.raises(ValueError, match="the most is 100,000"):
+        envs.make(ID, sizes=(10**9, 1, 1))
     with pytest.raises(ValueError, match="generated"):
         envs.make(ID, data="/nowhere", sizes=(1, 1, 1))
 

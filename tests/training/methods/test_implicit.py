@@ -10,6 +10,7 @@ from stepagent.training.config import Config, ReflectionConfig
 from stepagent.training.data import Sample, draw
 from stepagent.training.methods.implicit import (
     TreePairs,
+    anchored,
     check,
     figures,
     loss,
@@ -106,33 +107,39 @@ def test_the_loss_of_a_tree_is_eq_6_over_its_pairs(policy):
 
 
 def test_the_anchor_holds_all_states_of_the_practice(policy, directory):
-    """By hand: 3 draws in the first state, one of them the expert's; 3 that are all the expert's in
-    the second; and a trajectory without a pair."""
+    """By hand: 3 draws in the first state, one of them the expert's, and 3 that are all the
+    expert's in the second; then a trajectory without a pair, with one draw in the first state."""
     replies = [[[5, 0], [1, 2, 0], [6, 0]], [[3, 0]] * 3]
     practices = [
         *practice_trees(ENCODED, replies, 1000),
         *practice_trees(ENCODED, [[[1, 2, 0]], []], 1000),
     ]
-    pairs = {}
-    for anchor in ("pairs", "states"):
-        config = ReflectionConfig(beta=0.5, sft_weight=2.0, anchor=anchor)
-        pairs[anchor] = with_reference(
-            Stage(anchor, directory, seed=1), policy, practices, config=config
-        )
-    assert [len(items) for items in pairs.values()] == [1, 2]
-    assert [sum(item.count() for item in items) for items in pairs.values()] == [2, 3]
+    pairs = with_reference(Stage("a", directory, seed=1), policy, practices)
+    held = anchored(pairs, practices)
+    assert [item.count() for item in pairs] == [2]
+    assert [item.count() for item in held] == [1.75, 0.25]
     scores = score_trees(policy.model, pack([practices[0].tree]))
     first, second = scores.log_probs[:2].tolist()
-    eq_6, _ = loss(ReflectionConfig(beta=0.5))(policy.model, pairs["pairs"])
+    eq_6, _ = loss(ReflectionConfig(beta=0.5))(policy.model, pairs)
     for items, expected in (
-        (pairs["pairs"], eq_6.item() - 2.0 * 2 * first),
-        (pairs["states"], eq_6.item() / 3 - 2.0 * (2 * first + second)),
+        (pairs, eq_6.item() - 2.0 * 2 * first),
+        (held, eq_6.item() / 4 - 2.0 * (first + second)),
+        (held[1:], -2.0 * first / 4),
     ):
-        total, _ = loss(ReflectionConfig(beta=0.5, sft_weight=2.0))(policy.model, items)
+        total, sums = loss(ReflectionConfig(beta=0.5, sft_weight=2.0))(policy.model, items)
         assert total.item() == pytest.approx(expected, rel=1e-4)
-    alone, figures_ = loss(ReflectionConfig(sft_weight=2.0))(policy.model, pairs["states"][1:])
-    assert alone.item() == pytest.approx(-2.0 * first, rel=1e-4)
-    assert set(figures_.values()) == {0.0}
+    assert set(sums.values()) == {0.0}
+
+
+def test_a_state_on_two_trees_counts_once(policy, directory):
+    encoded = Encoded(ids=[1, 2, 3, 4, 5], replies=[(3, 5)])
+    practices = practice_trees(encoded, [[[6, 7, 0], [7, 6, 0], [4, 5], [6, 6, 0]]], 10)
+    assert len(practices) > 1
+    pairs = with_reference(Stage("a", directory, seed=1), policy, practices)
+    held = anchored(pairs, practices)
+    assert all(item.count() > 0 for item in held)
+    assert sum(item.count() for item in held) == pytest.approx(1)
+    assert sum(sum(item.weights) for item in held) == pytest.approx(3 / 4)
 
 
 def test_an_anchor_without_a_weight_is_refused():
@@ -142,6 +149,9 @@ def test_an_anchor_without_a_weight_is_refused():
         check(config)
     config.reflection.sft_weight = 0.5
     check(config)
+    config.reflection.off_policy_iterations = 1
+    with pytest.raises(ValueError, match="counts each state once"):
+        check(config)
 
 
 def test_values_weigh_the_preference_and_not_the_anchor(policy):

@@ -240,6 +240,8 @@ def test_the_expert_is_asked_for_no_more_labels_than_it_may(config, states, monk
     known = sum(whole[s.trajectory.task_id] for s in of_expert)
     assert len(questions) == (0 if states == "expert" else 7)
     assert sum(steps_of(of_expert)) == {"expert": 7, "own": 0, "both": known}[states]
+    if states == "both":  # no trajectory is lost, whatever the labels reach
+        assert {s.trajectory.task_id for s in samples} >= set(whole)
     assert stage.figures.get("expert_labels", 0) == len(questions)
 
 
@@ -260,6 +262,7 @@ def test_dagger_can_train_the_untrained_model_on_all_that_was_gathered(config):
 def test_dagger_gathers_the_labels_of_earlier_iterations_again(config):
     config.method, config.reflection.iterations = "dagger", 2
     config.reflection.labels, config.reflection.updates = 8, 3
+    config.rollouts.workers = 1
     runs.run(config)
     summary = json.loads((Path(config.output) / "summary.json").read_text())
     first, second = (summary["figures"][f"iteration-{i}"] for i in (1, 2))
