@@ -33,7 +33,7 @@ draw the rest; by option they also practise for the next iteration meanwhile (`m
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -248,7 +248,7 @@ def with_reference(
 def anchored(pairs: Sequence[TreePairs], practices: Sequence[Practice]) -> list[TreePairs]:
     """All practices, with their pairs (those that have any, in order) and an anchor in all of their
     states. A state counts once, however many trees its actions are on."""
-    draws: Counter[int] = Counter()
+    draws: dict[int, float] = defaultdict(float)
     for practice in practices:
         for state, count in zip(practice.states, practice.agent, strict=True):
             draws[state] += count
