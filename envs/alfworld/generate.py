@@ -45,9 +45,9 @@ class GeneratedGames:
     """
 
     def __init__(self, sizes: Sequence[int] = SIZES):
-        if max(checked_sizes(sizes)) > MAX_SIZE:
-            raise ValueError(f"sizes is {sizes!r}: the most is {MAX_SIZE:,} games of each type")
         self._sizes = dict(zip(SPLITS, checked_sizes(sizes), strict=True))
+        if max(self._sizes.values()) > MAX_SIZE:
+            raise ValueError(f"sizes is {sizes!r}: the most is {MAX_SIZE:,} games of each type")
 
     def tasks(self, split: str) -> tuple[str, ...]:
         return tuple(f"{kind}/{split}-{n:04d}" for n in range(self._sizes[split]) for kind in TYPES)

@@ -24,7 +24,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -98,7 +98,7 @@ def load(
     dataset: str,
     split: str,
     source: str | Path | None = None,
-    sizes: Iterable[int] = SIZES,
+    sizes: Sequence[int] = SIZES,
     seed: int = 0,
 ) -> tuple[Question, ...]:
     """The questions of a split, in a fixed order.
@@ -112,7 +112,7 @@ def sample(
     dataset: str,
     split: str,
     source: str | Path | None = None,
-    sizes: Iterable[int] = SIZES,
+    sizes: Sequence[int] = SIZES,
     seed: int = 0,
 ) -> Sample:
     """The questions of a split, and what was left out. Raises as `load`."""

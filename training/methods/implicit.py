@@ -248,24 +248,23 @@ def with_reference(
 def anchored(pairs: Sequence[TreePairs], practices: Sequence[Practice]) -> list[TreePairs]:
     """All practices, with their pairs (those that have any, in order) and an anchor in all of their
     states. A state counts once, however many trees its actions are on."""
+    states = [practice.states for practice in practices]
     draws: dict[int, float] = defaultdict(float)
-    for practice in practices:
-        for state, count in zip(practice.states, practice.agent, strict=True):
+    for practice, of_actions in zip(practices, states, strict=True):
+        for state, count in zip(of_actions, practice.agent, strict=True):
             draws[state] += count
     rows, with_pairs = [], iter(pairs)
-    for practice in practices:
-        item = next(with_pairs) if practice.tree.branches else TreePairs(practice.tree, (), (), ())
+    for practice, of_actions in zip(practices, states, strict=True):
+        tree = practice.tree
+        item = next(with_pairs) if tree.branches else TreePairs(tree, (), (), ())
         shares = [
             count / draws[state] if count else 0.0
-            for state, count in zip(practice.states, practice.agent, strict=True)
+            for state, count in zip(of_actions, practice.agent, strict=True)
         ]
-        steps = len(practice.tree.replies)
-        anchor = [0.0] * steps
-        for step, share in zip(practice.tree.action_steps, shares, strict=True):
-            anchor[step] += share
+        anchor = tuple(tree.per_step(shares))
         if any(anchor):
-            branches = tuple(shares[steps:])
-            rows.append(replace(item, tree=practice.tree, weights=branches, anchor=tuple(anchor)))
+            branches = tuple(shares[len(tree.replies) :])
+            rows.append(replace(item, tree=tree, weights=branches, anchor=anchor))
     return rows
 
 
@@ -312,12 +311,11 @@ def loss(
 
 def anchors(items: Sequence[TreePairs], packed: PackedTrees) -> torch.Tensor:
     """[A]: how often each action of the packed trees is learned by itself."""
-    rows = []
+    rows: list[float] = []
     for item in items:
-        of_expert = list(item.anchor or [0.0] * len(item.tree.replies))
-        if item.anchor is None:
-            for branch, weight in zip(item.tree.branches, item.weights, strict=True):
-                of_expert[branch.step] += weight
+        of_expert: Sequence[float] | None = item.anchor
+        if of_expert is None:
+            of_expert = item.tree.per_step([*[0.0] * len(item.tree.replies), *item.weights])
         rows += [*of_expert, *[0.0] * len(item.tree.branches)]
     return torch.tensor(rows, device=packed.first.device)
 

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+HEALTH = ("accuracy", "margin", "chosen_reward", "rejected_reward")
+"""What a preference loss says of its pairs."""
+
 
 @dataclass(frozen=True)
 class PreferenceLoss:
@@ -34,9 +37,6 @@ class PreferenceLoss:
     def health(self) -> dict[str, float]:
         """All but the loss, as numbers to log."""
         return {name: float(getattr(self, name)) for name in HEALTH}
-
-
-HEALTH = ("accuracy", "margin", "chosen_reward", "rejected_reward")
 
 
 def step_dpo_loss(

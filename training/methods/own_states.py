@@ -50,8 +50,8 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     """The trajectories in whose states an iteration practises: the expert's, episodes of the
     agent's own, or both (`reflection.states`). Figures of the agent's go to the stage."""
     config = run.config.reflection
-    allowed = config.labels or None
     samples = draw(run.samples, config.trajectories, stage.seed)
+    allowed = config.labels or None
     if config.states == "expert":
         return within_budget(samples, allowed, stage.seed)
     if config.states == "successes":
@@ -90,15 +90,15 @@ def within_budget(samples: Sequence[Sample], labels: int | None, seed: int) -> l
     They are complete, but for the last one drawn, which ends where the budget does: mistakes come
     late in an episode, and the states of one cost hardly more than a single one.
     """
-    if labels is None:
-        return list(samples)
     drawn = _drawn(len(samples), seed)
     taken = dict(zip(drawn, first_states([samples[i] for i in drawn], labels), strict=False))
     return [taken[i] for i in sorted(taken)]
 
 
-def first_states(samples: Sequence[Sample], labels: int) -> list[Sample]:
-    """The first samples, with so many states in all; the last one ends where they do."""
+def first_states(samples: Sequence[Sample], labels: int | None) -> list[Sample]:
+    """The first samples, with so many states in all; the last one ends where they do. None: all."""
+    if labels is None:
+        return list(samples)
     taken: list[Sample] = []
     for sample in samples:
         if labels <= 0:
@@ -131,9 +131,8 @@ def own_samples(
     share = expert_share(config, int(stage.name.rpartition("-")[2]))
     mixed = partial(MixtureAgent, share=share)
     tasks = in_drawn_order(tasks, stage.seed) if allowed else tasks
-    played = _play_until(run, stage, tasks, allowed, mixed)
-    usable, left_out = rollouts.encode(run, [t for row in played for t in row])
-    shortened = first_states(usable, allowed) if allowed else usable
+    usable, left_out = _play_until(run, stage, tasks, allowed, mixed)
+    shortened = first_states(usable, allowed)
     labels = ask_expert(run, stage, stage.name, shortened)
     labelled = with_labels(run, shortened, labels)
     states = sum(len(sample.encoded.replies) for sample in labelled)
@@ -179,35 +178,39 @@ def _play_until(
     tasks: Sequence[rollouts.Task],
     states: int | None,
     mixed: Callable[[Agent], Agent],
-) -> list[list[Trajectory]]:
+) -> tuple[list[Sample], int]:
     """Episodes on the first tasks, until they have so many states together; None: on all tasks.
+    And how many were left out (`rollouts.encode`).
 
     First as many as are played at once, then as many more as these say. That depends on the
     episodes' lengths alone, so that a run which was killed, or several processes, play the same.
     """
     if states is None:
-        return rollouts.play(run, stage, tasks, mixed)
-    played: list[list[Trajectory]] = []
-    count = reached = 0
+        played = rollouts.play(run, stage, tasks, mixed)
+        return rollouts.encode(run, [t for row in played for t in row])
+    usable: list[Sample] = []
+    left_out = count = reached = 0
     more = min(states, run.config.rollouts.workers)
     while count < len(tasks) and reached < states:
-        count = min(len(tasks), count + more)
+        before, count = count, min(len(tasks), count + more)
         played = rollouts.play(run, stage, tasks[:count], mixed)
-        usable, _ = rollouts.encode(run, [t for row in played for t in row])
-        reached = sum(len(sample.encoded.replies) for sample in usable)
+        samples, unusable = rollouts.encode(run, [t for row in played[before:] for t in row])
+        usable += samples
+        left_out += unusable
+        reached += sum(len(sample.encoded.replies) for sample in samples)
         more = math.ceil((states - reached) / max(1.0, reached / count))
-    return played
+    return usable, left_out
 
 
 def recorded_samples(
     run: TrainingRun, stage: Stage, name: str, seed: int, tasks: Sequence[rollouts.Task]
 ) -> list[Sample]:
     """What `own_samples` has returned in an earlier stage, of this name, seed and tasks."""
-    allowed = run.config.reflection.labels
+    allowed = run.config.reflection.labels or None
     tasks = in_drawn_order(tasks, seed) if allowed else tasks
     played = rollouts.recorded(run, name, tasks)
     usable, _ = rollouts.encode(run, [t for row in played for t in row])
-    shortened = first_states(usable, allowed) if allowed else usable
+    shortened = first_states(usable, allowed)
     return with_labels(run, shortened, ask_expert(run, stage, name, shortened))
 
 

@@ -87,10 +87,8 @@ def differing(item: Practice) -> Practice:
     """The practice without the draws that equal the expert's action; in every state the expert's
     side weighs as much as the draws that are left."""
     steps = len(item.tree.replies)
-    opposite = [0.0] * steps
-    for branch, draws in zip(item.tree.branches, item.agent[steps:], strict=True):
-        opposite[branch.step] += draws
     agent = (*[0.0] * steps, *item.agent[steps:])
+    opposite = item.tree.per_step(agent)
     return replace(item, agent=agent, expert=(*opposite, *[0.0] * len(item.tree.branches)))
 
 

@@ -88,6 +88,13 @@ class StepTree:
         then the branches."""
         return [*range(len(self.replies)), *(branch.step for branch in self.branches)]
 
+    def per_step(self, of_actions: Sequence[float]) -> list[float]:
+        """[steps]: the sums over each step's actions of a number [A] that each action has."""
+        sums = [0.0] * len(self.replies)
+        for step, number in zip(self.action_steps, of_actions, strict=True):
+            sums[step] += number
+        return sums
+
     def expert(self, step: int) -> tuple[int, ...]:
         """Token ids of the expert's reply of a step."""
         start, end = self.replies[step]
