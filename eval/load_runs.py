@@ -1,10 +1,10 @@
 """Loads runs for `eval.view`, `eval.compare` and `eval.replay`: from results files and run folders.
 
 A path may be a results file, a folder of `eval.run`, a folder of `training.run`, which holds the
-evaluation of each of its stages, or a folder of such folders: an entire suite, or one agent's part
-of it. A damaged file still gives its good lines: lines that cannot be read are left out, of an
-episode that was recorded several times one counts, and a file that mixes the results of several
-runs is loaded as several. Each of these is reported in a note.
+evaluations of its stages and of its control (SFT on as many tokens), or a folder of such folders:
+an entire suite, or one agent's part of it. A damaged file still gives its good lines: lines that
+cannot be read are left out, of an episode that was recorded several times one counts, and a file
+that mixes the results of several runs is loaded as several. Each of these is reported in a note.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from stepagent.eval.results import Identity, NoResults, ResultsError
 from stepagent.eval.summary import data_notes
 from stepagent.files import check_files, is_file, read_object
 
+MATCHED = "sft-matched"
+"""The control `evaluation.matched_sft`: its folder in that of a run of `training.run`."""
 _MAX_BAD_LINES = 5
 """Bad lines of a file that are reported one by one."""
 
@@ -94,6 +96,7 @@ def results_files(path: Path, *, everything: bool = False) -> list[Path]:
     if path / "results.jsonl" in below:
         return [path / "results.jsonl"]
     stages = sorted((f for f in below if f.parent.parent == path / "eval"), key=_stage_order)
+    stages += [f for f in below if f.parent.parent == path / MATCHED / "eval"]
     if stages or is_file(path / "metrics.jsonl"):
         return stages
     if suite := [file for file in not_empty if path in file.parents[1:3]]:

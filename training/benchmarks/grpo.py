@@ -1,7 +1,8 @@
 """Benchmark of GRPO's update: a group as one forest against TRL's loss on the same rollouts.
 
 The rollouts are real expert trajectories of ScienceWorld with the full prompt. All have the first
-steps of the first one; from then on each goes its own way, beginning with a reply of its own.
+steps of the first one; from then on each goes its own way, beginning with a reply of its own. They
+are all `--args.steps` long, or end up to `--args.spread` steps earlier, as an agent's do.
 Both sides run forward and backward in the same process on the same model in float32, TRL's in
 batches of `--args.batch` rows. `--args.checkpointing true` is TRL as it is shipped, which computes
 the forward pass twice to save memory.
@@ -35,12 +36,14 @@ GROUP = GroupConfig(kl=0.04)
 def bench(options: Options) -> Iterator[Row]:
     """Seconds of an update; then the loss and the largest difference of a gradient, on the first
     steps of some of the rollouts."""
-    sizes = settings(options, rollouts=8, steps=20, shared=10, batch=2, checkpointing=False)
+    sizes = settings(
+        options, rollouts=8, steps=20, shared=10, spread=0, batch=2, checkpointing=False
+    )
     setting = Setting(options, "float32")
     trajectories = long_trajectories(sizes["rollouts"], sizes["steps"])
     trees = [
         StepTree.of(setting.encode(trajectory))
-        for trajectory in with_shared_steps(trajectories, sizes["shared"])
+        for trajectory in with_shared_steps(trajectories, sizes["shared"], sizes["spread"])
     ]
     group = with_advantages(setting.model, trees)
     trl = Trl(setting, sizes["batch"], sizes["checkpointing"])
@@ -50,12 +53,14 @@ def bench(options: Options) -> Iterator[Row]:
         options.repeats,
     )
     tokens = sum(tree.length for tree in trees)
+    counts = {len(tree.replies) for tree in trees}
+    lengths = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else sizes["steps"]
     name = (
-        f"GRPO, {len(trees)} rollouts of {sizes['steps']} steps, {sizes['shared']} shared: "
+        f"GRPO, {len(trees)} rollouts of {lengths} steps, {sizes['shared']} shared: "
         f"{group.forest.tree.length} tokens for {tokens}"
     )
     yield Row.less_is_better(name, ours, baseline, "s forward and backward")
-    steps = min(sizes["shared"] + 2, sizes["steps"])
+    steps = min(sizes["shared"] + 2, min(counts))
     beginnings = [
         replace(tree, ids=tree.ids[: tree.replies[steps - 1][1]], replies=tree.replies[:steps])
         for tree in trees[:3]
@@ -63,12 +68,15 @@ def bench(options: Options) -> Iterator[Row]:
     yield from _equality(setting.model, trl, beginnings)
 
 
-def with_shared_steps(trajectories: Sequence[Trajectory], shared: int) -> list[Trajectory]:
+def with_shared_steps(
+    trajectories: Sequence[Trajectory], shared: int, spread: int = 0
+) -> list[Trajectory]:
     """Rollouts that take the first trajectory's first `shared` steps and differ from the reply
-    after them on."""
+    after them on. Each ends a step earlier than the one before it, up to `spread` steps."""
     rollouts = []
     for number, trajectory in enumerate(trajectories):
-        first, *rest = trajectory.steps[shared:]
+        end = max(shared + 1, len(trajectory.steps) - number % (spread + 1))
+        first, *rest = trajectory.steps[shared:end]
         first = replace(first, thought=f"{number} is my way. {first.thought}", reply="")
         steps = (*trajectories[0].steps[:shared], first, *rest)
         rollouts.append(replace(trajectories[0], steps=steps))

@@ -229,7 +229,9 @@ def with_reference(
 ) -> list[TreePairs]:
     """The pairs of each practice that has any, with their log-probabilities under the policy as it
     is now, which are written down: a killed run reads them again. values[i] are those of
-    practices[i]; `scored` has trees whose log-probabilities are known."""
+    practices[i]; `scored` has trees whose log-probabilities are known.
+
+    Raises ValueError where what an earlier start has written is of other pairs."""
     of_trees = [None] * len(practices) if values is None else values
     rows = [(p, row) for p, row in zip(practices, of_trees, strict=True) if p.tree.branches]
     trees = [practice.tree.trimmed() for practice, _ in rows]
@@ -237,8 +239,15 @@ def with_reference(
     def score(i: int) -> list[list[float]]:
         return scored.get(trees[i]) or reference(policy, trees[i])
 
+    path = stage.artifacts / "reference.jsonl"
     with stage.times.of("scoring"):
-        references = resumed(stage.artifacts / "reference.jsonl", len(trees), score)
+        references = resumed(path, len(trees), score)
+    for tree, columns in zip(trees, references, strict=True):
+        if [len(column) for column in columns] != [len(tree.branches)] * 2:
+            raise ValueError(
+                f"{path} has log-probabilities of other pairs than were practised here, as after "
+                "a start of another version: delete it and start again"
+            )
     return [
         TreePairs(tree, weights(practice), tuple(chosen), tuple(rejected), row)
         for tree, (practice, row), (chosen, rejected) in zip(trees, rows, references, strict=True)

@@ -17,6 +17,7 @@ from stepagent.envs.react import Prompt
 from stepagent.envs.trajectory import Trajectory, read, write
 from stepagent.eval import agreement
 from stepagent.eval.evaluate import EvaluationOptions, choose, evaluate
+from stepagent.eval.load_runs import MATCHED
 from stepagent.eval.paper import LABELS
 from stepagent.files import is_file, parse_json, read_object, read_text, write_text
 from stepagent.training import collect
@@ -26,8 +27,6 @@ from stepagent.training.runs import processes
 from stepagent.training.runs.expert import in_words
 
 RESULTS = "results.jsonl"
-MATCHED = "sft-matched"
-"""The control `evaluation.matched_sft`: its folder in the run's, and its name in the table."""
 DEV = 200
 """Dev trajectories that SFT is chosen by, where `evaluation.agreement` says nothing."""
 

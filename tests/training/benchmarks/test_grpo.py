@@ -41,3 +41,5 @@ def test_rollouts_share_their_first_steps_and_part_after_them():
         assert rollout.steps[:2] == trajectories[0].steps[:2]
         assert rollout.steps[3:] == trajectories[number].steps[3:]
     assert len({rollout.steps[2].thought for rollout in rollouts}) == 3
+    shorter = with_shared_steps(trajectories, 2, spread=1)
+    assert [len(rollout.steps) for rollout in shorter] == [4, 3, 4]

@@ -72,6 +72,17 @@ def test_practice_resumes_and_the_reference_is_the_policy_itself(policy, directo
         assert torch.allclose(scores.rejected, torch.tensor(item.reference_rejected), atol=1e-5)
 
 
+def test_a_reference_of_other_pairs_is_refused(policy, directory):
+    stage = Stage("a", directory, seed=1)
+    practices = _practise(stage, policy, [Sample(TRAJECTORY, ENCODED)])
+    [pairs] = with_reference(stage, policy, practices)
+    path = stage.artifacts / "reference.jsonl"
+    short = [list(pairs.reference_chosen[1:]), list(pairs.reference_rejected[1:])]
+    path.write_text(json.dumps(short) + "\n")
+    with pytest.raises(ValueError, match="of other pairs than were practised"):
+        with_reference(stage, policy, practices)
+
+
 def test_the_loss_of_a_tree_is_eq_6_over_its_pairs(policy):
     replies = [[[5, 0], [5, 0], [6, 0]], [[4, 0], [4, 0], [4, 4, 0]]]
     [practice] = practice_trees(ENCODED, replies, 1000)
