@@ -319,8 +319,9 @@ class RolloutConfig:
     workers: int = 16
     """Episodes played at once."""
     sound_only: bool = False
-    """`rft`: of the successes, keep those that are not right by luck: every action valid, and an
-    answer only where it was read. See `methods.rollouts.is_sound`."""
+    """`rft`, and `implicit` and `inverse` with `states: successes`: of the successes, keep those
+    that are not right by luck: every action valid, and an answer only where it was read. See
+    `methods.rollouts.is_sound`."""
 
 
 @dataclass

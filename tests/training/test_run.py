@@ -1,3 +1,4 @@
+import copy
 import functools
 import json
 import os
@@ -22,7 +23,7 @@ from stepagent.envs.trajectory import Step, Trajectory, write
 from stepagent.files import write_atomically
 from stepagent.training import methods, run
 from stepagent.training.config import Config
-from stepagent.training.methods import METHODS
+from stepagent.training.methods import METHODS, apply_variant
 from stepagent.training.runs.directory import RunDirectory, RunError
 from stepagent.training.runs.options import differing
 from stepagent.training.runs.training_run import TrainingRun
@@ -453,6 +454,9 @@ def test_the_papers_configurations(path, model):
         assert (reflection.learning_rate, reflection.batch_size) == (5e-7, 16)
         assert (reflection.epochs, reflection.practice) == (1, 3)
         assert reflection.iterations == {"implicit": 3, "inverse": 7}[config.method]
+        variant = replace(copy.deepcopy(config), method=f"{config.method}-paper")
+        apply_variant(variant, ())
+        assert variant == config  # to the letter
     preference = config.preference
     if config.method == "eto":
         assert (preference.beta, preference.later_beta) == (0.1, 0.5)
