@@ -35,7 +35,7 @@ NAME = "step_tree"
 FLEX_BLOCK = 128
 """Sequence lengths are padded to multiples of this for FlexAttention (its block size)."""
 
-RUN_TOKENS = 256
+RUN_TOKENS = 1024
 """Tokens of a trunk that branches attend in runs of no more than this, but for the first."""
 _ROOM = 16
 _LOW = (torch.bfloat16, torch.float16)
