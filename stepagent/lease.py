@@ -7,6 +7,7 @@ machines agree on, and nobody to free it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -26,12 +27,13 @@ class Lease:
     ----------
     folder: on the shared file system, for this lease alone. Holder after holder has a file in it,
         `1`, `2`, …, and the newest counts.
-    seconds: how long a holder counts as alive without a sign of life; the same for all processes.
+    seconds: how long a holder counts as alive without a sign of life.
 
-    A holder keeps changing its file. Whoever sees it unchanged for `seconds` creates the next one,
-    exclusively, so that one process gets it. A holder that cannot renew in time, since it was
-    stopped or cut off from the folder, gives up after two thirds of `seconds`; if it could not even
-    notice, it learns from the next one's file that it has lost the lease.
+    A holder keeps changing its file, which names its `seconds`. Whoever sees it unchanged for those
+    and for its own creates the next one, exclusively, so that one process gets it. A holder that
+    cannot renew in time, since it was stopped or cut off from the folder, gives up after two thirds
+    of `seconds`; if it could not even notice, it learns from the next one's file that it has lost
+    the lease.
     """
 
     def __init__(self, folder: Path, seconds: float):
@@ -49,7 +51,7 @@ class Lease:
             return False
         try:
             with self._file(newest + 1).open("x") as file:
-                file.write(uuid4().hex)
+                file.write(self._sign())
         except FileExistsError:  # another process was faster
             return False
         self._number = newest + 1
@@ -70,8 +72,8 @@ class Lease:
 
     def _is_over(self, number: int) -> bool:
         """Whether a holder has released it, or dies while we watch."""
-        end = time.monotonic() + self._seconds
         first = self._read(number)
+        end = time.monotonic() + max(self._seconds, _seconds(first))
         while (now := self._read(number)) == first != _OVER and time.monotonic() < end:
             time.sleep(min(1.0, self._seconds / 20))
         return now in (first, _OVER)
@@ -82,7 +84,7 @@ class Lease:
             now, is_ours = time.monotonic(), True
             try:
                 is_ours = not self._file(self._number + 1).exists()
-                self._file(self._number).write_text(uuid4().hex)
+                self._file(self._number).write_text(self._sign())
             except OSError:  # a network that is down for a moment
                 pass
             else:
@@ -92,9 +94,20 @@ class Lease:
                 lost()
                 return
 
+    def _sign(self) -> str:
+        """A sign of life, unlike any other."""
+        return f"{uuid4().hex} {self._seconds}"
+
     def _file(self, number: int) -> Path:
         return self._folder / str(number)
 
     def _read(self, number: int) -> str:
         # Opened anew: network file systems then ask the server, and not their cache.
         return read_text(self._file(number), errors="replace")
+
+
+def _seconds(sign: str) -> float:
+    """How long its holder counts as alive without another; 0 where it does not say so."""
+    with contextlib.suppress(ValueError):
+        return float(sign.partition(" ")[2])
+    return 0.0

@@ -41,6 +41,21 @@ def test_a_holder_that_renews_keeps_others_out(tmp_path):
     assert time.monotonic() - start < 30, "a lease that was released is free at once"
 
 
+def test_a_watcher_with_less_patience_waits_as_long_as_the_holder_counts_as_alive(tmp_path):
+    holder = Lease(tmp_path / "run", 3)
+    assert holder.take()
+    holder.keep(never)
+    assert not Lease(tmp_path / "run", 0.1).take()
+    holder.release()
+
+
+@pytest.mark.parametrize("sign", ["0123abcd", "", "0123abcd soon"])
+def test_a_holder_that_does_not_say_how_long_it_lives_is_watched_as_before(tmp_path, sign):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "1").write_text(sign)
+    assert Lease(tmp_path / "run", 0.1).take()
+
+
 def test_only_one_succeeds_a_holder_that_is_dead(tmp_path):
     assert Lease(tmp_path / "run", 0.3).take()
     with ThreadPoolExecutor(8) as pool:

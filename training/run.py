@@ -39,13 +39,26 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     method = methods.find(config.method)
     training_run = TrainingRun(config, console or Console(quiet=True), method.check_files)
     try:
-        training_run.check_space(method.policies_on_disk(config))
+        training_run.check_space(_policies_on_disk(config))
         method.learn(training_run)
-        if config.evaluation.matched_sft and config.method != "sft":
+        if _has_control(config):
             _train_matched_sft(training_run)
         return training_run.finish()
     finally:
         training_run.close()
+
+
+def _has_control(config: Config) -> bool:
+    return config.evaluation.matched_sft and config.method != "sft"
+
+
+def _policies_on_disk(config: Config) -> int:
+    """Policies that the run keeps at most, those of its control included."""
+    kept = methods.find(config.method).policies_on_disk(config)
+    if _has_control(config):
+        # With a `final` and an `entering`, as they are counted for any run.
+        kept += methods.find("sft").policies_on_disk(config) + 2
+    return kept
 
 
 def _train_matched_sft(training_run: TrainingRun) -> None:

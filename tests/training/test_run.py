@@ -2,12 +2,14 @@ import copy
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -281,6 +283,13 @@ def test_a_kill_before_the_stage_is_on_record_costs_no_policy(
     assert [p.name for p in (Path(config.output) / "policies").iterdir()] == ["iteration-2"]
 
 
+def test_policies_that_are_gone_cannot_be_scored_any_more(config):
+    config.keep_policies = config.evaluation.every_iteration = False
+    assert list(run.run(config)["scores"]) == ["iteration-2"]
+    config.evaluation.every_iteration = True
+    assert list(run.run(config)["scores"]) == ["iteration-2"]
+
+
 def test_scores_of_a_policy_that_is_gone_stay(config):
     """An episode failed, and the policy that could play it again was not kept."""
     config.keep_policies = False
@@ -342,6 +351,20 @@ def test_the_disk_is_asked_for_what_the_method_keeps(config):
         sizes[method] = needed / training_run.policy.saved_bytes()
         training_run.directory.close()
     assert sizes == {"sft": 1 + 2 + 6, "implicit": 3 + 2 + 6, "spin": 6 + 2 + 6}
+
+
+def test_the_disk_is_asked_for_the_control_before_the_method_trains(config, monkeypatch):
+    config.evaluation.matched_sft, config.reflection.iterations = True, 1
+    opened = TrainingRun(config, Console(quiet=True))
+    size = opened.policy.saved_bytes()
+    opened.directory.close()
+    free = (2 + 2 + 6 + 2) * size  # the run's own, and little more
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(RunError, match="GB are free"):
+        run.run(config)
+    assert not (Path(config.output) / "policies").exists()
+    config.evaluation.matched_sft = False
+    run.run(config)
 
 
 def test_adapters(config, tmp_path):

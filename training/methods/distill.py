@@ -24,14 +24,13 @@ from torch import Tensor
 
 from stepagent.agents.models import load_model, load_tokenizer, pick_dtype
 from stepagent.training.config import Config
-from stepagent.training.data import draw
 from stepagent.training.methods import Method, rollouts, sft
 from stepagent.training.runs.directory import RunError
 from stepagent.training.runs.optimise import optimise
 from stepagent.training.runs.schedule import packed, shuffled
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
-from stepagent.training.runs.validation import check_model
+from stepagent.training.runs.validation import check_episode_trees
 from stepagent.training.trees.packing import pack
 from stepagent.training.trees.scoring import action_logits
 from stepagent.training.trees.tree import StepTree
@@ -44,7 +43,7 @@ def learn(run: TrainingRun) -> None:
     ValueError where the policy's model cannot run the step trees; all before any training.
     """
     config = run.config
-    check_model(config.method, run.policy)
+    check_episode_trees(config.method, run.policy, run.samples, config.reflection)
     teacher = load_teacher(run)
     sft.learn(run)
     for iteration in range(1, config.reflection.iterations + 1):
@@ -83,18 +82,8 @@ def load_teacher(run: TrainingRun) -> Any:
 
 def episodes(run: TrainingRun, stage: Stage) -> list[StepTree]:
     """What the policy as it is now plays, as trees. Figures go to the stage."""
-    config = run.config
-    tasks = draw(rollouts.tasks(run), config.reflection.trajectories, stage.seed)
-    played = [trajectory for row in rollouts.play(run, stage, tasks) for trajectory in row]
-    usable, left_out = rollouts.encode(run, played)
-    fitting = [s for s in usable if len(s.encoded.ids) <= config.reflection.max_tree_tokens]
-    rewards = [sample.trajectory.reward for sample in fitting]
-    stage.figures |= {
-        "episodes": float(len(fitting)),
-        "episodes_left_out": float(left_out + len(usable) - len(fitting)),
-        "final_reward": sum(rewards) / max(1, len(rewards)),
-    }
-    return [StepTree.of(sample.encoded) for sample in fitting]
+    groups = rollouts.fitting(run, stage)
+    return [StepTree.of(sample.encoded) for group in groups for sample in group]
 
 
 def loss(teacher: Any) -> Callable[[Any, Sequence[StepTree]], tuple[Tensor, dict[str, float]]]:

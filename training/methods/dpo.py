@@ -17,7 +17,12 @@ trajectory of a task against each that scored less.
 from __future__ import annotations
 
 from stepagent.training.methods import Method, rollouts, sft
-from stepagent.training.methods.preference import Pair, against_expert, learn_pairs
+from stepagent.training.methods.preference import (
+    Pair,
+    against_expert,
+    check_pairs,
+    learn_pairs,
+)
 from stepagent.training.methods.preference_files import check_files, compare_files
 from stepagent.training.runs.training_run import TrainingRun
 
@@ -25,16 +30,17 @@ from stepagent.training.runs.training_run import TrainingRun
 def learn(run: TrainingRun) -> None:
     """SFT, episodes of the agent, then the preference for the expert. Or the preferences of files.
 
-    Raises what `compare_files` does, before any training.
+    Raises what `compare_files` and `check_pairs` do, before any training.
     """
     files = run.config.preference.trajectories
     compared = compare_files(run, files) if files else None
+    of_files = [Pair(better, worse) for better, worse in compared.pairs] if compared else []
+    check_pairs(run, of_files)
     sft.learn(run)
     with run.stage("dpo") as stage:
         if not stage.done:
             if compared:
-                pairs = [Pair(better, worse) for better, worse in compared.pairs]
-                stage.figures = dict(compared.figures)
+                pairs, stage.figures = of_files, dict(compared.figures)
             else:
                 episodes = rollouts.play(run, stage, rollouts.tasks(run))
                 pairs, stage.figures = against_expert(run, episodes)

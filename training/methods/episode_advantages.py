@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from stepagent.training.config import Config, PpoConfig
-from stepagent.training.data import Sample, draw
+from stepagent.training.data import Sample
 from stepagent.training.methods import find, rollouts
 from stepagent.training.methods.actor_critic import (
     ActorCritic,
@@ -46,23 +46,14 @@ def episode_advantages(
     """The advantages, normalised, of episodes that the policy as it is now plays; figures of them
     go to the stage. `entering` is the policy that the KL is taken to."""
     config = run.config
-    tasks = draw(rollouts.tasks(run), config.reflection.trajectories, stage.seed)
-    groups, left_out = [], 0
-    for trajectories in rollouts.play(run, stage, tasks):
-        usable, lost = rollouts.encode(run, trajectories)
-        fitting = [s for s in usable if len(s.encoded.ids) <= config.reflection.max_tree_tokens]
-        left_out += lost + len(usable) - len(fitting)
-        groups.append(fitting)
+    groups = rollouts.fitting(run, stage)
     episodes = [sample for group in groups for sample in group]
-    rewards = [sample.trajectory.reward for sample in episodes]
-    mean = sum(rewards) / max(1, len(rewards))
-    stage.figures |= {
-        "episodes": float(len(episodes)),
-        "episodes_left_out": float(left_out),
-        "final_reward": mean,
-    }
-    same = " (all the same: nothing to learn)" if len(set(rewards)) == 1 else ""
-    stage.note(f"{len(episodes)} episodes, mean reward {mean:.3f}{same}, {left_out} left out")
+    rewards = {sample.trajectory.reward for sample in episodes}
+    same = " (all the same: nothing to learn)" if len(rewards) == 1 else ""
+    stage.note(
+        f"{len(episodes)} episodes, mean reward {stage.figures['final_reward']:.3f}{same}, "
+        f"{stage.figures['episodes_left_out']:.0f} left out"
+    )
     if not episodes:
         return []
     trees = [StepTree.of(sample.encoded) for sample in episodes]

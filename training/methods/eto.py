@@ -24,7 +24,12 @@ from dataclasses import replace
 from stepagent.training.config import Config
 from stepagent.training.data import Sample
 from stepagent.training.methods import Method, rollouts, sft
-from stepagent.training.methods.preference import Pair, learn_pairs, of_iteration
+from stepagent.training.methods.preference import (
+    Pair,
+    check_pairs,
+    learn_pairs,
+    of_iteration,
+)
 from stepagent.training.methods.preference_files import check_files, compare_files
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
@@ -33,18 +38,19 @@ from stepagent.training.runs.training_run import TrainingRun
 def learn(run: TrainingRun) -> None:
     """SFT, then iterations of exploration and preference.
 
-    Raises what `compare_files` does, before any training.
+    Raises what `compare_files` and `check_pairs` do, before any training.
     """
     config, extra = run.config.preference, extra_rounds(run.config)
     from_files = compare_files(run, config.trajectories) if config.trajectories else None
+    of_files = [compare(*pair, extra) for pair in from_files.pairs] if from_files else []
+    check_pairs(run, [pair for pair in of_files if pair])
     sft.learn(run)
     for iteration in range(1, config.iterations + 1):
         with run.stage(f"iteration-{iteration}") as stage:
             if stage.done:
                 continue
             if from_files and iteration == 1:
-                compared = [compare(better, worse, extra) for better, worse in from_files.pairs]
-                stage.figures = dict(from_files.figures)
+                compared, stage.figures = of_files, dict(from_files.figures)
             else:
                 compared, stage.figures = explored(run, stage, extra)
             pairs = [pair for pair in compared if pair]

@@ -21,14 +21,13 @@ from torch import Tensor
 
 from stepagent.envs.trajectory import Trajectory
 from stepagent.training.config import Config, GroupConfig
-from stepagent.training.data import draw
 from stepagent.training.methods import find, rollouts, sft
 from stepagent.training.runs import processes
 from stepagent.training.runs.optimise import optimise
 from stepagent.training.runs.schedule import packed, shuffled
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
-from stepagent.training.runs.validation import check_model
+from stepagent.training.runs.validation import check_episode_trees
 from stepagent.training.trees.forest import Forest, forests
 from stepagent.training.trees.packing import pack
 from stepagent.training.trees.scoring import score_tree, score_trees
@@ -80,7 +79,7 @@ def learn_in_groups(run: TrainingRun, advantages: Advantages) -> None:
     Raises ValueError before any training where the model cannot run the step trees.
     """
     config = run.config
-    check_model(config.method, run.policy)
+    check_episode_trees(config.method, run.policy, run.samples, config.reflection)
     sft.learn(run)
     run.entering()
     for iteration in range(1, config.reflection.iterations + 1):
@@ -150,26 +149,16 @@ def play_groups(
     run: TrainingRun, stage: Stage, advantages: Advantages
 ) -> list[tuple[list[StepTree], list[Tensor]]]:
     """The episodes of each task with an advantage, and float32 [turns] of each episode."""
-    config = run.config
-    tasks = draw(rollouts.tasks(run), config.reflection.trajectories, stage.seed)
-    informative, rewards, left_out = [], list[float](), 0
-    for played in rollouts.play(run, stage, tasks):
-        usable, lost = rollouts.encode(run, played)
-        fitting = [s for s in usable if len(s.encoded.ids) <= config.reflection.max_tree_tokens]
-        left_out += lost + len(usable) - len(fitting)
-        rewards += [sample.trajectory.reward for sample in fitting]
-        turns = advantages([sample.trajectory for sample in fitting], config.group)
+    played, informative = rollouts.fitting(run, stage), []
+    for group in played:
+        turns = advantages([sample.trajectory for sample in group], run.config.group)
         if any(bool(values.any()) for values in turns):
-            informative.append(([StepTree.of(sample.encoded) for sample in fitting], turns))
-    stage.figures |= {
-        "episodes": float(len(rewards)),
-        "episodes_left_out": float(left_out),
-        "final_reward": sum(rewards) / max(1, len(rewards)),
-        "groups_with_spread": len(informative) / max(1, len(tasks)),
-    }
+            informative.append(([StepTree.of(sample.encoded) for sample in group], turns))
+    stage.figures["groups_with_spread"] = len(informative) / max(1, len(played))
     stage.note(
-        f"{len(rewards)} episodes, mean reward {stage.figures['final_reward']:.3f}; "
-        f"{len(informative)} of {len(tasks)} groups have a spread to learn from"
+        f"{stage.figures['episodes']:.0f} episodes, mean reward "
+        f"{stage.figures['final_reward']:.3f}; "
+        f"{len(informative)} of {len(played)} groups have a spread to learn from"
     )
     return informative
 

@@ -21,7 +21,7 @@ new value head says 0 everywhere and is warmed up on the rewards first (`ppo.cri
 
 Deviations: D passes over all pairs of the iteration before the policy's first step, where algorithm
 1 alternates batch by batch, so that all actions of an iteration are judged by one D. D continues
-from the iteration before; its training ends early once its accuracy on both sides reaches
+from the one trained last; its training ends early once its accuracy on both sides reaches
 `early_stop_accuracy`, and the run stops where D is at chance, or perfect without `demonstrations`,
 since its reward then carries no information. PPO's log-probabilities are those of temperature 1,
 whatever temperature the practice was drawn at. `reward` "final" and "both" (table 3) add free
@@ -46,7 +46,6 @@ from torch import Tensor
 
 from stepagent.agents.chat import ChatCodec
 from stepagent.agents.models import load_tokenizer
-from stepagent.files import is_file
 from stepagent.training.config import Config
 from stepagent.training.data import Sample
 from stepagent.training.methods import Method, discriminator, off_policy, sft
@@ -100,7 +99,8 @@ def learn(run: TrainingRun) -> None:
             if stage.done:
                 continue
             actor = ActorCritic(run.policy.model, config.ppo.baseline)
-            actor.load_head(run.directory.artifacts(f"iteration-{iteration - 1}") / HEAD)
+            if head := stage.newest(HEAD):
+                actor.load_head(head)
             items: list[TreeAdvantages] = []
             if config.inverse.reward != "final":
                 items += step_advantages(run, stage, actor, entering)
@@ -194,14 +194,12 @@ def judge_actions(
     run: TrainingRun, stage: Stage, entering: Path, practices: Sequence[tuple[Sample, Practice]]
 ) -> tuple[list[Practice], list[Tensor]]:
     """Lines 10 and 11: what D learns from of each practice, and `logit_agent_is_high` [A] of all of
-    its actions. D continues from that of the iteration before."""
+    its actions. D continues from the newest that an earlier iteration has trained."""
     config = run.config
-    number = int(stage.name.rpartition("-")[2])
-    before = run.directory.artifacts(f"iteration-{number - 1}") / discriminator.WEIGHTS
     with discriminator.attach(
         run.policy, config.inverse.discriminator, entering, config.seed
     ) as judge:
-        if is_file(before):
+        if before := stage.newest(discriminator.WEIGHTS):
             judge.load(before)
         translated = [
             judge.translate(

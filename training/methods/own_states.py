@@ -37,6 +37,7 @@ from stepagent.envs.trajectory import Step, Trajectory
 from stepagent.training.config import Config, ReflectionConfig
 from stepagent.training.data import Sample, draw
 from stepagent.training.methods import rollouts
+from stepagent.training.methods.practice import check_line
 from stepagent.training.runs.expert import in_words
 from stepagent.training.runs.lines import resumed
 from stepagent.training.runs.stage import Stage
@@ -240,7 +241,8 @@ def ask_expert(
     run: TrainingRun, stage: Stage, name: str, samples: Sequence[Sample]
 ) -> list[Labels]:
     """The expert's actions in the states of these episodes, which are played again for it. Written
-    to `rollouts/NAME-expert.jsonl` as they come; a killed run resumes there."""
+    to `rollouts/NAME-expert.jsonl` as they come; a killed run resumes there. Raises DamagedState
+    for lines of other episodes."""
     path = run.directory.path / "rollouts" / f"{name}-expert.jsonl"
     opened: dict[str, TextEnv] = {}
 
@@ -259,6 +261,10 @@ def ask_expert(
     finally:
         for env in opened.values():
             env.close()
+    for sample, line in zip(samples, lines, strict=True):
+        # Labels that end early do not say how many states there are.
+        states = len(sample.encoded.replies if line.get("end") else line.get("pairs", ()))
+        check_line(path, sample, line, states)
     return [Labels([(t, a) for t, a in line["pairs"]], line["end"]) for line in lines]
 
 

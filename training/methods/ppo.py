@@ -16,7 +16,7 @@ from stepagent.training.methods import Method, sft
 from stepagent.training.methods.actor_critic import HEAD, ActorCritic, step_policy
 from stepagent.training.methods.episode_advantages import check_episodes, episode_advantages
 from stepagent.training.runs.training_run import TrainingRun
-from stepagent.training.runs.validation import check_model
+from stepagent.training.runs.validation import check_episode_trees
 
 
 def learn(run: TrainingRun) -> None:
@@ -25,7 +25,7 @@ def learn(run: TrainingRun) -> None:
     Raises ValueError before any training where the model cannot run the step trees.
     """
     config = run.config
-    check_model(config.method, run.policy)
+    check_episode_trees(config.method, run.policy, run.samples, config.reflection)
     sft.learn(run)
     entering = run.entering()
     for iteration in range(1, config.reflection.iterations + 1):
@@ -33,7 +33,8 @@ def learn(run: TrainingRun) -> None:
             if stage.done:
                 continue
             actor = ActorCritic(run.policy.model, config.ppo.baseline)
-            actor.load_head(run.directory.artifacts(f"iteration-{iteration - 1}") / HEAD)
+            if head := stage.newest(HEAD):
+                actor.load_head(head)
             items = episode_advantages(run, stage, actor, entering)
             if not items:
                 stage.note("no episode can be learned from; the policy stays as it is")

@@ -29,6 +29,7 @@ from stepagent.training.config import ReflectionConfig
 from stepagent.training.data import Sample
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes
+from stepagent.training.runs.checkpoints import DamagedState
 from stepagent.training.runs.lines import (
     Background,
     Make,
@@ -105,11 +106,13 @@ def practise(
     (The policy is the same: an iteration's practice ends before its first update.) `by_effect`
     finds the actions that have the expert's effect (`methods.branching`), where `config.equal`
     says so. Raises ValueError where a state with one action exceeds `config.max_tree_tokens`, and
-    without `by_effect` where it is needed.
+    without `by_effect` where it is needed; DamagedState for lines of other trajectories.
     """
     draw = _draw(stage, policy, samples, config)
     with _drawing(stage), stage.progress(len(samples), "trajectories practised") as move:
         lines = resumed_in_bulk(_file(stage), len(samples), draw, lambda done: move(done, {}))
+    for sample, line in zip(samples, lines, strict=True):
+        _check(stage, sample, line)
     rows = [_replies(*row, policy, config) for row in zip(samples, lines, strict=True)]
     if config.equal == "effect":
         if by_effect is None:
@@ -134,6 +137,7 @@ def practise_each(
             if item is None:
                 return
             i, line = item
+            _check(stage, samples[i], line)
             move(i + 1, {})
             yield i, _trees(samples[i], line, _replies(samples[i], line, policy, config), config)
 
@@ -170,6 +174,24 @@ _AHEAD = 64
 
 def _file(stage: Stage) -> Path:
     return stage.directory.path / "practice" / f"{stage.name}.jsonl"
+
+
+def _check(stage: Stage, sample: Sample, line: Mapping[str, Any]) -> None:
+    check_line(_file(stage), sample, line, len(line.get("replies", ())))
+
+
+def check_line(path: Path, sample: Sample, line: Mapping[str, Any], states: int) -> None:
+    """Raises DamagedState where a line, which is about so many states, is not of this sample's
+    trajectory."""
+    trajectory = sample.trajectory
+    found = (line.get("task_id"), line.get("seed"), states)
+    expected = (trajectory.task_id, trajectory.seed, len(sample.encoded.replies))
+    if found != expected:
+        raise DamagedState(
+            f"{path} is about other trajectories than the run has now: task, seed and states are "
+            f"{found} in place of {expected}. Where they were collected anew, choose another "
+            "`output`"
+        )
 
 
 def _drawing(stage: Stage) -> AbstractContextManager[None]:

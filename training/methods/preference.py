@@ -21,6 +21,7 @@ from datasets import Dataset
 from transformers.trainer_utils import set_seed
 from trl import DPOConfig, DPOTrainer
 
+from stepagent.envs.core import checksum
 from stepagent.envs.trajectory import Trajectory
 from stepagent.files import is_file, parse_json, read_text, write_text
 from stepagent.training.config import PreferenceConfig
@@ -31,6 +32,7 @@ from stepagent.training.runs import processes, trl_trainer
 from stepagent.training.runs.checkpoints import DamagedState
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
+from stepagent.training.runs.validation import check_paths
 from stepagent.training.trees.rows import PLAIN, Rows
 from stepagent.training.trees.scoring import score_tree
 from stepagent.training.trees.tree import StepTree
@@ -47,6 +49,19 @@ class Pair:
     def differs(self) -> bool:
         """Whether the two say anything different; else the pair has no gradient."""
         return self.chosen.encoded.ids != self.rejected.encoded.ids
+
+    @property
+    def digest(self) -> str:
+        """Of what the two say."""
+        return checksum(json.dumps([self.chosen.encoded.ids, self.rejected.encoded.ids]))
+
+
+def check_pairs(run: TrainingRun, pairs: Sequence[Pair] = ()) -> None:
+    """Raises ValueError where the model cannot score the expert's trajectories and those of the
+    pairs, or the processes cannot share an update's pairs."""
+    samples = [sample for pair in pairs for sample in (pair.chosen, pair.rejected)]
+    check_paths(run.config.method, run.policy, [*run.samples, *samples])
+    trl_trainer.micro_batches(run.config.preference)
 
 
 def against_expert(
@@ -203,7 +218,10 @@ def mask(sample: Sample) -> list[int]:
 
 
 def _references(stage: Stage, policy: Policy, pairs: Sequence[Pair]) -> list[dict[str, float]]:
-    """log π_ref of both trajectories of each pair, under the policy as it is at the first call."""
+    """log π_ref of both trajectories of each pair, under the policy as it is at the first call.
+
+    Raises DamagedState where the file of an earlier start is of other pairs, or cannot be read.
+    """
     path = stage.artifacts / "reference.json"
     if not is_file(path):
         references = processes.share(pairs, lambda pair: _reference(policy, pair))
@@ -214,7 +232,10 @@ def _references(stage: Stage, policy: Policy, pairs: Sequence[Pair]) -> list[dic
         references = parse_json(read_text(path))
         if len(references) != len(pairs):
             raise ValueError(f"{len(references)} of {len(pairs)} pairs")
-    except (ValueError, TypeError) as error:
+        for row, pair in zip(references, pairs, strict=True):
+            if row.pop("pair", None) not in (None, pair.digest):  # None: of an earlier version
+                raise ValueError("it is of other pairs than the run has now")
+    except (ValueError, TypeError, AttributeError) as error:
         raise DamagedState(
             f"{path} is damaged ({error}), and the policy that it was computed with may be gone: "
             "delete the run's directory, or choose another `output`"
@@ -222,8 +243,8 @@ def _references(stage: Stage, policy: Policy, pairs: Sequence[Pair]) -> list[dic
     return references
 
 
-def _reference(policy: Policy, pair: Pair) -> dict[str, float]:
-    log_probs = {}
+def _reference(policy: Policy, pair: Pair) -> dict[str, Any]:
+    log_probs: dict[str, Any] = {"pair": pair.digest}
     for side, sample in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         scores = score_tree(policy.model, StepTree.of(sample.encoded), policy.device)
         log_probs[f"ref_{side}_logps"] = float(scores.token_log_probs.sum())

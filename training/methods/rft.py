@@ -21,13 +21,12 @@ from stepagent.training.runs.training_run import TrainingRun
 def learn(run: TrainingRun) -> None:
     """SFT, episodes of the agent, then SFT from the untrained model on more trajectories."""
     sft.learn(run)
-    with run.stage("rft") as stage:
+    with sft.fine_tuning(run, "rft") as stage:
         if stage.done:
             return
         new = [s for row in rollouts.successes(run, stage, rollouts.tasks(run)) for s in row]
         run.restart()
-        tidy = sft.fine_tune(run, stage, [*run.samples, *new])
-    tidy()
+        sft.fine_tune(run, stage, [*run.samples, *new])
 
 
 METHOD = Method(learn, sft.check_explorer)

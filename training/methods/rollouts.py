@@ -24,7 +24,7 @@ from stepagent.envs.trajectory import Trajectory, Writer, read
 from stepagent.envs.wikipedia.score import normalize
 from stepagent.eval.rollout import run_episodes
 from stepagent.files import is_file
-from stepagent.training.data import Sample
+from stepagent.training.data import Sample, draw
 from stepagent.training.methods import find
 from stepagent.training.runs import processes
 from stepagent.training.runs.directory import RunError
@@ -211,6 +211,25 @@ def encode(
             if encoded.longest <= run.policy.context:
                 samples.append(Sample(trajectory, encoded))
     return samples, len(trajectories) - len(samples)
+
+
+def fitting(run: TrainingRun, stage: Stage) -> list[list[Sample]]:
+    """Of the episodes played on each of an iteration's tasks, those that a step tree holds. Figures
+    go to the stage."""
+    config = run.config.reflection
+    groups: list[list[Sample]] = []
+    left_out = 0
+    for trajectories in play(run, stage, draw(tasks(run), config.trajectories, stage.seed)):
+        usable, _ = encode(run, trajectories)
+        groups.append([s for s in usable if len(s.encoded.ids) <= config.max_tree_tokens])
+        left_out += len(trajectories) - len(groups[-1])
+    rewards = [sample.trajectory.reward for group in groups for sample in group]
+    stage.figures |= {
+        "episodes": float(len(rewards)),
+        "episodes_left_out": float(left_out),
+        "final_reward": sum(rewards) / max(1, len(rewards)),
+    }
+    return groups
 
 
 def successes(run: TrainingRun, stage: Stage, tasks: Sequence[Task]) -> list[list[Sample]]:

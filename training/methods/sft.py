@@ -13,7 +13,8 @@ trains on as many tokens as another method did (the controls `sft-best` and `sft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -43,35 +44,42 @@ def learn(run: TrainingRun) -> None:
     """Supervised fine-tuning as the stage `sft`; left out where `sft.epochs` is 0."""
     if not run.config.sft.epochs:
         return
-    with run.stage("sft") as stage:
-        if stage.done:
-            return
-        tidy = fine_tune(run, stage, run.samples)
-    tidy()
+    with fine_tuning(run, "sft") as stage:
+        if not stage.done:
+            fine_tune(run, stage, run.samples)
 
 
-def fine_tune(run: TrainingRun, stage: Stage, samples: Sequence[Sample]) -> Callable[[], None]:
+@contextmanager
+def fine_tuning(run: TrainingRun, name: str) -> Iterator[Stage]:
+    """A stage whose body fine-tunes; once it has its policy, the one that was chosen on dev is
+    deleted."""
+    with run.stage(name) as stage:
+        yield stage
+    if run.config.sft.select == "dev":
+        _selection(run, stage).drop()
+
+
+def fine_tune(run: TrainingRun, stage: Stage, samples: Sequence[Sample]) -> None:
     """Fine-tunes the run's policy on the samples, to the end or to the pass that is best on dev
-    (`sft.select`); returns what tidies up, to be called when the stage has ended."""
-    config = run.config.sft
-    if config.select == "last":
-        train(stage, run.policy, samples, config)
-        return lambda: None
+    (`sft.select`)."""
+    selection = _selection(run, stage) if run.config.sft.select == "dev" else None
+    train(stage, run.policy, samples, run.config.sft, selection)
+    if selection:
+        selection.finish()
 
+
+def _selection(run: TrainingRun, stage: Stage) -> Selection:
     def read_dev() -> tuple[list[TrajectoryAgreement], int]:
         with trl_trainer.plain(run.policy.model):
-            return run.scores.read_dev(run.policy, run.prompt)
+            return run.scores.read_dev(run.policy, run.prompt, run.style)
 
-    selection = Selection(
+    return Selection(
         stage,
         run.policy,
         read_dev,
-        config.patience,
+        run.config.sft.patience,
         measure="step_match" if run.config.expert.wording == "fixed" else "loss",
     )
-    train(stage, run.policy, samples, config, selection)
-    selection.finish()
-    return selection.drop
 
 
 def check_explorer(config: Config) -> None:

@@ -18,13 +18,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stepagent.training.methods import Method, rollouts, sft
-from stepagent.training.methods.preference import against_expert, learn_pairs, of_iteration
+from stepagent.training.methods.preference import (
+    against_expert,
+    check_pairs,
+    learn_pairs,
+    of_iteration,
+)
 from stepagent.training.runs.training_run import TrainingRun
 
 
 def learn(run: TrainingRun) -> None:
-    """SFT, then iterations of play and preference."""
+    """SFT, then iterations of play and preference.
+
+    Raises what `check_pairs` does, before any training.
+    """
     config = run.config.preference
+    check_pairs(run)
     sft.learn(run)
     for iteration in range(1, config.iterations + 1):
         with run.stage(f"iteration-{iteration}") as stage:

@@ -26,7 +26,7 @@ class Budget:
     expert_labels: int = 0
     """Actions that the expert has shown, or said when it was asked."""
     episodes: int = 0
-    """Episodes that the agent has played to learn from."""
+    """Episodes that the agent has played to learn from, those for values of actions included."""
     draws: int = 0
     """Actions that the agent has practised, one by one."""
     updates: int = 0
@@ -52,7 +52,10 @@ def of_stage(directory: RunDirectory, stage: str, figures: dict[str, float]) -> 
         for row in _lines(directory.path / "metrics.jsonl")
         if row["stage"] == stage or row["stage"].startswith(f"{stage}-")
     ]
-    episodes = (directory.path / "rollouts").glob(f"{stage}-[0-9]*.jsonl")
+    episodes = [
+        *(directory.path / "rollouts").glob(f"{stage}-[0-9]*.jsonl"),
+        *(directory.path / "artifacts" / stage).glob("values-[0-9]*.jsonl"),
+    ]
     practised = all_lines(directory.path / "practice" / f"{stage}.jsonl")
     return Budget(
         expert_labels=round(figures.get("expert_labels", 0)),

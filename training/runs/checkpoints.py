@@ -28,7 +28,7 @@ _RANDOM = "random.safetensors"
 
 
 class DamagedState(UserError, RuntimeError):
-    """A file of a run that cannot be read; the message names it."""
+    """A file of a run that cannot be read, or is of other data; the message names it."""
 
 
 @dataclass

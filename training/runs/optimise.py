@@ -70,8 +70,9 @@ def optimise(
     wrapped, stepper = twin.prepare(accelerator, optimiser)
     updates = schedule.updates
     position = load_training_state(stage.checkpoint, twin.model, optimiser, len(updates))
-    if stage.optimiser_before and not position.update:
-        load_moments(stage.optimiser_before, optimiser)
+    before = stage.moments_before if stage.keep_optimiser else None
+    if before and not position.update:  # else the checkpoint has its own
+        load_moments(before, optimiser)
     stage.resume_at(position.update)
     rate = get_scheduler(
         config.schedule,
@@ -119,7 +120,7 @@ def optimise(
                 clock.written()
             if position.update == len(updates):
                 break
-    if stage.optimiser_before:
+    if stage.keep_optimiser:
         save_moments(stage.artifacts / MOMENTS, optimiser)
     twin.hand_back()
     model.eval()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stepagent import envs
-from stepagent.envs.react import Prompt
+from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Trajectory, read, write
 from stepagent.eval import agreement
 from stepagent.eval.evaluate import EvaluationOptions, choose, evaluate
@@ -74,15 +74,17 @@ class Scores:
         finally:
             player.close()
 
-    def measure_agreement(self, name: str, policy: Policy, prompt: Prompt) -> None:
+    def measure_agreement(
+        self, name: str, policy: Policy, prompt: Prompt, style: PromptStyle
+    ) -> None:
         """Measures the policy's agreement with the expert on dev trajectories."""
-        agreement.save(self.path / name, *self.read_dev(policy, prompt))
+        agreement.save(self.path / name, *self.read_dev(policy, prompt, style))
 
     def has_agreement(self, name: str) -> bool:
         return is_file(self.path / name / agreement.SUMMARY)
 
     def read_dev(
-        self, policy: Policy, prompt: Prompt
+        self, policy: Policy, prompt: Prompt, style: PromptStyle
     ) -> tuple[list[agreement.TrajectoryAgreement], int]:
         """The policy's agreement with each of the expert's dev trajectories, and how many were left
         out."""
@@ -91,7 +93,7 @@ class Scores:
             policy.codec,
             self.dev_expert(),
             prompt,
-            self.config.prompt,
+            style,
             policy.context,
         )
 

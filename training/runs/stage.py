@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from stepagent.files import is_file
 from stepagent.training.runs.directory import MOMENTS, RunDirectory
 from stepagent.training.runs.times import Times
 from stepagent.training.sampler.interface import Sampler
@@ -36,10 +37,10 @@ class Stage:
     checkpoint_seconds: float = 300.0
     """Time between checkpoints; 0: after every update."""
     console: Console = field(default_factory=_quiet)
-    optimiser_before: Path | None = None
-    """Where the stage before has kept AdamW's moments, to continue from; None: it starts anew."""
-    before: str = ""
-    """Name of the stage before; "" for the first."""
+    keep_optimiser: bool = False
+    """Whether AdamW goes on with the newest moments of an earlier stage, and keeps its own."""
+    earlier: tuple[str, ...] = ()
+    """Names of the stages before, in order."""
     done: bool = False
     """Whether it was done before: then there is nothing left to do."""
     figures: dict[str, float] = field(default_factory=dict)
@@ -48,6 +49,11 @@ class Stage:
     """Where the policy's replies are drawn."""
     times: Times = field(default_factory=Times)
     """What its time goes into."""
+
+    @property
+    def before(self) -> str:
+        """Name of the stage before; "" for the first."""
+        return self.earlier[-1] if self.earlier else ""
 
     @property
     def checkpoint(self) -> Path:
@@ -61,16 +67,25 @@ class Stage:
 
     def part(self, name: str, keep_optimiser: bool = False) -> Stage:
         """Something that is trained within this stage, with checkpoints and metrics of its own; by
-        option with AdamW's moments of the same part in the stage before."""
-        before = f"{self.before}-{name}" if self.before else ""
-        part = replace(self, name=f"{self.name}-{name}", before=before, figures={})
-        part.optimiser_before = part.moments_before if keep_optimiser else None
-        return part
+        option with AdamW's moments of the same part in an earlier stage."""
+        return replace(
+            self,
+            name=f"{self.name}-{name}",
+            earlier=tuple(f"{stage}-{name}" for stage in self.earlier),
+            keep_optimiser=keep_optimiser,
+            figures={},
+        )
+
+    def newest(self, name: str) -> Path | None:
+        """The file of that name among the artifacts of the last earlier stage that has one (in
+        shards, a folder takes its place); a stage with nothing to learn has none."""
+        paths = (self.directory.artifacts(stage) / name for stage in reversed(self.earlier))
+        return next((p for p in paths if is_file(p) or p.with_suffix("").is_dir()), None)
 
     @property
     def moments_before(self) -> Path | None:
-        """Where the stage before keeps AdamW's moments, if it does; None for the first stage."""
-        return self.directory.artifacts(self.before) / MOMENTS if self.before else None
+        """The newest of AdamW's moments that an earlier stage has kept."""
+        return self.newest(MOMENTS)
 
     def resume_at(self, update: int) -> None:
         """Drops the metrics after `update`: those updates are about to be made again.
@@ -83,6 +98,7 @@ class Stage:
 
     def log(self, update: int, figures: dict[str, float]) -> None:
         """One line of `metrics.jsonl`; `update` counts within the stage, from 1."""
+        self.times.tokens += figures.get("tokens", 0)
         self.directory.metrics.log(self.name, update, **figures)
 
     def note(self, text: str) -> None:

@@ -27,6 +27,8 @@ class Times:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.tokens = 0.0
+        """Read in updates during that time."""
         self._open: list[tuple[str, float]] = []
 
     @contextmanager
@@ -42,10 +44,10 @@ class Times:
             self._go_on()
 
     def take(self) -> dict[str, float]:
-        """The seconds so far, rounded, which then start anew."""
+        """The seconds so far, rounded; they and the tokens then start anew."""
         self._stop()
         taken = {f"seconds_{kind}": round(value, 3) for kind, value in self.seconds.items()}
-        self.seconds = {}
+        self.seconds, self.tokens = {}, 0.0
         self._go_on()
         return taken
 
@@ -71,15 +73,16 @@ def flops_per_token(model: nn.Module) -> int:
     return sum(p.numel() * (6 if p.requires_grad else 4) for p in model.parameters())
 
 
-def of_stage(times: Times, tokens: int, flops: float = 0.0, peak: float = 0.0) -> dict[str, float]:
-    """What a stage that has trained on so many tokens reports: seconds by kind of work, tokens per
-    second of its updates, on a GPU its peak memory in GB. Both counts then start anew.
+def of_stage(times: Times, flops: float = 0.0, peak: float = 0.0) -> dict[str, float]:
+    """What a stage reports: seconds by kind of work, tokens per second of its updates, on a GPU its
+    peak memory in GB. All counts then start anew.
 
     `flops` are those of a token, `peak` what all processes could do in a second; where that is
     known (above 0), the share of it that the updates reached is reported too.
     """
-    report = times.take()
-    if seconds := report.get("seconds_updates"):
+    tokens, report = times.tokens, times.take()
+    seconds = report.get("seconds_updates")
+    if tokens and seconds:
         report["tokens_per_second"] = round(tokens / seconds, 1)
         if peak:
             report["share_of_peak"] = round(tokens * flops / seconds / peak, 4)

@@ -7,6 +7,7 @@ within it from the newest checkpoint).
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -98,8 +99,8 @@ class TrainingRun:
         self._state_file = self.directory.path / "stages.json"
         self.state = self._read_state()
         self._seconds_before = self.state.seconds
-        self._last: str | None = None
-        """The newest stage so far, done now or before."""
+        self._stages: list[str] = []
+        """The stages so far, done now or before."""
         self._stale = False
         """Whether the policy in memory is older than that of the newest stage."""
         with processes.main_first():
@@ -210,7 +211,9 @@ class TrainingRun:
 
     def restart(self) -> None:
         """Replaces the trained policy by the untrained one, as it was before SFT."""
+        self.sampler.withdraw()
         del self.policy
+        gc.collect()  # a trainer refers to its model in cycles, and there may be no room for both
         self.policy = self._load()
         self._stale = True
 
@@ -250,14 +253,13 @@ class TrainingRun:
             seed=self.config.seed if seed is None else seed,
             checkpoint_seconds=self.config.checkpoint_seconds,
             console=self.console,
-            before=self._last or "",
+            keep_optimiser=self.config.reflection.keep_optimiser,
+            earlier=tuple(self._stages),
             done=name in self.state.done,
             sampler=self.sampler,
             times=self.times,
             figures=dict(self.state.figures.get(name, {})),
         )
-        if self.config.reflection.keep_optimiser:
-            stage.optimiser_before = stage.moments_before
         if not stage.done:
             self._refresh()
         started = time.monotonic()
@@ -269,11 +271,11 @@ class TrainingRun:
             seconds = round(time.monotonic() - started, 1)
             self.state.budget[name] = asdict(replace(used, seconds=seconds))
             flops = times.flops_per_token(self.policy.model)
-            self.state.times[name] = times.of_stage(self.times, used.tokens, flops, self._peak())
+            self.state.times[name] = times.of_stage(self.times, flops, self._peak())
             self.directory.metrics.track(name, used.updates, self.state.times[name])
             with interrupts.held():
                 self._keep(stage)
-        self._last = name
+        self._stages.append(name)
         if self.config.evaluation.every_iteration:
             self.score(name)
 
@@ -309,8 +311,8 @@ class TrainingRun:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stage has ended the method (`Stage.stop`)."""
-        return any(figures.get("stopped") for figures in self.state.figures.values())
+        """Whether one of the stages so far has ended the method (`Stage.stop`)."""
+        return any(self.state.figures[name].get("stopped") for name in self._stages)
 
     def entering(self) -> Path:
         """The policy as it entered the method (after SFT), saved once and never replaced."""
@@ -323,8 +325,8 @@ class TrainingRun:
 
     def _refresh(self) -> None:
         """Loads the policy of the newest stage, where the one in memory is older."""
-        if self._stale and self._last:
-            self.policy.load_weights(self.directory.policy(self._last))
+        if self._stale and self._stages:
+            self.policy.load_weights(self.directory.policy(self._stages[-1]))
         self._stale = False
 
     def _save_state(self) -> None:
@@ -347,12 +349,12 @@ class TrainingRun:
                 spent[kind] = round(spent.get(kind, 0.0) + seconds, 3)
         if self.directory.main and agent == "policy" and not self._agreement_is_known(name):
             self._refresh()
-            self.scores.measure_agreement(name, self.policy, self.prompt)
+            self.scores.measure_agreement(name, self.policy, self.prompt, self.style)
         processes.wait()
 
     def _is_scored(self, name: str) -> bool:
-        summary = self.scores.read(name)
-        return bool(summary) and (summary.get("complete") or self._is_deleted(name))
+        """Whether all its tasks were played, or the policy that could play them is gone."""
+        return bool(self.scores.read(name).get("complete")) or self._is_deleted(name)
 
     def _agreement_is_known(self, name: str) -> bool:
         """Whether it was measured, is not wanted, or cannot be measured any more."""
@@ -372,7 +374,7 @@ class TrainingRun:
 
     def finish(self) -> dict[str, Any]:
         """Writes `final/` and `summary.json`, prints the table; returns the summary."""
-        if self._last is None:
+        if not self._stages:
             raise WrongOptions(
                 "nothing was trained: sft.epochs is 0, and the method has no iteration after it"
             )

@@ -115,8 +115,9 @@ def train(
 
     `make_trainer` is one of TRL's trainers with its arguments, data and collator. Nothing of the
     trainer stays on the policy's model. After Ctrl-C or SIGTERM it ends the current update, writes
-    a checkpoint and raises KeyboardInterrupt. With `keep_optimiser` AdamW starts with the moments
-    of the stage before, where there are any, and its own are kept for the stage after.
+    a checkpoint (unless it was the last update) and raises KeyboardInterrupt. With `keep_optimiser`
+    AdamW starts with the newest moments of an earlier stage, where there are any, and its own are
+    kept for later ones.
     """
     twin = sharding.Twin(policy.model)
     callback = _Callback(stage, twin, after_update)
@@ -134,6 +135,8 @@ def train(
             callback.bars,
         ):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if callback.clock.interrupted:  # in the last update, of which there is no checkpoint
+                raise KeyboardInterrupt
     except (RuntimeError, SafetensorError) as error:
         if any(words in str(error) for words in _DISK_ERRORS):
             raise OSError(errno.EIO, f"cannot write {stage.checkpoint}: {error}") from error
@@ -275,7 +278,8 @@ class _Callback(TrainerCallback):
         self._stage.log(state.global_step, {**figures, "tokens": tokens})
         self._move(state.global_step, figures)
         # Here and not in `on_step_end`, which is earlier: what comes in between is not lost.
-        if self.clock.due() and (self.clock.interrupted or state.global_step < state.max_steps):
+        # And none of the last update: the trainer would resume from it with one more.
+        if self.clock.due() and not control.should_training_stop:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -26,12 +26,17 @@ def check_options(config: Config) -> None:
     """
     for name, section in _sections(config):
         if isinstance(section, OptimiserConfig):
-            _at_least(name, section, learning_rate=0, epochs=0, batch_size=1, warmup_ratio=0)
+            _at_least(name, section, learning_rate=0, epochs=0, batch_size=1)
+            _at_least(name, section, weight_decay=0, beta2=0)
             _above(name, section, max_grad_norm=0)
+            _below(name, section, beta2=1)
+            _shares(name, section, "warmup_ratio")
     check_range(0, seed=config.seed, checkpoint_seconds=config.checkpoint_seconds)
     reflection, evaluation = config.reflection, config.evaluation
     _at_least("reflection", reflection, iterations=0, practice=1, temperature=0, trajectories=0)
     _at_least("reflection", reflection, pack_tokens=0, value_rollouts=1, labels=0, updates=0)
+    _at_least("reflection", reflection, sft_weight=0, preference_weight=0, positive_penalty=0)
+    _at_least("reflection", reflection, max_tree_tokens=1)
     if reflection.states != "expert" and (
         reflection.weights == "value" or reflection.equal == "effect"
     ):
@@ -49,19 +54,28 @@ def check_options(config: Config) -> None:
             "reflection.states 'successes' are the agent's own on tasks without a trajectory of "
             "the expert's: set rollouts.unlabelled to how many of them to play"
         )
-    _shares("reflection", reflection, "own_share", "expert_acts", "expert_decay")
-    _above("reflection", reflection, own_share=0, expert_seconds=0)
-    _above("reflection", reflection, beta=0)
+    _shares("reflection", reflection, "own_share", "expert_acts", "expert_decay", "top_p")
+    _above("reflection", reflection, own_share=0, expert_seconds=0, top_p=0)
+    _above("reflection", reflection, beta=0, off_policy_limit=0)
+    judge = config.inverse.discriminator
+    _at_least("inverse.discriminator", judge, rank=0, label_smoothing=0, spectral_norm=0)
+    _at_least("inverse.discriminator", judge, pack_tokens=0)
+    _below("inverse.discriminator", judge, label_smoothing=0.5)
     _at_least("preference", config.preference, iterations=1, microbatch_size=1, extra_rounds=0)
+    _at_least("preference", config.preference, later_learning_rate=0)
     _above("preference", config.preference, beta=0, later_beta=0)
     _at_least("sft", config.sft, microbatch_size=1, tokens=0, patience=0)
-    _at_least("rollouts", config.rollouts, workers=1)
+    _at_least("rollouts", config.rollouts, workers=1, unlabelled=0)
+    _shares("rollouts", config.rollouts, "top_p")
+    _above("rollouts", config.rollouts, top_p=0)
     if config.rollouts.samples is not None:
         _at_least("rollouts", config.rollouts, samples=1)
     if config.rollouts.temperature is not None:
         _at_least("rollouts", config.rollouts, temperature=0)
     _at_least("ppo", config.ppo, critic_learning_rate=0, critic_warmup=0)
-    _above("ppo", config.ppo, spread_floor=0)
+    _at_least("ppo", config.ppo, kl=0, entropy=0, value_coefficient=0)
+    _above("ppo", config.ppo, clip=0, spread_floor=0)
+    _shares("ppo", config.ppo, "gamma", "lam")
     _at_least("expert", config.expert, limit=0, workers=1)
     _at_least("evaluation", evaluation, limit=0, workers=1, temperature=0, agreement=0)
     _at_least("policy", config.policy, max_new_tokens=1)
@@ -136,11 +150,43 @@ def _above(name: str, section: Any, **limits: float) -> None:
             )
 
 
+def _below(name: str, section: Any, **limits: float) -> None:
+    for key, limit in limits.items():
+        if not getattr(section, key) < limit:
+            raise ValueError(
+                f"{name}.{key} is {getattr(section, key)}, which must be below {limit}"
+            )
+
+
 def check_model(method: str, policy: Policy) -> None:
     """Raises ValueError where the model, or the way it was launched, cannot run step trees."""
     check_own_loop(method)
+    _check_kind(method, policy)
+
+
+def _check_kind(method: str, policy: Policy) -> None:
     if policy.no_step_trees:
         raise ValueError(f"method {method}: {policy.no_step_trees}")
+
+
+def _longest(samples: Sequence[Sample]) -> int:
+    """Tokens of the longest path."""
+    return max(sample.encoded.longest for sample in samples)
+
+
+def check_paths(method: str, policy: Policy, samples: Sequence[Sample]) -> None:
+    """Raises ValueError where the model cannot score these samples, however it was launched."""
+    _check_kind(method, policy)
+    check_path(policy.model, _longest(samples))
+
+
+def check_episode_trees(
+    method: str, policy: Policy, samples: Sequence[Sample], config: ReflectionConfig
+) -> None:
+    """Raises ValueError where the model cannot run step trees of episodes as long as these samples,
+    or as long as those that are learned from may be."""
+    check_model(method, policy)
+    check_path(policy.model, min(_longest(samples), config.max_tree_tokens))
 
 
 def check_step_trees(
@@ -153,7 +199,7 @@ def check_step_trees(
         """Of its longest tree, without branches."""
         return max(part.replies[-1][1] for _, part in sample.encoded.parts())
 
-    check_path(policy.model, max(sample.encoded.longest for sample in samples))
+    check_path(policy.model, _longest(samples))
     longest = max(samples, key=tokens)
     end = tokens(longest)
     needed = end + policy.config.max_new_tokens

@@ -29,6 +29,8 @@ class Job:
 class Sampler(ABC):
     """Draws replies of the policy that was published last."""
 
+    _policy: Policy | None = None
+
     is_remote = False
     """Whether replies are drawn elsewhere, so that the trainer can do other work meanwhile."""
 
@@ -38,6 +40,16 @@ class Sampler(ABC):
 
         Costs little where the version is published already. Any process of a run may call it.
         """
+
+    @property
+    def policy(self) -> Policy:
+        """The one that was published last."""
+        assert self._policy, "no policy is published"
+        return self._policy
+
+    def withdraw(self) -> None:
+        """Lets go of the policy that was published last; nothing is drawn before the next one."""
+        self._policy = None
 
     @abstractmethod
     def draw(self, jobs: Iterable[Job], sampling: Sampling) -> Iterator[Replies]:

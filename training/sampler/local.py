@@ -14,16 +14,13 @@ from stepagent.training.trees.sampling import Sampling, practice
 class LocalSampler(Sampler):
     """Draws where the policy is trained; each trajectory is read once (`trees.sampling`)."""
 
-    def __init__(self) -> None:
-        self._policy: Policy
-
     def publish(self, policy: Policy) -> str:
         self._policy = policy
         return "local"
 
     def draw(self, jobs: Iterable[Job], sampling: Sampling) -> Iterator[Replies]:
         for job in jobs:
-            yield practice(self._policy.model, job.encoded, sampling, job.seed)
+            yield practice(self.policy.model, job.encoded, sampling, job.seed)
 
     def player(self, **options: Any) -> TransformersAgent:
-        return TransformersAgent(self._policy.model, self._policy.tokenizer, **options)
+        return TransformersAgent(self.policy.model, self.policy.tokenizer, **options)

@@ -63,7 +63,6 @@ class VllmSampler(Sampler):
         self._config, self._states, self._report = config, states, report
         self._prefix = prefix_of(output)
         self._folder = Path(config.shared or Path(output) / "published").expanduser().absolute()
-        self._policy: Policy
         self._fleet: Fleet | None = None
         self._todo: queue.SimpleQueue[tuple[Future[Drawn], Prompt, Sampling] | None]
         self._todo = queue.SimpleQueue()
@@ -111,11 +110,11 @@ class VllmSampler(Sampler):
         prompts = []
         for step in range(len(job.encoded.replies)):
             ids = job.encoded.state(step)
-            limit = min(sampling.decoding.max_new_tokens, self._policy.context - len(ids))
+            limit = min(sampling.decoding.max_new_tokens, self.policy.context - len(ids))
             if limit < 1:
                 raise ValueError(
                     f"a state of {len(ids)} tokens leaves no room for a reply in the model's "
-                    f"context of {self._policy.context}"
+                    f"context of {self.policy.context}"
                 )
             for j in range(sampling.k):
                 prompts.append(Prompt(ids, limit, _seed(job.seed, step, j), number))
@@ -158,7 +157,7 @@ class VllmSampler(Sampler):
     def player(self, **options: Any) -> EngineAgent:
         """Its conversations are no longer than the engines take."""
         assert self._fleet
-        return EngineAgent(self, self._policy, {"context": self._fleet.context, **options})
+        return EngineAgent(self, self.policy, {"context": self._fleet.context, **options})
 
     def close(self) -> None:
         if self._fleet:

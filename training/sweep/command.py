@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,23 +13,25 @@ from stepagent.errors import check_range
 from stepagent.files import is_file, write_text
 from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError
 
+CONFIGS = "stepagent.training"
+"""Package with the shipped configurations."""
 
-def _stored(sweep: Sweep) -> Sweep:
-    """The sweep itself, or where it has no experiment that which its directory holds.
 
-    Raises SweepError where there is none either.
-    """
+def _continue(sweep: Sweep, words: list[str]) -> None:
+    """Where no experiment is named, the sweep becomes that which its directory holds, but for what
+    the command line says. Raises SweepError where there is none."""
     if sweep.experiments:
-        return sweep
+        return
     file = Path(sweep.output) / SWEEP
     if not is_file(file):
         raise SweepError(f"no experiments are named (--config), and {file} does not exist")
-    stored = command_line.parse(Sweep, ["--config", str(file)], prog="stepagent sweep")
-    return replace(stored, output=sweep.output, report_only=sweep.report_only)
+    arguments = ["--config", str(file), *words]
+    stored = command_line.parse(Sweep, arguments, prog="stepagent sweep", configs=CONFIGS)
+    vars(sweep).update(vars(stored))
 
 
 def run(sweep: Sweep) -> int:
-    console, sweep = Console(), _stored(sweep)
+    console = Console()
     from stepagent.training.sweep import report
     from stepagent.training.sweep.execution import run_all
 
@@ -50,4 +51,4 @@ def run(sweep: Sweep) -> int:
     return 1 if missing else 0
 
 
-main = Command("sweep", Sweep, run, resumes=True, configs="stepagent.training")
+main = Command("sweep", Sweep, run, resumes=True, configs=CONFIGS, adjust=_continue)

@@ -42,11 +42,12 @@ def configuration(run: SweepRun, output: Path) -> Config:
     Not thread-safe: jsonargparse changes into the file's directory while it reads it.
     """
     path = config_file(run, output)
-    path.parent.mkdir(parents=True, exist_ok=True)
     options = {**run.options, "output": str(run.directory(output))}
     if run.matches:
         options = merged(options, {"sft": {"tokens": matched_tokens(run, output)}})
-    path.write_text(yaml.safe_dump(options, sort_keys=False))
+    text = yaml.safe_dump(options, sort_keys=False)
+    if not is_file(path) or read_text(path) != text:  # the same command elsewhere may write it
+        write_text(path, text)
     return command_line.parse(Config, ["--config", str(path)], prog="stepagent sweep")
 
 

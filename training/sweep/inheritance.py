@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from stepagent import command_line
+from stepagent.agents import nano
 from stepagent.files import is_file, read_object, read_text
 from stepagent.training.config import Config
 from stepagent.training.runs.directory import ORIGIN
@@ -16,6 +17,8 @@ from stepagent.training.runs.options import differing
 
 _SFT_OPTIONS = {"env", "env_args", "seed", "prompt", "policy", "expert", "sft", "evaluation"}
 """Options that SFT depends on."""
+_UNFINISHED = shutil.ignore_patterns("*.partial", "*.old")
+"""What the other run may just be writing."""
 
 
 def sft_of(config: Config) -> str:
@@ -53,13 +56,16 @@ def inherit_sft(config: Config, output: Path) -> None:
         state = read_object(path)
         if "sft" not in state.get("done", ()):
             continue
+        origin = read_object(source / ORIGIN)
+        if origin and origin != nano.origin(config.policy.model):
+            continue  # another model of the same name
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         for name in ("expert", "expert-dev", "base", "policies/sft", "eval/sft"):
             if (source / name).is_dir():
-                shutil.copytree(source / name, partial / name)
-        if is_file(source / ORIGIN):
-            shutil.copy(source / ORIGIN, partial / ORIGIN)
+                shutil.copytree(source / name, partial / name, ignore=_UNFINISHED)
+        if origin:
+            (partial / ORIGIN).write_text(json.dumps(origin))
         (partial / "config.yaml").write_text(options)
         after_sft = {"done": ["sft"], "seconds": 0.0} | {
             key: {"sft": state[key]["sft"]}

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,8 @@ from stepagent.training.runs.options import without_defaults
 
 KINDS = ("methods", "rewards", "iterations", "practice")
 """How an experiment is reported: as table 2, as table 3, as figures 4(a) and 4(b)."""
+REPORTED_OVER = {"rewards": "inverse.reward", "practice": "reflection.practice"}
+"""Kind → the option over whose values it is reported."""
 
 
 @dataclass
@@ -44,6 +46,12 @@ class Experiment:
     """Row that paired gains are counted from. Empty: the first of method `sft`; where there is
     none, the SFT that each run began with."""
 
+    @property
+    def variations(self) -> list[tuple[tuple[str, Any], ...]]:
+        """All combinations of what it varies: (option, value) of each."""
+        options = [[(key, value) for value in values] for key, values in self.vary.items()]
+        return list(itertools.product(*options))
+
 
 SWEEP = "sweep.yaml"
 """The file of a sweep's directory that holds the sweep."""
@@ -57,7 +65,8 @@ class Sweep:
     """Directory of all runs and the report."""
     experiments: list[dict[str, Any]] = field(default_factory=list)
     """Each a mapping: name, methods, environments, models, and optionally kind, vary, seeds,
-    baseline. None: the sweep that the directory `output` already holds."""
+    baseline. None: the sweep that the directory `output` already holds, but for the options that
+    are given."""
     common: dict[str, Any] = field(default_factory=dict)
     """Options of training.run that all runs share."""
     methods: dict[str, Any] = field(default_factory=dict)
@@ -126,10 +135,15 @@ class SweepRun:
 
     @property
     def name(self) -> str:
-        """Readable, and different where any option differs."""
+        """Readable, a file's name, and different where any option differs."""
         varied = "".join(f"-{key.rsplit('.', 1)[-1]}={value}" for key, value in self.varied)
         name = f"{self.environment}-{self.model}-{self.method}{varied}-seed{self.seed}"
-        return f"{name}-{self.digest}"
+        return f"{name}-{self.digest}".replace("/", "-")
+
+    @property
+    def row(self) -> str:
+        """The row of a table that it belongs to."""
+        return row_name(self.method, self.varied)
 
     def directory(self, output: Path) -> Path:
         """Its directory: that of an equal run of another table or name, if there is one."""
@@ -139,6 +153,15 @@ class SweepRun:
 
 class SweepError(UsageError):
     """A sweep that makes no sense; the message says what is wrong, and what exists."""
+
+
+def row_name(method: str, varied: Sequence[tuple[str, Any]]) -> str:
+    """A method, with what the experiment varies.
+
+    >>> row_name("implicit", [("reflection.practice", 3)])
+    'implicit practice=3'
+    """
+    return " ".join([method, *(f"{key.rpartition('.')[2]}={value}" for key, value in varied)])
 
 
 def merged(*parts: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +186,8 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def experiments(sweep: Sweep) -> list[Experiment]:
-    """Raises SweepError for a key that does not exist or one that is missing."""
+    """Raises SweepError for a key that does not exist or one that is missing, and for what the
+    report could not show."""
     known = [f.name for f in dataclasses.fields(Experiment)]
     parsed = []
     for row in sweep.experiments:
@@ -176,13 +200,24 @@ def experiments(sweep: Sweep) -> list[Experiment]:
             experiment = Experiment(**row)
         except TypeError as error:
             raise SweepError(f"experiment {row.get('name')!r}: {error}") from None
-        if experiment.kind not in KINDS:
-            raise SweepError(
-                f"experiment {experiment.name!r}: kind is {experiment.kind!r}, which must be one "
-                f"of {', '.join(KINDS)}"
-            )
+        if problem := _problem(experiment):
+            raise SweepError(f"experiment {experiment.name!r}: {problem}")
         parsed.append(experiment)
     return parsed
+
+
+def _problem(experiment: Experiment) -> str:
+    """Why an experiment cannot be reported; "" where it can."""
+    kind, methods, baseline = experiment.kind, experiment.methods, experiment.baseline
+    if kind not in KINDS:
+        return f"kind is {kind!r}, which must be one of {', '.join(KINDS)}"
+    option = REPORTED_OVER.get(kind)
+    if option and not experiment.vary.get(option):
+        return f"kind {kind!r} is reported over {option}: name its values under `vary`"
+    rows = [row_name(method, varied) for method in methods for varied in experiment.variations]
+    if baseline and baseline not in [*rows, *methods]:
+        return f"its baseline {baseline!r} is no row: there are {', '.join(rows)}"
+    return ""
 
 
 def runs(sweep: Sweep, experiment: Experiment) -> Iterator[SweepRun]:
@@ -190,13 +225,12 @@ def runs(sweep: Sweep, experiment: Experiment) -> Iterator[SweepRun]:
     seeds = experiment.seeds or sweep.seeds
     if len(set(seeds)) < len(seeds):
         raise SweepError(f"seeds are {seeds}: one that is there twice is no further evidence")
-    varied = [[(key, value) for value in values] for key, values in experiment.vary.items()]
     for environment, model, seed, method, options in itertools.product(
         experiment.environments,
         experiment.models,
         seeds,
         experiment.methods,
-        itertools.product(*varied),
+        experiment.variations,
     ):
         parts = [sweep.common]
         for kind, name in (("environments", environment), ("models", model)):
@@ -204,7 +238,7 @@ def runs(sweep: Sweep, experiment: Experiment) -> Iterator[SweepRun]:
             if name not in known:
                 raise SweepError(f"no {name!r} under {kind}: there are {', '.join(known)}")
             parts.append(known[name])
-        run = SweepRun(method, environment, model, seed, tuple(options), merged(*parts))
+        run = SweepRun(method, environment, model, seed, options, merged(*parts))
         yield _with_method(sweep, run)
 
 

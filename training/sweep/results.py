@@ -103,7 +103,8 @@ def _dev_draw(sft: dict[str, float]) -> bool | None:
 
 
 def _why_missing(run: SweepRun, output: Path) -> str:
-    failed = output / "logs" / f"{run.name}{FAILED}"
-    if is_file(failed):
-        return f"failed: {read_text(failed, errors='replace').strip()}"
+    for name in (run.name, run.directory(output).name):  # or of an equal run of another table
+        failed = output / "logs" / f"{name}{FAILED}"
+        if is_file(failed):
+            return f"failed: {read_text(failed, errors='replace').strip()}"
     return "not finished" if run.directory(output).is_dir() else "not started"

@@ -54,16 +54,12 @@ def groups(results: Sequence[Result]) -> list[Group]:
     """The rows of a setting: a method, with what the experiment varies."""
     rows: dict[str, list[Result]] = {}
     for result in results:
-        varied = [f"{key.rpartition('.')[2]}={value}" for key, value in result.run.varied]
-        rows.setdefault(" ".join([result.run.method, *varied]), []).append(result)
+        rows.setdefault(result.run.row, []).append(result)
     return [Group(name, of_row) for name, of_row in rows.items()]
 
 
 def setting(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
-    """All figures of an experiment in one environment with one model.
-
-    Raises ValueError for a baseline that is no row.
-    """
+    """All figures of an experiment in one environment with one model."""
     rows, first = groups(results), results[0]
     base = baseline(experiment, rows)
     figures = [_row(row, base) for row in rows]
@@ -83,16 +79,9 @@ def setting(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]
 
 def baseline(experiment: Experiment, rows: Sequence[Group]) -> Group | None:
     """The row that gains are counted from; None: the SFT that each run itself began with."""
-    if experiment.baseline:
-        for row in rows:
-            if experiment.baseline in (row.name, row.results[0].run.method):
-                return row
-        raise ValueError(
-            f"experiment {experiment.name!r}: its baseline {experiment.baseline!r} is no row: "
-            f"there are {', '.join(row.name for row in rows)}"
-        )
-    plain = (row for row in rows if row.results[0].run.options["method"] == "sft")
-    return next(plain, None)
+    if name := experiment.baseline:
+        return next(row for row in rows if name in (row.name, row.results[0].run.method))
+    return next((row for row in rows if row.results[0].run.options["method"] == "sft"), None)
 
 
 def _row(row: Group, base: Group | None) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from stepagent.eval.summary import RESAMPLES, resamples
 
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160)
 """97.5 % quantiles of Student's t with 1, 2, … degrees of freedom."""
+_Z = 1.959964
+"""That of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,25 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     if n == 1:
         return Estimate(mean, math.nan, tuple(values))
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    t = _T[n - 2] if n - 2 < len(_T) else 1.96
-    return Estimate(mean, t * deviation / math.sqrt(n), tuple(values))
+    return Estimate(mean, student_t(n - 1) * deviation / math.sqrt(n), tuple(values))
+
+
+def student_t(freedom: int) -> float:
+    """97.5 % quantile of Student's t; beyond the table by Cornish and Fisher's expansion
+    (Abramowitz and Stegun, 26.7.5).
+
+    >>> round(student_t(20), 3)
+    2.086
+    """
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    terms = (
+        _Z,
+        (_Z**3 + _Z) / 4,
+        (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96,
+        (3 * _Z**7 + 19 * _Z**5 + 17 * _Z**3 - 15 * _Z) / 384,
+    )
+    return sum(term / freedom**power for power, term in enumerate(terms))
 
 
 def estimates(values: Mapping[int, Sequence[float]]) -> dict[int, Estimate]:

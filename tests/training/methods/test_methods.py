@@ -7,6 +7,7 @@ import json
 import operator
 import shutil
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +18,26 @@ from safetensors.torch import load_file
 
 from stepagent import command_line, files
 from stepagent.envs.trajectory import Step, Trajectory, read, write
+from stepagent.eval import agreement
 from stepagent.training import methods, run
 from stepagent.training.data import Sample
-from stepagent.training.methods import eto, find, inverse, nat, rollouts
+from stepagent.training.methods import (
+    actor_critic,
+    discriminator,
+    eto,
+    find,
+    inverse,
+    nat,
+    ppo,
+    rollouts,
+)
 from stepagent.training.methods.episode_advantages import token_rewards
 from stepagent.training.methods.practice import Practice, practice_trees
 from stepagent.training.runs.directory import RunError
 from stepagent.training.runs.metrics import Metrics
 from stepagent.training.runs.optimise import TrainingDiverged
+from stepagent.training.runs.selection import Selection
+from stepagent.training.runs.training_run import TrainingRun
 from tests import toy_env
 
 LAST = {
@@ -231,6 +244,54 @@ def test_a_discriminator_that_says_nothing_stops_the_run(config, max_accuracy, c
     assert summary["figures"]["iteration-1"]["stopped"] == 1
     assert "iteration-2" not in summary["figures"]
     run.run(config)  # a stopped run is done
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_run_that_a_later_stage_has_stopped_ends_the_same_again(config, monkeypatch, keep):
+    reasons = iter(["", "nothing is left to learn"])
+    monkeypatch.setattr(inverse.discriminator, "verdict", lambda *_: next(reasons))
+    config.method, config.reflection.iterations, config.keep_policies = "inverse", 3, keep
+    summary = run.run(config)
+    final = _weights(config.output)
+    assert list(summary["figures"]) == ["sft", "iteration-1", "iteration-2"]
+    again = run.run(config)
+    assert _same(_weights(config.output), final)
+    assert again["scores"] == summary["scores"]
+    if keep:
+        assert not _same(final, _after_sft(config.output)), "the first iteration has moved it"
+
+
+@pytest.mark.parametrize("method", ["inverse", "ppo"])
+def test_an_iteration_with_nothing_to_learn_costs_no_value_head_and_no_judge(
+    config, tmp_path, monkeypatch, method
+):
+    module, name = {
+        "inverse": (inverse, "step_advantages"),
+        "ppo": (ppo, "episode_advantages"),
+    }[method]
+    real, heads, judges = getattr(module, name), [], []
+
+    def nothing_in_the_second(run, stage, *rest):
+        return [] if stage.name == "iteration-2" else real(run, stage, *rest)
+
+    monkeypatch.setattr(module, name, nothing_in_the_second)
+    for kind, loader, paths in (
+        (actor_critic.ActorCritic, "load_head", heads),
+        (discriminator.Discriminator, "load", judges),
+    ):
+        load = getattr(kind, loader)
+
+        def watched(self, path, load=load, paths=paths):
+            paths.append(path)
+            load(self, path)
+
+        monkeypatch.setattr(kind, loader, watched)
+    config.method, config.ppo.baseline, config.reflection.iterations = method, "value", 3
+    run.run(config)
+    first = Path(config.output) / "artifacts/iteration-1"
+    kept = [path for path in heads if path.name == actor_critic.HEAD]
+    assert kept == [first / actor_critic.HEAD] * 2
+    assert judges == [first / discriminator.WEIGHTS] * (method == "inverse")
 
 
 @pytest.mark.parametrize(
@@ -551,6 +612,86 @@ def test_nat_prompts_with_its_positive_suffix(config):
     assert prompt.system(PromptStyle(False, False, False, nat.NEGATIVE)) == nat.NEGATIVE
     assert prompt.system(PromptStyle(suffix="x")).endswith("\n\nx")
     assert prompt.checksum(PromptStyle(suffix="x")) != prompt.checksum(PromptStyle())
+
+
+def test_nat_chooses_on_dev_and_is_measured_with_its_suffix(config, tmp_path, monkeypatch):
+    """Its SFT and its control are without one; a run that was stopped ends the same."""
+    measure, suffixes = agreement.measure, []
+
+    def watched(model, codec, trajectories, prompt, style, context):
+        suffixes.append(style.suffix)
+        return measure(model, codec, trajectories, prompt, style, context)
+
+    monkeypatch.setattr(agreement, "measure", watched)
+    config.method, config.rollouts.samples = "nat", 1
+    config.sft.epochs, config.sft.patience = 3, 0
+    config.sft.select, config.evaluation.agreement, config.evaluation.limit = "dev", 3, 1
+    config.evaluation.every_iteration = config.evaluation.matched_sft = True
+    whole = replace(config, output=str(tmp_path / "whole"))
+    summary = run.run(whole)
+    # Three passes and the policy that was chosen, of SFT and of NAT; the control comes after them.
+    assert suffixes[:8] == [""] * 4 + [nat.POSITIVE] * 4
+    assert set(suffixes[8:]) == {""}
+    assert summary["figures"]["nat"]["passes"] == 3
+    assert not (tmp_path / "whole/artifacts/nat/best").exists()
+
+    suffixes.clear()
+    (tmp_path / "whole/eval/nat" / agreement.SUMMARY).unlink()
+    assert run.run(whole)["agreement"] == summary["agreement"]
+    assert suffixes == [nat.POSITIVE]
+
+    stopped, log = replace(config, output=str(tmp_path / "stopped")), Metrics.log
+
+    def stop(self, stage, update, **figures):
+        log(self, stage, update, **figures)
+        if (stage, update) == ("nat", 2):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "log", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(stopped)
+    gc.collect()  # frees the lock on the run's directory, as the end of a process does
+    again = run.run(stopped)
+    assert again["figures"] == summary["figures"]
+    assert _same(_weights(whole.output), _weights(stopped.output))
+
+
+@pytest.mark.parametrize("method", ["sft", "rft", "nat"])
+def test_what_was_chosen_on_dev_is_gone_when_the_run_is_started_again(config, monkeypatch, method):
+    config.method, config.sft.select, config.rollouts.samples = method, "dev", 1
+
+    def killed(selection):
+        if selection.stage.name == method:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Selection, "drop", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(config)
+    gc.collect()
+    best = Path(config.output) / "artifacts" / method / "best"
+    assert best.exists()
+    run.run(config)
+    assert not best.exists()
+
+
+@pytest.mark.parametrize("method", ["rft", "nat", "dagger"])
+def test_the_trained_model_is_gone_before_the_untrained_one_is_loaded(config, monkeypatch, method):
+    """A GPU may not hold both."""
+    load, models, alive = TrainingRun._load, [], []
+
+    def watched(training_run):
+        alive.extend(model() is not None for model in models)
+        policy = load(training_run)
+        models.append(weakref.ref(policy.model))
+        return policy
+
+    monkeypatch.setattr(TrainingRun, "_load", watched)
+    config.method, config.reflection.restart, config.rollouts.samples = method, True, 1
+    config.reflection.iterations = 1
+    run.run(config)
+    assert alive == [False]
 
 
 def test_an_episodes_reward_comes_with_its_last_token():

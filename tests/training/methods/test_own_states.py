@@ -17,6 +17,7 @@ from stepagent.training import run as runs
 from stepagent.training.config import Config
 from stepagent.training.methods import own_states, practice, rollouts
 from stepagent.training.methods.own_states import Labels, labels
+from stepagent.training.runs.checkpoints import DamagedState
 from stepagent.training.runs.directory import RunError
 from stepagent.training.runs.training_run import TrainingRun
 from stepagent.training.runs.validation import check_options
@@ -100,6 +101,19 @@ def test_samples_hold_the_agents_states_and_the_experts_replies(config):
     drawn = [[list(s.encoded.expert(i)) for i in range(len(s.encoded.replies))] for s in samples]
     items = practice.practice_trees(samples[0].encoded, [[ids] for ids in drawn[0]], 4096)
     assert sum(item.draws for item in items) == sum(item.draws_of_expert for item in items)
+
+
+def test_labels_of_other_episodes_are_refused(config):
+    run = started(config)
+    played = [episode(["add 1"] * 2, task, size=6)[1] for task in ("odd/11", "even/12")]
+    samples, _ = own_states.rollouts.encode(run, played)
+    with run.stage("iteration-1", 1000) as stage:
+        asked = own_states.ask_expert(run, stage, "x", samples)
+        assert own_states.ask_expert(run, stage, "x", samples) == asked
+        fewer = own_states.first_states(samples, 3)
+        for others in (samples[::-1], fewer):
+            with pytest.raises(DamagedState, match=r"rollouts/x-expert\.jsonl .*another `output`"):
+                own_states.ask_expert(run, stage, "x", others)
 
 
 def test_a_state_too_long_for_a_tree_ends_the_samples(config):

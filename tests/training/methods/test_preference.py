@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,8 +11,16 @@ import torch
 from stepagent.agents.chat import Encoded
 from stepagent.training.config import PolicyConfig, PreferenceConfig
 from stepagent.training.data import Sample
-from stepagent.training.methods.preference import Collator, Pair, mask, of_iteration, train
+from stepagent.training.methods.preference import (
+    Collator,
+    Pair,
+    _references,
+    mask,
+    of_iteration,
+    train,
+)
 from stepagent.training.policy import Policy
+from stepagent.training.runs.checkpoints import DamagedState
 from stepagent.training.runs.directory import RunDirectory
 from stepagent.training.runs.metrics import Metrics
 from stepagent.training.runs.stage import Stage
@@ -94,6 +103,17 @@ def test_adapters_are_as_before(policy, tmp_path):
     trained = {n: p for n, p in adapted.model.named_parameters() if p.requires_grad}
     assert trained.keys() == start.keys()
     assert any(not torch.equal(trained[n], start[n]) for n in start)
+
+
+def test_log_probabilities_of_other_pairs_are_refused(policy, tmp_path):
+    stage = Stage("s", RunDirectory(tmp_path, ""))
+    pair, turned = Pair(CHOSEN, REJECTED), Pair(REJECTED, CHOSEN)
+    written = _references(stage, policy, [pair])
+    assert _references(stage, policy, [pair]) == written
+    with pytest.raises(DamagedState, match=r"reference\.json .* other pairs .*another `output`"):
+        _references(stage, policy, [turned])
+    (tmp_path / "artifacts/s/reference.json").write_text(json.dumps(written))
+    assert _references(stage, policy, [pair]) == written, "a file of an earlier version"
 
 
 def test_beta_and_rate_change_after_the_first_iteration():

@@ -71,11 +71,14 @@ def test_only_the_stages_own_complete_lines_count(tmp_path):
         ("practice/iteration-1.jsonl", '{"replies": [[[1], [2]], [[3]]]}\n{"repl'),
         ("rollouts/iteration-1-0.jsonl", "{}\n{}\n"),
         ("rollouts/iteration-10-0.jsonl", "{}\n"),
+        ("artifacts/iteration-1/values-0.jsonl", "{}\n{}\n{}\n{"),
+        ("artifacts/iteration-1/values-1.0.jsonl", "{}\n"),
+        ("artifacts/iteration-1/effects.jsonl", "{}\n"),
     ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     used = budget.of_stage(directory, "iteration-1", {"expert_labels": 4.0})
-    assert used == Budget(expert_labels=4, episodes=2, draws=3, updates=2, tokens=12)
+    assert used == Budget(expert_labels=4, episodes=6, draws=3, updates=2, tokens=12)
 
 
 def test_only_what_is_read_with_gradients_counts():

@@ -42,8 +42,8 @@ def _same_policy(one, two):
 
 
 def test_an_interrupted_run_ends_as_one_that_never_stopped(whole, config, monkeypatch):
-    """Interrupted after the first update of SFT (TRL's loop), after its last one, and after the
-    first and the last of a later stage (ours)."""
+    """Interrupted after the first update of SFT (TRL's loop), in its last one, and after the first
+    and the last of a later stage (ours)."""
     whole, summary = whole
     updates, log = _updates(whole), Metrics.log
     last = dict(updates)
@@ -63,7 +63,7 @@ def test_an_interrupted_run_ends_as_one_that_never_stopped(whole, config, monkey
         assert _updates(config)[-1] == stop, "it stops at the end of the update"
         assert any((Path(config.output) / "checkpoints" / stage).iterdir())
     resumed = run.run(config)
-    assert _updates(config) == updates, "no update is lost, and none is made twice"
+    assert _updates(config) == updates, "no update is left out, and none counts twice"
     assert resumed["figures"] == summary["figures"]
     assert resumed["scores"].keys() == summary["scores"].keys()
     assert _same_policy(whole, config)
@@ -91,6 +91,34 @@ def test_the_command_says_how_to_resume(config):
     assert errors.endswith("interrupted; the same command continues from here\n")
     assert "Traceback" not in errors
     assert list((Path(config.output) / "checkpoints/sft").glob("checkpoint-*/trainer_state.json"))
+
+
+def test_the_command_ends_in_the_last_update_of_sft_and_completes_when_given_again(
+    config, monkeypatch
+):
+    """An update in the midst of a pass, where `sft.tokens` ends the training."""
+    config.method, config.sft.epochs, config.evaluation.limit = "sft", 1, 1
+    tokens = run.run(replace(config, output=f"{config.output}-once"))["budget"]["tokens"]
+    config.sft.tokens = round(1.4 * tokens)
+    whole = replace(config, output=f"{config.output}-whole")
+    run.run(whole)
+    last, log = _updates(whole)[-1], Metrics.log
+    assert last == ("sft", 7)
+
+    def interrupt(self, stage, update, **figures):
+        log(self, stage, update, **figures)
+        if (stage, update) == last:
+            signal.raise_signal(signal.SIGTERM)
+
+    file = Path(config.output).with_suffix(".yaml")
+    file.write_text(command_line.dump(config))
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "log", interrupt)
+        assert run.main(["--config", str(file)]) == 130
+    gc.collect()
+    assert run.main(["--config", str(file)]) == 0
+    assert _updates(config) == _updates(whole)
+    assert _same_policy(whole, config)
 
 
 def test_a_signal_waits_until_the_body_ends():

@@ -2,9 +2,10 @@ import contextlib
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stepagent.training.config import OptimiserConfig
-from stepagent.training.runs.directory import RunDirectory
+from stepagent.training.runs.directory import MOMENTS, RunDirectory
 from stepagent.training.runs.optimise import TrainingDiverged, _share, optimise
 from stepagent.training.runs.schedule import Schedule, batches
 from stepagent.training.runs.stage import Stage
@@ -105,6 +106,26 @@ def test_an_early_end_is_decided_by_averages_that_a_resume_keeps(tmp_path):
 def test_a_stage_that_is_done_is_not_trained_again(tmp_path):
     with pytest.raises(RuntimeError, match=r"stage\.done"):
         optimise(_stage(tmp_path, done=True), _model(), _schedule([(1.0, 1)]), _loss, CONFIG)
+
+
+@pytest.mark.parametrize("part", ["", "judge"])
+def test_moments_are_kept_from_the_first_stage_on_and_outlive_one_without_any(tmp_path, part):
+    directory, model = RunDirectory(tmp_path / "run", ""), _model()
+    earlier, steps = (), []
+    for name in ("first", "nothing to learn", "third"):
+        stage = Stage(name, directory, keep_optimiser=not part, earlier=earlier)
+        training = stage.part(part, keep_optimiser=True) if part else stage
+        if name != "nothing to learn":
+            optimise(training, model, _schedule([(1.0, 1)], [(2.0, 1)]), _loss, CONFIG)
+            steps.append(load_file(training.artifacts / MOMENTS)["0.step"])
+        earlier += (name,)
+    assert steps == [2, 4]
+
+
+def test_moments_are_not_kept_unasked(tmp_path):
+    stage = _stage(tmp_path, earlier=("sft",))
+    optimise(stage, _model(), _schedule([(1.0, 1)]), _loss, CONFIG)
+    assert not (stage.artifacts / MOMENTS).exists()
 
 
 def test_processes_run_equally_many_items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -150,7 +152,8 @@ def test_times_do_not_overlap(monkeypatch):
     now[0] = 9.0
     with times.of("updates"):
         now[0] = 13.0
-    report = of_stage(times, tokens=100, flops=6e9, peak=1e12)
+    times.tokens = 100
+    report = of_stage(times, flops=6e9, peak=1e12)
     assert {name: report[name] for name in list(report)[:3]} == {
         "seconds_practice": 3.0,
         "seconds_waiting": 3.0,
@@ -159,6 +162,30 @@ def test_times_do_not_overlap(monkeypatch):
     assert report["tokens_per_second"] == 25.0
     assert report["share_of_peak"] == 0.15  # 100 · 6 GFLOP in 4 s, of 1 TFLOP/s
     assert times.take() == {}
+    with times.of("updates"):
+        now[0] = 14.0
+    assert "tokens_per_second" not in of_stage(times), "none were read since"
+
+
+def test_a_resumed_stage_reports_the_tokens_of_the_start_that_ended_it(config, monkeypatch):
+    config.method, config.sft.epochs, config.evaluation.limit = "sft", 2, 1
+    log = Metrics.log
+
+    def interrupt(self, stage, update, **figures):
+        log(self, stage, update, **figures)
+        if update == 9:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "log", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(config)
+    gc.collect()  # frees the lock on the run's directory, as the end of a process does
+    times = run.run(config)["times"]["sft"]
+    last = json.loads((Path(config.output) / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["update"] == 10
+    tokens = times["tokens_per_second"] * times["seconds_updates"]
+    assert tokens == pytest.approx(last["tokens"], rel=0.02)
 
 
 def test_a_trained_weight_costs_six_a_frozen_one_four():

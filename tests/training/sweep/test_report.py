@@ -124,6 +124,17 @@ def test_missing_and_failed_runs_are_named_and_gains_take_common_seeds(sweep):
     assert (implicit["gain"]["mean"], implicit["gain"]["seeds"]) == (100.0, [0])
 
 
+def test_a_run_that_failed_under_the_name_of_another_table_is_said_to(sweep):
+    """Its directory has that name, too."""
+    run, output = planning.all_runs(sweep)[0], Path(sweep.output)
+    other = replace(run, model="other")
+    other.directory(output).mkdir(parents=True)
+    log = output / "logs" / f"{other.name}.failed"
+    log.parent.mkdir()
+    log.write_text("RuntimeError: disk full\n")
+    assert report.read(run, output).missing == "failed: RuntimeError: disk full"
+
+
 def test_a_run_that_fails_leaves_its_last_line_and_none_when_it_succeeds(sweep, monkeypatch):
     run = planning.all_runs(sweep)[0]
     monkeypatch.setattr(job.sys, "executable", "/bin/false")

@@ -6,7 +6,22 @@ import math
 
 import pytest
 
-from stepagent.training.sweep.statistics import correlation, gain
+from stepagent.training.sweep.statistics import correlation, estimate, gain, student_t
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.706), (13, 2.160), (14, 2.1448), (15, 2.1314), (20, 2.0860), (30, 2.0423), (60, 2.0003),
+     (10**6, 1.96)],
+)  # fmt: skip
+def test_students_t_is_that_of_the_tables(freedom, quantile):
+    assert student_t(freedom) == pytest.approx(quantile, abs=1e-4)
+
+
+def test_fifteen_seeds_have_fourteen_degrees_of_freedom():
+    # Eight values of 1 and seven of 0 have the variance 8 · 7 / 15 / 14.
+    result = estimate([1.0] * 8 + [0.0] * 7)
+    assert result.half_width == pytest.approx(2.1448 * math.sqrt(8 * 7 / 15 / 14 / 15), abs=1e-4)
 
 
 def test_a_gain_that_is_the_same_everywhere_is_certain():

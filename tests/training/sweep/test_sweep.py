@@ -127,6 +127,45 @@ def test_runs_that_are_only_being_set_up_lend_no_sft(tmp_path):
     assert not Path(config.output).exists()
 
 
+def _sft_done(sweep, tmp_path):
+    """The configurations of a run that is past its SFT, and of one that has the same."""
+    first, second = (
+        execution.configuration(r, tmp_path / "sweep") for r in planning.all_runs(sweep)
+    )
+    source = Path(first.output)
+    (source / "policies/sft").mkdir(parents=True)
+    (source / "config.yaml").write_text(command_line.dump(first))
+    (source / "stages.json").write_text('{"done": ["sft"], "figures": {}, "seconds": 0}')
+    return source, second
+
+
+@pytest.mark.parametrize("digest", ["aaaa", "bbbb"])
+def test_an_sft_of_another_nano_is_not_inherited(tmp_path, monkeypatch, digest):
+    sweep = _read(_sweep(tmp_path, seeds=[0], models={"tiny": {"policy": {"model": "nano"}}}))
+    source, config = _sft_done(sweep, tmp_path)
+    monkeypatch.setattr(nano, "digest", lambda: "bbbb")
+    origin = json.dumps({"model": "nano", "digest": digest})
+    (source / "origin.json").write_text(origin)
+    inheritance.inherit_sft(config, tmp_path / "sweep")
+    copied = Path(config.output) / "origin.json"
+    assert copied.exists() == (digest == "bbbb")
+    if copied.exists():
+        assert copied.read_text() == origin
+
+
+def test_what_the_other_run_is_just_writing_is_not_inherited(tmp_path):
+    source, config = _sft_done(_read(_sweep(tmp_path, seeds=[0])), tmp_path)
+    for name in ("eval/sft/summary.json", "expert-dev/trajectories.jsonl"):
+        for suffix in ("", ".partial", ".old"):
+            file = source / f"{name}{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("{}")
+    inheritance.inherit_sft(config, tmp_path / "sweep")
+    copied = {path.name for path in Path(config.output).rglob("*") if path.is_file()}
+    assert {"summary.json", "trajectories.jsonl"} <= copied
+    assert not [name for name in copied if name.endswith((".partial", ".old"))]
+
+
 def test_an_inherited_sft_is_what_the_run_itself_would_have_made(tmp_path):
     from safetensors.torch import load_file
 
@@ -287,11 +326,67 @@ def test_a_run_of_two_experiments_is_made_once(tmp_path):
         ({"environments": {"Other": {}}}, "no 'Guess' under environments: there are Other"),
         ({"experiments": [{"name": "x", "method": []}]}, "methods"),
         ({"experiments": [{"name": "x"}]}, "missing"),
+        ({"baseline": "sft-bst"}, "its baseline 'sft-bst' is no row: there are sft, implicit"),
+        ({"kind": "practice"}, "reported over reflection.practice: name its values under `vary`"),
+        ({"kind": "rewards"}, "reported over inverse.reward: name its values under `vary`"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(tmp_path, change, message, capsys):
+    if change.keys() & {"baseline", "kind"}:
+        table = {"methods": ["sft", "implicit"], "environments": ["Guess"], "models": ["tiny"]}
+        change = {"experiments": [{"name": "x", **table, **change}]}
     assert command.main(["--config", str(_sweep(tmp_path, **change))]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "sweep" / "runs").exists()
+
+
+def test_a_baseline_is_a_method_or_a_row_with_what_is_varied(tmp_path):
+    sweep = _read(_sweep(tmp_path))
+    table = {**sweep.experiments[0], "methods": ["implicit", "sft-matched-implicit"]}
+    table["vary"] = {"reflection.beta": [0.1, 0.2]}
+    for name in ("implicit", "implicit beta=0.2", "sft-matched-implicit beta=0.1"):
+        sweep.experiments = [{**table, "baseline": name}]
+        [experiment] = planning.experiments(sweep)
+        results = [report.read(run_, tmp_path) for run_ in planning.runs(sweep, experiment)]
+        [setting] = report.as_data(experiment, results)["settings"]
+        assert setting["baseline"] == {"implicit": "implicit beta=0.1"}.get(name, name)
+
+
+def test_options_of_the_command_line_come_before_those_that_the_directory_holds(
+    tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(execution, "run_all", lambda sweep, console: seen.append(sweep) or [])
+    settings = {"hours": 5.0, "workers": 1, "slurm": {"partition": "gpu", "mem_gb": 8}}
+    assert command.main(["--config", str(_sweep(tmp_path, **settings))]) == 0
+    moved = (tmp_path / "sweep").rename(tmp_path / "moved")
+    words = ["--output", str(moved), "--hours", "1", "--workers=8", "--slurm.mem-gb", "64"]
+    assert command.main(words) == 0
+    first, second = seen
+    assert (second.hours, second.workers, second.output) == (1.0, 8, str(moved))
+    assert second.slurm == {"partition": "gpu", "mem_gb": 64}
+    assert (second.experiments, second.threads) == (first.experiments, first.threads)
+
+
+def test_a_value_with_a_slash_gives_the_name_of_a_file(tmp_path):
+    sweep = _read(_sweep(tmp_path, seeds=[0]))
+    sweep.experiments[0] |= {"vary": {"policy.model": ["org/a"]}, "methods": ["implicit"]}
+    [run_] = planning.all_runs(sweep)
+    assert run_.name == f"Guess-tiny-implicit-model=org-a-seed0-{run_.digest}"
+    assert run_.directory(tmp_path) == tmp_path / "runs" / run_.name
+    assert run_.row == "implicit model=org/a"
+
+
+def test_a_configuration_is_written_whole_and_only_where_it_changes(tmp_path, monkeypatch):
+    sweep = _read(_sweep(tmp_path, seeds=[0]))
+    run_, written = planning.all_runs(sweep)[0], []
+    write = execution.write_text
+    monkeypatch.setattr(
+        execution, "write_text", lambda path, text: written.append(path) or write(path, text)
+    )
+    first = execution.configuration(run_, tmp_path)
+    assert execution.configuration(run_, tmp_path) == first
+    assert written == [execution.config_file(run_, tmp_path)]
 
 
 def test_an_option_that_does_not_exist_is_said_before_the_first_run(tmp_path, capsys):
