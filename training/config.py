@@ -41,8 +41,8 @@ class IterationConfig(OptimiserConfig):
     """Gradient descent with AdamW, once in each of several iterations."""
 
     keep_optimiser: bool = False
-    """AdamW continues an iteration with the moments of the one before. Off: it starts again, since
-    each iteration has a new reference and new data."""
+    """AdamW continues an iteration with the moments of the newest one before it. Off: it starts
+    again, since each iteration has a new reference and new data."""
 
 
 @dataclass

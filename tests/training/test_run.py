@@ -365,6 +365,8 @@ def test_the_disk_is_asked_for_the_control_before_the_method_trains(config, monk
     assert not (Path(config.output) / "policies").exists()
     config.evaluation.matched_sft = False
     run.run(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free - 2 * size))
+    run.run(config)  # what the first start has written needs no further room
 
 
 def test_adapters(config, tmp_path):

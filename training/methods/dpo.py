@@ -35,7 +35,7 @@ def learn(run: TrainingRun) -> None:
     files = run.config.preference.trajectories
     compared = compare_files(run, files) if files else None
     of_files = [Pair(better, worse) for better, worse in compared.pairs] if compared else []
-    check_pairs(run, of_files)
+    check_pairs(run, of_files, [] if files else run.samples)
     sft.learn(run)
     with run.stage("dpo") as stage:
         if not stage.done:

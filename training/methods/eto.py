@@ -43,7 +43,8 @@ def learn(run: TrainingRun) -> None:
     config, extra = run.config.preference, extra_rounds(run.config)
     from_files = compare_files(run, config.trajectories) if config.trajectories else None
     of_files = [compare(*pair, extra) for pair in from_files.pairs] if from_files else []
-    check_pairs(run, [pair for pair in of_files if pair])
+    explores = not from_files or config.iterations > 1
+    check_pairs(run, [pair for pair in of_files if pair], run.samples if explores else [])
     sft.learn(run)
     for iteration in range(1, config.iterations + 1):
         with run.stage(f"iteration-{iteration}") as stage:

@@ -62,6 +62,7 @@ from stepagent.training.methods.step_values import (
 )
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes
+from stepagent.training.runs.checkpoints import DamagedState
 from stepagent.training.runs.lines import resumed
 from stepagent.training.runs.optimise import optimise
 from stepagent.training.runs.schedule import packed, shuffled
@@ -231,7 +232,7 @@ def with_reference(
     is now, which are written down: a killed run reads them again. values[i] are those of
     practices[i]; `scored` has trees whose log-probabilities are known.
 
-    Raises ValueError where what an earlier start has written is of other pairs."""
+    Raises DamagedState where an earlier start has written them for other numbers of pairs."""
     of_trees = [None] * len(practices) if values is None else values
     rows = [(p, row) for p, row in zip(practices, of_trees, strict=True) if p.tree.branches]
     trees = [practice.tree.trimmed() for practice, _ in rows]
@@ -244,9 +245,9 @@ def with_reference(
         references = resumed(path, len(trees), score)
     for tree, columns in zip(trees, references, strict=True):
         if [len(column) for column in columns] != [len(tree.branches)] * 2:
-            raise ValueError(
-                f"{path} has log-probabilities of other pairs than were practised here, as after "
-                "a start of another version: delete it and start again"
+            raise DamagedState(
+                f"{path} holds log-probabilities for other numbers of pairs than were practised, "
+                "perhaps written by another version: delete reference*.jsonl there and start again"
             )
     return [
         TreePairs(tree, weights(practice), tuple(chosen), tuple(rejected), row)

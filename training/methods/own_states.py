@@ -257,14 +257,18 @@ def ask_expert(
 
     try:
         with stage.progress(len(samples), "episodes labelled") as move:
-            lines = resumed(path, len(samples), ask, lambda done: move(done, {}))
+
+            def on_line(number: int, line: dict[str, Any]) -> None:
+                replies = samples[number].encoded.replies
+                # Labels that end early do not say how many states there are.
+                states = len(replies if line.get("end") else line.get("pairs", ()))
+                check_line(path, samples[number], line, states)
+                move(number + 1, {})
+
+            lines = resumed(path, len(samples), ask, on_line)
     finally:
         for env in opened.values():
             env.close()
-    for sample, line in zip(samples, lines, strict=True):
-        # Labels that end early do not say how many states there are.
-        states = len(sample.encoded.replies if line.get("end") else line.get("pairs", ()))
-        check_line(path, sample, line, states)
     return [Labels([(t, a) for t, a in line["pairs"]], line["end"]) for line in lines]
 
 

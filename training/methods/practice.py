@@ -110,9 +110,12 @@ def practise(
     """
     draw = _draw(stage, policy, samples, config)
     with _drawing(stage), stage.progress(len(samples), "trajectories practised") as move:
-        lines = resumed_in_bulk(_file(stage), len(samples), draw, lambda done: move(done, {}))
-    for sample, line in zip(samples, lines, strict=True):
-        _check(stage, sample, line)
+
+        def on_line(number: int, line: Mapping[str, Any]) -> None:
+            _check(stage, samples[number], line)
+            move(number + 1, {})
+
+        lines = resumed_in_bulk(_file(stage), len(samples), draw, on_line)
     rows = [_replies(*row, policy, config) for row in zip(samples, lines, strict=True)]
     if config.equal == "effect":
         if by_effect is None:
@@ -188,9 +191,9 @@ def check_line(path: Path, sample: Sample, line: Mapping[str, Any], states: int)
     expected = (trajectory.task_id, trajectory.seed, len(sample.encoded.replies))
     if found != expected:
         raise DamagedState(
-            f"{path} is about other trajectories than the run has now: task, seed and states are "
-            f"{found} in place of {expected}. Where they were collected anew, choose another "
-            "`output`"
+            f"{path} was written for other trajectories: task, seed and number of states are "
+            f"{found}, expected {expected}. If the trajectories were collected again, choose "
+            "another `output`"
         )
 
 

@@ -56,11 +56,13 @@ class Pair:
         return checksum(json.dumps([self.chosen.encoded.ids, self.rejected.encoded.ids]))
 
 
-def check_pairs(run: TrainingRun, pairs: Sequence[Pair] = ()) -> None:
-    """Raises ValueError where the model cannot score the expert's trajectories and those of the
-    pairs, or the processes cannot share an update's pairs."""
-    samples = [sample for pair in pairs for sample in (pair.chosen, pair.rejected)]
-    check_paths(run.config.method, run.policy, [*run.samples, *samples])
+def check_pairs(
+    run: TrainingRun, pairs: Sequence[Pair] = (), experts: Sequence[Sample] = ()
+) -> None:
+    """Raises ValueError where the model cannot score the pairs that are known, or the expert's
+    trajectories that will be in others, or the processes cannot share an update's pairs."""
+    known = [sample for pair in pairs if pair.differs for sample in (pair.chosen, pair.rejected)]
+    check_paths(run.config.method, run.policy, [*experts, *known])
     trl_trainer.micro_batches(run.config.preference)
 
 
@@ -234,7 +236,10 @@ def _references(stage: Stage, policy: Policy, pairs: Sequence[Pair]) -> list[dic
             raise ValueError(f"{len(references)} of {len(pairs)} pairs")
         for row, pair in zip(references, pairs, strict=True):
             if row.pop("pair", None) not in (None, pair.digest):  # None: of an earlier version
-                raise ValueError("it is of other pairs than the run has now")
+                raise DamagedState(
+                    f"{path} holds log-probabilities of other pairs than the run has now: delete "
+                    "the run's directory, or choose another `output`"
+                )
     except (ValueError, TypeError, AttributeError) as error:
         raise DamagedState(
             f"{path} is damaged ({error}), and the policy that it was computed with may be gone: "

@@ -33,7 +33,7 @@ def learn(run: TrainingRun) -> None:
     Raises what `check_pairs` does, before any training.
     """
     config = run.config.preference
-    check_pairs(run)
+    check_pairs(run, experts=run.samples)
     sft.learn(run)
     for iteration in range(1, config.iterations + 1):
         with run.stage(f"iteration-{iteration}") as stage:

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM while a policy is trained: a checkpoint is written before it ends."""
+"""Ctrl-C and SIGTERM while a policy is trained: a checkpoint is written before it ends, but for the
+last update of a TRL trainer, which would not know when it goes on that it has ended."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from types import FrameType
 from stepagent.training.runs import processes
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_NOTE = b"\nstopping at the end of this update, with a checkpoint; once more to stop at once\n"
+_NOTE = b"\nstopping at the end of this update; once more to stop at once\n"
 
 
 class CheckpointClock:

@@ -23,29 +23,32 @@ from stepagent.training.runs import processes
 Item = TypeVar("Item")
 Make = Callable[[Sequence[int]], Iterable[Any]]
 """(numbers of items) → their lines in that order; it may work on several at once."""
+OnLine = Callable[[int, Any], None]
+"""(number of an item, its line)."""
 
 
 def resumed(
     path: Path,
     count: int,
     make: Callable[[int], Any],
-    on_line: Callable[[int], None] = lambda done: None,
+    on_line: OnLine = lambda number, line: None,
 ) -> list[Any]:
     """`make(0)` … `make(count - 1)`, written to `path` as JSON lines; lines that exist are kept.
 
     Of several processes each makes a share, in a file of its own, and all return all lines.
+    `on_line` sees this process's lines in order, those that exist before another is made.
     """
     return resumed_in_bulk(path, count, lambda numbers: map(make, numbers), on_line)
 
 
 def resumed_in_bulk(
-    path: Path, count: int, make: Make, on_line: Callable[[int], None] = lambda done: None
+    path: Path, count: int, make: Make, on_line: OnLine = lambda number, line: None
 ) -> list[Any]:
     """`resumed`, where `make` gets the numbers of all lines that are missing."""
     lines = []
     for i, line in written(path, count, make):
         lines.append(line)
-        on_line(i + 1)
+        on_line(i, line)
     return processes.interleave(processes.gather(lines), count)
 
 

@@ -77,8 +77,8 @@ class Stage:
         )
 
     def newest(self, name: str) -> Path | None:
-        """The file of that name among the artifacts of the last earlier stage that has one (in
-        shards, a folder takes its place); a stage with nothing to learn has none."""
+        """The file `name` of the latest earlier stage that has one (where sharded, a folder without
+        the suffix stands in for it). A stage with nothing to learn leaves none."""
         paths = (self.directory.artifacts(stage) / name for stage in reversed(self.earlier))
         return next((p for p in paths if is_file(p) or p.with_suffix("").is_dir()), None)
 

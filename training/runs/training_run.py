@@ -147,14 +147,15 @@ class TrainingRun:
 
     def check_space(self, policies: int) -> None:
         """Says what the run needs. Raises RunError where the disk cannot hold so many policies and
-        what training adds."""
+        what training adds, but for what is there from an earlier start."""
         needed = self.bytes_needed(policies)
         longest = max(sample.encoded.longest for sample in self.samples)
         tokens = max(longest, self.config.reflection.pack_tokens)
         free = shutil.disk_usage(self.directory.path).free
         text = estimate(self.policy, tokens, needed).text(free)
         self.console.print(f"The run {text}", markup=False, soft_wrap=True)
-        self.directory.check_space(needed, "policies and checkpoints")
+        held = sum(p.stat().st_size for p in self.directory.path.rglob("*.safetensors"))
+        self.directory.check_space(needed - held, "policies and checkpoints")
 
     def bytes_needed(self, policies: int) -> int:
         """About what the run takes on disk at most: so many policies (with `final` and `entering`),

@@ -27,10 +27,9 @@ def check_options(config: Config) -> None:
     for name, section in _sections(config):
         if isinstance(section, OptimiserConfig):
             _at_least(name, section, learning_rate=0, epochs=0, batch_size=1)
-            _at_least(name, section, weight_decay=0, beta2=0)
+            _at_least(name, section, weight_decay=0, beta2=0, warmup_ratio=0)
             _above(name, section, max_grad_norm=0)
-            _below(name, section, beta2=1)
-            _shares(name, section, "warmup_ratio")
+            _below(name, section, beta2=1, warmup_ratio=1)
     check_range(0, seed=config.seed, checkpoint_seconds=config.checkpoint_seconds)
     reflection, evaluation = config.reflection, config.evaluation
     _at_least("reflection", reflection, iterations=0, practice=1, temperature=0, trajectories=0)

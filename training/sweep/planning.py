@@ -65,8 +65,8 @@ class Sweep:
     """Directory of all runs and the report."""
     experiments: list[dict[str, Any]] = field(default_factory=list)
     """Each a mapping: name, methods, environments, models, and optionally kind, vary, seeds,
-    baseline. None: the sweep that the directory `output` already holds, but for the options that
-    are given."""
+    baseline. None: the sweep that the directory `output` already holds, in which the options that
+    are given are changed."""
     common: dict[str, Any] = field(default_factory=dict)
     """Options of training.run that all runs share."""
     methods: dict[str, Any] = field(default_factory=dict)
@@ -209,6 +209,11 @@ def experiments(sweep: Sweep) -> list[Experiment]:
 def _problem(experiment: Experiment) -> str:
     """Why an experiment cannot be reported; "" where it can."""
     kind, methods, baseline = experiment.kind, experiment.methods, experiment.baseline
+    lists = {name: getattr(experiment, name) for name in ("methods", "environments", "models")}
+    lists |= {f"vary.{option}": values for option, values in experiment.vary.items()}
+    for name, values in lists.items():
+        if not isinstance(values, list) or not values:
+            return f"{name} is {values!r}, which must be a list of one or more"
     if kind not in KINDS:
         return f"kind is {kind!r}, which must be one of {', '.join(KINDS)}"
     option = REPORTED_OVER.get(kind)

@@ -19,6 +19,7 @@ from stepagent.training.methods.implicit import (
 )
 from stepagent.training.methods.losses import step_dpo_loss
 from stepagent.training.methods.practice import practice_trees, practise
+from stepagent.training.runs.checkpoints import DamagedState
 from stepagent.training.runs.directory import RunDirectory
 from stepagent.training.runs.schedule import shuffled
 from stepagent.training.runs.stage import Stage
@@ -79,7 +80,7 @@ def test_a_reference_of_other_pairs_is_refused(policy, directory):
     path = stage.artifacts / "reference.jsonl"
     short = [list(pairs.reference_chosen[1:]), list(pairs.reference_rejected[1:])]
     path.write_text(json.dumps(short) + "\n")
-    with pytest.raises(ValueError, match="of other pairs than were practised"):
+    with pytest.raises(DamagedState, match="other numbers of pairs than were practised"):
         with_reference(stage, policy, practices)
 
 

@@ -38,6 +38,8 @@ def test_practice_of_other_trajectories_is_refused(policy, stage, other):
     assert practise(stage, policy, samples, CONFIG) == practised
     with pytest.raises(DamagedState, match=r"practice/iteration-1\.jsonl .*another `output`"):
         practise(stage, policy, [samples[0], other], CONFIG)
+    with pytest.raises(DamagedState):  # before what is missing is drawn
+        practise(stage, None, [samples[0], other, sample("t/4")], CONFIG)
     each = practise_each(stage, policy, [samples[0], other], CONFIG)
     assert next(each) == (0, practised[0])
     with pytest.raises(DamagedState):

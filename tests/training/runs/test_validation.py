@@ -91,7 +91,7 @@ OUT_OF_RANGE = {
     "rollouts.unlabelled": (-3,),
     "sft.beta2": (-0.1, 1.0, 1.5),
     "sft.weight_decay": (-1.0,),
-    "sft.warmup_ratio": (-0.1, 2.0),
+    "sft.warmup_ratio": (-0.1, 1.0, 2.0),
     "preference.later_learning_rate": (-1e-6,),
     "inverse.discriminator.beta2": (1.5,),
     "inverse.discriminator.label_smoothing": (-0.1, 0.5),
@@ -101,6 +101,9 @@ OUT_OF_RANGE = {
     "ppo.gamma": (-0.1, 2.0),
     "ppo.lam": (1.1,),
     "ppo.kl": (-0.1,),
+    "ppo.entropy": (-0.1,),
+    "ppo.value_coefficient": (-1.0,),
+    "inverse.discriminator.pack_tokens": (-1,),
 }
 
 

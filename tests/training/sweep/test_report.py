@@ -124,7 +124,7 @@ def test_missing_and_failed_runs_are_named_and_gains_take_common_seeds(sweep):
     assert (implicit["gain"]["mean"], implicit["gain"]["seeds"]) == (100.0, [0])
 
 
-def test_a_run_that_failed_under_the_name_of_another_table_is_said_to(sweep):
+def test_a_failure_logged_under_another_tables_name_is_reported(sweep):
     """Its directory has that name, too."""
     run, output = planning.all_runs(sweep)[0], Path(sweep.output)
     other = replace(run, model="other")

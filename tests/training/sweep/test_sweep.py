@@ -328,11 +328,16 @@ def test_a_run_of_two_experiments_is_made_once(tmp_path):
         ({"experiments": [{"name": "x"}]}, "missing"),
         ({"baseline": "sft-bst"}, "its baseline 'sft-bst' is no row: there are sft, implicit"),
         ({"kind": "practice"}, "reported over reflection.practice: name its values under `vary`"),
+        (
+            {"vary": {"reflection.practice": 3}},
+            "vary.reflection.practice is 3, which must be",
+        ),
+        ({"vary": {"reflection.practice": []}}, "which must be a list of one or more"),
         ({"kind": "rewards"}, "reported over inverse.reward: name its values under `vary`"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(tmp_path, change, message, capsys):
-    if change.keys() & {"baseline", "kind"}:
+    if change.keys() & {"baseline", "kind", "vary"}:
         table = {"methods": ["sft", "implicit"], "environments": ["Guess"], "models": ["tiny"]}
         change = {"experiments": [{"name": "x", **table, **change}]}
     assert command.main(["--config", str(_sweep(tmp_path, **change))]) == 2
