@@ -133,14 +133,22 @@ def sees(setting: Row) -> str:
     alone = [gain["detectable"] for gain in compared]
     if not max(bounds):
         return "What this table can see is unknown: the scores do not differ between tasks.\n"
+    several = (
+        f" (5 % over all {len(compared)} rows; for one row chosen beforehand {_range(alone)})"
+        if len(compared) > 1
+        else ""
+    )
     return (
         f"What this table can see: with {seeds} seed{'s' * (seeds != 1)}, {compared[0]['tasks']} "
-        "tasks and the spread measured here, a true gain of "
-        f"{min(bounds):.1f} to {max(bounds):.1f} points is called significant with a probability "
-        f"of 80 % (5 % over all {len(compared)} rows; for one row "
-        f"chosen beforehand {min(alone):.1f} to {max(alone):.1f}). Intervals: bootstrap over seeds "
-        "and tasks, not corrected.\n"
+        f"tasks and the spread measured here, a true gain of {_range(bounds)} points is called "
+        f"significant with a probability of 80 %{several}. Intervals: bootstrap over seeds and "
+        "tasks, not corrected.\n"
     )
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def agreement(setting: Row) -> str:

@@ -332,3 +332,16 @@ def test_a_damaged_summary_is_named(sweep, text):
     file.write_text(text)
     with pytest.raises(planning.SweepError, match=re.escape(str(file))):
         report.write(sweep)
+
+
+def test_a_table_of_one_comparison_speaks_of_no_correction():
+    def gain(alone: float, of_all: float) -> dict:
+        figures = {"seeds": [0, 1], "tasks": 96, "detectable": alone, "detectable_holm": of_all}
+        return {"gain": figures}
+
+    one = tables.sees({"rows": [{"gain": None}, gain(6.2, 6.2)]})
+    assert "a true gain of 6.2 points" in one
+    assert "rows" not in one
+    two = tables.sees({"rows": [gain(6.2, 7.0), gain(5.0, 5.8)]})
+    assert "a true gain of 5.8 to 7.0 points" in two
+    assert "over all 2 rows; for one row chosen beforehand 5.0 to 6.2" in two
