@@ -154,7 +154,8 @@ class TrainingRun:
         free = shutil.disk_usage(self.directory.path).free
         text = estimate(self.policy, tokens, needed).text(free)
         self.console.print(f"The run {text}", markup=False, soft_wrap=True)
-        held = sum(p.stat().st_size for p in self.directory.path.rglob("*.safetensors"))
+        weights = self.directory.path.rglob("*.safetensors")
+        held = sum(p.stat().st_size for p in weights if p.parent.name != "base")  # untrained
         self.directory.check_space(needed - held, "policies and checkpoints")
 
     def bytes_needed(self, policies: int) -> int:
