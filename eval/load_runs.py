@@ -199,7 +199,7 @@ def _without_repeats(
 
 def with_names(runs: Sequence[EvaluationRun]) -> list[EvaluationRun]:
     """The runs with distinct names: the agent, else with its folder, else with a number."""
-    names = [run.agent for run in runs]
+    names = [MATCHED if _is_control(run.path) else run.agent for run in runs]
     folders = _shortest_distinct([run.path for run in runs])
     shared = {name for name, count in Counter(names).items() if count > 1}
     names = [
@@ -214,6 +214,11 @@ def with_names(runs: Sequence[EvaluationRun]) -> list[EvaluationRun]:
         if seen[name] > 1:
             names[place] = f"{name} #{seen[name]}"
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _is_control(path: Path) -> bool:
+    """Whether a results file is of the control `evaluation.matched_sft`."""
+    return path.absolute().parts[-4:-1] == (MATCHED, "eval", "sft")
 
 
 def _shortest_distinct(paths: Sequence[Path]) -> list[str]:

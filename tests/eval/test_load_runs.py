@@ -32,7 +32,7 @@ def test_a_training_run_gives_its_stages_in_order(tmp_path):
     assert [r.name for r in runs][1::4] == ["seed1/sft", "seed2/sft"]
     write_run(tmp_path / "seed2" / "sft-matched" / "eval" / "sft", {"x/1": 1.0}, "sft")
     runs, _ = read(tmp_path / "seed2")  # the control `evaluation.matched_sft` comes with them
-    assert [r.name for r in runs] == ["seed2/sft", "sft-matched/sft"]
+    assert [r.name for r in runs] == ["sft", "sft-matched"]
 
 
 def suite(folder, agents=("expert", "random"), entries=("A", "B")):
