@@ -25,6 +25,8 @@ from stepagent.files import check_files, is_file, read_object
 
 MATCHED = "sft-matched"
 """The control `evaluation.matched_sft`: its folder in that of a run of `training.run`."""
+CONTROL = Path(MATCHED, "eval", "sft")
+"""Where its evaluation is in there."""
 _MAX_BAD_LINES = 5
 """Bad lines of a file that are reported one by one."""
 
@@ -96,7 +98,7 @@ def results_files(path: Path, *, everything: bool = False) -> list[Path]:
     if path / "results.jsonl" in below:
         return [path / "results.jsonl"]
     stages = sorted((f for f in below if f.parent.parent == path / "eval"), key=_stage_order)
-    stages += [f for f in below if f.parent.parent == path / MATCHED / "eval"]
+    stages += [f for f in below if f.parent == path / CONTROL]
     if stages or is_file(path / "metrics.jsonl"):
         return stages
     if suite := [file for file in not_empty if path in file.parents[1:3]]:
@@ -218,7 +220,7 @@ def with_names(runs: Sequence[EvaluationRun]) -> list[EvaluationRun]:
 
 def _is_control(path: Path) -> bool:
     """Whether a results file is of the control `evaluation.matched_sft`."""
-    return path.absolute().parts[-4:-1] == (MATCHED, "eval", "sft")
+    return path.absolute().parts[-4:-1] == CONTROL.parts
 
 
 def _shortest_distinct(paths: Sequence[Path]) -> list[str]:

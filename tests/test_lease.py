@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,23 +31,26 @@ def never():
     raise AssertionError("the lease was lost")
 
 
-def test_a_holder_that_renews_keeps_others_out(tmp_path):
-    holder = Lease(tmp_path / "run", 1.5)
+@contextmanager
+def renewed(holder):
+    """Takes the lease, keeps it while the body runs, and releases it."""
     assert holder.take()
     holder.keep(never)
-    assert not Lease(tmp_path / "run", 1.5).take()
+    yield
     holder.release()
+
+
+def test_a_holder_that_renews_keeps_others_out(tmp_path):
+    with renewed(Lease(tmp_path / "run", 1.5)):
+        assert not Lease(tmp_path / "run", 1.5).take()
     start = time.monotonic()
     assert Lease(tmp_path / "run", 60).take()
     assert time.monotonic() - start < 30, "a lease that was released is free at once"
 
 
 def test_a_watcher_with_less_patience_waits_as_long_as_the_holder_counts_as_alive(tmp_path):
-    holder = Lease(tmp_path / "run", 3)
-    assert holder.take()
-    holder.keep(never)
-    assert not Lease(tmp_path / "run", 0.1).take()
-    holder.release()
+    with renewed(Lease(tmp_path / "run", 3)):
+        assert not Lease(tmp_path / "run", 0.1).take()
 
 
 @pytest.mark.parametrize("sign", ["0123abcd", "", "0123abcd soon"])

@@ -31,6 +31,7 @@ def step_pairs(folder: Path) -> Iterator[Row]:
     """
     from stepagent.agents.models import load_tokenizer
     from stepagent.training.config import Config
+    from stepagent.training.runs.directory import BASE
 
     if not is_file(folder / "config.yaml") or not (folder / "practice").is_dir():
         raise ValueError(
@@ -49,7 +50,7 @@ def step_pairs(folder: Path) -> Iterator[Row]:
     for trajectory in read(path):
         trajectories.setdefault((trajectory.task_id, trajectory.seed), []).append(trajectory)
     is_tiny = config.policy.model == "tiny"
-    tokenizer = load_tokenizer(folder / "base" if is_tiny else config.policy.model)
+    tokenizer = load_tokenizer(folder / BASE if is_tiny else config.policy.model)
     check_id(config.env, str(folder))
     env = envs.make(config.env, split="train", **safe_arguments(config.env_args, str(folder), {}))
     prompt = env.prompt

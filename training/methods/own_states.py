@@ -51,8 +51,8 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     """The trajectories in whose states an iteration practises: the expert's, episodes of the
     agent's own, or both (`reflection.states`). Figures of the agent's go to the stage."""
     config = run.config.reflection
-    samples = draw(run.samples, config.trajectories, stage.seed)
     allowed = config.labels or None
+    samples = draw(run.samples, config.trajectories, stage.seed)
     if config.states == "expert":
         return within_budget(samples, allowed, stage.seed)
     if config.states == "successes":

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from stepagent.errors import UserError
-from stepagent.files import is_file, parse_json, read_text, write_atomically
+from stepagent.files import parse_json, read_text, write_atomically
 from stepagent.training.runs import processes, sharding
-from stepagent.training.runs.directory import MOMENTS
+from stepagent.training.runs.directory import MOMENTS, shards_of
 
 log = logging.getLogger(__name__)
 _WEIGHTS = "trained.safetensors"
@@ -95,14 +95,14 @@ def load_state(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Opti
 
 def in_shards(folder: Path) -> bool:
     """Whether `save_state` wrote shards there."""
-    return _shards(folder / _WEIGHTS).is_dir()
+    return shards_of(folder / _WEIGHTS).is_dir()
 
 
 def save_moments(path: Path, optimiser: torch.optim.Optimizer) -> None:
     """What `load_moments` reads. All processes take part."""
     moments = _moments(optimiser)
     if sharding.are_sharded(moments):
-        _write_together(_shards(path), lambda partial: sharding.save_shards(partial, moments))
+        _write_together(shards_of(path), lambda partial: sharding.save_shards(partial, moments))
     elif processes.is_main():
         write_atomically(path, lambda partial: _save(partial, moments))
     processes.wait()
@@ -131,16 +131,11 @@ def _write_together(path: Path, save: Callable[[Path], None]) -> None:
         save(Path(processes.gather(None)[0]))
 
 
-def _shards(path: Path) -> Path:
-    """The folder in the place of a file of tensors."""
-    return path.with_suffix("")
-
-
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """A file by the main process, or shards by all."""
     if sharding.are_sharded(tensors):
-        _shards(path).mkdir(exist_ok=True)
-        sharding.save_shards(_shards(path), tensors)
+        shards_of(path).mkdir(exist_ok=True)
+        sharding.save_shards(shards_of(path), tensors)
     elif processes.is_main():
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
 
@@ -150,7 +145,7 @@ def _load(path: Path, pattern: Callable[[str], torch.Tensor]) -> dict[str, torch
 
     Raises ValueError for a tensor of another shape.
     """
-    folder = _shards(path)
+    folder = shards_of(path)
     in_shards = folder.is_dir()
     saved = {} if in_shards else load_file(path)
     shapes = sharding.saved_shapes(folder) if in_shards else {n: t.shape for n, t in saved.items()}
@@ -193,12 +188,10 @@ def load_training_state(
 
 
 def load_moments(path: Path, optimiser: torch.optim.Optimizer) -> None:
-    """Continues from the moments of an optimiser of the same parameters, where there are any.
+    """Continues from the moments of an optimiser of the same parameters.
 
     Raises DamagedState where the file holds others, or nothing that can be read.
     """
-    if not is_file(path) and not _shards(path).is_dir():
-        return
     try:
         _load_moments(path, optimiser)
     except (SafetensorError, OSError, ValueError, KeyError) as error:

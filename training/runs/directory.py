@@ -45,6 +45,8 @@ from stepagent.training.runs.options import differing
 
 ORIGIN = "origin.json"
 MOMENTS = "optimiser.safetensors"
+BASE = "base"
+"""The folder of the model `tiny` as it was before any training."""
 """AdamW's moments, in a checkpoint and among a stage's artifacts."""
 
 
@@ -56,6 +58,11 @@ class WrongOptions(RunError):
     """Options or files that the run cannot use."""
 
     exit_code = 2
+
+
+def shards_of(path: Path) -> Path:
+    """The folder in the place of a file of tensors, where these are in shards."""
+    return path.with_suffix("")
 
 
 class RunDirectory:

@@ -17,7 +17,7 @@ from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Trajectory, read, write
 from stepagent.eval import agreement
 from stepagent.eval.evaluate import EvaluationOptions, choose, evaluate
-from stepagent.eval.load_runs import MATCHED
+from stepagent.eval.load_runs import CONTROL, MATCHED
 from stepagent.eval.paper import LABELS
 from stepagent.files import is_file, parse_json, read_object, read_text, write_text
 from stepagent.training import collect
@@ -40,10 +40,8 @@ class Scores:
 
     def read(self, name: str) -> dict[str, Any]:
         """The summary of an evaluation; {} where there is none."""
-        folder = self.path
-        if name == MATCHED:
-            folder, name = self.path.parent / MATCHED / "eval", "sft"
-        return read_object(folder / name / "summary.json")
+        folder = self.path.parent / CONTROL if name == MATCHED else self.path / name
+        return read_object(folder / "summary.json")
 
     def play(self, name: str, player: Any) -> None:
         """Plays what is missing of an evaluation, with an agent that is closed afterwards; all

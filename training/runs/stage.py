@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from stepagent.files import is_file
-from stepagent.training.runs.directory import MOMENTS, RunDirectory
+from stepagent.training.runs.directory import MOMENTS, RunDirectory, shards_of
 from stepagent.training.runs.times import Times
 from stepagent.training.sampler.interface import Sampler
 from stepagent.training.sampler.local import LocalSampler
@@ -80,7 +80,7 @@ class Stage:
         """The file `name` of the latest earlier stage that has one (where sharded, a folder without
         the suffix stands in for it). A stage with nothing to learn leaves none."""
         paths = (self.directory.artifacts(stage) / name for stage in reversed(self.earlier))
-        return next((p for p in paths if is_file(p) or p.with_suffix("").is_dir()), None)
+        return next((p for p in paths if is_file(p) or shards_of(p).is_dir()), None)
 
     @property
     def moments_before(self) -> Path | None:

@@ -32,7 +32,7 @@ from stepagent.training.data import Sample, encode, shown_otherwise
 from stepagent.training.policy import Policy
 from stepagent.training.runs import budget, interrupts, model_card, processes, times
 from stepagent.training.runs.budget import Budget
-from stepagent.training.runs.directory import RunDirectory, RunError, WrongOptions
+from stepagent.training.runs.directory import BASE, RunDirectory, RunError, WrongOptions
 from stepagent.training.runs.estimates import estimate
 from stepagent.training.runs.expert import check_inputs, load_expert
 from stepagent.training.runs.options import flat
@@ -155,7 +155,7 @@ class TrainingRun:
         text = estimate(self.policy, tokens, needed).text(free)
         self.console.print(f"The run {text}", markup=False, soft_wrap=True)
         weights = self.directory.path.rglob("*.safetensors")
-        held = sum(p.stat().st_size for p in weights if p.parent.name != "base")  # untrained
+        held = sum(p.stat().st_size for p in weights if p.parent.name != BASE)
         self.directory.check_space(needed - held, "policies and checkpoints")
 
     def bytes_needed(self, policies: int) -> int:
@@ -166,7 +166,7 @@ class TrainingRun:
 
     def _make_base(self, trajectories: Sequence[Trajectory]) -> None:
         """Builds the model `tiny`, whose tokens come from the trajectories, unless it exists."""
-        base = self.directory.path / "base"
+        base = self.directory.path / BASE
         if self.config.policy.model == "tiny" and not base.is_dir():
             texts = [
                 message["content"]
@@ -178,7 +178,7 @@ class TrainingRun:
 
     def _load(self) -> Policy:
         is_tiny = self.config.policy.model == "tiny"
-        path = self.directory.path / "base" if is_tiny else None
+        path = self.directory.path / BASE if is_tiny else None
         policy = Policy.load(self.config.policy, path, self.config.seed)
         if self.config.prompt.format == "tools":
             policy.use_tools(self.prompt.tools)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from stepagent import agents, envs
@@ -127,34 +128,28 @@ def _sections(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _sections(value, f"{path}{part.name}.")
 
 
-def _at_least(name: str, section: Any, **limits: float) -> None:
-    for key, limit in limits.items():
-        if not getattr(section, key) >= limit:
-            raise ValueError(
-                f"{name}.{key} is {getattr(section, key)}, which must be at least {limit}"
-            )
+def _limits(holds: Callable[[float, float], bool], words: str) -> Callable[..., None]:
+    """A check that options of a section stand so to their limits."""
+
+    def check(name: str, section: Any, **limits: float) -> None:
+        for key, limit in limits.items():
+            if not holds(getattr(section, key), limit):
+                raise ValueError(
+                    f"{name}.{key} is {getattr(section, key)}, which must be {words} {limit}"
+                )
+
+    return check
+
+
+_at_least = _limits(operator.ge, "at least")
+_above = _limits(operator.gt, "above")
+_below = _limits(operator.lt, "below")
 
 
 def _shares(name: str, section: Any, *keys: str) -> None:
     for key in keys:
         if not 0 <= getattr(section, key) <= 1:
             raise ValueError(f"{name}.{key} is {getattr(section, key)}: it must be from 0 to 1")
-
-
-def _above(name: str, section: Any, **limits: float) -> None:
-    for key, limit in limits.items():
-        if not getattr(section, key) > limit:
-            raise ValueError(
-                f"{name}.{key} is {getattr(section, key)}, which must be above {limit}"
-            )
-
-
-def _below(name: str, section: Any, **limits: float) -> None:
-    for key, limit in limits.items():
-        if not getattr(section, key) < limit:
-            raise ValueError(
-                f"{name}.{key} is {getattr(section, key)}, which must be below {limit}"
-            )
 
 
 def check_model(method: str, policy: Policy) -> None:

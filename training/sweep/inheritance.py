@@ -12,7 +12,7 @@ from stepagent import command_line
 from stepagent.agents import nano
 from stepagent.files import is_file, read_object, read_text
 from stepagent.training.config import Config
-from stepagent.training.runs.directory import ORIGIN
+from stepagent.training.runs.directory import BASE, ORIGIN
 from stepagent.training.runs.options import differing
 
 _SFT_OPTIONS = {"env", "env_args", "seed", "prompt", "policy", "expert", "sft", "evaluation"}
@@ -61,7 +61,7 @@ def inherit_sft(config: Config, output: Path) -> None:
             continue  # another model of the same name
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        for name in ("expert", "expert-dev", "base", "policies/sft", "eval/sft"):
+        for name in ("expert", "expert-dev", BASE, "policies/sft", "eval/sft"):
             if (source / name).is_dir():
                 shutil.copytree(source / name, partial / name, ignore=_UNFINISHED)
         if origin:
