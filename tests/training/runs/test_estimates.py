@@ -1,4 +1,7 @@
-"""Estimates against numbers worked out by hand."""
+"""Estimates against numbers worked out by hand, and against what a backward pass keeps."""
+
+import pytest
+import torch
 
 from stepagent.training.config import LoraSettings
 from stepagent.training.policy import Policy
@@ -10,8 +13,8 @@ def test_all_weights_and_an_adapter(policy, tmp_path):
     vocabulary = len(policy.tokenizer)
     needs = estimate(policy, tokens=100, disk=7)
     assert needs.state == count * 4 + count * 12
-    # 2 layers of width 32 in float32, 16 tensors each; logits
-    assert needs.activations == 100 * (2 * 32 * 4 * 16 + vocabulary * 12)
+    # 2 layers of width 32 in float32, 21 tensors each; logits
+    assert needs.activations == 100 * (2 * 32 * 4 * 21 + vocabulary * 12)
     policy.save(tmp_path)
     policy.config.lora, policy.config.dtype = LoraSettings(r=2), "bfloat16"
     policy.config.gradient_checkpointing = True
@@ -20,6 +23,30 @@ def test_all_weights_and_an_adapter(policy, tmp_path):
     needs = estimate(adapted, tokens=100, disk=7)
     assert needs.state == count * 2 + trained * 4 + trained * 12
     assert needs.activations == 100 * (2 * 32 * 2 + vocabulary * 12)
+
+
+@pytest.mark.parametrize(("dtype", "rank"), [("float32", 0), ("bfloat16", 2)])
+def test_a_layer_is_about_what_its_backward_pass_keeps(policy, tmp_path, dtype, rank):
+    policy.save(tmp_path)
+    policy.config.lora, policy.config.dtype = LoraSettings(r=rank), dtype
+    loaded = Policy.load(policy.config, tmp_path)
+    model, tokens = loaded.model, 64
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(input_ids=torch.ones((1, tokens), dtype=torch.long)).logits
+    body = sum(storage.nbytes() for storage in kept.values())
+    head = tokens * len(policy.tokenizer) * 12
+    expected = estimate(loaded, tokens, disk=0).activations - head
+    assert logits.requires_grad
+    assert body == pytest.approx(expected, rel=0.3)  # of a width of 32
 
 
 def test_the_line_that_is_printed():
