@@ -73,7 +73,9 @@ def score_trees(
     """
     keep = torch.cat([packed.predict_at, packed.last_at]) if hidden else packed.predict_at
     logits, states = _forward(model, packed, keep, attention)
-    logits = logits[: len(packed.target)].float()
+    if hidden:
+        logits = logits[: len(packed.target)]
+    logits = logits.float()
     tokens = -F.cross_entropy(logits, packed.target, reduction="none")
     zeros = tokens.new_zeros(packed.n_actions)
     scores = TreeScores(packed, tokens, zeros.index_add(0, packed.action, tokens))
@@ -141,7 +143,8 @@ def _forward(
             logits_to_keep=keep,
             use_cache=False,
             **inputs,
-        ).logits[0]
+        ).logits
     finally:
         hook.remove()
-    return logits, states[0][0]
+    # Not [0]: its gradient would be written into another tensor of zeros, as large as all logits.
+    return logits.squeeze(0), states[0].squeeze(0)
