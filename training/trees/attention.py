@@ -4,8 +4,9 @@ The implementation is SDPA for every ordinary call (`generate`, SFT, …). Three
 
 * on CUDA a FlexAttention `BlockMask`, made from a tree's mask rule (`trees/packing.py`);
 * elsewhere a `TreePattern`: the same mask cut into its non-empty blocks. The trunk is a plain
-  causal block; branches go in chunks that look at no more of the trunk than they are attached to. A
-  dense mask costs (trunk + branches)² however empty it is;
+  causal block, or where it branches itself a cascade of blocks (`trees/cascade.py`) or runs
+  (`trees/runs.py`); branches go in chunks that look at no more of the trunk than they are attached
+  to. A dense mask costs (trunk + branches)² however empty it is;
 * while practising, a `Prefill` and then a `Decode` pattern (`trees/sampling.py`): keys and values
   of the trunk are stored once and shared by every row that decodes.
 
@@ -16,7 +17,6 @@ attention.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -29,14 +29,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from stepagent.agents.encoded import Joins, depths, ranges, reaches
+from stepagent.agents.encoded import Joins, depths, reaches
+from stepagent.training.trees.cascade import Piece, can_cascade, cascade, pays, pieces_of
+from stepagent.training.trees.runs import Runs, trunk_runs
 
 NAME = "step_tree"
 FLEX_BLOCK = 128
 """Sequence lengths are padded to multiples of this for FlexAttention (its block size)."""
 
-RUN_TOKENS = 1024
-"""Tokens of a trunk that branches attend in runs of no more than this, but for the first."""
 _ROOM = 16
 _LOW = (torch.bfloat16, torch.float16)
 
@@ -70,53 +70,34 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Tokens of a trunk that follow one another, in a trunk that branches."""
+class Branching:
+    """A trunk that branches itself. What its attention needs is made when it is first asked for."""
 
+    joins: Joins
     size: int
-    pieces: tuple[int, ...]
-    """The pieces of the trunk that are their path, of n tokens in all: their own are at the end"""
-    mask: Tensor | None
-    """bool [1, 1, size, n]; None where it is causal: the path is these tokens alone"""
+    """Tokens of the trunk."""
+    window: int | None
+    """As in `sliding_window`."""
+    device: torch.device
 
+    @functools.cached_property
+    def runs(self) -> Runs:
+        return trunk_runs(self.joins, self.size, self.window, self.device)
 
-@dataclass(frozen=True)
-class Runs:
-    """The tokens of a trunk that branches, in order."""
+    @functools.cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Of the cascade; none where it does not apply, or runs are faster."""
+        pieces = pieces_of(self.joins, self.size) if self.window is None else ()
+        return pieces if pays(pieces) else ()
 
-    pieces: tuple[int, ...] = ()
-    """Sizes of what the trunk is cut into, so that each run reads complete pieces. (Pieces cost
-    less than a choice of columns, whose gradient is added up token by token.)"""
-    runs: tuple[Run, ...] = ()
-
-
-def trunk_runs(joins: Joins, place: Tensor, window: int | None) -> Runs:
-    """How the tokens of a trunk that branches see one another; `place` int64 [trunk] is only asked
-    for its length and device, `window` as in `sliding_window`. Long runs are cut, so that few of
-    their tokens read columns that only later ones see."""
-    size, device = len(place), place.device
-    depth = torch.tensor(depths(joins, size), device=device)
-    starts = {0, *(start for start, _ in joins if start < size)}
-    ends = sorted({*starts, size})
-    starts |= {at for a, b in itertools.pairwise(ends[1:]) for at in range(a, b, RUN_TOKENS)}
-    cuts = sorted({*starts, size, *(at for start, at in joins if start < size)})
-    bounds = list(itertools.pairwise(cuts))
-    runs = []
-    for start, end in itertools.pairwise(sorted({*starts, size})):
-        on_path = ranges(joins, end)
-        pieces = [
-            i for i, (a, b) in enumerate(bounds) if any(c <= a and b <= d for c, d in on_path)
-        ]
-        mask = None
-        if window is not None or on_path != [(start, end)]:
-            columns = torch.cat([torch.arange(a, b, device=device) for a, b in on_path])
-            rows = torch.arange(start, end, device=device)
-            mask = columns[None, :] <= rows[:, None]
-            if window is not None:
-                mask &= depth[rows][:, None] - depth[columns][None, :] < window
-            mask = mask[None, None]
-        runs.append(Run(end - start, tuple(pieces), mask))
-    return Runs(tuple(b - a for a, b in bounds), tuple(runs))
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
+    ) -> Tensor:
+        """[1, H, size, D] queries, [1, Hkv, size, D] keys and values; returns [1, H, size, D]."""
+        if self.pieces and not dropout and can_cascade(query, key, value):
+            return cascade(query, key, value, self.pieces, scale)
+        key, value = repeat_heads(key, query), repeat_heads(value, query)
+        return self.runs.attend(query, key, value, scale, dropout)
 
 
 @dataclass(frozen=True)
@@ -128,30 +109,24 @@ class TreeSpan:
     chunks: tuple[Chunk, ...]
     trunk_mask: Tensor | None = None
     """bool [1, 1, trunk, trunk] where a sliding window makes the trunk more than causal."""
-    branching: Runs = Runs()
-    """Of a trunk that branches itself."""
+    branching: Branching | None = None
 
     def attend_trunk(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
     ) -> Tensor:
-        """The trunk's own attention: [1, H, trunk, D] each."""
-        sdpa = functools.partial(F.scaled_dot_product_attention, scale=scale, dropout_p=dropout)
-        if self.branching.runs:
-            keys, values = (x.split(self.branching.pieces, dim=2) for x in (key, value))
-            rows = query.split([run.size for run in self.branching.runs], dim=2)
-            parts = [
-                sdpa(
-                    own,
-                    torch.cat([keys[i] for i in run.pieces], dim=2),
-                    torch.cat([values[i] for i in run.pieces], dim=2),
-                    attn_mask=run.mask,
-                    is_causal=run.mask is None,
-                )
-                for own, run in zip(rows, self.branching.runs, strict=True)
-            ]
-            return torch.cat(parts, dim=2)
-        mask = self.trunk_mask
-        return sdpa(query, key, value, attn_mask=mask, is_causal=mask is None)
+        """The trunk's own attention: [1, H, trunk, D] queries, [1, Hkv, trunk, D] keys, values."""
+        if self.branching is not None:
+            return self.branching.attend(query, key, value, scale, dropout)
+        key, value, mask = repeat_heads(key, query), repeat_heads(value, query), self.trunk_mask
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scale,
+        )
 
 
 @dataclass(frozen=True)
@@ -168,16 +143,15 @@ class TreePattern:
         sdpa = functools.partial(F.scaled_dot_product_attention, scale=scale, dropout_p=dropout)
         sizes = [n for span in self.spans for n in (span.trunk, *(c.size for c in span.chunks))]
         sizes.append(self.padding)
-        heads = (query, repeat_heads(key, query), repeat_heads(value, query))
-        blocks = zip(*(x.split(sizes, dim=2) for x in heads), strict=True)
+        blocks = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
         parts = []
         for span in self.spans:
             q, trunk_k, trunk_v = next(blocks)
             parts.append(span.attend_trunk(q, trunk_k, trunk_v, scale, dropout))
             for chunk in span.chunks:
                 q, k, v = next(blocks)
-                k = torch.cat([trunk_k[:, :, chunk.columns], k], dim=2)
-                v = torch.cat([trunk_v[:, :, chunk.columns], v], dim=2)
+                k = repeat_heads(torch.cat([trunk_k[:, :, chunk.columns], k], dim=2), q)
+                v = repeat_heads(torch.cat([trunk_v[:, :, chunk.columns], v], dim=2), q)
                 parts.append(sdpa(q, k, v, attn_mask=chunk.mask))
         parts.append(torch.zeros_like(next(blocks)[0]))
         return torch.cat(parts, dim=2)
@@ -200,18 +174,19 @@ class Prefill:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
     ) -> Tensor:
         self.keys[layer], self.values[layer] = key[0], value[0]
-        keys, values = repeat_heads(key, query), repeat_heads(value, query)
-        return self._span(query).attend_trunk(query, keys, values, scale, dropout)
+        return self._span(query).attend_trunk(query, key, value, scale, dropout)
 
     def _span(self, query: Tensor) -> TreeSpan:
         size, mask = query.shape[2], None
         if self.span is None or self.span.trunk != size:
             position = torch.arange(size, device=query.device)
-            runs = trunk_runs(self.joins, position, self.window) if self.joins else Runs()
-            if self.window is not None and size > self.window and not self.joins:
+            branching = None
+            if self.joins:
+                branching = Branching(self.joins, size, self.window, query.device)
+            elif self.window is not None and size > self.window:
                 back = position[:, None] - position[None, :]
                 mask = ((back >= 0) & (back < self.window))[None, None]
-            self.span = TreeSpan(size, (), mask, runs)
+            self.span = TreeSpan(size, (), mask, branching)
         return self.span
 
 

@@ -12,11 +12,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from stepagent.agents.encoded import depths, reaches
 from stepagent.training.trees.attention import (
     FLEX_BLOCK,
+    Branching,
     Chunk,
-    Runs,
     TreePattern,
     TreeSpan,
-    trunk_runs,
 )
 from stepagent.training.trees.tree import StepTree
 
@@ -121,8 +120,10 @@ class PackedTrees:
                     first = i + 1
             slides = window is not None and trunk_end - start > window
             trunk_mask = block(trunk, trunk) if slides and not tree.joins else None
-            runs = trunk_runs(tree.joins, trunk, window) if tree.joins else Runs()
-            spans.append(TreeSpan(trunk_end - start, tuple(chunks), trunk_mask, runs))
+            branching = None
+            if tree.joins:
+                branching = Branching(tree.joins, len(trunk), window, trunk.device)
+            spans.append(TreeSpan(trunk_end - start, tuple(chunks), trunk_mask, branching))
         return TreePattern(tuple(spans), int((self.tree_id < 0).sum()))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stepagent.training.trees import attention
+from stepagent.training.trees import cascade, runs
 from stepagent.training.trees.forest import forests
 from stepagent.training.trees.packing import pack
 from stepagent.training.trees.scoring import score_trees
@@ -66,14 +66,16 @@ def gradients(model: PreTrainedModel) -> Tensor:
     return gradient
 
 
-@pytest.mark.parametrize("run_tokens", [attention.RUN_TOKENS, 7])
+@pytest.mark.parametrize("attention", ["runs", "short runs", "cascade"])
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 @pytest.mark.parametrize("limit", [10_000, 45, 1])
 @pytest.mark.parametrize("name", GROUPS)
 def test_scores_and_gradients_are_those_of_single_sequences(
-    kind: str, limit: int, name: str, run_tokens: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, limit: int, name: str, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "RUN_TOKENS", run_tokens)
+    if attention == "short runs":
+        monkeypatch.setattr(runs, "RUN_TOKENS", 7)
+    monkeypatch.setattr(cascade, "MIN_SHARED", 0 if attention == "cascade" else 10**9)
     model, group = tiny_model(kind), GROUPS[name]
     expected = by_themselves(model, group)
     weights = [
