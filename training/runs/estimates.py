@@ -3,13 +3,14 @@
 Memory is that of the trainer's device in an update:
 
     weights + trained · (4 gradient + 8 AdamW)      bytes
-    + T · h · L · (21 b; 1 b with checkpointing)    activations that the backward pass needs
-    + T · h · L · 22                                with adapters in float32 on a base of 16 bits
+    + T · L · (9 h + 4 m) · b                       activations that the backward pass needs
     + T · V · 12                                    logits, their float32 copy and its gradient
 
-with T tokens per forward pass, h the width, L the layers, V the vocabulary and b the bytes of a
-number in the forward pass. 21 and 22 are counted: Llama blocks of three shapes keep 19 to 24 numbers
-in eager mode, and 22 to 24 bytes more where each adapter keeps its input in float32.
+with T tokens per forward pass, h the width, m that of an MLP's hidden layer, L the layers and V the
+vocabulary. 9 and 4 are counted in Llama, Mistral and Qwen2 blocks in eager mode. b is 4 bytes, also
+for adapters on a base of 16 bits, since each keeps its input in float32; where all weights are
+trained in bfloat16 (autocast) it is 3, and the weights are there once more, in 2 bytes each. With
+checkpointing a layer keeps its input alone.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from dataclasses import dataclass
 
 from stepagent.training.policy import Policy
 
-_PER_LAYER = 21
-_ADAPTERS = 22
+_WIDTH = 9
+_MLP = 4
 _LOGITS = 12
 
 
@@ -49,13 +50,14 @@ def estimate(policy: Policy, tokens: int, disk: int) -> Estimate:
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for p in parameters)
     config = policy.model.config.get_text_config()
-    dtype = getattr(policy.model, "compute_dtype", policy.model.dtype)
-    per_layer = dtype.itemsize
-    if not policy.config.gradient_checkpointing:
-        converted = dtype.itemsize < 4 and not all(p.requires_grad for p in parameters)
-        per_layer = dtype.itemsize * _PER_LAYER + (_ADAPTERS if converted else 0)
-    width = config.hidden_size * config.num_hidden_layers * per_layer
-    activations = tokens * (width + config.vocab_size * _LOGITS)
+    autocast = hasattr(policy.model, "compute_dtype")
+    width, mlp = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
+    layer = (_WIDTH * width + _MLP * mlp) * (3 if autocast else 4)
+    if policy.config.gradient_checkpointing:
+        layer = width * policy.model.dtype.itemsize
+    activations = tokens * (layer * config.num_hidden_layers + config.vocab_size * _LOGITS)
+    if autocast:
+        activations += trained * 2
     return Estimate(weights + trained * 12, activations, disk)
 
 

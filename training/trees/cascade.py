@@ -33,7 +33,8 @@ MIN_SHARED = 256
 """A merge must bring a token this many others to read, on average, for the cascade to be taken.
 Measured forward and backward on a CPU with AVX-512: from here on it takes 0.70 to 0.98 of the runs'
 time with 9 heads of width 64 on 3 of keys, and 0.84 to 1.06 with 4 of width 32 on 4. With 100 it
-takes up to 1.06 and 1.22, with 20 up to 1.44 and 1.93: to merge a short block costs the same."""
+takes up to 1.06 and 1.22, with 20 up to 1.44 and 1.93: merging a short block costs as much as a
+long one."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def pays(pieces: Sequence[Piece]) -> bool:
     """Whether a cascade over these pieces is faster than runs."""
     merges = sum(piece.below - piece.end for piece in pieces)
     read = sum((piece.below - piece.end) * (piece.end - piece.start) for piece in pieces)
-    return read >= MIN_SHARED * merges > 0
+    return merges > 0 and read >= MIN_SHARED * merges
 
 
 def _operator(name: str, arguments: str) -> Callable[..., Any] | None:
@@ -99,7 +100,7 @@ def cascade(
     query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Piece], scale: float
 ) -> Tensor:
     """What the tokens of a trunk in these pieces read: queries [1, H, S, D], keys and values
-    [1, Hkv, S, D]; returns [1, H, S, D]. They must be such as `can_cascade` says."""
+    [1, Hkv, S, D], of which `can_cascade` holds; returns [1, H, S, D]."""
     groups = query.shape[1] // key.shape[1]
     heads = query[0].unflatten(0, (-1, groups)), key[0][:, None], value[0][:, None]
     out: Tensor = _Cascade.apply(*heads, _Blocks.of(pieces, scale))

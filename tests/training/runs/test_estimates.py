@@ -13,8 +13,8 @@ def test_all_weights_and_an_adapter(policy, tmp_path):
     vocabulary = len(policy.tokenizer)
     needs = estimate(policy, tokens=100, disk=7)
     assert needs.state == count * 4 + count * 12
-    # 2 layers of width 32 in float32, 21 tensors each; logits
-    assert needs.activations == 100 * (2 * 32 * 4 * 21 + vocabulary * 12)
+    # 2 layers of width 32, with MLPs of 85, in float32; logits
+    assert needs.activations == 100 * (2 * (9 * 32 + 4 * 85) * 4 + vocabulary * 12)
     policy.save(tmp_path)
     policy.config.lora, policy.config.dtype = LoraSettings(r=2), "bfloat16"
     policy.config.gradient_checkpointing = True
@@ -25,7 +25,7 @@ def test_all_weights_and_an_adapter(policy, tmp_path):
     assert needs.activations == 100 * (2 * 32 * 2 + vocabulary * 12)
 
 
-@pytest.mark.parametrize(("dtype", "rank"), [("float32", 0), ("bfloat16", 2)])
+@pytest.mark.parametrize(("dtype", "rank"), [("float32", 0), ("bfloat16", 2), ("bfloat16", 0)])
 def test_a_layer_is_about_what_its_backward_pass_keeps(policy, tmp_path, dtype, rank):
     policy.save(tmp_path)
     policy.config.lora, policy.config.dtype = LoraSettings(r=rank), dtype
@@ -46,7 +46,7 @@ def test_a_layer_is_about_what_its_backward_pass_keeps(policy, tmp_path, dtype, 
     head = tokens * len(policy.tokenizer) * 12
     expected = estimate(loaded, tokens, disk=0).activations - head
     assert logits.requires_grad
-    assert body == pytest.approx(expected, rel=0.3)  # of a width of 32
+    assert body == pytest.approx(expected, rel=0.2)
 
 
 def test_the_line_that_is_printed():

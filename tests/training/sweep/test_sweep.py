@@ -484,22 +484,32 @@ def test_the_reproduction_is_a_sweep_of_all_nine_methods():
     assert {e.kind for e in planning.experiments(sweep)} == set(planning.KINDS)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_laptop_configurations_have_the_settings_that_methods_check_found(method, tmp_path):
-    sweep = command_line.parse(
-        planning.Sweep, ["--config", str(CONFIGS / "methods-check.yaml")], prog="test"
-    )
-    row = method if method in ("implicit", "inverse") else "sft"
-    measured = next(r for r in planning.all_runs(sweep) if r.method == row)
+def changes_of_laptop(method, sweep, row, tmp_path):
+    """Options of a method's laptop configuration that are not those of a row of a sweep."""
+    planned = command_line.parse(planning.Sweep, ["--config", str(CONFIGS / sweep)], prog="test")
+    measured = next(r for r in planning.all_runs(planned) if r.method == row)
     alone = command_line.parse(
         Config, ["--config", str(CONFIGS / f"{method}-laptop.yaml")], prog="test"
     )
-    changes = differing(
+    return differing(
         command_line.dump(execution.configuration(measured, tmp_path)), command_line.dump(alone)
     )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_laptop_configurations_have_the_settings_that_methods_check_found(method, tmp_path):
+    row = method if method in ("implicit", "inverse") else "sft"
+    changes = changes_of_laptop(method, "methods-check.yaml", row, tmp_path)
     sections = ("sft.",) if row == "sft" else ("sft.", "reflection.", "ppo.", "inverse.")
     changed = {name for name in changes if name.startswith(sections)}
     assert changed <= {"reflection.iterations"}  # two, where methods-check has one
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"implicit", "inverse"}))
+def test_the_other_laptop_configurations_are_those_of_the_reproduction(method, tmp_path):
+    changes = changes_of_laptop(method, "reproduction.yaml", method, tmp_path)
+    unused = {"preference.iterations", "preference.later_learning_rate"} if method == "dpo" else ()
+    assert set(changes) <= {"sft.learning_rate", *unused}
 
 
 @pytest.mark.parametrize(
