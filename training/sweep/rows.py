@@ -63,6 +63,8 @@ def setting(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]
     rows, first = groups(results), results[0]
     base = baseline(experiment, rows)
     figures = [_row(row, base) for row in rows]
+    for row, name in zip(figures, labels(rows), strict=True):
+        row["label"] = name
     _correct([row["gain"] for row in figures])
     for measure in MEASURES:
         _correct([row["agreement"].get(measure, {}).get("gain") for row in figures])
@@ -84,6 +86,16 @@ def baseline(experiment: Experiment, rows: Sequence[Group]) -> Group | None:
     return next((row for row in rows if row.results[0].run.options["method"] == "sft"), None)
 
 
+def labels(rows: Sequence[Group]) -> list[str]:
+    """What tables call the rows: the method, and the varied options in which rows differ."""
+    varied = [row.name.split(" ")[1:] for row in rows]
+    shared = set.intersection(*(set(of_row) for of_row in varied))
+    return [
+        " ".join([label(row.results[0].run.method), *(o for o in of_row if o not in shared)])
+        for row, of_row in zip(rows, varied, strict=True)
+    ]
+
+
 def _row(row: Group, base: Group | None) -> dict[str, Any]:
     run, done = row.results[0].run, row.done
     score = estimate([r.final for r in done.values() if r.final is not None])
@@ -91,7 +103,7 @@ def _row(row: Group, base: Group | None) -> dict[str, Any]:
     own = base is not None and row.name == base.name
     return {
         "name": row.name,
-        "label": " ".join([label(run.method), *row.name.split(" ")[1:]]),
+        "label": label(run.method),
         "method": run.options["method"],
         "matches": run.matches.method if run.matches else None,
         "seeds": sorted(done),

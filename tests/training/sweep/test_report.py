@@ -195,6 +195,29 @@ def test_rows_say_what_they_have_used(sweep):
     assert "| method | score | gain over SFT [95 %] | p (Holm) | expert labels |" in overview
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([2], ["SFT", "StepAgent-Implicit"]),
+        (
+            [1, 2],
+            [
+                "SFT iterations=1",
+                "SFT iterations=2",
+                "StepAgent-Implicit iterations=1",
+                "StepAgent-Implicit iterations=2",
+            ],
+        ),
+    ],
+)
+def test_rows_are_called_by_the_options_in_which_they_differ(sweep, values, expected):
+    sweep.experiments[0]["vary"] = {"reflection.iterations": values}
+    for run in planning.all_runs(sweep):
+        _finish(sweep, run, {"a": 1.0})
+    experiment, _ = _report(sweep)
+    assert sorted(row["label"] for row in experiment["settings"][0]["rows"]) == expected
+
+
 # A row with the budget of another -----------------------------------------------------------------
 
 
