@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import pytest
 import torch
 from transformers import (
     LlamaConfig,
@@ -18,6 +19,8 @@ from transformers import (
 )
 
 from stepagent.agents.encoded import encode_paths
+from stepagent.training.trees import attention
+from stepagent.training.trees.runs import Runs
 from stepagent.training.trees.tree import Branch, StepTree
 
 GUESS = "tests.envs.guess:tests/Guess-v0"
@@ -98,6 +101,15 @@ def plain_scores(model: PreTrainedModel, tree: StepTree) -> tuple[torch.Tensor, 
         sums.append(log_probs[at, ids[0, at + 1]].sum())
         hidden.append(out.hidden_states[-1][0, [len(state) - 1, -1]])
     return torch.stack(sums), torch.stack(hidden)
+
+
+def ways_taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Fills, from now on, with the ways in which trunks that branch are attended to, in order."""
+    ways: list[str] = []
+    whole, by_runs = attention.cascade, Runs.attend
+    monkeypatch.setattr(attention, "cascade", lambda *a: (ways.append("cascade"), whole(*a))[1])
+    monkeypatch.setattr(Runs, "attend", lambda *a: (ways.append("runs"), by_runs(*a))[1])
+    return ways
 
 
 TREES = {

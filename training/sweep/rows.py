@@ -62,9 +62,7 @@ def setting(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]
     """All figures of an experiment in one environment with one model."""
     rows, first = groups(results), results[0]
     base = baseline(experiment, rows)
-    figures = [_row(row, base) for row in rows]
-    for row, name in zip(figures, labels(rows), strict=True):
-        row["label"] = name
+    figures = [_row(row, name, base) for row, name in zip(rows, labels(rows), strict=True)]
     _correct([row["gain"] for row in figures])
     for measure in MEASURES:
         _correct([row["agreement"].get(measure, {}).get("gain") for row in figures])
@@ -96,14 +94,14 @@ def labels(rows: Sequence[Group]) -> list[str]:
     ]
 
 
-def _row(row: Group, base: Group | None) -> dict[str, Any]:
+def _row(row: Group, name: str, base: Group | None) -> dict[str, Any]:
     run, done = row.results[0].run, row.done
     score = estimate([r.final for r in done.values() if r.final is not None])
     before = _before(row, base)
     own = base is not None and row.name == base.name
     return {
         "name": row.name,
-        "label": label(run.method),
+        "label": name,
         "method": run.options["method"],
         "matches": run.matches.method if run.matches else None,
         "seeds": sorted(done),

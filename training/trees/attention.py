@@ -179,11 +179,11 @@ class Prefill:
     def _span(self, query: Tensor) -> TreeSpan:
         size, mask = query.shape[2], None
         if self.span is None or self.span.trunk != size:
-            position = torch.arange(size, device=query.device)
             branching = None
             if self.joins:
                 branching = Branching(self.joins, size, self.window, query.device)
             elif self.window is not None and size > self.window:
+                position = torch.arange(size, device=query.device)
                 back = position[:, None] - position[None, :]
                 mask = ((back >= 0) & (back < self.window))[None, None]
             self.span = TreeSpan(size, (), mask, branching)

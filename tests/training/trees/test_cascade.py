@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from stepagent.agents.encoded import Joins, ranges, reaches
-from stepagent.training.trees import attention, cascade
+from stepagent.training.trees import cascade
 from stepagent.training.trees.attention import Branching, Prefill
 from stepagent.training.trees.cascade import pieces_of
 from stepagent.training.trees.forest import forests
 from stepagent.training.trees.packing import pack
-from stepagent.training.trees.runs import Runs
 from stepagent.training.trees.scoring import score_trees
 from stepagent.training.trees.tree import StepTree
-from tests.training.toys import random_tree, tiny_model
+from tests.training.toys import random_tree, tiny_model, ways_taken
 
 CPU = torch.device("cpu")
 HEADS = {"grouped": (6, 2), "one for each": (3, 3), "one for all": (4, 1)}
@@ -129,12 +128,7 @@ JOINS, SIZE = [(500, 400), (600, 400)], 700
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ways that are taken, in order."""
-    ways: list[str] = []
-    whole, by_runs = attention.cascade, Runs.attend
-    monkeypatch.setattr(attention, "cascade", lambda *a: (ways.append("cascade"), whole(*a))[1])
-    monkeypatch.setattr(Runs, "attend", lambda *a: (ways.append("runs"), by_runs(*a))[1])
-    return ways
+    return ways_taken(monkeypatch)
 
 
 def check(window: int | None = None, dtype: torch.dtype = torch.float32) -> None:
