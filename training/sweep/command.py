@@ -11,7 +11,7 @@ from stepagent import command_line
 from stepagent.command_line import Command
 from stepagent.errors import check_range
 from stepagent.files import is_file, write_text
-from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError
+from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError, all_runs
 
 CONFIGS = "stepagent.training"
 """Package with the shipped configurations."""
@@ -32,13 +32,15 @@ def _continue(sweep: Sweep, words: list[str]) -> None:
 
 def run(sweep: Sweep) -> int:
     console = Console()
-    from stepagent.training.sweep import report
+    from stepagent.training.sweep import records, report
     from stepagent.training.sweep.execution import run_all
 
     missing: list[str] = []
     check_range(1, workers=sweep.workers)
     check_range(0, threads=sweep.threads, hours=sweep.hours)
     check_range(1, lost_after=sweep.lost_after)
+    if taken := records.adopt(all_runs(sweep), sweep.known, Path(sweep.output)):
+        console.print(f"{len(taken)} runs are known from {', '.join(sweep.known)}", markup=False)
     if not sweep.report_only:
         # What is not installed is said before anything is written.
         importlib.import_module("stepagent.training.runs.validation")

@@ -102,6 +102,9 @@ class Sweep:
     """Train SFT once for all methods that start from the same one."""
     hours: float = 0.0
     """Start no new run after this many hours (the same command resumes later); 0: no limit."""
+    known: list[str] = field(default_factory=list)
+    """Files of finished runs, `finished.jsonl` of the same sweep on another machine: what is in
+    them is not done again."""
     report_only: bool = False
     """Train nothing; report the runs that are done."""
 

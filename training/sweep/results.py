@@ -10,9 +10,13 @@ from stepagent.envs.trajectory import read as read_trajectories
 from stepagent.eval import agreement
 from stepagent.eval.agreement import TrajectoryAgreement
 from stepagent.eval.summary import score
-from stepagent.files import is_file, parse_json, read_text
+from stepagent.files import is_file, parse_json, read_object, read_text
 from stepagent.training.sweep.planning import SweepError, SweepRun
 
+SUMMARY = "summary.json"
+"""The file of a run that is done."""
+TASKS = "task-scores.json"
+"""The file beside an evaluation that stands for its episodes, in a run that was done elsewhere."""
 FAILED = ".failed"
 """Suffix of a file beside the logs: the last line of a run that failed."""
 
@@ -61,10 +65,14 @@ class Result:
 
     def task_scores(self, stage: str | None) -> dict[str, float]:
         """Task → score in percent; {} where the episodes are not there."""
-        path = self.folder / "eval" / str(stage) / "results.jsonl"
-        if not stage or not is_file(path):
+        if not stage:
             return {}
-        return {t.task_id: 100 * score(t) for t in read_trajectories(path, bad=[])}
+        folder = self.folder / "eval" / stage
+        if is_file(folder / TASKS):
+            return dict(read_object(folder / TASKS))
+        path = folder / "results.jsonl"
+        episodes = read_trajectories(path, bad=[]) if is_file(path) else []
+        return {t.task_id: 100 * score(t) for t in episodes}
 
     def readings(self, stage: str | None) -> dict[str, TrajectoryAgreement]:
         """Task → agreement on the expert's trajectory of it; {} where it was not recorded."""
@@ -73,7 +81,7 @@ class Result:
 
 def read(run: SweepRun, output: Path) -> Result:
     folder = run.directory(output)
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     if not is_file(path):
         return Result(run, {}, (), 0.0, missing=_why_missing(run, output))
     try:
