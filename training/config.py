@@ -321,7 +321,10 @@ class RolloutConfig:
     sound_only: bool = False
     """`rft`, and `implicit` and `inverse` with `states: successes`: of the successes, keep those
     that are not right by luck: every action valid, and an answer only where it was read. See
-    `methods.rollouts.is_sound`."""
+    `methods.successes.is_sound`."""
+    drop_refused: bool = False
+    """There, too: a success with actions that the environment refused is played again without them,
+    and taken as it is then, if it still succeeds."""
 
 
 @dataclass

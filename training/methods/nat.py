@@ -24,7 +24,7 @@ from dataclasses import replace
 from stepagent.envs.react import PromptStyle
 from stepagent.training.data import Sample
 from stepagent.training.methods import Method, rollouts, sft
-from stepagent.training.methods.rollouts import distinct, is_success
+from stepagent.training.methods.successes import distinct, is_success
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 

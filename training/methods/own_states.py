@@ -38,6 +38,7 @@ from stepagent.training.config import Config, ReflectionConfig
 from stepagent.training.data import Sample, draw
 from stepagent.training.methods import rollouts
 from stepagent.training.methods.practice import check_line
+from stepagent.training.methods.successes import successes
 from stepagent.training.runs.expert import in_words
 from stepagent.training.runs.lines import resumed
 from stepagent.training.runs.stage import Stage
@@ -81,7 +82,7 @@ def shortest_successes(run: TrainingRun, stage: Stage) -> list[Sample]:
     """The policy's shortest success on each task that has no trajectory of the expert's, where it
     has one (the first of equal length). Figures go to the stage."""
     unlabelled = [task for task in rollouts.tasks(run) if not task.expert]
-    rows = rollouts.successes(run, stage, unlabelled)
+    rows = successes(run, stage, unlabelled)
     return [min(row, key=lambda sample: len(sample.encoded.replies)) for row in rows if row]
 
 
@@ -244,31 +245,26 @@ def ask_expert(
     to `rollouts/NAME-expert.jsonl` as they come; a killed run resumes there. Raises DamagedState
     for lines of other episodes."""
     path = run.directory.path / "rollouts" / f"{name}-expert.jsonl"
-    opened: dict[str, TextEnv] = {}
+    with (
+        rollouts.environments(run) as env_of,
+        stage.progress(len(samples), "episodes labelled") as move,
+    ):
 
-    def ask(i: int) -> dict[str, Any]:
-        trajectory, states = samples[i].trajectory, len(samples[i].encoded.replies)
-        trajectory = replace(trajectory, steps=trajectory.steps[:states])
-        if trajectory.split not in opened:
-            arguments = {**run.config.env_args, "split": trajectory.split}
-            opened[trajectory.split] = envs.make(run.config.env, **arguments)
-        label = labels(opened[trajectory.split], trajectory, run.config.reflection.expert_seconds)
-        return {"task_id": trajectory.task_id, "seed": trajectory.seed, **vars(label)}
+        def ask(i: int) -> dict[str, Any]:
+            trajectory, states = samples[i].trajectory, len(samples[i].encoded.replies)
+            trajectory = replace(trajectory, steps=trajectory.steps[:states])
+            env = env_of(trajectory.split)
+            label = labels(env, trajectory, run.config.reflection.expert_seconds)
+            return {"task_id": trajectory.task_id, "seed": trajectory.seed, **vars(label)}
 
-    try:
-        with stage.progress(len(samples), "episodes labelled") as move:
+        def on_line(number: int, line: dict[str, Any]) -> None:
+            replies = samples[number].encoded.replies
+            # Labels that end early do not say how many states there are.
+            states = len(replies if line.get("end") else line.get("pairs", ()))
+            check_line(path, samples[number], line, states)
+            move(number + 1, {})
 
-            def on_line(number: int, line: dict[str, Any]) -> None:
-                replies = samples[number].encoded.replies
-                # Labels that end early do not say how many states there are.
-                states = len(replies if line.get("end") else line.get("pairs", ()))
-                check_line(path, samples[number], line, states)
-                move(number + 1, {})
-
-            lines = resumed(path, len(samples), ask, on_line)
-    finally:
-        for env in opened.values():
-            env.close()
+        lines = resumed(path, len(samples), ask, on_line)
     return [Labels([(t, a) for t, a in line["pairs"]], line["end"]) for line in lines]
 
 

@@ -8,13 +8,14 @@ and those kept (eq. 3 with more data; settings of `sft`).
 
 Episodes are sampled at temperature 1 (`rollouts.temperature`): RFT gains from successes that differ
 from the expert's, and k greedy episodes would be one. With `rollouts.sound_only` successes that are
-right by luck are dropped (`rollouts.is_sound`): episodes are longer than the derivations that RFT
+right by luck are dropped (`successes.is_sound`): episodes are longer than the derivations that RFT
 was made for, and their final score does not tell a guess repeated until it was accepted.
 """
 
 from __future__ import annotations
 
 from stepagent.training.methods import Method, rollouts, sft
+from stepagent.training.methods.successes import successes
 from stepagent.training.runs.training_run import TrainingRun
 
 
@@ -24,7 +25,7 @@ def learn(run: TrainingRun) -> None:
     with sft.fine_tuning(run, "rft") as stage:
         if stage.done:
             return
-        new = [s for row in rollouts.successes(run, stage, rollouts.tasks(run)) for s in row]
+        new = [s for row in successes(run, stage, rollouts.tasks(run)) for s in row]
         run.restart()
         sft.fine_tune(run, stage, [*run.samples, *new])
 

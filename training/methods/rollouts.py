@@ -8,7 +8,6 @@ as they end, failed ones too; a run that was killed plays only what is missing.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ import numpy as np
 from stepagent import envs
 from stepagent.agents.core import Agent
 from stepagent.agents.transformers import TransformersAgent
+from stepagent.envs.core import TextEnv
 from stepagent.envs.react import PromptStyle
 from stepagent.envs.trajectory import Trajectory, Writer, read
-from stepagent.envs.wikipedia.score import normalize
 from stepagent.eval.rollout import run_episodes
 from stepagent.files import is_file
 from stepagent.training.data import Sample, draw
@@ -161,6 +160,23 @@ def _play_once(
     player.close()
 
 
+@contextlib.contextmanager
+def environments(run: TrainingRun) -> Iterator[Callable[[str], TextEnv]]:
+    """The run's environment by split, made when it is first asked for."""
+    opened: dict[str, TextEnv] = {}
+
+    def of(split: str) -> TextEnv:
+        if split not in opened:
+            opened[split] = envs.make(run.config.env, **{**run.config.env_args, "split": split})
+        return opened[split]
+
+    try:
+        yield of
+    finally:
+        for env in opened.values():
+            env.close()
+
+
 def make_player(run: TrainingRun, name: str) -> TransformersAgent:
     """The policy as it is now, as an agent; its draws depend on the run's seed and `name`."""
     config = run.config
@@ -230,61 +246,3 @@ def fitting(run: TrainingRun, stage: Stage) -> list[list[Sample]]:
         "final_reward": sum(rewards) / max(1, len(rewards)),
     }
     return groups
-
-
-def successes(run: TrainingRun, stage: Stage, tasks: Sequence[Task]) -> list[list[Sample]]:
-    """`samples[i]`: the episodes played on the i-th task that scored at least `expert.min_reward`,
-    one for each sequence of actions and none that repeats the expert's; with
-    `rollouts.sound_only` without those that are right by luck. Figures go to the stage."""
-    config, new, counts = run.config, [], dict.fromkeys(("episodes", "successes", "lucky"), 0.0)
-    for task, trajectories in zip(tasks, play(run, stage, tasks), strict=True):
-        usable, _ = encode(run, trajectories)
-        good = [s for s in usable if is_success(s.trajectory, config.expert.min_reward)]
-        sound = [s for s in good if is_sound(s.trajectory)]
-        new.append(distinct(sound if config.rollouts.sound_only else good, task.expert))
-        counts["episodes"] += len(trajectories)
-        counts["successes"] += len(good)
-        counts["lucky"] += len(good) - len(sound)
-    figures = {**counts, "kept": float(sum(map(len, new)))}
-    stage.figures |= figures
-    stage.note(
-        "{episodes:.0f} episodes, {successes:.0f} successes ({lucky:.0f} by luck), "
-        "{kept:.0f} kept".format(**figures)
-    )
-    return new
-
-
-def is_success(trajectory: Trajectory, min_reward: float) -> bool:
-    return trajectory.reward >= min_reward - 1e-9
-
-
-def is_sound(trajectory: Trajectory) -> bool:
-    """Whether an episode shows how its success comes about: every action was valid, and an answer
-    (`finish[…]`) had been read in an observation after the first, which is the task; "yes" and "no"
-    need one such observation, whatever it says.
-
-    An episode that tries, is refused and tries again, or guesses what it has not read, succeeds by
-    luck.
-    """
-    if not all(step.valid for step in trajectory.steps):
-        return False
-    answer = re.match(r"\W*finish\s*\[(.*)", trajectory.steps[-1].action, re.I | re.S)
-    if not answer:
-        return True
-    sought = normalize(answer[1])
-    read = [f" {normalize(step.observation)} " for step in trajectory.steps[1:]]
-    return any(sought in ("yes", "no") or f" {sought} " in text for text in read)
-
-
-def distinct(samples: Sequence[Sample], expert: Sample | None) -> list[Sample]:
-    """The first sample of each sequence of actions, without those that act as the expert did."""
-    seen, new = {_actions(expert)} if expert else set(), []
-    for sample in samples:
-        if _actions(sample) not in seen:
-            seen.add(_actions(sample))
-            new.append(sample)
-    return new
-
-
-def _actions(sample: Sample) -> tuple[str, ...]:
-    return tuple(step.action for step in sample.trajectory.steps)

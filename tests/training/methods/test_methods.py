@@ -30,6 +30,7 @@ from stepagent.training.methods import (
     nat,
     ppo,
     rollouts,
+    successes,
 )
 from stepagent.training.methods.episode_advantages import token_rewards
 from stepagent.training.methods.practice import Practice, practice_trees
@@ -509,24 +510,6 @@ def test_eto_explores_greedily_and_cuts_nothing_on_alfworld(config):
         assert eto.extra_rounds(config) == rounds
 
 
-def _episode(*steps):
-    return Trajectory("e", "t/1", "train", "rft-0", 0, tuple(Step(*s) for s in steps), reward=1.0)
-
-
-def test_a_success_by_luck_is_not_sound():
-    task, page = ("Who wrote it?", "", "search[It]"), "It was written by The Bob Smith, a poet."
-    assert rollouts.is_sound(_episode(task, (page, "", "finish[Bob Smith]")))
-    assert rollouts.is_sound(_episode(task, (page, "", "Finish [bob smith")))
-    assert not rollouts.is_sound(_episode(task, (page, "", "finish[Ann]"))), "never read"
-    assert not rollouts.is_sound(_episode(task, (page, "", "finish[Bob Smi]"))), "half a word"
-    assert not rollouts.is_sound(_episode(("Was it Bob?", "", "finish[Bob]"))), "only in the task"
-    assert rollouts.is_sound(_episode(task, (page, "", "finish[yes]")))
-    assert not rollouts.is_sound(_episode(("Is it so?", "", "finish[yes]")))
-    assert rollouts.is_sound(_episode(("A lamp.", "", "take lamp"), ("Taken.", "", "use lamp")))
-    refused = ("A lamp.", "", "take lmap", 0.0, False)
-    assert not rollouts.is_sound(_episode(refused, ("What?", "", "take lamp")))
-
-
 def test_rft_drops_lucky_successes(config, monkeypatch):
     play = rollouts.play
 
@@ -597,9 +580,9 @@ def test_adamw_continues_from_the_iteration_before_by_option(
 
 def test_rft_keeps_each_sequence_of_actions_once():
     samples = [_sample("ab", 1.0), _sample("cd", 1.0), _sample("cd", 1.0), _sample("e", 1.0)]
-    assert rollouts.distinct(samples, expert=_sample("ab", 1.0)) == [samples[1], samples[3]]
-    assert rollouts.is_success(samples[0].trajectory, 1.0)
-    assert not rollouts.is_success(_sample("a", 0.99).trajectory, 1.0)
+    assert successes.distinct(samples, expert=_sample("ab", 1.0)) == [samples[1], samples[3]]
+    assert successes.is_success(samples[0].trajectory, 1.0)
+    assert not successes.is_success(_sample("a", 0.99).trajectory, 1.0)
 
 
 def test_nat_prompts_with_its_positive_suffix(config):
