@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from transformers.trainer_utils import set_seed
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
@@ -34,6 +35,7 @@ from stepagent.training.runs import trl_trainer
 from stepagent.training.runs.selection import Selection
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
+from stepagent.training.trees.compat import unwrap
 from stepagent.training.trees.rows import PLAIN, Rows
 
 IGNORED = -100
@@ -183,8 +185,35 @@ class Collator:
         return {"input_ids": ids, "attention_mask": mask, "labels": targets, **inputs}
 
 
+def labelled(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of labels (rows, length): the positions whose next token has one, (rows, most of any row),
+    and these labels. Shorter rows are filled up with position 0, which is `IGNORED`."""
+    places = [row.ne(IGNORED).nonzero().flatten() for row in labels[:, 1:]]
+    kept = pad_sequence(places, batch_first=True)
+    targets = [row[place + 1] for row, place in zip(labels, places, strict=True)]
+    return kept, pad_sequence(targets, batch_first=True, padding_value=IGNORED)
+
+
 class _Trainer(SFTTrainer):
     """Groups trajectories by length over the batch of all processes."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As TRL's. Without Triton that computes logits at all positions; here the head reads
+        those alone whose next token has a label."""
+        kept, targets = labelled(inputs["labels"])
+
+        def at_labels(_: Any, __: Any, output: Any) -> Any:
+            hidden = output.last_hidden_state
+            index = kept[..., None].expand(-1, -1, hidden.shape[-1]).to(hidden.device)
+            output.last_hidden_state = hidden.gather(1, index)
+            return output
+
+        hook = unwrap(model).base_model.register_forward_hook(at_labels)
+        try:
+            inputs = {**inputs, "shift_labels": targets}
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            hook.remove()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset

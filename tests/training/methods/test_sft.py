@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from datasets import Dataset
 from safetensors.torch import load_file
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 from stepagent.agents.chat import ChatCodec
 from stepagent.envs.react import Prompt, PromptStyle
@@ -76,8 +78,6 @@ def test_select():
 
 
 def test_tiny_models_are_made_by_the_seed(tokenizer):
-    import torch
-
     config = TinyConfig(hidden_size=32, layers=1, heads=2, vocabulary=300, context=64)
     one, two, three = (build_model(config, tokenizer, seed) for seed in (0, 0, 1))
     assert torch.equal(one.lm_head.weight, two.lm_head.weight)
@@ -174,3 +174,48 @@ def test_sft_that_is_killed_in_a_later_pass_ends_with_the_same_weights(
     folders = (tmp_path / "whole", Path(config.output))
     one, two = (load_file(folder / "final/model.safetensors") for folder in folders)
     assert all((one[k] == two[k]).all() for k in one)
+
+
+def test_the_head_reads_labelled_positions_alone(tokenizer, monkeypatch, tmp_path):
+    """Loss, gradients and figures are TRL's own, which computes logits at every position."""
+    from trl.trainer import utils
+
+    model = build_model(TinyConfig(32, 2, 2, 300, 64), tokenizer, 0)
+    rows = [[5, 6, 7, 8, 9, 4], [5, 9, 7], [5, 5, 6, 6]]
+    targets = [[-100, -100, 7, 8, -100, 4], [5, -100, 7], [-100] * 4]  # none in the last row
+    data = [{"input_ids": r, "labels": t} for r, t in zip(rows, targets, strict=True)]
+    trainer = sft._Trainer(
+        model=model,
+        args=SFTConfig(
+            str(tmp_path),
+            dataset_kwargs={"skip_prepare_dataset": True},
+            report_to="none",
+            use_cpu=True,
+            remove_unused_columns=False,
+            max_length=None,
+        ),
+        train_dataset=Dataset.from_list(data),
+        data_collator=Collator(1),
+        processing_class=tokenizer,
+    )
+    scored = []
+    chunked = utils._ChunkedLogProbFunction.apply
+    watched = lambda hidden, *rest: scored.append(len(hidden)) or chunked(hidden, *rest)  # noqa: E731
+    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", watched)
+
+    def losses(kind, batch):
+        model.zero_grad()
+        loss = kind.compute_loss(trainer, model, Collator(1)(batch), num_items_in_batch=4)
+        loss.backward()
+        figures = trainer._metrics["train"]
+        last = {name: figures[name][-1] for name in ("mean_token_accuracy", "entropy")}
+        return loss.item(), last, [p.grad.clone() for p in model.parameters()]
+
+    ours, theirs = losses(sft._Trainer, data), losses(SFTTrainer, data)
+    assert scored == [9, 15]  # three rows of at most 3 labels; of 5 positions
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-5)
+    for one, two in zip(ours[2], theirs[2], strict=True):
+        torch.testing.assert_close(one, two)
+    assert losses(sft._Trainer, data[2:])[0] == 0, "no label at all"
+    assert not model.model._forward_hooks
