@@ -65,7 +65,10 @@ def pick_device(device: str = "auto") -> Any:
 
 
 def pick_dtype(dtype: Any = "auto", device: Any = "auto") -> Any:
-    """The torch dtype of a name; "auto" is bfloat16 if the device computes in it, else float32.
+    """The torch dtype of a name; "auto" is bfloat16 if the device is faster in it, else float32.
+
+    That is a GPU with such units, or a CPU with AMX. AVX-512's instructions for bfloat16 are no
+    gain: where there is nothing else, SmolLM2 trains at two thirds of float32's speed.
 
     Raises ValueError that lists the possible names.
     """
@@ -80,7 +83,7 @@ def pick_dtype(dtype: Any = "auto", device: Any = "auto") -> Any:
     if pick_device(str(device)).type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
         fast = bool(probe and probe())
     return torch.bfloat16 if fast else torch.float32
 

@@ -398,7 +398,7 @@ class PolicyConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`bfloat16`: frozen weights are kept in it, and where all weights are trained, forward and
     backward passes compute in it (autocast); trained weights are always kept in float32. `auto`:
-    bfloat16 for frozen weights where the device computes in it. Unless `float32`, a GPU multiplies
+    bfloat16 for frozen weights where the device is faster in it. Unless `float32`, a GPU multiplies
     float32 as TF32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""

@@ -61,6 +61,15 @@ def test_dtype_is_as_asked(saved: Path):
         models.load_model(saved, "int3")
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_a_cpu_computes_in_bfloat16_where_it_has_amx(monkeypatch, amx: bool):
+    """AVX-512's instructions for it alone are slower than float32."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    expected = torch.bfloat16 if amx else torch.float32
+    assert models.pick_dtype("auto", "cpu") == expected
+
+
 @pytest.mark.parametrize("base", ["absolute", "beside"])
 @pytest.mark.parametrize("merge", [True, False])
 def test_an_adapter_finds_its_base(saved: Path, tokenizer: Any, merge: bool, base: str):
