@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stepagent.agents import packed_attention
 from stepagent.agents.kv_cache import KVCache
 
 _WORTH_COPYING = 32
@@ -116,6 +117,8 @@ class Generator:
     stopped: called with a reply's ids after each token; True ends the reply.
     slots: conversations whose cache is kept.
     limit: tokens of context, including replies.
+    packed: whether a pass has no padding (`agents.packed_attention`); None: on a CPU, where the
+        model gives the same logits so.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class Generator:
         stopped: Callable[[list[int]], bool],
         slots: int,
         limit: int,
+        packed: bool | None = None,
     ):
         self.model, self.ends, self.stopped = model, ends, stopped
         self.counts = Counts()
@@ -144,6 +148,8 @@ class Generator:
         self._mixed = kinds if len(kinds) > 1 else None
         if kinds == {"full_attention"}:
             self._window = None
+        plain = self._window is None and not self._mixed and not self._eager and not fast
+        self.packed = plain and (can_be_packed(model) if packed is None else packed)
 
     def forget(self, key: Hashable) -> None:
         """The conversation is over, answered or not: its slot is free."""
@@ -189,8 +195,10 @@ class Generator:
         unread = [(row, row.unread(self.cache.filled(row.slot))) for row in self._active]
         reading = sum(len(ids) > 1 for _, ids in unread)
         width = max(1, self._chunk // max(1, reading))
-        for group in _groups([(row, ids[:width]) for row, ids in unread], self._floor):
-            self._pass(group, decoding)
+        todo = [(row, ids[:width]) for row, ids in unread]
+        for group in [todo] if self.packed else _groups(todo, self._floor):
+            if group:
+                self._pass(group, decoding)
         ended = [row for row in self._active if row.ended]
         self._drop(ended)
         return [(row.request.key, row.reply) for row in ended]
@@ -218,28 +226,35 @@ class Generator:
 
     def _pass(self, group: _Unread, decoding: Decoding) -> None:
         """One pass over some rows; those that have read everything generate their next token."""
+        for row, ids in group:
+            left = len(row.request.ids) - self.cache.filled(row.slot)
+            self.counts.read += max(0, min(left, len(ids)))
+        logits = self._packed_logits(group) if self.packed else self._padded_logits(group)
+        done = [
+            (i, row)
+            for i, (row, _) in enumerate(group)
+            if not row.unread(self.cache.filled(row.slot))
+        ]
+        if done:
+            self._extend([row for _, row in done], logits[[i for i, _ in done]], decoding)
+
+    def _packed_logits(self, group: _Unread) -> torch.Tensor:
+        """Float32 logits after the last token of each row, (rows, vocabulary)."""
+        answering = [row for row, ids in group if len(ids) == 1]
+        span = self._span(answering) if answering else range(0)
+        return self._forward_packed([row.slot for row, _ in group], [ids for _, ids in group], span)
+
+    def _padded_logits(self, group: _Unread) -> torch.Tensor:
+        """As `_packed_logits`."""
         if all(len(ids) == 1 for _, ids in group):  # adjacent slots are read without a copy
             span = self._span([row for row, _ in group])
             new: list[list[int]] = [[] for _ in span]
             for row, ids in group:
                 new[row.slot - span[0]] = ids
-            places = [row.slot - span[0] for row, _ in group]
-        else:
-            group = sorted(group, key=lambda entry: entry[0].slot)
-            span = [row.slot for row, _ in group]
-            new, places = [ids for _, ids in group], list(range(len(group)))
-        for row, ids in group:
-            left = len(row.request.ids) - self.cache.filled(row.slot)
-            self.counts.read += max(0, min(left, len(ids)))
-        logits = self._forward(span, new)
-        done = [
-            (row, place)
-            for (row, _), place in zip(group, places, strict=True)
-            if not row.unread(self.cache.filled(row.slot))
-        ]
-        if done:
-            rows, places = [row for row, _ in done], [place for _, place in done]
-            self._extend(rows, logits[places], decoding)
+            return self._forward(span, new)[[row.slot - span[0] for row, _ in group]]
+        order = sorted(range(len(group)), key=lambda i: group[i][0].slot)
+        logits = self._forward([group[i][0].slot for i in order], [group[i][1] for i in order])
+        return logits[np.argsort(order)]
 
     def _extend(self, rows: list[_BatchRow], logits: torch.Tensor, decoding: Decoding) -> None:
         """Appends the next token to each reply, and marks those that have ended."""
@@ -253,7 +268,7 @@ class Generator:
                 or self.stopped(row.reply)
             )
 
-    def _span(self, active: list[_BatchRow]) -> Sequence[int]:
+    def _span(self, active: list[_BatchRow]) -> range:
         """Adjacent slots that include the active rows; rows that are far apart are moved.
 
         Inactive slots in between cost little, whereas moving copies an entire slot.
@@ -284,12 +299,37 @@ class Generator:
         self.cache.commit()
         return out.logits[:, -1].float()
 
+    def _forward_packed(
+        self, slots: Sequence[int], new: Sequence[Sequence[int]], span: range
+    ) -> torch.Tensor:
+        """As `_forward`, without padding: `KVCache.begin_packed`."""
+        batch = self.cache.begin_packed(slots, new, span)
+        last = torch.tensor([len(tokens) for tokens in new]).cumsum(0) - 1
+        config = self.model.config.get_text_config()
+        usual, config._attn_implementation = config._attn_implementation, packed_attention.NAME
+        try:
+            out = self.model(
+                **batch,
+                attention_mask=_NO_MASK,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=last,
+            )
+        finally:
+            config._attn_implementation = usual
+        self.cache.commit()
+        return out.logits[0].float()
+
     def _as_mask(self, allowed: torch.Tensor) -> torch.Tensor:
         """SDPA takes a boolean mask; eager attention adds a mask to the scores."""
         if not self._eager:
             return allowed
         dtype = self.model.dtype
         return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+_NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+"""Of four dimensions, so that a model makes none of its own."""
 
 
 def _common(one: list[int], two: list[int]) -> int:
@@ -333,8 +373,17 @@ def why_uncacheable(model: Any) -> str:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         return f"its positions ({rope['rope_type']}) change with the length of the text"
+    return _why_not(model, packed=False)
+
+
+def can_be_packed(model: Any) -> bool:
+    """Whether passes without padding give the model's logits."""
+    return not _why_not(model, packed=True)
+
+
+def _why_not(model: Any, packed: bool) -> str:
     try:
-        worst = _probe(model)
+        worst = _probe(model, packed)
     except Exception as error:  # whatever a model raises here, naive generation still works
         return f"its forward pass does not take a mask and positions ({type(error).__name__})"
     dtype = getattr(model, "compute_dtype", model.dtype)  # of a model under autocast
@@ -343,14 +392,23 @@ def why_uncacheable(model: Any) -> str:
 
 
 @torch.no_grad()
-def _probe(model: Any) -> float:
+def _probe(model: Any, packed: bool) -> float:
     """Root mean square difference of logits, slots against ordinary passes, over their spread."""
-    generator = Generator(model, ends=frozenset(), stopped=lambda ids: True, slots=3, limit=64)
+    ends: frozenset[int] = frozenset()
+    generator = Generator(
+        model, ends=ends, stopped=lambda ids: True, slots=3, limit=64, packed=packed
+    )
     size = model.config.get_text_config().vocab_size
-    texts = [[(7 * i + 3 * row + 1) % size for i in range(n)] for row, n in enumerate((9, 5, 12))]
+    texts = [[(7 * i + 3 * row + 1) % size for i in range(n)] for row, n in enumerate((9, 5, 13))]
     slots = [generator.cache.acquire(row, ids, ()) for row, ids in enumerate(texts)]
-    generator._forward(slots, [ids[: 2 * row + 2] for row, ids in enumerate(texts)])
-    cached = generator._forward(slots, [ids[2 * row + 2 :] for row, ids in enumerate(texts)])
+    parts = [[ids[: n - 1] for n, ids in zip((5, 5, 7), texts, strict=True)]]
+    parts.append([ids[len(read) :] for ids, read in zip(texts, parts[0], strict=True)])
+    cached = torch.empty(0)
+    for part in parts:  # of the second text one token is left, of the others more
+        if packed:
+            cached = generator._forward_packed(slots, part, range(slots[1], slots[1] + 1))
+        else:
+            cached = generator._forward(slots, part)
     worst = 0.0
     for row, ids in enumerate(texts):
         logits = model(input_ids=torch.tensor([ids], device=generator.device)).logits[0, -1].float()

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
+from stepagent.agents.packed_attention import Packing, Reading
+
 _BLOCK = 64
 """Tokens per block: lengths are allocated and read in blocks."""
 
@@ -194,6 +196,46 @@ class KVCache(Cache):
         if window is not None:
             mask &= keys > places[:, None, :, None] - window
         return {"input_ids": to(ids), "position_ids": places, "mask": mask}
+
+    def begin_packed(
+        self, slots: Sequence[int], new: Sequence[Sequence[int]], span: range
+    ) -> dict[str, Any]:
+        """As `begin`, with the tokens of all rows one after another: `input_ids` and `position_ids`
+        (1, tokens), and the `packing`. `span` are adjacent slots that hold those of all rows with
+        one token; each row has one or more. Full attention only."""
+        sizes = np.array([len(tokens) for tokens in new])
+        ends = sizes.cumsum()
+        starts = ends - sizes
+        before = self._filled[list(slots)]
+        self._grow(0, int(max(before + sizes)))
+        slot = np.repeat(np.asarray(slots), sizes)
+        column = np.arange(ends[-1])
+        position = column + np.repeat(before - starts, sizes)
+        ids = np.concatenate([np.asarray(tokens, np.int64) for tokens in new])
+        to = self._tensor
+        first = to(np.zeros_like(column))
+        everything = slice(None)
+        self._pass = _Pass(
+            first, to(column), to(slot), to(position), everything, self._tokens.shape[1]
+        )
+        self._new = slot, position, ids
+        columns, sees = np.zeros(len(span), np.int64), np.zeros(len(span), np.int64)
+        readings = []
+        for row, size in enumerate(sizes):
+            if size == 1:
+                place = slots[row] - span.start
+                columns[place], sees[place] = starts[row], before[row] + 1
+            else:
+                here = int(starts[row]), int(ends[row]), int(before[row])
+                readings.append(Reading(slots[row], *here))
+        longest = -(-int(sees.max(initial=1)) // _BLOCK) * _BLOCK
+        mask = torch.arange(longest) < to(np.maximum(sees, 1))[:, None]
+        packing = Packing(span, to(columns), to(sees > 0), mask[:, None, None], readings)
+        return {
+            "input_ids": to(ids)[None],
+            "position_ids": to(position)[None],
+            "packing": packing,
+        }
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
