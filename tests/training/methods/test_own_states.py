@@ -350,3 +350,48 @@ def test_successes_need_tasks_without_an_expert_trajectory(config):
         check_options(config)
     config.rollouts.unlabelled = 3
     check_options(config)
+
+
+def test_the_environment_judges_in_all_states_of_its_episodes(config, monkeypatch):
+    config.method, config.reflection.states, config.reflection.labels = "inverse", "episodes", 7
+    config.inverse.judge, config.inverse.demonstrations = "valid", False
+    config.ppo.baseline, config.expert.limit, config.rollouts.unlabelled = "group", 2, 2
+
+    def play(run, stage, tasks):
+        assert len(tasks) == 4
+        actions = ["add 1", "what?", "add 1", "add 2"]
+        return [[replace(episode(actions, task.task_id, size=6)[1], reward=0.5)] for task in tasks]
+
+    monkeypatch.setattr(rollouts, "play", play)
+    drawn = ["add 1", "nonsense", "add 1"]
+    monkeypatch.setattr(
+        practice,
+        "_draw_replies",
+        lambda stage, policy, jobs, config: (
+            [
+                [policy.codec.reply_ids(text) for text in drawn[: config.practice]]
+                for _ in job.encoded.replies
+            ]
+            for job in jobs
+        ),
+    )
+    summary = runs.run(config)["figures"]["iteration-1"]
+    assert summary["practised"] == 7 * config.reflection.practice, "a budget of seven states"
+    assert summary["actions_without_reward"] == 0
+    assert summary["final_reward"] == 0.5
+    rewards = summary["loss"]
+    assert rewards != 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"method": "implicit"}, {"judge": "return"}, {"judge": "oracle"}, {"demonstrations": True}],
+    ids=str,
+)
+def test_episodes_need_a_judge_that_asks_nobody(config, changes):
+    config.method, config.reflection.states = changes.pop("method", "inverse"), "episodes"
+    config.inverse.judge, config.inverse.demonstrations = "valid", False
+    for name, value in changes.items():
+        setattr(config.inverse, name, value)
+    with pytest.raises(ValueError, match="in which no expert acts"):
+        check_options(config)
