@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from stepagent.agents import models
+from stepagent.agents import models, packed_attention
 from stepagent.agents.core import ModelReply
-from stepagent.agents.generation import Decoding, choose, why_uncacheable
+from stepagent.agents.generation import (
+    Decoding,
+    _probe,
+    can_be_packed,
+    choose,
+    why_uncacheable,
+)
 from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import cut, parse
@@ -77,10 +83,16 @@ def play(agent: TransformersAgent, episodes: int = 6, seed: int = 3) -> dict[int
         ("gpt2", {}),
     ],
 )
-def test_same_replies_as_naive_generation(kind: str, changes: dict[str, Any], tokenizer: Any):
+@pytest.mark.parametrize("packed", [True, False])
+def test_same_replies_as_naive_generation(
+    kind: str, changes: dict[str, Any], packed: bool, tokenizer: Any
+):
     model = make_model(kind, len(tokenizer), **changes)
     agent, naive = agent_for(model, tokenizer), naive_for(model, tokenizer)
     assert not agent.why_uncached
+    eager_or_window = "attn_implementation" in changes or changes.get("sliding_window")
+    assert agent._generator.packed != bool(eager_or_window)
+    agent._generator.packed &= packed
     replies = play(agent)
     assert replies == play(naive)
     assert len({reply for said in replies.values() for reply in said}) > 10  # not all the same
@@ -121,14 +133,20 @@ def stream(agent: TransformersAgent, episodes: int = 9, seed: int = 5) -> dict[i
     return replies
 
 
-@pytest.mark.parametrize(("chunk", "floor"), [(2048, 64), (24, 8), (2048, 100_000)])
+@pytest.mark.parametrize(
+    ("chunk", "floor"), [(2048, None), (24, None), (2048, 64), (24, 8), (2048, 100_000)]
+)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_joining_in_the_middle_changes_no_reply(kind: str, chunk: int, floor: int, tokenizer: Any):
-    """Whatever the passes: one for each width, tiny chunks, or all in one (as a GPU likes it)."""
+def test_joining_in_the_middle_changes_no_reply(
+    kind: str, chunk: int, floor: int | None, tokenizer: Any
+):
+    """Whatever the passes: packed (no floor); with padding one for each width, tiny chunks, or all
+    in one (as a GPU likes it)."""
     model = make_model(kind, len(tokenizer))
     agent, naive = agent_for(model, tokenizer), naive_for(model, tokenizer)
     assert agent.streaming
-    agent._generator._chunk, agent._generator._floor = chunk, floor
+    agent._generator._chunk, agent._generator.packed = chunk, floor is None
+    agent._generator._floor = floor or 0
     replies = stream(agent)
     expected: dict[int, list[str]] = {}
     draw = random.Random(5)
@@ -422,6 +440,24 @@ def test_the_check_notices_ignored_positions(llama: Any, monkeypatch: pytest.Mon
         ),
     )
     assert "logits change" in why_uncacheable(llama)
+
+
+def test_what_is_no_plain_attention_is_not_packed(llama: Any, monkeypatch: pytest.MonkeyPatch):
+    assert can_be_packed(llama)
+    usual = llama.config._attn_implementation
+    monkeypatch.setattr(packed_attention.Packing, "attend", lambda *args: 1 / 0)
+    assert not can_be_packed(llama)
+    assert llama.config._attn_implementation == usual, "given back after an error, too"
+    with pytest.raises(ValueError, match="plain attention"):
+        packed_attention.packed_attention(None, *[torch.ones(1, 1, 1, 1)] * 3, None)
+
+
+def test_packed_passes_in_16_bits(tokenizer: Any):
+    """Logits as close to those of ordinary passes as padded ones are."""
+    model = make_model("llama", len(tokenizer)).bfloat16()
+    packed, padded = (_probe(model, packed=p) for p in (True, False))
+    assert packed < 2 * padded + 1e-2
+    assert can_be_packed(model)
 
 
 def test_changing_positions_are_refused(tokenizer: Any):
