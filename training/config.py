@@ -90,13 +90,11 @@ class ReflectionConfig(IterationConfig):
     """Of the practice. 0 practises the greedy action only (then K is 1)."""
     top_p: float = 1.0
     """Nucleus sampling in practice: 1 samples from the policy as it is."""
-    states: Literal["expert", "own", "both", "successes", "episodes"] = "expert"
+    states: Literal["expert", "own", "both", "successes"] = "expert"
     """Where the agent practises: in the `expert`'s states, as in the paper; in those that it
     reaches in episodes of its `own`, in which the environment's expert is asked; in `both`; or,
     without asking, in the expert's and in those of its own `successes` on `rollouts.unlabelled`
-    tasks, the shortest of `rollouts.samples` episodes each, as if they were the expert's; or, where
-    no expert is needed (`inverse.judge` "valid"), in those of all its `episodes`, on
-    `rollouts.unlabelled` tasks and the expert's."""
+    tasks, the shortest of `rollouts.samples` episodes each, as if they were the expert's."""
     own_share: float = 0.5
     """`states: both`: share of an iteration's tasks on which it practises in states of its own."""
     expert_acts: float = 0.5
@@ -150,8 +148,7 @@ class ReflectionConfig(IterationConfig):
     labels: int = 0
     """At most so many states per iteration in which the expert is asked: those of episodes on tasks
     drawn at random, first of tasks without a trajectory of the expert's; about as many are played
-    as that takes. Where it is not asked, so many states of its trajectories are used, or of the
-    agent's `episodes`. 0: all."""
+    as that takes. Where it is not asked, so many states of its trajectories are used. 0: all."""
     restart: bool = False
     """`dagger`: each iteration trains the untrained model on all that was gathered, as published,
     rather than the policy of the iteration before."""

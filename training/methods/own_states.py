@@ -10,9 +10,7 @@ agent can practise.
 
 Without asking anybody, the agent's own successes on tasks that have no trajectory of the expert's
 can stand in for one (`reflection.states: successes`): what it did there counts as the expert's
-action, and it practises in those states beside the expert's. And where the environment itself is
-the judge (`inverse.judge` "valid"), it can practise in all states that it reaches
-(`reflection.states: episodes`).
+action, and it practises in those states beside the expert's.
 
 An episode's states end where the expert says that the state is lost, where it takes longer than
 `reflection.expert_seconds`, where the episode cannot be replayed, or where a step tree would become
@@ -58,9 +56,6 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     samples = draw(run.samples, config.trajectories, stage.seed)
     if config.states == "expert":
         return within_budget(samples, allowed, stage.seed)
-    if config.states == "episodes":
-        episodes = [sample for row in rollouts.fitting(run, stage) for sample in row]
-        return within_budget(episodes, allowed, stage.seed)
     if config.states == "successes":
         return within_budget(samples, allowed, stage.seed) + shortest_successes(run, stage)
     if not expert_anywhere(run):

@@ -20,22 +20,6 @@ from stepagent.training.runs.sharding import check_own_loop
 from stepagent.training.trees.compat import check_path
 
 
-def _check_episodes(config: Config) -> None:
-    """Raises ValueError for a judge and states that do not go together."""
-    states, judge = config.reflection.states, config.inverse.judge
-    if states == "episodes":
-        if config.method != "inverse" or judge != "valid" or config.inverse.demonstrations:
-            raise ValueError(
-                "reflection.states 'episodes' are the agent's own, in which no expert acts: they "
-                "need method inverse with inverse.judge 'valid' and inverse.demonstrations false"
-            )
-    elif states != "expert" and judge in ("valid", "return"):
-        raise ValueError(
-            f"inverse.judge {judge!r} plays actions behind the expert's steps: it needs "
-            f"reflection.states 'expert', not {states!r}"
-        )
-
-
 def check_options(config: Config) -> None:
     """Raises ValueError for a number out of range, an unknown agent or environment to score.
 
@@ -60,7 +44,11 @@ def check_options(config: Config) -> None:
             "reflection.weights 'value' and reflection.equal 'effect' play on from the expert's "
             f"states: they need reflection.states 'expert', not {reflection.states!r}"
         )
-    _check_episodes(config)
+    if reflection.states != "expert" and config.inverse.judge in ("valid", "return"):
+        raise ValueError(
+            f"inverse.judge {config.inverse.judge!r} plays actions behind the expert's steps: it "
+            f"needs reflection.states 'expert', not {reflection.states!r}"
+        )
     if reflection.states == "successes" and not config.rollouts.unlabelled:
         raise ValueError(
             "reflection.states 'successes' are the agent's own on tasks without a trajectory of "
