@@ -12,6 +12,8 @@ episodes than the model answers at once and replies of any length. A fixed batch
 played in lockstep (all reply, then all environments step at once), and the next batch begins when
 the last episode has ended. It is measured with the environments as they are, and with a third of
 the tasks slower by `slow` seconds per step.
+
+The last part, on a CPU, has our own passes with padding as the baseline.
 """
 
 from __future__ import annotations
@@ -85,6 +87,8 @@ def bench(options: Options) -> Iterator[Row]:
         slowed = {**args, "env": _slowed(args["env"], args["slow"])}
         title = f", a third of the tasks slow by {args['slow']:g} s"
         yield from _AgainstFixedBatches(many, slowed, args["many"]).rows(options.repeats, title)
+    if args["many"]:
+        yield from _AgainstPadding(many, args, args["many"]).rows(options.repeats)
     many.close()
 
 
@@ -252,6 +256,40 @@ class _AgainstFixedBatches(_Sides):
             list(threads.map(lambda move: _follow(*move), moves))
         for _, trajectory in batch:
             self.agent.forget(trajectory.task_id)
+
+
+class _AgainstPadding(_Sides):
+    """Packed passes against padded ones, with all else the same."""
+
+    def rows(self, repeats: int) -> list[Row]:
+        self.env.close()
+        generator: Any = self.agent._generator
+        if not getattr(generator, "packed", False):
+            return []  # a GPU, or a model with more than plain attention
+        self.ours()
+        packed = self.played
+
+        def padded() -> None:
+            generator.packed = False
+            try:
+                self.ours()
+            finally:
+                generator.packed = True
+
+        ours, theirs = measure_sides([self.ours, padded], repeats)
+        padded()
+        pairs = [
+            (one.action, two.action)
+            for a, b in zip(packed, self.played, strict=True)
+            for one, two in zip(a.steps, b.steps, strict=False)
+        ]
+        self.agent.reset()
+        turns, same = sum(len(t.steps) for t in packed), sum(a == b for a, b in pairs)
+        name = f"rollout, packed against padded passes, {self.agent.batch_size} at once"
+        return [
+            Row.more_is_better(name, turns / ours, turns / theirs, self.unit),
+            Row(f"equal greedy replies, {name}", same, len(pairs), same / len(pairs), "replies"),
+        ]
 
 
 def _begin(env: TextEnv, trajectory: Trajectory, agent: TransformersAgent) -> list[react.Message]:

@@ -69,6 +69,9 @@ def test_rollout_benchmark_compares_equal_replies(tiny_model):
         equal = rows.pop(f"equal greedy replies, fixed batches{title}")
         assert (equal.ours, equal.baseline) == (9, 9)
         assert f"rollout, continuous against fixed batches of 2{title}" in rows
+    packed = "rollout, packed against padded passes, 2 at once"
+    assert packed in rows
+    assert rows[f"equal greedy replies, {packed}"].ratio == 1
     assert all(row.ours > 0 and row.baseline > 0 for row in rows.values())
 
 
