@@ -38,6 +38,7 @@ def write(results: Iterable[Result], output: Path) -> None:
 
 
 def _line(result: Result) -> dict[str, Any]:
+    scored = [stage for stage in result.stages if stage in result.scores]
     return {
         "format": FORMAT,
         "run": result.run.name,
@@ -52,13 +53,13 @@ def _line(result: Result) -> dict[str, Any]:
             "budget": result.budget,
             "origin": result.origin,
         },
-        "tasks": {stage: result.task_scores(stage) for stage in result.scores},
+        "tasks": {stage: result.task_scores(stage) for stage in scored},
         "agreement": {
             stage: [
                 {**asdict(row), "losses": [round(loss, _DIGITS) for loss in row.losses]}
                 for row in rows.values()
             ]
-            for stage in result.scores
+            for stage in scored
             if (rows := result.readings(stage))
         },
     }
@@ -101,8 +102,8 @@ def _checked(line: dict[str, Any]) -> dict[str, Any]:
     for stage in (*tasks, *agreements):
         if not re.fullmatch(r"[\w-]+", stage):
             raise ValueError(f"{stage!r} is no stage")
-    for row in summary["scores"].values():
-        float(row["reward_mean"])
+    for number in (summary["seconds"], *(r["reward_mean"] for r in summary["scores"].values())):
+        float(number)
     return {
         "digest": str(line["digest"]),
         "summary": {**summary, "figures": dict(summary["figures"])},
