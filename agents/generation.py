@@ -12,6 +12,7 @@ decoding are not separate phases. `Generator.generate` does the same for a fixed
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from stepagent.agents.kv_cache import KVCache
 
 _WORTH_COPYING = 32
 """Shared tokens for which a conversation waits until another one has read them."""
+log = logging.getLogger(__name__)
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -117,8 +119,8 @@ class Generator:
     stopped: called with a reply's ids after each token; True ends the reply.
     slots: conversations whose cache is kept.
     limit: tokens of context, including replies.
-    packed: whether a pass has no padding (`agents.packed_attention`); None: on a CPU, where the
-        model gives the same logits so.
+    packed: whether a pass has no padding (`agents.packed_attention`), which needs a CPU and full
+        attention other than eager; None: where the model gives the same logits so.
     """
 
     def __init__(
@@ -378,14 +380,19 @@ def why_uncacheable(model: Any) -> str:
 
 def can_be_packed(model: Any) -> bool:
     """Whether passes without padding give the model's logits."""
-    return not _why_not(model, packed=True)
+    why_not = _why_not(model, packed=True)
+    if why_not:
+        log.debug("passes of %s are padded: %s", type(model).__name__, why_not)
+    return not why_not
 
 
 def _why_not(model: Any, packed: bool) -> str:
+    """Why passes through the slots, packed or padded, are not the model's own; "" if they are."""
     try:
         worst = _probe(model, packed)
-    except Exception as error:  # whatever a model raises here, naive generation still works
-        return f"its forward pass does not take a mask and positions ({type(error).__name__})"
+    except Exception as error:  # whatever a model raises here, another way still works
+        what = "a packing" if packed else "a mask and positions"
+        return f"its forward pass does not take {what} ({type(error).__name__})"
     dtype = getattr(model, "compute_dtype", model.dtype)  # of a model under autocast
     rounding = 1e-3 if dtype == torch.float32 else 0.1
     return "" if worst < rounding else f"its logits change by {worst:.2g} when the cache is kept"

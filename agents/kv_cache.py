@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
-from stepagent.agents.packed_attention import Packing, Reading
+from stepagent.agents.packed_attention import Packing, Prefill
 
 _BLOCK = 64
 """Tokens per block: lengths are allocated and read in blocks."""
@@ -219,18 +219,18 @@ class KVCache(Cache):
             first, to(column), to(slot), to(position), everything, self._tokens.shape[1]
         )
         self._new = slot, position, ids
-        columns, sees = np.zeros(len(span), np.int64), np.zeros(len(span), np.int64)
-        readings = []
+        columns, visible = np.zeros(len(span), np.int64), np.zeros(len(span), np.int64)
+        prefills = []
         for row, size in enumerate(sizes):
             if size == 1:
                 place = slots[row] - span.start
-                columns[place], sees[place] = starts[row], before[row] + 1
+                columns[place], visible[place] = starts[row], before[row] + 1
             else:
                 here = int(starts[row]), int(ends[row]), int(before[row])
-                readings.append(Reading(slots[row], *here))
-        longest = -(-int(sees.max(initial=1)) // _BLOCK) * _BLOCK
-        mask = torch.arange(longest) < to(np.maximum(sees, 1))[:, None]
-        packing = Packing(span, to(columns), to(sees > 0), mask[:, None, None], readings)
+                prefills.append(Prefill(slots[row], *here))
+        longest = -(-int(visible.max(initial=1)) // _BLOCK) * _BLOCK
+        mask = torch.arange(longest) < to(np.maximum(visible, 1))[:, None]
+        packing = Packing(span, to(columns), to(visible > 0), mask[:, None, None], prefills)
         return {
             "input_ids": to(ids)[None],
             "position_ids": to(position)[None],

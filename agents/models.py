@@ -67,8 +67,8 @@ def pick_device(device: str = "auto") -> Any:
 def pick_dtype(dtype: Any = "auto", device: Any = "auto") -> Any:
     """The torch dtype of a name; "auto" is bfloat16 if the device is faster in it, else float32.
 
-    That is a GPU with such units, or a CPU with AMX. AVX-512's instructions for bfloat16 are no
-    gain: where there is nothing else, SmolLM2 trains at two thirds of float32's speed.
+    That is a GPU that computes in bfloat16 natively, or a CPU with AMX. With AVX-512's instructions
+    for bfloat16 alone, SmolLM2 trains at two thirds of float32's speed.
 
     Raises ValueError that lists the possible names.
     """

@@ -2,8 +2,8 @@
 
 On a CPU a pass costs what its tokens cost, so conversations that read an observation and others
 that generate a token share one without padding: all new tokens are one row, and only attention
-tells them apart. Conversations with one new token are answered together, each from its own slot of
-the cache (a view; nothing is copied); one that reads several attends alone.
+tells them apart. Conversations with one new token are decoded together, each from its own slot of
+the cache (a view; nothing is copied); a prefill of several tokens attends alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAME = "packed_slots"
 
 
 @dataclass(frozen=True)
-class Reading:
+class Prefill:
     """A conversation with several new tokens."""
 
     slot: int
@@ -41,16 +41,17 @@ class Packing:
     span: range
     """Adjacent slots, those of all conversations with one new token among them"""
     columns: Tensor
-    """Of each slot of `span`, the column of its new token, int64 (span,); any where it has none"""
-    takes_part: Tensor
-    """Which slots of `span` have one, bool (span,)"""
+    """Of each slot of `span`, the column of its new token, int64 (span,); arbitrary where it is
+    inactive"""
+    active: Tensor
+    """Which slots of `span` have a new token, bool (span,)"""
     mask: Tensor
-    """Which tokens of its slot each may attend to, bool (span, 1, 1, longest); never none"""
-    readings: Sequence[Reading]
+    """Which tokens of its slot each may attend to, bool (span, 1, 1, longest); at least one"""
+    prefills: Sequence[Prefill]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """query (1, heads, tokens, size); key and value (slots, key heads, length, size), with the
-        pass's own already in them. Returns (1, tokens, heads, size)."""
+        pass's own already in them. Returns (1, tokens, heads, size) in the query's type."""
         heads, tokens, size = query.shape[1:]
         groups = heads // key.shape[1]
         # Heads that share a key head are queries of it.
@@ -58,30 +59,30 @@ class Packing:
         out = query.new_empty(tokens, key.shape[1], groups, size)
         if self.span:
             longest, slots = self.mask.shape[-1], slice(self.span.start, self.span.stop)
-            answered = scaled_dot_product_attention(
+            decoded = scaled_dot_product_attention(
                 grouped[:, :, self.columns].permute(2, 0, 1, 3),
-                key[slots, :, :longest],
-                value[slots, :, :longest],
+                key[slots, :, :longest].to(query.dtype),
+                value[slots, :, :longest].to(query.dtype),
                 attn_mask=self.mask,
                 scale=scale,
             )
-            out[self.columns[self.takes_part]] = answered[self.takes_part]
-        for row in self.readings:
+            out[self.columns[self.active]] = decoded[self.active]
+        for row in self.prefills:
             count, filled = row.end - row.start, row.before + row.end - row.start
-            seen = torch.ones(count, filled, dtype=torch.bool).tril(row.before)
+            causal = torch.ones(count, filled, dtype=torch.bool).tril(row.before)
             read = scaled_dot_product_attention(
-                exact(grouped[:, :, row.start : row.end].flatten(1, 2)[None]),
-                exact(key[row.slot : row.slot + 1, :, :filled]),
-                exact(value[row.slot : row.slot + 1, :, :filled]),
-                attn_mask=seen.repeat(groups, 1),
+                as_float32(grouped[:, :, row.start : row.end].flatten(1, 2)[None]),
+                as_float32(key[row.slot : row.slot + 1, :, :filled]),
+                as_float32(value[row.slot : row.slot + 1, :, :filled]),
+                attn_mask=causal.repeat(groups, 1),
                 scale=scale,
             ).to(out.dtype)
             out[row.start : row.end] = read[0].unflatten(1, (groups, count)).permute(2, 0, 1, 3)
         return out.flatten(1, 2)[None]
 
 
-def exact(tensor: Tensor) -> Tensor:
-    """In float32, which is the faster on a CPU where several tokens attend (`trees.attention`)."""
+def as_float32(tensor: Tensor) -> Tensor:
+    """On a CPU, attention of several tokens in 16 bits is slower than in float32."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
@@ -96,12 +97,17 @@ def packed_attention(
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The function behind `NAME`. Raises ValueError for attention that is more than a softmax."""
-    if packing is None or any(kwargs.get(n) is not None for n in ("softcap", "s_aux")):
-        raise ValueError("packed conversations need plain attention, and a packing")
-    with torch.autocast(query.device.type, enabled=False):
-        out = packing.attend(query.to(key.dtype), key, value, scaling)
-    return out.to(query.dtype).contiguous(), None
+    """The function behind `NAME`. Raises ValueError for attention that is more than a softmax, and
+    without a packing."""
+    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise ValueError("packed passes need plain attention")
+    if packing is None:
+        raise ValueError("a packed pass needs a packing: the model did not hand it on")
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # rotary positions leave queries and keys in float32
+        query = query.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return packing.attend(query, key, value, scaling).contiguous(), None
 
 
 AttentionInterface.register(NAME, packed_attention)

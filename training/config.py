@@ -323,8 +323,8 @@ class RolloutConfig:
     that are not right by luck: every action valid, and an answer only where it was read. See
     `methods.successes.is_sound`."""
     drop_refused: bool = False
-    """There, too: a success with actions that the environment refused is played again without them,
-    and taken as it is then, if it still succeeds."""
+    """For the same methods: each success is played again without the actions that the environment
+    refused, and is kept in this shorter form if it still succeeds. Thoughts stay as they were."""
 
 
 @dataclass

@@ -13,7 +13,8 @@ played in lockstep (all reply, then all environments step at once), and the next
 the last episode has ended. It is measured with the environments as they are, and with a third of
 the tasks slower by `slow` seconds per step.
 
-The last part, on a CPU, has our own passes with padding as the baseline.
+The last part, on a CPU and with `many` and `slots` too, has our own passes with padding as the
+baseline.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import Any
 
 import gymnasium as gym
@@ -267,7 +269,7 @@ class _AgainstPadding(_Sides):
         if not getattr(generator, "packed", False):
             return []  # a GPU, or a model with more than plain attention
         self.ours()
-        packed = self.played
+        packed, turns = self.played, sum(len(t.steps) for t in self.played)
 
         def padded() -> None:
             generator.packed = False
@@ -278,17 +280,16 @@ class _AgainstPadding(_Sides):
 
         ours, theirs = measure_sides([self.ours, padded], repeats)
         padded()
-        pairs = [
-            (one.action, two.action)
-            for a, b in zip(packed, self.played, strict=True)
-            for one, two in zip(a.steps, b.steps, strict=False)
+        style, of_padded = self.agent.style, sum(len(t.steps) for t in self.played)
+        said = [
+            [[step.text(style) for step in t.steps] for t in side] for side in (packed, self.played)
         ]
+        same = sum(a == b for one, two in zip(*said, strict=True) for a, b in zip_longest(one, two))
         self.agent.reset()
-        turns, same = sum(len(t.steps) for t in packed), sum(a == b for a, b in pairs)
         name = f"rollout, packed against padded passes, {self.agent.batch_size} at once"
         return [
-            Row.more_is_better(name, turns / ours, turns / theirs, self.unit),
-            Row(f"equal greedy replies, {name}", same, len(pairs), same / len(pairs), "replies"),
+            Row.more_is_better(name, turns / ours, of_padded / theirs, self.unit),
+            Row(f"equal greedy replies, {name}", same, turns, same / turns, "replies"),
         ]
 
 

@@ -21,6 +21,7 @@ from stepagent.agents.generation import (
 from stepagent.agents.naive_generation import NaiveGenerator
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import cut, parse
+from stepagent.training.policy import compute_in_bfloat16
 from tests.agents.conversations import say, turn
 from tests.agents.tiny_models import TEMPLATE, make_model
 
@@ -70,29 +71,32 @@ def play(agent: TransformersAgent, episodes: int = 6, seed: int = 3) -> dict[int
     return replies
 
 
+PLAIN = [
+    ("llama", {}),
+    ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    ("mistral", {"sliding_window": None}),
+    ("qwen3", {}),
+    ("gpt2", {}),
+]
+PADDED = [
+    ("llama", {"attn_implementation": "eager"}),
+    ("mistral", {"sliding_window": 24}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+]
+
+
 @pytest.mark.parametrize(
-    ("kind", "changes"),
-    [
-        ("llama", {}),
-        ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
-        ("llama", {"attn_implementation": "eager"}),
-        ("mistral", {"sliding_window": None}),
-        ("mistral", {"sliding_window": 24}),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
-        ("qwen3", {}),
-        ("gpt2", {}),
-    ],
+    ("kind", "changes", "packed"),
+    [*[(*p, True) for p in PLAIN], *[(*p, False) for p in (*PLAIN, *PADDED)]],
 )
-@pytest.mark.parametrize("packed", [True, False])
 def test_same_replies_as_naive_generation(
     kind: str, changes: dict[str, Any], packed: bool, tokenizer: Any
 ):
     model = make_model(kind, len(tokenizer), **changes)
     agent, naive = agent_for(model, tokenizer), naive_for(model, tokenizer)
     assert not agent.why_uncached
-    eager_or_window = "attn_implementation" in changes or changes.get("sliding_window")
-    assert agent._generator.packed != bool(eager_or_window)
-    agent._generator.packed &= packed
+    assert agent._generator.packed == ((kind, changes) in PLAIN)
+    agent._generator.packed = packed
     replies = play(agent)
     assert replies == play(naive)
     assert len({reply for said in replies.values() for reply in said}) > 10  # not all the same
@@ -448,13 +452,27 @@ def test_what_is_no_plain_attention_is_not_packed(llama: Any, monkeypatch: pytes
     monkeypatch.setattr(packed_attention.Packing, "attend", lambda *args: 1 / 0)
     assert not can_be_packed(llama)
     assert llama.config._attn_implementation == usual, "given back after an error, too"
-    with pytest.raises(ValueError, match="plain attention"):
-        packed_attention.packed_attention(None, *[torch.ones(1, 1, 1, 1)] * 3, None)
+    monkeypatch.undo()
+    attend = packed_attention.Packing.attend
+    monkeypatch.setattr(packed_attention.Packing, "attend", lambda *args: 1.01 * attend(*args))
+    assert not can_be_packed(llama), "another result"
+    some = [torch.ones(1, 1, 1, 1)] * 3
+    for name in ("softcap", "s_aux"):
+        with pytest.raises(ValueError, match="plain attention"):
+            packed_attention.packed_attention(None, *some, None, **{name: some[0]})
+    with pytest.raises(ValueError, match="did not hand it on"):
+        packed_attention.packed_attention(None, *some, None)
 
 
-def test_packed_passes_in_16_bits(tokenizer: Any):
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_packed_passes_in_16_bits(kind: str, autocast: bool, tokenizer: Any):
     """Logits as close to those of ordinary passes as padded ones are."""
-    model = make_model("llama", len(tokenizer)).bfloat16()
+    model = make_model(kind, len(tokenizer))
+    if autocast:
+        compute_in_bfloat16(model)
+    else:
+        model = model.bfloat16()
     packed, padded = (_probe(model, packed=p) for p in (True, False))
     assert packed < 2 * padded + 1e-2
     assert can_be_packed(model)

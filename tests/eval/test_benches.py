@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from stepagent.agents.generation import Generator
 from stepagent.eval.benches import (
     MOST,
     Options,
@@ -57,7 +58,13 @@ def tiny_model(tmp_path):
     return tmp_path / "tiny"
 
 
-def test_rollout_benchmark_compares_equal_replies(tiny_model):
+def test_rollout_benchmark_compares_equal_replies(tiny_model, monkeypatch):
+    ways = set()
+    for way in ("_forward", "_forward_packed"):
+        forward = getattr(Generator, way)
+        watched = lambda *args, way=way, forward=forward: ways.add(way) or forward(*args)  # noqa: E731
+        monkeypatch.setattr(Generator, way, watched)
+    monkeypatch.setattr("stepagent.agents.generation._probe", lambda model, packed: 0.0)
     args = {"env": ID, "episodes": 2, "turns": 3, "max_new_tokens": 8}
     args |= {"many": 3, "slots": 2, "reply_tokens": 8, "slow": 0.01}
     options = Options("rollout", repeats=1, model=str(tiny_model), dtype="float32", args=args)
@@ -72,6 +79,7 @@ def test_rollout_benchmark_compares_equal_replies(tiny_model):
     packed = "rollout, packed against padded passes, 2 at once"
     assert packed in rows
     assert rows[f"equal greedy replies, {packed}"].ratio == 1
+    assert ways == {"_forward", "_forward_packed"}
     assert all(row.ours > 0 and row.baseline > 0 for row in rows.values())
 
 

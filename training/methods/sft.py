@@ -187,7 +187,7 @@ class Collator:
 
 def labelled(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of labels (rows, length): the positions whose next token has one, (rows, most of any row),
-    and these labels. Shorter rows are filled up with position 0, which is `IGNORED`."""
+    and these labels. Shorter rows are filled up with position 0 and the label `IGNORED`."""
     places = [row.ne(IGNORED).nonzero().flatten() for row in labels[:, 1:]]
     kept = pad_sequence(places, batch_first=True)
     targets = [row[place + 1] for row, place in zip(labels, places, strict=True)]

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stepagent.envs.core import TextEnv
-from stepagent.envs.trajectory import Trajectory
+from stepagent.envs.trajectory import Step, Trajectory
 from stepagent.envs.wikipedia.score import normalize
+from stepagent.errors import SetupError
 from stepagent.training.data import Sample
 from stepagent.training.methods import rollouts
+from stepagent.training.runs import processes
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
 
@@ -29,20 +31,18 @@ def successes(run: TrainingRun, stage: Stage, tasks: Sequence[rollouts.Task]) ->
     names = ("episodes", "successes", "lucky", "shortened")
     counts = dict.fromkeys(names[: 4 if config.rollouts.drop_refused else 3], 0.0)
     played = rollouts.play(run, stage, tasks)
-    with rollouts.environments(run) as env_of:
-        for task, trajectories in zip(tasks, played, strict=True):
-            good = [t for t in trajectories if is_success(t, config.expert.min_reward)]
-            if config.rollouts.drop_refused:
-                env = env_of(task.split)
-                shorter = [without_refused(env, t, config.expert.min_reward) for t in good]
-                counts["shortened"] += sum(s is not t for s, t in zip(shorter, good, strict=True))
-                good = shorter
-            usable, _ = rollouts.encode(run, good)
-            sound = [s for s in usable if is_sound(s.trajectory)]
-            new.append(distinct(sound if config.rollouts.sound_only else usable, task.expert))
-            counts["episodes"] += len(trajectories)
-            counts["successes"] += len(usable)
-            counts["lucky"] += len(usable) - len(sound)
+    good = [[t for t in row if is_success(t, config.expert.min_reward)] for row in played]
+    shorter = _without_refused(run, stage, good) if config.rollouts.drop_refused else {}
+    for task, trajectories, successful in zip(tasks, played, good, strict=True):
+        usable, _ = rollouts.encode(run, [shorter.get(id(t), t) for t in successful])
+        sound = [s for s in usable if is_sound(s.trajectory)]
+        new.append(distinct(sound if config.rollouts.sound_only else usable, task.expert))
+        counts["episodes"] += len(trajectories)
+        counts["successes"] += len(usable)
+        counts["lucky"] += len(usable) - len(sound)
+        if shorter:
+            made = {id(t) for t in shorter.values()}
+            counts["shortened"] += sum(id(s.trajectory) in made for s in usable)
     figures = {**counts, "kept": float(sum(map(len, new)))}
     stage.figures |= figures
     stage.note(
@@ -52,34 +52,62 @@ def successes(run: TrainingRun, stage: Stage, tasks: Sequence[rollouts.Task]) ->
     return new
 
 
+def _without_refused(
+    run: TrainingRun, stage: Stage, rows: Sequence[Sequence[Trajectory]]
+) -> dict[int, Trajectory]:
+    """id of a trajectory → its shorter form, where it has one. Several processes share the work."""
+    clumsy = [t for row in rows for t in row if not all(step.valid for step in t.steps)]
+    with stage.times.of("episodes"), rollouts.environments(run) as env_of:
+        again = processes.share(
+            clumsy, lambda t: without_refused(env_of(t.split), t, run.config.expert.min_reward)
+        )
+    return {id(t): s for t, s in zip(clumsy, again, strict=True) if len(s.steps) < len(t.steps)}
+
+
 def without_refused(env: TextEnv, trajectory: Trajectory, min_reward: float) -> Trajectory:
-    """The success as it is when only its valid actions are played, in an environment of its split;
-    the trajectory itself where there are no others, or where one of them is refused now or the
-    score is below `min_reward`."""
+    """The success as it is when only its valid actions are played, in an environment of its split.
+
+    The trajectory itself where all or none of its actions are valid, and where the shorter episode
+    fails: an action is refused now, it does not end with the last action, its score is below
+    `min_reward`, or the environment raises an error.
+    """
     steps = [step for step in trajectory.steps if step.valid]
-    if len(steps) == len(trajectory.steps):
+    if len(steps) in (0, len(trajectory.steps)):
         return trajectory
+    try:
+        again = _replayed(env, trajectory, steps)
+    except SetupError:
+        raise
+    except Exception:  # what an environment raises in an episode ends that alone
+        return trajectory
+    return again if again and is_success(again, min_reward) else trajectory
+
+
+def _replayed(env: TextEnv, trajectory: Trajectory, steps: Sequence[Step]) -> Trajectory | None:
+    """The episode of these steps; None where one is refused, or it does not end with the last."""
     start = {"task_id": trajectory.task_id}
     observation, info = env.reset(seed=trajectory.seed, options=start)
-    taken, ended = [], False
+    taken: list[Step] = []
+    terminated = truncated = False
     for step in steps:
-        if ended:
-            return trajectory
+        if terminated or truncated:
+            return None
         before = observation
         observation, reward, terminated, truncated, info = env.step(step.reply or step.action)
         if not info["valid"]:
-            return trajectory
-        ended = terminated or truncated
+            return None
         taken.append(replace(step, observation=before, reward=float(reward), prompt_tokens=()))
-    again = replace(
+    if not (terminated or truncated):
+        return None
+    return replace(
         trajectory,
         steps=tuple(taken),
         final_observation=observation,
         reward=float(info.get("score", 0.0)),
         success=bool(info.get("success", False)),
+        truncated=truncated,
         metrics={name: float(value) for name, value in info.get("metrics", {}).items()},
     )
-    return again if is_success(again, min_reward) else trajectory
 
 
 def is_success(trajectory: Trajectory, min_reward: float) -> bool:

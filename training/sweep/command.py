@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +13,7 @@ from stepagent import command_line
 from stepagent.command_line import Command
 from stepagent.errors import check_range
 from stepagent.files import is_file, write_text
-from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError, all_runs
+from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError
 
 CONFIGS = "stepagent.training"
 """Package with the shipped configurations."""
@@ -39,13 +41,20 @@ def run(sweep: Sweep) -> int:
     check_range(1, workers=sweep.workers)
     check_range(0, threads=sweep.threads, hours=sweep.hours)
     check_range(1, lost_after=sweep.lost_after)
-    if taken := records.adopt(all_runs(sweep), sweep.known, Path(sweep.output)):
-        console.print(f"{len(taken)} runs are known from {', '.join(sweep.known)}", markup=False)
     if not sweep.report_only:
         # What is not installed is said before anything is written.
         importlib.import_module("stepagent.training.runs.validation")
-        write_text(Path(sweep.output) / SWEEP, command_line.dump(sweep))
-        missing = run_all(sweep, console)
+        # What is known is in the directory from now on, wherever the files go.
+        stored = dataclasses.replace(sweep, known=[])
+        write_text(Path(sweep.output) / SWEEP, command_line.dump(stored))
+    if taken := records.adopt(sweep):
+        console.print(f"{len(taken)} runs are known from {', '.join(sweep.known)}", markup=False)
+    try:
+        if not sweep.report_only:
+            missing = run_all(sweep, console)
+    finally:
+        with suppress(SweepError):  # of a damaged run, which the report names
+            records.write(sweep)
     path = report.write(sweep)
     console.print(f"The report is {path}", markup=False)
     if missing:

@@ -22,7 +22,7 @@ from stepagent.training.sweep.inheritance import has_sft, sft_of
 from stepagent.training.sweep.job import LAUNCHES, Job, Outcome
 from stepagent.training.sweep.launchers import Launcher, launcher
 from stepagent.training.sweep.planning import Sweep, SweepError, SweepRun, all_runs, merged
-from stepagent.training.sweep.results import FAILED
+from stepagent.training.sweep.results import FAILED, SUMMARY
 
 POLL_SECONDS = 2.0
 """Between two looks at whether a run is past its SFT, or may be tried again."""
@@ -57,7 +57,7 @@ def matched_tokens(run: SweepRun, output: Path) -> int:
     Raises SweepError where it recorded none.
     """
     assert run.matches
-    path = run.matches.directory(output) / "summary.json"
+    path = run.matches.directory(output) / SUMMARY
     if not is_file(path):
         return 1
     budget = parse_json(read_text(path)).get("budget")
@@ -230,16 +230,20 @@ def run_all(sweep: Sweep, console: Console) -> list[str]:
         for _, of_phase in itertools.groupby(todo, key=lambda run: run.phase):
             entries = []
             for run in of_phase:
-                if run.matches and not (run.matches.directory(output) / "summary.json").is_file():
+                if run.matches and not (_is_done(run, output) or _is_done(run.matches, output)):
                     console.print(f"{run.name} waits for {run.matches.name}", markup=False)
                     results[run.name] = False
                     continue
-                if run.matches:
+                if run.matches and not _is_done(run, output):
                     configs[run.name] = checked(run, output)  # now it is known how many tokens
                 job = job_of(run, configs[run.name], sweep, token)
                 entries.append(_Entry(job, sft_of(configs[run.name]) if sweep.share_sft else ""))
             results |= Batch(sweep, launch, console, deadline).run(entries)
     return [name for name, done in results.items() if not done]
+
+
+def _is_done(run: SweepRun, output: Path) -> bool:
+    return (run.directory(output) / SUMMARY).is_file()
 
 
 @contextmanager

@@ -103,8 +103,8 @@ class Sweep:
     hours: float = 0.0
     """Start no new run after this many hours (the same command resumes later); 0: no limit."""
     known: list[str] = field(default_factory=list)
-    """Files of finished runs, `finished.jsonl` of the same sweep on another machine: what is in
-    them is not done again."""
+    """Files of finished runs, `finished.jsonl` of the same sweep on another machine: runs in them
+    are not done again, unless they have begun here."""
     report_only: bool = False
     """Train nothing; report the runs that are done."""
 

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from stepagent.files import write_text
-from stepagent.training.sweep import paper, records, rows, tables
+from stepagent.training.sweep import paper, rows, tables
 from stepagent.training.sweep.planning import Experiment, Sweep, experiments, runs
 from stepagent.training.sweep.plots import Curve, bar_chart, curve_plot, gain_plot
 from stepagent.training.sweep.results import Result, read
@@ -27,10 +27,8 @@ FORMAT = 1
 
 
 def write(sweep: Sweep) -> Path:
-    """Writes report.md, report.json, results.json, finished.jsonl and the plots; returns the
-    report's path."""
+    """Writes report.md, report.json, results.json and the plots; returns the report's path."""
     output, parts, of_runs, data = Path(sweep.output), [HEAD], [], []
-    of_all: list[Result] = []
     for experiment in experiments(sweep):
         results = [read(run, output) for run in runs(sweep, experiment)]
         figures = as_data(experiment, results)
@@ -40,11 +38,9 @@ def write(sweep: Sweep) -> Path:
             parts += _statistics(experiment, setting, output)
         data.append(figures)
         of_runs += [_run_as_json(experiment, result, output) for result in results]
-        of_all += results
     write_text(output / "results.json", json.dumps(of_runs, indent=1))
     everything = {"format": FORMAT, "stepagent": version("stepagent"), "experiments": data}
     write_text(output / "report.json", json.dumps(everything, indent=1))
-    records.write(of_all, output)
     report = output / "report.md"
     write_text(report, "\n".join(parts) + "\n")
     return report

@@ -8,6 +8,7 @@ import pytest
 
 from stepagent import envs
 from stepagent.envs.trajectory import Step, Trajectory
+from stepagent.errors import SetupError
 from stepagent.training import run
 from stepagent.training.methods import rollouts, successes
 from stepagent.training.methods.successes import is_sound, without_refused
@@ -58,7 +59,7 @@ def _played(env, actions) -> Trajectory:
     steps = []
     for action in actions:
         before = observation
-        observation, reward, _, _, info = env.step(action)
+        observation, reward, _, truncated, info = env.step(action)
         step = Step(before, "", action, reward=float(reward), valid=bool(info["valid"]))
         steps.append(replace(step, tokens=(7,), prompt_tokens=(1, 2)))
     return Trajectory(
@@ -71,7 +72,8 @@ def _played(env, actions) -> Trajectory:
         final_observation=observation,
         reward=float(info["score"]),
         success=bool(info["success"]),
-        metrics=dict(info.get("metrics", {})),
+        truncated=truncated,
+        metrics={name: float(value) for name, value in info.get("metrics", {}).items()},
     )
 
 
@@ -82,7 +84,7 @@ def test_refused_actions_are_left_out(env):
     assert [step.valid for step in full.steps] == [False, True] * len(clean.steps)
     shorter = without_refused(env, full, min_reward=1.0)
     steps = tuple(replace(step, prompt_tokens=()) for step in clean.steps)
-    assert replace(shorter, metrics={}) == replace(clean, steps=steps, metrics={})
+    assert shorter == replace(clean, steps=steps)
     assert is_sound(shorter)
     assert not is_sound(full)
 
@@ -104,6 +106,25 @@ def test_a_success_that_needs_what_was_refused_stays_as_it_was(env):
     extra = replace(clean.steps[-1], valid=False)
     longer = replace(clean, steps=(extra, *clean.steps, clean.steps[-1]))
     assert without_refused(env, longer, min_reward=1.0) is longer, "steps after the end"
+    nothing = replace(clean, steps=tuple(replace(step, valid=False) for step in clean.steps))
+    assert without_refused(env, nothing, min_reward=0.0) is nothing, "no valid action"
+    half = replace(clean, steps=(extra, *clean.steps[:-1]), truncated=True)
+    assert without_refused(env, half, min_reward=0.0) is half, "not over without its last steps"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), SetupError("no Java")])
+def test_an_environment_that_breaks_leaves_the_success_as_it_was(env, error):
+    full = _played(env, ["fly to the moon", *_expert_actions(env)])
+
+    def broken(action):
+        raise error
+
+    env.step = broken
+    if isinstance(error, SetupError):
+        with pytest.raises(SetupError):
+            without_refused(env, full, min_reward=1.0)
+    else:
+        assert without_refused(env, full, min_reward=1.0) is full
 
 
 def test_a_run_learns_from_what_is_left(config, monkeypatch):
