@@ -28,11 +28,11 @@ def successes(run: TrainingRun, stage: Stage, tasks: Sequence[rollouts.Task]) ->
     one for each sequence of actions and none that repeats the expert's; with `sound_only` and
     `drop_refused` of `rollouts` as these say. Figures go to the stage."""
     config, new = run.config, []
-    names = ("episodes", "successes", "lucky", "shortened")
-    counts = dict.fromkeys(names[: 4 if config.rollouts.drop_refused else 3], 0.0)
+    counts = dict.fromkeys(("episodes", "successes", "lucky", "shortened"), 0.0)
     played = rollouts.play(run, stage, tasks)
     good = [[t for t in row if is_success(t, config.expert.min_reward)] for row in played]
     shorter = _without_refused(run, stage, good) if config.rollouts.drop_refused else {}
+    made = {id(t) for t in shorter.values()}
     for task, trajectories, successful in zip(tasks, played, good, strict=True):
         usable, _ = rollouts.encode(run, [shorter.get(id(t), t) for t in successful])
         sound = [s for s in usable if is_sound(s.trajectory)]
@@ -40,9 +40,7 @@ def successes(run: TrainingRun, stage: Stage, tasks: Sequence[rollouts.Task]) ->
         counts["episodes"] += len(trajectories)
         counts["successes"] += len(usable)
         counts["lucky"] += len(usable) - len(sound)
-        if shorter:
-            made = {id(t) for t in shorter.values()}
-            counts["shortened"] += sum(id(s.trajectory) in made for s in usable)
+        counts["shortened"] += sum(id(s.trajectory) in made for s in usable)
     figures = {**counts, "kept": float(sum(map(len, new)))}
     stage.figures |= figures
     stage.note(

@@ -150,6 +150,6 @@ def test_a_run_learns_from_what_is_left(config, monkeypatch):
         config.rollouts.drop_refused, config.output = drop, f"{config.output}-{drop}"
         kept[drop] = run.run(config)["figures"]["rft"]
     assert kept[False]["lucky"] == kept[False]["successes"] > 0 == kept[False]["kept"]
-    assert "shortened" not in kept[False]
+    assert kept[False]["shortened"] == 0
     assert kept[True]["lucky"] == 0 < kept[True]["kept"]
     assert kept[True]["shortened"] == kept[True]["successes"] == kept[False]["successes"]
