@@ -19,10 +19,10 @@ from stepagent.errors import SetupError
 from stepagent.files import is_file, parse_json, read_text, write_text
 from stepagent.training.config import Config
 from stepagent.training.sweep.inheritance import has_sft, sft_of
-from stepagent.training.sweep.job import LAUNCHES, Job, Outcome
+from stepagent.training.sweep.job import LAUNCHES, SUMMARY, Job, Outcome, is_done
 from stepagent.training.sweep.launchers import Launcher, launcher
 from stepagent.training.sweep.planning import Sweep, SweepError, SweepRun, all_runs, merged
-from stepagent.training.sweep.results import FAILED, SUMMARY
+from stepagent.training.sweep.results import FAILED
 
 POLL_SECONDS = 2.0
 """Between two looks at whether a run is past its SFT, or may be tried again."""
@@ -230,20 +230,17 @@ def run_all(sweep: Sweep, console: Console) -> list[str]:
         for _, of_phase in itertools.groupby(todo, key=lambda run: run.phase):
             entries = []
             for run in of_phase:
-                if run.matches and not (_is_done(run, output) or _is_done(run.matches, output)):
-                    console.print(f"{run.name} waits for {run.matches.name}", markup=False)
+                matches = None if is_done(run.directory(output)) else run.matches
+                if matches and not is_done(matches.directory(output)):
+                    console.print(f"{run.name} waits for {matches.name}", markup=False)
                     results[run.name] = False
                     continue
-                if run.matches and not _is_done(run, output):
+                if matches:
                     configs[run.name] = checked(run, output)  # now it is known how many tokens
                 job = job_of(run, configs[run.name], sweep, token)
                 entries.append(_Entry(job, sft_of(configs[run.name]) if sweep.share_sft else ""))
             results |= Batch(sweep, launch, console, deadline).run(entries)
     return [name for name, done in results.items() if not done]
-
-
-def _is_done(run: SweepRun, output: Path) -> bool:
-    return (run.directory(output) / SUMMARY).is_file()
 
 
 @contextmanager

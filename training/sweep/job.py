@@ -18,6 +18,8 @@ from stepagent.files import open_file, read_text
 
 BUSY, LOST = 75, 76
 """Exit codes of a run's process: another process has the run; another one took it over."""
+SUMMARY = "summary.json"
+"""The file of a run that is done."""
 LAUNCHES = "launches"
 """Folder in a sweep's directory with a file for each launch, whose name no other directory has."""
 _LOOKS = 5
@@ -50,7 +52,12 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        return (Path(self.directory) / "summary.json").is_file()
+        return is_done(Path(self.directory))
+
+
+def is_done(directory: Path) -> bool:
+    """Whether the run of this directory is done."""
+    return (directory / SUMMARY).is_file()
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from stepagent.eval import agreement
 from stepagent.eval.agreement import MEASURES, TrajectoryAgreement
 from stepagent.files import is_file, parse_json, read_text, write_text
 from stepagent.training.runs.budget import Budget
+from stepagent.training.sweep.job import SUMMARY
 from stepagent.training.sweep.planning import Sweep, SweepError, all_runs
-from stepagent.training.sweep.results import SUMMARY, TASKS, Result, read
+from stepagent.training.sweep.results import TASKS, Result, read
 
 FINISHED = "finished.jsonl"
 """The file of a sweep's directory."""

@@ -11,10 +11,9 @@ from stepagent.eval import agreement
 from stepagent.eval.agreement import TrajectoryAgreement
 from stepagent.eval.summary import score
 from stepagent.files import is_file, parse_json, read_object, read_text
+from stepagent.training.sweep.job import SUMMARY
 from stepagent.training.sweep.planning import SweepError, SweepRun
 
-SUMMARY = "summary.json"
-"""The file of a run that is done."""
 TASKS = "task-scores.json"
 """The file beside an evaluation that stands for its episodes, in a run that was done elsewhere."""
 FAILED = ".failed"
