@@ -161,6 +161,22 @@ def summarise(rows: Sequence[TrajectoryAgreement], left_out: int = 0) -> Agreeme
     )
 
 
+def deciding(wording: str) -> Literal["step_match", "loss"]:
+    """The measure by which policies are chosen on dev, where the expert's thoughts are worded so
+    (`expert.wording`): among many wordings, greedy decoding rarely writes the expert's."""
+    return "step_match" if wording == "fixed" else "loss"
+
+
+def order(measure: Measure, step_match: float, loss: float) -> tuple[float, float]:
+    """Smaller for the better policy: that of the higher step match (unless the loss alone decides),
+    then of the lower loss.
+
+    >>> order("step_match", 0.9, 2.0) < order("step_match", 0.8, 1.0)
+    True
+    """
+    return -step_match if measure == "step_match" else 0.0, loss
+
+
 def totals(rows: Sequence[TrajectoryAgreement], measure: Measure) -> np.ndarray:
     """[trajectories]: each one's part of the sum of which the measure is the mean."""
     return np.array([row.total(measure) for row in rows])

@@ -26,6 +26,7 @@ from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
 from stepagent.agents.chat import Encoded
+from stepagent.eval import agreement
 from stepagent.eval.agreement import TrajectoryAgreement
 from stepagent.training.config import Config, SftConfig
 from stepagent.training.data import Sample
@@ -80,7 +81,7 @@ def _selection(run: TrainingRun, stage: Stage) -> Selection:
         run.policy,
         read_dev,
         run.config.sft.patience,
-        measure="step_match" if run.config.expert.wording == "fixed" else "loss",
+        agreement.deciding(run.config.expert.wording),
     )
 
 

@@ -141,14 +141,12 @@ class Selection:
         return gain.high < 0 if self.measure == "loss" else gain.low > 0
 
     def _best_of(self, passes: dict[int, Agreement]) -> int:
-        """The highest step match (unless the loss alone decides), then the lowest loss, then the
-        earliest."""
+        """The best, of equal ones the earliest."""
 
-        def order(update: int) -> tuple[float, float, int]:
-            match = passes[update].step_match if self.measure == "step_match" else 0.0
-            return -match, passes[update].loss, update
+        def place(update: int) -> tuple[float, float]:
+            return agreement.order(self.measure, passes[update].step_match, passes[update].loss)
 
-        return min(passes, key=order)
+        return min(sorted(passes), key=place)
 
 
 def smallest_difference(

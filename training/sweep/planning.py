@@ -45,6 +45,10 @@ class Experiment:
     baseline: str = ""
     """Row that paired gains are counted from. Empty: the first of method `sft`; where there is
     none, the SFT that each run began with."""
+    best_on_dev: dict[str, list[str]] = field(default_factory=dict)
+    """Further row → rows with `sft.select` dev, such as several plans or learning rates of SFT. For
+    each seed it is that one of their runs whose SFT agrees best with the expert on dev, with the
+    budget of all."""
 
     @property
     def variations(self) -> list[tuple[tuple[str, Any], ...]]:
@@ -223,8 +227,15 @@ def _problem(experiment: Experiment) -> str:
     if option and not experiment.vary.get(option):
         return f"kind {kind!r} is reported over {option}: name its values under `vary`"
     rows = [row_name(method, varied) for method in methods for varied in experiment.variations]
-    if baseline and baseline not in [*rows, *methods]:
-        return f"its baseline {baseline!r} is no row: there are {', '.join(rows)}"
+    for name, tried in experiment.best_on_dev.items():
+        if name in [*rows, *methods]:
+            return f"best_on_dev: {name!r} is a row already"
+        if not isinstance(tried, list) or len(set(tried) & set(rows)) < 2 or {*tried} - {*rows}:
+            known = ", ".join(rows)
+            return f"best_on_dev: {name!r} is the best of {tried!r}: name two or more of {known}"
+    further = [*rows, *experiment.best_on_dev]
+    if baseline and baseline not in [*further, *methods]:
+        return f"its baseline {baseline!r} is no row: there are {', '.join(further)}"
     return ""
 
 
@@ -246,8 +257,17 @@ def runs(sweep: Sweep, experiment: Experiment) -> Iterator[SweepRun]:
             if name not in known:
                 raise SweepError(f"no {name!r} under {kind}: there are {', '.join(known)}")
             parts.append(known[name])
-        run = SweepRun(method, environment, model, seed, options, merged(*parts))
-        yield _with_method(sweep, run)
+        run = _with_method(
+            sweep, SweepRun(method, environment, model, seed, options, merged(*parts))
+        )
+        if any(run.row in tried for tried in experiment.best_on_dev.values()):
+            _check_chosen(run)
+        yield run
+
+
+def _check_chosen(run: SweepRun) -> None:
+    if run.options.get("sft", {}).get("select") != "dev":
+        raise SweepError(f"best_on_dev: {run.row!r} is not measured on dev: set its sft.select dev")
 
 
 def _with_method(sweep: Sweep, run: SweepRun) -> SweepRun:

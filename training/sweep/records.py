@@ -24,7 +24,7 @@ from stepagent.files import is_file, parse_json, read_text, write_text
 from stepagent.training.runs.budget import Budget
 from stepagent.training.sweep.job import SUMMARY
 from stepagent.training.sweep.planning import Sweep, SweepError, all_runs
-from stepagent.training.sweep.results import TASKS, Result, read
+from stepagent.training.sweep.results import TASKS, Result, of_dev, read
 
 FINISHED = "finished.jsonl"
 """The file of a sweep's directory."""
@@ -64,7 +64,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 def _line(result: Result) -> dict[str, Any]:
     scored = [stage for stage in result.stages if stage in result.scores]
-    draw = {} if result.dev_draw is None else {"sft": {"dev_draw": float(result.dev_draw)}}
+    dev = {"sft": dict(result.dev)} if result.dev else {}
     return {
         "format": FORMAT,
         "run": result.run.name,
@@ -72,7 +72,7 @@ def _line(result: Result) -> dict[str, Any]:
         "stepagent": version("stepagent"),
         "summary": {
             "scores": {stage: {"reward_mean": result.scores[stage] / 100} for stage in scored},
-            "figures": {stage: {} for stage in result.stages} | draw,
+            "figures": {stage: {} for stage in result.stages} | dev,
             "seconds": round(60 * result.minutes, 1),
             "agreement": {
                 stage: {measure: figures[measure] for measure in MEASURES}
@@ -133,14 +133,13 @@ def _checked(line: dict[str, Any]) -> dict[str, Any]:
     }
     if not scores or not {*scores, *line["tasks"], *line["agreement"]} <= {*stages}:
         raise ValueError(f"scores of {sorted(scores)} with the stages {stages}")
-    draw = figures.get("sft", {}).get("dev_draw")
+    dev = {name: _number(value) for name, value in of_dev(figures).items()}
     budget = summary["budget"]
     return {
         "digest": str(line["digest"]),
         "summary": {
             "scores": scores,
-            "figures": {stage: {} for stage in stages}
-            | ({} if draw is None else {"sft": {"dev_draw": _number(draw)}}),
+            "figures": {stage: {} for stage in stages} | ({"sft": dev} if dev else {}),
             "seconds": _number(summary["seconds"]),
             "agreement": {
                 _stage(stage): {measure: _number(of[measure]) for measure in MEASURES}

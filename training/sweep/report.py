@@ -32,12 +32,13 @@ def write(sweep: Sweep) -> Path:
     for experiment in experiments(sweep):
         results = [read(run, output) for run in runs(sweep, experiment)]
         figures = as_data(experiment, results)
+        of_runs += [_run_as_json(experiment, result, output) for result in results]
+        results += rows.best_on_dev(experiment, results)
         parts.append(f"\n## {experiment.name}\n\n{tables.about(figures)}")
         parts += SECTIONS[experiment.kind](experiment, results, output)
         for setting in figures["settings"]:
             parts += _statistics(experiment, setting, output)
         data.append(figures)
-        of_runs += [_run_as_json(experiment, result, output) for result in results]
     write_text(output / "results.json", json.dumps(of_runs, indent=1))
     everything = {"format": FORMAT, "stepagent": version("stepagent"), "experiments": data}
     write_text(output / "report.json", json.dumps(everything, indent=1))
@@ -55,6 +56,7 @@ columns and marks are the paper's figures, on 7B and 8B backbones and full test 
 def as_data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
     """All figures of an experiment, as `report.json` has them."""
     absent = [result for result in results if result.final is None]
+    everything = [*results, *rows.best_on_dev(experiment, results)]
     return {
         "name": experiment.name,
         "kind": experiment.kind,
@@ -64,7 +66,7 @@ def as_data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]
         "chosen_by_dev": sum(result.dev_draw is not None for result in results),
         "dev_draws": [result.run.name for result in results if result.dev_draw],
         "missing": [{"run": r.run.name, "why": r.missing or "no score"} for r in absent],
-        "settings": [rows.setting(experiment, of) for of in _by_setting(results).values()],
+        "settings": [rows.setting(experiment, of) for of in _by_setting(everything).values()],
     }
 
 
@@ -135,7 +137,7 @@ def methods(experiment: Experiment, results: Sequence[Result], output: Path) -> 
         plain = [r for r in here if r.run.options["method"] == "sft"]
         first = plain[0].run.method if plain else None
         base = {r.run.seed: r.final for r in plain if r.run.method == first}
-        for method in experiment.methods:
+        for method in [*experiment.methods, *experiment.best_on_dev]:
             of_method = [r for r in here if r.run.method == method]
             score = estimate(_finals(of_method))
             gain = None if method == first else estimate(_gains(of_method, base))

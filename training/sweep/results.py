@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from stepagent.training.sweep.planning import SweepError, SweepRun
 
 TASKS = "task-scores.json"
 """The file beside an evaluation that stands for its episodes, in a run that was done elsewhere."""
+DEV = ("dev_step_match", "dev_loss", "dev_draw")
+"""Figures of SFT: agreement of the chosen pass with the expert on dev, and whether its choice was a
+draw."""
 FAILED = ".failed"
 """Suffix of a file beside the logs: the last line of a run that failed."""
 
@@ -38,9 +42,8 @@ class Result:
     """What it has used; None where that was not recorded"""
     origin: dict[str, str] = field(default_factory=dict)
     """The model that it began from: its name, and the digest of `nano`"""
-    dev_draw: bool | None = None
-    """Whether the dev trajectories were too few to choose SFT's pass by; None where none was chosen
-    among several"""
+    dev: Mapping[str, float] = field(default_factory=dict)
+    """Of `DEV`, the figures of its SFT whose pass was chosen on dev"""
     folder: Path = Path()
 
     @property
@@ -53,6 +56,12 @@ class Result:
     def final(self) -> float | None:
         """The score of the policy that the run ends with."""
         return self.scores[self.final_stage] if self.final_stage else None
+
+    @property
+    def dev_draw(self) -> bool | None:
+        """Whether the dev trajectories were too few to choose SFT's pass by; None where none was
+        chosen among several."""
+        return bool(self.dev["dev_draw"]) if "dev_draw" in self.dev else None
 
     @property
     def env(self) -> str:
@@ -100,13 +109,14 @@ def _of_summary(run: SweepRun, folder: Path, summary: dict[str, Any]) -> Result:
         agreement=summary.get("agreement", {}),
         budget=summary.get("budget"),
         origin=summary.get("origin", {}),
-        dev_draw=_dev_draw(summary["figures"].get("sft", {})),
+        dev=of_dev(summary["figures"]),
         folder=folder,
     )
 
 
-def _dev_draw(sft: dict[str, float]) -> bool | None:
-    return bool(sft["dev_draw"]) if "dev_draw" in sft else None
+def of_dev(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Those of `DEV` among the figures of a run's stages."""
+    return {name: value for name, value in figures.get("sft", {}).items() if name in DEV}
 
 
 def _why_missing(run: SweepRun, output: Path) -> str:

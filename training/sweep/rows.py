@@ -6,7 +6,7 @@ Scores and matches are in percent, losses in nats; gains are in percentage point
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,38 @@ def groups(results: Sequence[Result]) -> list[Group]:
     for result in results:
         rows.setdefault(result.run.row, []).append(result)
     return [Group(name, of_row) for name, of_row in rows.items()]
+
+
+def best_on_dev(experiment: Experiment, results: Sequence[Result]) -> list[Result]:
+    """The runs of the rows that `experiment.best_on_dev` adds. Where one of those it chooses among
+    is missing, so is this."""
+    found = []
+    for name, tried in experiment.best_on_dev.items():
+        alike: dict[tuple[str, str, int], list[Result]] = {}
+        for result in (r for r in results if r.run.row in tried):
+            run = result.run
+            alike.setdefault((run.environment, run.model, run.seed), []).append(result)
+        found += [_best(name, among) for among in alike.values()]
+    return found
+
+
+def _best(name: str, among: Sequence[Result]) -> Result:
+    first = among[0]
+    run = replace(first.run, method=name, varied=(), matches=None)
+    if absent := [r.run.name for r in among if r.final is None or "dev_loss" not in r.dev]:
+        return Result(run, {}, (), 0.0, missing=f"it needs {absent[0]}")
+    measure = agreement.deciding(run.options.get("expert", {}).get("wording", "fixed"))
+    best = min(among, key=lambda r: agreement.order(measure, r.dev["dev_step_match"], r.dev["dev_loss"]))
+    return replace(best, run=run, minutes=sum(r.minutes for r in among), budget=_together(among))
+
+
+def _together(among: Sequence[Result]) -> dict[str, float] | None:
+    """What they have used in all, from the same labels; None where one of them recorded nothing."""
+    budgets = [Budget(**result.budget) for result in among if result.budget]
+    if len(budgets) < len(among):
+        return None
+    labels = max(budget.expert_labels for budget in budgets)
+    return {**asdict(sum(budgets, Budget())), "expert_labels": labels}
 
 
 def setting(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:

@@ -59,6 +59,19 @@ def test_a_sweep_elsewhere_reports_what_it_knows_as_its_own(done, tmp_path):
     assert implicit["missing_seeds"] == [1]
 
 
+def test_what_was_measured_on_dev_goes_along(done, tmp_path):
+    run = planning.all_runs(done)[0]
+    path = run.directory(Path(done.output)) / "summary.json"
+    summary = json.loads(path.read_text())
+    dev = {"dev_step_match": 0.75, "dev_loss": 1.5, "dev_draw": 1.0}
+    summary["figures"]["sft"] = {**dev, "passes": 3.0}
+    path.write_text(json.dumps(summary))
+    records.write(done)
+    other = _elsewhere(done, tmp_path)
+    records.adopt(other)
+    assert read(run, Path(other.output)).dev == dev
+
+
 def test_only_what_is_not_known_is_done_and_the_file_is_not_needed_again(done, tmp_path, capsys):
     path, known = tmp_path / "other.yaml", tmp_path / "known.jsonl"
     path.write_text((tmp_path / "sweep.yaml").read_text().replace(done.output, str(tmp_path / "o")))

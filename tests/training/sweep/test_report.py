@@ -18,7 +18,7 @@ from stepagent.eval.agreement import TrajectoryAgreement
 from stepagent.eval.paired import holm
 from stepagent.training.runs.budget import Budget
 from stepagent.training.sweep import command, execution, job, launchers, planning, report, tables
-from stepagent.training.sweep.planning import Sweep, SweepRun
+from stepagent.training.sweep.planning import Sweep, SweepError, SweepRun
 from tests.training.sweep.test_sweep import _read, _sweep, report_console
 
 
@@ -264,6 +264,93 @@ def test_a_table_without_nano_does_not_speak_of_it(sweep):
     data, text = _report(sweep)
     assert data["origins"] == data["dev_draws"] == []
     assert "nano" not in text
+
+
+@pytest.fixture
+def tuned(sweep) -> Sweep:
+    """Two plans of SFT and implicit, and the plan that is best on dev."""
+    for name in ("sft", "sft-long"):
+        sweep.methods[name] = {"method": "sft", "sft": {"select": "dev", "epochs": len(name)}}
+    sweep.experiments[0] |= {
+        "methods": ["sft", "sft-long", "implicit"],
+        "best_on_dev": {"sft-tuned": ["sft", "sft-long"]},
+        "baseline": "sft-tuned",
+    }
+    return sweep
+
+
+def _finish_on_dev(sweep: Sweep, run: SweepRun, score: float, match: float, loss: float) -> None:
+    labels = {"sft": 7, "sft-long": 7, "implicit": 9}[run.method]
+    _finish(sweep, run, {"a": score}, budget=Budget(expert_labels=labels, tokens=10, updates=1))
+    path = Path(sweep.output) / "runs" / run.name / "summary.json"
+    summary = json.loads(path.read_text())
+    figures = {"dev_step_match": match, "dev_loss": loss, "dev_draw": 0.0}
+    summary["figures"] = {"sft": figures, **{s: {} for s in summary["figures"] if s != "sft"}}
+    path.write_text(json.dumps(summary))
+
+
+DEV = {
+    ("sft", 0): (0.25, 0.9, 2.0),  # the higher match, although its loss is higher and it scores less
+    ("sft-long", 0): (0.5, 0.8, 1.0),
+    ("sft", 1): (0.25, 0.8, 2.0),
+    ("sft-long", 1): (0.5, 0.8, 1.0),  # level, with the lower loss
+    ("implicit", 0): (1.0, 0.0, 9.0),
+    ("implicit", 1): (1.0, 0.0, 9.0),
+}
+
+
+def test_a_row_can_be_the_best_of_others_on_dev(tuned):
+    for (method, seed), run in _by_method(tuned).items():
+        _finish_on_dev(tuned, run, *DEV[method, seed])
+    data, text = _report(tuned)
+    rows = {row["name"]: row for row in data["settings"][0]["rows"]}
+    assert rows["sft-tuned"]["score"]["values"] == [25.0, 50.0]
+    assert rows["implicit"]["gain"]["by_seed"] == [75.0, 50.0]
+    used = {"expert_labels": 7, "tokens": 20, "updates": 2}
+    assert rows["sft-tuned"]["budget"].items() >= used.items()
+    assert (data["runs"], data["done"], data["missing"]) == (6, 6, [])
+    assert "| SFT, tuned | 37.5" in text
+    assert "paired gain" in text
+
+
+def test_where_thoughts_have_many_wordings_the_loss_decides(tuned):
+    tuned.common["expert"] = {"wording": "varied"}
+    for (method, seed), run in _by_method(tuned).items():
+        _finish_on_dev(tuned, run, *DEV[method, seed])
+    rows = {row["name"]: row for row in _report(tuned)[0]["settings"][0]["rows"]}
+    assert rows["sft-tuned"]["score"]["values"] == [50.0, 50.0]
+
+
+def test_the_best_on_dev_is_missing_with_any_of_those_tried(tuned):
+    for (method, seed), run in _by_method(tuned).items():
+        if (method, seed) != ("sft-long", 1):
+            _finish_on_dev(tuned, run, *DEV[method, seed])
+    data, text = _report(tuned)
+    (row,) = [r for r in data["settings"][0]["rows"] if r["name"] == "sft-tuned"]
+    assert (row["seeds"], row["missing_seeds"]) == ([0], [1])
+    assert [m["why"] for m in data["missing"]] == ["not started"]
+
+
+@pytest.mark.parametrize(
+    ("tried", "problem"),
+    [
+        (["sft"], "is the best of ['sft']: name two or more of sft, sft-long, implicit"),
+        (["sft", "sft"], "name two or more"),
+        (["sft", "sft-lnog"], "name two or more"),
+        ("sft", "name two or more"),
+        (["sft", "implicit"], "'implicit' is not measured on dev"),
+    ],
+)
+def test_the_best_on_dev_needs_rows_that_are_chosen_on_dev(tuned, tried, problem):
+    tuned.experiments[0]["best_on_dev"] = {"sft-tuned": tried}
+    with pytest.raises(SweepError, match=re.escape(problem)):
+        planning.all_runs(tuned)
+
+
+def test_the_best_on_dev_has_a_name_of_its_own(tuned):
+    tuned.experiments[0] |= {"best_on_dev": {"implicit": ["sft", "sft-long"]}, "baseline": ""}
+    with pytest.raises(SweepError, match="'implicit' is a row already"):
+        planning.all_runs(tuned)
 
 
 @pytest.fixture
