@@ -77,7 +77,11 @@ def _best(name: str, among: Sequence[Result]) -> Result:
     if absent := [r.run.name for r in among if r.final is None or "dev_loss" not in r.dev]:
         return Result(run, {}, (), 0.0, missing=f"it needs {absent[0]}")
     measure = agreement.deciding(run.options.get("expert", {}).get("wording", "fixed"))
-    best = min(among, key=lambda r: agreement.order(measure, r.dev["dev_step_match"], r.dev["dev_loss"]))
+
+    def place(result: Result) -> tuple[float, float]:
+        return agreement.order(measure, result.dev["dev_step_match"], result.dev["dev_loss"])
+
+    best = min(among, key=place)
     return replace(best, run=run, minutes=sum(r.minutes for r in among), budget=_together(among))
 
 

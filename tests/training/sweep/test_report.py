@@ -290,7 +290,7 @@ def _finish_on_dev(sweep: Sweep, run: SweepRun, score: float, match: float, loss
 
 
 DEV = {
-    ("sft", 0): (0.25, 0.9, 2.0),  # the higher match, although its loss is higher and it scores less
+    ("sft", 0): (0.25, 0.9, 2.0),  # the higher match, and a higher loss
     ("sft-long", 0): (0.5, 0.8, 1.0),
     ("sft", 1): (0.25, 0.8, 2.0),
     ("sft-long", 1): (0.5, 0.8, 1.0),  # level, with the lower loss
@@ -325,7 +325,7 @@ def test_the_best_on_dev_is_missing_with_any_of_those_tried(tuned):
     for (method, seed), run in _by_method(tuned).items():
         if (method, seed) != ("sft-long", 1):
             _finish_on_dev(tuned, run, *DEV[method, seed])
-    data, text = _report(tuned)
+    data, _ = _report(tuned)
     (row,) = [r for r in data["settings"][0]["rows"] if r["name"] == "sft-tuned"]
     assert (row["seeds"], row["missing_seeds"]) == ([0], [1])
     assert [m["why"] for m in data["missing"]] == ["not started"]
