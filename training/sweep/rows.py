@@ -87,11 +87,11 @@ def _best(name: str, among: Sequence[Result]) -> Result:
 
 def _together(among: Sequence[Result]) -> dict[str, float] | None:
     """What they have used in all, from the same labels; None where one of them recorded nothing."""
-    budgets = [Budget(**result.budget) for result in among if result.budget]
+    budgets = [dict(result.budget) for result in among if result.budget]
     if len(budgets) < len(among):
         return None
-    labels = max(budget.expert_labels for budget in budgets)
-    return {**asdict(sum(budgets, Budget())), "expert_labels": labels}
+    labels = "expert_labels"
+    return {name: (max if name == labels else sum)(b[name] for b in budgets) for name in budgets[0]}
 
 
 def setting(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
