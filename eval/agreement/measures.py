@@ -13,6 +13,7 @@ that the expert never visits.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,15 @@ class TrajectoryAgreement:
     """Negative log-likelihood of each of the expert's replies, end of turn included, in nats."""
     matches: tuple[bool, ...]
     """Whether greedy decoding writes each reply."""
+
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> TrajectoryAgreement:
+        """That of which `asdict` gave the row. Raises ValueError, KeyError or TypeError for a row
+        that is something else."""
+        losses, matches = tuple(map(float, row["losses"])), tuple(map(bool, row["matches"]))
+        if not losses or len(losses) != len(matches) or not all(map(math.isfinite, losses)):
+            raise ValueError("not one loss and one match per step")
+        return TrajectoryAgreement(str(row["task_id"]), losses, matches)
 
     def total(self, measure: Measure) -> float:
         """What the trajectory adds to the sum of which the measure is the mean."""
@@ -249,12 +259,8 @@ def load(folder: Path) -> dict[str, TrajectoryAgreement]:
         return {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
-            row = parse_json(line)
-            losses, matches = map(float, row["losses"]), map(bool, row["matches"])
-            read = TrajectoryAgreement(str(row["task_id"]), tuple(losses), tuple(matches))
+            read = TrajectoryAgreement.of(parse_json(line))
         except (ValueError, KeyError, TypeError) as error:
             raise ResultsError(f"{path}, line {number}, is no agreement: {error!r}") from None
-        if not read.losses or len(read.losses) != len(read.matches):
-            raise ResultsError(f"{path}, line {number}: not one loss and one match per step")
         rows[read.task_id] = read
     return rows

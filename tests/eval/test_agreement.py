@@ -128,7 +128,9 @@ def test_what_is_saved_is_read_again_and_a_damaged_line_is_named(tmp_path):
     assert agreement.load(tmp_path / "nowhere") == {}
     with (tmp_path / agreement.ROWS).open("a") as file:
         file.write('{"task_id": "e", "losses": [1.0], "matches": []}\n')
-    with pytest.raises(ResultsError, match="line 4: not one loss and one match per step"):
+    with pytest.raises(
+        ResultsError, match=r"line 4, is no agreement: .*not one loss and one match per step"
+    ):
         agreement.load(tmp_path)
     (tmp_path / agreement.ROWS).write_text('{"task_id": "a", "losses": [1.0], "ma')
     with pytest.raises(ResultsError, match="line 1"):

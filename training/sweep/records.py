@@ -151,7 +151,9 @@ def _checked(line: dict[str, Any]) -> dict[str, Any]:
         "tasks": {
             s: {str(t): _number(x) for t, x in of.items()} for s, of in line["tasks"].items()
         },
-        "agreement": {s: [_agreement(row) for row in of] for s, of in line["agreement"].items()},
+        "agreement": {
+            s: [TrajectoryAgreement.of(row) for row in of] for s, of in line["agreement"].items()
+        },
     }
 
 
@@ -165,13 +167,6 @@ def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r} is not a number")
     return value
-
-
-def _agreement(row: dict[str, Any]) -> TrajectoryAgreement:
-    losses, matches = tuple(map(_number, row["losses"])), tuple(map(bool, row["matches"]))
-    if not losses or len(losses) != len(matches):
-        raise ValueError(f"{row['task_id']!r} has {len(losses)} losses, {len(matches)} matches")
-    return TrajectoryAgreement(str(row["task_id"]), losses, matches)
 
 
 def _unpack(line: dict[str, Any], folder: Path) -> bool:

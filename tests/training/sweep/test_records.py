@@ -168,7 +168,12 @@ DAMAGED = [
     ("format", 2, "format 2 is not 1"),
     ("tasks", {"../../up": {}}, "with the stages"),
     ("tasks", {"sft": {"a": None}}, "not a number"),
-    ("agreement", {"sft": [{"task_id": "x", "losses": [], "matches": []}]}, "0 losses"),
+    ("agreement", {"sft": [{"task_id": "x", "losses": [], "matches": []}]}, "not one loss"),
+    (
+        "agreement",
+        {"sft": [{"task_id": "x", "losses": [1e999], "matches": [True]}]},
+        "not one loss",
+    ),
     ("summary", {}, "KeyError"),
     ("summary.scores", {}, "with the stages"),
     ("summary.scores", {"sft": {"reward_mean": "0.5"}}, "not a number"),
