@@ -329,7 +329,7 @@ def sweep_results(name: str) -> str:
 
 def _setting(setting: dict[str, Any]) -> list[str]:
     title = f"{setting['environment']}, {setting['model']}"
-    parts = [f"**{title}**", tables.overview(setting)]
+    parts = [f"**{title}**", tables.overview(setting), tables.chosen(setting)]
     if any(row["gain"] for row in setting["rows"]):
         parts += [tables.sees(setting), _drawing(plots.gain_figure(title, setting), title)]
     below = (tables.agreement, tables.correlations)

@@ -13,7 +13,6 @@ that the expert never visits.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,10 +48,9 @@ class TrajectoryAgreement:
 
     @staticmethod
     def of(row: Mapping[str, Any]) -> TrajectoryAgreement:
-        """That of which `asdict` gave the row. Raises ValueError, KeyError or TypeError for a row
-        that is something else."""
+        """The inverse of `asdict`. Raises ValueError, KeyError or TypeError for any other row."""
         losses, matches = tuple(map(float, row["losses"])), tuple(map(bool, row["matches"]))
-        if not losses or len(losses) != len(matches) or not all(map(math.isfinite, losses)):
+        if not losses or len(losses) != len(matches):
             raise ValueError("not one loss and one match per step")
         return TrajectoryAgreement(str(row["task_id"]), losses, matches)
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,9 +47,9 @@ class Experiment:
     """Row that paired gains are counted from. Empty: the first of method `sft`; where there is
     none, the SFT that each run began with."""
     best_on_dev: dict[str, list[str]] = field(default_factory=dict)
-    """Further row → rows with `sft.select` dev, such as several plans or learning rates of SFT. For
-    each seed it is that one of their runs whose SFT agrees best with the expert on dev, with the
-    budget of all."""
+    """Further row → rows that differ in `sft` alone, such as plans or learning rates, with
+    `sft.select` dev. For each seed, the one of their runs whose SFT agrees best with the expert on
+    dev. Its budget is that of all of them."""
 
     @property
     def variations(self) -> list[tuple[tuple[str, Any], ...]]:
@@ -69,8 +70,8 @@ class Sweep:
     """Directory of all runs and the report."""
     experiments: list[dict[str, Any]] = field(default_factory=list)
     """Each a mapping: name, methods, environments, models, and optionally kind, vary, seeds,
-    baseline. None: the sweep that the directory `output` already holds, in which the options that
-    are given are changed."""
+    baseline, best_on_dev. None: the sweep that the directory `output` already holds, in which the
+    options that are given are changed."""
     common: dict[str, Any] = field(default_factory=dict)
     """Options of training.run that all runs share."""
     methods: dict[str, Any] = field(default_factory=dict)
@@ -227,21 +228,36 @@ def _problem(experiment: Experiment) -> str:
     if option and not experiment.vary.get(option):
         return f"kind {kind!r} is reported over {option}: name its values under `vary`"
     rows = [row_name(method, varied) for method in methods for varied in experiment.variations]
-    for name, tried in experiment.best_on_dev.items():
-        if name in [*rows, *methods]:
-            return f"best_on_dev: {name!r} is a row already"
-        if not isinstance(tried, list) or len(set(tried) & set(rows)) < 2 or {*tried} - {*rows}:
-            known = ", ".join(rows)
-            return f"best_on_dev: {name!r} is the best of {tried!r}: name two or more of {known}"
+    if problem := _problem_of_chosen(experiment, rows):
+        return f"best_on_dev: {problem}"
     further = [*rows, *experiment.best_on_dev]
     if baseline and baseline not in [*further, *methods]:
         return f"its baseline {baseline!r} is no row: there are {', '.join(further)}"
     return ""
 
 
+def _problem_of_chosen(experiment: Experiment, rows: Sequence[str]) -> str:
+    """Why the rows of `best_on_dev` cannot be; "" where they can."""
+    chosen = experiment.best_on_dev
+    if not isinstance(chosen, dict):
+        return f"it is {chosen!r}, which must map a new row to two or more of {', '.join(rows)}"
+    if chosen and experiment.kind != "methods":
+        return f"experiments of kind {experiment.kind!r} have no such rows"
+    for name, tried in chosen.items():
+        if not re.fullmatch(r"[\w.-]+", str(name)) or matched_row(str(name)):
+            return f"{name!r} is no name for a row: use letters, digits and hyphens"
+        if name in [*rows, *experiment.methods]:
+            return f"{name!r} is a row already"
+        named = [row for row in rows if isinstance(tried, list) and row in tried]
+        if len(named) < 2 or len(named) < len(tried):
+            return f"{name!r} must choose among two or more of {', '.join(rows)}, not {tried!r}"
+    return ""
+
+
 def runs(sweep: Sweep, experiment: Experiment) -> Iterator[SweepRun]:
-    """All combinations of an experiment. Raises SweepError for unknown names and repeated seeds."""
-    seeds = experiment.seeds or sweep.seeds
+    """All combinations of an experiment. Raises SweepError for unknown names, repeated seeds, and
+    rows of `best_on_dev` that cannot be compared."""
+    seeds, found = experiment.seeds or sweep.seeds, []
     if len(set(seeds)) < len(seeds):
         raise SweepError(f"seeds are {seeds}: one that is there twice is no further evidence")
     for environment, model, seed, method, options in itertools.product(
@@ -257,17 +273,27 @@ def runs(sweep: Sweep, experiment: Experiment) -> Iterator[SweepRun]:
             if name not in known:
                 raise SweepError(f"no {name!r} under {kind}: there are {', '.join(known)}")
             parts.append(known[name])
-        run = _with_method(
-            sweep, SweepRun(method, environment, model, seed, options, merged(*parts))
-        )
-        if any(run.row in tried for tried in experiment.best_on_dev.values()):
-            _check_chosen(run)
-        yield run
+        run = SweepRun(method, environment, model, seed, options, merged(*parts))
+        found.append(_with_method(sweep, run))
+    for tried in experiment.best_on_dev.values():
+        _check_chosen(experiment.name, [run for run in found if run.row in tried])
+    yield from found
 
 
-def _check_chosen(run: SweepRun) -> None:
-    if run.options.get("sft", {}).get("select") != "dev":
-        raise SweepError(f"best_on_dev: {run.row!r} is not measured on dev: set its sft.select dev")
+def _check_chosen(name: str, tried: Sequence[SweepRun]) -> None:
+    """Raises SweepError for runs that dev cannot choose among."""
+    first: dict[tuple[str, str, int], SweepRun] = {}
+    for run in tried:
+        other = first.setdefault((run.environment, run.model, run.seed), run)
+        if run.options.get("sft", {}).get("select") != "dev":
+            problem = f"{run.row!r} is not measured on dev: set its sft.select to dev"
+        elif {**run.options, "sft": {}} != {**other.options, "sft": {}}:
+            problem = f"{run.row!r} and {other.row!r} differ in more than `sft`"
+        elif run is not other and run.digest == other.digest:
+            problem = f"{run.row!r} and {other.row!r} are the same"
+        else:
+            continue
+        raise SweepError(f"experiment {name!r}: best_on_dev: {problem}")
 
 
 def _with_method(sweep: Sweep, run: SweepRun) -> SweepRun:

@@ -151,9 +151,7 @@ def _checked(line: dict[str, Any]) -> dict[str, Any]:
         "tasks": {
             s: {str(t): _number(x) for t, x in of.items()} for s, of in line["tasks"].items()
         },
-        "agreement": {
-            s: [TrajectoryAgreement.of(row) for row in of] for s, of in line["agreement"].items()
-        },
+        "agreement": {s: [_agreement(row) for row in of] for s, of in line["agreement"].items()},
     }
 
 
@@ -167,6 +165,10 @@ def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r} is not a number")
     return value
+
+
+def _agreement(row: dict[str, Any]) -> TrajectoryAgreement:
+    return TrajectoryAgreement.of({**row, "losses": [_number(loss) for loss in row["losses"]]})
 
 
 def _unpack(line: dict[str, Any], folder: Path) -> bool:

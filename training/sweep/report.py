@@ -31,8 +31,8 @@ def write(sweep: Sweep) -> Path:
     output, parts, of_runs, data = Path(sweep.output), [HEAD], [], []
     for experiment in experiments(sweep):
         results = [read(run, output) for run in runs(sweep, experiment)]
-        figures = as_data(experiment, results)
         of_runs += [_run_as_json(experiment, result, output) for result in results]
+        figures = as_data(experiment, results)
         results += rows.best_on_dev(experiment, results)
         parts.append(f"\n## {experiment.name}\n\n{tables.about(figures)}")
         parts += SECTIONS[experiment.kind](experiment, results, output)
@@ -55,13 +55,13 @@ columns and marks are the paper's figures, on 7B and 8B backbones and full test 
 
 def as_data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
     """All figures of an experiment, as `report.json` has them."""
-    absent = [result for result in results if result.final is None]
     everything = [*results, *rows.best_on_dev(experiment, results)]
+    absent = [result for result in everything if result.final is None]
     return {
         "name": experiment.name,
         "kind": experiment.kind,
         "runs": len(results),
-        "done": len(results) - len(absent),
+        "done": sum(result.final is not None for result in results),
         "origins": _origins(results),
         "chosen_by_dev": sum(result.dev_draw is not None for result in results),
         "dev_draws": [result.run.name for result in results if result.dev_draw],
@@ -87,6 +87,7 @@ def _statistics(experiment: Experiment, setting: dict[str, Any], output: Path) -
         parts.append(gain_plot(f"{experiment.name}-{title}-gains", title, setting, output))
     return [
         *parts,
+        tables.chosen(setting),
         tables.agreement(setting),
         tables.correlations(setting),
         tables.budgets(setting),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,8 @@ class Result:
     """The model that it began from: its name, and the digest of `nano`"""
     dev: Mapping[str, float] = field(default_factory=dict)
     """Of `DEV`, the figures of its SFT whose pass was chosen on dev"""
+    chosen: str = ""
+    """The row that it was taken from as the best on dev; "" for a run of its own"""
     folder: Path = Path()
 
     @property
@@ -115,8 +118,12 @@ def _of_summary(run: SweepRun, folder: Path, summary: dict[str, Any]) -> Result:
 
 
 def of_dev(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Those of `DEV` among the figures of a run's stages."""
-    return {name: value for name, value in figures.get("sft", {}).items() if name in DEV}
+    """Those of `DEV` among the figures of a run's stages. Raises ValueError or TypeError for one
+    that is no number."""
+    found = {name: value for name, value in figures.get("sft", {}).items() if name in DEV}
+    if bad := [name for name, value in found.items() if not math.isfinite(value)]:
+        raise ValueError(f"{bad[0]} is not finite")
+    return found
 
 
 def _why_missing(run: SweepRun, output: Path) -> str:

@@ -22,6 +22,8 @@ from stepagent.training.sweep.results import Result
 from stepagent.training.sweep.statistics import Gain, correlation, estimate, gain
 
 Values = Mapping[str, float]
+Before = Mapping[int, tuple[Result, str | None]]
+"""Seed → run and stage that a row's run of that seed is compared with."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def groups(results: Sequence[Result]) -> list[Group]:
 
 
 def best_on_dev(experiment: Experiment, results: Sequence[Result]) -> list[Result]:
-    """The runs of the rows that `experiment.best_on_dev` adds. Where one of those it chooses among
-    is missing, so is this."""
+    """The runs of the rows that `experiment.best_on_dev` adds. Where one of those to choose among
+    is missing, so is the best of them."""
     found = []
     for name, tried in experiment.best_on_dev.items():
         alike: dict[tuple[str, str, int], list[Result]] = {}
@@ -72,33 +74,41 @@ def best_on_dev(experiment: Experiment, results: Sequence[Result]) -> list[Resul
 
 
 def _best(name: str, among: Sequence[Result]) -> Result:
-    first = among[0]
-    run = replace(first.run, method=name, varied=(), matches=None)
-    if absent := [r.run.name for r in among if r.final is None or "dev_loss" not in r.dev]:
-        return Result(run, {}, (), 0.0, missing=f"it needs {absent[0]}")
+    run = replace(among[0].run, method=name, varied=(), matches=None)
+    for result in among:
+        if result.final is None:
+            return Result(run, {}, (), 0.0, missing="one of those to choose among is missing")
+        if not {"dev_step_match", "dev_loss"} <= result.dev.keys():
+            why = f"{result.run.name} does not say how it agrees on dev: an earlier version made it"
+            return Result(run, {}, (), 0.0, missing=why)
     measure = agreement.deciding(run.options.get("expert", {}).get("wording", "fixed"))
 
     def place(result: Result) -> tuple[float, float]:
         return agreement.order(measure, result.dev["dev_step_match"], result.dev["dev_loss"])
 
     best = min(among, key=place)
-    return replace(best, run=run, minutes=sum(r.minutes for r in among), budget=_together(among))
+    minutes, budget = sum(r.minutes for r in among), _together(among)
+    return replace(best, run=run, minutes=minutes, budget=budget, chosen=best.run.row)
 
 
 def _together(among: Sequence[Result]) -> dict[str, float] | None:
     """What they have used in all, from the same labels; None where one of them recorded nothing."""
-    budgets = [dict(result.budget) for result in among if result.budget]
-    if len(budgets) < len(among):
+    recorded: list[Any] = [result.budget for result in among]
+    if not all(recorded):
         return None
-    labels = "expert_labels"
-    return {name: (max if name == labels else sum)(b[name] for b in budgets) for name in budgets[0]}
+    budgets = [Budget(**budget) for budget in recorded]
+    return asdict(replace(sum(budgets, Budget()), expert_labels=budgets[0].expert_labels))
 
 
 def setting(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
     """All figures of an experiment in one environment with one model."""
     rows, first = groups(results), results[0]
     base = baseline(experiment, rows)
-    figures = [_row(row, name, base) for row, name in zip(rows, labels(rows), strict=True)]
+    own = [base.name, *experiment.best_on_dev.get(base.name, [])] if base else []
+    figures = [
+        _row(row, name, {} if row.name in own else _before(row, base))
+        for row, name in zip(rows, labels(rows), strict=True)
+    ]
     _correct([row["gain"] for row in figures])
     for measure in MEASURES:
         _correct([row["agreement"].get(measure, {}).get("gain") for row in figures])
@@ -109,7 +119,9 @@ def setting(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]
         "split": first.run.options.get("evaluation", {}).get("split", "test"),
         "baseline": base.name if base else None,
         "rows": figures,
-        "correlations": _correlations([r for row in rows for r in row.done.values()]),
+        "correlations": _correlations(
+            [r for row in rows for r in row.done.values() if not r.chosen]
+        ),
     }
 
 
@@ -123,18 +135,18 @@ def baseline(experiment: Experiment, rows: Sequence[Group]) -> Group | None:
 def labels(rows: Sequence[Group]) -> list[str]:
     """What tables call the rows: the method, and the varied options in which rows differ."""
     varied = [row.name.split(" ")[1:] for row in rows]
-    shared = set.intersection(*(set(of_row) for of_row in varied))
+    differ = [set(of_row) for of_row in varied if of_row]  # a row that is chosen on dev has none
+    shared = set.intersection(*differ) if differ else set()
     return [
         " ".join([label(row.results[0].run.method), *(o for o in of_row if o not in shared)])
         for row, of_row in zip(rows, varied, strict=True)
     ]
 
 
-def _row(row: Group, name: str, base: Group | None) -> dict[str, Any]:
+def _row(row: Group, name: str, before: Before) -> dict[str, Any]:
+    """`before`: with what its gains are counted; {} for none."""
     run, done = row.results[0].run, row.done
     score = estimate([r.final for r in done.values() if r.final is not None])
-    before = _before(row, base)
-    own = base is not None and row.name == base.name
     return {
         "name": row.name,
         "label": name,
@@ -143,23 +155,21 @@ def _row(row: Group, name: str, base: Group | None) -> dict[str, Any]:
         "seeds": sorted(done),
         "missing_seeds": sorted(r.run.seed for r in row.results if r.final is None),
         "score": _estimate(score),
-        "gain": None if own else _score_gain(done, before),
-        "agreement": _agreement(done, {} if own else before),
+        "chosen": {r.run.seed: r.chosen for r in done.values() if r.chosen},
+        "gain": _score_gain(done, before),
+        "agreement": _agreement(done, before),
         "budget": _budget(done.values()),
         "paper": paper.table2(run.options["method"], row.results[0].env),
     }
 
 
-def _before(row: Group, base: Group | None) -> dict[int, tuple[Result, str | None]]:
-    """Seed → run and stage that the row's run of that seed is compared with."""
+def _before(row: Group, base: Group | None) -> Before:
     if base is None:
         return {seed: (r, "sft") for seed, r in row.done.items() if r.final_stage != "sft"}
     return {seed: (r, r.final_stage) for seed, r in base.done.items()}
 
 
-def _score_gain(
-    done: Mapping[int, Result], before: Mapping[int, tuple[Result, str | None]]
-) -> dict[str, Any] | None:
+def _score_gain(done: Mapping[int, Result], before: Before) -> dict[str, Any] | None:
     seeds = [seed for seed in sorted(done) if seed in before]
     first = [before[seed][0].task_scores(before[seed][1]) for seed in seeds]
     second = [done[seed].task_scores(done[seed].final_stage) for seed in seeds]
@@ -170,9 +180,7 @@ def _score_gain(
     return _gain(gain(differences), seeds)
 
 
-def _agreement(
-    done: Mapping[int, Result], before: Mapping[int, tuple[Result, str | None]]
-) -> dict[str, Any]:
+def _agreement(done: Mapping[int, Result], before: Before) -> dict[str, Any]:
     """Measure → its mean over seeds, and the gain where every trajectory was recorded."""
     measured = {s: r.agreement.get(str(r.final_stage)) for s, r in sorted(done.items())}
     of_seeds = [figures for figures in measured.values() if figures]

@@ -151,6 +151,19 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def chosen(setting: Row) -> str:
+    """What the rows that are chosen on dev consist of; "" where there is none."""
+    lines = []
+    for row in setting["rows"]:
+        seeds: dict[str, list[str]] = {}
+        for seed, of in row.get("chosen", {}).items():
+            seeds.setdefault(of, []).append(str(seed))
+        taken = [f"`{of}` (seed{'s' * (len(s) > 1)} {', '.join(s)})" for of, s in seeds.items()]
+        if taken:
+            lines.append(f"{row['label']}, the best on dev: {', '.join(taken)}. ")
+    return "".join([*lines, "What it has used is that of all that were tried.\n"] if lines else [])
+
+
 def agreement(setting: Row) -> str:
     """Agreement with the expert on dev trajectories; "" where no run has any."""
     rows = [row for row in setting["rows"] if row["agreement"]]

@@ -172,7 +172,7 @@ DAMAGED = [
     (
         "agreement",
         {"sft": [{"task_id": "x", "losses": [1e999], "matches": [True]}]},
-        "not one loss",
+        "not a number",
     ),
     ("summary", {}, "KeyError"),
     ("summary.scores", {}, "with the stages"),
@@ -182,6 +182,8 @@ DAMAGED = [
     ("summary.seconds", "60", "not a number"),
     ("summary.seconds", 10**400, "OverflowError"),
     ("summary.figures", {"sft": 3}, "AttributeError"),
+    ("summary.figures", {"sft": {"dev_loss": None}}, "TypeError"),
+    ("summary.figures", {"sft": {"dev_loss": float("nan")}}, "dev_loss is not finite"),
     ("summary.figures", {"s" * 300: {}}, "is not a stage"),
     ("summary.budget", "x", "AttributeError"),
     ("summary.budget", {"cakes": 3}, "TypeError"),

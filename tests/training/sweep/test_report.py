@@ -269,24 +269,14 @@ def test_a_table_without_nano_does_not_speak_of_it(sweep):
 @pytest.fixture
 def tuned(sweep) -> Sweep:
     """Two plans of SFT and implicit, and the plan that is best on dev."""
-    for name in ("sft", "sft-long"):
-        sweep.methods[name] = {"method": "sft", "sft": {"select": "dev", "epochs": len(name)}}
+    for name, epochs in (("sft", 2), ("sft-long", 5)):
+        sweep.methods[name] = {"method": "sft", "sft": {"select": "dev", "epochs": epochs}}
     sweep.experiments[0] |= {
         "methods": ["sft", "sft-long", "implicit"],
         "best_on_dev": {"sft-tuned": ["sft", "sft-long"]},
         "baseline": "sft-tuned",
     }
     return sweep
-
-
-def _finish_on_dev(sweep: Sweep, run: SweepRun, score: float, match: float, loss: float) -> None:
-    labels = {"sft": 7, "sft-long": 7, "implicit": 9}[run.method]
-    _finish(sweep, run, {"a": score}, budget=Budget(expert_labels=labels, tokens=10, updates=1))
-    path = Path(sweep.output) / "runs" / run.name / "summary.json"
-    summary = json.loads(path.read_text())
-    figures = {"dev_step_match": match, "dev_loss": loss, "dev_draw": 0.0}
-    summary["figures"] = {"sft": figures, **{s: {} for s in summary["figures"] if s != "sft"}}
-    path.write_text(json.dumps(summary))
 
 
 DEV = {
@@ -297,59 +287,148 @@ DEV = {
     ("implicit", 0): (1.0, 0.0, 9.0),
     ("implicit", 1): (1.0, 0.0, 9.0),
 }
+"""Method, seed → score, step match and loss on dev"""
+
+
+def _finish_on_dev(sweep: Sweep, run: SweepRun, figures: dict[str, float] | None = None) -> None:
+    score, match, loss = DEV[run.method, run.seed]
+    tokens = 30 if run.method == "sft-long" else 10
+    budget = Budget(expert_labels=7, tokens=tokens, updates=1)
+    matches = {"a": "y" if run.method == "sft" else "n", "b": "y"}
+    _finish(sweep, run, {"a": score, "b": score}, matches, budget)
+    path = Path(sweep.output) / "runs" / run.name / "summary.json"
+    summary = json.loads(path.read_text())
+    own = {"dev_step_match": match, "dev_loss": loss, "dev_draw": 0.0}
+    rest = {stage: {} for stage in summary["figures"] if stage != "sft"}
+    summary["figures"] = {"sft": own if figures is None else figures, **rest}
+    path.write_text(json.dumps(summary))
+
+
+def _finish_all_on_dev(sweep: Sweep) -> dict[str, dict]:
+    for run in planning.all_runs(sweep):
+        _finish_on_dev(sweep, run)
+    return {row["name"]: row for row in _report(sweep)[0]["settings"][0]["rows"]}
 
 
 def test_a_row_can_be_the_best_of_others_on_dev(tuned):
-    for (method, seed), run in _by_method(tuned).items():
-        _finish_on_dev(tuned, run, *DEV[method, seed])
+    rows = _finish_all_on_dev(tuned)
     data, text = _report(tuned)
-    rows = {row["name"]: row for row in data["settings"][0]["rows"]}
     assert rows["sft-tuned"]["score"]["values"] == [25.0, 50.0]
     assert rows["implicit"]["gain"]["by_seed"] == [75.0, 50.0]
-    used = {"expert_labels": 7, "tokens": 20, "updates": 2}
+    assert rows["implicit"]["gain"]["p_holm"] == rows["implicit"]["gain"]["p"]
+    assert rows["sft"]["gain"] is rows["sft-long"]["gain"] is None, "it was chosen among them"
+    assert rows["sft-tuned"]["agreement"]["step_match"]["score"]["values"] == [100.0, 50.0]
+    used = {"expert_labels": 7, "tokens": 40, "updates": 2}
     assert rows["sft-tuned"]["budget"].items() >= used.items()
     assert (data["runs"], data["done"], data["missing"]) == (6, 6, [])
+    (policies,) = {c["policies"] for c in data["settings"][0]["correlations"]["loss"].values()}
+    assert policies == 6, "each policy once"
     assert "| SFT, tuned | 37.5" in text
-    assert "paired gain" in text
+    assert "SFT, tuned, the best on dev: `sft` (seed 0), `sft-long` (seed 1). What it" in text
 
 
 def test_where_thoughts_have_many_wordings_the_loss_decides(tuned):
     tuned.common["expert"] = {"wording": "varied"}
-    for (method, seed), run in _by_method(tuned).items():
-        _finish_on_dev(tuned, run, *DEV[method, seed])
-    rows = {row["name"]: row for row in _report(tuned)[0]["settings"][0]["rows"]}
-    assert rows["sft-tuned"]["score"]["values"] == [50.0, 50.0]
+    assert _finish_all_on_dev(tuned)["sft-tuned"]["score"]["values"] == [50.0, 50.0]
+
+
+def test_the_start_of_a_method_can_be_chosen_on_dev_and_plans_can_be_varied(tuned):
+    tuned.methods["implicit"] = {"sft": {"select": "dev"}}
+    tuned.experiments[0] |= {
+        "methods": ["implicit"],
+        "vary": {"sft.epochs": [2, 5]},
+        "best_on_dev": {"implicit-tuned": ["implicit epochs=2", "implicit epochs=5"]},
+        "baseline": "",
+    }
+    for run in planning.all_runs(tuned):
+        later = dict(run.varied)["sft.epochs"] == 5
+        own = {"dev_step_match": 0.5 + 0.1 * later, "dev_loss": 1.0}
+        _finish_on_dev(tuned, run, own)
+    rows = _report(tuned)[0]["settings"][0]["rows"]
+    assert [row["label"] for row in rows] == [
+        "StepAgent-Implicit epochs=2",
+        "StepAgent-Implicit epochs=5",
+        "StepAgent-Implicit, tuned",
+    ]
+    assert set(rows[2]["chosen"].values()) == {"implicit epochs=5"}
 
 
 def test_the_best_on_dev_is_missing_with_any_of_those_tried(tuned):
-    for (method, seed), run in _by_method(tuned).items():
-        if (method, seed) != ("sft-long", 1):
-            _finish_on_dev(tuned, run, *DEV[method, seed])
+    *runs, last = planning.all_runs(tuned)
+    assert last.method == "implicit"
+    for run in runs:
+        if (run.method, run.seed) != ("sft-long", 1):
+            _finish_on_dev(tuned, run)
     data, _ = _report(tuned)
     (row,) = [r for r in data["settings"][0]["rows"] if r["name"] == "sft-tuned"]
     assert (row["seeds"], row["missing_seeds"]) == ([0], [1])
-    assert [m["why"] for m in data["missing"]] == ["not started"]
+    whys = [m["why"] for m in data["missing"]]
+    assert whys == ["not started", "not started", "one of those to choose among is missing"]
+    assert data["done"] == 4
+
+
+@pytest.mark.parametrize("figures", [{}, {"dev_draw": 0.0}, {"dev_loss": 1.0}], ids=str)
+def test_the_best_on_dev_needs_to_know_what_was_measured(tuned, figures):
+    for run in planning.all_runs(tuned):
+        _finish_on_dev(tuned, run, figures if run.method == "sft-long" else None)
+    data, text = _report(tuned)
+    assert len(data["missing"]) == 2
+    assert "does not say how it agrees on dev: an earlier version made it" in text
+
+
+@pytest.mark.parametrize("value", [None, "0.5", float("nan")])
+def test_a_summary_with_a_damaged_figure_of_dev_is_named(tuned, value):
+    run = planning.all_runs(tuned)[0]
+    _finish_on_dev(tuned, run, {"dev_step_match": 0.5, "dev_loss": value})
+    with pytest.raises(SweepError, match=r"summary.json is damaged"):
+        report.write(tuned)
 
 
 @pytest.mark.parametrize(
-    ("tried", "problem"),
+    ("change", "problem"),
     [
-        (["sft"], "is the best of ['sft']: name two or more of sft, sft-long, implicit"),
-        (["sft", "sft"], "name two or more"),
-        (["sft", "sft-lnog"], "name two or more"),
-        ("sft", "name two or more"),
+        (["sft"], "'sft-tuned' must choose among two or more of sft, sft-long, implicit, not"),
+        (["sft", "sft"], "must choose among two or more"),
+        (["sft", "sft-lnog"], "must choose among two or more"),
+        (["sft", ["sft-long"]], "must choose among two or more"),
+        ("sft", "must choose among two or more"),
         (["sft", "implicit"], "'implicit' is not measured on dev"),
     ],
 )
-def test_the_best_on_dev_needs_rows_that_are_chosen_on_dev(tuned, tried, problem):
-    tuned.experiments[0]["best_on_dev"] = {"sft-tuned": tried}
+def test_the_best_on_dev_is_chosen_among_rows_that_are_measured(tuned, change, problem):
+    tuned.experiments[0]["best_on_dev"] = {"sft-tuned": change}
     with pytest.raises(SweepError, match=re.escape(problem)):
         planning.all_runs(tuned)
 
 
-def test_the_best_on_dev_has_a_name_of_its_own(tuned):
-    tuned.experiments[0] |= {"best_on_dev": {"implicit": ["sft", "sft-long"]}, "baseline": ""}
-    with pytest.raises(SweepError, match="'implicit' is a row already"):
+@pytest.mark.parametrize(
+    ("chosen", "problem"),
+    [
+        ({"implicit": ["sft", "sft-long"]}, "'implicit' is a row already"),
+        ({"sft tuned": ["sft", "sft-long"]}, "'sft tuned' is no name for a row"),
+        ({"sft-matched-sft": ["sft", "sft-long"]}, "'sft-matched-sft' is no name for a row"),
+        (["sft", "sft-long"], "which must map a new row to two or more of"),
+        (None, "which must map a new row to two or more of"),
+    ],
+)
+def test_the_best_on_dev_has_a_name_of_its_own(tuned, chosen, problem):
+    tuned.experiments[0] |= {"best_on_dev": chosen, "baseline": ""}
+    with pytest.raises(SweepError, match=re.escape(problem)):
+        planning.all_runs(tuned)
+
+
+def test_the_best_on_dev_is_chosen_among_rows_that_differ_in_sft_alone(tuned):
+    tuned.methods["sft-long"]["evaluation"] = {"agreement": 3}
+    with pytest.raises(SweepError, match="'sft-long' and 'sft' differ in more than `sft`"):
+        planning.all_runs(tuned)
+    tuned.methods["sft-long"] = tuned.methods["sft"]
+    with pytest.raises(SweepError, match="'sft-long' and 'sft' are the same"):
+        planning.all_runs(tuned)
+
+
+def test_figures_have_no_row_that_is_chosen_on_dev(tuned):
+    tuned.experiments[0] |= {"kind": "iterations", "baseline": ""}
+    with pytest.raises(SweepError, match="experiments of kind 'iterations' have no such rows"):
         planning.all_runs(tuned)
 
 
