@@ -484,13 +484,11 @@ def test_the_reproduction_is_a_sweep_of_all_nine_methods():
     assert {e.kind for e in planning.experiments(sweep)} == set(planning.KINDS)
 
 
-def changes_of_laptop(method, sweep, row, tmp_path):
-    """Options of a method's laptop configuration that are not those of a row of a sweep."""
+def changes_of(name, sweep, row, tmp_path):
+    """Options of a run's configuration that are not those of a row of a sweep."""
     planned = command_line.parse(planning.Sweep, ["--config", str(CONFIGS / sweep)], prog="test")
     measured = next(r for r in planning.all_runs(planned) if r.method == row)
-    alone = command_line.parse(
-        Config, ["--config", str(CONFIGS / f"{method}-laptop.yaml")], prog="test"
-    )
+    alone = command_line.parse(Config, ["--config", str(CONFIGS / f"{name}.yaml")], prog="test")
     return differing(
         command_line.dump(execution.configuration(measured, tmp_path)), command_line.dump(alone)
     )
@@ -499,15 +497,20 @@ def changes_of_laptop(method, sweep, row, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_laptop_configurations_have_the_settings_that_methods_check_found(method, tmp_path):
     row = method if method in ("implicit", "inverse") else "sft"
-    changes = changes_of_laptop(method, "methods-check.yaml", row, tmp_path)
+    changes = changes_of(f"{method}-laptop", "methods-check.yaml", row, tmp_path)
     sections = ("sft.",) if row == "sft" else ("sft.", "reflection.", "ppo.", "inverse.")
     changed = {name for name in changes if name.startswith(sections)}
     assert changed <= {"reflection.iterations"}  # two, where methods-check has one
 
 
+def test_implicit_successes_is_the_run_that_was_measured(tmp_path):
+    measured = "implicit-successes-25"
+    assert not changes_of("implicit-successes", "own-successes.yaml", measured, tmp_path)
+
+
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"implicit", "inverse"}))
 def test_the_other_laptop_configurations_are_those_of_the_reproduction(method, tmp_path):
-    changes = changes_of_laptop(method, "reproduction.yaml", method, tmp_path)
+    changes = changes_of(f"{method}-laptop", "reproduction.yaml", method, tmp_path)
     unused = {"preference.iterations", "preference.later_learning_rate"} if method == "dpo" else ()
     assert set(changes) <= {"sft.learning_rate", *unused}
 
