@@ -324,7 +324,7 @@ def test_a_row_can_be_the_best_of_others_on_dev(tuned):
     (policies,) = {c["policies"] for c in data["settings"][0]["correlations"]["loss"].values()}
     assert policies == 6, "each policy once"
     assert "| SFT, tuned | 37.5" in text
-    assert "SFT, tuned, the best on dev: `sft` (seed 0), `sft-long` (seed 1). What it" in text
+    assert "SFT, tuned, the best on dev: `sft` (seed 0), `sft-long` (seed 1). Budgets are" in text
 
 
 def test_where_thoughts_have_many_wordings_the_loss_decides(tuned):
