@@ -244,7 +244,7 @@ def _problem_of_chosen(experiment: Experiment, rows: Sequence[str]) -> str:
     if chosen and experiment.kind != "methods":
         return f"experiments of kind {experiment.kind!r} have no such rows"
     for name, tried in chosen.items():
-        if not re.fullmatch(r"[\w.-]+", str(name)) or matched_row(str(name)):
+        if not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)) or matched_row(name):
             return f"{name!r} is no name for a row: use letters, digits and hyphens"
         if name in [*rows, *experiment.methods]:
             return f"{name!r} is a row already"

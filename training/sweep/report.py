@@ -31,14 +31,14 @@ def write(sweep: Sweep) -> Path:
     output, parts, of_runs, data = Path(sweep.output), [HEAD], [], []
     for experiment in experiments(sweep):
         results = [read(run, output) for run in runs(sweep, experiment)]
-        of_runs += [_run_as_json(experiment, result, output) for result in results]
-        figures = as_data(experiment, results)
-        results += rows.best_on_dev(experiment, results)
+        chosen = rows.best_on_dev(experiment, results)
+        figures = as_data(experiment, results, chosen)
         parts.append(f"\n## {experiment.name}\n\n{tables.about(figures)}")
-        parts += SECTIONS[experiment.kind](experiment, results, output)
+        parts += SECTIONS[experiment.kind](experiment, [*results, *chosen], output)
         for setting in figures["settings"]:
             parts += _statistics(experiment, setting, output)
         data.append(figures)
+        of_runs += [_run_as_json(experiment, result, output) for result in results]
     write_text(output / "results.json", json.dumps(of_runs, indent=1))
     everything = {"format": FORMAT, "stepagent": version("stepagent"), "experiments": data}
     write_text(output / "report.json", json.dumps(everything, indent=1))
@@ -53,9 +53,12 @@ Mean score on the test tasks in percent, ± half of the 95 % interval over n see
 columns and marks are the paper's figures, on 7B and 8B backbones and full test sets: not ours."""
 
 
-def as_data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
-    """All figures of an experiment, as `report.json` has them."""
-    everything = [*results, *rows.best_on_dev(experiment, results)]
+def as_data(
+    experiment: Experiment, results: Sequence[Result], chosen: Sequence[Result] = ()
+) -> dict[str, Any]:
+    """All figures of an experiment, as `report.json` has them, of its runs and those of the rows
+    that are chosen among them."""
+    everything = [*results, *chosen]
     absent = [result for result in everything if result.final is None]
     return {
         "name": experiment.name,

@@ -87,17 +87,10 @@ def _best(name: str, among: Sequence[Result]) -> Result:
         return agreement.order(measure, result.dev["dev_step_match"], result.dev["dev_loss"])
 
     best = min(among, key=place)
-    minutes, budget = sum(r.minutes for r in among), _together(among)
+    minutes, budget = sum(r.minutes for r in among), _total(among)
+    if budget and best.budget:  # all have learned from the same labels
+        budget["expert_labels"] = best.budget["expert_labels"]
     return replace(best, run=run, minutes=minutes, budget=budget, chosen=best.run.row)
-
-
-def _together(among: Sequence[Result]) -> dict[str, float] | None:
-    """What they have used in all, from the same labels; None where one of them recorded nothing."""
-    recorded: list[Any] = [result.budget for result in among]
-    if not all(recorded):
-        return None
-    budgets = [Budget(**budget) for budget in recorded]
-    return asdict(replace(sum(budgets, Budget()), expert_labels=budgets[0].expert_labels))
 
 
 def setting(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
@@ -158,7 +151,7 @@ def _row(row: Group, name: str, before: Before) -> dict[str, Any]:
         "chosen": {r.run.seed: r.chosen for r in done.values() if r.chosen},
         "gain": _score_gain(done, before),
         "agreement": _agreement(done, before),
-        "budget": _budget(done.values()),
+        "budget": _budget([*done.values()]),
         "paper": paper.table2(run.options["method"], row.results[0].env),
     }
 
@@ -209,13 +202,18 @@ def _scale(measure: Measure) -> float:
     return 1.0 if measure == "loss" else 100.0
 
 
-def _budget(done: Sequence[Result] | Any) -> dict[str, float] | None:
+def _budget(done: Sequence[Result]) -> dict[str, float] | None:
     """The mean over the runs; None where one of them recorded none."""
-    budgets = [result.budget for result in done]
+    total = _total(done)
+    return total and {name: value / len(done) for name, value in total.items()}
+
+
+def _total(done: Sequence[Result]) -> dict[str, float] | None:
+    """The sum over the runs; None where one of them recorded none."""
+    budgets: list[Any] = [result.budget for result in done]
     if not budgets or not all(budgets):
         return None
-    total = sum((Budget(**b) for b in budgets if b), Budget())
-    return {name: value / len(budgets) for name, value in asdict(total).items()}
+    return asdict(sum((Budget(**budget) for budget in budgets), Budget()))
 
 
 def _estimate(found: Any) -> dict[str, Any] | None:

@@ -161,7 +161,7 @@ def chosen(setting: Row) -> str:
         taken = [f"`{of}` (seed{'s' * (len(s) > 1)} {', '.join(s)})" for of, s in seeds.items()]
         if taken:
             lines.append(f"{row['label']}, the best on dev: {', '.join(taken)}. ")
-    return "".join([*lines, "Budgets are those of all that were tried.\n"] if lines else [])
+    return "".join([*lines, "Budgets are those of all that were tried.\n"]) if lines else ""
 
 
 def agreement(setting: Row) -> str:

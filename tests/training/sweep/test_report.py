@@ -407,6 +407,7 @@ def test_the_best_on_dev_is_chosen_among_rows_that_are_measured(tuned, change, p
         ({"implicit": ["sft", "sft-long"]}, "'implicit' is a row already"),
         ({"sft tuned": ["sft", "sft-long"]}, "'sft tuned' is no name for a row"),
         ({"sft-matched-sft": ["sft", "sft-long"]}, "'sft-matched-sft' is no name for a row"),
+        ({3: ["sft", "sft-long"]}, "3 is no name for a row"),
         (["sft", "sft-long"], "which must map a new row to two or more of"),
         (None, "which must map a new row to two or more of"),
     ],
