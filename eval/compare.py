@@ -29,7 +29,7 @@ from stepagent.eval.agreement.tables import NOTE, differences_table, figures_tab
 from stepagent.eval.comparison import Comparison, Difference, RunFigures, compare
 from stepagent.eval.load_runs import by_entry, is_suite, load_runs
 from stepagent.eval.results import NoResults, ResultsError
-from stepagent.eval.tables import MISSING, Table
+from stepagent.eval.tables import MISSING, Table, p_value
 from stepagent.files import write_text
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
@@ -63,10 +63,6 @@ def _percent(value: float) -> str:
 def _interval(mean: float, bounds: Sequence[float], sign: str = "") -> str:
     low, high = bounds
     return f"{100 * mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def as_tables(*compared: Comparison) -> list[Table]:
@@ -126,8 +122,8 @@ def _difference_cells(d: Difference) -> list[str]:
         str(test.tasks),
         _interval(test.mean, (test.low, test.high), "+"),
         f"{test.better} / {test.worse}",
-        _p(test.p),
-        _p(d.p_holm),
+        p_value(test.p),
+        p_value(d.p_holm),
         "*" if d.p_holm < 0.05 else "",
     ]
 

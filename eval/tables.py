@@ -48,6 +48,15 @@ def cell(text: str) -> str:
     return _FORMULA.sub("'", plain(text))
 
 
+def p_value(value: float) -> str:
+    """A p-value in three digits.
+
+    >>> p_value(0.0123), p_value(0.0)
+    ('0.012', '< 0.001')
+    """
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def tell(console: Console, text: str) -> None:
     """Prints a line as it is: without markup, cursor movements or line breaks."""
     console.print(plain(text), markup=False, highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from stepagent.eval.agreement.measures import MEASURES, Agreement, Measure
 from stepagent.eval.paired import Paired
-from stepagent.eval.tables import MISSING, Table
+from stepagent.eval.tables import MISSING, Table, p_value
 
 NOTE = (
     "Agreement with the expert on held-out trajectories, read once: loss in nats per action, step "
@@ -33,7 +33,7 @@ def differences_table(gains: Mapping[str, Mapping[Measure, Paired]]) -> Table:
     for name, of in gains.items():
         cells = [figure(m, d.mean, (d.low, d.high), "+") for m, d in of.items()]
         common_to = [str(d.tasks) for d in of.values()][:1]
-        p = [f"{of['step_match'].p:.3f}"] if of else []
+        p = [p_value(of["step_match"].p)] if of else []
         table.rows.append(
             [name, *common_to, *cells, *p] if of else [name, "none in common", *[MISSING] * 4]
         )

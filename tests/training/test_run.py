@@ -76,7 +76,7 @@ def test_a_whole_run(config):
 
 def test_a_run_shows_sft_on_as_many_tokens_beside_its_iterations(config, capsys):
     config.evaluation.matched_sft, config.evaluation.agents = True, ["expert"]
-    config.reflection.iterations = 1
+    config.evaluation.agreement, config.reflection.iterations = 4, 1
     summary = run.run(config, Console(width=120))
     assert list(summary["scores"]) == ["sft", "iteration-1", "sft-matched", "expert"]
     control = json.loads((Path(config.output) / "sft-matched/summary.json").read_text())
@@ -87,7 +87,9 @@ def test_a_run_shows_sft_on_as_many_tokens_beside_its_iterations(config, capsys)
     assert control["budget"]["tokens"] > sft["tokens"]
     assert control["expert_trajectories"] == summary["expert_trajectories"]
     assert control["scores"]["sft"] == summary["scores"]["sft-matched"]
-    assert "SFT, as many tokens" in capsys.readouterr().out
+    row = next(li for li in capsys.readouterr().out.splitlines() if "SFT, as many tokens" in li)
+    agreement = control["agreement"]["sft"]
+    assert row.split("│")[-2].strip() == f"{agreement['step_match']:.3f}"
     assert run.run(config)["scores"] == summary["scores"]  # nothing is trained again
     with pytest.raises(ValueError, match="matched_sft is for methods that go on from SFT"):
         run.run(replace(config, sft=replace(config.sft, epochs=0)))

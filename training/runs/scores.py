@@ -40,8 +40,10 @@ class Scores:
 
     def read(self, name: str) -> dict[str, Any]:
         """The summary of an evaluation; {} where there is none."""
-        folder = self.path.parent / CONTROL if name == MATCHED else self.path / name
-        return read_object(folder / "summary.json")
+        return read_object(self._folder(name) / "summary.json")
+
+    def _folder(self, name: str) -> Path:
+        return self.path.parent / CONTROL if name == MATCHED else self.path / name
 
     def play(self, name: str, player: Any) -> None:
         """Plays what is missing of an evaluation, with an agent that is closed afterwards; all
@@ -109,8 +111,8 @@ class Scores:
         return in_words(self.config, read(collect.collect(options, self.console)))
 
     def agreements(self, stages: list[str]) -> dict[str, dict[str, Any]]:
-        """Stage → agreement with the expert, for the stages where it was measured."""
-        paths = {stage: self.path / stage / agreement.SUMMARY for stage in stages}
+        """Stage (or the control) → agreement with the expert, for those where it was measured."""
+        paths = {stage: self._folder(stage) / agreement.SUMMARY for stage in stages}
         return {stage: parse_json(read_text(p)) for stage, p in paths.items() if is_file(p)}
 
     def of_run(self, stages: list[str]) -> dict[str, dict[str, Any]]:

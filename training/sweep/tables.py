@@ -10,6 +10,7 @@ from typing import Any
 from stepagent.agents import nano
 from stepagent.errors import UsageError
 from stepagent.eval.agreement import MEASURES
+from stepagent.eval.tables import p_value
 
 NAMES = {"loss": "loss", "step_match": "step match", "trajectory_match": "trajectory match"}
 Row = Mapping[str, Any]
@@ -84,7 +85,7 @@ def overview(setting: Row) -> str:
     for row in setting["rows"]:
         matches = [_mean(row["agreement"].get(m, {}).get("score")) for m in MEASURES[1:]]
         gain = row["gain"]
-        cells = [interval(gain), _p(gain["p_holm"])] if gain else ["", ""]
+        cells = [interval(gain), p_value(gain["p_holm"])] if gain else ["", ""]
         rows.append([name(row), *matches, _mean(row["score"]), *cells, *_budget(row)])
     return markdown(_without_empty(head, rows), _without_empty(rows, rows))
 
@@ -112,8 +113,8 @@ def gains(setting: Row) -> str:
             [
                 name(row),
                 interval(gain),
-                _p(gain["p"]),
-                _p(gain["p_holm"]),
+                p_value(gain["p"]),
+                p_value(gain["p_holm"]),
                 "\\*" if gain["p_holm"] < 0.05 else "",
                 f"{gain['detectable_holm']:.1f}",
                 ", ".join(f"{value:+.1f}" for value in gain["by_seed"]),
@@ -269,7 +270,3 @@ def _correlation(figures: Row, kind: str) -> str:
 
 def _mean(estimate: Row | None, digits: int = 1) -> str:
     return "" if estimate is None else f"{estimate['mean']:.{digits}f}"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
