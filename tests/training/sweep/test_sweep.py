@@ -506,6 +506,8 @@ def test_laptop_configurations_have_the_settings_that_methods_check_found(method
 def test_implicit_successes_is_the_run_that_was_measured(tmp_path):
     measured = "implicit-successes-25"
     assert not changes_of("implicit-successes", "own-successes.yaml", measured, tmp_path)
+    changed = changes_of("demo", "own-successes.yaml", measured, tmp_path)
+    assert changed.keys() == {"reflection.iterations"}  # two, where the sweep has three
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"implicit", "inverse"}))
