@@ -7,7 +7,7 @@ its best episodes, the share `SHARE` with the highest rewards:
 
 Run it from the folder of this file:
 
-    python -m stepagent.training.run --config ../training/configs/demo.yaml \\
+    python -m stepagent.training.run --config ../training/configs/implicit-laptop.yaml \\
       --method filtered_cloning:METHOD --output runs/cloning
 
 `reflection.iterations` is the number of iterations; `sft` has the optimiser's options.

@@ -1,4 +1,4 @@
-"""A small Llama from scratch, with its own tokenizer: the policy of the demo and of tests.
+"""A small Llama from scratch, with its own tokenizer: the policy of tests and of `-laptop.yaml`.
 
 It knows no English: all it can do it has learned from the trajectories of its run. On two CPU cores
 that takes minutes instead of the hours that a pre-trained model of 135 M parameters needs.
