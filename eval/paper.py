@@ -54,8 +54,10 @@ LABELS = {
     **{name: name.upper() for name in ("sft", "ppo", "dpo", "rft", "spin", "nat", "eto")},
     "implicit": "StepAgent-Implicit",
     "inverse": "StepAgent-Inverse",
+    "grpo": "GRPO",
+    "gigpo": "GiGPO",
 }
-"""Names of the rows."""
+"""Names of the rows, and of methods that the paper does not have."""
 
 
 def table2(method: str, env: str) -> dict[str, float]:

@@ -41,8 +41,8 @@ class Group:
 def label(method: str) -> str:
     """A method of a sweep as tables call it.
 
-    >>> label("inverse-paper"), label("sft-matched-implicit")
-    ('StepAgent-Inverse, paper', 'SFT, tokens of StepAgent-Implicit')
+    >>> label("inverse-paper"), label("sft-matched-implicit"), label("grpo")
+    ('StepAgent-Inverse, paper', 'SFT, tokens of StepAgent-Implicit', 'GRPO')
     """
     if row := matched_row(method):
         return f"{LABELS['sft']}, tokens of {label(row)}"
