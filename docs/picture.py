@@ -101,7 +101,7 @@ def _collect(d: Drawing) -> None:
 
 
 def _step_tree(d: Drawing) -> None:
-    """Bottom left: the expert's trajectory as a trunk, practice actions as branches."""
+    """Bottom left: a success as a trunk, practice actions as branches."""
     d.box(24, 146, 548, 230)
     d.text(44, 174, "Practice in the states of its successes, as one step tree", size=16,
            anchor="start", bold=True)  # fmt: skip

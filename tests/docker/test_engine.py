@@ -191,12 +191,8 @@ def _opened(name):
 
 TRAIN = [
     *("train", "--config=demo", "--method=sft", "--env-args.url=http://scienceworld:8000"),
-    *(
-        "--expert.limit=8",
-        "--evaluation.limit=4",
-        "--evaluation.agreement=4",
-        "--output=/runs/demo",
-    ),
+    *("--expert.limit=8", "--evaluation.limit=4", "--evaluation.agreement=4"),
+    "--output=/runs/demo",
 ]
 LOOK = """
 import json, os, pathlib

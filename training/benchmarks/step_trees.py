@@ -201,7 +201,7 @@ def bench_reflection(options: Options) -> Iterator[Row]:
 
 def packing(count: int, pack_tokens: int, repeats: int) -> list[Row]:
     """Forward and backward over many short trees (4 steps, 200 tokens): packed up to a number of
-    tokens against one tree per forward pass, on a Llama of 1.5 M weights."""
+    tokens against one tree per forward pass, on a small Llama."""
     model = _small_llama(2000)
     trees = [_short_tree(seed) for seed in range(count)]
     update = Schedule([trees], lambda tree: len(tree.branches))
@@ -223,7 +223,7 @@ def packing(count: int, pack_tokens: int, repeats: int) -> list[Row]:
 
 
 def _small_llama(vocabulary: int) -> LlamaForCausalLM:
-    """A Llama of 1.5 M weights, as `policy.model: tiny`."""
+    """A Llama as wide and deep as that of the `-laptop` configurations."""
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=vocabulary,
