@@ -57,7 +57,7 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     if config.states == "expert":
         return within_budget(samples, allowed, stage.seed)
     if config.states == "successes":
-        return within_budget(samples, allowed, stage.seed) + shortest_successes(run, stage)
+        return within_budget(samples, allowed, stage.seed) + best_successes(run, stage)
     if not expert_anywhere(run):
         stage.note(
             f"the expert of {run.config.env} plans from the reset only: practising in its states"
@@ -78,12 +78,17 @@ def practice_samples(run: TrainingRun, stage: Stage) -> list[Sample]:
     return rest + labelled
 
 
-def shortest_successes(run: TrainingRun, stage: Stage) -> list[Sample]:
-    """The policy's shortest success on each task that has no trajectory of the expert's, where it
-    has one (the first of equal length). Figures go to the stage."""
+def best_successes(run: TrainingRun, stage: Stage) -> list[Sample]:
+    """The policy's best success on each task that has no trajectory of the expert's, where it has
+    one: of the highest score the shortest, of equal length the first. Figures go to the stage."""
     unlabelled = [task for task in rollouts.tasks(run) if not task.expert]
     rows = successes(run, stage, unlabelled)
-    return [min(row, key=lambda sample: len(sample.encoded.replies)) for row in rows if row]
+    return [min(row, key=_worth) for row in rows if row]
+
+
+def _worth(success: Sample) -> tuple[float, int]:
+    """Smaller is better; scores that differ by rounding alone are equal."""
+    return -round(success.trajectory.reward, 9), len(success.encoded.replies)
 
 
 def within_budget(samples: Sequence[Sample], labels: int | None, seed: int) -> list[Sample]:
