@@ -8,19 +8,20 @@ from typing import Any
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.training.policy import Policy
 from stepagent.training.sampler.interface import Job, Replies, Sampler
-from stepagent.training.trees.sampling import Sampling, practice
+from stepagent.training.trees.sampling import Sampling, practices
 
 
 class LocalSampler(Sampler):
-    """Draws where the policy is trained; each trajectory is read once (`trees.sampling`)."""
+    """Draws where the policy is trained; each trajectory is read once, and short ones are practised
+    in together (`trees.sampling`)."""
 
     def publish(self, policy: Policy) -> str:
         self._policy = policy
         return "local"
 
     def draw(self, jobs: Iterable[Job], sampling: Sampling) -> Iterator[Replies]:
-        for job in jobs:
-            yield practice(self.policy.model, job.encoded, sampling, job.seed)
+        pairs = ((job.encoded, job.seed) for job in jobs)
+        return practices(self.policy.model, pairs, sampling)
 
     def player(self, **options: Any) -> TransformersAgent:
         return TransformersAgent(self.policy.model, self.policy.tokenizer, **options)

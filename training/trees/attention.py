@@ -7,8 +7,8 @@ The implementation is SDPA for every ordinary call (`generate`, SFT, …). Three
   causal block, or where it branches itself a cascade of blocks (`trees/cascade.py`) or runs
   (`trees/runs.py`); branches go in chunks that look at no more of the trunk than they are attached
   to. A dense mask costs (trunk + branches)² however empty it is;
-* while practising, a `Prefill` and then a `Decode` pattern (`trees/sampling.py`): keys and values
-  of the trunk are stored once and shared by every row that decodes.
+* while practising, a `Prefill` of each trunk, then a `Decode` pattern (`trees/sampling.py`): keys
+  and values of a trunk are stored once and shared by every row that decodes behind it.
 
 Patterns travel as the keyword argument `step_tree`, which transformers models pass on to their
 attention.
@@ -17,8 +17,9 @@ attention.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
@@ -191,28 +192,36 @@ class Prefill:
 
 
 class Decode:
-    """Rows that decode in step, each on its own prefix of one shared trunk.
+    """Rows that decode in step, each on its own prefix of a trunk that several share.
 
-    A row's newest token sees the first `prefix` tokens of the trunk, where that branches those of
+    A row's newest token sees the first `prefix` tokens of its trunk, where that branches those of
     them on its path, and the row's own tokens. Keys
-    and values of the trunk are never copied per row. Rows come in order of their prefix, and the
+    and values of a trunk are never copied per row. Rows come in order of trunk and prefix, and a
     trunk is read by blocks of neighbouring rows, each no further than it needs.
 
     Args:
-        trunk: the prefill of the trunk.
-        prefix: int64 [R], ascending: how much of the trunk each row sees.
+        trunks: the prefills, all with the same window.
+        trunk_of: [R], ascending: number of the trunk that each row sees.
+        prefix: int64 [R], ascending within a trunk: how much of it each row sees.
     """
 
     block_rows = 16
     """Rows per block: more rows mean fewer calls, fewer rows read less of the trunk in vain."""
 
-    def __init__(self, trunk: Prefill, prefix: Tensor) -> None:
-        self.trunk, self.prefix = trunk, prefix
-        self._limits = prefix.tolist()
-        size = max(self._limits)
-        device, joins = prefix.device, trunk.joins
-        self._depth = torch.tensor(depths(joins, size), device=device)  # [L], of the trunk's tokens
-        self._reach = torch.tensor(reaches(joins, size), device=device)
+    def __init__(self, trunks: Sequence[Prefill], trunk_of: Sequence[int], prefix: Tensor) -> None:
+        self.trunks, self.prefix = trunks, prefix
+        self.window = trunks[0].window
+        self._trunk_of, self._limits = list(trunk_of), prefix.tolist()
+        device = prefix.device
+        self._depth: list[Tensor] = []  # of each trunk [L]: of its tokens
+        self._reach: list[Tensor] = []
+        for number, trunk in enumerate(trunks):
+            rows = zip(self._trunk_of, self._limits, strict=True)
+            size = max((limit for of, limit in rows if of == number), default=0)
+            self._depth.append(torch.tensor(depths(trunk.joins, size), device=device))
+            self._reach.append(torch.tensor(reaches(trunk.joins, size), device=device))
+        places = zip(self._trunk_of, self._limits, strict=True)
+        self._start = torch.stack([self._depth[of][limit - 1] + 1 for of, limit in places])
         self.length = 0
         """Tokens that every row has been fed."""
         self.keys: dict[int, Tensor] = {}
@@ -222,37 +231,43 @@ class Decode:
 
     def _cut_blocks(self) -> None:
         """Cut the rows into blocks; each has an additive mask over the trunk tokens it reads."""
-        self.blocks: list[tuple[int, int, int, int, Tensor | None]] = []
-        limits, rows = self._limits, len(self._limits)
-        branches = bool(self.trunk.joins)
-        for start in range(0, rows, self.block_rows):
-            end = min(start + self.block_rows, rows)
-            longest, first = limits[end - 1], 0
-            if self.trunk.window is not None and not branches:
-                # A row at position p sees positions above p - window, its own tokens included.
-                first = max(0, limits[start] + self.length + 1 - self.trunk.window)
-                longest = max(longest, first)
-            mask = None
-            if limits[start] != longest or first or branches:
-                place = torch.arange(first, longest, device=self.prefix.device)
-                prefix = self.prefix[start:end, None]
-                hidden = (place >= prefix) | (self._reach[first:longest] < prefix)
-                if self.trunk.window is not None:
-                    position = self.position[start:end, None]
-                    hidden |= self._depth[first:longest] <= position - self.trunk.window
-                mask = torch.zeros(hidden.shape, device=hidden.device)
-                mask.masked_fill_(hidden, float("-inf"))
-            self.blocks.append((start, end, first, longest, mask))
+        self.blocks: list[tuple[Prefill, int, int, int, int, Tensor | None]] = []
+        start = 0
+        for number, group in groupby(self._trunk_of):
+            stop = start + len(list(group))
+            for first in range(start, stop, self.block_rows):
+                self._cut_block(number, first, min(first + self.block_rows, stop))
+            start = stop
+
+    def _cut_block(self, number: int, start: int, end: int) -> None:
+        trunk, branches = self.trunks[number], bool(self.trunks[number].joins)
+        longest, first = self._limits[end - 1], 0
+        if self.window is not None and not branches:
+            # A row at position p sees positions above p - window, its own tokens included.
+            first = max(0, self._limits[start] + self.length + 1 - self.window)
+            longest = max(longest, first)
+        mask = None
+        if self._limits[start] != longest or first or branches:
+            place = torch.arange(first, longest, device=self.prefix.device)
+            prefix = self.prefix[start:end, None]
+            hidden = (place >= prefix) | (self._reach[number][first:longest] < prefix)
+            if self.window is not None:
+                position = self.position[start:end, None]
+                hidden |= self._depth[number][first:longest] <= position - self.window
+            mask = torch.zeros(hidden.shape, device=hidden.device)
+            mask.masked_fill_(hidden, float("-inf"))
+        self.blocks.append((trunk, start, end, first, longest, mask))
 
     @property
     def position(self) -> Tensor:
         """int64 [R]: the newest token's position on its row's path"""
-        return self._depth[self.prefix - 1] + 1 + self.length
+        return self._start + self.length
 
     def keep(self, rows: Tensor) -> None:
         """Continue with `rows` (int64 indices, ascending) only."""
-        self.prefix = self.prefix[rows]
+        self.prefix, self._start = self.prefix[rows], self._start[rows]
         self._limits = self.prefix.tolist()
+        self._trunk_of = [self._trunk_of[i] for i in rows.tolist()]
         self.keys = {layer: x[rows] for layer, x in self.keys.items()}
         self.values = {layer: x[rows] for layer, x in self.values.items()}
         self._cut_blocks()
@@ -263,11 +278,11 @@ class Decode:
         Raises:
             RuntimeError: the model did not pass the pattern on to all of its attention layers.
         """
-        if self.seen != set(self.trunk.keys):
+        if self.seen != set(self.trunks[0].keys):
             raise RuntimeError("the model does not pass keyword arguments on to its attention")
         self.seen.clear()
         self.length += 1
-        if self.trunk.window is not None:
+        if self.window is not None:
             self._cut_blocks()
 
     def attend(
@@ -286,17 +301,17 @@ class Decode:
         self.keys[layer][:, :, self.length] = key[0].transpose(0, 1)
         self.values[layer][:, :, self.length] = value[0].transpose(0, 1)
         own_keys, own_values = self.keys[layer][:, :, :now], self.values[layer][:, :, :now]
-        if self.trunk.window is not None and now > self.trunk.window:
-            own_keys = own_keys[:, :, -self.trunk.window :]
-            own_values = own_values[:, :, -self.trunk.window :]
+        if self.window is not None and now > self.window:
+            own_keys = own_keys[:, :, -self.window :]
+            own_values = own_values[:, :, -self.window :]
 
         # [R, Hkv, G, D]: the G query heads that share a key head.
         query = (query[0] * scale).transpose(0, 1).unflatten(1, (heads, -1))
         own = query @ own_keys.transpose(-1, -2)  # [R, Hkv, G, t]
         out = torch.empty_like(query)
-        for start, end, first, longest, mask in self.blocks:
-            keys = self.trunk.keys[layer][:, first:longest]
-            values = self.trunk.values[layer][:, first:longest]
+        for trunk, start, end, first, longest, mask in self.blocks:
+            keys = trunk.keys[layer][:, first:longest]
+            values = trunk.values[layer][:, first:longest]
             block = query[start:end].transpose(0, 1).flatten(1, 2)  # [Hkv, rG, D]
             scores = (block @ keys.transpose(-1, -2)).unflatten(1, (end - start, -1))
             if mask is not None:

@@ -5,12 +5,14 @@
 The trajectory is read once. Its keys and values are then shared by all n·K replies, which are
 decoded together: each decoding step feeds one token per row, as one sequence of as many tokens, and
 a row sees its own prefix of the trajectory and its own tokens (`trees.attention.Decode`). A reply's
-first token comes from the reading itself.
+first token comes from the reading itself. Replies to several short trajectories are decoded
+together, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +28,9 @@ from stepagent.training.trees.compat import check_path, unwrap
 from stepagent.training.trees.tree import StepTree
 
 MAX_ROWS = 256
-"""Rows decoded together; more go in groups, which share the reading of the trajectory."""
+"""Rows decoded together; a trajectory that has more goes in groups, which share its reading."""
+MAX_TOKENS = 8192
+"""Tokens of the trajectories whose rows are decoded together, where there are several."""
 _DROP_SHARE = 8
 """Rows that have ended are dropped once they are more than one in this many."""
 
@@ -62,7 +66,8 @@ class Sampling:
 class _Row:
     """A reply that is being decoded."""
 
-    step: int
+    trunk: int
+    """Number of the trajectory."""
     prefix: int
     """Where in the trajectory the state that it answers ends."""
     limit: int
@@ -73,11 +78,17 @@ class _Row:
     ended: bool = False
 
 
-@torch.no_grad()
 def practice(
     model: nn.Module, trajectory: Encoded | StepTree, sampling: Sampling, seed: int
 ) -> list[list[list[int]]]:
-    """K replies in every state of a trajectory, from one prefill.
+    """K replies in every state of a trajectory, from one prefill: `practices` of a single one."""
+    return next(practices(model, [(trajectory, seed)], sampling))
+
+
+def practices(
+    model: nn.Module, jobs: Iterable[tuple[Encoded | StepTree, int]], sampling: Sampling
+) -> Iterator[list[list[list[int]]]]:
+    """K replies in every state of each trajectory, from one prefill each.
 
     The t-th token of the j-th reply in the i-th state is chosen by a random number that depends on
     (seed, i, j, t) alone: not on the other rows, their number, nor on K. (Logits may still differ
@@ -85,43 +96,86 @@ def practice(
     state.
 
     Args:
-        trajectory: the expert's; branches of a tree have no part in it.
+        jobs: trajectories (the expert's; branches of a tree have no part in it), each with the seed
+            of its draws. Neighbours are decoded together, up to `MAX_ROWS` and `MAX_TOKENS`.
         sampling: how many replies, and how they are drawn.
-        seed: of the draws.
 
-    Returns:
-        `drawn[i][j]`: token ids of the j-th reply in the i-th state, at least one. The last one is
-        not in `eos_ids` where the reply was cut or stopped.
+    Yields:
+        of each job `drawn[i][j]`: token ids of the j-th reply in the i-th state, at least one. The
+        last one is not in `eos_ids` where the reply was cut or stopped.
 
     Raises:
         ValueError: a state that fills the model's context; a model that cannot run step trees.
     """
+    group: list[_Job] = []
+    for job in itertools.starmap(_Job, jobs):
+        together = [*group, job]
+        rows = sampling.k * sum(len(job.starts) for job in together)
+        if group and (rows > MAX_ROWS or sum(job.size for job in together) > MAX_TOKENS):
+            yield from _practise(model, group, sampling)
+            together = [job]
+        group = together
+    yield from _practise(model, group, sampling)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A trajectory to practise in."""
+
+    trajectory: Encoded | StepTree
+    seed: int
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each state ends and its reply begins."""
+        return [start for start, _ in self.trajectory.replies]
+
+    @property
+    def size(self) -> int:
+        """Tokens that are read."""
+        return max(self.starts, default=0)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each state."""
+        place = depths(self.trajectory.joins, self.size)
+        return [place[start - 1] + 1 for start in self.starts]
+
+
+@torch.no_grad()
+def _practise(
+    model: nn.Module, jobs: Sequence[_Job], sampling: Sampling
+) -> list[list[list[list[int]]]]:
+    """`practices` of trajectories that are decoded together."""
     k, limit = sampling.k, sampling.decoding.max_new_tokens
-    starts = [start for start, _ in trajectory.replies]
-    if not starts:
-        return []
-    base = unwrap(model)
-    context = context_length(base)
-    place = depths(trajectory.joins, starts[-1])
-    sizes = [place[start - 1] + 1 for start in starts]  # tokens of the states
-    check_path(model, max(sizes) + 1)
-    window = check_path(model, min(max(sizes) + limit, context))
+    longest = max((max(job.sizes, default=0) for job in jobs), default=0)
+    if not longest:
+        return [[] for _ in jobs]
+    context = context_length(unwrap(model))
+    check_path(model, longest + 1)
+    window = check_path(model, min(longest + limit, context))
+    acting = [job for job in jobs if job.starts]
     rows = []
-    for step, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        longest = min(limit, context - size)
-        for j in range(k):
-            draws = np.random.default_rng([seed % 2**63, step, j]).random(longest)
-            rows.append(_Row(step, start, longest, draws))
+    for number, job in enumerate(acting):
+        for step, (start, size) in enumerate(zip(job.starts, job.sizes, strict=True)):
+            room = min(limit, context - size)
+            for j in range(k):
+                draws = np.random.default_rng([job.seed % 2**63, step, j]).random(room)
+                rows.append(_Row(number, start, room, draws))
     was_training = model.training
     model.eval()
     try:
-        trunk, logits = _read(model, trajectory, starts, window)
+        reads = [_read(model, job.trajectory, job.starts, window) for job in acting]
+        trunks = [trunk for trunk, _ in reads]
+        logits = torch.cat([after for _, after in reads])  # a row for each state
         for first in range(0, len(rows), MAX_ROWS):
             group = rows[first : first + MAX_ROWS]
-            _decode(model, trunk, group, logits[[row.step for row in group]], sampling)
+            states = [i // k for i in range(first, first + len(group))]
+            _decode(model, trunks, group, logits[states], sampling)
     finally:
         model.train(was_training)
-    return [[row.ids for row in rows[step * k : step * k + k]] for step in range(len(starts))]
+    ids = iter([row.ids for row in rows])
+    return [[[next(ids) for _ in range(k)] for _ in job.starts] for job in jobs]
 
 
 def _read(
@@ -155,11 +209,16 @@ def _read(
 
 
 def _decode(
-    model: nn.Module, trunk: Prefill, rows: list[_Row], logits: Tensor, sampling: Sampling
+    model: nn.Module,
+    trunks: Sequence[Prefill],
+    rows: list[_Row],
+    logits: Tensor,
+    sampling: Sampling,
 ) -> None:
     """Writes the rows' replies, all in step; `logits` [R, vocabulary] predict the first tokens."""
     device = logits.device
-    pattern = Decode(trunk, torch.tensor([row.prefix for row in rows], device=device))
+    prefix = torch.tensor([row.prefix for row in rows], device=device)
+    pattern = Decode(trunks, [row.trunk for row in rows], prefix)
     unseen = _unseen_tokens(device)
     while True:
         # No further than the shortest row that is still active may go.

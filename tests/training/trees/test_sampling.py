@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from stepagent.agents.generation import Decoding
 from stepagent.training.trees import sampling
 from stepagent.training.trees.packing import pack
-from stepagent.training.trees.sampling import Sampling, practice
+from stepagent.training.trees.sampling import Sampling, practice, practices
 from stepagent.training.trees.scoring import score_trees
 from stepagent.training.trees.tree import Branch, StepTree
 from tests.training.toys import random_tree, rewriting_tree, tiny_model
@@ -77,6 +77,31 @@ def test_groups_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert draw(model, tree) == whole
     monkeypatch.setattr(sampling.Decode, "block_rows", 3)
     assert draw(model, tree) == whole
+
+
+@pytest.mark.parametrize("rows", [256, 40, 7])
+@pytest.mark.parametrize("tokens", [8192, 150, 1])
+@pytest.mark.parametrize("changes", [{}, {"kind": "mistral", "sliding_window": 6}])
+def test_trajectories_that_are_decoded_together_change_nothing(
+    changes: dict, rows: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = biased(**changes)
+    trees = [random_tree(31, 4, []), rewriting_tree(32, 5, [], anew=3), random_tree(33, 1, [])]
+    trees += [StepTree(trees[0].ids, ()), random_tree(34, 9, [])]
+    alone = [draw(model, tree, seed=seed) for seed, tree in enumerate(trees)]
+    assert len({len(ids) for row in alone for replies in row for ids in replies}) > 4
+    calls, decode = [], sampling._decode
+    monkeypatch.setattr(sampling, "MAX_ROWS", rows)
+    monkeypatch.setattr(sampling, "MAX_TOKENS", tokens)
+    monkeypatch.setattr(
+        sampling, "_decode", lambda *args: calls.append(len(args[1])) or decode(*args)
+    )
+    jobs = [(tree, seed) for seed, tree in enumerate(trees)]
+    drawing = Sampling(3, Decoding(1.0, 1.0, 12), {EOS})
+    assert list(practices(model, jobs, drawing)) == alone
+    assert max(calls) == (4 if (rows, tokens) == (256, 8192) else max(calls))
+    assert max(calls) > 1 or rows == 7 or tokens < 8192
+    assert list(practices(model, [], drawing)) == []
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
