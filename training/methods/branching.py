@@ -24,12 +24,13 @@ from stepagent.eval.env_workers import Start
 from stepagent.eval.rollout import run_from
 from stepagent.files import open_file
 from stepagent.training.data import Sample
-from stepagent.training.methods.practice import Replies, action_of
+from stepagent.training.methods.practice import action_of
 from stepagent.training.methods.rollouts import make_player, steady
 from stepagent.training.runs import processes
 from stepagent.training.runs.lines import complete_lines
 from stepagent.training.runs.stage import Stage
 from stepagent.training.runs.training_run import TrainingRun
+from stepagent.training.trees.sampling import Replies
 
 
 @dataclass(frozen=True)

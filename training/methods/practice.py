@@ -3,10 +3,11 @@ of episodes of its own in which the expert was asked (`methods.own_states`).
 
     a_i^θ ~ π_θ(· | ŝ_i),   i = 1 … n,   K times each
 
-All K·n replies of a trajectory come from one reading of it (`trees.sampling`). They are written
-down, one line per trajectory, so that a killed run resumes. Equal replies in the same state become
-one action that was drawn several times. By default (`reflection.equal`) a reply that takes the
-expert's action counts as the expert's, whatever it thinks; by option also one that has its effect.
+All K·n replies of a trajectory come from one reading of it (`trees.sampling`), and those of several
+short trajectories are decoded together. They are written down, one line per trajectory, so that a
+killed run resumes. Equal replies in the same state become one action that was drawn several times.
+By default (`reflection.equal`) a reply that takes the expert's action counts as the expert's,
+whatever it thinks; by option also one that has its effect.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from stepagent.training.runs.lines import (
     written,
 )
 from stepagent.training.runs.stage import Stage
-from stepagent.training.sampler.interface import Job, Replies
-from stepagent.training.trees.sampling import Sampling
+from stepagent.training.sampler.interface import Job
+from stepagent.training.trees.sampling import Replies, Sampling
 from stepagent.training.trees.tree import Branch, StepTree, split_tree
 
 ByEffect = Callable[[list[Replies]], list[Replies]]
@@ -217,7 +218,9 @@ def _draw(
         if not numbers:
             return ()
         stage.sampler.publish(policy)  # here: `draw` is called by the thread that trains
-        jobs = [Job(samples[i].encoded, stage.seed + i) for i in numbers]
+        missing = set(numbers)
+        mine = range(processes.rank(), len(samples), processes.count())
+        jobs = [Job(samples[i].encoded, stage.seed + i, i not in missing) for i in mine]
         replies = _draw_replies(stage, policy, jobs, config)
         return map(line, [samples[i] for i in numbers], replies)
 
@@ -289,8 +292,8 @@ def record_rewards(
 def _draw_replies(
     stage: Stage, policy: Policy, jobs: Sequence[Job], config: ReflectionConfig
 ) -> Iterator[Replies]:
-    """The published policy's practice replies of each job, as far as their actions go
-    (`ChatCodec.used`)."""
+    """The published policy's practice replies of each job that is not done, as far as their actions
+    go (`ChatCodec.used`)."""
     sampling = Sampling(
         k=1 if config.temperature == 0 else config.practice,
         decoding=Decoding(config.temperature, config.top_p, policy.config.max_new_tokens),

@@ -4,17 +4,14 @@ episodes (`methods.rollouts`, `methods.branching`) and scoring (`runs.training_r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stepagent.agents.encoded import Encoded
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.training.policy import Policy
-from stepagent.training.trees.sampling import Sampling
-
-Replies = list[list[list[int]]]
-"""[i][k]: token ids of the k-th reply in the i-th state of a trajectory."""
+from stepagent.training.trees.sampling import Replies, Sampling
 
 
 @dataclass(frozen=True)
@@ -24,6 +21,9 @@ class Job:
     encoded: Encoded
     seed: int
     """Each reply depends on it, on its state's number and on its own number k."""
+    done: bool = False
+    """Its replies are there already, and are not drawn again. It is given for its neighbours: those
+    that are drawn in one go stay the same when a run goes on, so that their logits do."""
 
 
 class Sampler(ABC):
@@ -52,8 +52,8 @@ class Sampler(ABC):
         self._policy = None
 
     @abstractmethod
-    def draw(self, jobs: Iterable[Job], sampling: Sampling) -> Iterator[Replies]:
-        """The replies of each job, in order; several jobs may be under way at once."""
+    def draw(self, jobs: Sequence[Job], sampling: Sampling) -> Iterator[Replies]:
+        """The replies of each job that is not `done`, in order; several are under way at once."""
 
     @abstractmethod
     def player(self, **options: Any) -> TransformersAgent:

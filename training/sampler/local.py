@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.training.policy import Policy
-from stepagent.training.sampler.interface import Job, Replies, Sampler
-from stepagent.training.trees.sampling import Sampling, practices
+from stepagent.training.sampler.interface import Job, Sampler
+from stepagent.training.trees.sampling import Replies, Sampling, practices, together
 
 
 class LocalSampler(Sampler):
@@ -19,9 +19,14 @@ class LocalSampler(Sampler):
         self._policy = policy
         return "local"
 
-    def draw(self, jobs: Iterable[Job], sampling: Sampling) -> Iterator[Replies]:
-        pairs = ((job.encoded, job.seed) for job in jobs)
-        return practices(self.policy.model, pairs, sampling)
+    def draw(self, jobs: Sequence[Job], sampling: Sampling) -> Iterator[Replies]:
+        for numbers in together([job.encoded for job in jobs], sampling.k):
+            group = [jobs[i] for i in numbers]
+            if all(job.done for job in group):
+                continue
+            pairs = [(job.encoded, job.seed) for job in group]
+            drawn = practices(self.policy.model, pairs, sampling)
+            yield from (replies for job, replies in zip(group, drawn, strict=True) if not job.done)
 
     def player(self, **options: Any) -> TransformersAgent:
         return TransformersAgent(self.policy.model, self.policy.tokenizer, **options)

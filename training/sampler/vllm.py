@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from stepagent.training.policy import Policy
 from stepagent.training.sampler.agent import EngineAgent
 from stepagent.training.sampler.engine import Drawn, Engine, Prompt, session
 from stepagent.training.sampler.fleet import Fleet
-from stepagent.training.sampler.interface import Job, Replies, Sampler
+from stepagent.training.sampler.interface import Job, Sampler
 from stepagent.training.sampler.version import (
     PROBE_TOKENS,
     SamplerError,
@@ -29,7 +29,7 @@ from stepagent.training.sampler.version import (
     remove_others,
     why_not_loadable,
 )
-from stepagent.training.trees.sampling import Sampling
+from stepagent.training.trees.sampling import Replies, Sampling
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Limits on an adapter's rank that vLLM knows."""
@@ -89,11 +89,11 @@ class VllmSampler(Sampler):
         self._report(f"replies come from vLLM; each engine is started with {serve_command(policy)}")
         return Fleet(engines, min(longest, policy.context), self._config.patience, self._report)
 
-    def draw(self, jobs: Iterable[Job], sampling: Sampling) -> Iterator[Replies]:
+    def draw(self, jobs: Sequence[Job], sampling: Sampling) -> Iterator[Replies]:
         pending: deque[tuple[int, list[Future[Drawn]]]] = deque()
         most = 2 * self._most_at_once
         try:
-            for number, job in enumerate(jobs):
+            for number, job in enumerate(job for job in jobs if not job.done):
                 prompts = self._prompts(job, sampling, number)
                 pending.append((number, [self.submit(prompt, sampling) for prompt in prompts]))
                 while sum(len(futures) for _, futures in pending) > most:

@@ -11,8 +11,7 @@ together, too.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +26,9 @@ from stepagent.training.trees.attention import Decode, Prefill
 from stepagent.training.trees.compat import check_path, unwrap
 from stepagent.training.trees.tree import StepTree
 
+Replies = list[list[list[int]]]
+"""[i][j]: token ids of the j-th reply in the i-th state of a trajectory, at least one. The last one
+is not in `Sampling.eos_ids` where the reply was cut or stopped."""
 MAX_ROWS = 256
 """Rows decoded together; a trajectory that has more goes in groups, which share its reading."""
 MAX_TOKENS = 8192
@@ -80,92 +82,49 @@ class _Row:
 
 def practice(
     model: nn.Module, trajectory: Encoded | StepTree, sampling: Sampling, seed: int
-) -> list[list[list[int]]]:
+) -> Replies:
     """K replies in every state of a trajectory, from one prefill: `practices` of a single one."""
-    return next(practices(model, [(trajectory, seed)], sampling))
+    return practices(model, [(trajectory, seed)], sampling)[0]
 
 
+@torch.no_grad()
 def practices(
-    model: nn.Module, jobs: Iterable[tuple[Encoded | StepTree, int]], sampling: Sampling
-) -> Iterator[list[list[list[int]]]]:
-    """K replies in every state of each trajectory, from one prefill each.
+    model: nn.Module, jobs: Sequence[tuple[Encoded | StepTree, int]], sampling: Sampling
+) -> list[Replies]:
+    """K replies in every state of each trajectory, from one prefill each, all decoded together.
 
     The t-th token of the j-th reply in the i-th state is chosen by a random number that depends on
-    (seed, i, j, t) alone: not on the other rows, their number, nor on K. (Logits may still differ
-    in their last digits with the shape of a batch.) Greedy tokens are those of `generate` on each
-    state.
+    (seed, i, j, t) alone: not on the other rows, their number, nor on K. Logits may still differ in
+    their last digits with the shape of a batch, and now and then a token with them. Greedy tokens
+    are those of `generate` on each state.
 
     Args:
         jobs: trajectories (the expert's; branches of a tree have no part in it), each with the seed
-            of its draws. Neighbours are decoded together, up to `MAX_ROWS` and `MAX_TOKENS`.
+            of its draws. As many as `together` says.
         sampling: how many replies, and how they are drawn.
-
-    Yields:
-        of each job `drawn[i][j]`: token ids of the j-th reply in the i-th state, at least one. The
-        last one is not in `eos_ids` where the reply was cut or stopped.
 
     Raises:
         ValueError: a state that fills the model's context; a model that cannot run step trees.
     """
-    group: list[_Job] = []
-    for job in itertools.starmap(_Job, jobs):
-        together = [*group, job]
-        rows = sampling.k * sum(len(job.starts) for job in together)
-        if group and (rows > MAX_ROWS or sum(job.size for job in together) > MAX_TOKENS):
-            yield from _practise(model, group, sampling)
-            together = [job]
-        group = together
-    yield from _practise(model, group, sampling)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A trajectory to practise in."""
-
-    trajectory: Encoded | StepTree
-    seed: int
-
-    @property
-    def starts(self) -> list[int]:
-        """Where each state ends and its reply begins."""
-        return [start for start, _ in self.trajectory.replies]
-
-    @property
-    def size(self) -> int:
-        """Tokens that are read."""
-        return max(self.starts, default=0)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Tokens of each state."""
-        place = depths(self.trajectory.joins, self.size)
-        return [place[start - 1] + 1 for start in self.starts]
-
-
-@torch.no_grad()
-def _practise(
-    model: nn.Module, jobs: Sequence[_Job], sampling: Sampling
-) -> list[list[list[list[int]]]]:
-    """`practices` of trajectories that are decoded together."""
     k, limit = sampling.k, sampling.decoding.max_new_tokens
-    longest = max((max(job.sizes, default=0) for job in jobs), default=0)
-    if not longest:
+    acting = [_Reading(trajectory, seed) for trajectory, seed in jobs if trajectory.replies]
+    if not acting:
         return [[] for _ in jobs]
+    longest = max(max(reading.sizes) for reading in acting)
     context = context_length(unwrap(model))
     check_path(model, longest + 1)
     window = check_path(model, min(longest + limit, context))
-    acting = [job for job in jobs if job.starts]
     rows = []
-    for number, job in enumerate(acting):
-        for step, (start, size) in enumerate(zip(job.starts, job.sizes, strict=True)):
+    for number, reading in enumerate(acting):
+        for step, (start, size) in enumerate(zip(reading.starts, reading.sizes, strict=True)):
             room = min(limit, context - size)
             for j in range(k):
-                draws = np.random.default_rng([job.seed % 2**63, step, j]).random(room)
+                draws = np.random.default_rng([reading.seed % 2**63, step, j]).random(room)
                 rows.append(_Row(number, start, room, draws))
     was_training = model.training
     model.eval()
     try:
-        reads = [_read(model, job.trajectory, job.starts, window) for job in acting]
+        reads = [_read(model, reading, window) for reading in acting]
         trunks = [trunk for trunk, _ in reads]
         logits = torch.cat([after for _, after in reads])  # a row for each state
         for first in range(0, len(rows), MAX_ROWS):
@@ -175,17 +134,44 @@ def _practise(
     finally:
         model.train(was_training)
     ids = iter([row.ids for row in rows])
-    return [[[next(ids) for _ in range(k)] for _ in job.starts] for job in jobs]
+    return [[[next(ids) for _ in range(k)] for _ in trajectory.replies] for trajectory, _ in jobs]
 
 
-def _read(
-    model: nn.Module, trajectory: Encoded | StepTree, starts: Sequence[int], window: int | None
-) -> tuple[Prefill, Tensor]:
+def together(trajectories: Sequence[Encoded | StepTree], k: int) -> Iterator[range]:
+    """Numbers of neighbours that `practices` should draw for in one go: up to `MAX_ROWS` replies
+    and `MAX_TOKENS` read, at least one trajectory."""
+    start = rows = tokens = 0
+    for i, trajectory in enumerate(trajectories):
+        more_rows = k * len(trajectory.replies)
+        more_tokens = trajectory.replies[-1][0] if trajectory.replies else 0
+        if i > start and (rows + more_rows > MAX_ROWS or tokens + more_tokens > MAX_TOKENS):
+            yield range(start, i)
+            start, rows, tokens = i, 0, 0
+        rows, tokens = rows + more_rows, tokens + more_tokens
+    if start < len(trajectories):
+        yield range(start, len(trajectories))
+
+
+class _Reading:
+    """A trajectory with at least one state, as it is read up to the last one."""
+
+    def __init__(self, trajectory: Encoded | StepTree, seed: int):
+        self.seed = seed
+        self.starts = [start for start, _ in trajectory.replies]
+        """Where each state ends and its reply begins."""
+        size = self.starts[-1]
+        self.ids = list(trajectory.ids[:size])
+        self.joins = [join for join in trajectory.joins if join[0] < size]
+        place = depths(trajectory.joins, size)
+        self.sizes = [place[start - 1] + 1 for start in self.starts]
+        """Tokens of each state."""
+
+
+def _read(model: nn.Module, reading: _Reading, window: int | None) -> tuple[Prefill, Tensor]:
     """Prefill up to the last state; also float32 logits [n_steps, vocabulary] after each state."""
     base = unwrap(model)
     device = base.device
-    size = starts[-1]
-    trunk = Prefill(window, [join for join in trajectory.joins if join[0] < size])
+    size, trunk = len(reading.ids), Prefill(window, reading.joins)
     everyone = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
     placed: dict[str, Any] = {}
     if trunk.joins:
@@ -193,9 +179,9 @@ def _read(
         # Or the model would take positions that start again for several texts, and mask them.
         placed["attention_mask"] = everyone.expand(1, 1, size, size)
     out = model(
-        input_ids=torch.tensor([list(trajectory.ids[:size])], device=device),
+        input_ids=torch.tensor([reading.ids], device=device),
         **placed,
-        logits_to_keep=torch.tensor(starts, device=device) - 1,
+        logits_to_keep=torch.tensor(reading.starts, device=device) - 1,
         use_cache=False,
         step_tree=trunk,
     )

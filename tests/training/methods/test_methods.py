@@ -363,11 +363,11 @@ def test_ties_alone_leave_the_policy_as_it_is(config, monkeypatch):
 
 
 def test_implicit_with_an_agent_that_is_the_expert_leaves_the_policy(config, monkeypatch):
-    def copies(model, encoded, *rest):
-        return [[encoded.ids[a:b]] * 2 for a, b in encoded.replies]
+    def copies(model, jobs, sampling):
+        return [[[job.ids[a:b]] * 2 for a, b in job.replies] for job, _ in jobs]
 
     config.method, config.reflection.iterations = "implicit", 1
-    monkeypatch.setattr("stepagent.training.sampler.local.practice", copies)
+    monkeypatch.setattr("stepagent.training.sampler.local.practices", copies)
     config.reflection.weights = "value"  # with nothing to play either
     console = Console(record=True, width=200, file=open("/dev/null", "w"))
     figures = run.run(config, console)["figures"]["iteration-1"]

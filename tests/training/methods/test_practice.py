@@ -12,6 +12,7 @@ from stepagent.training.methods.practice import practise, practise_each
 from stepagent.training.runs.checkpoints import DamagedState
 from stepagent.training.runs.directory import RunDirectory
 from stepagent.training.runs.stage import Stage
+from stepagent.training.trees import sampling
 
 CONFIG = ReflectionConfig(practice=2, equal="tokens")
 
@@ -44,3 +45,24 @@ def test_practice_of_other_trajectories_is_refused(policy, stage, other):
     assert next(each) == (0, practised[0])
     with pytest.raises(DamagedState):
         next(each)
+
+
+@pytest.mark.parametrize("left", range(6))
+def test_practice_goes_on_in_the_same_company(policy, stage, left, monkeypatch):
+    """Trajectories that are decoded together stay together when a run is killed between their
+    lines: rows of a batch differ in their last digits with its shape."""
+    samples, shapes = [sample(f"t/{i}", states=1 + i % 3) for i in range(6)], []
+    monkeypatch.setattr(sampling, "MAX_ROWS", 8)
+    decode = sampling._decode
+    monkeypatch.setattr(
+        sampling, "_decode", lambda *args: shapes.append(len(args[2])) or decode(*args)
+    )
+    practised = practise(stage, policy, samples, CONFIG)
+    assert shapes == [6, 8, 4, 6]
+    path = stage.directory.path / "practice" / "iteration-1.jsonl"
+    written = path.read_bytes()
+    shapes.clear()
+    path.write_bytes(b"".join(written.splitlines(keepends=True)[:left]))
+    assert practise(stage, policy, samples, CONFIG) == practised
+    assert path.read_bytes() == written
+    assert shapes == [6, 8, 4, 6][[0, 0, 1, 1, 2, 3][left] :]

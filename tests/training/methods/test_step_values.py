@@ -227,8 +227,8 @@ def _practise(world, monkeypatch, *actions):
     codec = world.run.policy.codec
     ids = [codec.reply_ids(action) for action in actions]
     monkeypatch.setattr(
-        "stepagent.training.sampler.local.practice",
-        lambda model, encoded, *rest: [ids] * len(encoded.replies),
+        "stepagent.training.sampler.local.practices",
+        lambda model, jobs, sampling: [[ids] * len(encoded.replies) for encoded, _ in jobs],
     )
     config = world.run.config.reflection
     rows = practise(world.stage, world.run.policy, world.samples, config, world.with_expert_tokens)
