@@ -94,7 +94,7 @@ class ReflectionConfig(IterationConfig):
     """Where the agent practises: in the `expert`'s states, as in the paper; in those that it
     reaches in episodes of its `own`, in which the environment's expert is asked; in `both`; or,
     without asking, in the expert's and in those of its own `successes` on `rollouts.unlabelled`
-    tasks, the shortest of `rollouts.samples` episodes each, as if they were the expert's."""
+    tasks, the best of `rollouts.samples` episodes each, as if they were the expert's."""
     own_share: float = 0.5
     """`states: both`: share of an iteration's tasks on which it practises in states of its own."""
     expert_acts: float = 0.5
@@ -425,7 +425,8 @@ class ExpertConfig:
     limit: int = 0
     """At most this many, drawn by the seed; 0: all."""
     min_reward: float = 1.0
-    """Trajectories that scored less are left out, and counted."""
+    """Trajectories that scored less are left out, and counted; so are the agent's own episodes
+    where a method learns from successes."""
     workers: int = 8
     """Environments played at once while collecting."""
     wording: Literal["fixed", "varied"] = "fixed"

@@ -14,13 +14,12 @@ from dataclasses import replace
 from stepagent.agents.chat import Encoded
 from stepagent.eval.benches import Options, Row, measure, settings
 from stepagent.training.benchmarks.step_trees import (
-    Replies,
     Setting,
     long_trajectories,
     shared_practice,
     trees_pass,
 )
-from stepagent.training.trees.sampling import Sampling
+from stepagent.training.trees.sampling import Replies, Sampling
 from stepagent.training.trees.tree import Branch, StepTree
 
 

@@ -31,15 +31,13 @@ from stepagent.training.config import ReflectionConfig
 from stepagent.training.methods.losses import step_dpo_loss
 from stepagent.training.runs.schedule import Schedule, packed
 from stepagent.training.trees.packing import pack
-from stepagent.training.trees.sampling import Sampling, practice
+from stepagent.training.trees.sampling import Replies, Sampling, practice, practices
 from stepagent.training.trees.scoring import score_trees
 from stepagent.training.trees.tree import Branch, StepTree
 
 ENV = "stepagent/ScienceWorld-v0"
 LONG = {"task_set": "all", "tasks": "inclined-plane-determine-angle", "max_steps": 200}
 """The environment's arguments for tasks whose expert takes 40 steps and more."""
-Replies = list[list[list[int]]]
-"""[i][k]: token ids of the k-th reply in the i-th state."""
 
 
 def long_trajectories(count: int, steps: int) -> list[Trajectory]:
@@ -81,8 +79,11 @@ class Setting:
 
 
 def bench_practice(options: Options) -> list[Row]:
-    """All practice actions of a trajectory against one `generate` per state."""
-    sizes = settings(options, trajectories=1, steps=20, practice=3, max_new_tokens=32)
+    """All practice actions of a trajectory against one `generate` per state, and those of short
+    trajectories together against one trajectory after another."""
+    sizes = settings(
+        options, trajectories=1, steps=20, practice=3, max_new_tokens=32, short=8, short_steps=5
+    )
     setting = Setting(options, options.dtype)
     exact = Setting(options, "float32")
     trajectories = long_trajectories(sizes["trajectories"], sizes["steps"])
@@ -109,7 +110,23 @@ def bench_practice(options: Options) -> list[Row]:
     same = sum(a == b for a, b in zip(ours_ids, plain_ids, strict=True))
     title = "greedy replies identical (float32)"
     rows.append(Row.more_is_better(title, same, len(ours_ids), "replies"))
+    if sizes["short"]:
+        rows.append(_short_practice(options, setting, sizes))
     return rows
+
+
+def _short_practice(options: Options, setting: Setting, sizes: dict[str, int]) -> Row:
+    trajectories = long_trajectories(sizes["short"], sizes["short_steps"])
+    encoded = [setting.encode(trajectory) for trajectory in trajectories]
+    sampling = setting.sampling(sizes["practice"], 1.0, sizes["max_new_tokens"])
+    ours, one_by_one = measure(
+        lambda: practices(setting.model, [(e, 0) for e in encoded], sampling),
+        functools.partial(_each, shared_practice, setting, encoded, sampling),
+        options.repeats,
+    )
+    replies = sum(len(e.replies) for e in encoded) * sizes["practice"]
+    title = f"practice in {sizes['short']} trajectories of {sizes['short_steps']} steps at once"
+    return Row.more_is_better(title, replies / ours, replies / one_by_one, "replies/s")
 
 
 def _all(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

@@ -344,6 +344,30 @@ def test_its_successes_stand_in_for_the_experts_trajectories(config, method, mon
     assert "loss" in figures["iteration-1"]
 
 
+def test_of_its_successes_the_best_score_is_taken_and_of_those_the_shortest(config, monkeypatch):
+    """As where `expert.min_reward` lets several scores count (WebShop)."""
+    config.method, config.reflection.states = "implicit", "successes"
+    config.expert.limit, config.rollouts.unlabelled = 3, 3
+    run = started(config)
+    run.config.expert.min_reward = 0.5
+    best = []
+
+    def play(run, stage, tasks):
+        rows = []
+        for number, name in enumerate(task.task_id for task in tasks):
+            slow, fast = to_the_goal(name, 1), to_the_goal(name, 3)
+            scores = [(0.5, 1.0, 0.1 + 0.2), (1.0, 1.0, 0.1), (0.6, 0.6 + 1e-12, 1.0)][number]
+            made = [slow, fast, to_the_goal(name, 2)]
+            rows.append([replace(t, reward=r) for t, r in zip(made, scores, strict=True)])
+            best.append(rows[-1][[1, 1, 2][number]])
+        return rows
+
+    monkeypatch.setattr(rollouts, "play", play)
+    with run.stage("iteration-1", 1000) as stage:
+        samples = own_states.practice_samples(run, stage)
+    assert [s.trajectory for s in samples[3:]] == best
+
+
 def test_successes_need_tasks_without_an_expert_trajectory(config):
     config.reflection.states = "successes"
     with pytest.raises(ValueError, match=r"set rollouts\.unlabelled"):
