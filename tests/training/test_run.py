@@ -34,7 +34,14 @@ from tests.training.toys import GUESS
 
 FOLDER = Path(run.__file__).with_name("configs")
 NOT_RUNS = ("reproduction", "tuning", "methods-check", "nano")
-SWEEPS = ("evidence", "evidence-smollm2", "methods-tuning", "few-labels", "own-successes")
+SWEEPS = (
+    "evidence",
+    "evidence-smollm2",
+    "methods-tuning",
+    "few-labels",
+    "own-successes",
+    "thermometer",
+)
 CONFIGS = [p for p in sorted(FOLDER.glob("*.yaml")) if p.stem not in NOT_RUNS + SWEEPS]
 PAPER = sorted((FOLDER / "paper").glob("*.yaml"))
 MODELS = sorted((FOLDER / "paper" / "models").glob("*.yaml"))

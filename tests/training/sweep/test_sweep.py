@@ -484,14 +484,17 @@ def test_the_reproduction_is_a_sweep_of_all_nine_methods():
     assert {e.kind for e in planning.experiments(sweep)} == set(planning.KINDS)
 
 
-def changes_of(name, sweep, row, tmp_path):
-    """Options of a run's configuration that are not those of a row of a sweep."""
+def options_of(sweep, row, tmp_path):
+    """The options of a row's first run in a sweep."""
     planned = command_line.parse(planning.Sweep, ["--config", str(CONFIGS / sweep)], prog="test")
     measured = next(r for r in planning.all_runs(planned) if r.method == row)
+    return command_line.dump(execution.configuration(measured, tmp_path))
+
+
+def changes_of(name, sweep, row, tmp_path):
+    """Options of a run's configuration that are not those of a row of a sweep."""
     alone = command_line.parse(Config, ["--config", str(CONFIGS / f"{name}.yaml")], prog="test")
-    return differing(
-        command_line.dump(execution.configuration(measured, tmp_path)), command_line.dump(alone)
-    )
+    return differing(options_of(sweep, row, tmp_path), command_line.dump(alone))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -510,6 +513,16 @@ def test_implicit_successes_is_the_run_that_was_measured(tmp_path):
     assert changed.keys() == {"reflection.iterations"}  # two, where the sweep has three
 
 
+@pytest.mark.parametrize("row", ["implicit-successes", "anchor-successes"])
+def test_the_second_set_of_tasks_has_the_settings_of_the_first(row, tmp_path):
+    first, second = (
+        options_of(sweep, name, tmp_path)
+        for sweep, name in (("own-successes.yaml", f"{row}-25"), ("thermometer.yaml", row))
+    )
+    changed = differing(first, second)
+    assert changed.keys() == {"env_args.tasks", "rollouts.unlabelled"}
+
+
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"implicit", "inverse"}))
 def test_the_other_laptop_configurations_are_those_of_the_reproduction(method, tmp_path):
     changes = changes_of(f"{method}-laptop", "reproduction.yaml", method, tmp_path)
@@ -519,7 +532,7 @@ def test_the_other_laptop_configurations_are_those_of_the_reproduction(method, t
 
 @pytest.mark.parametrize(
     "name",
-    ["reproduction", "tuning", "evidence", "evidence-smollm2", "own-successes"],
+    ["reproduction", "tuning", "evidence", "evidence-smollm2", "own-successes", "thermometer"],
 )
 def test_every_run_of_a_sweep_can_work(name, tmp_path, monkeypatch):
     monkeypatch.setattr(nano, "origin", lambda model: {})  # with or without it
