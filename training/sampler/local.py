@@ -20,12 +20,13 @@ class LocalSampler(Sampler):
         return "local"
 
     def draw(self, jobs: Sequence[Job], sampling: Sampling) -> Iterator[Replies]:
-        for numbers in together([job.encoded for job in jobs], sampling.k):
+        model = self.policy.model
+        for numbers in together(model, [job.encoded for job in jobs], sampling):
             group = [jobs[i] for i in numbers]
             if all(job.done for job in group):
                 continue
             pairs = [(job.encoded, job.seed) for job in group]
-            drawn = practices(self.policy.model, pairs, sampling)
+            drawn = practices(model, pairs, sampling)
             yield from (replies for job, replies in zip(group, drawn, strict=True) if not job.done)
 
     def player(self, **options: Any) -> TransformersAgent:

@@ -195,9 +195,9 @@ class Decode:
     """Rows that decode in step, each on its own prefix of a trunk that several share.
 
     A row's newest token sees the first `prefix` tokens of its trunk, where that branches those of
-    them on its path, and the row's own tokens. Keys
-    and values of a trunk are never copied per row. Rows come in order of trunk and prefix, and a
-    trunk is read by blocks of neighbouring rows, each no further than it needs.
+    them on its path, and the row's own tokens. Keys and values of a trunk are never copied per row.
+    Rows come in order of trunk and prefix, and a trunk is read by blocks of neighbouring rows, each
+    no further than it needs.
 
     Args:
         trunks: the prefills, all with the same window.
@@ -213,15 +213,14 @@ class Decode:
         self.window = trunks[0].window
         self._trunk_of, self._limits = list(trunk_of), prefix.tolist()
         device = prefix.device
-        self._depth: list[Tensor] = []  # of each trunk [L]: of its tokens
-        self._reach: list[Tensor] = []
-        for number, trunk in enumerate(trunks):
-            rows = zip(self._trunk_of, self._limits, strict=True)
-            size = max((limit for of, limit in rows if of == number), default=0)
-            self._depth.append(torch.tensor(depths(trunk.joins, size), device=device))
-            self._reach.append(torch.tensor(reaches(trunk.joins, size), device=device))
-        places = zip(self._trunk_of, self._limits, strict=True)
-        self._start = torch.stack([self._depth[of][limit - 1] + 1 for of, limit in places])
+        places = list(zip(self._trunk_of, self._limits, strict=True))
+        sizes = [max((p for of, p in places if of == i), default=0) for i in range(len(trunks))]
+        joins = [trunk.joins for trunk in trunks]
+        depth = [depths(*trunk) for trunk in zip(joins, sizes, strict=True)]
+        reach = [reaches(*trunk) for trunk in zip(joins, sizes, strict=True)]
+        self._depth = [torch.tensor(x, device=device) for x in depth]  # [L] of each trunk's tokens
+        self._reach = [torch.tensor(x, device=device) for x in reach]
+        self._start = torch.tensor([depth[of][p - 1] + 1 for of, p in places], device=device)
         self.length = 0
         """Tokens that every row has been fed."""
         self.keys: dict[int, Tensor] = {}

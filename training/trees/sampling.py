@@ -31,8 +31,9 @@ Replies = list[list[list[int]]]
 is not in `Sampling.eos_ids` where the reply was cut or stopped."""
 MAX_ROWS = 256
 """Rows decoded together; a trajectory that has more goes in groups, which share its reading."""
-MAX_TOKENS = 8192
-"""Tokens of the trajectories whose rows are decoded together, where there are several."""
+MAX_BYTES = 2 * 1024**3
+"""Keys and values of trajectories and replies that are decoded together, where there are several
+trajectories."""
 _DROP_SHARE = 8
 """Rows that have ended are dropped once they are more than one in this many."""
 
@@ -137,19 +138,34 @@ def practices(
     return [[[next(ids) for _ in range(k)] for _ in trajectory.replies] for trajectory, _ in jobs]
 
 
-def together(trajectories: Sequence[Encoded | StepTree], k: int) -> Iterator[range]:
-    """Numbers of neighbours that `practices` should draw for in one go: up to `MAX_ROWS` replies
-    and `MAX_TOKENS` read, at least one trajectory."""
+def together(
+    model: nn.Module, trajectories: Sequence[Encoded | StepTree], sampling: Sampling
+) -> Iterator[range]:
+    """Numbers of neighbours that `practices` should draw for in one go: as many as `MAX_ROWS` and
+    `MAX_BYTES` allow, at least one trajectory."""
+    room = MAX_BYTES // _bytes_per_token(model)
     start = rows = tokens = 0
     for i, trajectory in enumerate(trajectories):
-        more_rows = k * len(trajectory.replies)
-        more_tokens = trajectory.replies[-1][0] if trajectory.replies else 0
-        if i > start and (rows + more_rows > MAX_ROWS or tokens + more_tokens > MAX_TOKENS):
+        more_rows = sampling.k * len(trajectory.replies)
+        read = trajectory.replies[-1][0] if trajectory.replies else 0
+        more_tokens = read + more_rows * sampling.decoding.max_new_tokens
+        if i > start and (rows + more_rows > MAX_ROWS or tokens + more_tokens > room):
             yield range(start, i)
             start, rows, tokens = i, 0, 0
         rows, tokens = rows + more_rows, tokens + more_tokens
     if start < len(trajectories):
         yield range(start, len(trajectories))
+
+
+def _bytes_per_token(model: nn.Module) -> int:
+    """Bytes that the keys and values of a token take."""
+    base = unwrap(model)
+    config = base.config.get_text_config(decoder=True)
+    queries = config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    width = getattr(config, "head_dim", None) or config.hidden_size // queries
+    size: int = 2 * config.num_hidden_layers * heads * width * base.dtype.itemsize
+    return size
 
 
 class _Reading:

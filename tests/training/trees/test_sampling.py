@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from stepagent.agents.generation import Decoding
 from stepagent.training.trees import sampling
 from stepagent.training.trees.packing import pack
-from stepagent.training.trees.sampling import Sampling, practice, practices
+from stepagent.training.trees.sampling import Sampling, practice, practices, together
 from stepagent.training.trees.scoring import score_trees
 from stepagent.training.trees.tree import Branch, StepTree
 from tests.training.toys import random_tree, rewriting_tree, tiny_model
@@ -79,29 +79,48 @@ def test_groups_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert draw(model, tree) == whole
 
 
+SIZES = 2 * 2 * 2 * 16 * 4
+"""Bytes of a token's keys and values: both, layers, key heads, width, float32."""
+
+
 @pytest.mark.parametrize("rows", [256, 40, 7])
-@pytest.mark.parametrize("tokens", [8192, 150, 1])
 @pytest.mark.parametrize("changes", [{}, {"kind": "mistral", "sliding_window": 6}])
 def test_trajectories_that_are_decoded_together_change_nothing(
-    changes: dict, rows: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+    changes: dict, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = biased(**changes)
     trees = [random_tree(31, 4, []), rewriting_tree(32, 5, [], anew=3), random_tree(33, 1, [])]
     trees += [StepTree(trees[0].ids, ()), random_tree(34, 9, [])]
     alone = [draw(model, tree, seed=seed) for seed, tree in enumerate(trees)]
     assert len({len(ids) for row in alone for replies in row for ids in replies}) > 4
-    calls, decode = [], sampling._decode
     monkeypatch.setattr(sampling, "MAX_ROWS", rows)
-    monkeypatch.setattr(sampling, "MAX_TOKENS", tokens)
-    monkeypatch.setattr(
-        sampling, "_decode", lambda *args: calls.append(len(args[1])) or decode(*args)
-    )
-    jobs = [(tree, seed) for seed, tree in enumerate(trees)]
     drawing = Sampling(3, Decoding(1.0, 1.0, 12), {EOS})
-    assert list(practices(model, jobs, drawing)) == alone
-    assert max(calls) == (4 if (rows, tokens) == (256, 8192) else max(calls))
-    assert max(calls) > 1 or rows == 7 or tokens < 8192
-    assert list(practices(model, [], drawing)) == []
+    jobs = [(tree, seed) for seed, tree in enumerate(trees)]
+    assert practices(model, jobs, drawing) == alone
+    assert practices(model, [], drawing) == []
+
+
+def test_as_many_are_decoded_together_as_rows_and_memory_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, drawing = tiny_model(), Sampling(2, Decoding(1.0, 1.0, 10), {EOS})
+    empty = StepTree(random_tree(35, 1, []).ids, ())
+    trees = [random_tree(35 + i, n, []) for i, n in enumerate((1, 2, 3, 1, 5, 1))]
+    tokens = [tree.replies[-1][0] + 2 * 10 * len(tree.replies) for tree in trees]
+
+    def groups(rows: int = 256, tokens: int = 10**6) -> list[list[int]]:
+        monkeypatch.setattr(sampling, "MAX_ROWS", rows)
+        monkeypatch.setattr(sampling, "MAX_BYTES", tokens * SIZES)
+        return [list(group) for group in together(model, trees, drawing)]
+
+    assert groups() == [[0, 1, 2, 3, 4, 5]]
+    assert groups(rows=6) == [[0, 1], [2], [3], [4], [5]]
+    assert groups(rows=8) == [[0, 1], [2, 3], [4], [5]]
+    assert groups(tokens=1) == [[i] for i in range(6)]
+    assert groups(tokens=sum(tokens[:3])) == [[0, 1, 2], [3, 4], [5]]
+    assert groups(tokens=sum(tokens[:3]) - 1)[0] == [0, 1]
+    assert list(together(model, [], drawing)) == []
+    assert list(together(model, [empty, trees[0], empty], drawing)) == [range(3)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
