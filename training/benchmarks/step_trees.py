@@ -78,19 +78,24 @@ class Setting:
         return Sampling(k, Decoding(temperature, 1.0, max_new_tokens), self.eos)
 
 
-def bench_practice(options: Options) -> list[Row]:
+def bench_practice(options: Options) -> Iterator[Row]:
     """All practice actions of a trajectory against one `generate` per state, and those of short
-    trajectories together against one trajectory after another."""
+    trajectories together against one trajectory after another. A number of 0 leaves one out."""
     sizes = settings(
         options, trajectories=1, steps=20, practice=3, max_new_tokens=32, short=8, short_steps=5
     )
     setting = Setting(options, options.dtype)
-    exact = Setting(options, "float32")
+    if sizes["trajectories"]:
+        yield from _long_practice(options, setting, sizes)
+    if sizes["short"]:
+        yield _short_practice(options, setting, sizes)
+
+
+def _long_practice(options: Options, setting: Setting, sizes: dict[str, int]) -> Iterator[Row]:
     trajectories = long_trajectories(sizes["trajectories"], sizes["steps"])
     encoded = [setting.encode(trajectory) for trajectory in trajectories]
     tokens = sum(len(e.ids) for e in encoded)
     limit = sizes["max_new_tokens"]
-    rows = []
     for name, k, temperature in (
         ("greedy", 1, 0.0),
         (f"K = {sizes['practice']}", sizes["practice"], 1.0),
@@ -103,16 +108,13 @@ def bench_practice(options: Options) -> list[Row]:
         )
         states = sum(len(e.replies) for e in encoded) * k
         title = f"practice in {sizes['steps']} states, {name}, {tokens // len(encoded)} tokens"
-        rows.append(Row.more_is_better(title, states / ours, states / plain, "replies/s"))
-    greedy = exact.sampling(1, 0.0, limit)
+        yield Row.more_is_better(title, states / ours, states / plain, "replies/s")
+    exact, greedy = Setting(options, "float32"), setting.sampling(1, 0.0, limit)
     ours_ids = shared_practice(exact, encoded[0], greedy)
     plain_ids = _generate(exact, encoded[0], greedy)
     same = sum(a == b for a, b in zip(ours_ids, plain_ids, strict=True))
     title = "greedy replies identical (float32)"
-    rows.append(Row.more_is_better(title, same, len(ours_ids), "replies"))
-    if sizes["short"]:
-        rows.append(_short_practice(options, setting, sizes))
-    return rows
+    yield Row.more_is_better(title, same, len(ours_ids), "replies")
 
 
 def _short_practice(options: Options, setting: Setting, sizes: dict[str, int]) -> Row:
