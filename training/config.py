@@ -425,8 +425,8 @@ class ExpertConfig:
     limit: int = 0
     """At most this many, drawn by the seed; 0: all."""
     min_reward: float = 1.0
-    """Trajectories that scored less are left out, and counted; so are the agent's own episodes
-    where a method learns from successes."""
+    """Trajectories that scored less are left out, and counted. The agent's own episodes are
+    successes from this score on."""
     workers: int = 8
     """Environments played at once while collecting."""
     wording: Literal["fixed", "varied"] = "fixed"

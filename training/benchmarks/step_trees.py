@@ -31,7 +31,7 @@ from stepagent.training.config import ReflectionConfig
 from stepagent.training.methods.losses import step_dpo_loss
 from stepagent.training.runs.schedule import Schedule, packed
 from stepagent.training.trees.packing import pack
-from stepagent.training.trees.sampling import Replies, Sampling, practice, practices
+from stepagent.training.trees.sampling import Replies, Sampling, practice, practices, together
 from stepagent.training.trees.scoring import score_trees
 from stepagent.training.trees.tree import Branch, StepTree
 
@@ -122,13 +122,18 @@ def _short_practice(options: Options, setting: Setting, sizes: dict[str, int]) -
     encoded = [setting.encode(trajectory) for trajectory in trajectories]
     sampling = setting.sampling(sizes["practice"], 1.0, sizes["max_new_tokens"])
     ours, one_by_one = measure(
-        lambda: practices(setting.model, [(e, 0) for e in encoded], sampling),
+        functools.partial(_at_once, setting, encoded, sampling),
         functools.partial(_each, shared_practice, setting, encoded, sampling),
         options.repeats,
     )
     replies = sum(len(e.replies) for e in encoded) * sizes["practice"]
     title = f"practice in {sizes['short']} trajectories of {sizes['short_steps']} steps at once"
     return Row.more_is_better(title, replies / ours, replies / one_by_one, "replies/s")
+
+
+def _at_once(setting: Setting, encoded: Sequence[Encoded], sampling: Sampling) -> None:
+    for group in together(setting.model, encoded, sampling):
+        practices(setting.model, [(encoded[i], 0) for i in group], sampling)
 
 
 def _all(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

@@ -66,8 +66,8 @@ def without_refused(env: TextEnv, trajectory: Trajectory, min_reward: float) -> 
     """The success as it is when only its valid actions are played, in an environment of its split.
 
     The trajectory itself where all or none of its actions are valid, and where the shorter episode
-    fails: an action is refused now, it does not end with the last action, its score is below
-    `min_reward`, or the environment raises an error.
+    fails: an action is refused now, it does not end with the last action, its score is lower or
+    below `min_reward`, or the environment raises an error.
     """
     steps = [step for step in trajectory.steps if step.valid]
     if len(steps) in (0, len(trajectory.steps)):
@@ -78,7 +78,8 @@ def without_refused(env: TextEnv, trajectory: Trajectory, min_reward: float) -> 
         raise
     except Exception:  # what an environment raises in an episode ends that alone
         return trajectory
-    return again if again and is_success(again, min_reward) else trajectory
+    least = max(min_reward, trajectory.reward)
+    return again if again and is_success(again, least) else trajectory
 
 
 def _replayed(env: TextEnv, trajectory: Trajectory, steps: Sequence[Step]) -> Trajectory | None:

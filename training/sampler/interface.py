@@ -23,7 +23,8 @@ class Job:
     """Each reply depends on it, on its state's number and on its own number k."""
     done: bool = False
     """Its replies are there already, and are not drawn again. It is given for its neighbours: those
-    that are drawn in one go stay the same when a run goes on, so that their logits do."""
+    that are drawn in one go stay the same when a run goes on with as many processes, and with them
+    the last digits of their logits."""
 
 
 class Sampler(ABC):

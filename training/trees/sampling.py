@@ -12,6 +12,7 @@ together, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +28,7 @@ from stepagent.training.trees.compat import check_path, unwrap
 from stepagent.training.trees.tree import StepTree
 
 Replies = list[list[list[int]]]
-"""[i][j]: token ids of the j-th reply in the i-th state of a trajectory, at least one. The last one
-is not in `Sampling.eos_ids` where the reply was cut or stopped."""
+"""[i][j]: token ids of the j-th reply in the i-th state of a trajectory"""
 MAX_ROWS = 256
 """Rows decoded together; a trajectory that has more goes in groups, which share its reading."""
 MAX_BYTES = 2 * 1024**3
@@ -104,6 +104,10 @@ def practices(
             of its draws. As many as `together` says.
         sampling: how many replies, and how they are drawn.
 
+    Returns:
+        The replies to each job, of one token or more. A reply's last token is not in `eos_ids`
+        where it was cut or stopped.
+
     Raises:
         ValueError: a state that fills the model's context; a model that cannot run step trees.
     """
@@ -122,18 +126,14 @@ def practices(
             for j in range(k):
                 draws = np.random.default_rng([reading.seed % 2**63, step, j]).random(room)
                 rows.append(_Row(number, start, room, draws))
-    was_training = model.training
-    model.eval()
-    try:
-        reads = [_read(model, reading, window) for reading in acting]
-        trunks = [trunk for trunk, _ in reads]
-        logits = torch.cat([after for _, after in reads])  # a row for each state
+    with _evaluating(model):
+        trunks, after = zip(*(_read(model, reading, window) for reading in acting), strict=True)
+        logits = torch.cat(after)  # a row for each state
+        del after
         for first in range(0, len(rows), MAX_ROWS):
             group = rows[first : first + MAX_ROWS]
             states = [i // k for i in range(first, first + len(group))]
             _decode(model, trunks, group, logits[states], sampling)
-    finally:
-        model.train(was_training)
     ids = iter([row.ids for row in rows])
     return [[[next(ids) for _ in range(k)] for _ in trajectory.replies] for trajectory, _ in jobs]
 
@@ -157,15 +157,26 @@ def together(
         yield range(start, len(trajectories))
 
 
+@torch.no_grad()
 def _bytes_per_token(model: nn.Module) -> int:
-    """Bytes that the keys and values of a token take."""
-    base = unwrap(model)
-    config = base.config.get_text_config(decoder=True)
-    queries = config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or queries
-    width = getattr(config, "head_dim", None) or config.hidden_size // queries
-    size: int = 2 * config.num_hidden_layers * heads * width * base.dtype.itemsize
-    return size
+    """Bytes that the keys and values of a token take, measured: where they are computed in float32,
+    or models have their own shapes, no configuration says so."""
+    check_path(model, 1)
+    with _evaluating(model):
+        trunk, _ = _read(model, _Reading(Encoded([0, 0], [(1, 2)]), 0), None)
+    kept = [*trunk.keys.values(), *trunk.values.values()]
+    return sum(x.numel() * x.element_size() for x in kept)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, afterwards as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 class _Reading:
@@ -201,6 +212,7 @@ def _read(model: nn.Module, reading: _Reading, window: int | None) -> tuple[Pref
         use_cache=False,
         step_tree=trunk,
     )
+    trunk.span = None  # only reading needs it
     layers = base.config.get_text_config(decoder=True).num_hidden_layers
     if len(trunk.keys) != layers:
         raise RuntimeError(
@@ -269,10 +281,12 @@ def _extend(row: _Row, ids: Sequence[int], sampling: Sampling) -> None:
 def _decode_step(model: nn.Module, pattern: Decode, newest: Tensor) -> Tensor:
     """float32 logits [R, vocabulary] behind the newest tokens, int64 [R]."""
     rows = len(newest)
+    # Rows that have ended at the end of the context are fed on until they are dropped.
+    last = context_length(unwrap(model)) - 1
     everyone = torch.ones(1, 1, rows, rows, dtype=torch.bool, device=newest.device)
     out = model(
         input_ids=newest[None],
-        position_ids=pattern.position[None],
+        position_ids=pattern.position.clamp(max=last)[None],
         # The pattern decides who sees what; a mask of four dimensions keeps the model from building
         # another.
         attention_mask=everyone,

@@ -110,6 +110,9 @@ def test_a_success_that_needs_what_was_refused_stays_as_it_was(env):
     assert without_refused(env, nothing, min_reward=0.0) is nothing, "no valid action"
     half = replace(clean, steps=(extra, *clean.steps[:-1]), truncated=True)
     assert without_refused(env, half, min_reward=0.0) is half, "not over without its last steps"
+    extra = replace(clean.steps[0], valid=False)
+    better = replace(clean, steps=(extra, *clean.steps), reward=clean.reward + 0.1)
+    assert without_refused(env, better, min_reward=0.5) is better, "it would score less"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), SetupError("no Java")])

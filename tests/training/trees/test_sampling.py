@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from stepagent.agents.generation import Decoding
 from stepagent.training.trees import sampling
@@ -98,6 +100,35 @@ def test_trajectories_that_are_decoded_together_change_nothing(
     jobs = [(tree, seed) for seed, tree in enumerate(trees)]
     assert practices(model, jobs, drawing) == alone
     assert practices(model, [], drawing) == []
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "dynamic"])
+def test_a_neighbour_at_the_end_of_its_context_changes_nothing(kind: str) -> None:
+    """Rows that have ended there are decoded on for a while, behind the positions that exist."""
+    if kind == "gpt2":
+        config = GPT2Config(vocab_size=96, n_embd=64, n_layer=2, n_head=4, n_positions=64)
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config).eval()
+    else:
+        rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+        model = tiny_model(max_position_embeddings=64, rope_parameters=rope)
+    rng = random.Random(0)
+    trees = [
+        StepTree(tuple(rng.randrange(96) for _ in range(size + 1)), ((size, size + 1),))
+        for size in (*range(20, 29), 62)
+    ]
+    drawing = Sampling(1, Decoding(1.0, 1.0, 20), {EOS})
+    alone = [practice(model, tree, drawing, seed) for seed, tree in enumerate(trees)]
+    assert len(alone[-1][0][0]) == 2
+    assert practices(model, list(zip(trees, range(10), strict=True)), drawing) == alone
+
+
+def test_memory_is_that_of_the_keys_as_they_are_kept() -> None:
+    """On a CPU in float32, whatever the weights are."""
+    model = tiny_model()
+    assert sampling._bytes_per_token(model) == SIZES
+    assert sampling._bytes_per_token(model.to(torch.bfloat16)) == SIZES
+    assert sampling._bytes_per_token(tiny_model("qwen3")) == SIZES
 
 
 def test_as_many_are_decoded_together_as_rows_and_memory_allow(
