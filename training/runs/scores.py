@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -128,12 +129,15 @@ class Scores:
         episodes = next((summary["episodes"] for summary in summaries.values()), 0)
         table = Table(
             title=f"{evaluation.env or self.config.env}, split {evaluation.split}, "
-            f"{episodes} unseen tasks"
+            f"{episodes} unseen tasks",
+            box=box.SIMPLE,
+            pad_edge=False,
         )
         measured = self.agreements(list(summaries))
-        columns = ["agent", "score", "95 % interval", "success", "valid actions", "steps"]
-        for name in columns + ["step match"] * bool(measured):
-            table.add_column(name, justify="left" if name == "agent" else "right")
+        table.add_column("agent", overflow="fold", min_width=10)
+        figures = ["score", "95 %\ninterval", "success", "valid\nactions", "steps"]
+        for name in figures + ["step\nmatch"] * bool(measured):
+            table.add_column(name, justify="right", overflow="fold")
         title = LABELS.get(self.config.method, self.config.method)
         for name, summary in summaries.items():
             low, high = summary["reward_ci95"]
@@ -143,7 +147,7 @@ class Scores:
                     "iteration-", f"{title}, iteration "
                 ),
                 f"{summary['reward_mean']:.3f}",
-                f"{low:.3f} to {high:.3f}",
+                f"{low:.3f}–{high:.3f}",
                 f"{summary['success_rate']:.0%}",
                 f"{summary['valid_rate']:.0%}",
                 f"{summary['steps_mean']:.1f}",
