@@ -304,6 +304,17 @@ def _unpack(package: Path, dtype: Any, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model in evaluation mode; afterwards in the mode that it had."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 _ALONE = threading.RLock()
 
 

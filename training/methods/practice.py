@@ -219,8 +219,8 @@ def _draw(
             return ()
         stage.sampler.publish(policy)  # here: `draw` is called by the thread that trains
         missing = set(numbers)
-        mine = range(processes.rank(), len(samples), processes.count())
-        jobs = [Job(samples[i].encoded, stage.seed + i, i not in missing) for i in mine]
+        mine = processes.mine(len(samples))
+        jobs = [Job(samples[i].encoded, stage.seed + i, done=i not in missing) for i in mine]
         replies = _draw_replies(stage, policy, jobs, config)
         return map(line, [samples[i] for i in numbers], replies)
 

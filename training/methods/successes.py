@@ -56,18 +56,16 @@ def _without_refused(
     """id of a trajectory → its shorter form, where it has one. Several processes share the work."""
     clumsy = [t for row in rows for t in row if not all(step.valid for step in t.steps)]
     with stage.times.of("episodes"), rollouts.environments(run) as env_of:
-        again = processes.share(
-            clumsy, lambda t: without_refused(env_of(t.split), t, run.config.expert.min_reward)
-        )
+        again = processes.share(clumsy, lambda t: without_refused(env_of(t.split), t))
     return {id(t): s for t, s in zip(clumsy, again, strict=True) if len(s.steps) < len(t.steps)}
 
 
-def without_refused(env: TextEnv, trajectory: Trajectory, min_reward: float) -> Trajectory:
+def without_refused(env: TextEnv, trajectory: Trajectory) -> Trajectory:
     """The success as it is when only its valid actions are played, in an environment of its split.
 
     The trajectory itself where all or none of its actions are valid, and where the shorter episode
-    fails: an action is refused now, it does not end with the last action, its score is lower or
-    below `min_reward`, or the environment raises an error.
+    fails: an action is refused now, it does not end with the last action, its score is lower,
+    or the environment raises an error.
     """
     steps = [step for step in trajectory.steps if step.valid]
     if len(steps) in (0, len(trajectory.steps)):
@@ -78,8 +76,7 @@ def without_refused(env: TextEnv, trajectory: Trajectory, min_reward: float) -> 
         raise
     except Exception:  # what an environment raises in an episode ends that alone
         return trajectory
-    least = max(min_reward, trajectory.reward)
-    return again if again and is_success(again, least) else trajectory
+    return again if again and is_success(again, trajectory.reward) else trajectory
 
 
 def _replayed(env: TextEnv, trajectory: Trajectory, steps: Sequence[Step]) -> Trajectory | None:

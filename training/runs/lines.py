@@ -55,7 +55,7 @@ def resumed_in_bulk(
 def written(path: Path, count: int, make: Make) -> Iterator[tuple[int, Any]]:
     """This process's items with their lines, in order. `make` is called at once, with those that no
     start of the run has written; each is written before it is yielded."""
-    mine = range(processes.rank(), count, processes.count())
+    mine = processes.mine(count)
     others = _lines(path, leave_out=processes.count())
     if processes.count() > 1:
         path = path.with_suffix(f".{processes.rank()}-of-{processes.count()}{path.suffix}")

@@ -58,16 +58,18 @@ def main_first() -> Iterator[None]:
         wait()
 
 
+def mine(total: int) -> range:
+    """Numbers of the items, of so many, that this process does."""
+    return range(rank(), total, count())
+
+
 def share(items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
     """`work` of every item, each done by one of the processes; all get all results, in order.
 
     Results travel by pickle, between processes of this run only.
     """
-    number, processes = rank(), count()
-    mine = [work(item) for item in items[number::processes]]
-    if processes == 1:
-        return mine
-    return interleave(gather(mine), len(items))
+    done = [work(items[i]) for i in mine(len(items))]
+    return interleave(gather(done), len(items))
 
 
 def gather(value: Any) -> list[Any]:
@@ -82,7 +84,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def interleave(parts: Sequence[Sequence[Result]], total: int) -> list[Result]:
-    """Undoes `items[rank::count]`.
+    """The items of all processes, each with those that `mine` numbers, in order.
 
     >>> interleave([["a", "c", "e"], ["b", "d"]], 5)
     ['a', 'b', 'c', 'd', 'e']

@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from stepagent.agents.models import evaluating
 from stepagent.files import parse_json, read_text
 from stepagent.training.config import PreferenceConfig, SftConfig
 from stepagent.training.policy import Policy
@@ -227,13 +228,11 @@ def plain(model: Any) -> Iterator[None]:
     """While a trainer is at work: the model as it acts, without the trainer's own forward. The
     trainer's random numbers stay what they would have been."""
     base = unwrap(model)
-    forward, training = vars(base).pop("forward", None), model.training
-    model.eval()
+    forward = vars(base).pop("forward", None)
     try:
-        with torch.random.fork_rng():
+        with evaluating(model), torch.random.fork_rng():
             yield
     finally:
-        model.train(training)
         if forward is not None:
             base.forward = forward
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from stepagent.agents.models import evaluating
 from stepagent.errors import SetupError
 from stepagent.files import write_atomically
 from stepagent.training.policy import Policy
@@ -89,13 +90,9 @@ def digest(policy: Policy) -> str:
 @torch.no_grad()
 def _log_probs(policy: Policy, probe: tuple[int, ...]) -> tuple[float, ...]:
     """log π of each token of the probe but the first."""
-    model, was_training = policy.model, policy.model.training
-    model.eval()
-    try:
-        ids = torch.tensor([probe], device=policy.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    finally:
-        model.train(was_training)
+    ids = torch.tensor([probe], device=policy.device)
+    with evaluating(policy.model):
+        logits = policy.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     picked = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])
     return tuple(picked.squeeze(-1).tolist())
 

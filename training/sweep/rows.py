@@ -49,7 +49,7 @@ def label(method: str) -> str:
     kind, dash, variant = method.partition("-")
     if kind not in LABELS:
         return method
-    return f"{LABELS.get(kind, kind)}{dash and ', '}{variant}"
+    return f"{LABELS[kind]}{dash and ', '}{variant}"
 
 
 def groups(results: Sequence[Result]) -> list[Group]:

@@ -214,12 +214,11 @@ class Decode:
         self._trunk_of, self._limits = list(trunk_of), prefix.tolist()
         device = prefix.device
         places = list(zip(self._trunk_of, self._limits, strict=True))
-        sizes = [max((p for of, p in places if of == i), default=0) for i in range(len(trunks))]
-        joins = [trunk.joins for trunk in trunks]
-        depth = [depths(*trunk) for trunk in zip(joins, sizes, strict=True)]
-        reach = [reaches(*trunk) for trunk in zip(joins, sizes, strict=True)]
+        longest = dict(places)  # of each trunk that rows see: its last row sees the most of it
+        read = [(trunk.joins, longest.get(number, 0)) for number, trunk in enumerate(trunks)]
+        depth = [depths(joins, size) for joins, size in read]
         self._depth = [torch.tensor(x, device=device) for x in depth]  # [L] of each trunk's tokens
-        self._reach = [torch.tensor(x, device=device) for x in reach]
+        self._reach = [torch.tensor(reaches(joins, size), device=device) for joins, size in read]
         self._start = torch.tensor([depth[of][p - 1] + 1 for of, p in places], device=device)
         self.length = 0
         """Tokens that every row has been fed."""
@@ -239,7 +238,8 @@ class Decode:
             start = stop
 
     def _cut_block(self, number: int, start: int, end: int) -> None:
-        trunk, branches = self.trunks[number], bool(self.trunks[number].joins)
+        trunk = self.trunks[number]
+        branches = bool(trunk.joins)
         longest, first = self._limits[end - 1], 0
         if self.window is not None and not branches:
             # A row at position p sees positions above p - window, its own tokens included.

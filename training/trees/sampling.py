@@ -12,7 +12,6 @@ together, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from stepagent.agents.encoded import Encoded, depths
 from stepagent.agents.generation import Decoding, pick
-from stepagent.agents.models import context_length
+from stepagent.agents.models import context_length, evaluating
 from stepagent.training.trees.attention import Decode, Prefill
 from stepagent.training.trees.compat import check_path, unwrap
 from stepagent.training.trees.tree import StepTree
@@ -126,7 +125,7 @@ def practices(
             for j in range(k):
                 draws = np.random.default_rng([reading.seed % 2**63, step, j]).random(room)
                 rows.append(_Row(number, start, room, draws))
-    with _evaluating(model):
+    with evaluating(model):
         trunks, after = zip(*(_read(model, reading, window) for reading in acting), strict=True)
         logits = torch.cat(after)  # a row for each state
         del after
@@ -162,21 +161,10 @@ def _bytes_per_token(model: nn.Module) -> int:
     """Bytes that the keys and values of a token take, measured: where they are computed in float32,
     or models have their own shapes, no configuration says so."""
     check_path(model, 1)
-    with _evaluating(model):
+    with evaluating(model):
         trunk, _ = _read(model, _Reading(Encoded([0, 0], [(1, 2)]), 0), None)
     kept = [*trunk.keys.values(), *trunk.values.values()]
     return sum(x.numel() * x.element_size() for x in kept)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, afterwards as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 class _Reading:
@@ -233,7 +221,7 @@ def _decode(
     device = logits.device
     prefix = torch.tensor([row.prefix for row in rows], device=device)
     pattern = Decode(trunks, [row.trunk for row in rows], prefix)
-    unseen = _unseen_tokens(device)
+    unseen, last = _unseen_tokens(device), context_length(unwrap(model)) - 1
     while True:
         # No further than the shortest row that is still active may go.
         room = min(row.limit - len(row.ids) for row in rows if not row.ended)
@@ -242,7 +230,7 @@ def _decode(
         columns: list[Tensor] = []
         for t in range(draws.shape[1]):
             if t:
-                logits = _decode_step(model, pattern, columns[-1])
+                logits = _decode_step(model, pattern, columns[-1], last)
             columns.append(pick(logits, sampling.decoding, draws[:, t]))
         for row, ids in zip(rows, torch.stack(columns, dim=1).tolist(), strict=True):
             _extend(row, ids, sampling)
@@ -254,7 +242,7 @@ def _decode(
             places = torch.tensor(active, device=device)
             pattern.keep(places)
             rows, newest = [rows[i] for i in active], newest[places]
-        logits = _decode_step(model, pattern, newest)
+        logits = _decode_step(model, pattern, newest, last)
 
 
 def _unseen_tokens(device: torch.device) -> int:
@@ -278,11 +266,11 @@ def _extend(row: _Row, ids: Sequence[int], sampling: Sampling) -> None:
         row.ended = len(row.ids) == row.limit or sampling.ends(row.ids)
 
 
-def _decode_step(model: nn.Module, pattern: Decode, newest: Tensor) -> Tensor:
-    """float32 logits [R, vocabulary] behind the newest tokens, int64 [R]."""
+def _decode_step(model: nn.Module, pattern: Decode, newest: Tensor, last: int) -> Tensor:
+    """float32 logits [R, vocabulary] behind the newest tokens, int64 [R]; no position is beyond
+    `last`, at which rows that have ended at the end of the context are fed on until they are
+    dropped."""
     rows = len(newest)
-    # Rows that have ended at the end of the context are fed on until they are dropped.
-    last = context_length(unwrap(model)) - 1
     everyone = torch.ones(1, 1, rows, rows, dtype=torch.bool, device=newest.device)
     out = model(
         input_ids=newest[None],

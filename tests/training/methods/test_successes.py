@@ -82,7 +82,7 @@ def test_refused_actions_are_left_out(env):
     clean = _played(env, actions)
     full = _played(env, [a for action in actions for a in ("fly to the moon", action)])
     assert [step.valid for step in full.steps] == [False, True] * len(clean.steps)
-    shorter = without_refused(env, full, min_reward=1.0)
+    shorter = without_refused(env, full)
     steps = tuple(replace(step, prompt_tokens=()) for step in clean.steps)
     assert shorter == replace(clean, steps=steps)
     assert is_sound(shorter)
@@ -92,27 +92,27 @@ def test_refused_actions_are_left_out(env):
 def test_a_success_without_refused_actions_is_not_played_again(env):
     clean = _played(env, _expert_actions(env))
     env.reset = None
-    assert without_refused(env, clean, min_reward=1.0) is clean
+    assert without_refused(env, clean) is clean
 
 
 def test_a_success_that_needs_what_was_refused_stays_as_it_was(env):
     clean = _played(env, _expert_actions(env))
     marked = replace(clean, steps=(*clean.steps[:-1], replace(clean.steps[-1], valid=False)))
-    assert without_refused(env, marked, min_reward=1.0) is marked, "the last step is missing"
+    assert without_refused(env, marked) is marked, "the last step is missing"
     first = replace(clean.steps[0], action="fly to the moon")  # recorded as valid
     extra = replace(clean.steps[0], valid=False)
     wrong = replace(clean, steps=(extra, first, *clean.steps[1:]))
-    assert without_refused(env, wrong, min_reward=1.0) is wrong, "refused when played again"
+    assert without_refused(env, wrong) is wrong, "refused when played again"
     extra = replace(clean.steps[-1], valid=False)
     longer = replace(clean, steps=(extra, *clean.steps, clean.steps[-1]))
-    assert without_refused(env, longer, min_reward=1.0) is longer, "steps after the end"
+    assert without_refused(env, longer) is longer, "steps after the end"
     nothing = replace(clean, steps=tuple(replace(step, valid=False) for step in clean.steps))
-    assert without_refused(env, nothing, min_reward=0.0) is nothing, "no valid action"
+    assert without_refused(env, nothing) is nothing, "no valid action"
     half = replace(clean, steps=(extra, *clean.steps[:-1]), truncated=True)
-    assert without_refused(env, half, min_reward=0.0) is half, "not over without its last steps"
+    assert without_refused(env, half) is half, "not over without its last steps"
     extra = replace(clean.steps[0], valid=False)
     better = replace(clean, steps=(extra, *clean.steps), reward=clean.reward + 0.1)
-    assert without_refused(env, better, min_reward=0.5) is better, "it would score less"
+    assert without_refused(env, better) is better, "it would score less"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), SetupError("no Java")])
@@ -125,9 +125,9 @@ def test_an_environment_that_breaks_leaves_the_success_as_it_was(env, error):
     env.step = broken
     if isinstance(error, SetupError):
         with pytest.raises(SetupError):
-            without_refused(env, full, min_reward=1.0)
+            without_refused(env, full)
     else:
-        assert without_refused(env, full, min_reward=1.0) is full
+        assert without_refused(env, full) is full
 
 
 def test_a_run_learns_from_what_is_left(config, monkeypatch):
@@ -142,7 +142,7 @@ def test_a_run_learns_from_what_is_left(config, monkeypatch):
 
         return [[episode(t) for t in row] for row in play(*args)]
 
-    def again(env, trajectory, min_reward):
+    def again(env, trajectory):
         return replace(trajectory, steps=trajectory.steps[1:])
 
     monkeypatch.setattr(rollouts, "play", clumsy)
