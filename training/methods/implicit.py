@@ -25,7 +25,8 @@ would reject. With `reflection.weights` "value" a pair's loss is multiplied by h
 agent's action ends than the expert's (`methods.step_values`); the anchor is not, so that the
 expert's action is still learned in those states. `reflection.preference` chooses among variants of
 eq. 6; `preference_weight` 0 leaves the expert's likelihood alone, in the same states (the control
-`anchor-only`).
+`anchor-only`). With `reflection.anchor` "states" that does not depend on what the agent does there,
+so nothing is practised.
 
 Where engines draw the practice (`sampler.urls`), the trainer scores what has come back while they
 draw the rest; by option they also practise for the next iteration meanwhile (`methods.off_policy`).
@@ -53,6 +54,7 @@ from stepagent.training.methods.practice import (
     practise,
     practise_each,
     practised_ahead,
+    unpractised,
 )
 from stepagent.training.methods.step_pair_files import check_files, practice_of_files
 from stepagent.training.methods.step_values import (
@@ -134,6 +136,11 @@ def practised_pairs(
     were scored meanwhile. Figures go to the stage."""
     config = run.config.reflection
     samples = practice_samples(run, stage)
+    if not config.preference_weight and config.anchor == "states":
+        stage.note("reflection.preference_weight is 0: the states are learned without practice")
+        stage.figures |= {"practised": 0.0, "pairs": 0.0}
+        trees = (unpractised(sample.encoded, config.max_tree_tokens) for sample in samples)
+        return [practice for row in trees for practice in row], None, {}
     world = Branching(run, stage, samples)
     scored = scored_meanwhile(stage, run.policy, samples, config)
     rows = practise(stage, run.policy, samples, config, world.with_expert_tokens)

@@ -321,6 +321,12 @@ def practice_trees(
     return practices
 
 
+def unpractised(encoded: Encoded, max_tokens: int) -> list[Practice]:
+    """`practice_trees` of an agent that takes the expert's action once in every state."""
+    replies = [[encoded.expert(step)] for step in range(len(encoded.replies))]
+    return practice_trees(encoded, replies, max_tokens)
+
+
 def _part_trees(
     encoded: Encoded, replies: Sequence[Sequence[Sequence[int]]], max_tokens: int
 ) -> list[Practice]:

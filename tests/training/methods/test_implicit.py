@@ -18,7 +18,7 @@ from stepagent.training.methods.implicit import (
     with_reference,
 )
 from stepagent.training.methods.losses import step_dpo_loss
-from stepagent.training.methods.practice import practice_trees, practise
+from stepagent.training.methods.practice import practice_trees, practise, unpractised
 from stepagent.training.runs.checkpoints import DamagedState
 from stepagent.training.runs.directory import RunDirectory
 from stepagent.training.runs.schedule import shuffled
@@ -152,6 +152,22 @@ def test_a_state_on_two_trees_counts_once(policy, directory):
     assert all(item.count() > 0 for item in held)
     assert sum(item.count() for item in held) == pytest.approx(1)
     assert sum(sum(item.weights) for item in held) == pytest.approx(3 / 4)
+
+
+def test_the_likelihood_of_all_states_does_not_depend_on_practice(policy, directory):
+    """Neither its batches nor its gradient, whatever the agent draws there."""
+    drawn = practice_trees(ENCODED, [[[5, 0], [1, 2, 0], [6, 0]], [[3, 0]] * 3], 1000)
+    pairs = with_reference(Stage("a", directory, seed=1), policy, drawn)
+    config = ReflectionConfig(preference_weight=0.0, sft_weight=2.0, anchor="states")
+    rows = []
+    for items in (anchored(pairs, drawn), anchored([], unpractised(ENCODED, 1000))):
+        policy.model.zero_grad()
+        loss(config)(policy.model, items)[0].backward()
+        rows.append([p.grad.clone() for p in policy.model.parameters() if p.grad is not None])
+        assert [item.count() for item in items] == [2.0]
+    assert any(grad.abs().max() > 1e-3 for grad in rows[0])
+    for one, other in zip(*rows, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_an_anchor_without_a_weight_is_refused():

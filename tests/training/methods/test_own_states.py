@@ -344,6 +344,23 @@ def test_its_successes_stand_in_for_the_experts_trajectories(config, method, mon
     assert "loss" in figures["iteration-1"]
 
 
+def test_nothing_is_practised_where_the_likelihood_in_all_states_is_all_that_is_learned(config):
+    """The agent's successes come from episodes; what else it would do in their states does not
+    matter."""
+    config.method, config.reflection.states = "implicit", "successes"
+    config.reflection.preference_weight, config.reflection.sft_weight = 0.0, 1.0
+    config.reflection.anchor, config.reflection.iterations = "states", 2
+    config.expert.limit, config.rollouts.unlabelled = 3, 3
+    runs.run(config)
+    assert not (Path(config.output) / "practice").exists()
+    figures = json.loads((Path(config.output) / "summary.json").read_text())["figures"]
+    budget = json.loads((Path(config.output) / "stages.json").read_text())["budget"]
+    for name in ("iteration-1", "iteration-2"):
+        assert figures[name]["practised"] == budget[name]["draws"] == 0
+        assert budget[name]["updates"] > 0
+        assert budget[name]["tokens"] > 0
+
+
 def test_of_its_successes_the_best_score_is_taken_and_of_those_the_shortest(config, monkeypatch):
     """As where `expert.min_reward` lets several scores count (WebShop)."""
     config.method, config.reflection.states = "implicit", "successes"
