@@ -228,7 +228,8 @@ class TextEnv(gym.Env[str, str], ABC):
         within the steps left and by whatever road it was reached; empty where nothing more can be
         gained: the state is lost, or the episode is over. Asking changes nothing. An environment
         may leave this parameter out: then its expert plans from the reset only (`expert_anywhere`).
-        Raises RuntimeError before the first reset.
+        Raises RuntimeError before the first reset, and may raise ValueError where `max_steps` is
+        too low for any plan.
         """
 
     def admissible_actions(self) -> list[str]:

@@ -40,6 +40,7 @@ from stepagent.envs import react
 from stepagent.envs.core import TextEnv
 from stepagent.envs.react import PromptStyle
 from stepagent.envs.trajectory import Step, Trajectory
+from stepagent.errors import FORESEEN, exit_code
 from stepagent.rewards import Judge
 from stepagent.training.config import TinyConfig
 from stepagent.training.tiny import build_model, build_tokenizer
@@ -225,11 +226,16 @@ def opening(env: TextEnv) -> list[dict[str, str]]:
 
 
 def expert_episodes(env: TextEnv, tasks: Sequence[str], seed: int) -> list[list[dict[str, Any]]]:
-    """Conversations in which the expert calls the tool."""
-    conversations = []
+    """Conversations in which the expert calls the tool, on the tasks that it can do in the turns
+    that there are. Raises ValueError where there is none."""
+    conversations, too_short = list[list[dict[str, Any]]](), ""
     for task_id in tasks:
         observation, _ = env.reset(seed=seed, options={"task_id": task_id})
-        plan = env.expert_plan()
+        try:
+            plan = env.expert_plan()
+        except ValueError as error:
+            too_short = f": {error}"
+            continue
         env.reset(seed=seed, options={"task_id": task_id})
         messages: list[dict[str, Any]] = opening(env)
         messages[-1]["content"] = observation
@@ -247,6 +253,8 @@ def expert_episodes(env: TextEnv, tasks: Sequence[str], seed: int) -> list[list[
             if terminated or truncated:
                 break
         conversations.append(messages[:-1])
+    if not conversations:
+        raise ValueError(f"no task to imitate the expert on (--tasks, --turns){too_short}")
     return conversations
 
 
@@ -351,7 +359,11 @@ def train(config: Config, shape: TinyConfig | None = None) -> list[dict[str, flo
 
 def main(argv: Sequence[str] | None = None) -> int:
     config = command_line.parse(Config, argv, prog="python examples/grpo_trl.py")
-    rows = train(config)
+    try:
+        rows = train(config)
+    except FORESEEN as error:
+        print(f"grpo_trl.py: error: {error}", file=sys.stderr)
+        return exit_code(error)
     for row in (rows[0], rows[-1]):
         print(
             f"step {row['step']}: reward {row['reward']:.3f}, calls {row['tools/call_frequency']}"

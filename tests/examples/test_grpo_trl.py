@@ -131,6 +131,20 @@ def test_every_token_gets_the_advantage_of_its_step(example, monkeypatch):
     torch.testing.assert_close(advantages * written, torch.tensor(expected))
 
 
+def test_tasks_that_need_more_turns_are_left_out_of_the_warm_up(example, capsys):
+    with Running("stepagent/WebShop-v0") as server:
+        env = envs.make("stepagent/WebShop-v0", url=server.url, split="train", max_steps=3)
+        lengths = [len(row) for row in example.expert_episodes(env, env.tasks[:8], seed=0)]
+        env.close()
+        assert 0 < len(lengths) < 8
+        assert max(lengths) <= 1 + 2 * 3
+        command = ["--url", server.url, "--env", "stepagent/WebShop-v0", "--turns", "1"]
+        assert example.main(command) == 2
+    error = capsys.readouterr().err
+    assert "--turns" in error
+    assert "nothing can be bought" in error
+
+
 def test_an_episode_is_scored_and_ends(example):
     with Running(ALFWORLD) as server:
         env = envs.make(ALFWORLD, url=server.url)
