@@ -211,6 +211,12 @@ def test_links_lead_to_files_and_headings(name):
             assert anchor in slugs, f"{name} links to {link}"
 
 
+def test_no_line_begins_with_a_gain():
+    """Markdown would make it an item of a list."""
+    for document in DOCUMENTS:
+        assert not re.findall(r"^\s*\+ .*$", document.read_text(), re.MULTILINE), document.name
+
+
 def test_files_that_documents_name_exist():
     pattern = re.compile(
         r"`((?:envs|agents|eval|training|docker|tests|docs|examples)/[\w/-]+\.\w+)`"
