@@ -44,6 +44,8 @@ class Start:
     replies: tuple[str, ...] = ()
     play_on: bool = True
     """Off: the episode ends behind its replies, and the agent is never asked."""
+    salt: str = ""
+    """The agent draws differently in episodes of one task and seed that differ in it."""
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Episode:
 
     def turn(self) -> Turn:
         agent_seed = zlib.crc32(f"{self.seed}/{self.task_id}".encode())
+        agent_seed ^= zlib.crc32(self.start.salt.encode())  # 0 for ""
         assert self.worker.env is not None
         return Turn(self.key, list(self.messages), self.worker.env, agent_seed)
 

@@ -102,6 +102,21 @@ def test_the_agents_seed_depends_on_task_and_seed():
     assert len(set(seen.values())) == 3
 
 
+def test_starts_of_another_salt_are_drawn_differently():
+    seen = {}
+
+    class Spy(ScriptedAgent):
+        def act(self, turns):
+            seen.update({turn.key[0]: turn.seed for turn in turns})
+            return super().act(turns)
+
+    starts = [Start(TASKS[0], 1, salt=salt) for salt in ("", "a", "b", "a")] + [Start(TASKS[0], 1)]
+    list(run_from(ID, Spy(), starts, workers=2))
+    assert seen[0] == seen[4]
+    assert seen[1] == seen[3]
+    assert len(set(seen.values())) == 3
+
+
 @pytest.mark.parametrize("style", [PromptStyle(), PromptStyle(thoughts=False, example=False)])
 def test_a_trajectory_writes_the_conversation_that_the_agent_saw(style):
     last = {}

@@ -25,7 +25,7 @@ from stepagent.eval.rollout import run_from
 from stepagent.files import open_file
 from stepagent.training.data import Sample
 from stepagent.training.methods.practice import action_of
-from stepagent.training.methods.rollouts import make_player, steady
+from stepagent.training.methods.rollouts import make_player, salt, steady
 from stepagent.training.runs import processes
 from stepagent.training.runs.lines import complete_lines
 from stepagent.training.runs.stage import Stage
@@ -129,23 +129,41 @@ class Branching:
     def play(self, name: str, cases: Sequence[Case]) -> list[Outcome]:
         """The outcomes, from `NAME.jsonl` among the artifacts where they were written before.
         Several processes share the cases. Raises RunError where ten episodes fail in a row."""
-        done = self._recorded(name)
+        [outcomes] = self._play(name, [name], cases)
+        return outcomes
+
+    def play_often(self, name: str, cases: Sequence[Case], times: int) -> list[list[Outcome]]:
+        """`play` of every case several times, all of them together; the k-th outcomes are in
+        `NAME-k.jsonl`."""
+        return self._play(name, [f"{name}-{k}" for k in range(times)], cases)
+
+    def _play(self, title: str, names: Sequence[str], cases: Sequence[Case]) -> list[list[Outcome]]:
+        """The outcomes of all cases under each name."""
+        done = {name: self._recorded(name) for name in names}
         processes.wait()  # all have read what there was, and share it out alike
-        missing = [n for n in range(len(cases)) if n not in done]
+        missing = [(name, n) for name in names for n in range(len(cases)) if n not in done[name]]
         if mine := missing[processes.rank() :: processes.count()]:
             rank = f".{processes.rank()}" if processes.count() > 1 else ""
             with (
-                open_file(self.stage.artifacts / f"{name}{rank}.jsonl", "a") as file,
-                self.stage.progress(len(mine), f"episodes ({name})") as move,
-                contextlib.closing(self._episodes(name, cases, mine)) as episodes,
+                contextlib.ExitStack() as files,
+                self.stage.progress(len(mine), f"episodes ({title})") as move,
+                contextlib.closing(self._episodes(title, cases, mine)) as episodes,
             ):
-                for count, (n, outcome) in enumerate(steady(episodes, lambda e: e[1].error), 1):
-                    file.write(json.dumps({"case": n, **asdict(outcome)}) + "\n")
-                    file.flush()
+                opened = {
+                    name: files.enter_context(
+                        open_file(self.stage.artifacts / f"{name}{rank}.jsonl", "a")
+                    )
+                    for name in names
+                }
+                for count, (name, n, outcome) in enumerate(
+                    steady(episodes, lambda e: e[2].error), 1
+                ):
+                    opened[name].write(json.dumps({"case": n, **asdict(outcome)}) + "\n")
+                    opened[name].flush()
                     move(count, {})
         processes.wait()
-        done = self._recorded(name)
-        return [done[n] for n in range(len(cases))]
+        done = {name: self._recorded(name) for name in names}
+        return [[done[name][n] for n in range(len(cases))] for name in names]
 
     def _recorded(self, name: str) -> dict[int, Outcome]:
         files = [*self.stage.artifacts.glob(f"{name}.jsonl")]
@@ -154,32 +172,37 @@ class Branching:
         return {line.pop("case"): Outcome(**line) for line in lines}
 
     def _episodes(
-        self, name: str, cases: Sequence[Case], numbers: Sequence[int]
-    ) -> Generator[tuple[int, Outcome], None, None]:
+        self, title: str, cases: Sequence[Case], todo: Sequence[tuple[str, int]]
+    ) -> Generator[tuple[str, int, Outcome], None, None]:
+        """(name, number of the case) → the same, and its outcome, as episodes end."""
         config = self.run.config
-        player = make_player(self.run, f"{self.stage.name}-{name}")
-        for split in sorted({self.samples[cases[n].sample].trajectory.split for n in numbers}):
-            todo = [n for n in numbers if self.samples[cases[n].sample].trajectory.split == split]
+        player = make_player(self.run, f"{self.stage.name}-{title}")
+        splits = [self.samples[cases[n].sample].trajectory.split for _, n in todo]
+        for split in sorted(set(splits)):
+            of_split = [item for item, its in zip(todo, splits, strict=True) if its == split]
             played = run_from(
                 config.env,
                 player,
-                [self._start(cases[n]) for n in todo],
+                [self._start(cases[n], f"{self.stage.name}-{name}") for name, n in of_split],
                 split=split,
                 workers=config.rollouts.workers,
                 env_args=config.env_args,
             )
             with contextlib.closing(played):
                 for place, trajectory in played:
-                    case = cases[todo[place]]
-                    yield todo[place], outcome_of(case, trajectory, self.samples[case.sample])
+                    name, n = of_split[place]
+                    case = cases[n]
+                    yield name, n, outcome_of(case, trajectory, self.samples[case.sample])
         player.close()
 
-    def _start(self, case: Case) -> Start:
+    def _start(self, case: Case, name: str) -> Start:
         expert = self.samples[case.sample].trajectory
         replies = [step.text(self.run.style) for step in expert.steps[: case.steps]]
         if case.reply is not None:
             replies.append(case.reply)
-        return Start(expert.task_id, expert.seed, tuple(replies), case.play_on)
+        return Start(
+            expert.task_id, expert.seed, tuple(replies), case.play_on, salt(self.run, name)
+        )
 
     def _expert_ids(self, sample: int, step: int) -> list[int]:
         encoded = self.samples[sample].encoded

@@ -21,7 +21,8 @@ from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.core import TextEnv
 from stepagent.envs.react import PromptStyle
 from stepagent.envs.trajectory import Trajectory, Writer, read
-from stepagent.eval.rollout import run_episodes
+from stepagent.eval.env_workers import Start
+from stepagent.eval.rollout import run_from
 from stepagent.files import is_file
 from stepagent.training.data import Sample, draw
 from stepagent.training.methods import find
@@ -80,8 +81,7 @@ def play(
     """
     per_task = find(run.config.method).samples(run.config)
     with stage.times.of("episodes"):
-        for k in range(per_task):
-            _play_once(run, stage, tasks, k, mixed)
+        _play_missing(run, stage, tasks, per_task, mixed)
     processes.wait()
     episodes = recorded(run, stage.name, tasks)
     missing = len(tasks) * per_task - sum(len(row) for row in episodes)
@@ -102,9 +102,13 @@ def recorded(run: TrainingRun, stage_name: str, tasks: Sequence[Task]) -> list[l
 
 def _files(run: TrainingRun, stage_name: str, k: int) -> list[Path]:
     """Where the k-th episode of every task is: one file, or one of each process that played."""
-    folder, name = run.directory.path / "rollouts", f"{stage_name}-{k}"
+    folder, name = _folder(run), f"{stage_name}-{k}"
     files = [folder / f"{name}.jsonl", *sorted(folder.glob(f"{name}.*-of-*.jsonl"))]
     return [path for path in files if is_file(path)]
+
+
+def _folder(run: TrainingRun) -> Path:
+    return run.directory.path / "rollouts"
 
 
 def _in_order(files: Sequence[Path], tasks: Sequence[Task]) -> list[Trajectory | None]:
@@ -114,48 +118,60 @@ def _in_order(files: Sequence[Path], tasks: Sequence[Task]) -> list[Trajectory |
     return [episodes.get((task.task_id, task.seed)) for task in tasks]
 
 
-def _play_once(
+def _play_missing(
     run: TrainingRun,
     stage: Stage,
     tasks: Sequence[Task],
-    k: int,
+    per_task: int,
     mixed: Callable[[Agent], Agent],
 ) -> None:
-    """This process's share of one episode for each task that has none yet."""
-    config, name = run.config, f"{stage.name}-{k}"
-    existing = _in_order(_files(run, stage.name, k), tasks)
+    """This process's share of the episodes that there are not yet, all of them together: the k-th
+    of every task before the next ones, so that the agent's batch runs empty once and not for each
+    k. Each goes to the file of its k."""
+    config = run.config
+    existing = [_in_order(_files(run, stage.name, k), tasks) for k in range(per_task)]
     processes.wait()  # all have read what there was, and share it out alike
-    missing = [task for task, episode in zip(tasks, existing, strict=True) if episode is None]
+    missing = [
+        (k, task)
+        for k, row in enumerate(existing)
+        for task, episode in zip(tasks, row, strict=True)
+        if episode is None
+    ]
     todo = missing[processes.rank() :: processes.count()]
     if not todo:
         return
-    path = run.directory.path / "rollouts" / f"{name}.jsonl"
-    if processes.count() > 1:
-        path = path.with_suffix(f".{processes.rank()}-of-{processes.count()}.jsonl")
-    player = mixed(make_player(run, name))
+    shared = f".{processes.rank()}-of-{processes.count()}" if processes.count() > 1 else ""
+    player = mixed(make_player(run, stage.name))
 
-    def episodes() -> Iterator[Trajectory]:
-        for split in sorted({task.split for task in todo}):
-            of_split = [task for task in todo if task.split == split]
-            played = run_episodes(
+    def episodes() -> Iterator[tuple[int, Trajectory]]:
+        for split in sorted({task.split for _, task in todo}):
+            of_split = [(k, task) for k, task in todo if task.split == split]
+            played = run_from(
                 config.env,
                 player,
-                [task.task_id for task in of_split],
+                [
+                    Start(task.task_id, task.seed, salt=salt(run, f"{stage.name}-{k}"))
+                    for k, task in of_split
+                ],
                 split=split,
-                seed=[task.seed for task in of_split],
                 workers=config.rollouts.workers,
                 env_args=config.env_args,
             )
             with contextlib.closing(played):
-                yield from played
+                for place, trajectory in played:
+                    yield of_split[place][0], trajectory
 
     with (
-        Writer(path) as writer,
+        contextlib.ExitStack() as files,
         stage.progress(len(todo), "episodes") as move,
-        contextlib.closing(steady(episodes(), lambda trajectory: trajectory.error)) as steadily,
+        contextlib.closing(steady(episodes(), lambda item: item[1].error)) as steadily,
     ):
-        for done, trajectory in enumerate(steadily, 1):
-            writer.write(trajectory)
+        writers = {
+            k: files.enter_context(Writer(_folder(run) / f"{stage.name}-{k}{shared}.jsonl"))
+            for k in sorted({k for k, _ in todo})
+        }
+        for done, (k, trajectory) in enumerate(steadily, 1):
+            writers[k].write(trajectory)
             move(done, {})
     player.close()
 
@@ -177,12 +193,16 @@ def environments(run: TrainingRun) -> Iterator[Callable[[str], TextEnv]]:
             env.close()
 
 
+def salt(run: TrainingRun, name: str) -> str:
+    """Of episodes (`Start.salt`) that belong together; those of other names and runs differ."""
+    return f"{run.config.seed}/{name}"
+
+
 def make_player(run: TrainingRun, name: str) -> TransformersAgent:
-    """The policy as it is now, as an agent; its draws depend on the run's seed and `name`."""
+    """The policy as it is now, as an agent; its draws depend on the episodes' seeds and salts."""
     config = run.config
     return run.player(
         name,
-        salt=f"{config.seed}/{name}",
         record_tokens=True,
         temperature=find(config.method).temperature(config),
         top_p=config.rollouts.top_p,

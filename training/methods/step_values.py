@@ -83,8 +83,9 @@ def mean_returns(world: Branching, cases: Sequence[Case]) -> dict[Case, float]:
     """The mean over the episodes of each case; none for a case whose episodes all failed."""
     returns: dict[Case, list[float]] = {}
     episodes = steps = 0
-    for k in range(world.run.config.reflection.value_rollouts):
-        for case, outcome in zip(cases, world.play(f"values-{k}", cases), strict=True):
+    times = world.run.config.reflection.value_rollouts
+    for outcomes in world.play_often("values", cases, times):
+        for case, outcome in zip(cases, outcomes, strict=True):
             episodes, steps = episodes + 1, steps + outcome.drawn
             if outcome.replayed and not outcome.error:
                 returns.setdefault(case, []).append(outcome.score)

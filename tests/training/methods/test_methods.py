@@ -388,14 +388,14 @@ def test_a_loss_that_is_no_number_stops_trls_trainers_too(config, method):
 
 def test_failed_episodes_are_not_played_again(config, monkeypatch):
     """Else a later iteration would play them anew, with another policy."""
-    played, real = [], rollouts.run_episodes
+    played, real = [], rollouts.run_from
 
-    def failing(env, player, tasks, **options):
-        played.append(len(tasks))
-        for i, trajectory in enumerate(real(env, player, tasks, **options)):
-            yield replace(trajectory, error="broke") if i == 2 else trajectory
+    def failing(env, player, starts, **options):
+        played.append(len(starts))
+        for i, (place, trajectory) in enumerate(real(env, player, starts, **options)):
+            yield place, (replace(trajectory, error="broke") if i == 2 else trajectory)
 
-    monkeypatch.setattr(rollouts, "run_episodes", failing)
+    monkeypatch.setattr(rollouts, "run_from", failing)
     config.method, config.rollouts.samples = "spin", 1
     run.run(config)
     assert played == [6, 6]

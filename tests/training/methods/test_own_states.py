@@ -91,7 +91,7 @@ def test_samples_hold_the_agents_states_and_the_experts_replies(config):
     assert figures["expert_acts"] == 0.5
     codec = run.policy.codec
     for sample in samples:
-        assert sample.trajectory.agent == "iteration-1-0"
+        assert sample.trajectory.agent == "iteration-1"
         goal = int(sample.trajectory.task_id.split("/")[1])
         for step, (start, _) in enumerate(sample.encoded.replies):
             state = codec.decode(sample.encoded.ids[:start])

@@ -123,9 +123,14 @@ def test_values_are_means_over_rollouts(world, monkeypatch):
     """In a second episode the policy adds 1, and always arrives: behind nonsense with 1 to go it
     gets 0 and 1, the expert's action 1."""
     world.run.config.reflection.value_rollouts = 2
-    monkeypatch.setattr(
-        branching, "make_player", lambda run, name: Adder(1 if name.endswith("values-1") else 3)
-    )
+
+    class Second(Adder):
+        """Adds 1 in the second half of the episodes: those of each case for the second time."""
+
+        def act(self, turns):
+            return ["add 1" if turn.key[0] >= 3 + 8 else "add 3" for turn in turns]
+
+    monkeypatch.setattr(branching, "make_player", lambda run, name: Second(3))
     weights = _weights(world, "add 2", "what")
     assert weights[3, "what"] == 0.5
     assert weights[3, "add 2"] == 1
@@ -288,17 +293,20 @@ def test_a_run_that_was_stopped_among_its_episodes_ends_with_the_same_weights(
     whole = replace(small, output=str(tmp_path / "whole"))
     numbers = training_run.run(whole)["figures"]["iteration-1"]
     assert numbers["value_episodes"] > 0
-    stopped, play = replace(small, output=str(tmp_path / "stopped")), Branching.play
+    stopped, episodes = replace(small, output=str(tmp_path / "stopped")), Branching._episodes
 
-    def stop(self, name, cases):
-        if name == "values-1":
-            raise KeyboardInterrupt
-        return play(self, name, cases)
+    def stop(self, title, cases, todo):
+        for number, item in enumerate(episodes(self, title, cases, todo)):
+            if title == "values" and number == len(cases) + 1:  # some of the second time
+                raise KeyboardInterrupt
+            yield item
 
-    monkeypatch.setattr(Branching, "play", stop)
-    with pytest.raises(KeyboardInterrupt):
-        training_run.run(stopped)
-    monkeypatch.setattr(Branching, "play", play)
+    with monkeypatch.context() as patch:
+        patch.setattr(Branching, "_episodes", stop)
+        with pytest.raises(KeyboardInterrupt):
+            training_run.run(stopped)
+    written = [*Path(stopped.output).glob("artifacts/iteration-1/values-*.jsonl")]
+    assert len(written) == 2
     gc.collect()
     again = training_run.run(stopped)["figures"]["iteration-1"]
     for name in numbers.keys() - {"value_seconds"}:
@@ -310,7 +318,7 @@ def test_a_run_that_was_stopped_among_its_episodes_ends_with_the_same_weights(
 def test_nothing_worse_than_the_expert_leaves_the_policy(small, monkeypatch):
     """Without an anchor; the run ends well and says why."""
     small.reflection.sft_weight = 0.0
-    monkeypatch.setattr(branching.Branching, "play", _all_alike)
+    monkeypatch.setattr(Branching, "_play", _always(branching.Outcome(True, "", 1.0, True, 0)))
     figures = training_run.run(small)["figures"]["iteration-1"]
     assert figures["pairs"] > 0
     assert figures["pairs_without_value"] == figures["pairs"]
@@ -320,16 +328,15 @@ def test_nothing_worse_than_the_expert_leaves_the_policy(small, monkeypatch):
 
 
 def test_nothing_that_can_be_replayed_leaves_the_policy_and_says_why(small, monkeypatch):
-    unlike = branching.Outcome(False, "", 0.0, False, 0)
-    monkeypatch.setattr(branching.Branching, "play", lambda self, _, cases: [unlike] * len(cases))
+    monkeypatch.setattr(Branching, "_play", _always(branching.Outcome(False, "", 0.0, False, 0)))
     console = Console(record=True, width=200, file=open("/dev/null", "w"))
     figures = training_run.run(small, console)["figures"]["iteration-1"]
     assert figures["not_replayed"] == 6
     assert "no trajectory of the expert can be replayed; nothing to learn" in console.export_text()
 
 
-def _all_alike(self, name, cases):
-    return [branching.Outcome(True, "", 1.0, True, 0) for _ in cases]
+def _always(outcome):
+    return lambda self, title, names, cases: [[outcome] * len(cases) for _ in names]
 
 
 def test_greedy_rollouts_are_not_repeated(small):
@@ -403,17 +410,19 @@ def test_a_state_of_the_experts_action_alone_is_not_played(world):
 
 
 def test_a_state_with_an_action_without_reward_is_left_out(world, monkeypatch):
-    play = world.play
+    play = world._play
 
-    def failing(name, cases):
-        outcomes = play(name, cases)
+    def failing(title, names, cases):
         broken = [case.steps == 1 and case.reply == "add 2" for case in cases]
         return [
-            replace(outcome, error="broke") if bad else outcome
-            for outcome, bad in zip(outcomes, broken, strict=True)
+            [
+                replace(outcome, error="broke") if bad else outcome
+                for outcome, bad in zip(outcomes, broken, strict=True)
+            ]
+            for outcomes in play(title, names, cases)
         ]
 
-    monkeypatch.setattr(world, "play", failing)
+    monkeypatch.setattr(world, "_play", failing)
     rewards, practice, _ = _rewards(world, "return", "add 1", "add 2")
     assert {step for step, _ in rewards} == {0, 2, 3}
     assert world.stage.figures["actions_without_reward"] == 2
