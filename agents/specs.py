@@ -31,7 +31,8 @@ _CLASSES = {
 
 
 def make_agent(spec: str, **options: Any) -> Agent:
-    """An agent by its name in `SPECS`; `options` go to its class.
+    """An agent by its name in `SPECS`; `options` go to its class. A policy that StepAgent has
+    trained (`hf:RUN/final`) has those of its training where they are not given.
 
     Raises ValueError that lists the possible values for an unknown spec or option, and what the
     agent's class raises.
@@ -42,6 +43,10 @@ def make_agent(spec: str, **options: Any) -> Agent:
         raise ValueError(
             f"the agent {spec!r} has no option {', '.join(unknown)}: it takes {', '.join(accepted)}"
         )
+    if spec.startswith("hf:"):
+        from stepagent.agents import trained
+
+        options = {**trained.options_of(*first), **options}
     return build(*first, **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -120,8 +121,12 @@ def _arguments(entry_point: EntryPoint, refused_by: str) -> list[str]:
 
 
 def _no_environment(env_id: str, why: object) -> ValueError:
-    known = ", ".join(sorted(ENTRY_POINTS))
+    ours = sorted(ENTRY_POINTS)
+    names = {name.rpartition("/")[2].rpartition("-")[0].lower(): name for name in ours}
+    near = difflib.get_close_matches(env_id.rpartition("/")[2].lower(), names, n=1)
+    hint = f" Did you mean {names[near[0]]}?" if near else ""
+    known = ", ".join(ours)
     return ValueError(
-        f"no environment {env_id!r} ({why}). Ours: {known}. A custom one is named "
+        f"no environment {env_id!r} ({why}).{hint} Ours: {known}. A custom one is named "
         "'module:Namespace/Name-v0', where importing module registers it."
     )

@@ -35,8 +35,9 @@ class Config:
     """Scores an agent on an environment and writes results and summary to a directory."""
 
     agent: str | None = None
-    """Who acts: expert, random, human, smollm2, hf:PATH or openai:MODEL. For a suite also several,
-    separated by commas: expert,random,smollm2. null: for a suite expert,random."""
+    """Who acts: expert, random, human, smollm2, nano, hf:PATH (such as hf:RUN/final) or
+    openai:MODEL. For a suite also several, separated by commas: expert,random,smollm2. null: for a
+    suite expert,random."""
     out: Path | None = None
     """Directory for results.jsonl and summary.json (for a suite: AGENT/ENVIRONMENT/results.jsonl,
     and one summary.json and table.md for all). If it holds results, the run resumes. null:
@@ -54,8 +55,8 @@ class Config:
     split: Literal["train", "dev", "test"] = "test"
     """Which tasks."""
     limit: int | None = None
-    """Number of tasks: the first of a fixed shuffle of the split, so that a small number covers
-    every kind of task and a larger one extends it. null: all."""
+    """Number of tasks: the first of a fixed shuffle of the split, so that a larger number extends
+    a smaller one. null: all."""
     task_ids: list[str] | None = None
     """Play only these tasks, a list such as '[a/1, b/2]'."""
     seed: int = 0
@@ -86,9 +87,10 @@ class Config:
     temperature: float | None = None
     """Sampling temperature (models only); 0 is greedy. null: the agent's own default."""
     instruction: bool | None = None
-    """Open with the environment's instruction. null: the agent's own default (usually on)."""
+    """Open with the environment's instruction. null: the agent's own default (on; for hf:RUN/final
+    as in training, and so for the three below and for max_new_tokens)."""
     example: bool | None = None
-    """Show the one-shot example. null: the agent's own default (usually on)."""
+    """Show the one-shot example. null: the agent's own default."""
     shots: int | None = None
     """Worked examples in the prompt: 0 for none, 1 for the environment's own, more for further ones
     by its expert on training tasks. null: as `example` says."""
@@ -240,6 +242,9 @@ def _run_suite(config: Config, out: Path, console: Console) -> int:
         raise ValueError(f"the suite {environments.name} plays bundled data only: leave --data out")
     environ = os.environ.get("STEPAGENT_DATA")
     root = config.data or (Path(environ) if environ else None)
+    if root is not None and not root.is_dir():
+        source = "--data" if config.data else "STEPAGENT_DATA"
+        raise UsageError(f"{source} is {root}, which is no folder: leave it out for bundled data")
     board = suite.Board(environments, specs, out)
     live: dict[str, Players] = {}
 

@@ -47,6 +47,8 @@ _EPILOG = (
 _UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --([\w.\-]+)")
 _UNKNOWN_KEY = re.compile(r"Option '([^']+)' is not acc")
 _UNKNOWN_IN_GROUP = re.compile(r"Group '([^']+)' does not accept option '([^']+)'")
+_MANY = 50
+"""Names that would bury the one that was meant."""
 _SCIENTIFIC = re.compile(r"[+-]?\d++(\.\d*+)?[eE][+-]?\d++")
 _WRONG_VALUE = re.compile(r'Parser key "([\w.]+)":.*(?:Given|Got) value: (.*)\Z', re.DOTALL)
 
@@ -190,16 +192,19 @@ def written(name: str, known: dict[str, Any], positional: str | Sequence[str]) -
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The error message for a key that does not exist: the nearest ones, then all of them."""
+    """The error message for a key that does not exist, with its `suggestion`."""
     key = key.replace("-", "_")
     return f"unknown key {key!r}.{suggestion(key, known)}"
 
 
 def suggestion(name: str, known: Iterable[str], write: Callable[[str], str] = str) -> str:
-    """What to say after an unknown name: the nearest ones, then all, each as `write` has it."""
+    """What to say after an unknown name: the nearest ones, then all, each as `write` has it; where
+    there are very many, all only if none is near."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=2)
     hint = f" Did you mean {' or '.join(map(write, near))}?" if near else ""
+    if near and len(known) > _MANY:
+        return hint
     return f"{hint} There are: {', '.join(map(write, known))}"
 
 

@@ -124,6 +124,13 @@ def test_keys_within_keys_add_up(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--args.a.b cannot be '{unclosed'" in capsys.readouterr().err
 
 
+def test_a_near_name_among_very_many_comes_alone():
+    many = [f"option-{number}" for number in range(60)]
+    assert command_line.suggestion("option-7x", many).startswith(" Did you mean option-7")
+    assert "There are" not in command_line.suggestion("option-7x", many)
+    assert "option-59" in command_line.suggestion("z", many)
+
+
 def test_a_config_is_data_and_calls_nothing(tmp_path):
     called = tmp_path / "called"
     touch = {"class_path": "os.mkdir", "init_args": {"path": str(called)}}

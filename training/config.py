@@ -491,8 +491,9 @@ class Config:
     """Run directory. Running the same configuration again resumes where it stopped."""
     method: str = "implicit"
     """`implicit` and `inverse` are StepAgent (eq. 6; algorithm 1); `sft`, `ppo`, `dpo`, `rft`,
-    `spin`, `nat` and `eto` its baselines. On the command line also a variant such as `sft-best` or
-    `anchor-only`. Or `module:NAME`, a custom `Method`."""
+    `spin`, `nat` and `eto` its baselines; `dagger`, `grpo`, `gigpo` and `distill` go beyond the
+    paper. On the command line also a variant such as `sft-best` or `anchor-only`. Or `module:NAME`,
+    a custom `Method`."""
     env: str = "stepagent/ScienceWorld-v0"
     """Environment to learn, or `module:Namespace/Name-v0` for a custom one."""
     env_args: dict[str, Any] = field(default_factory=dict)

@@ -6,6 +6,7 @@ taken in float32 and rounded once.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ class Config:
 
 def merge(config: Config) -> Path:
     """Writes the merged model with its tokenizer. Raises UsageError, ModelError and OSError."""
+    from stepagent.agents import trained
     from stepagent.agents.models import load_model, load_tokenizer, pick_dtype, quiet
     from stepagent.files import write_atomically
 
@@ -49,6 +51,8 @@ def merge(config: Config) -> Path:
         with quiet():
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
+        if is_file(told := config.adapter / trained.FILE):
+            shutil.copy(told, partial)
 
     write_atomically(config.out, save)
     return config.out

@@ -80,7 +80,8 @@ def _train_matched_sft(training_run: TrainingRun) -> None:
     config.preference = PreferenceConfig()
     config.evaluation.matched_sft, config.evaluation.agents = False, []
     config.push_to_hub = ""
-    training_run.console.print(f"{MATCHED}: SFT alone on {config.sft.tokens:,} tokens …")
+    if not (Path(config.output) / "summary.json").is_file():
+        training_run.console.print(f"{MATCHED}: SFT alone on {config.sft.tokens:,} tokens …")
     run(config)
 
 
@@ -125,7 +126,7 @@ def _train(config: Config) -> int:
         f"TensorBoard events (tensorboard --logdir {config.output}), all episodes under eval/.\n"
         f"It took {summary['seconds'] / 60:.1f} minutes. Next:\n"
         f"  stepagent eval --env {config.env} --agent hf:{summary['final']} --split dev "
-        f"--out {config.output}-dev{_flags(config, summary)}\n"
+        f"--out {config.output}-dev{_flags(config)}\n"
         f"  stepagent train --config {config.output}/config.yaml --seed {config.seed + 1} "
         f"--output {config.output}-seed-{config.seed + 1}",
         markup=False,
@@ -156,23 +157,13 @@ def _drop_foreign_arguments(config: Config, words: list[str], names: list[str]) 
         config.env_args = {}
 
 
-def _flags(config: Config, summary: dict[str, Any]) -> str:
-    """The options with which `eval.run` writes its prompts as this run did."""
-    flags = [
-        f"--env-args.{k} {shlex.quote(v if isinstance(v, str) else json.dumps(v))}"
+def _flags(config: Config) -> str:
+    """The options with which `stepagent eval` plays this run's tasks. How to prompt the policy is
+    said beside its weights."""
+    return "".join(
+        f" --env-args.{k} {shlex.quote(v if isinstance(v, str) else json.dumps(v))}"
         for k, v in config.env_args.items()
-    ]
-    flags.append(f"--max-new-tokens {config.policy.max_new_tokens}")
-    flags += [
-        f"--no-{k}" for k in ("instruction", "example", "thoughts") if not getattr(config.prompt, k)
-    ]
-    if config.prompt.format != "react":
-        flags.append(f"--agent-args.format {config.prompt.format}")
-    if suffix := summary["prompt"]["suffix"]:
-        flags.append(f"--agent-args.suffix {shlex.quote(suffix)}")
-    if template := summary["template"]:
-        flags.append(f"--agent-args.template {shlex.quote(json.dumps(template))}")
-    return "".join(f" {flag}" for flag in flags)
+    )
 
 
 main = Command("train", Config, _train, resumes=True, configs=CONFIGS, adjust=_adjust)

@@ -13,7 +13,8 @@ from tests.agents.count_env import PROMPT, CountEnv
 from tests.agents.tiny_models import make_tokenizer
 
 HAVE_TORCH = find_spec("torch") is not None
-collect_ignore = [] if HAVE_TORCH else ["test_transformers.py", "test_models.py", "test_chat.py"]
+NEED_TORCH = ["test_transformers.py", "test_models.py", "test_chat.py", "test_trained.py"]
+collect_ignore = [] if HAVE_TORCH else NEED_TORCH
 
 
 @pytest.fixture(autouse=True, scope="session")

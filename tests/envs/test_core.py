@@ -83,6 +83,12 @@ def test_malformed_ids_list_what_exists(env_id):
         envs.make(env_id)
 
 
+@pytest.mark.parametrize("env_id", ["ScienceWorld", "scienceworld-v0", "stepagent/SceinceWorld-v1"])
+def test_an_id_that_is_nearly_right_gets_the_right_one(env_id):
+    with pytest.raises(ValueError, match=r"Did you mean stepagent/ScienceWorld-v0\?"):
+        envs.make(env_id)
+
+
 @pytest.mark.parametrize(
     ("env_id", "more", "takes"),
     [

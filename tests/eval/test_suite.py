@@ -117,6 +117,10 @@ def test_failed_episodes_are_reported(toys, tmp_path, capsys):
         (["--suite", "quick", "--agent", "expert,nobody"], "unknown agent 'nobody'"),
         (["--suite", "quick", "--agent", ","], "names no agent"),
         (["--suite", "quick", "--agent", "expert", "--data", "x"], "plays bundled data only"),
+        (
+            ["--suite", "paper", "--agent", "expert", "--data", "x"],
+            "--data is x, which is no folder",
+        ),
         (["--suite", "quick", "--agent", "expert", "--split", "dev"], "decides what it plays"),
         (["--suite", "quick", "--env", ID, "--agent", "expert"], "either --env or --suite"),
         (["--agent", "expert"], "either --env or --suite"),

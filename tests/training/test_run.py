@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from stepagent import command_line
+from stepagent import agents, command_line
 from stepagent.envs import wording
 from stepagent.envs.react import PromptStyle
 from stepagent.envs.tools import write_call
@@ -74,6 +74,10 @@ def test_a_whole_run(config):
     assert not _equal(_weights(out / "policies/sft"), _weights(out / "final"))
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    for folder in ("final", "policies/sft"):  # an evaluation prompts it as training did
+        agent = agents.make_agent(f"hf:{out / folder}", dtype="float32")
+        assert agent.style == config.prompt
+        assert agent.decoding.max_new_tokens == config.policy.max_new_tokens
     AutoModelForCausalLM.from_pretrained(out / "final")
     assert AutoTokenizer.from_pretrained(out / "final").chat_template
     again = run.run(config)  # everything is there: nothing is done twice

@@ -125,13 +125,16 @@ class Selection:
         draw = len(alike) == len(others)
         self.stage.figures |= {"dev_sees": smallest, "dev_draw": float(draw)}
         seen = f"{smallest:.3f} nats" if self.measure == "loss" else f"{100 * smallest:.1f} points"
-        text += f"; they tell passes apart that differ by {seen} (80 % power)"
+        if smallest:  # else all passes agree alike, which says nothing of what they could see
+            text += f"; differences of {seen} between passes would show (80 % power)"
         if not alike:
-            self.stage.note(text + ", and the chosen one from all others")
-            return
-        listed = ", ".join(str(numbers[update]) for update in alike)
-        small = ": TOO FEW to choose by, the choice is a draw" if draw else ""
-        self.stage.note(f"{text}, not the chosen one from {listed}{small}")
+            text += "; no other pass is as good"
+        else:
+            listed = ", ".join(str(numbers[update]) for update in alike)
+            text += f"; pass{'es' if len(alike) > 1 else ''} {listed} may be as good"
+        if draw:
+            text += ": TOO FEW trajectories to choose by, the choice is a draw"
+        self.stage.note(text)
 
     def _differs(
         self, other: dict[str, TrajectoryAgreement], chosen: dict[str, TrajectoryAgreement]

@@ -22,7 +22,7 @@ import yaml
 from rich.console import Console
 
 from stepagent import agents, command_line, envs
-from stepagent.agents import nano
+from stepagent.agents import nano, trained
 from stepagent.agents.transformers import TransformersAgent
 from stepagent.envs.react import Prompt
 from stepagent.envs.trajectory import Trajectory
@@ -288,7 +288,7 @@ class TrainingRun:
 
     def _keep(self, stage: Stage) -> None:
         self._stale = False  # the policy in memory is the newest
-        self.directory.finish_stage(stage.name, self.policy.save)
+        self.directory.finish_stage(stage.name, self._save_policy)
         processes.wait()
         self.state.done.append(stage.name)
         self.state.figures[stage.name] = stage.figures
@@ -296,6 +296,12 @@ class TrainingRun:
         if not self.config.keep_policies:
             # The one before may have drawn the practice of the iteration to come.
             self._drop_policy(2 + self.config.reflection.off_policy_iterations)
+
+    def _save_policy(self, path: Path) -> None:
+        """The policy as it is now, with how to prompt it."""
+        self.policy.save(path)
+        config = self.config.policy
+        trained.write(path, self.style, config.max_new_tokens, config.template)
 
     def _drop_policy(self, number: int) -> None:
         """Deletes the policy of the stage that is the number-th from the last."""
@@ -383,7 +389,7 @@ class TrainingRun:
         final = self.directory.path / "final"
         self._refresh()
         if self.directory.main:
-            write_atomically(final, self.policy.save)
+            write_atomically(final, self._save_policy)
         if not self.config.keep_policies:
             self._drop_policy(2)
         if not self.config.evaluation.every_iteration:

@@ -1,13 +1,14 @@
 """Checkpoints of TRL's trainers under FSDP: in shards, and resumed by any number of processes.
 
 By itself a trainer gathers weights and optimiser on one process, and resumes only as it was
-launched.
+launched. Of weights that share another's memory it warns as if a checkpoint lacked them.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from stepagent.training.policy import Policy
 from stepagent.training.runs import processes, sharding
 from stepagent.training.runs.checkpoints import in_shards, load_state, restore_moments, save_state
+from stepagent.training.trees.compat import unwrap
 
 _SCHEDULER, _OPTIMISER = "scheduler.pt", "optimizer.pt"
 """The trainer's own files."""
@@ -31,6 +33,14 @@ def adapt(trainer: Any, policy: Policy, checkpoint: Path | None) -> None:
         trainer._save_optimizer_and_scheduler = lambda folder: _save(trainer, Path(folder))
     if not checkpoint:
         return
+    warn = trainer._issue_warnings_after_load
+    shared = getattr(unwrap(policy.model), "all_tied_weights_keys", {})
+    trainer._issue_warnings_after_load = lambda loaded: warn(
+        SimpleNamespace(
+            missing_keys=[key for key in loaded.missing_keys if key not in shared],
+            unexpected_keys=loaded.unexpected_keys,
+        )
+    )
     load = None
     if in_shards(checkpoint):
         load = _load

@@ -32,11 +32,12 @@ def check_options(config: Config) -> None:
             _above(name, section, max_grad_norm=0)
             _below(name, section, beta2=1, warmup_ratio=1)
     check_range(0, seed=config.seed, checkpoint_seconds=config.checkpoint_seconds)
+    check_range(0, peak_tflops=config.peak_tflops)
     reflection, evaluation = config.reflection, config.evaluation
     _at_least("reflection", reflection, iterations=0, practice=1, temperature=0, trajectories=0)
     _at_least("reflection", reflection, pack_tokens=0, value_rollouts=1, labels=0, updates=0)
     _at_least("reflection", reflection, sft_weight=0, preference_weight=0, positive_penalty=0)
-    _at_least("reflection", reflection, max_tree_tokens=1)
+    _at_least("reflection", reflection, max_tree_tokens=1, off_policy_iterations=0)
     if reflection.states != "expert" and (
         reflection.weights == "value" or reflection.equal == "effect"
     ):
@@ -79,6 +80,9 @@ def check_options(config: Config) -> None:
     _at_least("expert", config.expert, limit=0, workers=1)
     _at_least("evaluation", evaluation, limit=0, workers=1, temperature=0, agreement=0)
     _at_least("policy", config.policy, max_new_tokens=1)
+    _at_least("policy.lora", config.policy.lora, r=0, dropout=0)
+    _above("policy.lora", config.policy.lora, alpha=0)
+    _below("policy.lora", config.policy.lora, dropout=1)
     check_trackers(config.report_to)
     if config.push_to_hub and config.push_to_hub.count("/") != 1:
         raise ValueError(f"push_to_hub is {config.push_to_hub!r}: name it owner/name")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +104,15 @@ OUT_OF_RANGE = {
     "ppo.entropy": (-0.1,),
     "ppo.value_coefficient": (-1.0,),
     "inverse.discriminator.pack_tokens": (-1,),
+    "policy.lora.r": (-2,),
+    "policy.lora.alpha": (0, -1),
+    "policy.lora.dropout": (-0.1, 1.0),
+}
+MAY_BE_NEGATIVE = {
+    "expert.min_reward",  # every trajectory counts
+    "inverse.discriminator.early_stop_accuracy",  # these three switch off what they decide
+    "inverse.discriminator.max_accuracy",
+    "inverse.discriminator.chance_margin",
 }
 
 
@@ -116,6 +125,27 @@ def test_a_number_out_of_range(name, value):
     setattr(functools.reduce(getattr, sections, config), last, value)
     with pytest.raises(ValueError, match=name):
         check_options(config)
+
+
+def _numbers(section, path=""):
+    for part in fields(section):
+        value = getattr(section, part.name)
+        if is_dataclass(value):
+            yield from _numbers(value, f"{path}{part.name}.")
+        elif type(value) in (int, float):
+            yield f"{path}{part.name}"
+
+
+@pytest.mark.parametrize("name", sorted({*_numbers(Config("", ""))} - MAY_BE_NEGATIVE))
+def test_a_negative_number_is_refused(name):
+    config = Config(output="unused", env=GUESS, method="grpo")
+    config.policy.model, config.reflection.temperature = "tiny", 1.0
+    runs.check(config)
+    *sections, last = name.split(".")
+    section = functools.reduce(getattr, sections, config)
+    setattr(section, last, type(getattr(section, last))(-1))
+    with pytest.raises(ValueError, match=last):
+        runs.check(config)
 
 
 @pytest.mark.parametrize("name", command_line.shipped_configs("stepagent.training", Config))
