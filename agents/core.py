@@ -63,7 +63,8 @@ class Turn:
     env: TextEnv
     """The episode's environment, for agents that use more than the text (expert, random)."""
     seed: int = 0
-    """The episode's seed. Randomness of an agent depends on (seed, turn) alone."""
+    """Made of the episode's seed, task and salt. Randomness of an agent depends on (seed, turn)
+    alone."""
 
     def tools(self, style: PromptStyle) -> tuple[Tool, ...]:
         """The functions that the environment offers to agents of a style; () for ReAct."""

@@ -16,8 +16,8 @@ from stepagent.envs.react import render
 class MixtureAgent(Agent):
     """`agent`, or with probability `share` (β) at each step the expert in the state reached so far.
 
-    Who acts depends on (seed of the episode, turn) alone. Where the expert has nothing to say (the
-    state is lost), the agent acts.
+    Who acts depends on (`Turn.seed`, turn) alone. Where the expert has nothing to say (the state is
+    lost), the agent acts.
     """
 
     def __init__(self, agent: Agent, share: float):

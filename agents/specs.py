@@ -46,7 +46,7 @@ def make_agent(spec: str, **options: Any) -> Agent:
     if spec.startswith("hf:"):
         from stepagent.agents import trained
 
-        options = {**trained.options_of(*first), **options}
+        options = trained.with_given(trained.options_of(*first), options)
     return build(*first, **options)
 
 

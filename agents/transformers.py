@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import time
-import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -40,8 +39,7 @@ class TransformersAgent(Agent):
     name: of the agent in reports.
     dtype, device: as in `load_model`; "auto" is bfloat16 where that is fast, CUDA if available.
     merge: fold an adapter into the weights; None: only in float32, where nothing is rounded away.
-    temperature, top_p: 0 is greedy; else sampling whose noise depends on (seed, turn, salt) alone.
-    salt: agents with different salts draw differently for the same seeds.
+    temperature, top_p: 0 is greedy; else sampling whose noise depends on (seed, turn) alone.
     max_new_tokens: tokens of a reply, its thinking included; 16 to 512 are usual without any.
         None: 256, and 4,096 for a model that thinks by its template.
     enable_thinking, reasoning_effort: arguments of the model's chat template, for the models that
@@ -70,7 +68,6 @@ class TransformersAgent(Agent):
         merge: bool | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        salt: str = "",
         max_new_tokens: int | None = None,
         enable_thinking: bool | None = None,
         reasoning_effort: str | None = None,
@@ -87,7 +84,6 @@ class TransformersAgent(Agent):
         check_range(1, batch_size=batch_size, context=context)
         self.template = {**(template or {}), **_given(enable_thinking, reasoning_effort)}
         self._record_tokens = record_tokens
-        self._salt = zlib.crc32(salt.encode())
         self.style = PromptStyle(instruction, example, thoughts, suffix, format)
         if isinstance(model, str | Path):
             name = name or (str(model) if str(model) in models.EMBEDDED else f"hf:{model}")
@@ -168,7 +164,7 @@ class TransformersAgent(Agent):
         requests = []
         for turn in turns:
             number = sum(message["role"] == "assistant" for message in turn.messages)
-            rng = np.random.default_rng([turn.seed % 2**63 ^ self._salt, number])
+            rng = np.random.default_rng([turn.seed % 2**63, number])
             self._codec_of[turn.key] = codec = self._codec(turn.tools(self.style))
             requests.append(Request(turn.key, self._encode(turn.messages, codec), rng))
         self._prompt_count += len(turns)

@@ -124,7 +124,7 @@ def _no_environment(env_id: str, why: object) -> ValueError:
     ours = sorted(ENTRY_POINTS)
     names = {name.rpartition("/")[2].rpartition("-")[0].lower(): name for name in ours}
     near = difflib.get_close_matches(env_id.rpartition("/")[2].lower(), names, n=1)
-    hint = f" Did you mean {names[near[0]]}?" if near else ""
+    hint = f" Did you mean {names[near[0]]}?" if near and names[near[0]] != env_id else ""
     known = ", ".join(ours)
     return ValueError(
         f"no environment {env_id!r} ({why}).{hint} Ours: {known}. A custom one is named "

@@ -80,8 +80,8 @@ class Episode:
         return self.index, self.task_id, self.seed
 
     def turn(self) -> Turn:
-        agent_seed = zlib.crc32(f"{self.seed}/{self.task_id}".encode())
-        agent_seed ^= zlib.crc32(self.start.salt.encode())  # 0 for ""
+        salt = f"/{self.start.salt}" if self.start.salt else ""
+        agent_seed = zlib.crc32(f"{self.seed}/{self.task_id}{salt}".encode())
         assert self.worker.env is not None
         return Turn(self.key, list(self.messages), self.worker.env, agent_seed)
 

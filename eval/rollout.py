@@ -5,7 +5,7 @@ agent acts in the caller's thread on the episodes that wait for a reply. A strea
 model, a server) gets each episode as soon as it is ready and returns each reply as soon as it has
 ended, so that its batch stays full and a slow environment delays no other. Other agents get
 batches: the loop waits a moment for a fuller one, but never long compared with the agent's own
-speed (`PATIENCE`). An episode is a function of (task, seed) and the agent alone, so the number of
+speed (`PATIENCE`). An episode is a function of its start and the agent alone, so the number of
 workers changes the order in which trajectories arrive, and nothing in them but `seconds`.
 """
 

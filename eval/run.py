@@ -194,9 +194,11 @@ def _run_one(config: Config, out: Path, console: Console) -> int:
         raise ValueError("--data goes with --suite; an environment takes --env-args.data")
     if config.agent is None:
         raise ValueError("--env needs --agent: expert, random, human, smollm2, hf:PATH, …")
+    given = agent_options(config, config.agent)
+    _tell_training(config.agent, given, console)
     with (
         launched(config) as make,
-        contextlib.closing(make(config.agent, agent_options(config, config.agent))) as players,
+        contextlib.closing(make(config.agent, given)) as players,
     ):
         options = evaluation_options(config)
         summary = _evaluate(players, str(config.env), out, options, console)
@@ -238,11 +240,12 @@ def _run_suite(config: Config, out: Path, console: Console) -> int:
     if config.task_ids is not None or config.split != "test":
         raise ValueError("--task-ids and --split go with --env: a suite decides what it plays")
     environments = suite.load(str(config.suite))
-    if config.data is not None and not any(entry.data for entry in environments.entries):
+    with_files = any(entry.data for entry in environments.entries)
+    if config.data is not None and not with_files:
         raise ValueError(f"the suite {environments.name} plays bundled data only: leave --data out")
     environ = os.environ.get("STEPAGENT_DATA")
     root = config.data or (Path(environ) if environ else None)
-    if root is not None and not root.is_dir():
+    if root is not None and with_files and not root.is_dir():
         source = "--data" if config.data else "STEPAGENT_DATA"
         raise UsageError(f"{source} is {root}, which is no folder: leave it out for bundled data")
     board = suite.Board(environments, specs, out)
@@ -251,6 +254,7 @@ def _run_suite(config: Config, out: Path, console: Console) -> int:
     def play(spec: str, entry: suite.Entry, env_args: dict[str, Any], out: Path) -> dict[str, Any]:
         if spec not in live:
             _close(live)  # one at a time: models need memory
+            _tell_training(spec, options[spec], console)
             live[spec] = make(spec, options[spec])
         limit = config.limit if config.limit is not None else entry.limit
         evaluation = replace(
@@ -271,6 +275,15 @@ def _run_suite(config: Config, out: Path, console: Console) -> int:
     if not board.complete:
         console.print("Incomplete: the same command tries the rest again.", markup=False)
     return 0 if board.complete else 1
+
+
+def _tell_training(spec: str, given: dict[str, Any], console: Console) -> None:
+    """Says how a trained policy is prompted, as far as nobody has chosen it."""
+    if spec.startswith("hf:"):  # else a model library may not be installed
+        from stepagent.agents import trained
+
+        if note := trained.note(spec, given):
+            tables.tell(console, note)
 
 
 def _close(live: dict[str, Players]) -> None:

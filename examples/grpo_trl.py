@@ -254,7 +254,9 @@ def expert_episodes(env: TextEnv, tasks: Sequence[str], seed: int) -> list[list[
                 break
         conversations.append(messages[:-1])
     if not conversations:
-        raise ValueError(f"no task to imitate the expert on (--tasks, --turns){too_short}")
+        raise ValueError(
+            f"no task to imitate the expert on (--tasks, --turns, --warm-up){too_short}"
+        )
     return conversations
 
 

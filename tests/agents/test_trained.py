@@ -31,6 +31,26 @@ def test_an_agent_takes_what_it_is_not_told_otherwise(folder):
     assert agent.decoding.max_new_tokens == 9
 
 
+def test_a_template_keeps_what_it_is_not_told_otherwise(folder):
+    trained.write(folder, STYLE, 7, {"date": "2026-01-01", "enable_thinking": False})
+    agent = agents.make_agent(f"hf:{folder}", template={"date": "2026-02-02"})
+    assert agent.template == {"date": "2026-02-02", "enable_thinking": False}
+
+
+def test_what_is_taken_is_said(folder):
+    trained.write(folder, STYLE, 7, {})
+    note = trained.note(f"hf:{folder}", {"example": True})
+    assert note.endswith('instruction false, thoughts false, suffix "Be good.", max_new_tokens 7')
+    trained.write(folder, PromptStyle(), 256, {})
+    assert trained.note(f"hf:{folder}", {"max_new_tokens": 9}) == ""
+
+
+def test_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    trained.write(folder, STYLE, 7, {})
+    assert agents.make_agent(f"hf:~/{folder.name}").style == STYLE
+
+
 def test_a_model_of_others_has_the_usual_prompt(folder):
     assert trained.options_of(str(folder)) == {}
     assert agents.make_agent(f"hf:{folder}").style == PromptStyle()
@@ -40,7 +60,7 @@ def test_a_model_of_others_has_the_usual_prompt(folder):
 @pytest.mark.parametrize(
     "text",
     ["{", "[]", "[" * 100_000, '{"thoughts": 1}', '{"max_new_tokens": true}', '{"model": "x"}',
-     '{"thoughts": {"a": 1}}', "\xff"],
+     '{"thoughts": {"a": 1}}', "\xff", '{"format": "xml"}', '{"max_new_tokens": 0}'],
 )  # fmt: skip
 def test_a_damaged_file_is_named(folder, text):
     (folder / trained.FILE).write_bytes(text.encode("latin-1"))

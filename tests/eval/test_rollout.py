@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium as gym
 import pytest
@@ -12,7 +13,7 @@ from stepagent.agents.core import Agent
 from stepagent.envs.react import PromptStyle
 from stepagent.errors import SetupError
 from stepagent.eval import rollout
-from stepagent.eval.env_workers import Start
+from stepagent.eval.env_workers import Episode, Start
 from stepagent.eval.rollout import run_episodes, run_from
 from tests.toy_env import ID, ScriptedAgent, ToyEnv
 
@@ -115,6 +116,14 @@ def test_starts_of_another_salt_are_drawn_differently():
     assert seen[0] == seen[4]
     assert seen[1] == seen[3]
     assert len(set(seen.values())) == 3
+
+
+def test_tasks_and_salts_that_are_neighbours_share_no_seed():
+    starts = [Start(f"odd/{i}", 0, salt=f"0/rft-{k}") for i in range(40) for k in range(4)]
+    seeds = {
+        Episode(n, start, SimpleNamespace(env=1)).turn().seed for n, start in enumerate(starts)
+    }
+    assert len(seeds) == len(starts)
 
 
 @pytest.mark.parametrize("style", [PromptStyle(), PromptStyle(thoughts=False, example=False)])

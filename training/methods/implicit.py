@@ -26,7 +26,7 @@ agent's action ends than the expert's (`methods.step_values`); the anchor is not
 expert's action is still learned in those states. `reflection.preference` chooses among variants of
 eq. 6; `preference_weight` 0 leaves the expert's likelihood alone, in the same states (the control
 `anchor-only`). With `reflection.anchor` "states" that does not depend on what the agent does there,
-so nothing is practised.
+so nothing is practised, unless `reflection.weights` has to know which trajectories can be replayed.
 
 Where engines draw the practice (`sampler.urls`), the trainer scores what has come back while they
 draw the rest; by option they also practise for the next iteration meanwhile (`methods.off_policy`).
@@ -113,7 +113,14 @@ def learn(run: TrainingRun) -> None:
                     pairs = anchored(pairs, practices)
                 shuffle = shuffled(pairs, TreePairs.count, config, seed)
                 schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
-                stage.figures |= optimise(stage, run.policy.model, schedule, loss(config), config)
+                stage.figures |= optimise(
+                    stage,
+                    run.policy.model,
+                    schedule,
+                    loss(config),
+                    config,
+                    dict.fromkeys(HEALTH, PAIRS),
+                )
 
 
 def why_nothing(stage: Stage, practices: Sequence[Practice]) -> str:
@@ -125,6 +132,8 @@ def why_nothing(stage: Stage, practices: Sequence[Practice]) -> str:
     return "the agent takes no action that is worse than the expert's"
 
 
+PAIRS = "weighed_pairs"
+"""The figure that counts what `HEALTH` is of, which is fewer than all where `anchor` is states."""
 Scored = dict[StepTree, list[list[float]]]
 """Trees with log π_ref of the expert's reply in each branch's state, and of each branch."""
 
@@ -136,7 +145,8 @@ def practised_pairs(
     were scored meanwhile. Figures go to the stage."""
     config = run.config.reflection
     samples = practice_samples(run, stage)
-    if not config.preference_weight and config.anchor == "states":
+    without_pairs = not config.preference_weight and config.anchor == "states"
+    if without_pairs and config.weights == "none":
         stage.note("reflection.preference_weight is 0: the states are learned without practice")
         stage.figures |= {"practised": 0.0, "pairs": 0.0}
         trees = (unpractised(sample.encoded, config.max_tree_tokens) for sample in samples)
@@ -305,7 +315,7 @@ def loss(
             values = torch.tensor(every, device=device)
         anchor = -config.sft_weight * (anchors(items, trees) * scores.log_probs.float()).sum()
         if not len(weights):
-            return anchor, dict.fromkeys(HEALTH, 0.0)
+            return anchor, dict.fromkeys((*HEALTH, PAIRS), 0.0)
         lengths = torch.bincount(trees.action, minlength=trees.n_actions)
         out = step_preference_loss(
             config.preference,
@@ -320,7 +330,7 @@ def loss(
             values=values,
         )
         pairs = float(weights.sum())
-        health = {name: value * pairs for name, value in out.health.items()}
+        health = {name: value * pairs for name, value in out.health.items()} | {PAIRS: pairs}
         return config.preference_weight * out.loss * pairs + anchor, health
 
     return of_trees

@@ -7,9 +7,9 @@ the untrained model is fine-tuned (eq. 3; settings of `sft`) on
     the agent's failures, the prompt ending in `NEGATIVE`
 
 and always prompted with `POSITIVE` afterwards, so that it can learn from failures what acting looks
-like without imitating how they end. The suffix follows the system message. Whoever runs the policy
-has to give it too (`summary.json` has it under `prompt`, and `eval.run --agent-args.suffix` takes
-it).
+like without imitating how they end. The suffix follows the system message. `stepagent eval` gives
+it, too (`agents.trained`); whoever runs the policy elsewhere has to (`summary.json` has it under
+`prompt`).
 
 Episodes are sampled at temperature 1 (`rollouts.temperature`), several per task where
 `rollouts.samples` says so: NAT needs failures that differ, and a greedy policy has one per task.

@@ -37,23 +37,24 @@ class Position:
 
     update: int = 0
     """Updates done."""
-    count: int = 0
-    """Updates that `totals` adds up."""
     totals: dict[str, float] = field(default_factory=dict)
     """Sums of their figures."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Of how many updates each is the sum."""
     recent: dict[str, float] = field(default_factory=dict)
     """Moving averages of their figures over the last ten or so, from 0 on: low at first."""
 
     def add(self, figures: dict[str, float]) -> None:
         """Counts one more update."""
-        self.update, self.count = self.update + 1, self.count + 1
+        self.update += 1
         for name, value in figures.items():
+            self.counts[name] = self.counts.get(name, 0) + 1
             self.totals[name] = self.totals.get(name, 0.0) + value
             recent = self.recent.get(name, 0.0)
             self.recent[name] = recent + (value - recent) / 10
 
     def means(self) -> dict[str, float]:
-        return {name: value / max(1, self.count) for name, value in self.totals.items()}
+        return {name: value / self.counts[name] for name, value in self.totals.items()}
 
 
 def save_training_state(

@@ -133,7 +133,8 @@ class Selection:
             listed = ", ".join(str(numbers[update]) for update in alike)
             text += f"; pass{'es' if len(alike) > 1 else ''} {listed} may be as good"
         if draw:
-            text += ": TOO FEW trajectories to choose by, the choice is a draw"
+            few = "TOO FEW trajectories to choose by, " if smallest else ""
+            text += f": {few}the choice is a draw"
         self.stage.note(text)
 
     def _differs(

@@ -328,7 +328,7 @@ class TrainingRun:
         with processes.main_first():
             if not path.is_dir():
                 self._refresh()
-                write_atomically(path, self.policy.save)
+                write_atomically(path, self._save_policy)
         return path
 
     def _refresh(self) -> None:

@@ -1,4 +1,5 @@
 import contextlib
+import json
 
 import pytest
 import torch
@@ -45,6 +46,25 @@ def test_an_update_is_one_adamw_step_on_the_mean_over_samples(tmp_path):
     loss.backward()
     optimiser.step()
     assert torch.allclose(model.weight, twin.weight, atol=1e-7)
+
+
+def test_figures_may_be_means_over_something_else(tmp_path):
+    """By hand, (sum of right ones, pairs, samples): 1 of 2 and 3 of 4; none; 0 of 5. In the update
+    without a pair there is nothing to log, and the stage's mean is over the two others."""
+
+    def loss(model, item):
+        right, pairs, _ = item
+        return model(torch.ones(1, 3)).sum() ** 2, {"right": right, "pairs": pairs}
+
+    stage = _stage(tmp_path)
+    schedule = Schedule(
+        [[(1.0, 2.0, 7), (3.0, 4.0, 9)], [(0.0, 0.0, 8)], [(0.0, 5.0, 5)]], lambda item: item[2]
+    )
+    means = optimise(stage, _model(), schedule, loss, CONFIG, {"right": "pairs"})
+    lines = [json.loads(line) for line in stage.directory.metrics.path.read_text().splitlines()]
+    assert [line.get("right") for line in lines] == [pytest.approx(4 / 6), None, 0.0]
+    assert means["right"] == pytest.approx(4 / 6 / 2)
+    assert not any("pairs" in figures for figures in (*lines, means))
 
 
 def test_resumes_from_a_checkpoint_with_the_same_weights(tmp_path):
