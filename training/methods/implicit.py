@@ -113,14 +113,8 @@ def learn(run: TrainingRun) -> None:
                     pairs = anchored(pairs, practices)
                 shuffle = shuffled(pairs, TreePairs.count, config, seed)
                 schedule = packed(shuffle, lambda item: item.tree.length, config.pack_tokens)
-                stage.figures |= optimise(
-                    stage,
-                    run.policy.model,
-                    schedule,
-                    loss(config),
-                    config,
-                    dict.fromkeys(HEALTH, PAIRS),
-                )
+                schedule = replace(schedule, per=dict.fromkeys(HEALTH, PAIRS))
+                stage.figures |= optimise(stage, run.policy.model, schedule, loss(config), config)
 
 
 def why_nothing(stage: Stage, practices: Sequence[Practice]) -> str:

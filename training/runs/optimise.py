@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -46,16 +45,14 @@ def optimise(
     schedule: Schedule[Item],
     loss: Loss[Item],
     config: OptimiserConfig,
-    per: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Makes the updates of the schedule, resuming from the newest checkpoint of the stage.
 
     Parameters
     ----------
     model: the policy's model; parameters with `requires_grad` are trained, in float32.
-    loss: see `Loss`; figures are logged as means over the samples of an update.
-    per: figures that are means over something else, with the figure that counts it; in an update
-        that has none of it they are not logged.
+    loss: see `Loss`; figures are logged as means over the samples of an update, or over what
+        `Schedule.per` says.
 
     Returns the means of the figures over the updates. Raises TrainingDiverged when the loss is not
     finite; the checkpoint before it is kept. After Ctrl-C or SIGTERM it ends the current update,
@@ -96,9 +93,7 @@ def optimise(
     ):
         counting = _counting(loss, tokens)
         for update in range(position.update, len(updates)):
-            figures = _gradients(
-                accelerator, wrapped, updates[update], schedule.size, counting, per
-            )
+            figures = _gradients(accelerator, wrapped, updates[update], schedule, counting)
             read = round(figures.pop("tokens") * sum(map(schedule.size, updates[update])))
             norms = [
                 accelerator.clip_grad_norm_(group["params"], config.max_grad_norm)
@@ -161,12 +156,11 @@ def _gradients(
     accelerator: Any,
     model: Any,
     items: Sequence[Item],
-    size: Callable[[Item], float],
+    schedule: Schedule[Item],
     loss: Loss[Item],
-    per: Mapping[str, str],
 ) -> dict[str, float]:
     """Gradients of an update's mean loss, on the model; returns loss and figures as means."""
-    samples = sum(size(item) for item in items)
+    samples = sum(schedule.size(item) for item in items)
     figures: dict[str, float] = {"loss": 0.0}
     share = _share(items, accelerator.process_index, accelerator.num_processes)
     for i, (item, weight) in enumerate(share):
@@ -179,11 +173,11 @@ def _gradients(
         for name, value in sums.items():
             figures[name] = figures.get(name, 0.0) + weight * value
     figures = _across_processes(accelerator, figures)
-    counts = {name: figures[count] for name, count in per.items()}
+    counts = {name: figures[count] for name, count in schedule.per.items()}
     return {
         name: value / count
         for name, value in figures.items()
-        if name not in per.values() and (count := counts.get(name, samples))
+        if name not in schedule.per.values() and (count := counts.get(name, samples))
     }
 
 

@@ -32,6 +32,9 @@ class Schedule(Generic[Item]):
     rates: Mapping[str, float] = field(default_factory=dict)
     """Name of a part of the model → its own peak learning rate; its gradient is also clipped by
     itself."""
+    per: Mapping[str, str] = field(default_factory=dict)
+    """Name of a figure that is no mean over samples → the figure that counts what it is a mean
+    over. Of an update that has none of it, it is not logged."""
 
 
 def shuffled(

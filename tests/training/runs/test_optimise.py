@@ -57,10 +57,9 @@ def test_figures_may_be_means_over_something_else(tmp_path):
         return model(torch.ones(1, 3)).sum() ** 2, {"right": right, "pairs": pairs}
 
     stage = _stage(tmp_path)
-    schedule = Schedule(
-        [[(1.0, 2.0, 7), (3.0, 4.0, 9)], [(0.0, 0.0, 8)], [(0.0, 5.0, 5)]], lambda item: item[2]
-    )
-    means = optimise(stage, _model(), schedule, loss, CONFIG, {"right": "pairs"})
+    updates = [(1.0, 2.0, 7), (3.0, 4.0, 9)], [(0.0, 0.0, 8)], [(0.0, 5.0, 5)]
+    schedule = Schedule(updates, lambda item: item[2], per={"right": "pairs"})
+    means = optimise(stage, _model(), schedule, loss, CONFIG)
     lines = [json.loads(line) for line in stage.directory.metrics.path.read_text().splitlines()]
     assert [line.get("right") for line in lines] == [pytest.approx(4 / 6), None, 0.0]
     assert means["right"] == pytest.approx(4 / 6 / 2)
