@@ -21,11 +21,10 @@ from functools import cached_property
 
 from stepagent.envs.trajectory import Trajectory
 from stepagent.eval.env_workers import Start
-from stepagent.eval.rollout import run_from
 from stepagent.files import open_file
 from stepagent.training.data import Sample
 from stepagent.training.methods.practice import action_of
-from stepagent.training.methods.rollouts import make_player, salt, steady
+from stepagent.training.methods.rollouts import make_player, play_starts, salt, steady
 from stepagent.training.runs import processes
 from stepagent.training.runs.lines import complete_lines
 from stepagent.training.runs.stage import Stage
@@ -175,24 +174,15 @@ class Branching:
         self, title: str, cases: Sequence[Case], todo: Sequence[tuple[str, int]]
     ) -> Generator[tuple[str, int, Outcome], None, None]:
         """(name, number of the case) → the same, and its outcome, as episodes end."""
-        config = self.run.config
         player = make_player(self.run, f"{self.stage.name}-{title}")
-        splits = [self.samples[cases[n].sample].trajectory.split for _, n in todo]
-        for split in sorted(set(splits)):
-            of_split = [item for item, its in zip(todo, splits, strict=True) if its == split]
-            played = run_from(
-                config.env,
-                player,
-                [self._start(cases[n], f"{self.stage.name}-{name}") for name, n in of_split],
-                split=split,
-                workers=config.rollouts.workers,
-                env_args=config.env_args,
-            )
-            with contextlib.closing(played):
-                for place, trajectory in played:
-                    name, n = of_split[place]
-                    case = cases[n]
-                    yield name, n, outcome_of(case, trajectory, self.samples[case.sample])
+        starts = [
+            ((name, n), self.samples[cases[n].sample].trajectory.split, self._start(cases[n], name))
+            for name, n in todo
+        ]
+        with contextlib.closing(play_starts(self.run, player, starts)) as played:
+            for (name, n), trajectory in played:
+                case = cases[n]
+                yield name, n, outcome_of(case, trajectory, self.samples[case.sample])
         player.close()
 
     def _start(self, case: Case, name: str) -> Start:
@@ -200,9 +190,8 @@ class Branching:
         replies = [step.text(self.run.style) for step in expert.steps[: case.steps]]
         if case.reply is not None:
             replies.append(case.reply)
-        return Start(
-            expert.task_id, expert.seed, tuple(replies), case.play_on, salt(self.run, name)
-        )
+        own = salt(self.run, f"{self.stage.name}-{name}")
+        return Start(expert.task_id, expert.seed, tuple(replies), case.play_on, own)
 
     def _expert_ids(self, sample: int, step: int) -> list[int]:
         encoded = self.samples[sample].encoded

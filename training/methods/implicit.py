@@ -139,8 +139,7 @@ def practised_pairs(
     were scored meanwhile. Figures go to the stage."""
     config = run.config.reflection
     samples = practice_samples(run, stage)
-    without_pairs = not config.preference_weight and config.anchor == "states"
-    if without_pairs and config.weights == "none":
+    if (config.preference_weight, config.anchor, config.weights) == (0, "states", "none"):
         stage.note("reflection.preference_weight is 0: the states are learned without practice")
         stage.figures |= {"practised": 0.0, "pairs": 0.0}
         trees = (unpractised(sample.encoded, config.max_tree_tokens) for sample in samples)

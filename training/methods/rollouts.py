@@ -128,7 +128,6 @@ def _play_missing(
     """This process's share of the episodes that there are not yet, all of them together: the k-th
     of every task before the next ones, so that the agent's batch runs empty once and not for each
     k. Each goes to the file of its k."""
-    config = run.config
     existing = [_in_order(_files(run, stage.name, k), tasks) for k in range(per_task)]
     processes.wait()  # all have read what there was, and share it out alike
     missing = [
@@ -143,28 +142,15 @@ def _play_missing(
     shared = f".{processes.rank()}-of-{processes.count()}" if processes.count() > 1 else ""
     player = mixed(make_player(run, stage.name))
 
-    def episodes() -> Iterator[tuple[int, Trajectory]]:
-        for split in sorted({task.split for _, task in todo}):
-            of_split = [(k, task) for k, task in todo if task.split == split]
-            played = run_from(
-                config.env,
-                player,
-                [
-                    Start(task.task_id, task.seed, salt=salt(run, f"{stage.name}-{k}"))
-                    for k, task in of_split
-                ],
-                split=split,
-                workers=config.rollouts.workers,
-                env_args=config.env_args,
-            )
-            with contextlib.closing(played):
-                for place, trajectory in played:
-                    yield of_split[place][0], trajectory
-
+    starts = [
+        (k, task.split, Start(task.task_id, task.seed, salt=salt(run, f"{stage.name}-{k}")))
+        for k, task in todo
+    ]
     with (
         contextlib.ExitStack() as files,
         stage.progress(len(todo), "episodes") as move,
-        contextlib.closing(steady(episodes(), lambda item: item[1].error)) as steadily,
+        contextlib.closing(play_starts(run, player, starts)) as played,
+        contextlib.closing(steady(played, lambda item: item[1].error)) as steadily,
     ):
         writers = {
             k: files.enter_context(Writer(_folder(run) / f"{stage.name}-{k}{shared}.jsonl"))
@@ -174,6 +160,26 @@ def _play_missing(
             writers[k].write(trajectory)
             move(done, {})
     player.close()
+
+
+def play_starts(
+    run: TrainingRun, player: Agent, starts: Sequence[tuple[Item, str, Start]]
+) -> Generator[tuple[Item, Trajectory], None, None]:
+    """Plays (what it is for, split, start), each in an environment of its split; yields what an
+    episode is for, and its trajectory, as episodes end."""
+    for split in sorted({split for _, split, _ in starts}):
+        of_split = [(item, start) for item, its, start in starts if its == split]
+        played = run_from(
+            run.config.env,
+            player,
+            [start for _, start in of_split],
+            split=split,
+            workers=run.config.rollouts.workers,
+            env_args=run.config.env_args,
+        )
+        with contextlib.closing(played):
+            for place, trajectory in played:
+                yield of_split[place][0], trajectory
 
 
 @contextlib.contextmanager
