@@ -40,6 +40,7 @@ SWEEPS = (
     "methods-tuning",
     "few-labels",
     "own-successes",
+    "sizes",
     "thermometer",
 )
 CONFIGS = [p for p in sorted(FOLDER.glob("*.yaml")) if p.stem not in NOT_RUNS + SWEEPS]

@@ -5,6 +5,7 @@ Scores and matches are in percent, losses in nats; gains are in percentage point
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -219,7 +220,7 @@ def _total(done: Sequence[Result]) -> dict[str, float] | None:
 def _estimate(found: Any) -> dict[str, Any] | None:
     if found is None:
         return None
-    half = None if len(found.values) < 2 else found.half_width
+    half = None if math.isnan(found.half_width) else found.half_width
     return {"mean": found.mean, "half_width": half, "values": list(found.values)}
 
 

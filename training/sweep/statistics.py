@@ -1,11 +1,11 @@
 """Means over seeds, paired gains over seeds and tasks, and correlations, with their intervals.
 
 The 95 % interval of a mean is Student's t over the seeds' scores: it is about new seeds on the same
-test tasks. That of a gain is a percentile bootstrap which draws seeds and tasks, both with
-replacement and independently (the pigeonhole bootstrap; Owen, 2007), from the differences of two
-rows on the same seed and task: it is about new seeds on new tasks. Its variance counts the noise of
-single episodes too often, and that between n seeds as (n - 1) / n; with fewer than about five seeds
-the latter wins where seeds differ, and the interval is somewhat narrow.
+test tasks. Two seeds are shown as they are. That of a gain is a percentile bootstrap which draws
+seeds and tasks, both with replacement and independently (the pigeonhole bootstrap; Owen, 2007),
+from the differences of two rows on the same seed and task: it is about new seeds on new tasks. Its
+variance counts the noise of single episodes too often, and that between n seeds as (n - 1) / n;
+with fewer than `FEW_SEEDS` the latter wins where seeds differ, and the interval is too narrow.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import numpy as np
 from stepagent.eval.paired import detectable
 from stepagent.eval.summary import RESAMPLES, resamples
 
+FEW_SEEDS = 5
+"""With fewer, intervals of gains say little about other seeds, and reports say so."""
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160)
 """97.5 % quantiles of Student's t with 1, 2, … degrees of freedom."""
 _Z = 1.959964
@@ -31,13 +33,15 @@ class Estimate:
 
     mean: float
     half_width: float
-    """Half of the 95 % interval; NaN for one seed"""
+    """Half of the 95 % interval; NaN for one or two seeds, which say too little about others"""
     values: tuple[float, ...]
     """One per seed"""
 
     def __str__(self) -> str:
+        n = len(self.values)
         spread = "" if math.isnan(self.half_width) else f" ± {self.half_width:.1f}"
-        return f"{self.mean:.1f}{spread} (n={len(self.values)})"
+        both = ": {:.1f}, {:.1f}".format(*self.values) if n == 2 else ""
+        return f"{self.mean:.1f}{spread} (n={n}{both})"
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -45,12 +49,14 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
     >>> print(estimate([50.0, 52.0, 54.0]))
     52.0 ± 5.0 (n=3)
+    >>> print(estimate([50.0, 53.0]))
+    51.5 (n=2: 50.0, 53.0)
     """
     n = len(values)
     if not n:
         return None
     mean = sum(values) / n
-    if n == 1:
+    if n <= 2:
         return Estimate(mean, math.nan, tuple(values))
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
     return Estimate(mean, student_t(n - 1) * deviation / math.sqrt(n), tuple(values))

@@ -11,6 +11,7 @@ from stepagent.agents import nano
 from stepagent.errors import UsageError
 from stepagent.eval.agreement import MEASURES
 from stepagent.eval.tables import p_value
+from stepagent.training.sweep.statistics import FEW_SEEDS
 
 NAMES = {"loss": "loss", "step_match": "step match", "trajectory_match": "trajectory match"}
 Row = Mapping[str, Any]
@@ -143,8 +144,16 @@ def sees(setting: Row) -> str:
         f"What this table can see: with {seeds} seed{'s' * (seeds != 1)}, {compared[0]['tasks']} "
         f"tasks and the spread measured here, a true gain of {_range(bounds)} points is called "
         f"significant with a probability of 80 %{several}. Intervals: bootstrap over seeds and "
-        "tasks, not corrected.\n"
+        f"tasks, not corrected.{_few(seeds)}\n"
     )
+
+
+def _few(seeds: int) -> str:
+    """A warning where too few seeds were run."""
+    if seeds == 1:
+        return " **With one seed they are about the tasks alone**: other seeds may differ by more."
+    few = " **With so few seeds they are too narrow**: other seeds may differ by more."
+    return few if seeds < FEW_SEEDS else ""
 
 
 def _range(values: Sequence[float]) -> str:

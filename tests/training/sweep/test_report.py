@@ -526,8 +526,10 @@ def test_a_damaged_summary_is_named(sweep, text):
 
 def test_a_table_of_one_comparison_speaks_of_no_correction():
     def gain(alone: float, of_all: float) -> dict:
-        figures = {"seeds": [0, 1], "tasks": 96, "detectable": alone, "detectable_holm": of_all}
-        return {"gain": figures}
+        seeds = [*range(8)]
+        return {
+            "gain": {"seeds": seeds, "tasks": 96, "detectable": alone, "detectable_holm": of_all}
+        }
 
     one = tables.sees({"rows": [{"gain": None}, gain(6.2, 6.2)]})
     assert "a true gain of 6.2 points" in one
@@ -535,3 +537,14 @@ def test_a_table_of_one_comparison_speaks_of_no_correction():
     two = tables.sees({"rows": [gain(6.2, 7.0), gain(5.0, 5.8)]})
     assert "a true gain of 5.8 to 7.0 points" in two
     assert "over all 2 rows; for one row chosen beforehand 5.0 to 6.2" in two
+
+
+@pytest.mark.parametrize(
+    ("seeds", "warning"),
+    [(1, "about the tasks alone"), (2, "too narrow"), (4, "too narrow"), (5, ""), (8, "")],
+)
+def test_a_table_of_few_seeds_warns_of_its_intervals(seeds, warning):
+    gain = {"seeds": [*range(seeds)], "tasks": 96, "detectable": 6.0, "detectable_holm": 6.0}
+    text = tables.sees({"rows": [{"gain": gain}]})
+    assert warning in text
+    assert ("**" in text) == bool(warning)

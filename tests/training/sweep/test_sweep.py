@@ -433,9 +433,9 @@ def test_the_papers_figures_are_marked_as_its_own(tmp_path):
     text = report.write(sweep).read_text()
     assert "**Paper:** Mistral-7B" in text
     assert "59.6" in text, "the paper's implicit on ScienceWorld"
-    assert "| step | 41.0 ± 12.7 (n=2) | 5.5 ± 6.4 (n=2) | 64.1 |" in text
+    assert "| step | 41.0 (n=2: 40.0, 42.0) | 5.5 (n=2: 5.0, 6.0) | 64.1 |" in text
     assert "| 0 | 1 | 2 | **Paper:** best iteration" in text
-    assert "| StepAgent-Inverse, gain |  | 4.5 ± 6.4 (n=2) | 5.5 ± 6.4 (n=2) |  |" in text
+    assert "| StepAgent-Inverse, gain |  | 4.5 (n=2: 4.0, 5.0) | 5.5 (n=2: 5.0, 6.0) |  |" in text
     assert "best iteration (WebShop) |" in text
     links = re.findall(r"!\[.*\]\((\S+)\)", text)
     assert len(links) == len(set(links)) == 4
@@ -449,9 +449,9 @@ def test_gains_count_from_the_sft_that_a_run_began_with(tmp_path):
     lines = report.write(sweep).read_text().splitlines()
     cells = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("|")]
     shown = {row[1]: row[2:4] for row in cells}
-    assert shown["SFT"] == ["35.5 ± 6.4 (n=2)", ""]
-    assert shown["SFT, longer"] == ["60.0 ± 0.0 (n=2)", "24.5 ± 6.4 (n=2)"]
-    assert shown["StepAgent-Implicit"] == ["41.0 ± 12.7 (n=2)", "5.5 ± 6.4 (n=2)"]
+    assert shown["SFT"] == ["35.5 (n=2: 35.0, 36.0)", ""]
+    assert shown["SFT, longer"] == ["60.0 (n=2: 60.0, 60.0)", "24.5 (n=2: 25.0, 24.0)"]
+    assert shown["StepAgent-Implicit"] == ["41.0 (n=2: 40.0, 42.0)", "5.5 (n=2: 5.0, 6.0)"]
 
 
 def _pretend(sweep: planning.Sweep, sft_scores: Mapping[str, float] = MappingProxyType({})) -> None:
