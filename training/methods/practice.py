@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from stepagent.agents.chat import ChatCodec, Encoded
@@ -220,11 +221,25 @@ def _draw(
         stage.sampler.publish(policy)  # here: `draw` is called by the thread that trains
         missing = set(numbers)
         mine = processes.mine(len(samples))
-        jobs = [Job(samples[i].encoded, stage.seed + i, done=i not in missing) for i in mine]
+        seeds = [draw_seed(stage.seed, i) for i in mine]
+        jobs = [
+            Job(samples[i].encoded, seed, done=i not in missing)
+            for i, seed in zip(mine, seeds, strict=True)
+        ]
         replies = _draw_replies(stage, policy, jobs, config)
         return map(line, [samples[i] for i in numbers], replies)
 
     return draw
+
+
+def draw_seed(stage: int, number: int) -> int:
+    """Of a trajectory's draws. No sum: runs of neighbouring seeds would have noise in common.
+
+    >>> draw_seed(0, 1) == draw_seed(1, 0), draw_seed(0, 1) == draw_seed(0, 1)
+    (False, True)
+    """
+    mixed = np.random.SeedSequence([stage % 2**63, number]).generate_state(1, np.uint64)
+    return int(mixed[0] >> np.uint64(1))
 
 
 def _replies(

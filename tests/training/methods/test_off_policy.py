@@ -20,7 +20,7 @@ from stepagent.training import run
 from stepagent.training.data import encode
 from stepagent.training.methods import implicit
 from stepagent.training.methods.off_policy import reweighted
-from stepagent.training.methods.practice import practice_trees
+from stepagent.training.methods.practice import draw_seed, practice_trees
 from stepagent.training.policy import Policy
 from stepagent.training.runs.metrics import Metrics
 from stepagent.training.trees.sampling import Sampling, practice
@@ -80,7 +80,7 @@ def test_the_policy_before_the_updates_practises_for_the_next_iteration(method, 
         sft.codec.stops,
     )
     for i, line in enumerate(lines[:3]):
-        drawn = practice(sft.model, prompts[i], sampling, config.seed + 2000 + i)
+        drawn = practice(sft.model, prompts[i], sampling, draw_seed(config.seed + 2000, i))
         assert line["replies"] == [[sft.codec.used(ids) for ids in state] for state in drawn]
     figures = summary["figures"]
     assert "off_policy_weight" not in figures["iteration-1"]
