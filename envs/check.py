@@ -391,7 +391,7 @@ class Config:
     """Checks that an environment keeps the contract."""
 
     env: str
-    """Environment id; a custom one is named module:Namespace/Name-v0."""
+    """Environment id, or module:Namespace/Name-v0 for a custom one."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment."""
 

@@ -32,13 +32,13 @@ class Config:
     task_id: str | None = None
     """The task to play. null: one drawn with the seed."""
     split: Literal["train", "dev", "test"] = "train"
-    """Which tasks to draw from."""
+    """Split from which the task is drawn."""
     seed: int = 0
     """Seed of the episode."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the environment, such as --env-args.max-steps 30."""
     out: Path | None = None
-    """File to which the episode is appended as a trajectory (one JSON line). null: none."""
+    """File to which the episode is appended as a trajectory, one JSON line. null: none."""
 
 
 def play(

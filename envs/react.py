@@ -73,13 +73,14 @@ class PromptStyle:
     """Which parts of an environment's prompt a conversation contains. Part of every fingerprint."""
 
     instruction: bool = True
-    """Start with the environment's instruction. Off only for small models of one task set."""
+    """Begin with the environment's instruction. Off only for small models of one set of tasks."""
     example: bool = True
     """Show the one-shot example, as the paper does."""
     thoughts: bool = True
-    """Replies are a thought and an action; off: only the bare action."""
+    """Replies are a thought and an action. Off: only the bare action."""
     suffix: str = field(default="", repr=False)  # the system text says it; checksums stay
-    """Text at the end, such as the one with which NAT marks good and bad trajectories."""
+    """Text at the end of the system message, such as the one with which NAT marks good and bad
+    trajectories."""
     format: Literal["react", "tools"] = field(default="react", repr=False)
     """Actions are lines of text (react), or calls of the environment's functions (tools)."""
 

@@ -38,22 +38,23 @@ SUFFIXES: dict[str, Format] = {".md": "markdown", ".csv": "csv", ".tex": "latex"
 
 @dataclass
 class Config:
-    """Compares runs: means with intervals, paired differences, by task type, the paper's rows."""
+    """Compares runs: means with intervals, paired differences, both also by task type, and the
+    paper's figures."""
 
     runs: list[str]
-    """Results files, folders of `stepagent eval`, or of `stepagent train` (all its evaluations); or
-    folders of entire suites, whose environments are compared one by one."""
+    """Results files; folders of `stepagent eval`, or of `stepagent train` (all its evaluations); or
+    folders of entire suites, which are compared environment by environment."""
     format: Format | None = None
-    """Output format. null: by the file name of --out (.md, .csv, .tex), else for the terminal."""
+    """Output format. null: by the ending of --out (.md, .csv, .tex), else for the terminal."""
     out: Path | None = None
     """File to write to. null: the terminal."""
     against: str | None = None
-    """Name of a run that all others are compared with. null: every pair is compared, and by task
-    type all with the first."""
+    """Name of the run that all others are compared with. null: every pair is compared, and by task
+    type all with the first run."""
     paper: bool = True
     """Also show the paper's figures for the environment."""
     force: bool = False
-    """Compare even runs that should not be compared (different split, prompt, data or version)."""
+    """Compare even runs that differ in what they should share (split, prompt, data or version)."""
 
 
 def _percent(value: float) -> str:

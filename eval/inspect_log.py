@@ -33,12 +33,13 @@ _NO_PROMPT = PromptStyle(instruction=False, example=False)
 
 @dataclass
 class Config:
-    """Writes the results of an evaluation as a log of Inspect, for its viewer."""
+    """Writes the results of an evaluation as a log for Inspect's viewer."""
 
     results: Path
-    """The evaluation's folder, or a file of trajectories."""
+    """Folder of the evaluation, or a file of trajectories."""
     out: Path | None = None
-    """The log: a file that ends in .eval or .json. null: results.eval beside the results."""
+    """Log to write, a file that ends in .eval or .json. null: beside the results, ending in
+    .eval."""
 
 
 def export(results: Path, out: Path | None = None, bad: list[BadLine] | None = None) -> Path:

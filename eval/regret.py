@@ -49,14 +49,16 @@ _LESS = 1e-6
 
 @dataclass
 class Config:
-    """Says at which step episodes lost what was in reach, by asking the environment's expert."""
+    """Finds the step at which each episode lost what was still in reach, by asking the
+    environment's expert."""
 
     runs: list[str] = field(default_factory=list)
-    """Results files, folders of `stepagent eval` (one run, or a suite) or of `stepagent train`."""
+    """Results files, or folders of `stepagent eval` (one run, or a suite) or `stepagent train`."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment that replace the recorded ones."""
     modules: list[str] = field(default_factory=list)
-    """Modules that register the runs' custom environments; they are imported."""
+    """Modules to import, which register the runs' custom environments. A results file alone cannot
+    have a module imported."""
     limit: int | None = None
     """Maximum number of episodes of each run. null: all."""
 

@@ -39,13 +39,13 @@ class Config:
     """Replays the recorded actions of runs and checks every observation and score."""
 
     runs: list[str] = field(default_factory=list)
-    """Results files, folders of `stepagent eval` (one run, or a suite) or of `stepagent train`."""
+    """Results files, or folders of `stepagent eval` (one run, or a suite) or `stepagent train`."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment that replace the recorded ones, such as --env-args.data FOLDER
-    if the data has moved."""
+    if the data have moved."""
     modules: list[str] = field(default_factory=list)
-    """Modules that register the runs' custom environments. They are imported, which a results file
-    alone cannot cause."""
+    """Modules to import, which register the runs' custom environments. A results file alone cannot
+    have a module imported."""
     limit: int | None = None
     """Maximum number of episodes of each run. null: all."""
 

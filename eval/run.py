@@ -32,81 +32,85 @@ from stepagent.files import cache_folder
 
 @dataclass
 class Config:
-    """Scores an agent on an environment and writes results and summary to a directory."""
+    """Scores an agent on an environment, or several on a suite, and writes results and summary to a
+    directory."""
 
     agent: str | None = None
-    """Who acts: expert, random, human, smollm2, nano, hf:PATH (such as hf:RUN/final) or
-    openai:MODEL. For a suite also several, separated by commas: expert,random,smollm2. null: for a
-    suite expert,random."""
+    """Agent to score: expert, random, human, smollm2, nano, hf:PATH (such as hf:RUN/final) or
+    openai:MODEL. A suite takes several, separated by commas: expert,random,smollm2. null:
+    expert,random, for a suite only."""
     out: Path | None = None
-    """Directory for results.jsonl and summary.json (for a suite: AGENT/ENVIRONMENT/results.jsonl,
-    and one summary.json and table.md for all). If it holds results, the run resumes. null:
-    runs/AGENT/ENVIRONMENT-SPLIT (for a suite: runs/SUITE)."""
+    """Directory for results.jsonl and summary.json. (With a suite it holds
+    AGENT/ENVIRONMENT/results.jsonl, and one summary.json and table.md for all.) If it holds
+    results, the run resumes. null: runs/AGENT/ENVIRONMENT-SPLIT (with a suite: runs/SUITE)."""
     env: str | None = None
     """Environment id, such as stepagent/ScienceWorld-v0, or module:Namespace/Name-v0 for a custom
     one."""
     suite: str | None = None
-    """Instead of env: paper (the seven data sets of its table 2, their test splits and metrics),
-    quick (four short tasks of each, a smoke test), or a YAML file like eval/suites/paper.yaml."""
+    """Instead of env: paper (the seven data sets of the paper's table 2, with their test splits and
+    metrics), quick (a smoke test: four short tasks of each), or a YAML file like
+    eval/suites/paper.yaml."""
     data: Path | None = None
-    """Folder of the benchmarks' own files for the suite paper, with the subfolders webshop,
+    """Folder of the benchmarks' own files, for the suite paper. Its subfolders are webshop,
     mind2web, alfworld, hotpotqa, 2wikimultihopqa and musique. null: $STEPAGENT_DATA. What is
     missing there is played from the bundled data, and the table says so."""
     split: Literal["train", "dev", "test"] = "test"
-    """Which tasks."""
+    """Split whose tasks are played."""
     limit: int | None = None
-    """Number of tasks: the first of a fixed shuffle of the split, so that a larger number extends
-    a smaller one. null: all."""
+    """Number of tasks: the first of a fixed shuffle of the split, so a larger number includes the
+    tasks of a smaller one. null: all."""
     task_ids: list[str] | None = None
     """Play only these tasks, a list such as '[a/1, b/2]'."""
     seed: int = 0
-    """Seed of every episode and, together with the task id, of the agent's own draws."""
+    """Seed of every episode and, together with the task id, of what the agent draws at random."""
     workers: int | None = None
     """Episodes played at the same time (with ray: by each worker process). null: as many as the
-    agent prefers to answer at once."""
+    agent prefers."""
     launch: Literal["local", "ray"] = "local"
-    """Who plays: local (this process), or ray (worker processes of a Ray cluster, each with its own
-    agent and environments)."""
+    """Where episodes are played: local (this process), or ray (worker processes of a Ray cluster,
+    each with its own agent and environments)."""
     ray: dict[str, Any] = field(default_factory=dict)
-    """For ray: what each worker process takes, such as {num_cpus: 8, num_gpus: 1}. By default one
+    """For ray: what each worker process takes, such as {num_cpus: 8, num_gpus: 1}. Default: one
     CPU."""
     ray_address: str = ""
-    """For ray: the cluster's address, such as head:6379, or local for one on this machine. Empty:
-    RAY_ADDRESS, else the cluster that this machine is part of."""
+    """For ray: address of the cluster, such as head:6379; local starts one on this machine. Empty:
+    $RAY_ADDRESS, else the cluster that this machine is part of."""
     ray_workers: int | None = None
-    """For ray: worker processes. null: as many as the cluster has room for."""
+    """For ray: number of worker processes. null: as many as the cluster has room for."""
     env_args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the environment (in a suite: of each), such as
+    """Further arguments of the environment (with a suite, of every environment), such as
     --env-args.max-steps 30."""
     agent_args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the agent (of several agents: of those that take them), such as
+    """Further arguments of the agent (with several agents, of those that take them), such as
     --agent-args.batch-size 8."""
     max_new_tokens: int | None = None
-    """Maximum length of a reply, its thinking included, in tokens (models only). null: 256, and
+    """Maximum length of a reply, including its thinking, in tokens (models only). null: 256, or
     4,096 for models that think."""
     temperature: float | None = None
     """Sampling temperature (models only); 0 is greedy. null: the agent's own default."""
     instruction: bool | None = None
-    """Open with the environment's instruction. null: the agent's own default (on; for hf:RUN/final
-    as in training, and so for the three below and for max_new_tokens)."""
+    """Begin with the environment's instruction. null: the agent's own default, on. A policy
+    hf:RUN/final takes this default from its training, like those of example, shots, thoughts and
+    max_new_tokens."""
     example: bool | None = None
     """Show the one-shot example. null: the agent's own default."""
     shots: int | None = None
     """Worked examples in the prompt: 0 for none, 1 for the environment's own, more for further ones
-    by its expert on training tasks. null: as `example` says."""
+    that its expert plays on training tasks. null: as `example` says."""
     thoughts: bool | None = None
-    """Replies are a thought and an action; off: only the action. null: the agent's own default."""
+    """Replies are a thought and an action. Off: only the action. null: the agent's own default."""
     cache: bool = True
     """Cache the replies of openai: agents in $STEPAGENT_CACHE/replies.sqlite, so that repeating a
     run costs nothing. Switch it off if the model behind a name changes."""
     time_limit: float | None = 1800.0
-    """Seconds that the agent may take for a reply, or the environment for a step, before the
-    episode counts as failed (human: unlimited). null: no limit."""
+    """Seconds that the agent may take for a reply, or the environment for a step. After that the
+    episode counts as failed. (A human has no limit.) null: no limit."""
     max_failures: int = 10
-    """Give up after so many failed episodes in a row (if a server is down, say)."""
+    """Give up after this many failed episodes in a row, as when a server is down."""
     regret: bool = False
-    """Afterwards ask the environment's expert at which step each episode was lost, and put that
-    into summary.json (see stepagent regret). ScienceWorld's takes up to half a second per step."""
+    """Afterwards ask the environment's expert at which step each episode was lost, and add that to
+    summary.json (see `stepagent regret`). ScienceWorld's expert takes up to half a second per
+    step."""
     overwrite: bool = False
     """Delete the results in the directory first."""
 

@@ -37,11 +37,11 @@ class Entry:
     """Its column in the table, and its folder."""
     env: str
     measure: str
-    """Describes its figure in words."""
+    """What its figure is, in words."""
     figure: str = "score"
     """score or success."""
     data: str | None = None
-    """Folder of the benchmark's own files, below the data folder."""
+    """Subfolder of the data folder with the benchmark's own files."""
     split: str = "test"
     limit: int | None = None
     env_args: dict[str, Any] = field(default_factory=dict)

@@ -39,12 +39,12 @@ _ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bash
 class Config:
     """Prints the script that completes commands, options and their values in a shell.
 
-    bash: put `eval "$(stepagent completion bash)"` into ~/.bashrc; zsh: the same with zsh into
-    ~/.zshrc.
+    bash: add the line `eval "$(stepagent completion bash)"` to ~/.bashrc. zsh: add the same line,
+    with zsh in place of bash, to ~/.zshrc.
     """
 
     shell: Literal["bash", "zsh"]
-    """The shell."""
+    """Shell that the script is for."""
 
 
 def script() -> str:

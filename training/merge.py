@@ -28,7 +28,7 @@ class Config:
     out: Path
     """Directory to write the model to; it must not exist yet."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of the weights that are written."""
+    """Type of the weights that are written."""
 
 
 def merge(config: Config) -> Path:

@@ -27,9 +27,9 @@ class Config:
     out: Path
     """Folder to write to; it is created."""
     split: Literal["train", "dev", "test"] = "test"
-    """Which split's games."""
+    """Split whose games are written."""
     limit: int = 20
-    """How many, starting with the split's first."""
+    """Number of games, from the first of the split on."""
 
 
 def write(folder: Path, task_ids: Sequence[str]) -> list[Path]:

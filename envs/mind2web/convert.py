@@ -39,9 +39,9 @@ class Config:
     pickle: Path
     """The file scores_all_data.pkl, or another in the same format."""
     out: Path
-    """JSON file to write: for every step its best candidates, best first."""
+    """JSON file to write: for every step its best candidates, the best one first."""
     top_k: int = 50
-    """Candidates kept of each step."""
+    """Candidates to keep for each step."""
 
 
 class _Type:

@@ -36,41 +36,41 @@ class Config:
     """Serves environments over HTTP; clients use gym.make(ID, url="http://host:port").
 
     The token is read from the variable STEPAGENT_TOKEN, where other users of the machine cannot see
-    it. /docs documents the routes, docs/pages/servers.md the rest.
+    it. The routes are documented at /docs, everything else in docs/pages/servers.md.
     """
 
     env: list[str]
     """Environment to serve: an id, or module:Namespace/Name-v0. Repeat the option for several
     environments."""
     host: str = "127.0.0.1"
-    """Address to listen on. Beyond this machine only with a token."""
+    """Address to listen on. One that other machines can reach needs a token."""
     port: int = 8000
-    """Port to listen on; 0: a free one (the log's first line names it)."""
+    """Port to listen on; 0: a free one, which the first line of the log names."""
     published: str = ""
-    """Address that the port is published on, if it differs from host, as with containers: it then
+    """Address on which the port is published, if that is not host, as with containers. It then
     decides whether a token is needed."""
     allow_unauthenticated: bool = False
-    """Listen beyond this machine without a token: whoever reaches the port may use the server."""
+    """Let other machines in without a token: whoever reaches the port may use the server."""
     env_args: dict[str, Any] = field(default_factory=dict)
-    """Arguments that the server fixes, by environment id: '{"stepagent/WebShop-v0": {"data": …}}'.
-    Clients cannot change them."""
+    """Arguments that the server fixes and clients cannot change, by environment id:
+    '{"stepagent/WebShop-v0": {"data": …}}'."""
     client_args: list[str] | None = None
-    """Arguments of environments that clients may set. null: all, but without a token and beyond
-    this machine only split and max_steps."""
+    """Arguments of environments that clients may set. null: all; but without a token, if other
+    machines can reach the server, only split and max_steps."""
     max_sessions: int = 256
-    """Most sessions that may be open; further clients get an error that says so."""
+    """Maximum number of open sessions. Further clients get an error that says so."""
     max_connections: int = 1024
-    """Most connections; for a further one, one that is idle is closed."""
+    """Maximum number of connections. For a further one an idle one is closed."""
     idle_seconds: float = 1800.0
     """Seconds after which an unused session is closed."""
     step_seconds: float = 120.0
-    """Seconds that a step may take; after that its session is closed."""
+    """Seconds that a step may take. After that its session is closed."""
     start_seconds: float = 300.0
-    """Seconds that making an environment, a reset or an expert's plan may take."""
+    """Seconds that creating an environment, a reset or an expert's plan may take."""
     max_body_mb: float = 4.0
     """Largest request, in MiB."""
     grace_seconds: float = 10.0
-    """Seconds that running requests have to finish when the server is stopped."""
+    """Seconds that running requests get to finish when the server is stopped."""
     log_level: Literal["debug", "info", "warning"] = "info"
     """debug logs every request."""
 

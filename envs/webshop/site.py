@@ -71,15 +71,15 @@ class Config:
     """Serves WebShop as web pages for people, and records how they shop."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in."""
+    """Address to listen on. With 0.0.0.0 other machines can reach it too."""
     port: int = 8321
-    """Port to listen on; 0: any free one (it is printed)."""
+    """Port to listen on; 0: any free one, which is printed."""
     split: Literal["train", "dev", "test"] = "train"
-    """Which tasks to give out."""
+    """Split whose tasks are given out."""
     seed: int = 0
-    """The first visit plays the task of this seed, the next one that of the next seed."""
+    """Seed of the first visit's task. Each further visit gets the next seed."""
     out: Path | None = None
-    """File to which finished episodes are appended (one JSON line each). null: none."""
+    """File to which finished episodes are appended, one JSON line each. null: none."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment, such as --env-args.data FOLDER."""
 

@@ -32,20 +32,19 @@ SAVE_EVERY = 20_000
 
 @dataclass
 class Config:
-    """Makes a corpus folder from a Wikipedia dump or from pages: JSON lines or a JSON list with
+    """Makes a corpus folder from a Wikipedia dump, or from pages: JSON lines or a JSON list with
     title and text, a JSON object of title: sentences, tab-separated columns with a header, parquet
-    or arrow. They may be compressed with gzip or bzip2 (or xz, zstd) and lie in a folder or in a
+    or arrow. Files may be compressed with gzip or bzip2 (or xz, zstd), and be in a folder or in a
     zip or tar archive."""
 
     source: Path
     """The dump, or the file, archive or folder of pages."""
     out: Path
-    """Folder for the corpus; created, or completed after a stopped run."""
+    """Folder for the corpus. It is created, or completed if an earlier run was stopped."""
     limit: int | None = None
     """Maximum number of records read from the source. null: all."""
     index: bool = True
-    """Also build the search index (in $STEPAGENT_CACHE), which the first search would do
-    otherwise."""
+    """Also build the search index, in $STEPAGENT_CACHE. Otherwise the first search builds it."""
 
 
 def prepare(

@@ -28,18 +28,20 @@ class Config:
     """Measures how far policies agree with the expert on episodes they have not learned from."""
 
     policies: list[str]
-    """Local models: folders (adapters too), hub ids, or smollm2. They come first, without an option
-    name: POLICY POLICY …; all others are compared with the first. The folder of a training run
-    stands for its final policy, and says env, env_args and prompt where no option does."""
+    """Local models: folders (adapters too), hub ids, smollm2 or nano. Of several, all others are
+    compared with the first. The folder of a training run stands for its final policy; env, env_args
+    and prompt are then those of the run where no option says otherwise."""
     env: str | None = None
-    """Environment whose expert plays, or module:Namespace/Name-v0 for a custom one. null: that of
-    the trajectories, or of the first training run."""
+    """Environment whose expert plays; module:Namespace/Name-v0 for a custom one. null: that of the
+    trajectories, or of the first training run."""
     trajectories: Path | None = None
-    """File with trajectories of an expert, instead of those that the environment's own plays."""
+    """File with an expert's trajectories, to be read instead of those that the environment's own
+    expert plays."""
     split: Literal["train", "dev", "test"] = "dev"
-    """Which tasks. Those of train say how much was learned by heart."""
+    """Split whose tasks the expert plays. On train, agreement says how much was learned by
+    heart."""
     limit: int | None = None
-    """Number of tasks, as in `stepagent eval`. null: all."""
+    """Number of tasks, chosen as in `stepagent eval`. null: all."""
     min_reward: float = 1.0
     """Trajectories that scored less are left out."""
     seed: int = 0
@@ -49,16 +51,16 @@ class Config:
     agent_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the policies, such as --agent-args.device cpu."""
     instruction: bool | None = None
-    """Open with the environment's instruction. null: as the training run did, else on."""
+    """Begin with the environment's instruction. null: as the training run did, else on."""
     example: bool | None = None
     """Show the one-shot example. null: as the training run did, else on."""
     thoughts: bool | None = None
-    """Replies are a thought and an action; off: only the action. null: as the training run did,
+    """Replies are a thought and an action. Off: only the action. null: as the training run did,
     else on."""
     out: Path | None = None
     """Directory for the expert's episodes (expert/), table.json, and the figures of every
-    trajectory: of one policy in the directory itself, of several in a folder for each. Where it is
-    one of `stepagent eval`, `stepagent compare` shows them, too. null:
+    trajectory: with one policy in the directory itself, with several in a folder for each. If it is
+    a directory of `stepagent eval`, `stepagent compare` shows the figures too. null:
     runs/agreement/ENVIRONMENT-SPLIT."""
 
 

@@ -21,22 +21,22 @@ class Options:
     """Measures a part of StepAgent against the plain way of doing the same."""
 
     name: str
-    """Which benchmark: envs, expert, rollout, practice, reflection, own-states, grpo, inverse,
+    """Benchmark to run: envs, expert, rollout, practice, reflection, own-states, grpo, inverse,
     server, soak or vector."""
     out: Path | None = None
     """JSON file for the rows. null: only the table is shown."""
     env: str = "stepagent/ScienceWorld-v0"
-    """Environment of the benchmark `envs`."""
+    """Environment, for the benchmark `envs`."""
     repeats: int = 3
-    """How often each side is measured; medians are reported."""
+    """How often each side is measured; the medians are reported."""
     model: str = "smollm2"
-    """Language model of the benchmarks that need one: smollm2, or a folder or hub name."""
+    """Language model, for benchmarks that need one: smollm2, or a folder or hub name."""
     device: str = "auto"
-    """Where the model runs: auto, cpu or cuda."""
+    """Device on which the model runs: auto, cpu or cuda."""
     dtype: str = "auto"
-    """Numbers of the model: auto, float32 or bfloat16."""
+    """Number format of the model: auto, float32 or bfloat16."""
     args: dict[str, Any] = field(default_factory=dict)
-    """Further settings of one benchmark, such as --args.episodes 8."""
+    """Further settings of the benchmark, such as --args.episodes 8."""
 
 
 MOST = 1e6

@@ -21,25 +21,27 @@ from stepagent.eval.suite import accepted_options
 
 @dataclass
 class Config(play.Config):
-    """Play an environment by hand, in the terminal or (--web) on a page that also shows agents at
-    play and evaluations while they run."""
+    """Play an environment by hand, in the terminal or (--web) on a page, which also shows agents at
+    play and running evaluations."""
 
     env: str = ""
     """Environment id, such as stepagent/ScienceWorld-v0, or module:Namespace/Name-v0. With --web it
-    may be left out: the page offers all seven, and this one first."""
+    may be left out: the page offers all seven environments, and a named one first."""
     web: bool = False
-    """Serve a page for the browser, to this machine only, until Ctrl-C."""
+    """Serve a page for the browser, on this machine only, until Ctrl-C."""
     port: int = 8322
-    """Port of the page; 0: any free one (it is printed)."""
+    """Port of the page; 0: any free one, which is printed."""
     agents: list[str] = field(default_factory=list)
-    """Agents that the page can watch besides the expert and random: [hf:PATH, openai:MODEL]."""
+    """Agents that the page offers besides the expert and random, such as '[hf:PATH,
+    openai:MODEL]'."""
     agent_args: dict[str, Any] = field(default_factory=dict)
-    """Further options of the agents (of those that take them), such as
-    --agent-args.max-new-tokens 64."""
+    """Further options of the agents (of those that take them), such as --agent-args.max-new-tokens
+    64."""
     results: list[str] = field(default_factory=lambda: ["runs"])
-    """Folders below which the page looks for results of evaluations, also of running ones."""
+    """Folders below which the page looks for results of evaluations, running ones included."""
     time_limit: float | None = 600.0
-    """With --web, seconds for an agent's reply or an environment's step. null: no limit."""
+    """With --web: seconds that an agent may take for a reply, or an environment for a step. null:
+    no limit."""
 
 
 def run(config: Config) -> int:

@@ -21,16 +21,16 @@ class Config:
     """Writes one self-contained HTML file that shows runs and all their episodes."""
 
     runs: list[str]
-    """Results files, folders of `stepagent eval` (one run, or a suite), or of `stepagent train`
+    """Results files; folders of `stepagent eval` (one run, or a suite), or of `stepagent train`
     (its learning curves and all evaluations)."""
     out: Path = Path("report.html")
-    """The file to write."""
+    """File to write."""
     expert: str | None = None
-    """A run whose episodes are shown beside those of the same task, or "play": the expert plays
+    """Run whose episodes are shown beside those of the same tasks, or "play": the expert plays
     these tasks now. null: the expert's episodes among the runs, if any."""
     modules: list[str] = field(default_factory=list)
-    """With `--expert play`, modules that register the runs' custom environments. They are imported,
-    which a results file alone cannot cause."""
+    """With `--expert play`: modules to import, which register the runs' custom environments. A
+    results file alone cannot have a module imported."""
     title: str | None = None
     """Title of the page. null: the environments' names."""
 

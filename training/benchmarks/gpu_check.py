@@ -60,13 +60,13 @@ class Shape:
     key_heads: int
     vocabulary: int
     rank: int
-    """Of an adapter; 0 trains all weights."""
+    """Rank of the adapter; 0 trains all weights."""
     steps: int = 40
     state: int = 75
     """Tokens between two replies."""
     reply: int = 25
     plain_every: int = 8
-    """The plain way is measured in one of so many states, and its time multiplied."""
+    """The plain way is measured in one of this many states, and its time multiplied by it."""
 
 
 SHAPES = {
@@ -86,9 +86,9 @@ class Config:
     """Checks step trees on a GPU, and measures them there."""
 
     out: Path = Path("build/gpu-check.json")
-    """JSON file that is written section by section; those that it holds are not done again."""
+    """JSON file, written section by section. Sections that it already holds are not done again."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """`cpu` runs the same code on tiny models: a test of the script."""
+    """`cpu` runs the same code on tiny models, as a test of the script."""
 
 
 def run(config: Config) -> int:

@@ -14,9 +14,10 @@ class Config:
     """Converts trajectories of other projects into StepAgent's, and StepAgent's into theirs."""
 
     files: list[str] = field(default_factory=list)
-    """Files, or folders of .json, .jsonl and .parquet files; training runs for step-pairs."""
+    """Files, or folders of .json, .jsonl and .parquet files. For step-pairs: folders of training
+    runs."""
     out: Path | None = None
-    """File to write: .jsonl, or .parquet where `to` is not trajectories."""
+    """File to write: .jsonl, or also .parquet where `to` is not trajectories."""
     to: Literal[
         "trajectories", "messages", "sharegpt", "prompt-completion", "preference", "step-pairs"
     ] = "trajectories"
@@ -34,24 +35,26 @@ class Config:
         ]
         | None
     ) = None
-    """Layout of the input. null: recognised record by record."""
+    """Layout of the input. null: recognised for each record."""
     env: str | None = None
-    """Environment of all records. null: recognised record by record."""
+    """Environment of all records. null: recognised for each record."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment, such as --env-args.data FOLDER."""
     modules: list[str] = field(default_factory=list)
-    """Modules that register custom environments of StepAgent's trajectories. They are imported,
-    which a file alone cannot cause."""
+    """Modules to import, which register custom environments of StepAgent's trajectories. A file
+    alone cannot have a module imported."""
     replay: bool = True
-    """Play the actions again where the task can be found. Scores then come from the environment."""
+    """Play the actions again where the task can be found. If nothing differs, observations, rewards
+    and score are then the environment's."""
     observations: Literal["file", "replay"] = "file"
-    """What a trajectory holds whose replay differs: the file's observations or the replay's."""
+    """What a trajectory keeps if its replay differs: observations and score of the file, or of the
+    replay."""
     reward: float | None = None
-    """Score of records that do not say theirs and were not replayed, 0 to 1. null: 1 for expert
-    demonstrations (ETO, AgentGym, ALFWorld), else 0."""
+    """Score, 0 to 1, of records that get none from a replay and do not say theirs. null: 1 for
+    expert demonstrations (ETO, AgentGym, ALFWorld), else 0."""
     limit: int | None = None
-    """Records of each file at most. null: all."""
+    """Maximum number of records of each file. null: all."""
     prompt: PromptStyle = field(default_factory=PromptStyle)
-    """What conversations begin with, where `to` is not trajectories."""
+    """Prompt that conversations begin with, where `to` is not trajectories."""
     report: Path | None = None
-    """Where the report goes. null: OUT.report.json."""
+    """File for the report. null: OUT.report.json."""

@@ -25,23 +25,24 @@ from stepagent.training.pretrain.optimise import Optimiser
 
 @dataclass
 class Config:
-    """Pre-trains a small language model on what the environments say."""
+    """Pre-trains a small language model on the environments' texts."""
 
     output: str
-    """Directory of the corpus, the checkpoints and the model. Running again resumes."""
+    """Directory for the corpus, the checkpoints and the model. Running it again resumes."""
     sources: dict[str, float] = field(default_factory=dict)
-    """Environments to walk through: id → text to collect, in millions of characters."""
+    """Environments whose texts are collected, by random walks: id → amount, in millions of
+    characters."""
     shape: TinyConfig = field(default_factory=TinyConfig)
     """Shape of the model."""
     optimiser: Optimiser = field(default_factory=Optimiser)
-    """Training."""
+    """The training."""
     seed: int = 0
-    """Of walks, weights and order."""
+    """Seed of the walks, the initial weights and the order of the corpus."""
     threads: int = 0
     """CPU threads; 0: as many as there are cores."""
     install: bool = False
-    """Copy the finished model to where `--policy.model nano` finds it, inside the package. Where
-    the output holds a finished one already, nothing else is done."""
+    """Copy the finished model into the package, where `--policy.model nano` finds it. If `output`
+    already holds a finished model, nothing else is done."""
 
 
 def pretrain(config: Config, console: Console) -> Path:

@@ -27,31 +27,31 @@ from stepagent.training.runs.interrupts import checkpoint_clock
 
 @dataclass
 class Optimiser:
-    """AdamW with warm-up and a cosine to a tenth of the rate."""
+    """AdamW with warm-up, then a cosine down to a tenth of the peak rate."""
 
     tokens: float = 20.0
-    """Tokens to train on, in millions; the corpus is read again when it ends."""
+    """Tokens to train on, in millions. A shorter corpus is read more than once."""
     sequence: int = 1024
-    """Tokens of a sequence."""
+    """Tokens per sequence."""
     batch_size: int = 16
-    """Sequences of an update."""
+    """Sequences per update."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     warmup_ratio: float = 0.02
     """Share of the updates for warm-up."""
     weight_decay: float = 0.1
-    """Of matrices; embeddings and norms have none."""
+    """Weight decay of matrices; embeddings and norms have none."""
     beta2: float = 0.95
-    """AdamW's second beta."""
+    """AdamW's second decay rate."""
     max_grad_norm: float = 1.0
-    """Norm at which gradients are clipped."""
+    """Largest norm of the gradient; a larger one is scaled down to it."""
     seed: int = 0
-    """Of the order in which sequences are read."""
+    """Seed of the order in which sequences are read."""
     copying: int = 0
-    """Longest row of random tokens that a sequence ends with, twice: so that a model that copies
-    goes on doing so. Only the repetition is learned. 0: none."""
+    """Each sequence ends with a row of up to this many random tokens and its repetition, so that a
+    model that can copy keeps copying. Of the two only the repetition is learned. 0: none."""
     checkpoint_seconds: float = 120.0
-    """Time between checkpoints; 0: after every update."""
+    """Seconds between checkpoints; 0: after every update."""
 
     def check(self) -> None:
         """Raises UsageError for a number that is out of range."""

@@ -31,25 +31,26 @@ class Experiment:
     name: str
     """Heading of its section in the report, such as Table 2."""
     methods: list[str]
-    """Names under `methods` (or of methods themselves)."""
+    """Names of methods, or of entries under `methods`."""
     environments: list[str]
     """Names under `environments`."""
     models: list[str]
     """Names under `models`."""
     kind: str = "methods"
-    """How it is reported: `methods` (as table 2), `rewards` (table 3), `iterations` or `practice`
+    """How it is reported: `methods` (like table 2), `rewards` (table 3), `iterations` or `practice`
     (figure 4)."""
     vary: dict[str, list[Any]] = field(default_factory=dict)
-    """Option of training.run → its values, such as reflection.practice: [1, 2, 3, 4, 5]."""
+    """Options of `stepagent train` to vary → their values, such as reflection.practice: [1, 2, 3,
+    4, 5]."""
     seeds: list[int] = field(default_factory=list)
-    """Instead of the sweep's own."""
+    """Seeds of this experiment. Empty: those of the sweep."""
     baseline: str = ""
-    """Row that paired gains are counted from. Empty: the first of method `sft`; where there is
-    none, the SFT that each run began with."""
+    """Row over which gains are counted. Empty: the first of method `sft`; where there is none, the
+    SFT that each run began with."""
     best_on_dev: dict[str, list[str]] = field(default_factory=dict)
-    """Further row → rows that differ in `sft` alone, such as plans or learning rates, with
-    `sft.select` dev. For each seed, the one of their runs whose SFT agrees best with the expert on
-    dev. Its budget is that of all of them."""
+    """New row → the rows that it is chosen from. These may differ in `sft` alone (passes or
+    learning rate, say) and need `sft.select: dev`. For each seed, the new row is the run whose SFT
+    agrees best with the expert on dev. Its budget is that of all of them together."""
 
     @property
     def variations(self) -> list[tuple[tuple[str, Any], ...]]:
@@ -64,54 +65,55 @@ SWEEP = "sweep.yaml"
 
 @dataclass
 class Sweep:
-    """Runs a table of experiments one after another or in parallel, and reports them."""
+    """Does all runs of a table of experiments, one after another or in parallel, and reports
+    them."""
 
     output: str
-    """Directory of all runs and the report."""
+    """Directory for all runs and the report."""
     experiments: list[dict[str, Any]] = field(default_factory=list)
-    """Each a mapping: name, methods, environments, models, and optionally kind, vary, seeds,
-    baseline, best_on_dev. None: the sweep that the directory `output` already holds, in which the
-    options that are given are changed."""
+    """The experiments, each a mapping: name, methods, environments, models, and optionally kind,
+    vary, seeds, baseline, best_on_dev. Empty: the sweep that the directory `output` already holds;
+    options that are given change it."""
     common: dict[str, Any] = field(default_factory=dict)
-    """Options of training.run that all runs share."""
+    """Options of `stepagent train` that all runs share."""
     methods: dict[str, Any] = field(default_factory=dict)
-    """Name → its options; `method` among them where the name is not the method's. The name
-    `sft-matched-ROW` is SFT on as many tokens as the row ROW was trained on."""
+    """Name → its options. `method` must be among them if the name is not that of a method or
+    variant. The name `sft-matched-ROW` is SFT on as many tokens as the row ROW was trained on."""
     environments: dict[str, Any] = field(default_factory=dict)
-    """Name → env, env_args and other options that go with it."""
+    """Name → env, env_args and other options that belong to it."""
     models: dict[str, Any] = field(default_factory=dict)
-    """Name → policy and other options that go with it."""
+    """Name → policy and other options that belong to it."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Seeds of every combination."""
+    """Seeds with which every combination is run."""
     launch: Literal["local", "submitit", "ray"] = "local"
-    """Where the runs are done: local (processes of this machine), submitit (jobs of Slurm) or ray
+    """Where the runs are done: local (processes on this machine), submitit (jobs of Slurm) or ray
     (tasks of a Ray cluster). `output` must be on a file system that all machines share."""
     slurm: dict[str, Any] = field(default_factory=dict)
     """For submitit: parameters of each job, such as {partition: gpu, gpus_per_node: 1, mem_gb: 64,
-    timeout_min: 600}. Without timeout_min a job may take a day; a run that is not done by the end
-    of its job goes on in the next one."""
+    timeout_min: 600}. By default a job may take a day. A run that is not done by the end of its job
+    continues in the next one."""
     ray: dict[str, Any] = field(default_factory=dict)
-    """For ray: what each run takes, such as {num_cpus: 8, num_gpus: 1}. By default one CPU."""
+    """For ray: what each run takes, such as {num_cpus: 8, num_gpus: 1}. Default: one CPU."""
     ray_address: str = ""
-    """For ray: the cluster's address, such as head:6379, or local for one on this machine. Empty:
-    RAY_ADDRESS, else the cluster that this machine is part of."""
+    """For ray: address of the cluster, such as head:6379; local starts one on this machine. Empty:
+    $RAY_ADDRESS, else the cluster that this machine is part of."""
     workers: int | None = None
-    """Runs at a time. Each uses all cores, unless `threads` is set. null: 1 for local, elsewhere as
+    """Runs at a time. Each uses all cores, unless `threads` is set. null: 1 for local; elsewhere as
     many as there is room for."""
     lost_after: float = 60.0
-    """Seconds after which a run without a sign of life from its machine may be taken up by
-    another."""
+    """Seconds without a sign of life from a run's machine, after which another may take up the
+    run."""
     threads: int = 0
     """Threads per run (OMP_NUM_THREADS); 0: no limit."""
     share_sft: bool = True
-    """Train SFT once for all methods that start from the same one."""
+    """Train SFT only once for all runs that start from the same one."""
     hours: float = 0.0
-    """Start no new run after this many hours (the same command resumes later); 0: no limit."""
+    """Start no new run after this many hours; the same command resumes later. 0: no limit."""
     known: list[str] = field(default_factory=list)
-    """Files of finished runs, `finished.jsonl` of the same sweep on another machine: runs in them
-    are not done again, unless they have begun here."""
+    """Files `finished.jsonl` of the same sweep on other machines. Runs in them are not done again,
+    unless they have begun here."""
     report_only: bool = False
-    """Train nothing; report the runs that are done."""
+    """Train nothing; only report the runs that are done."""
 
 
 @dataclass(frozen=True)
