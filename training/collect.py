@@ -36,6 +36,8 @@ class Config:
     """Split whose tasks are played. Trajectories of dev or test are not for training."""
     limit: int | None = None
     """Number of tasks: the first of a fixed shuffle of the split. null: all."""
+    task_ids: list[str] | None = None
+    """Play only these tasks, a list such as '[a/1, b/2]'."""
     min_reward: float = 1.0
     """Keep episodes that scored at least this much, 0 to 1."""
     keep: str | None = None
@@ -69,6 +71,7 @@ def collect(config: Config, console: Console | None = None) -> Path:
             EvaluationOptions(
                 split=config.split,
                 limit=config.limit,
+                task_ids=config.task_ids,
                 seed=config.seed,
                 workers=config.workers,
                 env_args=config.env_args,

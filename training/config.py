@@ -466,8 +466,11 @@ class ExpertConfig:
     """A file of `stepagent collect`. Empty: the run collects the trajectories itself, into its
     directory."""
     limit: int = 0
-    """At most this many; 0: all. From a file they are drawn by the seed; a run that collects them
-    itself plays the first tasks of a fixed shuffle, the same for every seed."""
+    """At most this many; 0: all. A smaller number gives a part of what a larger one gives."""
+    draw: Literal["fixed", "seed"] = "fixed"
+    """Which ones `limit` takes. `fixed`: the first of a fixed shuffle of the tasks, the same for
+    every seed, so that intervals over seeds say nothing about other trajectories. `seed`: each seed
+    draws its own."""
     min_reward: float = 1.0
     """Trajectories that scored less are left out, and counted. From this score on, an episode of
     the agent's own counts as a success."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from stepagent.agents.chat import ChatCodec, Encoded
 from stepagent.agents.chat_template import first_difference
+from stepagent.envs.core import checksum
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Trajectory
 
@@ -89,9 +90,10 @@ def shown_otherwise(samples: Sequence[Sample], codec: ChatCodec) -> tuple[int, s
 
 
 def select(
-    trajectories: Sequence[Trajectory], limit: int, min_reward: float, seed: int
+    trajectories: Sequence[Trajectory], limit: int, min_reward: float, seed: int | None
 ) -> list[Trajectory]:
-    """Those that scored enough; at most `limit` of them, drawn by the seed, in file order.
+    """Those that scored enough; at most `limit` of them, drawn by the seed, in file order. Without
+    a seed they are those of the first tasks in the fixed shuffle of `eval.evaluate`.
 
     Raises ValueError where none scored enough.
     """
@@ -104,8 +106,11 @@ def select(
         )
     if not limit or limit >= len(good):
         return good
-    chosen = np.random.default_rng([seed, 1]).permutation(len(good))[:limit]
-    return [good[i] for i in sorted(chosen)]
+    if seed is None:
+        order = sorted(range(len(good)), key=lambda i: checksum(good[i].task_id))
+    else:
+        order = np.random.default_rng([seed, 1]).permutation(len(good)).tolist()
+    return [good[i] for i in sorted(order[:limit])]
 
 
 def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:

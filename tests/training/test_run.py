@@ -39,6 +39,7 @@ SWEEPS = (
     "evidence-smollm2",
     "methods-tuning",
     "few-labels",
+    "other-labels",
     "own-successes",
     "sizes",
     "thermometer",

@@ -21,7 +21,7 @@ from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Trajectory, read
 from stepagent.training import collect
 from stepagent.training.config import Config
-from stepagent.training.data import select
+from stepagent.training.data import draw, select
 from stepagent.training.runs.directory import RunDirectory, WrongOptions
 from stepagent.training.tiny import build_tokenizer
 
@@ -60,6 +60,7 @@ def load_expert(
     """
     expert = config.expert
     path = Path(expert.trajectories) if expert.trajectories else None
+    seed = config.seed if expert.draw == "seed" else None
     if path is None:
         path = collect.collect(
             collect.Config(
@@ -67,6 +68,7 @@ def load_expert(
                 out=directory.path / "expert",
                 env_args=config.env_args,
                 limit=expert.limit or None,
+                task_ids=None if seed is None else _tasks(config, seed),
                 min_reward=expert.min_reward,
                 workers=expert.workers,
                 seed=config.seed,
@@ -77,7 +79,16 @@ def load_expert(
     if not trajectories:
         raise WrongOptions(f"{path} holds no trajectory")
     check_trajectories(path, trajectories, config, prompt)
-    return in_words(config, select(trajectories, expert.limit, expert.min_reward, config.seed))
+    return in_words(config, select(trajectories, expert.limit, expert.min_reward, seed))
+
+
+def _tasks(config: Config, seed: int) -> list[str]:
+    """The training tasks whose trajectories the run collects, drawn by the seed."""
+    env = envs.make(config.env, **{**config.env_args, "split": "train"})
+    try:
+        return draw([*dict.fromkeys(env.tasks)], config.expert.limit, seed)
+    finally:
+        env.close()
 
 
 def in_words(config: Config, trajectories: Sequence[Trajectory]) -> list[Trajectory]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from trl import SFTConfig, SFTTrainer
 
 from stepagent.agents.chat import ChatCodec
+from stepagent.envs.core import checksum
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Step, Trajectory
 from stepagent.training import run
@@ -73,6 +74,10 @@ def test_select():
     assert select(some, 3, 0.0, seed=0) == select(some, 3, 0.0, seed=0)
     more = select(some, 5, 0.0, seed=0)
     assert all(trajectory in more for trajectory in select(some, 3, 0.0, seed=0))
+    fixed = [replace(t, task_id=f"t/{i}") for i, t in enumerate(some)]
+    assert {t.task_id for t in select(fixed, 3, 0.0, seed=None)} == {
+        *sorted((t.task_id for t in fixed), key=checksum)[:3]
+    }
     with pytest.raises(ValueError, match=r"the best: 1\.00"):
         select(some, 0, 1.5, seed=0)
 
