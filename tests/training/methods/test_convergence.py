@@ -144,8 +144,9 @@ def test_inverse(setting, baseline, changes):
         step_policy(stage, actor, items, config, kl=0.0)
         before = stage.artifacts
         distances.append(toy_problem.distance(policy.model))
-    # A judge whose slope is bounded never tells the two apart completely.
-    near = 0.25 if judge_config.spectral_norm else NEAR
+    # Where it circles depends on the draws, by some hundredths. A judge whose slope is bounded
+    # never tells the two apart completely.
+    near = 0.25 if judge_config.spectral_norm else 0.2
     assert min(distances[-5:]) < near, distances
 
 

@@ -167,7 +167,7 @@ def test_a_stopped_run_ends_with_the_same_weights(
 
 
 def test_inverse_logs_its_health(config):
-    config.method = "inverse"
+    config.method, config.inverse.discriminator.epochs = "inverse", 8
     run.run(config)
     lines = _lines(config.output)
     first = next(line for line in lines if line["stage"] == "iteration-1")
@@ -176,7 +176,8 @@ def test_inverse_logs_its_health(config):
     assert {"kl", "entropy", "surrogate"} <= set(first)
     judges = [line for line in lines if line["stage"] == "iteration-1-discriminator"]
     assert judges[0]["loss"] == pytest.approx(2 * 0.693147, abs=0.3), "a new D knows little"
-    assert judges[-1]["loss"] < judges[0]["loss"]
+    losses = [line["loss"] for line in judges]
+    assert sum(losses[-4:]) < sum(losses[:4])
     assert {"agent_accuracy", "expert_accuracy", "entropy"} <= set(judges[0])
     summary = json.loads((Path(config.output) / "summary.json").read_text())
     figures = summary["figures"]["iteration-2"]
