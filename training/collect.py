@@ -21,6 +21,9 @@ from stepagent.envs.trajectory import Trajectory, read, write
 from stepagent.eval.evaluate import EvaluationOptions, evaluate
 from stepagent.files import is_file
 
+KEPT = "trajectories.jsonl"
+"""The file of the trajectories that were kept."""
+
 
 @dataclass
 class Config:
@@ -59,7 +62,7 @@ def collect(config: Config, console: Console | None = None) -> Path:
     Raises ValueError where nothing was worth keeping, with the best score.
     """
     console = console or Console(quiet=True)
-    path = config.out / "trajectories.jsonl"
+    path = config.out / KEPT
     if is_file(path):
         return path
     player = agents.make_agent(config.agent, **config.agent_args)

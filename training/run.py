@@ -17,7 +17,7 @@ from rich.console import Console
 
 from stepagent import command_line
 from stepagent.command_line import Command
-from stepagent.training import methods
+from stepagent.training import collect, methods
 from stepagent.training.config import Config, PreferenceConfig
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _train_matched_sft(training_run: TrainingRun) -> None:
             f"{config.output} does not say on how many tokens it was trained (an earlier version "
             "made it), which evaluation.matched_sft has to know"
         )
-    own = Path(config.output) / "expert" / "trajectories.jsonl"
+    own = Path(config.output) / "expert" / collect.KEPT
     config.expert.trajectories = config.expert.trajectories or str(own)
     config.output, config.method = str(Path(config.output) / MATCHED), "sft"
     config.sft.tokens, config.sft.patience = round(used["tokens"]), 0

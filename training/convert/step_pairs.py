@@ -30,6 +30,7 @@ def step_pairs(folder: Path) -> Iterator[Row]:
     Raises ValueError where the folder is no run with practice, or its trajectories have changed.
     """
     from stepagent.agents.models import load_tokenizer
+    from stepagent.training import collect
     from stepagent.training.config import Config
     from stepagent.training.runs.directory import BASE
 
@@ -44,7 +45,7 @@ def step_pairs(folder: Path) -> Iterator[Row]:
             f"{folder} practised in states of its own (reflection.states "
             f"{config.reflection.states!r}): step pairs can be read from runs in the expert's"
         )
-    own = folder / "expert" / "trajectories.jsonl"
+    own = folder / "expert" / collect.KEPT
     path = Path(config.expert.trajectories) if config.expert.trajectories else own
     trajectories: dict[tuple[str, int], list[Trajectory]] = {}
     for trajectory in read(path):

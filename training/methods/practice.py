@@ -221,10 +221,8 @@ def _draw(
         stage.sampler.publish(policy)  # here: `draw` is called by the thread that trains
         missing = set(numbers)
         mine = processes.mine(len(samples))
-        seeds = [draw_seed(stage.seed, i) for i in mine]
         jobs = [
-            Job(samples[i].encoded, seed, done=i not in missing)
-            for i, seed in zip(mine, seeds, strict=True)
+            Job(samples[i].encoded, draw_seed(stage.seed, i), done=i not in missing) for i in mine
         ]
         replies = _draw_replies(stage, policy, jobs, config)
         return map(line, [samples[i] for i in numbers], replies)

@@ -19,6 +19,7 @@ from stepagent.agents.tool_template import codec_of
 from stepagent.envs import wording
 from stepagent.envs.react import Prompt, PromptStyle
 from stepagent.envs.trajectory import Trajectory, read
+from stepagent.files import is_file
 from stepagent.training import collect
 from stepagent.training.config import Config
 from stepagent.training.data import draw, select
@@ -59,13 +60,14 @@ def load_expert(
     made under another prompt; ValueError where none scored enough.
     """
     expert = config.expert
-    path = Path(expert.trajectories) if expert.trajectories else None
+    own = directory.path / "expert" / collect.KEPT
+    path = Path(expert.trajectories) if expert.trajectories else own
     seed = config.seed if expert.draw == "seed" else None
-    if path is None:
-        path = collect.collect(
+    if path is own and not is_file(own):
+        collect.collect(
             collect.Config(
                 env=config.env,
-                out=directory.path / "expert",
+                out=own.parent,
                 env_args=config.env_args,
                 limit=expert.limit or None,
                 task_ids=None if seed is None else _tasks(config, seed),

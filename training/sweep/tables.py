@@ -116,7 +116,7 @@ def gains(setting: Row) -> str:
                 interval(gain),
                 p_value(gain["p"]),
                 p_value(gain["p_holm"]),
-                "\\*" if gain["p_holm"] < 0.05 else "",
+                "\\*" if gain["p_holm"] < 0.05 and len(gain["seeds"]) >= FEW_SEEDS else "",
                 f"{gain['detectable_holm']:.1f}",
                 ", ".join(f"{value:+.1f}" for value in gain["by_seed"]),
                 str(gain["tasks"]),

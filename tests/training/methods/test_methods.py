@@ -176,8 +176,7 @@ def test_inverse_logs_its_health(config):
     assert {"kl", "entropy", "surrogate"} <= set(first)
     judges = [line for line in lines if line["stage"] == "iteration-1-discriminator"]
     assert judges[0]["loss"] == pytest.approx(2 * 0.693147, abs=0.3), "a new D knows little"
-    losses = [line["loss"] for line in judges]
-    assert sum(losses[-4:]) < sum(losses[:4])
+    assert judges[-1]["loss"] < judges[0]["loss"]
     assert {"agent_accuracy", "expert_accuracy", "entropy"} <= set(judges[0])
     summary = json.loads((Path(config.output) / "summary.json").read_text())
     figures = summary["figures"]["iteration-2"]

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from stepagent import envs
@@ -37,3 +38,14 @@ def test_seeds_have_the_same_trajectories_or_draw_their_own(config, tmp_path):
     of_file = [drawn("seed", 4, seed, file) for seed in range(3)]
     assert len({frozenset(tasks) for tasks in of_file}) > 1
     assert of_file[1] < drawn("seed", 6, 1, file)
+
+
+def test_no_environment_is_opened_where_the_trajectories_are_there(config, tmp_path, monkeypatch):
+    run = replace(config, expert=replace(config.expert, draw="seed", limit=4))
+    env = envs.make(run.env, split="train")
+    prompt = env.prompt
+    env.close()
+    directory, console = RunDirectory(tmp_path / "run", ""), Console(quiet=True)
+    first = load_expert(run, directory, prompt, console)
+    monkeypatch.setattr(envs, "make", lambda *args, **kwargs: pytest.fail("opened once more"))
+    assert load_expert(run, directory, prompt, console) == first

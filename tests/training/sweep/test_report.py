@@ -548,3 +548,12 @@ def test_a_table_of_few_seeds_warns_of_its_intervals(seeds, warning):
     text = tables.sees({"rows": [{"gain": gain}]})
     assert warning in text
     assert ("**" in text) == bool(warning)
+
+
+@pytest.mark.parametrize(("seeds", "marked"), [(4, False), (5, True)])
+def test_no_gain_over_few_seeds_is_marked_as_significant(seeds, marked):
+    figures = ("mean", "low", "high", "detectable", "detectable_holm")
+    gain = {"seeds": [*range(seeds)], "tasks": 96, "by_seed": [6.0] * seeds, "p": 0.001}
+    gain |= {"p_holm": 0.001, **dict.fromkeys(figures, 6.0)}
+    row = {"name": "a", "label": "A", "missing_seeds": [], "gain": gain, "paper": {}}
+    assert ("\\*" in tables.gains({"baseline": "sft", "rows": [row]})) == marked
