@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from stepagent.agents.chat import ChatCodec, Encoded
@@ -41,7 +40,7 @@ from stepagent.training.runs.lines import (
 )
 from stepagent.training.runs.stage import Stage
 from stepagent.training.sampler.interface import Job
-from stepagent.training.trees.sampling import Replies, Sampling
+from stepagent.training.trees.sampling import Replies, Sampling, draw_seed
 from stepagent.training.trees.tree import Branch, StepTree, split_tree
 
 ByEffect = Callable[[list[Replies]], list[Replies]]
@@ -228,16 +227,6 @@ def _draw(
         return map(line, [samples[i] for i in numbers], replies)
 
     return draw
-
-
-def draw_seed(stage: int, number: int) -> int:
-    """Of a trajectory's draws. No sum: runs of neighbouring seeds would have noise in common.
-
-    >>> draw_seed(0, 1) == draw_seed(1, 0), draw_seed(0, 1) == draw_seed(0, 1)
-    (False, True)
-    """
-    mixed = np.random.SeedSequence([stage % 2**63, number]).generate_state(1, np.uint64)
-    return int(mixed[0] >> np.uint64(1))
 
 
 def _replies(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import requests
 
 from stepagent.files import Lock
@@ -29,7 +28,7 @@ from stepagent.training.sampler.version import (
     remove_others,
     why_not_loadable,
 )
-from stepagent.training.trees.sampling import Replies, Sampling
+from stepagent.training.trees.sampling import Replies, Sampling, draw_seed
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Limits on an adapter's rank that vLLM knows."""
@@ -117,7 +116,7 @@ class VllmSampler(Sampler):
                     f"context of {self.policy.context}"
                 )
             for j in range(sampling.k):
-                prompts.append(Prompt(ids, limit, _seed(job.seed, step, j), number))
+                prompts.append(Prompt(ids, limit, draw_seed(job.seed, step, j), number))
         return prompts
 
     def _collect(
@@ -180,11 +179,6 @@ def _answer(
             future.set_result(fleet.draw(own, prompt, sampling))
         except BaseException as error:
             future.set_exception(error)
-
-
-def _seed(seed: int, step: int, j: int) -> int:
-    """Of the j-th reply in a state, from the trajectory's."""
-    return int(np.random.default_rng([seed % 2**63, step, j]).integers(2**63))
 
 
 def serve_command(policy: Policy) -> str:

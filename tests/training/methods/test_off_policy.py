@@ -20,10 +20,10 @@ from stepagent.training import run
 from stepagent.training.data import encode
 from stepagent.training.methods import implicit
 from stepagent.training.methods.off_policy import reweighted
-from stepagent.training.methods.practice import draw_seed, practice_trees
+from stepagent.training.methods.practice import practice_trees
 from stepagent.training.policy import Policy
 from stepagent.training.runs.metrics import Metrics
-from stepagent.training.trees.sampling import Sampling, practice
+from stepagent.training.trees.sampling import Sampling, draw_seed, practice
 from tests.training.sampler.runs import losses
 
 ENCODED = Encoded([9, 8, 1, 2, 0, 7, 3, 0], [(2, 5), (6, 8)])
