@@ -58,6 +58,16 @@ class Experiment:
         options = [[(key, value) for value in values] for key, values in self.vary.items()]
         return list(itertools.product(*options))
 
+    @property
+    def trained_rows(self) -> list[str]:
+        """The names of its rows, without those that are chosen among them."""
+        return [row_name(method, varied) for method in self.methods for varied in self.variations]
+
+    @property
+    def rows(self) -> list[str]:
+        """The names of all its rows."""
+        return [*self.trained_rows, *self.best_on_dev]
+
 
 SWEEP = "sweep.yaml"
 """The file of a sweep's directory that holds the sweep."""
@@ -114,6 +124,9 @@ class Sweep:
     unless they have begun here."""
     report_only: bool = False
     """Train nothing; only report the runs that are done."""
+    baseline: str = ""
+    """With --report-only: row over which gains are counted, in place of the experiments' own; those
+    without this row are left out."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +226,20 @@ def experiments(sweep: Sweep) -> list[Experiment]:
         if problem := _problem(experiment):
             raise SweepError(f"experiment {experiment.name!r}: {problem}")
         parsed.append(experiment)
-    return parsed
+    return _over(sweep, parsed) if sweep.baseline else parsed
+
+
+def _over(sweep: Sweep, parsed: Sequence[Experiment]) -> list[Experiment]:
+    """The experiments that have the row `sweep.baseline`, with gains over it."""
+    if not sweep.report_only:
+        raise SweepError("--baseline changes the report alone: add --report-only")
+    replaced = [dataclasses.replace(e, baseline=sweep.baseline) for e in parsed]
+    found = [experiment for experiment in replaced if not _problem(experiment)]
+    if not found:
+        rows = dict.fromkeys(row for e in parsed for row in e.rows)
+        hint = command_line.suggestion(sweep.baseline, rows)
+        raise SweepError(f"no experiment has a row {sweep.baseline!r}.{hint}")
+    return found
 
 
 def _problem(experiment: Experiment) -> str:
@@ -229,18 +255,16 @@ def _problem(experiment: Experiment) -> str:
     option = REPORTED_OVER.get(kind)
     if option and not experiment.vary.get(option):
         return f"kind {kind!r} is reported over {option}: name its values under `vary`"
-    rows = [row_name(method, varied) for method in methods for varied in experiment.variations]
-    if problem := _problem_of_chosen(experiment, rows):
+    if problem := _problem_of_chosen(experiment):
         return f"best_on_dev: {problem}"
-    further = [*rows, *experiment.best_on_dev]
-    if baseline and baseline not in [*further, *methods]:
-        return f"its baseline {baseline!r} is no row: there are {', '.join(further)}"
+    if baseline and baseline not in [*experiment.rows, *methods]:
+        return f"its baseline {baseline!r} is no row: there are {', '.join(experiment.rows)}"
     return ""
 
 
-def _problem_of_chosen(experiment: Experiment, rows: Sequence[str]) -> str:
+def _problem_of_chosen(experiment: Experiment) -> str:
     """Why the rows of `best_on_dev` cannot be; "" where they can."""
-    chosen = experiment.best_on_dev
+    chosen, rows = experiment.best_on_dev, experiment.trained_rows
     if not isinstance(chosen, dict):
         return f"it is {chosen!r}, which must map a new row to two or more of {', '.join(rows)}"
     if chosen and experiment.kind != "methods":

@@ -557,3 +557,21 @@ def test_no_gain_over_few_seeds_is_marked_as_significant(seeds, marked):
     gain |= {"p_holm": 0.001, **dict.fromkeys(figures, 6.0)}
     row = {"name": "a", "label": "A", "missing_seeds": [], "gain": gain, "paper": {}}
     assert ("\\*" in tables.gains({"baseline": "sft", "rows": [row]})) == marked
+
+
+def test_gains_over_another_row_are_asked_for_in_the_report(sweep):
+    sweep.experiments.append({**sweep.experiments[0], "name": "Other", "methods": ["sft"]})
+    for (method, _), run in _by_method(sweep).items():
+        _finish(sweep, run, {"a": float(method == "implicit"), "b": 0.0})
+    sweep.report_only, sweep.baseline = True, "implicit"
+    report.write(sweep)
+    data = json.loads((Path(sweep.output) / "report.json").read_text())
+    (setting,) = (s for e in data["experiments"] for s in e["settings"])
+    gains = {row["name"]: row["gain"] and row["gain"]["mean"] for row in setting["rows"]}
+    assert gains == {"sft": -50.0, "implicit": None}
+    sweep.baseline = "implict"
+    with pytest.raises(SweepError, match=r"'implict'\. Did you mean implicit"):
+        report.write(sweep)
+    sweep.baseline, sweep.report_only = "implicit", False
+    with pytest.raises(SweepError, match="--report-only"):
+        planning.experiments(sweep)
