@@ -44,7 +44,7 @@ class Undocumented(ValueError):
 
 def define_env(env: Any) -> None:
     """Called by the macros plugin: makes the functions below known to the pages."""
-    for macro in (options, commands, arguments, rules, prompt, agent_specs, benchmarks):
+    for macro in (options, commands, arguments, rules, prompt, agent_specs, benchmarks, headline):
         env.macro(macro)
     for macro in (metrics, times, method_file, deviations, sweep_results):
         env.macro(macro)
@@ -316,15 +316,20 @@ def metrics(method: str) -> str:
 
 def sweep_results(name: str) -> str:
     """Tables and pictures of a sweep, from `docs/reproduction/NAME.json`."""
-    file = RESULTS / f"{name}.json"
-    if not file.is_file():
-        raise Undocumented(f"{file} does not exist: copy a sweep's report.json there")
     sections = []
-    for experiment in json.loads(file.read_text(encoding="utf-8"))["experiments"]:
+    for experiment in _results(name):
         sections.append(f"### {experiment['name']}\n\n{tables.about(experiment)}")
         for setting in experiment["settings"]:
             sections += _setting(setting)
     return "\n\n".join(sections)
+
+
+def _results(name: str) -> list[dict[str, Any]]:
+    """The experiments of a sweep in `docs/reproduction`."""
+    file = RESULTS / f"{name}.json"
+    if not file.is_file():
+        raise Undocumented(f"{file} does not exist: copy a sweep's report.json there")
+    return json.loads(file.read_text(encoding="utf-8"))["experiments"]
 
 
 def _setting(setting: dict[str, Any]) -> list[str]:
@@ -334,6 +339,38 @@ def _setting(setting: dict[str, Any]) -> list[str]:
         parts += [tables.sees(setting), _drawing(plots.gain_figure(title, setting), title)]
     below = (tables.agreement, tables.correlations)
     return [*parts, *(text for table in below if (text := table(setting)))]
+
+
+_SUCCESSES = "implicit-successes"
+HEADLINE = {
+    "1.5 M weights, from scratch": ("few-labels", "Confirmation on fresh seeds", _SUCCESSES),
+    "nano, SFT of 40 passes": ("own-successes", "Where SFT has converged", _SUCCESSES),
+    "nano, best plans on dev": (
+        "own-successes",
+        "Against the best plan of SFT",
+        f"{_SUCCESSES}-tuned",
+    ),
+    "nano, other trajectories": ("other-labels", "Other labels", f"{_SUCCESSES}-25"),
+    "SmolLM2-135M, find-*": ("evidence-smollm2", "Practice in its own successes", _SUCCESSES),
+    "nano, first settings": (
+        "few-labels",
+        "A policy that can read",
+        f"{_SUCCESSES} learning_rate=0.00024",
+    ),
+}
+"""Label → the results, the experiment and the row of a gain over SFT for longer"""
+
+
+def headline() -> str:
+    """A picture of the gains over SFT for longer, from several sweeps."""
+    rows: list[dict[str, Any]] = [{"name": "longer", "label": "SFT for longer", "gain": None}]
+    for label, (name, title, wanted) in HEADLINE.items():
+        (experiment,) = (e for e in _results(name) if e["name"] == title)
+        (setting,) = experiment["settings"]
+        (row,) = (row for row in setting["rows"] if row["name"] == wanted)
+        rows.append({**row, "label": label, "paper": {}})
+    title = "StepAgent-Implicit in its own successes"
+    return _drawing(plots.gain_figure(title, {"rows": rows, "baseline": "longer"}), title)
 
 
 def _drawing(figure: Any, title: str) -> str:

@@ -146,6 +146,7 @@ def test_results_of_a_sweep_are_shown_from_its_data(monkeypatch, tmp_path):
     assert ElementTree.fromstring(drawing)[0].tag.endswith("svg")
     assert "#000000" not in drawing, "dark pages have light text"
     assert "\n" not in drawing, "Markdown would end the block"
+    assert generate.headline().startswith("<figure")
     monkeypatch.setattr(generate, "RESULTS", tmp_path)
     with pytest.raises(generate.Undocumented, match=r"copy a sweep's report\.json there"):
         generate.sweep_results("methods-check")
