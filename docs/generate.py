@@ -44,10 +44,11 @@ class Undocumented(ValueError):
 
 def define_env(env: Any) -> None:
     """Called by the macros plugin: makes the functions below known to the pages."""
-    for macro in (options, commands, arguments, rules, prompt, agent_specs, benchmarks, headline):
+    for macro in (options, commands, arguments, rules, prompt, agent_specs, benchmarks):
         env.macro(macro)
     for macro in (metrics, times, method_file, deviations, sweep_results):
         env.macro(macro)
+    env.macro(gains_over_longer_sft)
 
 
 # Options ------------------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ def _setting(setting: dict[str, Any]) -> list[str]:
 
 
 _SUCCESSES = "implicit-successes"
-HEADLINE = {
+OVER_LONGER_SFT = {
     "1.5 M weights, from scratch": ("few-labels", "Confirmation on fresh seeds", _SUCCESSES),
     "nano, SFT of 40 passes": ("own-successes", "Where SFT has converged", _SUCCESSES),
     "nano, best plans on dev": (
@@ -351,7 +352,7 @@ HEADLINE = {
         f"{_SUCCESSES}-tuned",
     ),
     "nano, other trajectories": ("other-labels", "Other labels", f"{_SUCCESSES}-25"),
-    "SmolLM2-135M, find-*": ("evidence-smollm2", "Practice in its own successes", _SUCCESSES),
+    "SmolLM2-135M, two seeds": ("evidence-smollm2", "Practice in its own successes", _SUCCESSES),
     "nano, first settings": (
         "few-labels",
         "A policy that can read",
@@ -361,14 +362,16 @@ HEADLINE = {
 """Label → the results, the experiment and the row of a gain over SFT for longer"""
 
 
-def headline() -> str:
-    """A picture of the gains over SFT for longer, from several sweeps."""
+def gains_over_longer_sft() -> str:
+    """A picture of such gains from several sweeps."""
     rows: list[dict[str, Any]] = [{"name": "longer", "label": "SFT for longer", "gain": None}]
-    for label, (name, title, wanted) in HEADLINE.items():
-        (experiment,) = (e for e in _results(name) if e["name"] == title)
-        (setting,) = experiment["settings"]
-        (row,) = (row for row in setting["rows"] if row["name"] == wanted)
-        rows.append({**row, "label": label, "paper": {}})
+    for label, (name, title, wanted) in OVER_LONGER_SFT.items():
+        settings = [s for e in _results(name) if e["name"] == title for s in e["settings"]]
+        longer = (s for s in settings if s["baseline"].startswith(("sft-matched-", "sft-tuned")))
+        found = [row for setting in longer for row in setting["rows"] if row["name"] == wanted]
+        if len(found) != 1 or not found[0]["gain"]:
+            raise Undocumented(f"{name}, {title}: {wanted} has no gain over SFT for longer")
+        rows.append({**found[0], "label": label, "paper": {}})
     title = "StepAgent-Implicit in its own successes"
     return _drawing(plots.gain_figure(title, {"rows": rows, "baseline": "longer"}), title)
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from stepagent import command_line
 from stepagent.command_line import Command
-from stepagent.training import collect, methods
+from stepagent.training import methods
 from stepagent.training.config import Config, PreferenceConfig
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def _train_matched_sft(training_run: TrainingRun) -> None:
     """Trains and scores the control: SFT alone, on the same trajectories and as many tokens. It is
     a run of its own in the run's folder, so it resumes like one."""
     from stepagent.training.runs.directory import RunError
+    from stepagent.training.runs.expert import trajectories_file
     from stepagent.training.runs.scores import MATCHED
 
     used, config = training_run.budget(), copy.deepcopy(training_run.config)
@@ -73,8 +74,7 @@ def _train_matched_sft(training_run: TrainingRun) -> None:
             f"{config.output} does not say on how many tokens it was trained (an earlier version "
             "made it), which evaluation.matched_sft has to know"
         )
-    own = Path(config.output) / "expert" / collect.KEPT
-    config.expert.trajectories = config.expert.trajectories or str(own)
+    config.expert.trajectories = str(trajectories_file(config, Path(config.output)))
     config.output, config.method = str(Path(config.output) / MATCHED), "sft"
     config.sft.tokens, config.sft.patience = round(used["tokens"]), 0
     config.preference = PreferenceConfig()

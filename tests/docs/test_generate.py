@@ -146,7 +146,20 @@ def test_results_of_a_sweep_are_shown_from_its_data(monkeypatch, tmp_path):
     assert ElementTree.fromstring(drawing)[0].tag.endswith("svg")
     assert "#000000" not in drawing, "dark pages have light text"
     assert "\n" not in drawing, "Markdown would end the block"
-    assert generate.headline().startswith("<figure")
     monkeypatch.setattr(generate, "RESULTS", tmp_path)
     with pytest.raises(generate.Undocumented, match=r"copy a sweep's report\.json there"):
         generate.sweep_results("methods-check")
+
+
+def test_gains_over_longer_sft_are_those_of_the_page(monkeypatch):
+    picture = generate.gains_over_longer_sft()
+    assert all(f">{label}</text>" in picture for label in generate.OVER_LONGER_SFT)
+    page = (generate.RESULTS.parent / "pages" / "evidence.md").read_text()
+    for name, title, row in generate.OVER_LONGER_SFT.values():
+        (experiment,) = (e for e in generate._results(name) if e["name"] == title)
+        (gain,) = (r["gain"] for r in experiment["settings"][0]["rows"] if r["name"] == row)
+        assert f"{abs(gain['mean']):.1f} [" in page
+    sft = ("other-labels", "Other labels", "sft-25")
+    monkeypatch.setattr(generate, "OVER_LONGER_SFT", {"SFT": sft})
+    with pytest.raises(generate.Undocumented, match="sft-25 has no gain over SFT for longer"):
+        generate.gains_over_longer_sft()

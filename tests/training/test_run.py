@@ -30,23 +30,11 @@ from stepagent.training.runs.directory import RunDirectory, RunError
 from stepagent.training.runs.options import differing
 from stepagent.training.runs.training_run import TrainingRun
 from tests.envs.guess import GuessEnv
-from tests.training.toys import GUESS
+from tests.training.toys import CONFIGS, GUESS, SWEEPS
 
-FOLDER = Path(run.__file__).with_name("configs")
-NOT_RUNS = ("reproduction", "tuning", "methods-check", "nano")
-SWEEPS = (
-    "evidence",
-    "evidence-smollm2",
-    "methods-tuning",
-    "few-labels",
-    "other-labels",
-    "own-successes",
-    "sizes",
-    "thermometer",
-)
-CONFIGS = [p for p in sorted(FOLDER.glob("*.yaml")) if p.stem not in NOT_RUNS + SWEEPS]
-PAPER = sorted((FOLDER / "paper").glob("*.yaml"))
-MODELS = sorted((FOLDER / "paper" / "models").glob("*.yaml"))
+SINGLE = [p for p in sorted(CONFIGS.glob("*.yaml")) if p.stem not in ("nano", *SWEEPS)]
+PAPER = sorted((CONFIGS / "paper").glob("*.yaml"))
+MODELS = sorted((CONFIGS / "paper" / "models").glob("*.yaml"))
 
 
 def _weights(path):
@@ -463,7 +451,7 @@ def test_unknown_methods_list_what_exists(config, capsys):
     assert "implicit" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SINGLE, ids=lambda p: p.stem)
 def test_every_configuration_can_be_read(path):
     config = command_line.parse(Config, ["--config", str(path)], prog="test")
     assert config.method in METHODS
@@ -472,9 +460,9 @@ def test_every_configuration_can_be_read(path):
 
 
 def test_every_method_has_a_laptop_and_a_paper_configuration():
-    laptop = {p.stem.removesuffix("-laptop") for p in CONFIGS if p.stem.endswith("-laptop")}
+    laptop = {p.stem.removesuffix("-laptop") for p in SINGLE if p.stem.endswith("-laptop")}
     assert laptop == set(METHODS) == {p.stem for p in PAPER}
-    for path in [p for p in CONFIGS if p.stem.endswith("-laptop")] + PAPER:
+    for path in [p for p in SINGLE if p.stem.endswith("-laptop")] + PAPER:
         method = path.stem.removesuffix("-laptop")
         assert command_line.parse(Config, ["--config", str(path)], prog="test").method == method
 
@@ -505,7 +493,7 @@ def test_the_papers_configurations(path, model):
         assert (preference.beta, preference.learning_rate) == (0.1, 5e-7)
 
 
-ACCELERATE = sorted((FOLDER / "accelerate").glob("*.yaml"))
+ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda p: p.stem)

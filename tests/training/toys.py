@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,12 +20,16 @@ from transformers import (
 )
 
 from stepagent.agents.encoded import encode_paths
+from stepagent.training import run
 from stepagent.training.trees import attention
 from stepagent.training.trees.runs import Runs
 from stepagent.training.trees.tree import Branch, StepTree
 
 GUESS = "tests.envs.guess:tests/Guess-v0"
 """The guessing game."""
+CONFIGS = Path(run.__file__).with_name("configs")
+SWEEPS = [p.stem for p in sorted(CONFIGS.glob("*.yaml")) if "\nexperiments:" in p.read_text()]
+"""The shipped configurations of sweeps."""
 
 SHAPE = {
     "vocab_size": 96,

@@ -30,9 +30,9 @@ def step_pairs(folder: Path) -> Iterator[Row]:
     Raises ValueError where the folder is no run with practice, or its trajectories have changed.
     """
     from stepagent.agents.models import load_tokenizer
-    from stepagent.training import collect
     from stepagent.training.config import Config
     from stepagent.training.runs.directory import BASE
+    from stepagent.training.runs.expert import trajectories_file
 
     if not is_file(folder / "config.yaml") or not (folder / "practice").is_dir():
         raise ValueError(
@@ -45,8 +45,7 @@ def step_pairs(folder: Path) -> Iterator[Row]:
             f"{folder} practised in states of its own (reflection.states "
             f"{config.reflection.states!r}): step pairs can be read from runs in the expert's"
         )
-    own = folder / "expert" / collect.KEPT
-    path = Path(config.expert.trajectories) if config.expert.trajectories else own
+    path = trajectories_file(config, folder)
     trajectories: dict[tuple[str, int], list[Trajectory]] = {}
     for trajectory in read(path):
         trajectories.setdefault((trajectory.task_id, trajectory.seed), []).append(trajectory)

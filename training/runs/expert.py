@@ -54,20 +54,20 @@ def check_inputs(config: Config, prompt: Prompt) -> None:
 def load_expert(
     config: Config, directory: RunDirectory, prompt: Prompt, console: Console
 ) -> list[Trajectory]:
-    """The trajectories of the file that the configuration names, or else collected now.
+    """The trajectories of the file that the configuration names, or else the run's own, which are
+    collected where they are not there yet.
 
     Raises WrongOptions for trajectories of the split that is scored, of another environment, or
     made under another prompt; ValueError where none scored enough.
     """
     expert = config.expert
-    own = directory.path / "expert" / collect.KEPT
-    path = Path(expert.trajectories) if expert.trajectories else own
+    path = trajectories_file(config, directory.path)
     seed = config.seed if expert.draw == "seed" else None
-    if path is own and not is_file(own):
+    if not expert.trajectories and not is_file(path):
         collect.collect(
             collect.Config(
                 env=config.env,
-                out=own.parent,
+                out=path.parent,
                 env_args=config.env_args,
                 limit=expert.limit or None,
                 task_ids=None if seed is None else _tasks(config, seed),
@@ -82,6 +82,12 @@ def load_expert(
         raise WrongOptions(f"{path} holds no trajectory")
     check_trajectories(path, trajectories, config, prompt)
     return in_words(config, select(trajectories, expert.limit, expert.min_reward, seed))
+
+
+def trajectories_file(config: Config, folder: Path) -> Path:
+    """What the run in `folder` learns from: the file that it names, or its own."""
+    own = folder / "expert" / collect.KEPT
+    return Path(config.expert.trajectories) if config.expert.trajectories else own
 
 
 def _tasks(config: Config, seed: int) -> list[str]:

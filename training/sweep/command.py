@@ -13,7 +13,7 @@ from stepagent import command_line
 from stepagent.command_line import Command
 from stepagent.errors import check_range
 from stepagent.files import is_file, write_text
-from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError
+from stepagent.training.sweep.planning import SWEEP, Sweep, SweepError, with_baseline
 
 CONFIGS = "stepagent.training"
 """Package with the shipped configurations."""
@@ -41,6 +41,9 @@ def run(sweep: Sweep) -> int:
     check_range(1, workers=sweep.workers)
     check_range(0, threads=sweep.threads, hours=sweep.hours)
     check_range(1, lost_after=sweep.lost_after)
+    if sweep.baseline and not sweep.report_only:
+        raise SweepError("--baseline changes the report alone: add --report-only")
+    with_baseline(sweep)  # what is wrong is said before anything is written
     if not sweep.report_only:
         # What is not installed is said before anything is written.
         importlib.import_module("stepagent.training.runs.validation")

@@ -60,7 +60,7 @@ class Experiment:
 
     @property
     def trained_rows(self) -> list[str]:
-        """The names of its rows, without those that are chosen among them."""
+        """The names of its rows, without those of `best_on_dev`."""
         return [row_name(method, varied) for method in self.methods for varied in self.variations]
 
     @property
@@ -125,8 +125,8 @@ class Sweep:
     report_only: bool = False
     """Train nothing; only report the runs that are done."""
     baseline: str = ""
-    """With --report-only: row over which gains are counted, in place of the experiments' own; those
-    without this row are left out."""
+    """With --report-only: row over which gains are counted in the experiments that have it, in
+    place of their own baseline."""
 
 
 @dataclass(frozen=True)
@@ -226,20 +226,19 @@ def experiments(sweep: Sweep) -> list[Experiment]:
         if problem := _problem(experiment):
             raise SweepError(f"experiment {experiment.name!r}: {problem}")
         parsed.append(experiment)
-    return _over(sweep, parsed) if sweep.baseline else parsed
+    return parsed
 
 
-def _over(sweep: Sweep, parsed: Sequence[Experiment]) -> list[Experiment]:
-    """The experiments that have the row `sweep.baseline`, with gains over it."""
-    if not sweep.report_only:
-        raise SweepError("--baseline changes the report alone: add --report-only")
-    replaced = [dataclasses.replace(e, baseline=sweep.baseline) for e in parsed]
-    found = [experiment for experiment in replaced if not _problem(experiment)]
-    if not found:
-        rows = dict.fromkeys(row for e in parsed for row in e.rows)
-        hint = command_line.suggestion(sweep.baseline, rows)
-        raise SweepError(f"no experiment has a row {sweep.baseline!r}.{hint}")
-    return found
+def with_baseline(sweep: Sweep) -> list[Experiment]:
+    """The experiments as they are reported: those that have the row `sweep.baseline` count gains
+    over it. Raises SweepError where none has it, and what `experiments` raises."""
+    parsed, row = experiments(sweep), sweep.baseline
+    if not row:
+        return parsed
+    known = dict.fromkeys(name for experiment in parsed for name in experiment.rows)
+    if row not in known:
+        raise SweepError(f"no experiment has a row {row!r}.{command_line.suggestion(row, known)}")
+    return [dataclasses.replace(e, baseline=row) if row in e.rows else e for e in parsed]
 
 
 def _problem(experiment: Experiment) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from stepagent.files import write_text
 from stepagent.training.sweep import paper, rows, tables
-from stepagent.training.sweep.planning import Experiment, Sweep, experiments, runs
+from stepagent.training.sweep.planning import Experiment, Sweep, runs, with_baseline
 from stepagent.training.sweep.plots import Curve, bar_chart, curve_plot, gain_plot
 from stepagent.training.sweep.results import Result, read
 from stepagent.training.sweep.statistics import estimate, estimates
@@ -29,7 +29,7 @@ FORMAT = 1
 def write(sweep: Sweep) -> Path:
     """Writes report.md, report.json, results.json and the plots; returns the report's path."""
     output, parts, of_runs, data = Path(sweep.output), [HEAD], [], []
-    for experiment in experiments(sweep):
+    for experiment in with_baseline(sweep):
         results = [read(run, output) for run in runs(sweep, experiment)]
         chosen = rows.best_on_dev(experiment, results)
         figures = as_data(experiment, results, chosen)

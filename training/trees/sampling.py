@@ -38,8 +38,9 @@ _DROP_SHARE = 8
 
 
 def draw_seed(*numbers: int) -> int:
-    """A seed for the draws that these integers name, such as a stage's seed and a trajectory's
-    number. No sum: stages of neighbouring seeds would have noise in common.
+    """One seed from several numbers, such as a stage's seed and a trajectory's number; as many in
+    every call of a kind. They are mixed, not added: stages of neighbouring seeds would otherwise
+    have noise in common.
 
     >>> draw_seed(0, 1) == draw_seed(1, 0), draw_seed(0, 1) == draw_seed(0, 1)
     (False, True)

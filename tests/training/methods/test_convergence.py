@@ -105,7 +105,7 @@ def _values(practice):
     [
         ("group", {}),
         ("group", {"informative": False, "demonstrations": False}),
-        ("group", {"judge_reward": "logit"}),
+        pytest.param("group", {"judge_reward": "logit"}, marks=pytest.mark.slow),
         pytest.param("value", {}, marks=pytest.mark.slow),
         pytest.param("group", {"demonstrations": False}, marks=pytest.mark.slow),
         pytest.param("group", {"loss": "pairwise"}, marks=pytest.mark.slow),
@@ -121,11 +121,12 @@ def test_inverse(setting, baseline, changes):
         setattr(holder, name, value)
     config.ppo.baseline, config.ppo.kl, config.ppo.clip = baseline, 0.0, 0.3
     judge_config, distances, before = config.inverse.discriminator, [], None
-    # A judge held back, or groups without the expert's action, teach less in an iteration; where
-    # scores have no bound, or only their differences count, it takes smaller steps not to circle.
-    wide = config.inverse.judge_reward == "logit" or judge_config.loss == "pairwise"
-    slow = not config.inverse.demonstrations or judge_config.spectral_norm or wide
-    iterations, rate = 3 * ITERATIONS if slow else ITERATIONS, 7e-3 if wide else 1.5e-2
+    # Where scores have no bound, or only their differences count, large steps circle.
+    unbounded = config.inverse.judge_reward == "logit" or judge_config.loss == "pairwise"
+    rate = 7e-3 if unbounded else 1.5e-2
+    # A judge held back, or groups without the expert's action, teach less in an iteration.
+    slow = not config.inverse.demonstrations or judge_config.spectral_norm or unbounded
+    iterations = 3 * ITERATIONS if slow else ITERATIONS
     for number in range(iterations):
         stage = _stage(directory, number)
         # Discriminator and policy circle around the saddle point unless the steps grow smaller.

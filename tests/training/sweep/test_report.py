@@ -560,18 +560,33 @@ def test_no_gain_over_few_seeds_is_marked_as_significant(seeds, marked):
 
 
 def test_gains_over_another_row_are_asked_for_in_the_report(sweep):
-    sweep.experiments.append({**sweep.experiments[0], "name": "Other", "methods": ["sft"]})
+    sweep.experiments.append({**sweep.experiments[0], "name": "SFT alone", "methods": ["sft"]})
     for (method, _), run in _by_method(sweep).items():
         _finish(sweep, run, {"a": float(method == "implicit"), "b": 0.0})
     sweep.report_only, sweep.baseline = True, "implicit"
     report.write(sweep)
     data = json.loads((Path(sweep.output) / "report.json").read_text())
-    (setting,) = (s for e in data["experiments"] for s in e["settings"])
-    gains = {row["name"]: row["gain"] and row["gain"]["mean"] for row in setting["rows"]}
+    both, alone = (setting for e in data["experiments"] for setting in e["settings"])
+    gains = {row["name"]: row["gain"] and row["gain"]["mean"] for row in both["rows"]}
     assert gains == {"sft": -50.0, "implicit": None}
-    sweep.baseline = "implict"
-    with pytest.raises(SweepError, match=r"'implict'\. Did you mean implicit"):
-        report.write(sweep)
-    sweep.baseline, sweep.report_only = "implicit", False
-    with pytest.raises(SweepError, match="--report-only"):
-        planning.experiments(sweep)
+    assert alone["baseline"] == "sft"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--report-only", "--baseline", "implict"],
+            "no experiment has a row 'implict'. There are",
+        ),
+        (["--baseline", "implicit"], "add --report-only"),
+    ],
+)
+def test_a_baseline_that_cannot_be_is_refused_before_anything_is_written(
+    words, message, tmp_path, capsys
+):
+    file = _sweep(tmp_path)
+    before = {*tmp_path.rglob("*")}
+    assert command.main(["--config", str(file), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert {*tmp_path.rglob("*")} == before

@@ -36,9 +36,7 @@ from stepagent.training.sweep import (
     statistics,
 )
 from tests.envs import guess  # noqa: F401  (registers the environment)
-from tests.training.toys import GUESS
-
-CONFIGS = Path(run.__file__).with_name("configs")
+from tests.training.toys import CONFIGS, GUESS, SWEEPS
 
 
 def _sweep(tmp_path, **changes):
@@ -513,6 +511,18 @@ def test_implicit_successes_is_the_run_that_was_measured(tmp_path):
     assert changed.keys() == {"reflection.iterations"}  # two, where the sweep has three
 
 
+@pytest.mark.parametrize(
+    "row", ["sft-25", "rft-sound", "implicit-successes-25", "anchor-successes-25"]
+)
+def test_other_labels_has_the_settings_of_own_successes(row, tmp_path):
+    first, second = (
+        options_of(f"{sweep}.yaml", row, tmp_path) for sweep in ("own-successes", "other-labels")
+    )
+    changed = differing(first, second).keys() - {"output", "seed"}
+    plan = {"sft.epochs"} if row == "rft-sound" else set()  # it goes by tokens
+    assert changed == {"expert.draw", *plan}
+
+
 @pytest.mark.parametrize("row", ["implicit-successes", "anchor-successes"])
 def test_the_second_set_of_tasks_has_the_settings_of_the_first(row, tmp_path):
     first, second = (
@@ -530,10 +540,7 @@ def test_the_other_laptop_configurations_are_those_of_the_reproduction(method, t
     assert set(changes) <= {"sft.learning_rate", *unused}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["reproduction", "tuning", "evidence", "evidence-smollm2", "own-successes", "thermometer"],
-)
+@pytest.mark.parametrize("name", SWEEPS)
 def test_every_run_of_a_sweep_can_work(name, tmp_path, monkeypatch):
     monkeypatch.setattr(nano, "origin", lambda model: {})  # with or without it
     sweep = command_line.parse(
