@@ -577,7 +577,7 @@ def test_gains_over_another_row_are_asked_for_in_the_report(sweep):
     [
         (
             ["--report-only", "--baseline", "implict"],
-            "no experiment has a row 'implict'. There are",
+            "has a row 'implict'. There are",
         ),
         (["--baseline", "implicit"], "add --report-only"),
     ],
