@@ -188,6 +188,12 @@ def test_the_environment_of_contributing_keeps_the_contract(vault, tmp_path):
     assert '"reward_mean": 1.0' in (tmp_path / "run" / "summary.json").read_text()
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_no_sign_of_a_number_begins_a_line(document):
+    """Markdown takes `+ 7.7` for an item of a list."""
+    assert re.findall(r"^ *\+ \d.*", document.read_text(), re.MULTILINE) == []
+
+
 def test_the_readme_is_short():
     assert (ROOT / "README.md").stat().st_size <= 10_000
 
