@@ -19,14 +19,18 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "reproduction"
 PAGES = ["README.md", "CHANGELOG.md"]
 PAGES += [f"docs/pages/{page}.md" for page in ("evidence", "own-successes", "few-labels")]
-PAGES += ["docs/pages/methods-check.md"]
+PAGES += [f"docs/pages/{page}.md" for page in ("methods-check", "methods/rft")]
 OLD = ROOT / "docs" / "pages" / "reproduction.md"
 """Of version 0.1, whose results are not kept as data"""
 AFTERWARDS = [
     ("own-successes", "sft", []),
     ("own-successes", "ppo", []),
     ("own-successes", "grpo", []),
+    ("own-successes", "anchor-successes-25", []),
+    ("own-successes", "rft-sound", []),
     ("other-labels", "sft-25", []),
+    ("other-labels", "anchor-successes-25", []),
+    ("other-labels", "rft-sound", []),
     ("other-labels", "sft-matched-implicit-successes-25", []),
     ("evidence-smollm2", "sft", []),
     ("evidence-smollm2", "anchor-successes", []),
