@@ -105,7 +105,7 @@ def _values(practice):
     [
         ("group", {}),
         ("group", {"informative": False, "demonstrations": False}),
-        pytest.param("group", {"judge_reward": "logit"}, marks=pytest.mark.slow),
+        ("group", {"judge_reward": "logit"}),
         pytest.param("value", {}, marks=pytest.mark.slow),
         pytest.param("group", {"demonstrations": False}, marks=pytest.mark.slow),
         pytest.param("group", {"loss": "pairwise"}, marks=pytest.mark.slow),
@@ -125,7 +125,7 @@ def test_inverse(setting, baseline, changes):
     unbounded = config.inverse.judge_reward == "logit" or judge_config.loss == "pairwise"
     rate = 7e-3 if unbounded else 1.5e-2
     # A judge held back, or groups without the expert's action, teach less in an iteration.
-    slow = not config.inverse.demonstrations or judge_config.spectral_norm or unbounded
+    slow = not config.inverse.demonstrations or judge_config.spectral_norm
     iterations = 3 * ITERATIONS if slow else ITERATIONS
     for number in range(iterations):
         stage = _stage(directory, number)
