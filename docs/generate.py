@@ -320,9 +320,21 @@ def sweep_results(name: str) -> str:
     sections = []
     for experiment in _results(name):
         sections.append(f"### {experiment['name']}\n\n{tables.about(experiment)}")
+        if experiment["kind"] == "models":
+            sections += _models(experiment)
         for setting in experiment["settings"]:
             sections += _setting(setting)
     return "\n\n".join(sections)
+
+
+def _models(experiment: dict[str, Any]) -> list[str]:
+    """How the rows' gains depend on the model."""
+    settings = experiment["settings"]
+    environments = dict.fromkeys(setting["environment"] for setting in settings)
+    of_environments = [[s for s in settings if s["environment"] == e] for e in environments]
+    drawn = [(of[0]["environment"], plots.model_figure("score", of)) for of in of_environments]
+    pictures = [_drawing(figure, f"{environment}, by model") for environment, figure in drawn]
+    return [*pictures, tables.between_models(experiment)]
 
 
 def _results(name: str) -> list[dict[str, Any]]:

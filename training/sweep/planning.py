@@ -18,8 +18,8 @@ from stepagent.errors import UsageError
 from stepagent.training.methods import ALL, VARIANTS
 from stepagent.training.runs.options import without_defaults
 
-KINDS = ("methods", "rewards", "iterations", "practice")
-"""How an experiment is reported: as table 2, as table 3, as figures 4(a) and 4(b)."""
+KINDS = ("methods", "rewards", "models", "iterations", "practice")
+"""How an experiment is reported: as table 2, as table 3, as figures 3, 4(a) and 4(b)."""
 REPORTED_OVER = {"rewards": "inverse.reward", "practice": "reflection.practice"}
 """Kind → the option over whose values it is reported."""
 
@@ -37,8 +37,8 @@ class Experiment:
     models: list[str]
     """Names under `models`."""
     kind: str = "methods"
-    """How it is reported: `methods` (like table 2), `rewards` (table 3), `iterations` or `practice`
-    (figure 4)."""
+    """How it is reported: `methods` (like table 2), `rewards` (table 3), `models` (figure 3),
+    `iterations` or `practice` (figure 4)."""
     vary: dict[str, list[Any]] = field(default_factory=dict)
     """Options of `stepagent train` to vary → their values, such as reflection.practice: [1, 2, 3,
     4, 5]."""
@@ -254,6 +254,8 @@ def _problem(experiment: Experiment) -> str:
     option = REPORTED_OVER.get(kind)
     if option and not experiment.vary.get(option):
         return f"kind {kind!r} is reported over {option}: name its values under `vary`"
+    if kind == "models" and len(experiment.models) < 2:
+        return f"kind {kind!r} compares models: name two or more"
     if problem := _problem_of_chosen(experiment):
         return f"best_on_dev: {problem}"
     if baseline and baseline not in [*experiment.rows, *methods]:
@@ -266,7 +268,7 @@ def _problem_of_chosen(experiment: Experiment) -> str:
     chosen, rows = experiment.best_on_dev, experiment.trained_rows
     if not isinstance(chosen, dict):
         return f"it is {chosen!r}, which must map a new row to two or more of {', '.join(rows)}"
-    if chosen and experiment.kind != "methods":
+    if chosen and experiment.kind not in ("methods", "models"):
         return f"experiments of kind {experiment.kind!r} have no such rows"
     for name, tried in chosen.items():
         if not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)) or matched_row(name):

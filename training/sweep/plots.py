@@ -119,6 +119,49 @@ def gain_figure(title: str, setting: Mapping[str, Any]) -> Any:
     return figure
 
 
+def model_plot(name: str, title: str, settings: Sequence[Mapping[str, Any]], output: Path) -> str:
+    """`model_figure` as a file. Returns the Markdown that shows the picture."""
+    return _save(model_figure(title, settings), name, title, output)
+
+
+def model_figure(title: str, settings: Sequence[Mapping[str, Any]]) -> Any:
+    """An environment's settings in `report.json`, one per model: on the left each row's scores,
+    with a dot per seed, on the right its gains over the baseline, with 95 % intervals."""
+    figure, (left, right) = _figure(9.0, 2)
+    names = list(dict.fromkeys(row["name"] for setting in settings for row in setting["rows"]))
+    for number, name in enumerate(names):
+        shift, color = 0.12 * (number - (len(names) - 1) / 2), f"C{number}"
+        found = [
+            (x + shift, row)
+            for x, setting in enumerate(settings)
+            for row in setting["rows"]
+            if row["name"] == name and row["score"]
+        ]
+        for x, row in found:
+            values = row["score"]["values"]
+            left.plot([x] * len(values), values, ".", color=color, alpha=0.4, markersize=4)
+        means = [row["score"]["mean"] for _, row in found]
+        label = found[0][1]["label"] if found else name
+        left.plot([x for x, _ in found], means, "o-", color=color, label=label)
+        gains = [(x, row["gain"]) for x, row in found if row["gain"]]
+        middle = [gain["mean"] for _, gain in gains]
+        beyond = [
+            [gain["mean"] - gain["low"] for _, gain in gains],
+            [gain["high"] - gain["mean"] for _, gain in gains],
+        ]
+        if gains:
+            right.errorbar([x for x, _ in gains], middle, beyond, fmt="o-", capsize=3, color=color)
+    right.axhline(0, color="black", linewidth=0.8)
+    for axes in (left, right):
+        axes.set_xticks(range(len(settings)), [setting["model"] for setting in settings])
+        axes.set_xlim(-0.5, len(settings) - 0.5)
+    left.set(ylabel="score, %", title=title)
+    bases = list(dict.fromkeys(base(setting) for setting in settings))
+    right.set(ylabel="percentage points", title=f"gain over {' or '.join(bases)}")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
 def curve_plot(name: str, title: str, axis: str, curves: Sequence[Curve], output: Path) -> str:
     """On the left each seed's scores and their mean, on the right the gain over SFT with intervals.
 

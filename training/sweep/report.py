@@ -1,4 +1,4 @@
-"""The report of a sweep: tables like the paper's table 2 and 3, plots like its figure 4.
+"""The report of a sweep: tables like the paper's table 2 and 3, plots like its figures 3 and 4.
 
 Our figures are means over seeds with a 95 % interval (`sweep.statistics`). The paper's are beside
 them and marked as the paper's. Scores are in percent; runs that are missing are marked as such.
@@ -18,7 +18,7 @@ from typing import Any
 from stepagent.files import write_text
 from stepagent.training.sweep import paper, rows, tables
 from stepagent.training.sweep.planning import Experiment, Sweep, runs, with_baseline
-from stepagent.training.sweep.plots import Curve, bar_chart, curve_plot, gain_plot
+from stepagent.training.sweep.plots import Curve, bar_chart, curve_plot, gain_plot, model_plot
 from stepagent.training.sweep.results import Result, read
 from stepagent.training.sweep.statistics import estimate, estimates
 
@@ -35,6 +35,8 @@ def write(sweep: Sweep) -> Path:
         figures = as_data(experiment, results, chosen)
         parts.append(f"\n## {experiment.name}\n\n{tables.about(figures)}")
         parts += SECTIONS[experiment.kind](experiment, [*results, *chosen], output)
+        if experiment.kind == "models":
+            parts += _models(figures, output)
         for setting in figures["settings"]:
             parts += _statistics(experiment, setting, output)
         data.append(figures)
@@ -58,7 +60,7 @@ def as_data(
 ) -> dict[str, Any]:
     """All figures of an experiment, as `report.json` has them, of its runs and those of the rows
     that are chosen among them."""
-    everything = [*results, *chosen]
+    everything, of_models = [*results, *chosen], experiment.kind == "models"
     absent = [result for result in everything if result.final is None]
     return {
         "name": experiment.name,
@@ -70,6 +72,7 @@ def as_data(
         "dev_draws": [result.run.name for result in results if result.dev_draw],
         "missing": [{"run": r.run.name, "why": r.missing or "no score"} for r in absent],
         "settings": [rows.setting(experiment, of) for of in _by_setting(everything).values()],
+        "between": rows.between_models(experiment, everything) if of_models else [],
     }
 
 
@@ -80,6 +83,17 @@ def _origins(results: Sequence[Result]) -> list[dict[str, Any]]:
         if digest := result.origin.get("digest"):
             runs_of.setdefault((result.origin["model"], digest), []).append(result.run.name)
     return [{"model": m, "digest": d, "runs": names} for (m, d), names in runs_of.items()]
+
+
+def _models(figures: Mapping[str, Any], output: Path) -> list[str]:
+    """As figure 3: the rows over the models, and how much more a row gains with one of them."""
+    settings = figures["settings"]
+    pictures = [
+        model_plot(f"{figures['name']}-{environment}", environment, of_environment, output)
+        for environment in dict.fromkeys(s["environment"] for s in settings)
+        if (of_environment := [s for s in settings if s["environment"] == environment])
+    ]
+    return [*pictures, tables.between_models(figures)]
 
 
 def _statistics(experiment: Experiment, setting: dict[str, Any], output: Path) -> list[str]:
@@ -227,13 +241,14 @@ def practice(experiment: Experiment, results: Sequence[Result], output: Path) ->
         number = result.varied("reflection.practice")
         return {} if result.final is None else {int(number): result.final}
 
-    best = dict.fromkeys(experiment.methods, paper.BEST_PRACTICE)
-    return _curves(experiment, results, Axis("practice number", points, best), output)
+    axis = Axis("practice number", points, paper.BEST_PRACTICE)
+    return _curves(experiment, results, axis, output)
 
 
 SECTIONS: dict[str, Callable[[Experiment, Sequence[Result], Path], list[str]]] = {
     "methods": methods,
     "rewards": rewards,
+    "models": methods,
     "iterations": iterations,
     "practice": practice,
 }
@@ -247,17 +262,18 @@ def _curves(
     for (environment, model), here in _by_setting(results).items():
         curves = []
         for number, method in enumerate(experiment.methods):
-            curve = Curve(rows.label(method), f"C{number}", {}, {}, axis.paper_best.get(method))
-            for result in here:
-                if result.run.method == method:
-                    curve.add(result.run.seed, axis.points(result), result.scores.get("sft"))
+            of_method = [result for result in here if result.run.method == method]
+            best = axis.paper_best.get(of_method[0].run.options["method"])
+            curve = Curve(rows.label(method), f"C{number}", {}, {}, best)
+            for result in of_method:
+                curve.add(result.run.seed, axis.points(result), result.scores.get("sft"))
             curves.append(curve)
         xs = sorted({x for curve in curves for x in curve.scores})
         body = []
         for curve in curves:
-            best = "" if curve.paper_best is None else str(curve.paper_best)
+            papers = "" if curve.paper_best is None else str(curve.paper_best)
             scores, gains = curve.scores, estimates(curve.gains)
-            body.append([curve.label, *(str(scores.get(x, "")) for x in xs), best])
+            body.append([curve.label, *(str(scores.get(x, "")) for x in xs), papers])
             body.append([f"{curve.label}, gain", *(str(gains.get(x, "")) for x in xs), ""])
         title = f"{environment}, {model}"
         name = f"{experiment.name}-{environment}-{model}"

@@ -97,11 +97,9 @@ def _best(name: str, among: Sequence[Result]) -> Result:
 def setting(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
     """All figures of an experiment in one environment with one model."""
     rows, first = groups(results), results[0]
-    base = baseline(experiment, rows)
-    own = [base.name, *experiment.best_on_dev.get(base.name, [])] if base else []
+    base, before = baseline(experiment, rows), _befores(experiment, rows)
     figures = [
-        _row(row, name, {} if row.name in own else _before(row, base))
-        for row, name in zip(rows, labels(rows), strict=True)
+        _row(row, name, before[row.name]) for row, name in zip(rows, labels(rows), strict=True)
     ]
     _correct([row["gain"] for row in figures])
     for measure in MEASURES:
@@ -157,6 +155,13 @@ def _row(row: Group, name: str, before: Before) -> dict[str, Any]:
     }
 
 
+def _befores(experiment: Experiment, rows: Sequence[Group]) -> dict[str, Before]:
+    """Row → what its gains count from; {} for the baseline, and for what it is chosen from."""
+    base = baseline(experiment, rows)
+    own = [base.name, *experiment.best_on_dev.get(base.name, [])] if base else []
+    return {row.name: {} if row.name in own else _before(row, base) for row in rows}
+
+
 def _before(row: Group, base: Group | None) -> Before:
     if base is None:
         return {seed: (r, "sft") for seed, r in row.done.items() if r.final_stage != "sft"}
@@ -164,14 +169,54 @@ def _before(row: Group, base: Group | None) -> Before:
 
 
 def _score_gain(done: Mapping[int, Result], before: Before) -> dict[str, Any] | None:
+    return _mean_gain(_differences(done, before))
+
+
+def _differences(done: Mapping[int, Result], before: Before) -> dict[int, dict[str, float]]:
+    """Seed → task → how far the score is above the one before; {} where a run recorded none."""
     seeds = [seed for seed in sorted(done) if seed in before]
     first = [before[seed][0].task_scores(before[seed][1]) for seed in seeds]
     second = [done[seed].task_scores(done[seed].final_stage) for seed in seeds]
     if not seeds or not all([*first, *second]):
+        return {}
+    return {seed: _minus(b, a) for seed, a, b in zip(seeds, first, second, strict=True)}
+
+
+def _minus(of: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {task: of[task] - other[task] for task in of if task in other}
+
+
+def _mean_gain(differences: Mapping[int, Mapping[str, float]]) -> dict[str, Any] | None:
+    """The gain over the seeds and the tasks that all of them have."""
+    if not differences:
         return None
-    tasks = sorted(set.intersection(*(set(side) for side in (*first, *second))))
-    differences = [[b[t] - a[t] for t in tasks] for a, b in zip(first, second, strict=True)]
-    return _gain(gain(differences), seeds)
+    tasks = sorted(set.intersection(*(set(of_seed) for of_seed in differences.values())))
+    table = [[of_seed[task] for task in tasks] for of_seed in differences.values()]
+    return _gain(gain(table), [*differences])
+
+
+def between_models(experiment: Experiment, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """How much more each row gains with a later model of the experiment than with its first: per
+    environment, over the seeds that both have and the tasks that both played."""
+    found: list[dict[str, Any]] = []
+    for environment in experiment.environments:
+        of_models = []
+        for model in experiment.models:
+            here = [r for r in results if (r.run.environment, r.run.model) == (environment, model)]
+            rows = groups(here)
+            before = _befores(experiment, rows)
+            named = zip(rows, labels(rows), strict=True)
+            of_models.append({n: _differences(r.done, before[r.name]) for r, n in named})
+        first, *later = of_models
+        for model, gains in zip(experiment.models[1:], later, strict=True):
+            for name in [name for name in gains if gains[name] and first[name]]:
+                both = [seed for seed in gains[name] if seed in first[name]]
+                more = {seed: _minus(gains[name][seed], first[name][seed]) for seed in both}
+                row = {"environment": environment, "label": name, "model": model}
+                if (of_row := _mean_gain(more)) is not None:
+                    found.append({**row, "than": experiment.models[0], "gain": of_row})
+    _correct([row["gain"] for row in found])
+    return found
 
 
 def _agreement(done: Mapping[int, Result], before: Before) -> dict[str, Any]:

@@ -127,6 +127,23 @@ def gains(setting: Row) -> str:
     return "\n".join(["", title, markdown(head, body), sees(setting)])
 
 
+def between_models(experiment: Row) -> str:
+    """How much more the rows gain with one model than with another; "" where none can be paired."""
+    body = []
+    for row in experiment.get("between", []):
+        gain = row["gain"]
+        by_seed = ", ".join(f"{value:+.1f}" for value in gain["by_seed"])
+        of = f"{row['label']}, {row['environment']}"
+        models = f"{row['model']} minus {row['than']}"
+        figures = [interval(gain), p_value(gain["p"]), p_value(gain["p_holm"])]
+        body.append([of, models, *figures, f"{gain['detectable_holm']:.1f}", by_seed])
+    if not body:
+        return ""
+    head = ["row", "models", "difference of gains [95 %]", "p", "p (Holm)", "can see", "by seed"]
+    text = "How much more a row gains with one model than with another, same seeds and tasks:\n"
+    return "\n".join(["", text, markdown(head, body)])
+
+
 def sees(setting: Row) -> str:
     """What gain a table of these rows, seeds and tasks can see."""
     compared = [row["gain"] for row in setting["rows"] if row["gain"]]

@@ -104,6 +104,40 @@ def test_p_values_are_corrected_over_the_rows(sweep):
     assert [row["gain"]["p_holm"] for row in rows] == holm(ps)
 
 
+def test_gains_are_compared_between_models(sweep):
+    small = next(iter(sweep.models))
+    sweep.models["large"] = {**sweep.models[small], "prompt": {"suffix": "Think."}}
+    sweep.experiments[0] |= {"kind": "models", "models": [small, "large"], "baseline": "sft"}
+    for run in planning.all_runs(sweep):
+        gained = {("implicit", small): 0.1, ("implicit", "large"): 0.3 + 0.2 * run.seed}
+        start = 0.4 if run.model == "large" else 0.2
+        score = start + gained.get((run.method, run.model), 0.0)
+        _finish(sweep, run, {"a": score, "b": score, "c": 0.5})
+    experiment, text = _report(sweep)
+    (row,) = experiment["between"]
+    assert (row["label"], row["model"], row["than"]) == ("StepAgent-Implicit", "large", small)
+    # two of three tasks: (30 − 10) and (50 − 10) points more
+    assert row["gain"]["by_seed"] == pytest.approx([20 * 2 / 3, 40 * 2 / 3])
+    assert row["gain"]["mean"] == pytest.approx(20.0)
+    assert (row["gain"]["seeds"], row["gain"]["tasks"]) == ([0, 1], 3)
+    assert f"| StepAgent-Implicit, Guess | large minus {small} | +20.0 [" in text
+    links = re.findall(r"!\[.*\]\((\S+)\)", text)
+    assert len(links) == len(set(links)) == 5
+    assert all((Path(sweep.output) / link).is_file() for link in links)
+
+
+def test_models_are_compared_over_the_seeds_that_both_have(sweep):
+    small = next(iter(sweep.models))
+    sweep.models["large"] = {**sweep.models[small], "prompt": {"suffix": "Think."}}
+    sweep.experiments[0] |= {"kind": "models", "models": [small, "large"]}
+    assert _report(sweep)[0]["between"] == [], "nothing is done"
+    for run in planning.all_runs(sweep):
+        if (run.method, run.model, run.seed) != ("sft", "large", 0):
+            _finish(sweep, run, {"a": float(run.method == "implicit")})
+    (row,) = _report(sweep)[0]["between"]
+    assert (row["gain"]["seeds"], row["gain"]["mean"]) == ([1], 0.0)
+
+
 def test_missing_and_failed_runs_are_named_and_gains_take_common_seeds(sweep):
     runs = _by_method(sweep)
     _finish(sweep, runs["sft", 0], {"a": 0.0})

@@ -325,6 +325,7 @@ def test_a_run_of_two_experiments_is_made_once(tmp_path):
         ({"experiments": [{"name": "x", "method": []}]}, "methods"),
         ({"experiments": [{"name": "x"}]}, "missing"),
         ({"baseline": "sft-bst"}, "its baseline 'sft-bst' is no row: there are sft, implicit"),
+        ({"kind": "models"}, "kind 'models' compares models: name two or more"),
         ({"kind": "practice"}, "reported over reflection.practice: name its values under `vary`"),
         (
             {"vary": {"reflection.practice": 3}},
@@ -479,7 +480,7 @@ def test_the_reproduction_is_a_sweep_of_all_nine_methods():
     runs = planning.all_runs(sweep)
     assert {r.options["method"] for r in runs} == set(METHODS)
     assert {r.seed for r in runs} == {0, 1, 2}
-    assert {e.kind for e in planning.experiments(sweep)} == set(planning.KINDS)
+    assert {e.kind for e in planning.experiments(sweep)} == {*planning.KINDS} - {"models"}
 
 
 def options_of(sweep, row, tmp_path):
