@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from uuid import uuid4
 
 import yaml
@@ -19,7 +19,7 @@ from stepagent.errors import SetupError
 from stepagent.files import is_file, parse_json, read_text, write_text
 from stepagent.training.config import Config
 from stepagent.training.sweep.inheritance import has_sft, sft_of
-from stepagent.training.sweep.job import LAUNCHES, SUMMARY, Job, Outcome, is_done
+from stepagent.training.sweep.job import LAUNCHES, SUMMARY, Job, Outcome
 from stepagent.training.sweep.launchers import Launcher, launcher
 from stepagent.training.sweep.planning import Sweep, SweepError, SweepRun, all_runs, merged
 from stepagent.training.sweep.results import FAILED
@@ -41,14 +41,28 @@ def configuration(run: SweepRun, output: Path) -> Config:
 
     Not thread-safe: jsonargparse changes into the file's directory while it reads it.
     """
+    path = _write_options(run, output, matched_tokens(run, output) if run.matches else 0)
+    return command_line.parse(Config, ["--config", str(path)], prog="stepagent sweep")
+
+
+def with_matched_tokens(run: SweepRun, config: Config, output: Path) -> Config:
+    """The configuration of a run that matches another, now that the other is done. Reads no file of
+    options, so that it may be called while runs are under way."""
+    tokens = matched_tokens(run, output)
+    _write_options(run, output, tokens)
+    return replace(config, sft=replace(config.sft, tokens=tokens))
+
+
+def _write_options(run: SweepRun, output: Path, tokens: int) -> Path:
+    """The file with the run's options, with `sft.tokens` where that is not 0."""
     path = config_file(run, output)
     options = {**run.options, "output": str(run.directory(output))}
-    if run.matches:
-        options = merged(options, {"sft": {"tokens": matched_tokens(run, output)}})
+    if tokens:
+        options = merged(options, {"sft": {"tokens": tokens}})
     text = yaml.safe_dump(options, sort_keys=False)
     if not is_file(path) or read_text(path) != text:  # the same command elsewhere may write it
         write_text(path, text)
-    return command_line.parse(Config, ["--config", str(path)], prog="stepagent sweep")
+    return path
 
 
 def matched_tokens(run: SweepRun, output: Path) -> int:
@@ -87,11 +101,18 @@ def checked(run: SweepRun, output: Path) -> Config:
 
 @dataclass
 class _Entry:
-    """A run of a batch that is not done yet."""
+    """A run that is not done yet."""
 
     job: Job
     sft: str
     """The name of its SFT, where the sweep shares that; "" otherwise."""
+    row: str = ""
+    """Runs of the same row take about as long."""
+    matches: Job | None = None
+    """The run whose tokens it is to train on as many of."""
+    prepare: Callable[[], str] | None = None
+    """For one that matches another: writes its configuration once that is done, and returns the
+    name of its SFT."""
     losses: int = 0
     attempts: int = 0
     """How often another process had it."""
@@ -102,10 +123,11 @@ class _Entry:
         return bool(self.sft) and not has_sft(Path(self.job.directory))
 
 
-class Batch:
-    """Runs that do not need each other, as many at a time as there is room for.
+class Queue:
+    """The runs of a sweep, as many at a time as there is room for.
 
-    Runs that share their SFT wait for the one that makes it, without taking any room.
+    Runs that share their SFT wait for the one that makes it, and a run that matches another waits
+    for that, without taking any room.
     """
 
     def __init__(self, sweep: Sweep, launch: Launcher, console: Console, deadline: float):
@@ -115,11 +137,16 @@ class Batch:
         self._waiting: list[_Entry] = []
         self._running: dict[Future[Outcome], _Entry] = {}
         self._done: dict[str, bool] = {}
+        self._minutes: dict[str, list[float]] = {}
+        """Row → how long its runs took"""
 
     def run(self, entries: Sequence[_Entry]) -> dict[str, bool]:
         """Does all; returns which are done. Raises SweepError, Unshared and KeyboardInterrupt, the
         runs having ended."""
-        self._waiting = list(entries)
+        self._done = {entry.job.name: True for entry in entries if entry.job.is_done}
+        self._waiting = [entry for entry in entries if entry.job.name not in self._done]
+        if self._done and self._waiting:
+            self._console.print(f"{len(self._done)} of {len(entries)} runs are done already")
         try:
             while self._waiting or self._running:
                 self._fill()
@@ -152,12 +179,31 @@ class Batch:
             if len(self._running) >= self._most:
                 return
             job, now = entry.job, time.monotonic()
-            if job.is_done or now > self._deadline:
+            if job.is_done or now > self._deadline or self._waits_in_vain(entry):
                 self._waiting.remove(entry)
                 self._done[job.name] = job.is_done
-            elif now >= entry.not_before and not self._is_being_made(entry):
+            elif now >= entry.not_before and self._may_start(entry):
                 self._waiting.remove(entry)
                 self._start(entry)
+
+    def _may_start(self, entry: _Entry) -> bool:
+        """Whether what the run needs is done: the one that it matches, or its SFT."""
+        if entry.matches and not entry.matches.is_done:
+            return False
+        if entry.prepare:
+            entry.sft, entry.prepare = entry.prepare(), None
+        return not self._is_being_made(entry)
+
+    def _waits_in_vain(self, entry: _Entry) -> bool:
+        """Whether the run that it matches was not done, and will not be. Says so."""
+        matches = entry.matches
+        if not matches or matches.is_done:
+            return False
+        coming = [*self._waiting, *self._running.values()]
+        if any(other.job.name == matches.name for other in coming):
+            return False
+        self._console.print(f"{entry.job.name} waits for {matches.name}", markup=False)
+        return True
 
     def _is_being_made(self, entry: _Entry) -> bool:
         """Whether a run is making the SFT that this one needs."""
@@ -199,16 +245,35 @@ class Batch:
             self._waiting.append(entry)
             return
         self._done[job.name] = job.is_done if outcome.kind == "stopped" else outcome.kind == "done"
+        if outcome.kind == "done":
+            self._minutes.setdefault(entry.row, []).append(outcome.minutes)
         self._say(job, outcome)
 
     def _say(self, job: Job, outcome: Outcome) -> None:
         on = f" on {outcome.host}" if self._names_hosts and outcome.host else ""
         if outcome.kind == "done":
-            self._console.print(f"{job.name}: {outcome.minutes:.1f} min{on}", markup=False)
+            text = f"{job.name}: {outcome.minutes:.1f} min{on} ({self._progress()})"
+            self._console.print(text, markup=False)
         elif outcome.kind == "failed":
             write_text(_failure(job), outcome.message)
             after = f"{on} after {outcome.minutes:.1f} min ({job.log})"
             self._console.print(f"{job.name} failed{after}: {outcome.message}", markup=False)
+
+    def _progress(self) -> str:
+        """How many runs are done, and about how long the others take, by those of the same row."""
+        done, rest = sum(self._done.values()), [*self._waiting, *self._running.values()]
+        text = f"{done} of {len(self._done) + len(rest)} runs"
+        if not rest:
+            return text
+        every = [minutes for of_row in self._minutes.values() for minutes in of_row]
+        running = {entry.job.name for entry in self._running.values()}
+        left = 0.0
+        for entry in rest:
+            expected = mean(self._minutes.get(entry.row, every))
+            left += expected / 2 if entry.job.name in running else expected
+        left /= min(self._most, len(rest))
+        about = f"{left / 60:.1f} h" if left >= 90 else f"{left:.0f} min"
+        return f"{text}, about {about} left"
 
 
 def _failure(job: Job) -> Path:
@@ -223,24 +288,28 @@ def run_all(sweep: Sweep, console: Console) -> list[str]:
     todo, output = all_runs(sweep), Path(sweep.output)
     # errors in any of them are reported before the first one starts
     configs = {run.name: checked(run, output) for run in todo}
-    results: dict[str, bool] = {}
     with launcher(sweep) as launch, _token(output) as token:
         if launch.where:
             console.print(f"The runs are {launch.where}.", markup=False)
-        for _, of_phase in itertools.groupby(todo, key=lambda run: run.phase):
-            entries = []
-            for run in of_phase:
-                matches = None if is_done(run.directory(output)) else run.matches
-                if matches and not is_done(matches.directory(output)):
-                    console.print(f"{run.name} waits for {matches.name}", markup=False)
-                    results[run.name] = False
-                    continue
-                if matches:
-                    configs[run.name] = checked(run, output)  # now it is known how many tokens
-                job = job_of(run, configs[run.name], sweep, token)
-                entries.append(_Entry(job, sft_of(configs[run.name]) if sweep.share_sft else ""))
-            results |= Batch(sweep, launch, console, deadline).run(entries)
-    return [name for name, done in results.items() if not done]
+        jobs = {run.digest: job_of(run, configs[run.name], sweep, token) for run in todo}
+        entries = [_entry(run, configs[run.name], jobs, sweep) for run in todo]
+        results = Queue(sweep, launch, console, deadline).run(entries)
+    return [run.name for run in todo if not results[run.name]]
+
+
+def _entry(run: SweepRun, config: Config, jobs: Mapping[str, Job], sweep: Sweep) -> _Entry:
+    """A run in the queue; `jobs` are those of all runs by their digest."""
+
+    def shared(config: Config) -> str:
+        return sft_of(config) if sweep.share_sft else ""
+
+    def prepare() -> str:
+        return shared(with_matched_tokens(run, config, Path(sweep.output)))
+
+    entry = _Entry(jobs[run.digest], shared(config), f"{run.environment} {run.model} {run.row}")
+    if not run.matches:
+        return entry
+    return replace(entry, sft="", matches=jobs[run.matches.digest], prepare=prepare)
 
 
 @contextmanager

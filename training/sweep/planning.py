@@ -153,7 +153,7 @@ class SweepRun:
 
     @property
     def phase(self) -> int:
-        """Runs of a later one may need those of an earlier one."""
+        """Of a seed, runs of a later one may need those of an earlier one."""
         return 2 if self.matches else int(self.options["method"] != "sft")
 
     @property
@@ -364,11 +364,16 @@ def _method_options(sweep: Sweep, name: str) -> dict[str, Any]:
 
 
 def all_runs(sweep: Sweep) -> list[SweepRun]:
-    """Every run once: SFT, the methods that start from it, and what matches these."""
+    """Every run once, in the order in which they are done: experiment by experiment, in each of
+    them seed by seed, so that a sweep which is stopped has whole seeds to compare. Of a seed, SFT
+    comes first, then the methods that start from it, then what matches these."""
     by_digest: dict[str, SweepRun] = {}
     for experiment in experiments(sweep):
+        seeds: dict[int, list[SweepRun]] = {}
         for run in runs(sweep, experiment):
-            for one in (run.matches, run):
-                if one:
-                    by_digest.setdefault(one.digest, one)
-    return sorted(by_digest.values(), key=lambda run: run.phase)
+            both = [one for one in (run.matches, run) if one]
+            seeds.setdefault(run.seed, []).extend(both)
+        for of_seed in seeds.values():
+            for run in sorted(of_seed, key=lambda run: run.phase):
+                by_digest.setdefault(run.digest, run)
+    return list(by_digest.values())

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from stepagent.errors import UserError
 from stepagent.training.sweep import execution, job
-from stepagent.training.sweep.execution import Batch, Unshared, _Entry
+from stepagent.training.sweep.execution import Queue, Unshared, _Entry
 from stepagent.training.sweep.job import Job, Outcome
 from stepagent.training.sweep.launchers import Launcher
 from stepagent.training.sweep.planning import Sweep, SweepError
@@ -97,8 +97,8 @@ def do(monkeypatch):
     console = Console(record=True, width=400, file=open("/dev/null", "w"))
 
     def run(launch, entries, **options):
-        batch = Batch(Sweep("x", launch="ray", **options), launch, console, float("inf"))
-        return batch.run(entries), console.export_text()
+        queue = Queue(Sweep("x", launch="ray", **options), launch, console, float("inf"))
+        return queue.run(entries), console.export_text()
 
     return run
 
@@ -166,6 +166,38 @@ def test_runs_wait_for_the_one_that_makes_their_sft(do, entries):
     assert seen[1] == ["a", "d"], "while a makes its SFT, only d may start"
     assert launch.started == ["a", "d", "b", "c"]
     assert set(done) == {"a", "b", "c", "d"}
+
+
+def test_a_run_that_matches_another_waits_for_it_and_not_for_the_others(do, entries):
+    first, other, matched = entries("a", "b", "c")
+    matched.matches, known = first.job, []
+    matched.prepare = lambda: known.append(first.job.is_done) or "its own"
+    launch = Scripted()
+    done, _ = do(launch, [matched, first, other], workers=1)
+    assert launch.started == ["a", "c", "b"]
+    assert done == {"a": True, "b": True, "c": True}
+    assert known == [True], "its tokens are asked for once, when they are known"
+    assert matched.sft == "its own"
+
+
+def test_a_run_that_matches_one_that_fails_is_not_done(do, entries):
+    first, matched = entries("a", "b")
+    matched.matches, matched.prepare = first.job, None
+    launch = Scripted(a=["failed"])
+    done, text = do(launch, [first, matched])
+    assert (done, launch.started) == ({"a": False, "b": False}, ["a"])
+    assert "b waits for a" in text
+
+
+def test_it_is_said_how_many_runs_are_done_and_how_long_the_others_take(do, entries):
+    every = entries("a", "b", "c", "d", "e")
+    _finish(every[1].job)
+    for entry in every:
+        entry.row = "long" if entry.job.name == "e" else "short"
+    _, text = do(Scripted(c=["failed"]), every, workers=1)
+    assert "1 of 5 runs are done already" in text
+    assert "a: 1.5 min on node7 (2 of 5 runs, about 4 min left)" in text, "three of 1.5"
+    assert "e: 1.5 min on node7 (4 of 5 runs)" in text, "the one that failed is not among them"
 
 
 def test_the_next_makes_the_sft_where_the_first_fails(do, entries):

@@ -24,7 +24,7 @@ import yaml
 from rich.console import Console
 
 from stepagent.training.sweep import execution
-from stepagent.training.sweep.execution import Batch, Unshared, _Entry
+from stepagent.training.sweep.execution import Queue, Unshared, _Entry
 from stepagent.training.sweep.job import Job, perform
 from stepagent.training.sweep.launchers import SubmititLauncher, launcher
 from stepagent.training.sweep.planning import Sweep, SweepError
@@ -148,7 +148,7 @@ def test_a_node_of_slurm_that_does_not_see_the_folder(slurm, tmp_path):
     one = entry(tmp_path)
     (Path(one.job.directory) / "summary.json").unlink()
     launch = SubmititLauncher(tmp_path / "out" / "submitit", {})
-    batch = Batch(Sweep("x", launch="submitit"), launch, console(), float("inf"))
+    batch = Queue(Sweep("x", launch="submitit"), launch, console(), float("inf"))
     with pytest.raises(Unshared, match=r"does not see .*/out as this machine does"):
         batch.run([one])
 

@@ -268,11 +268,25 @@ def test_runs_are_all_combinations_once(tmp_path):
     sweep.experiments.append({**sweep.experiments[0], "name": "again"})
     runs = planning.all_runs(sweep)
     assert len(runs) == 4
-    assert [r.options["method"] for r in runs] == ["sft", "sft", "implicit", "implicit"]
+    assert [(r.options["method"], r.seed) for r in runs] == [
+        ("sft", 0),
+        ("implicit", 0),
+        ("sft", 1),
+        ("implicit", 1),
+    ]
     assert len({r.name for r in runs}) == 4
-    implicit = runs[2].options
+    implicit = runs[1].options
     assert implicit["reflection"] == {"learning_rate": 1e-3, "practice": 2, "iterations": 1}
     assert implicit["seed"] == 0
+
+
+def test_runs_come_by_experiment_and_seed_and_each_behind_what_it_needs(tmp_path):
+    sweep = _read(_sweep(tmp_path))
+    sweep.experiments[0] |= {"methods": ["implicit", "sft-matched-implicit", "sft"], "vary": {}}
+    sweep.experiments.append({**sweep.experiments[0], "name": "more", "methods": ["eto", "sft"]})
+    order = [(r.method, r.seed) for r in planning.all_runs(sweep)]
+    of_seed = ("sft", "implicit", "sft-matched-implicit")
+    assert order == [*((m, s) for s in (0, 1) for m in of_seed), ("eto", 0), ("eto", 1)]
 
 
 def test_a_variant_is_its_method_with_other_options(tmp_path):
