@@ -329,11 +329,10 @@ def sweep_results(name: str) -> str:
 
 def _models(experiment: dict[str, Any]) -> list[str]:
     """How the rows' gains depend on the model."""
-    settings = experiment["settings"]
-    environments = dict.fromkeys(setting["environment"] for setting in settings)
-    of_environments = [[s for s in settings if s["environment"] == e] for e in environments]
-    drawn = [(of[0]["environment"], plots.model_figure("score", of)) for of in of_environments]
-    pictures = [_drawing(figure, f"{environment}, by model") for environment, figure in drawn]
+    pictures = [
+        _drawing(plots.model_figure("score", settings), f"Scores and gains by model: {environment}")
+        for environment, settings in tables.by_environment(experiment).items()
+    ]
     return [*pictures, tables.between_models(experiment)]
 
 
@@ -349,7 +348,10 @@ def _setting(setting: dict[str, Any]) -> list[str]:
     title = f"{setting['environment']}, {setting['model']}"
     parts = [f"**{title}**", tables.overview(setting), tables.chosen(setting)]
     if any(row["gain"] for row in setting["rows"]):
-        parts += [tables.sees(setting), _drawing(plots.gain_figure(title, setting), title)]
+        parts += [
+            tables.sees(setting),
+            _drawing(plots.gain_figure(title, setting), f"Paired gains: {title}"),
+        ]
     below = (tables.agreement, tables.correlations)
     return [*parts, *(text for table in below if (text := table(setting)))]
 
@@ -385,15 +387,16 @@ def gains_over_longer_sft() -> str:
             raise Undocumented(f"{name}, {title}: {wanted} has no gain over SFT for longer")
         rows.append({**found[0], "label": label, "paper": {}})
     title = "StepAgent-Implicit in its own successes"
-    return _drawing(plots.gain_figure(title, {"rows": rows, "baseline": "longer"}), title)
+    figure = plots.gain_figure(title, {"rows": rows, "baseline": "longer"})
+    return _drawing(figure, f"Paired gains: {title}")
 
 
-def _drawing(figure: Any, title: str) -> str:
-    """A figure within the page, in the page's own colour of text."""
+def _drawing(figure: Any, label: str) -> str:
+    """A figure within the page, in the page's own colour of text; `label` says what it shows."""
     from matplotlib import pyplot, rc_context
 
     file = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     pyplot.close(figure)
     text = file.getvalue()
@@ -401,8 +404,9 @@ def _drawing(figure: Any, title: str) -> str:
     drawing = re.sub(r"#000000|\bblack\b", "currentColor", drawing)
     drawing = drawing.replace("<svg ", '<svg style="max-width: 100%; height: auto" ', 1)
     drawing = drawing.replace('<text style="', '<text style="fill: currentColor; ')
-    label = html.escape(f"Paired gains: {title}")
-    return f'<figure role="img" aria-label="{label}">{" ".join(drawing.split())}</figure>'
+    return (
+        f'<figure role="img" aria-label="{html.escape(label)}">{" ".join(drawing.split())}</figure>'
+    )
 
 
 # Lists --------------------------------------------------------------------------------------------

@@ -49,12 +49,14 @@ Figures = tuple[float, float, float]
 
 
 def _gains(experiments: list[dict[str, Any]]) -> Iterator[Figures]:
-    """Of all rows of a report, the score's and those of agreement."""
+    """Of all rows of a report, the score's and those of agreement; and how much more a row gains
+    with another model."""
     for experiment in experiments:
+        gains = [row["gain"] for row in experiment.get("between", [])]
         for row in (row for setting in experiment["settings"] for row in setting["rows"]):
-            for gain in [row["gain"], *(m.get("gain") for m in row["agreement"].values())]:
-                if gain:
-                    yield round(gain["mean"], 1), round(gain["low"], 1), round(gain["high"], 1)
+            gains += [row["gain"], *(m.get("gain") for m in row["agreement"].values())]
+        for gain in filter(None, gains):
+            yield round(gain["mean"], 1), round(gain["low"], 1), round(gain["high"], 1)
 
 
 def _afterwards(name: str, row: str, seeds: list[int], output: Path) -> list[dict[str, Any]]:

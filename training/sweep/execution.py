@@ -8,7 +8,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
 from uuid import uuid4
 
 import yaml
@@ -19,13 +18,15 @@ from stepagent.errors import SetupError
 from stepagent.files import is_file, parse_json, read_text, write_text
 from stepagent.training.config import Config
 from stepagent.training.sweep.inheritance import has_sft, sft_of
-from stepagent.training.sweep.job import LAUNCHES, SUMMARY, Job, Outcome
+from stepagent.training.sweep.job import LAUNCHES, SUMMARY, Job, Outcome, is_done
 from stepagent.training.sweep.launchers import Launcher, launcher
 from stepagent.training.sweep.planning import Sweep, SweepError, SweepRun, all_runs, merged
 from stepagent.training.sweep.results import FAILED
 
 POLL_SECONDS = 2.0
 """Between two looks at whether a run is past its SFT, or may be tried again."""
+SHOWS_SECONDS = 120.0
+"""Within which a network file system shows the summary of a run that another machine has done."""
 MOST_LOSSES = 3
 """How often a run is started again after the loss of its machine: it may be what kills them."""
 _LONGEST_PAUSE = 600.0
@@ -41,22 +42,23 @@ def configuration(run: SweepRun, output: Path) -> Config:
 
     Not thread-safe: jsonargparse changes into the file's directory while it reads it.
     """
-    path = _write_options(run, output, matched_tokens(run, output) if run.matches else 0)
+    directory = str(run.directory(output))
+    path = _write_options(run, output, directory, matched_tokens(run, output))
     return command_line.parse(Config, ["--config", str(path)], prog="stepagent sweep")
 
 
 def with_matched_tokens(run: SweepRun, config: Config, output: Path) -> Config:
-    """The configuration of a run that matches another, now that the other is done. Reads no file of
-    options, so that it may be called while runs are under way."""
+    """The configuration of a run that matches another, now that the other is done. Parses no file,
+    which would change the working directory, so that runs may be under way meanwhile."""
     tokens = matched_tokens(run, output)
-    _write_options(run, output, tokens)
+    _write_options(run, output, config.output, tokens)
     return replace(config, sft=replace(config.sft, tokens=tokens))
 
 
-def _write_options(run: SweepRun, output: Path, tokens: int) -> Path:
+def _write_options(run: SweepRun, output: Path, directory: str, tokens: int) -> Path:
     """The file with the run's options, with `sft.tokens` where that is not 0."""
     path = config_file(run, output)
-    options = {**run.options, "output": str(run.directory(output))}
+    options = {**run.options, "output": directory}
     if tokens:
         options = merged(options, {"sft": {"tokens": tokens}})
     text = yaml.safe_dump(options, sort_keys=False)
@@ -66,16 +68,20 @@ def _write_options(run: SweepRun, output: Path, tokens: int) -> Path:
 
 
 def matched_tokens(run: SweepRun, output: Path) -> int:
-    """The tokens that the run it matches was trained on; 1 as long as that is not done.
+    """The tokens that the run it matches was trained on: 0 where it matches none, 1 as long as that
+    is not done.
 
-    Raises SweepError where it recorded none.
+    Raises SweepError where that recorded none, and this run is not done.
     """
-    assert run.matches
+    if not run.matches:
+        return 0
     path = run.matches.directory(output) / SUMMARY
     if not is_file(path):
         return 1
     budget = parse_json(read_text(path)).get("budget")
     if not budget:
+        if is_done(run.directory(output)):
+            return 1
         raise SweepError(
             f"{run.name} cannot match {path.parent}, which does not say on how many tokens it was "
             "trained: an earlier version made it; delete that folder to train it again"
@@ -101,18 +107,16 @@ def checked(run: SweepRun, output: Path) -> Config:
 
 @dataclass
 class _Entry:
-    """A run that is not done yet."""
+    """A run in the queue."""
 
     job: Job
     sft: str
     """The name of its SFT, where the sweep shares that; "" otherwise."""
-    row: str = ""
-    """Runs of the same row take about as long."""
     matches: Job | None = None
-    """The run whose tokens it is to train on as many of."""
+    """The run on as many tokens of which it trains."""
     prepare: Callable[[], str] | None = None
-    """For one that matches another: writes its configuration once that is done, and returns the
-    name of its SFT."""
+    """For one that matches another: writes its options, now that the other is done, and returns the
+    name of its SFT. Raises SweepError where the other does not say its tokens."""
     losses: int = 0
     attempts: int = 0
     """How often another process had it."""
@@ -137,8 +141,10 @@ class Queue:
         self._waiting: list[_Entry] = []
         self._running: dict[Future[Outcome], _Entry] = {}
         self._done: dict[str, bool] = {}
-        self._minutes: dict[str, list[float]] = {}
-        """Row → how long its runs took"""
+        """Run that has ended → whether it is done"""
+        self._start_time = time.monotonic()
+        self._end_times: dict[str, float] = {}
+        """Run that was done here → when it ended"""
 
     def run(self, entries: Sequence[_Entry]) -> dict[str, bool]:
         """Does all; returns which are done. Raises SweepError, Unshared and KeyboardInterrupt, the
@@ -179,31 +185,40 @@ class Queue:
             if len(self._running) >= self._most:
                 return
             job, now = entry.job, time.monotonic()
-            if job.is_done or now > self._deadline or self._waits_in_vain(entry):
-                self._waiting.remove(entry)
-                self._done[job.name] = job.is_done
-            elif now >= entry.not_before and self._may_start(entry):
+            if job.is_done or now > self._deadline:
+                self._end(entry)
+            elif problem := self._prepare(entry):
+                self._console.print(f"{job.name} is not started: {problem}", markup=False)
+                self._end(entry)
+            elif now >= entry.not_before and self._has_what_it_needs(entry):
                 self._waiting.remove(entry)
                 self._start(entry)
 
-    def _may_start(self, entry: _Entry) -> bool:
-        """Whether what the run needs is done: the one that it matches, or its SFT."""
-        if entry.matches and not entry.matches.is_done:
-            return False
-        if entry.prepare:
-            entry.sft, entry.prepare = entry.prepare(), None
-        return not self._is_being_made(entry)
+    def _end(self, entry: _Entry) -> None:
+        """Takes a run that is not started from the queue."""
+        self._waiting.remove(entry)
+        self._done[entry.job.name] = entry.job.is_done
 
-    def _waits_in_vain(self, entry: _Entry) -> bool:
-        """Whether the run that it matches was not done, and will not be. Says so."""
+    def _prepare(self, entry: _Entry) -> str:
+        """Has a run that matches another write its options once that is done. Returns why it can
+        never be started; "" where it can."""
         matches = entry.matches
-        if not matches or matches.is_done:
-            return False
-        coming = [*self._waiting, *self._running.values()]
-        if any(other.job.name == matches.name for other in coming):
-            return False
-        self._console.print(f"{entry.job.name} waits for {matches.name}", markup=False)
-        return True
+        if not matches or not entry.prepare:
+            return ""
+        if matches.is_done:
+            try:
+                entry.sft, entry.prepare = entry.prepare(), None
+            except SweepError as error:
+                return str(error)
+            return ""
+        coming = [other.job.name for other in (*self._waiting, *self._running.values())]
+        ended = self._end_times.get(matches.name, -float("inf"))
+        if matches.name in coming or time.monotonic() < ended + SHOWS_SECONDS:
+            return ""
+        return f"{matches.name}, which it matches, is not done"
+
+    def _has_what_it_needs(self, entry: _Entry) -> bool:
+        return not entry.prepare and not self._is_being_made(entry)
 
     def _is_being_made(self, entry: _Entry) -> bool:
         """Whether a run is making the SFT that this one needs."""
@@ -229,7 +244,7 @@ class Queue:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             if entry.losses <= MOST_LOSSES:
                 self._console.print(f"{job.name}: its machine was lost ({reason})", markup=False)
-                self._waiting.append(entry)
+                self._waiting.insert(0, entry)
                 return
             outcome = Outcome("failed", message=f"its machine was lost {entry.losses} times")
         if outcome.kind == "unshared":
@@ -242,11 +257,11 @@ class Queue:
                 self._console.print(f"{job.name} is under way elsewhere", markup=False)
             pause = min(_LONGEST_PAUSE, job.lost_after * 2**entry.attempts)
             entry.attempts, entry.not_before = entry.attempts + 1, time.monotonic() + pause
-            self._waiting.append(entry)
+            self._waiting.insert(0, entry)
             return
         self._done[job.name] = job.is_done if outcome.kind == "stopped" else outcome.kind == "done"
         if outcome.kind == "done":
-            self._minutes.setdefault(entry.row, []).append(outcome.minutes)
+            self._end_times[job.name] = time.monotonic()
         self._say(job, outcome)
 
     def _say(self, job: Job, outcome: Outcome) -> None:
@@ -260,19 +275,15 @@ class Queue:
             self._console.print(f"{job.name} failed{after}: {outcome.message}", markup=False)
 
     def _progress(self) -> str:
-        """How many runs are done, and about how long the others take, by those of the same row."""
-        done, rest = sum(self._done.values()), [*self._waiting, *self._running.values()]
-        text = f"{done} of {len(self._done) + len(rest)} runs"
+        """How many runs are done, and how long the others take if they go on at the same rate."""
+        rest = len(self._waiting) + len(self._running)
+        text = f"{sum(self._done.values())} of {len(self._done) + rest}"
         if not rest:
             return text
-        every = [minutes for of_row in self._minutes.values() for minutes in of_row]
-        running = {entry.job.name for entry in self._running.values()}
-        left = 0.0
-        for entry in rest:
-            expected = mean(self._minutes.get(entry.row, every))
-            left += expected / 2 if entry.job.name in running else expected
-        left /= min(self._most, len(rest))
-        about = f"{left / 60:.1f} h" if left >= 90 else f"{left:.0f} min"
+        now = time.monotonic()
+        left = rest * (now - self._start_time) / len(self._end_times)
+        minutes = min(left, max(0.0, self._deadline - now)) / 60
+        about = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
         return f"{text}, about {about} left"
 
 
@@ -306,10 +317,9 @@ def _entry(run: SweepRun, config: Config, jobs: Mapping[str, Job], sweep: Sweep)
     def prepare() -> str:
         return shared(with_matched_tokens(run, config, Path(sweep.output)))
 
-    entry = _Entry(jobs[run.digest], shared(config), f"{run.environment} {run.model} {run.row}")
-    if not run.matches:
-        return entry
-    return replace(entry, sft="", matches=jobs[run.matches.digest], prepare=prepare)
+    if run.matches:
+        return _Entry(jobs[run.digest], "", jobs[run.matches.digest], prepare)
+    return _Entry(jobs[run.digest], shared(config))
 
 
 @contextmanager

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from stepagent.eval.paper import COLUMNS, TABLE2, table2
 
-__all__ = ["BEST_ITERATION", "BEST_PRACTICE", "COLUMNS", "TABLE2", "TABLE3", "table2", "table3"]
+__all__ = [
+    "BEST_ITERATION",
+    "BEST_PRACTICE",
+    "COLUMNS",
+    "TABLE2",
+    "TABLE3",
+    "has",
+    "table2",
+    "table3",
+]
 
 TABLE3: dict[str, tuple[float, ...]] = {
     "final": (65.7, 54.0, 62.5, 73.4, 35.2, 49.4, 32.3),
@@ -20,6 +29,15 @@ BEST_ITERATION = {"implicit": 3, "inverse": 7}
 """Figure 4(a), WebShop: where each method peaks, as the text says."""
 BEST_PRACTICE = {"implicit": 3, "inverse": 3}
 """Figure 4(b): the practice number with the best result, as the text says."""
+
+
+def has(name: str, method: str) -> bool:
+    """Whether the paper has a sweep's row of this name and method: it has no variants of ours.
+
+    >>> has("implicit", "implicit"), has("inverse-paper", "inverse"), has("eto-own", "eto")
+    (True, True, False)
+    """
+    return name in (method, f"{method}-paper")
 
 
 def table3(reward: str, env: str) -> float | None:

@@ -249,6 +249,8 @@ def _problem(experiment: Experiment) -> str:
     for name, values in lists.items():
         if not isinstance(values, list) or not values:
             return f"{name} is {values!r}, which must be a list of one or more"
+        if len({str(value) for value in values}) < len(values):
+            return f"{name} is {values!r}: one that is there twice is no further evidence"
     if kind not in KINDS:
         return f"kind is {kind!r}, which must be one of {', '.join(KINDS)}"
     option = REPORTED_OVER.get(kind)

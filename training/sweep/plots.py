@@ -121,7 +121,7 @@ def gain_figure(title: str, setting: Mapping[str, Any]) -> Any:
 
 def model_plot(name: str, title: str, settings: Sequence[Mapping[str, Any]], output: Path) -> str:
     """`model_figure` as a file. Returns the Markdown that shows the picture."""
-    return _save(model_figure(title, settings), name, title, output)
+    return _save(model_figure(title, settings), f"{name}-models", title, output)
 
 
 def model_figure(title: str, settings: Sequence[Mapping[str, Any]]) -> Any:
@@ -129,8 +129,9 @@ def model_figure(title: str, settings: Sequence[Mapping[str, Any]]) -> Any:
     with a dot per seed, on the right its gains over the baseline, with 95 % intervals."""
     figure, (left, right) = _figure(9.0, 2)
     names = list(dict.fromkeys(row["name"] for setting in settings for row in setting["rows"]))
+    step = min(0.12, 0.8 / max(1, len(names)))  # all rows of a model stay beside it
     for number, name in enumerate(names):
-        shift, color = 0.12 * (number - (len(names) - 1) / 2), f"C{number}"
+        shift, color = step * (number - (len(names) - 1) / 2), f"C{number}"
         found = [
             (x + shift, row)
             for x, setting in enumerate(settings)
@@ -144,20 +145,15 @@ def model_figure(title: str, settings: Sequence[Mapping[str, Any]]) -> Any:
         label = found[0][1]["label"] if found else name
         left.plot([x for x, _ in found], means, "o-", color=color, label=label)
         gains = [(x, row["gain"]) for x, row in found if row["gain"]]
-        middle = [gain["mean"] for _, gain in gains]
-        beyond = [
-            [gain["mean"] - gain["low"] for _, gain in gains],
-            [gain["high"] - gain["mean"] for _, gain in gains],
-        ]
-        if gains:
-            right.errorbar([x for x, _ in gains], middle, beyond, fmt="o-", capsize=3, color=color)
+        right.plot([x for x, _ in gains], [gain["mean"] for _, gain in gains], "o-", color=color)
+        for x, gain in gains:
+            right.plot([x, x], [gain["low"], gain["high"]], "_-", color=color, markersize=7)
     right.axhline(0, color="black", linewidth=0.8)
     for axes in (left, right):
         axes.set_xticks(range(len(settings)), [setting["model"] for setting in settings])
         axes.set_xlim(-0.5, len(settings) - 0.5)
     left.set(ylabel="score, %", title=title)
-    bases = list(dict.fromkeys(base(setting) for setting in settings))
-    right.set(ylabel="percentage points", title=f"gain over {' or '.join(bases)}")
+    right.set(ylabel="percentage points", title=f"gain over {base(settings[0])}")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 

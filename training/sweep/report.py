@@ -87,11 +87,9 @@ def _origins(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def _models(figures: Mapping[str, Any], output: Path) -> list[str]:
     """As figure 3: the rows over the models, and how much more a row gains with one of them."""
-    settings = figures["settings"]
     pictures = [
-        model_plot(f"{figures['name']}-{environment}", environment, of_environment, output)
-        for environment in dict.fromkeys(s["environment"] for s in settings)
-        if (of_environment := [s for s in settings if s["environment"] == environment])
+        model_plot(f"{figures['name']}-{environment}", environment, settings, output)
+        for environment, settings in tables.by_environment(figures).items()
     ]
     return [*pictures, tables.between_models(figures)]
 
@@ -152,23 +150,23 @@ def methods(experiment: Experiment, results: Sequence[Result], output: Path) -> 
     for (environment, model), here in _by_setting(results).items():
         env, body, bars = here[0].env, [], []
         backbones = list(paper.table2("sft", env))
-        plain = [r for r in here if r.run.options["method"] == "sft"]
-        first = plain[0].run.method if plain else None
-        base = {r.run.seed: r.final for r in plain if r.run.method == first}
-        for method in [*experiment.methods, *experiment.best_on_dev]:
-            of_method = [r for r in here if r.run.method == method]
-            score = estimate(_finals(of_method))
-            gain = None if method == first else estimate(_gains(of_method, base))
-            reported = paper.table2(of_method[0].run.options["method"], env)
+        groups = rows.groups(here)
+        plain = [row for row in groups if row.results[0].run.options["method"] == "sft"]
+        first = plain[0].name if plain else None
+        base = {r.run.seed: r.final for r in plain[0].results} if plain else {}
+        for row, label in zip(groups, rows.labels(groups), strict=True):
+            score = estimate(_finals(row.results))
+            gain = None if row.name == first else estimate(_gains(row.results, base))
+            reported = paper.table2(row.results[0].run.options["method"], env)
             body.append(
                 [
-                    rows.label(method),
+                    label,
                     str(score or "not done"),
                     str(gain or ""),
                     *(f"{reported[b]:.1f}" if b in reported else "" for b in backbones),
                 ]
             )
-            bars.append((rows.label(method), score, reported))
+            bars.append((label, score, reported))
         head = ["method", "ours", "ours, gain over SFT", *(f"**Paper:** {b}" for b in backbones)]
         title = f"{environment}, {model}"
         picture = bar_chart(f"{experiment.name}-{environment}-{model}", title, bars, output)
@@ -263,7 +261,8 @@ def _curves(
         curves = []
         for number, method in enumerate(experiment.methods):
             of_method = [result for result in here if result.run.method == method]
-            best = axis.paper_best.get(of_method[0].run.options["method"])
+            learned_by = of_method[0].run.options["method"]
+            best = axis.paper_best.get(learned_by) if paper.has(method, learned_by) else None
             curve = Curve(rows.label(method), f"C{number}", {}, {}, best)
             for result in of_method:
                 curve.add(result.run.seed, axis.points(result), result.scores.get("sft"))

@@ -11,6 +11,7 @@ from stepagent.agents import nano
 from stepagent.errors import UsageError
 from stepagent.eval.agreement import MEASURES
 from stepagent.eval.tables import p_value
+from stepagent.training.sweep import paper
 from stepagent.training.sweep.statistics import FEW_SEEDS
 
 NAMES = {"loss": "loss", "step_match": "step match", "trajectory_match": "trajectory match"}
@@ -127,21 +128,43 @@ def gains(setting: Row) -> str:
     return "\n".join(["", title, markdown(head, body), sees(setting)])
 
 
+def by_environment(experiment: Row) -> dict[str, list[Row]]:
+    """Environment → its settings, one per model."""
+    found: dict[str, list[Row]] = {}
+    for setting in experiment["settings"]:
+        found.setdefault(setting["environment"], []).append(setting)
+    return found
+
+
 def between_models(experiment: Row) -> str:
     """How much more the rows gain with one model than with another; "" where none can be paired."""
-    body = []
-    for row in experiment.get("between", []):
-        gain = row["gain"]
-        by_seed = ", ".join(f"{value:+.1f}" for value in gain["by_seed"])
-        of = f"{row['label']}, {row['environment']}"
-        models = f"{row['model']} minus {row['than']}"
-        figures = [interval(gain), p_value(gain["p"]), p_value(gain["p_holm"])]
-        body.append([of, models, *figures, f"{gain['detectable_holm']:.1f}", by_seed])
-    if not body:
+    found = experiment.get("between", [])
+    if not found:
         return ""
     head = ["row", "models", "difference of gains [95 %]", "p", "p (Holm)", "can see", "by seed"]
-    text = "How much more a row gains with one model than with another, same seeds and tasks:\n"
-    return "\n".join(["", text, markdown(head, body)])
+    head += ["seeds", "tasks"]
+    body = []
+    for row in found:
+        gain = row["gain"]
+        body.append(
+            [
+                f"{row['label']}, {row['environment']}",
+                f"{row['model']} minus {row['than']}",
+                interval(gain),
+                p_value(gain["p"]),
+                p_value(gain["p_holm"]),
+                f"{gain['detectable_holm']:.1f}",
+                ", ".join(f"{value:+.1f}" for value in gain["by_seed"]),
+                ", ".join(map(str, gain["seeds"])),
+                str(gain["tasks"]),
+            ]
+        )
+    text = (
+        f"How much more a row gains over {base(experiment['settings'][0])} with one model than "
+        f"with {found[0]['than']}, same seeds and tasks, percentage points:\n"
+    )
+    few = _few(min(len(row["gain"]["seeds"]) for row in found)).strip()
+    return "\n".join(["", text, markdown(head, body), *[f"{few}\n"] * bool(few)])
 
 
 def sees(setting: Row) -> str:
@@ -270,10 +293,8 @@ def base(setting: Row) -> str:
 
 def paper_gain(setting: Row, row: Row, backbone: str) -> float | None:
     """The paper's gain over its SFT; None where it reports none, and for variants and controls."""
-    from stepagent.eval.paper import table2
-
-    plain = table2("sft", setting["env"]).get(backbone)
-    published = row["name"].split(" ")[0] in (row["method"], f"{row['method']}-paper")
+    plain = paper.table2("sft", setting["env"]).get(backbone)
+    published = paper.has(row["name"].split(" ")[0], row["method"])
     if row["method"] == "sft" or not published or plain is None or backbone not in row["paper"]:
         return None
     return row["paper"][backbone] - plain

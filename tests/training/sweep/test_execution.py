@@ -6,6 +6,7 @@ The machines are a launcher of the test's own, which says how each job ends.
 from __future__ import annotations
 
 import json
+import threading
 from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
@@ -182,22 +183,70 @@ def test_a_run_that_matches_another_waits_for_it_and_not_for_the_others(do, entr
 
 def test_a_run_that_matches_one_that_fails_is_not_done(do, entries):
     first, matched = entries("a", "b")
-    matched.matches, matched.prepare = first.job, None
+    matched.matches, matched.prepare = first.job, lambda: ""
     launch = Scripted(a=["failed"])
     done, text = do(launch, [first, matched])
     assert (done, launch.started) == ({"a": False, "b": False}, ["a"])
-    assert "b waits for a" in text
+    assert "b is not started: a, which it matches, is not done" in text
 
 
-def test_it_is_said_how_many_runs_are_done_and_how_long_the_others_take(do, entries):
-    every = entries("a", "b", "c", "d", "e")
+def test_a_run_that_matches_one_of_an_earlier_version_is_not_done(do, entries):
+    """Its tokens are missing: the others go on."""
+    first, matched, other = entries("a", "b", "c")
+
+    def refuse():
+        raise SweepError("an earlier version made it")
+
+    matched.matches, matched.prepare = first.job, refuse
+    done, text = do(Scripted(), [first, matched, other])
+    assert done == {"a": True, "b": False, "c": True}
+    assert "b is not started: an earlier version made it" in text
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_a_run_waits_while_the_summary_of_the_one_that_it_matches_does_not_show(
+    do, entries, monkeypatch, is_late
+):
+    """As on a network file system."""
+    monkeypatch.setattr(execution, "SHOWS_SECONDS", 30.0 if is_late else 0.05)
+    first, matched = entries("a", "b")
+    matched.matches, matched.prepare = first.job, lambda: ""
+    launch = Scripted()
+
+    def start(one):
+        future: Future[Outcome] = Future()
+        future.set_result(Outcome("done", "node1", 1.0))
+        launch.started.append(one.name)
+        if one.name == "a" and is_late:
+            threading.Timer(0.1, _finish, [one]).start()
+        return future
+
+    launch.start = start
+    done, _ = do(launch, [first, matched])
+    assert done["b"] == is_late
+
+
+def test_a_run_that_is_tried_again_keeps_its_place(do, entries):
+    launch = Scripted(a=[MachineLost("died"), "done"])
+    do(launch, entries("a", "b", "c"), workers=1)
+    assert launch.started == ["a", "a", "b", "c"]
+
+
+def test_it_is_said_how_many_runs_are_done_and_how_long_the_others_take(do, entries, monkeypatch):
+    every, now = entries("a", "b", "c", "d", "e"), [1000.0]
+    monkeypatch.setattr(execution.time, "monotonic", lambda: now[0])
     _finish(every[1].job)
-    for entry in every:
-        entry.row = "long" if entry.job.name == "e" else "short"
-    _, text = do(Scripted(c=["failed"]), every, workers=1)
+    launch = Scripted(c=["failed"])
+
+    def start(one):
+        now[0] += 120.0
+        return Scripted.start(launch, one)
+
+    launch.start = start
+    _, text = do(launch, every, workers=1)
     assert "1 of 5 runs are done already" in text
-    assert "a: 1.5 min on node7 (2 of 5 runs, about 4 min left)" in text, "three of 1.5"
-    assert "e: 1.5 min on node7 (4 of 5 runs)" in text, "the one that failed is not among them"
+    assert "a: 1.5 min on node7 (2 of 5, about 6 min left)" in text
+    assert "e: 1.5 min on node7 (4 of 5)" in text, "the one that failed is not among them"
 
 
 def test_the_next_makes_the_sft_where_the_first_fails(do, entries):

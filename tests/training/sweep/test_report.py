@@ -123,6 +123,7 @@ def test_gains_are_compared_between_models(sweep):
     assert f"| StepAgent-Implicit, Guess | large minus {small} | +20.0 [" in text
     links = re.findall(r"!\[.*\]\((\S+)\)", text)
     assert len(links) == len(set(links)) == 5
+    assert "With so few seeds they are too narrow" in text
     assert all((Path(sweep.output) / link).is_file() for link in links)
 
 
