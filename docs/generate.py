@@ -358,30 +358,48 @@ def _setting(setting: dict[str, Any]) -> list[str]:
 
 _SUCCESSES = "implicit-successes"
 OVER_LONGER_SFT = {
-    "1.5 M weights, from scratch": ("few-labels", "Confirmation on fresh seeds", _SUCCESSES),
-    "nano, SFT of 40 passes": ("own-successes", "Where SFT has converged", _SUCCESSES),
+    "1.5 M weights, from scratch": (
+        "few-labels",
+        "Confirmation on fresh seeds",
+        "llama-1.5M",
+        _SUCCESSES,
+    ),
+    "nano, SFT of 40 passes": ("own-successes", "Where SFT has converged", "nano", _SUCCESSES),
     "nano, best plans on dev": (
         "own-successes",
         "Against the best plan of SFT",
+        "nano",
         f"{_SUCCESSES}-tuned",
     ),
-    "nano, other trajectories": ("other-labels", "Other labels", f"{_SUCCESSES}-25"),
-    "SmolLM2-135M, two seeds": ("evidence-smollm2", "Practice in its own successes", _SUCCESSES),
+    "nano, other trajectories": ("other-labels", "Other labels", "nano", f"{_SUCCESSES}-25"),
+    "SmolLM2-135M, two seeds": (
+        "evidence-smollm2",
+        "Practice in its own successes",
+        "SmolLM2-135M",
+        _SUCCESSES,
+    ),
+    "1.5 M weights, other trajectories": ("sizes", "Figure 3", "llama-1.5M", _SUCCESSES),
+    "0.5 M weights, other trajectories": ("sizes", "Figure 3", "llama-0.5M", _SUCCESSES),
     "nano, first settings": (
         "few-labels",
         "A policy that can read",
+        "nano",
         f"{_SUCCESSES} learning_rate=0.00024",
     ),
 }
-"""Label → the results, the experiment and the row of a gain over SFT for longer"""
+"""Label → the results, the experiment, the model and the row of a gain over SFT for longer"""
 
 
 def gains_over_longer_sft() -> str:
     """A picture of such gains from several sweeps."""
     rows: list[dict[str, Any]] = [{"name": "longer", "label": "SFT for longer", "gain": None}]
-    for label, (name, title, wanted) in OVER_LONGER_SFT.items():
+    for label, (name, title, model, wanted) in OVER_LONGER_SFT.items():
         settings = [s for e in _results(name) if e["name"] == title for s in e["settings"]]
-        longer = (s for s in settings if s["baseline"].startswith(("sft-matched-", "sft-tuned")))
+        longer = [
+            s
+            for s in settings
+            if s["model"] == model and s["baseline"].startswith(("sft-matched-", "sft-tuned"))
+        ]
         found = [row for setting in longer for row in setting["rows"] if row["name"] == wanted]
         if len(found) != 1 or not found[0]["gain"]:
             raise Undocumented(f"{name}, {title}: {wanted} has no gain over SFT for longer")

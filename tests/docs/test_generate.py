@@ -155,11 +155,12 @@ def test_gains_over_longer_sft_are_those_of_the_page(monkeypatch):
     picture = generate.gains_over_longer_sft()
     assert all(f">{label}</text>" in picture for label in generate.OVER_LONGER_SFT)
     page = (generate.RESULTS.parent / "pages" / "evidence.md").read_text()
-    for name, title, row in generate.OVER_LONGER_SFT.values():
+    for name, title, model, row in generate.OVER_LONGER_SFT.values():
         (experiment,) = (e for e in generate._results(name) if e["name"] == title)
-        (gain,) = (r["gain"] for r in experiment["settings"][0]["rows"] if r["name"] == row)
+        (setting,) = (s for s in experiment["settings"] if s["model"] == model)
+        (gain,) = (r["gain"] for r in setting["rows"] if r["name"] == row)
         assert f"{abs(gain['mean']):.1f} [" in page
-    sft = ("other-labels", "Other labels", "sft-25")
+    sft = ("other-labels", "Other labels", "nano", "sft-25")
     monkeypatch.setattr(generate, "OVER_LONGER_SFT", {"SFT": sft})
     with pytest.raises(generate.Undocumented, match="sft-25 has no gain over SFT for longer"):
         generate.gains_over_longer_sft()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from stepagent.training.sweep.statistics import Estimate, estimates
@@ -128,6 +129,7 @@ def model_figure(title: str, settings: Sequence[Mapping[str, Any]]) -> Any:
     """An environment's settings in `report.json`, one per model: on the left each row's scores,
     with a dot per seed, on the right its gains over the baseline, with 95 % intervals."""
     figure, (left, right) = _figure(9.0, 2)
+    settings = [s for s in settings if any(row["score"] for row in s["rows"])] or settings
     names = list(dict.fromkeys(row["name"] for setting in settings for row in setting["rows"]))
     step = min(0.12, 0.8 / max(1, len(names)))  # all rows of a model stay beside it
     for number, name in enumerate(names):
@@ -153,7 +155,7 @@ def model_figure(title: str, settings: Sequence[Mapping[str, Any]]) -> Any:
         axes.set_xticks(range(len(settings)), [setting["model"] for setting in settings])
         axes.set_xlim(-0.5, len(settings) - 0.5)
     left.set(ylabel="score, %", title=title)
-    right.set(ylabel="percentage points", title=f"gain over {base(settings[0])}")
+    right.set(ylabel="percentage points", title=fill(f"gain over {base(settings[0])}", 46))
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 

@@ -31,12 +31,21 @@ def about(experiment: Row) -> str:
 
 def missing(experiment: Row) -> str:
     """How many runs are done, and which are not, by the reason."""
-    names: dict[str, list[str]] = {}
+    lines = []
+    by_reason: dict[str, dict[str, list[str]]] = {}
     for run in experiment["missing"]:
         why = " ".join(run["why"].replace("|", "\\|").replace("`", "'").split())
-        names.setdefault(why, []).append(f"`{run['run']}`")
-    lines = [f"- **Missing**, {why}: {', '.join(of_reason)}" for why, of_reason in names.items()]
+        row, _, seed = run["run"].rpartition("-seed")  # and a digest
+        by_reason.setdefault(why, {}).setdefault(row, []).append(seed.rpartition("-")[0])
+    for why, of_reason in by_reason.items():
+        names = [f"`{row}` ({_seeds(seeds)})" for row, seeds in of_reason.items()]
+        lines.append(f"- **Missing**, {why}: {', '.join(names)}")
     return "\n".join([f"{experiment['done']} of {experiment['runs']} runs are done.\n", *lines, ""])
+
+
+def _seeds(seeds: Sequence[object]) -> str:
+    """Which seeds, in words."""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def origins(experiment: Row) -> str:
@@ -208,7 +217,7 @@ def chosen(setting: Row) -> str:
         seeds: dict[str, list[str]] = {}
         for seed, of in row.get("chosen", {}).items():
             seeds.setdefault(of, []).append(str(seed))
-        taken = [f"`{of}` (seed{'s' * (len(s) > 1)} {', '.join(s)})" for of, s in seeds.items()]
+        taken = [f"`{of}` ({_seeds(s)})" for of, s in seeds.items()]
         if taken:
             lines.append(f"{row['label']}, the best on dev: {', '.join(taken)}. ")
     return "".join([*lines, "Budgets are those of all that were tried.\n"]) if lines else ""
@@ -281,8 +290,7 @@ def name(row: Row) -> str:
         return row["label"]
     if not row["seeds"]:
         return f"{row['label']} (not done)"
-    seeds = ", ".join(map(str, row["seeds"]))
-    return f"{row['label']} (seed{'s' * (len(row['seeds']) > 1)} {seeds} only)"
+    return f"{row['label']} ({_seeds(row['seeds'])} only)"
 
 
 def base(setting: Row) -> str:

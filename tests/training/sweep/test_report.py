@@ -152,7 +152,7 @@ def test_missing_and_failed_runs_are_named_and_gains_take_common_seeds(sweep):
     assert experiment["missing"] == [
         {"run": runs["sft", 1].name, "why": "failed: RuntimeError: disk | full"}
     ]
-    assert f"**Missing**, failed: RuntimeError: disk \\| full: `{runs['sft', 1].name}`" in text
+    assert "**Missing**, failed: RuntimeError: disk \\| full: `Guess-tiny-sft` (seed 1)" in text
     sft, implicit = experiment["settings"][0]["rows"]
     assert (sft["seeds"], sft["missing_seeds"]) == ([0], [1])
     assert tables.name(sft) == "SFT (seed 0 only)"

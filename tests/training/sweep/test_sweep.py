@@ -339,7 +339,10 @@ def test_a_run_of_two_experiments_is_made_once(tmp_path):
         ({"experiments": [{"name": "x", "method": []}]}, "methods"),
         ({"experiments": [{"name": "x"}]}, "missing"),
         ({"baseline": "sft-bst"}, "its baseline 'sft-bst' is no row: there are sft, implicit"),
-        ({"kind": "models", "models": ["tiny"] * 2}, "models is ['tiny', 'tiny']: one that is there twice"),
+        (
+            {"kind": "models", "models": ["tiny"] * 2},
+            "models is ['tiny', 'tiny']: one that is there twice",
+        ),
         ({"kind": "models"}, "kind 'models' compares models: name two or more"),
         ({"kind": "practice"}, "reported over reflection.practice: name its values under `vary`"),
         (
