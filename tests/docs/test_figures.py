@@ -32,6 +32,7 @@ AFTERWARDS = [
     ("other-labels", "anchor-successes-25", []),
     ("other-labels", "rft-sound", []),
     ("other-labels", "sft-matched-implicit-successes-25", []),
+        ("sizes", "sft", []),
     ("evidence-smollm2", "sft", []),
     ("evidence-smollm2", "anchor-successes", []),
     ("thermometer", "sft", [0]),
