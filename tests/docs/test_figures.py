@@ -24,6 +24,7 @@ OLD = ROOT / "docs" / "pages" / "reproduction.md"
 """Of version 0.1, whose results are not kept as data"""
 AFTERWARDS = [
     ("own-successes", "sft", []),
+        ("own-successes", "implicit-successes-25 practice=1", []),
     ("own-successes", "ppo", []),
     ("own-successes", "grpo", []),
     ("own-successes", "anchor-successes-25", []),
