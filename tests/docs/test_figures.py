@@ -24,7 +24,7 @@ OLD = ROOT / "docs" / "pages" / "reproduction.md"
 """Of version 0.1, whose results are not kept as data"""
 AFTERWARDS = [
     ("own-successes", "sft", []),
-        ("own-successes", "implicit-successes-25 practice=1", []),
+    ("own-successes", "implicit-successes-25 practice=1", []),
     ("own-successes", "ppo", []),
     ("own-successes", "grpo", []),
     ("own-successes", "anchor-successes-25", []),
@@ -33,7 +33,7 @@ AFTERWARDS = [
     ("other-labels", "anchor-successes-25", []),
     ("other-labels", "rft-sound", []),
     ("other-labels", "sft-matched-implicit-successes-25", []),
-        ("sizes", "sft", []),
+    ("sizes", "sft", []),
     ("evidence-smollm2", "sft", []),
     ("evidence-smollm2", "anchor-successes", []),
     ("thermometer", "sft", [0]),
