@@ -60,8 +60,9 @@ def as_data(
 ) -> dict[str, Any]:
     """All figures of an experiment, as `report.json` has them, of its runs and those of the rows
     that are chosen among them."""
-    everything, of_models = [*results, *chosen], experiment.kind == "models"
+    everything = [*results, *chosen]
     absent = [result for result in everything if result.final is None]
+    by_setting = _by_setting(everything)
     return {
         "name": experiment.name,
         "kind": experiment.kind,
@@ -71,8 +72,8 @@ def as_data(
         "chosen_by_dev": sum(result.dev_draw is not None for result in results),
         "dev_draws": [result.run.name for result in results if result.dev_draw],
         "missing": [{"run": r.run.name, "why": r.missing or "no score"} for r in absent],
-        "settings": [rows.setting(experiment, of) for of in _by_setting(everything).values()],
-        "between": rows.between_models(experiment, everything) if of_models else [],
+        "settings": [rows.setting(experiment, of) for of in by_setting.values()],
+        "between": rows.between_models(experiment, by_setting),
     }
 
 

@@ -195,15 +195,19 @@ def _mean_gain(differences: Mapping[int, Mapping[str, float]]) -> dict[str, Any]
     return _gain(gain(table), [*differences])
 
 
-def between_models(experiment: Experiment, results: Sequence[Result]) -> list[dict[str, Any]]:
+def between_models(
+    experiment: Experiment, by_setting: Mapping[tuple[str, str], Sequence[Result]]
+) -> list[dict[str, Any]]:
     """How much more each row gains with a later model of the experiment than with its first: per
-    environment, over the seeds that both have and the tasks that both played."""
+    environment, over the seeds that both have and the tasks that both played. Only for experiments
+    of kind `models`; the results are those of each (environment, model)."""
+    if experiment.kind != "models":
+        return []
     found: list[dict[str, Any]] = []
     for environment in experiment.environments:
         of_models = []
         for model in experiment.models:
-            here = [r for r in results if (r.run.environment, r.run.model) == (environment, model)]
-            rows = groups(here)
+            rows = groups(by_setting[environment, model])
             before = _befores(experiment, rows)
             named = zip(rows, labels(rows), strict=True)
             of_models.append({n: _differences(r.done, before[r.name]) for r, n in named})

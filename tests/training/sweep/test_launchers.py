@@ -148,9 +148,9 @@ def test_a_node_of_slurm_that_does_not_see_the_folder(slurm, tmp_path):
     one = entry(tmp_path)
     (Path(one.job.directory) / "summary.json").unlink()
     launch = SubmititLauncher(tmp_path / "out" / "submitit", {})
-    batch = Queue(Sweep("x", launch="submitit"), launch, console(), float("inf"))
+    queue = Queue(Sweep("x", launch="submitit"), launch, console(), float("inf"))
     with pytest.raises(Unshared, match=r"does not see .*/out as this machine does"):
-        batch.run([one])
+        queue.run([one])
 
 
 def test_slurm_refuses_a_job(slurm, tmp_path):
